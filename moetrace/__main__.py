@@ -1,0 +1,5 @@
+"""`python -m moetrace`."""
+
+from moetrace.cli import run
+
+run()

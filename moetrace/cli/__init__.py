@@ -1,0 +1,82 @@
+"""The command line: the only room that knows Typer, stdout and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from moetrace.cli import ingest, traces, predict, report, states
+from moetrace.cli.shared import INTERRUPTED, say
+from moetrace.errors import MoetraceError
+
+app = typer.Typer(
+    name="moetrace",
+    help="Expert-load traces of Mixture-of-Experts models: how unbalanced, from when on stable, how predictable.",
+    epilog="Start with: moetrace ingest, moetrace states, moetrace predict --horizon 2000, moetrace report",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"moetrace {version('moetrace')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[  # noqa: ARG001 - handled by its callback
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Expert-load traces of Mixture-of-Experts models: how unbalanced, from when on stable, how predictable."""
+    if debug:
+        os.environ["MOETRACE_DEBUG"] = "1"
+
+
+for module in (ingest, states, predict, report, traces):
+    module.register(app)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. Errors become one line on stderr."""
+    os.environ.pop("MOETRACE_DEBUG", None)
+    try:
+        app(args=list(argv) if argv is not None else None)
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not try to flush the rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (MoetraceError, OSError, MemoryError) as error:
+        if "MOETRACE_DEBUG" in os.environ:
+            raise
+        say(_line(error))
+        return 1
+    return 0
+
+
+def _line(error: BaseException) -> str:
+    if isinstance(error, MemoryError):
+        return "out of memory: choose fewer layers or steps with --layers and --steps"
+    if isinstance(error, OSError) and not isinstance(error, MoetraceError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return str(error)
+
+
+def run() -> None:
+    """The console script."""
+    sys.exit(main())

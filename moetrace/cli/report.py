@@ -1,0 +1,91 @@
+"""`moetrace report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moetrace.cli.predict import Cutoffs, Every, First, Predictors, Protocol, Seed, chosen_predictors, score_tables, tested
+from moetrace.cli.shared import Shared, with_shared
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HORIZONS = "1000,2000"
+
+
+@with_shared
+def report(
+    shared: Shared,
+    traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
+    horizons: Annotated[str, typer.Option(help="Horizons in steps.", metavar="STEPS")] = HORIZONS,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the report goes; `report` in the workspace if not given.")
+    ] = None,
+    predictor: Predictors = None,
+    cutoffs: Cutoffs = None,
+    first: First = 500,
+    every: Every = 1000,
+    seed: Seed = 0,
+) -> None:
+    """Write everything about traces into one folder: states, error rates, imbalance, figures.
+
+    report.html is one file that needs nothing beside it; report.md, CSV, JSON and PNG files hold
+    the same tables and figures.
+
+    \b
+    Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
+    """
+    from moetrace.frames import stacked
+    from moetrace.report.study import files_of
+    from moetrace.report.tables import records
+    from moetrace.workspace import write_bytes
+
+    protocol = Protocol(chosen_predictors(predictor, seed), _horizons(horizons), cutoffs, first, every)
+    names = shared.place().chosen(traces or [])
+    studies = dict(shared.each(names, lambda name: _study(shared, name, protocol, seed)))
+    into = folder or shared.place().result_path("report")
+    files = [write_bytes(into / name, content) for name, content in files_of(studies, _facts(protocol, seed))]
+    shared.note(f"wrote {len(files)} files to {into}")
+    summary, scores = (stacked([frames[key] for frames in studies.values()]) for key in ("summary", "scores"))
+    document = {"folder": str(into), "files": [str(path) for path in files], "summary": records(summary)}
+    shared.emit(score_tables(summary, scores), document | {"scores": records(scores)})
+
+
+def _horizons(text: str) -> list[int]:
+    try:
+        found = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        found = [0]
+    if found[0] < 1:
+        raise typer.BadParameter(f"{text!r} is not a list of horizons such as 1000,2000")
+    return found
+
+
+def _study(shared: Shared, name: str, protocol: Protocol, seed: int) -> tuple[str, dict[str, pd.DataFrame]]:
+    from moetrace.frames import course_frames, score_frames, state_frames
+
+    trace, test = tested(shared, name, protocol)
+    return trace.name, state_frames(trace) | course_frames(trace) | score_frames(test, seed)
+
+
+def _facts(protocol: Protocol, seed: int) -> dict[str, str]:
+    from importlib.metadata import version
+
+    from moetrace.predictors import label
+
+    packages = ("moetrace", "numpy", "statsmodels", "jax", "pyarrow")
+    return {
+        "predictors": ", ".join(label(made) for made in protocol.predictors),
+        "horizons": ", ".join(str(horizon) for horizon in protocol.horizons),
+        "cutoffs": protocol.cutoffs or f"{protocol.first}, then every {protocol.every} steps",
+        "seed": str(seed),
+        "versions": ", ".join(f"{package} {version(package)}" for package in packages),
+    }
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(report)

@@ -1,0 +1,255 @@
+"""What all commands have in common: their options, and how they show, write and skip."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from moetrace.errors import MoetraceError, WorkspaceError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from moetrace.trace import LoadTrace
+    from moetrace.workspace import Workspace
+
+SCHEMA_VERSION = 1
+DONE_WITH_SKIPS = 3
+INTERRUPTED = 130
+# Columns of a table that does not go to a terminal: wide enough for every table of the project.
+FILE_WIDTH = 140
+
+T = TypeVar("T")
+
+
+class Format(StrEnum):
+    """How results are shown."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A frame to show.
+
+    *columns* are those a terminal has room for, None for all of them; *by* splits it into one table
+    for each value of those columns; a table that is not *printed* is there for CSV alone.
+    """
+
+    title: str
+    frame: pd.DataFrame
+    columns: Sequence[str] | None = None
+    by: Sequence[str] = ()
+    printed: bool = True
+
+
+def _layers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of layers such as 2,4") from None
+
+
+def _steps(text: str) -> tuple[int | None, int | None]:
+    first, colon, last = text.partition(":")
+    try:
+        if not colon:
+            raise ValueError
+        return (int(first) if first else None), (int(last) if last else None)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a range of steps such as 1000:9000") from None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The options every command has. Field by field, what the help says."""
+
+    format: Annotated[Format, typer.Option("--format", help="How to show the result.")] = Format.TABLE
+    json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False
+    table: Annotated[str | None, typer.Option(help="Which table --format csv prints.", metavar="NAME")] = None
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result to a file.")] = None
+    force: Annotated[bool, typer.Option("--force", help="Replace a taken name or an existing file.")] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")] = False
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False
+    workspace: Annotated[
+        Path,
+        typer.Option("--workspace", "-w", envvar="MOETRACE_WORKSPACE", help="Folder of traces and results."),
+    ] = Path("moetrace-out")
+    layers: Annotated[
+        str | None, typer.Option(help="Only these layers, such as 2,4.", metavar="LAYERS")
+    ] = None
+    steps: Annotated[
+        str | None, typer.Option(help="Only these steps, such as 1000:9000.", metavar="FIRST:LAST")
+    ] = None
+    skipped: list[dict[str, str]] = field(default_factory=list, metadata={"option": False})
+
+    def place(self) -> Workspace:
+        """The workspace."""
+        from moetrace.workspace import Workspace
+
+        return Workspace(self.workspace)
+
+    def open(self, trace: str) -> LoadTrace:
+        """The trace of that name or path, reduced to the layers and steps asked for."""
+        layers = _layers(self.layers) if self.layers else None
+        first, last = _steps(self.steps) if self.steps else (None, None)
+        return self.place().open(trace).select(layers, first, last)
+
+    def each(self, names: Sequence[str], work: Callable[[str], T]) -> list[T]:
+        """What *work* makes of each of *names*; one that fails is skipped, unless all do."""
+        results = []
+        for name in names:
+            try:
+                results.append(work(name))
+            except MoetraceError as error:
+                if len(names) == 1:
+                    raise
+                self.skipped.append({"name": name, "error": str(error)})
+                say(f"skipped {name}: {error}")
+        if not results:
+            raise WorkspaceError(f"nothing could be done: all {len(names)} failed")
+        return results
+
+    def note(self, text: str) -> None:
+        """A line on stderr, unless quiet."""
+        if not self.quiet:
+            say(text)
+
+    @contextmanager
+    def progress(self, title: str) -> Iterator[Callable[[int, int | None], None]]:
+        """A progress bar on stderr while the block runs; only on a terminal."""
+        if self.quiet or self.no_progress or not sys.stderr.isatty():
+            yield lambda _done, _total: None
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=None)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    def emit(self, tables: Mapping[str, Table], document: Mapping[str, Any]) -> None:
+        """Show the result: all *tables*, one of them as CSV, or the *document* as JSON."""
+        chosen = Format.JSON if self.json else self.format
+        if self.table is not None and chosen is not Format.CSV:
+            raise typer.BadParameter("--table goes with --format csv")
+        if chosen is Format.JSON:
+            text = _json({"schema_version": SCHEMA_VERSION, **document, "skipped": self.skipped})
+        elif chosen is Format.CSV:
+            text = _csv(tables, self.table)
+        else:
+            text = None
+        if self.output is not None:
+            from moetrace.workspace import write_text
+
+            write_text(self.output, text if text is not None else _plain(tables), force=self.force)
+            self.note(f"wrote {self.output}")
+        elif text is not None:
+            sys.stdout.write(text)
+        elif sys.stdout.isatty():
+            _print(tables)
+        else:
+            sys.stdout.write(_plain(tables))
+        sys.stdout.flush()
+        if self.skipped:
+            raise typer.Exit(DONE_WITH_SKIPS)
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    print(f"moetrace: {text}", file=sys.stderr)  # noqa: T201 - the one place that prints to stderr
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    import json
+
+    return json.dumps(_plain_values(document), indent=2, allow_nan=False) + "\n"
+
+
+def _plain_values(value: Any) -> Any:
+    """NumPy scalars as numbers, NaN as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain_values(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_values(part) for part in value]
+    plain = value.item() if hasattr(value, "item") else value
+    return None if isinstance(plain, float) and plain != plain else plain
+
+
+def _csv(tables: Mapping[str, Table], name: str | None) -> str:
+    from moetrace.report.tables import csv
+
+    wanted = name or next(iter(tables))
+    if wanted not in tables:
+        raise typer.BadParameter(f"there is no table {wanted!r}; there are {', '.join(tables)}")
+    return csv(tables[wanted].frame)
+
+
+def _plain(tables: Mapping[str, Table]) -> str:
+    import io
+
+    from rich.console import Console
+
+    text = io.StringIO()
+    _print(tables, Console(file=text, width=int(os.environ.get("COLUMNS", FILE_WIDTH)), no_color=True))
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+
+
+def _print(tables: Mapping[str, Table], console: Any = None) -> None:
+    from rich.console import Console
+
+    from moetrace.report.tables import terminal
+
+    console = console or Console()
+    for table in tables.values():
+        for title, frame in _parts(table):
+            console.print(terminal(frame if table.columns is None else frame[list(table.columns)], title))
+
+
+def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
+    if not table.printed:
+        return
+    if not table.by:
+        yield table.title, table.frame
+        return
+    for key, part in table.frame.groupby(list(table.by), sort=False):
+        named = ", ".join(f"{name} {value:,}" if isinstance(value, int) else str(value) for name, value in zip(table.by, key))
+        yield f"{table.title}: {named}", part
+
+
+def with_shared(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the options of `Shared` added to its own; it gets them as *shared*.
+
+    Ctrl-C in it leaves at once with exit code 130.
+    """
+    own = inspect.signature(command, eval_str=True)
+    added = inspect.signature(Shared, eval_str=True)
+    options = [p.replace(kind=p.KEYWORD_ONLY) for p in added.parameters.values() if p.name != "skipped"]
+    mine = [p for p in own.parameters.values() if p.name != "shared"]
+
+    @functools.wraps(command)
+    def run(**values: Any) -> None:
+        shared = Shared(**{p.name: values.pop(p.name) for p in options})
+        try:
+            command(shared=shared, **values)
+        except KeyboardInterrupt:
+            say("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+
+    keyword_only = [p.replace(kind=p.KEYWORD_ONLY) for p in mine]
+    run.__signature__ = own.replace(parameters=[*keyword_only, *options])  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in [*keyword_only, *options]}
+    return run

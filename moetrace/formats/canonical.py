@@ -1,0 +1,287 @@
+"""The canonical trace file: one Parquet file, readable layer by layer, that notices damage.
+
+One row per (step, layer), columns ``step: int64``, ``layer: int32``, ``counts: list<int32>``
+(``list<int64>`` where a count needs it). Each row group holds one layer over a block of
+consecutive steps, so rows are *not* sorted by step alone.
+
+Two keys of the file's metadata belong to moetrace: ``moetrace.trace`` is a JSON document with
+what is known of the trace, the layer of each row group, and for each layer the number of rows and
+a digest of its counts; ``moetrace.digest`` is the digest of that document. With the page checksums
+that leaves no byte unguarded: the checksums cover the pages, the digests cover what the page
+headers and the footer say about them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.atomic import replacing
+from moetrace.errors import TraceError
+from moetrace.formats.base import Block
+from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo, gap_findings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+SCHEMA_VERSION = 1
+DOCUMENT_KEY = "moetrace.trace"
+DIGEST_KEY = "moetrace.digest"
+
+
+class CountsTooLarge(Exception):
+    """A count needs 64 bits in a file that was begun with 32."""
+
+
+def is_canonical(path: Path) -> bool:
+    """Whether *path* is a Parquet file with moetrace's metadata, whole or damaged."""
+    import pyarrow.parquet as pq
+
+    try:
+        keys = pq.read_metadata(path).metadata or {}
+    except Exception:  # noqa: BLE001 - pyarrow raises a dozen types for what is no Parquet file
+        return False
+    return DOCUMENT_KEY.encode() in keys or DIGEST_KEY.encode() in keys
+
+
+# --- writing ----------------------------------------------------------------------------------
+
+
+class CanonicalWriter:
+    """Writes one canonical file, a layer over a block of steps at a time, in step order per layer."""
+
+    def __init__(self, path: Path, layers: Iterable[int], *, wide: bool = False) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self._counts_type = np.dtype("<i8" if wide else "<i4")
+        element = pa.field("element", pa.from_numpy_dtype(self._counts_type), nullable=False)
+        self._schema = pa.schema(
+            [
+                pa.field("step", pa.int64(), nullable=False),
+                pa.field("layer", pa.int32(), nullable=False),
+                pa.field("counts", pa.list_(element), nullable=False),
+            ]
+        )
+        self._writer = pq.ParquetWriter(
+            path,
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+            column_encoding={
+                "step": "DELTA_BINARY_PACKED",
+                "layer": "DELTA_BINARY_PACKED",
+                "counts.list.element": "BYTE_STREAM_SPLIT",
+            },
+            write_page_checksum=True,
+        )
+        self._digests = {layer: hashlib.sha256() for layer in layers}
+        self._steps: dict[int, list[Steps]] = {layer: [] for layer in self._digests}
+        self._groups: list[int] = []
+
+    def write(self, layer: int, steps: Steps, counts: Counts) -> None:
+        """One row group: *counts* (steps, experts) of *layer* at *steps*, after all written before.
+
+        Raises `CountsTooLarge` when a count does not fit.
+        """
+        import pyarrow as pa
+
+        if counts.max() > np.iinfo(self._counts_type).max:
+            raise CountsTooLarge
+        stored = np.ascontiguousarray(counts, self._counts_type)
+        self._digests[layer].update(stored.tobytes())
+        self._steps[layer].append(steps)
+        self._groups.append(layer)
+        offsets = np.arange(len(steps) + 1, dtype=np.int32) * counts.shape[1]
+        columns = [
+            pa.array(steps, pa.int64()),
+            pa.array(np.full(len(steps), layer), pa.int32()),
+            pa.ListArray.from_arrays(offsets, stored.ravel(), type=self._schema.field("counts").type),
+        ]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=len(steps))
+
+    @property
+    def steps(self) -> Steps:
+        """The steps written so far, shape (steps,)."""
+        return np.concatenate(next(iter(self._steps.values())))
+
+    def close(self, info: TraceInfo, experts: int) -> None:
+        """Write the metadata and the footer."""
+        every_step = self.steps
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "info": asdict(info),
+            "experts": experts,
+            "steps": {"rows": len(every_step), "digest": _digest(every_step)},
+            "row_groups": self._groups,
+            "layers": [{"layer": layer, "digest": digest.hexdigest()} for layer, digest in self._digests.items()],
+        }
+        text = json.dumps(document)
+        self._writer.add_key_value_metadata({DOCUMENT_KEY: text, DIGEST_KEY: _digest(text.encode())})
+        self._writer.close()
+
+    def abandon(self) -> None:
+        """Let go of the file after an error; what was written is no trace."""
+        self._writer.close()
+
+
+def _digest(data: bytes | NDArray[np.int64]) -> str:
+    raw = data if isinstance(data, bytes) else np.ascontiguousarray(data, "<i8").tobytes()
+    return hashlib.sha256(raw).hexdigest()
+
+
+def write_blocks(path: Path, layers: Iterable[int], blocks: Iterable[Block], info: TraceInfo, *, wide: bool) -> TraceInfo:
+    """Stream *blocks* into a canonical file at *path*; returns *info* with its tokens per step.
+
+    Not atomic by itself: give it a path from `replacing`. Raises `CountsTooLarge` if not *wide*
+    and a count needs 64 bits.
+    """
+    numbers = [int(n) for n in layers]
+    writer = CanonicalWriter(path, numbers, wide=wide)
+    totals: set[int] = set()
+    try:
+        for block in blocks:
+            if len(totals) < 2:
+                totals.update(np.unique(block.counts.sum(axis=2)).tolist())
+            for i, layer in enumerate(numbers):
+                writer.write(layer, block.steps, block.counts[:, i])
+            experts = block.counts.shape[2]
+        constant = totals.pop() if len(totals) == 1 else None
+        findings = info.findings + gap_findings(writer.steps)
+        known = replace(info, tokens_per_step=constant, findings=findings)
+        writer.close(known, experts)
+    except BaseException:
+        writer.abandon()
+        raise
+    return known
+
+
+def save_trace(trace: LoadTrace, path: Path) -> None:
+    """Write *trace* as a canonical file at *path*, atomically, one layer at a time.
+
+    Raises `TraceError` when what is read of the trace is damaged.
+    """
+    wide = any(load.counts.max() > np.iinfo(np.int32).max for load in trace.by_layer())
+    rows = max(1, (1 << 22) // trace.experts)
+    with replacing(path) as partial:
+        writer = CanonicalWriter(partial, trace.layers, wide=wide)
+        try:
+            for load in trace.by_layer():
+                for a in range(0, len(load.steps), rows):
+                    writer.write(load.layer, load.steps[a : a + rows], load.counts[a : a + rows])
+            writer.close(trace.info, trace.experts)
+        except BaseException:
+            writer.abandon()
+            raise
+
+
+# --- reading ----------------------------------------------------------------------------------
+
+
+def open_trace(path: str | Path) -> LoadTrace:
+    """Open a canonical file; layers are read, and checked, when they are asked for.
+
+    Raises `TraceError` when it is not one, is damaged, or was written by a later version.
+    """
+    path = Path(path)
+    with _damage_named(path):
+        return _open(path)
+
+
+def _open(path: Path) -> LoadTrace:
+    import pyarrow.parquet as pq
+
+    document = _document(path)
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        groups = document["row_groups"]
+        if file.num_row_groups != len(groups):
+            raise _damaged(path, "its row groups are not those it was written with")
+        by_layer = {entry["layer"]: entry["digest"] for entry in document["layers"]}
+        first = next(iter(by_layer))
+        table = file.read_row_groups([i for i, layer in enumerate(groups) if layer == first], columns=["step"])
+    steps = table.column("step").to_numpy()
+    if len(steps) != document["steps"]["rows"] or _digest(steps) != document["steps"]["digest"]:
+        raise _damaged(path, "its steps are not those it was written with")
+    experts = document["experts"]
+
+    def read_layer(number: int) -> Counts:
+        with _damage_named(path):
+            mine = [i for i, layer in enumerate(groups) if layer == number]
+            return _read_layer(path, number, mine, steps, experts, by_layer[number])
+
+    return LoadTrace(_info(document["info"]), steps, tuple(by_layer), experts, read_layer)
+
+
+def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, experts: int, digest: str) -> Counts:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        table = file.read_row_groups(groups)
+    lists = table.column("counts").combine_chunks()
+    flat = lists.flatten().to_numpy()
+    offsets = lists.offsets.to_numpy()
+    sound = (
+        np.array_equal(table.column("step").to_numpy(), steps)
+        and (table.column("layer").to_numpy() == number).all()
+        and (np.diff(offsets) == experts).all()
+        and hashlib.sha256(np.ascontiguousarray(flat, flat.dtype.newbyteorder("<")).tobytes()).hexdigest() == digest
+    )
+    if not sound:
+        raise _damaged(path, f"layer {number} is not as it was written")
+    return flat.reshape(len(steps), experts).astype(np.int64)
+
+
+def _document(path: Path) -> dict[str, Any]:
+    import pyarrow.parquet as pq
+
+    keys = pq.read_metadata(path).metadata or {}
+    text, digest = keys.get(DOCUMENT_KEY.encode()), keys.get(DIGEST_KEY.encode())
+    if text is None and digest is None:
+        raise TraceError(str(path), "is not a trace that moetrace wrote", f"run `moetrace ingest {path}` first")
+    if text is None or digest is None or _digest(text) != digest.decode("ascii", "replace"):
+        raise _damaged(path, "its metadata are not those it was written with")
+    document: dict[str, Any] = json.loads(text)
+    if document["schema_version"] > SCHEMA_VERSION:
+        raise TraceError(
+            str(path), f"was written with schema {document['schema_version']}", "upgrade moetrace, or ingest the source again"
+        )
+    return document
+
+
+def _info(raw: dict[str, Any]) -> TraceInfo:
+    findings = tuple(Finding(**finding) for finding in raw["findings"])
+    return TraceInfo(**{**raw, "findings": findings, "assumptions": tuple(raw["assumptions"])})
+
+
+def _damaged(path: Path, problem: str) -> TraceError:
+    return TraceError(str(path), f"is damaged: {problem}", "ingest its source again")
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    """Whatever a library raises on a damaged or missing file becomes one `TraceError`."""
+    try:
+        yield
+    except (TraceError, MemoryError):
+        raise
+    except FileNotFoundError:
+        raise TraceError(str(path), "does not exist", "see `moetrace list` for the traces there are") from None
+    except PermissionError:
+        raise TraceError(str(path), "may not be read", "check its permissions") from None
+    except Exception as error:  # noqa: BLE001 - pyarrow raises a dozen types on damaged files
+        raise _damaged(path, one_line(error)) from error
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of what a library had to say."""
+    text = str(error).strip().splitlines()
+    return (text[0] if text else type(error).__name__)[:200].rstrip(". ")

@@ -1,0 +1,127 @@
+"""Noise and drift of a layer: one estimate, read by everything that needs either.
+
+How far apart is the load of a layer at two moments, as a function of their distance? With block
+means x[i, e] of *block* steps, the variogram
+
+    v(k) = sum_e mean_i (x[i+k, e] - x[i, e])^2 / share_e
+
+is to first order a straight line in k. What is left of it at distance 0 is noise: it would be there
+if the load stood still. Its slope is drift. For a random walk seen through block means the line is
+``v(k) = 2 noise + drift (k - 1/3)``: a third of a block's drift is averaged out within the blocks.
+
+Dividing by the share makes the sum a chi-square distance, that is, the mean squared relative change
+weighted by load. For multinomial sampling of n tokens it is (experts - 1) / n whatever the shares,
+so one number serves the hot and the cold experts of a layer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moetrace.trace import LayerLoad, Shares
+
+# Steps averaged into one block. Batches of neighbouring steps hardly correlate beyond 20 steps on
+# the sample traces, and 50 steps leave 20 blocks in a horizon of 1,000.
+BLOCK = 50
+# Distances of blocks the line is fitted to: up to 250 steps, over which the load moves little.
+LAGS = 5
+# Steps apart at which the scatter of single steps is measured: the differences grow from 1 to 10
+# steps on the sample traces (the router wiggles) and hardly beyond.
+STEP_LAG = 10
+# Fewest steps an estimate is made from; a shorter horizon borrows from the steps before it.
+LEAST_STEPS = 500
+# Shares below this fraction of the mean share are weighted as if they were that large: the
+# relative change of an expert that is all but dead means nothing.
+SHARE_FLOOR = 0.01
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How the load of a layer moves, as sums over experts of squared change per share.
+
+    *noise* is the scatter of the mean over one row, autocorrelation included, so that the mean over
+    n rows scatters by ``noise / n``; *drift* is the growth per row of the squared distance;
+    *spread* is ``sum_e sqrt(share_e / experts)``, 1 for equal shares: it turns either into an
+    expected sum of absolute differences.
+    """
+
+    noise: float
+    drift: float
+    spread: float
+
+    def mean_noise(self, rows: int) -> float:
+        """Expected ``sum_e |difference|`` between a mean over *rows* and the load behind it."""
+        return self.spread * float(np.sqrt(2 / np.pi * self.noise / rows))
+
+    def movement(self, rows: int) -> float:
+        """Expected ``sum_e |difference|`` between the loads of two moments *rows* apart."""
+        return self.spread * float(np.sqrt(2 / np.pi * self.drift * rows))
+
+
+def block_means(load: LayerLoad, rows: int) -> Shares:
+    """Means of the shares over consecutive blocks of *rows* rows, shape (blocks, experts).
+
+    The last block ends with the last row; rows before the first whole block are left out.
+    """
+    blocks = len(load.steps) // rows
+    tail = load.shares[len(load.steps) - blocks * rows :]
+    return tail.reshape(blocks, rows, load.experts).mean(axis=1)  # (blocks, experts)
+
+
+def weights(shares: Shares) -> Shares:
+    """One over the share of each expert, floored, shape (experts,)."""
+    return 1 / np.maximum(shares, SHARE_FLOOR / len(shares))
+
+
+def variogram(values: Shares, weight: Shares, lags: int) -> Shares:
+    """The chi-square distance of rows of *values* (rows, experts) 1 ... *lags* apart, shape (lags,)."""
+    return np.array(
+        [(np.square(values[k:] - values[:-k]).mean(axis=0) * weight).sum() for k in range(1, lags + 1)]
+    )
+
+
+def motion(load: LayerLoad, block: int = BLOCK) -> Motion:
+    """Noise and drift of *load*, from a line through its variogram.
+
+    With too few steps for two lags of whole blocks the blocks are made smaller; with fewer than three
+    rows nothing can be told and both are 0.
+    """
+    rows = min(load.rows(block), max(1, len(load.steps) // 4))
+    means = block_means(load, rows)
+    weight = weights(load.mean_shares)
+    spread = float(np.sqrt(load.mean_shares / load.experts).sum())
+    lags = min(LAGS, len(means) - 2)
+    if lags < 1:
+        return Motion(0.0, 0.0, spread)
+    distance = variogram(means, weight, lags)
+    if lags == 1:
+        return Motion(float(distance[0]) / 2 * rows, 0.0, spread)
+    slope, intercept = np.polyfit(np.arange(1, lags + 1) - 1 / 3, distance, 1)
+    if slope < 0:
+        slope, intercept = 0.0, distance.mean()
+    return Motion(max(float(intercept), 0.0) / 2 * rows, float(slope) / rows, spread)
+
+
+def step_noise(load: LayerLoad) -> float:
+    """What `step_error_rate` would be for a forecast that knew the slowly moving load exactly.
+
+    ``mean_t sum_e |p[t+k, e] - p[t, e]| / sqrt(2)`` for steps k = `STEP_LAG` rows apart: the
+    difference of two equal, independent scatters is sqrt(2) times as wide as one.
+    """
+    lag = min(STEP_LAG, len(load.steps) - 1)
+    if lag < 1:
+        return 0.0
+    return float(np.abs(load.shares[lag:] - load.shares[:-lag]).sum(axis=1).mean() / np.sqrt(2))
+
+
+def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, float]:
+    """`step_noise` and `error_noise` of the *horizon* steps after *cutoff*, as fractions.
+
+    Estimated from what happened in the horizon; one shorter than `LEAST_STEPS` borrows from the
+    steps before it. Used for scores only: no predictor sees it.
+    """
+    actual = load.after(cutoff, horizon)
+    seen = load.between(cutoff + horizon - max(horizon, LEAST_STEPS) + 1, cutoff + horizon)
+    return step_noise(seen), motion(seen).mean_noise(len(actual.steps))

@@ -1,0 +1,75 @@
+"""What a predictor is: immutable settings that fit a history, and what is fitted, that forecasts."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.trace import LayerLoad, Shares
+
+OK = "ok"
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """Predicted shares, one row for each of the *horizon* steps after the history.
+
+    *shares* has shape (horizon, experts) and need be neither clipped nor normalised: whoever asked
+    does that once, for all predictors. *status* is ``"ok"``, or names the fallback that stands in.
+    """
+
+    shares: Shares
+    status: str = OK
+
+
+class Fitted(ABC):
+    """What a predictor learned; `forecast` may be given a newer history than the one it was fitted on."""
+
+    @abstractmethod
+    def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
+        """The shares of the *horizon* steps after the last one of *history*."""
+
+
+class Predictor(ABC):
+    """A way to predict; its fields are its settings, reachable as ``name:setting=value``.
+
+    *needs* is the least number of steps of history. *refit_growth* says how seldom it is fitted
+    anew while a backtest moves through its cutoffs: when the history has become that many times as
+    long as the one of the last fit; in between, what was fitted is applied to the newer history.
+    *pools_layers* says whether one fit serves all layers of a trace, or each layer has its own.
+    """
+
+    name: ClassVar[str]
+    refit_growth: ClassVar[float] = 1.0
+    pools_layers: ClassVar[bool] = False
+
+    @property
+    def needs(self) -> int:
+        """The least number of steps of history."""
+        return 1
+
+    @abstractmethod
+    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
+        """Learn from the *histories* of one or many layers, of one run or of many.
+
+        None of them is changed. Failing is no exception: `Forecast.status` tells.
+        """
+
+
+def hold(rows: Shares, steps_per_row: int, horizon: int) -> Shares:
+    """Each row kept for *steps_per_row* steps, the last one for the rest, shape (horizon, experts).
+
+    A forecast made in logged rows, or in blocks of them, becomes one for every step.
+    """
+    index: NDArray[np.intp] = np.arange(horizon) // steps_per_row
+    return rows[np.minimum(index, len(rows) - 1)]
+
+
+def constant(shares: Shares, horizon: int) -> Shares:
+    """The same *shares* (experts,) for every step, shape (horizon, experts); read-only."""
+    return np.broadcast_to(shares, (horizon, len(shares)))

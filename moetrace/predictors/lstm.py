@@ -1,0 +1,132 @@
+"""`lstm`: one small network for all experts: the recent course of a share in, its next course out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.noise import block_means
+from moetrace.predictors.base import Fitted, Forecast, Predictor, hold
+from moetrace.trace import LayerLoad, Shares
+
+if TYPE_CHECKING:
+    from moetrace.predictors._network import Network
+
+# Keeps an idle expert, and a layer that never moves, from dividing by nothing.
+FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Lstm(Predictor):
+    """An LSTM on means of *block* steps, with one set of weights for all experts of all layers.
+
+    It sees the last *lookback* blocks of one expert, as the difference from the mean of the last
+    *base* of them, in units of how much the layer's experts moved in that time. It answers, in the
+    same units, how far the next *segments* stretches of *segment* blocks will be from that mean.
+    That unit carries over to other runs and other numbers of experts; it is also what keeps the
+    network from expecting the liveliness of the early steps, which it was trained on, for ever.
+
+    The last layer starts at 0, so that an untrained network forecasts the base; *updates* steps of
+    training move it from there as far as the history gives reason to.
+    """
+
+    name = "lstm"
+    refit_growth = 1.5
+    pools_layers = True
+
+    block: int = 50
+    lookback: int = 20
+    base: int = 10
+    segments: int = 8
+    segment: int = 5
+    hidden: int = 16
+    updates: int = 300
+    seed: int = 0
+
+    @property
+    def needs(self) -> int:
+        """One whole window and the segment after it."""
+        return self.block * (self.lookback + self.segment)
+
+    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
+        """Train on every window of every expert of *histories*."""
+        from moetrace.predictors._network import train
+
+        examples = _concatenated([_examples(self, history) for history in histories])
+        return FittedLstm(self, train(examples, self.hidden, self.segments, self.updates, self.seed))
+
+
+class Examples(NamedTuple):
+    """Training windows; *known* is 1 where the segment had passed by the end of the history.
+
+    *inputs* (windows, lookback), *targets* and *known* (windows, segments), *weight* (windows,).
+    """
+
+    inputs: NDArray[np.float32]
+    targets: NDArray[np.float32]
+    known: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+
+class Window(NamedTuple):
+    """One moment of a layer: *inputs* (experts, lookback), *base* and *unit* (experts,)."""
+
+    inputs: Shares
+    base: Shares
+    unit: Shares
+
+
+def window_at(settings: Lstm, means: Shares) -> Window:
+    """The window that ends with the last of *means* (blocks, experts)."""
+    seen = means[-settings.lookback :]
+    base = seen[-settings.base :].mean(axis=0)
+    root = np.sqrt(np.maximum(base, FLOOR))
+    moved = np.sqrt(np.square((seen - seen.mean(axis=0)) / root).mean())  # one number for the layer
+    unit = root * max(float(moved), FLOOR)
+    return Window(((seen - base) / unit).T, base, unit)
+
+
+def _examples(settings: Lstm, history: LayerLoad) -> Examples:
+    means = block_means(history, history.rows(settings.block))
+    return _concatenated(list(_windows(settings, means)))
+
+
+def _windows(settings: Lstm, means: Shares) -> Iterator[Examples]:
+    for end in range(settings.lookback, len(means) - settings.segment + 1):
+        window = window_at(settings, means[:end])
+        targets = np.zeros((means.shape[1], settings.segments))
+        known = np.zeros_like(targets)
+        for i in range(settings.segments):
+            a = end + i * settings.segment
+            b = a + settings.segment
+            if b <= len(means):
+                targets[:, i] = (means[a:b].mean(axis=0) - window.base) / window.unit
+                known[:, i] = 1
+        weight = np.sqrt(window.base * means.shape[1])
+        yield Examples(*(part.astype(np.float32) for part in (window.inputs, targets, known, weight)))
+
+
+def _concatenated(pieces: list[Examples]) -> Examples:
+    return Examples(*(np.concatenate(parts) for parts in zip(*pieces)))
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLstm(Fitted):
+    """Trained weights, good for any layer of any trace."""
+
+    settings: Lstm
+    network: Network
+
+    def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
+        """All segments at once; the last one holds for steps beyond them."""
+        from moetrace.predictors._network import apply
+
+        rows = history.rows(self.settings.block)
+        window = window_at(self.settings, block_means(history, rows))
+        moves: Any = apply(self.network, window.inputs)  # (experts, segments)
+        shares = window.base + (moves * window.unit[:, None]).T  # (segments, experts)
+        return Forecast(hold(shares, rows * history.stride * self.settings.segment, horizon))

@@ -1,0 +1,244 @@
+"""The figures, each drawn from a frame that can be printed too. Adding one: a function and a line in FIGURES."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The paper's errors, drawn where ours are; which definition they have it does not say.
+PAPER = {1000: 0.013, 2000: 0.018}
+PAPER_LABEL = "GPT-3 350M, arXiv 2404.16914, definition not stated"
+# More panels than this cannot be read; evenly spaced layers stand for the rest, and the title says so.
+MOST_PANELS = 12
+# More curves than this cannot be named; their colour tells their order instead.
+MOST_NAMED = 10
+# Colour-blind safe (Okabe and Ito), in the order predictors are given.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = "osD^vPX"
+SETTLE = {"color": "black", "linestyle": "--", "linewidth": 1}
+
+
+def load_share(load: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+    """Share of every expert over the steps, a panel per layer, the settle step marked."""
+    figure, panels = _panels(load, "Load share of every expert", "share of the layer's load (%)")
+    settle = _settle_steps(layers)
+    for layer, axes in panels.items():
+        part = load[load["layer"] == layer].pivot_table(index="step", columns="expert", values="share")
+        order = part.iloc[-1].rank(method="first").to_numpy()
+        for rank, expert in zip(order, part.columns):
+            axes.plot(part.index, 100 * part[expert], color=_shade(rank, len(order)), linewidth=0.9, label=f"{expert}")
+        _mark_settled(axes, settle.get(layer))
+        axes.set_ylim(bottom=0)
+        if len(order) <= MOST_NAMED:  # colours are ranks, so each panel names its own experts
+            axes.legend(title="expert", ncols=2, fontsize=6, title_fontsize=6, **_BESIDE)
+    if load["expert"].nunique() > MOST_NAMED:
+        _rank_scale(figure)
+    return figure
+
+
+def fluctuation(course: pd.DataFrame, layers: pd.DataFrame, measure: str) -> Figure:
+    """Sliding *measure*, ``variance`` or ``range``, mean over experts, a panel per layer, a curve per window."""
+    scale, unit = (1.0, "squared share") if measure == "variance" else (100.0, "share, %")
+    title = f"Sliding {measure} of the load share, mean over experts"
+    figure, panels = _panels(course, title, f"{measure} ({unit})")
+    settle = _settle_steps(layers)
+    for layer, axes in panels.items():
+        part = course[course["layer"] == layer]
+        for colour, (window, curve) in zip(COLOURS, part.groupby("window")):
+            axes.plot(curve["step"], scale * curve[measure], color=colour, linewidth=0.9, label=f"{window} steps")
+        _mark_settled(axes, settle.get(layer))
+        axes.set_yscale("log")
+        if measure == "range":
+            _plain_log(axes)
+    _one_legend(figure, axes, "window")
+    return figure
+
+
+def error_course(course: pd.DataFrame) -> Figure:
+    """Error over the run, mean over layers: a panel per horizon, a curve per predictor, the noise below."""
+    horizons = sorted(course["horizon"].unique())
+    figure = _figure(max(8.0, 5.2 * len(horizons)), 4.6)
+    figure.suptitle(f"{_name(course)}: error of the forecast made at each cutoff, mean over layers")
+    for i, horizon in enumerate(horizons):
+        axes = figure.add_subplot(1, len(horizons), i + 1)
+        part = course[course["horizon"] == horizon]
+        for colour, marker, (predictor, curve) in zip(COLOURS * 9, MARKERS * 9, part.groupby("predictor", sort=False)):
+            known = curve.dropna(subset="error_rate")
+            axes.plot(known["cutoff"], 100 * known["error_rate"], color=colour, marker=marker, markersize=4, label=predictor)
+        noise = part.groupby("cutoff")["error_noise"].mean()
+        axes.plot(noise.index, 100 * noise, color="grey", linestyle=":", label="noise")
+        _paper_line(axes, int(horizon))
+        axes.set(title=f"next {horizon:,} steps", xlabel="cutoff (step)", ylabel="error rate (%)", yscale="log")
+        _plain_log(axes)
+    _one_legend(figure, axes, None)
+    return figure
+
+
+def error_bars(summary: pd.DataFrame) -> Figure:
+    """Mean error by predictor and state: a panel per horizon, the noise as a tick on each bar."""
+    horizons = sorted(summary["horizon"].unique())
+    states = [state for state in ("transient", "stable", "all") if state in set(summary["state"])]
+    figure = _figure(max(8.0, 5.2 * len(horizons)), 4.6)
+    figure.suptitle(f"{_name(summary)}: mean error by predictor and state")
+    for i, horizon in enumerate(horizons):
+        axes = figure.add_subplot(1, len(horizons), i + 1)
+        part = summary[summary["horizon"] == horizon]
+        names = list(part["predictor"].unique())
+        width = 0.8 / len(states)
+        for k, state in enumerate(states):
+            rows = part[part["state"] == state].set_index("predictor").reindex(names)
+            at = np.arange(len(names)) + (k - (len(states) - 1) / 2) * width
+            axes.bar(at, 100 * rows["error_rate"], width, color=COLOURS[k], label=state)
+            axes.hlines(100 * rows["error_noise"], at - width / 2, at + width / 2, color="black", linewidth=1.2)
+        axes.hlines([], 0, 0, color="black", linewidth=1.2, label="noise")
+        _paper_line(axes, int(horizon))
+        axes.set(title=f"next {horizon:,} steps", ylabel="error rate (%)", yscale="log")
+        axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+        _plain_log(axes)
+    _one_legend(figure, axes, None)
+    return figure
+
+
+def predicted_against_actual(shares: pd.DataFrame) -> Figure:
+    """What each predictor said of the load of each expert, beside what happened, for one cutoff."""
+    cutoff, horizon = int(shares["cutoff"].iloc[0]), int(shares["horizon"].iloc[0])
+    title = f"Predicted and actual share of the {horizon:,} steps after step {cutoff:,}"
+    figure, panels = _panels(shares, title, "share of the layer's load (%)", "expert, by actual share")
+    for layer, axes in panels.items():
+        part = shares[shares["layer"] == layer].pivot_table(index="expert", columns="predictor", values="predicted", sort=False)
+        actual = shares[shares["layer"] == layer].groupby("expert")["actual"].first().sort_values(ascending=False)
+        at = np.arange(len(actual))
+        axes.bar(at, 100 * actual, color="lightgrey", width=0.9, label="actual")
+        size = 4 if len(actual) <= 16 else 2
+        for colour, marker, predictor in zip(COLOURS * 9, MARKERS * 9, part.columns):
+            said = part[predictor].reindex(actual.index)
+            axes.plot(at, 100 * said, marker, color=colour, markersize=size, fillstyle="none", label=predictor)
+        every = -(-len(actual) // 16)
+        axes.set_xticks(at[::every], [str(expert) for expert in actual.index[::every]], fontsize=7)
+    _one_legend(figure, axes, None)
+    return figure
+
+
+FIGURES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
+    "load_share": ("Load share of every expert", lambda f: load_share(f["load"], f["layers"])),
+    "variance": ("Sliding variance", lambda f: fluctuation(f["fluctuation"], f["layers"], "variance")),
+    "range": ("Sliding range", lambda f: fluctuation(f["fluctuation"], f["layers"], "range")),
+    "error_course": ("Error over the run", lambda f: error_course(f["course"])),
+    "error_bars": ("Error by predictor and state", lambda f: error_bars(f["summary"])),
+    "predicted": ("Predicted and actual shares", lambda f: predicted_against_actual(f["last_shares"])),
+}
+"""Name, caption and how to draw it from the frames of one trace; one whose frame is empty is left out."""
+NEEDS = {
+    "load_share": "load", "variance": "fluctuation", "range": "fluctuation",
+    "error_course": "course", "error_bars": "summary", "predicted": "last_shares",
+}  # fmt: skip
+
+
+def draw(frames: Mapping[str, Any]) -> dict[str, Figure]:
+    """The figures of one trace that its *frames* allow, by name."""
+    return {name: make(frames) for name, (_, make) in FIGURES.items() if len(frames[NEEDS[name]])}
+
+
+# --- shared by the figures ---------------------------------------------------------------------
+
+_BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+
+
+def _name(frame: pd.DataFrame) -> str:
+    return str(frame["trace"].iloc[0])
+
+
+def _panels(frame: pd.DataFrame, title: str, ylabel: str, xlabel: str = "step") -> tuple[Figure, dict[int, Axes]]:
+    """A figure with one panel per layer, at most `MOST_PANELS`, in reading order."""
+    layers = sorted(int(layer) for layer in frame["layer"].unique())
+    chosen = layers
+    if len(layers) > MOST_PANELS:
+        chosen = [layers[i] for i in np.linspace(0, len(layers) - 1, MOST_PANELS).round().astype(int)]
+    columns = 2 if len(chosen) <= 4 else 3
+    columns = min(columns, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = _figure(5.4 * columns, 2.6 * rows + 0.6)
+    note = "" if chosen == layers else f" ({len(chosen)} of {len(layers)} layers)"
+    figure.suptitle(f"{_name(frame)}: {title[0].lower()}{title[1:]}{note}")
+    axes: Sequence[Axes] = [figure.add_subplot(rows, columns, i + 1) for i in range(len(chosen))]
+    for i, (layer, panel) in enumerate(zip(chosen, axes)):
+        panel.set_title(f"layer {layer}", fontsize=9, loc="left")
+        panel.tick_params(labelsize=7)
+        if i + columns >= len(chosen):
+            panel.set_xlabel(xlabel, fontsize=8)
+    figure.supylabel(ylabel, fontsize=9)
+    return figure, dict(zip(chosen, axes))
+
+
+def _shade(rank: float, n: int) -> Any:
+    """A colour for the *rank* (1 ... n) of a curve: named ones for few, a scale for many."""
+    import matplotlib
+
+    scale = matplotlib.colormaps["tab10" if n <= MOST_NAMED else "viridis"]
+    return scale(int(rank) - 1) if n <= MOST_NAMED else scale((rank - 1) / (n - 1))
+
+
+def _settle_steps(layers: pd.DataFrame) -> dict[int, int]:
+    settled = layers.dropna(subset="settle_step")
+    return dict(zip(settled["layer"].astype(int), settled["settle_step"].astype(int)))
+
+
+def _mark_settled(axes: Axes, step: int | None) -> None:
+    if step is not None:
+        axes.axvline(step, **SETTLE)
+        axes.annotate(
+            f"settles at {step:,}", (step, 0.97), xycoords=("data", "axes fraction"), xytext=(3, 0),
+            textcoords="offset points", fontsize=7, va="top",
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
+        )  # fmt: skip
+
+
+def _paper_line(axes: Axes, horizon: int) -> None:
+    if horizon in PAPER:
+        percent = 100 * PAPER[horizon]
+        axes.axhline(percent, color="black", linestyle="-.", linewidth=0.8, label=PAPER_LABEL)
+        axes.annotate(
+            f"{percent:.1f} %", (1, percent), xycoords=("axes fraction", "data"), xytext=(2, 0),
+            textcoords="offset points", fontsize=7, va="center",
+        )  # fmt: skip
+
+
+def _one_legend(figure: Figure, axes: Axes, title: str | None) -> None:
+    """What the curves of the last panel are called, below all panels: it hides no data."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, title=title, loc="outside lower center", ncols=min(len(labels), 6), fontsize=8, frameon=False
+    )
+
+
+def _rank_scale(figure: Figure) -> None:
+    """A colour bar for curves that are too many to name."""
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=figure.axes, fraction=0.02, aspect=40)
+    bar.set_ticks([0, 1], labels=["lowest", "highest"])
+    bar.set_label("load at the end, by rank", fontsize=8)
+
+
+def _plain_log(axes: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
+    axes.set_yticks(ticks)
+    axes.grid(axis="y", alpha=0.3)

@@ -1,0 +1,92 @@
+"""The whole report of some traces: which sections it has, and the files it is written as."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from moetrace.report import figures
+from moetrace.report.pages import Section, as_html, as_markdown
+from moetrace.report.tables import csv, records
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What is said above the tables; the definitions are in the README.
+TEXTS = {
+    "error": "error_rate is the sum over experts of |predicted - actual share| of the load of the whole horizon; "
+    "error_noise is what it would be for a forecast that knew the slowly moving load exactly. "
+    "difference is from window_mean over the same layers and cutoffs, with a 95 % interval from a paired bootstrap: "
+    "where it includes 0, the two cannot be told apart. Predictors with too_short scores are averaged over fewer cutoffs.",
+    "paper": "The paper's errors are drawn as lines. They are of another model, and the paper does not define them.",
+    "states": "movement is the relative change of the load from one window of 200 steps to the next, sampling noise taken "
+    "off; a layer settles where it stays below 4 %. variance_100 and range_100 are the paper's sliding measures.",
+}
+SUMMARY = [
+    "predictor", "horizon", "state", "error_rate", "error_noise", "step_error_rate", "step_noise", "mape",
+    "difference", "difference_low", "difference_high", "cutoffs", "scored", "too_short", "fallbacks",
+]  # fmt: skip
+SAVED = ("layers", "windows", "imbalance", "summary", "scores", "shares")
+"""The frames that are written as CSV and JSON."""
+
+
+def files_of(studies: Mapping[str, Mapping[str, pd.DataFrame]], facts: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file of the report; *studies* has the frames of each trace.
+
+    Figures and tables of a trace are named after it; ``report.md`` and ``report.html`` come last.
+    """
+    sections = []
+    for trace, frames in studies.items():
+        drawn = {name: _png(figure) for name, figure in figures.draw(frames).items()}
+        for name, png in drawn.items():
+            yield f"{trace}-{name}.png", png
+        for name in SAVED:
+            yield f"{trace}-{name}.csv", csv(frames[name]).encode()
+            yield f"{trace}-{name}.json", json.dumps(records(frames[name]), default=_number).encode()
+        sections += _sections(trace, frames, drawn)
+    title = f"Expert load of {', '.join(studies)}"
+    yield "report.md", as_markdown(title, sections, facts).encode()
+    yield "report.html", as_html(title, sections, facts).encode()
+
+
+def _number(value: object) -> object:
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def _png(figure: object) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")  # type: ignore[attr-defined]
+    return buffer.getvalue()
+
+
+def _sections(trace: str, frames: Mapping[str, pd.DataFrame], drawn: Mapping[str, bytes]) -> Sequence[Section]:
+    def shown(*names: str) -> list[tuple[str, str, bytes]]:
+        return [(figures.FIGURES[name][0], f"{trace}-{name}.png", drawn[name]) for name in names if name in drawn]
+
+    def own(name: str) -> pd.DataFrame:
+        return frames[name].drop(columns="trace")
+
+    imbalance = own("imbalance").pivot_table(index=["definition", "of"], columns="layer", values="value", sort=False)
+    imbalance.columns = [f"layer {layer}" for layer in imbalance.columns]
+    scored = {"Mean over layers and cutoffs": frames["summary"][SUMMARY]} if len(frames["summary"]) else {}
+    return [
+        Section(
+            f"{trace}: states",
+            TEXTS["states"],
+            {"Layers": own("layers"), "Windows of one state": own("windows")},
+            shown("load_share", "variance", "range"),
+        ),
+        Section(
+            f"{trace}: error rates",
+            f"{TEXTS['error']} {TEXTS['paper']}" if scored else "The trace is too short to score these horizons.",
+            scored,
+            shown("error_bars", "error_course", "predicted"),
+        ),
+        Section(
+            f"{trace}: imbalance",
+            "Share of the load over the last 1,000 steps, per expert, in every project's own definition.",
+            {"Imbalance by layer": imbalance.reset_index()},
+        ),
+    ]

@@ -1,0 +1,297 @@
+"""The load trace: how many tokens each expert of each layer processed, step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from moetrace.errors import SettingError, TraceError
+
+Counts = NDArray[np.int64]
+Shares = NDArray[np.float64]
+Steps = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something noticed about a trace: what, how bad, where, on what evidence, and what to do.
+
+    *severity* is ``"error"``, ``"warning"`` or ``"note"``.
+    """
+
+    name: str
+    severity: str
+    place: str
+    evidence: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class TraceInfo:
+    """What is known about a trace besides its counts.
+
+    *tokens_per_step* is the number of tokens a layer routes in one step, summed over its experts
+    (so ``top_k`` times the tokens of the batch), or None when it varies.
+    *source* and *fingerprint* name what the trace was read from, *settings* with which options;
+    *assumptions* are the guesses the reader made, *findings* what the doctor noticed.
+    """
+
+    name: str
+    model: str | None = None
+    top_k: int | None = None
+    tokens_per_step: int | None = None
+    format: str = "array"
+    source: str | None = None
+    fingerprint: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    assumptions: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerLoad:
+    """The load of one layer: ``counts[t, e]`` tokens went to expert *e* in step ``steps[t]``.
+
+    *steps* has shape (steps,) and increases strictly; *counts* has shape (steps, experts).
+    Windows, horizons and cutoffs are in training steps, not rows, also where only
+    every tenth step was logged.
+    """
+
+    trace: str
+    layer: int
+    steps: Steps
+    counts: Counts
+
+    @property
+    def experts(self) -> int:
+        """The number of experts of the layer."""
+        return int(self.counts.shape[1])
+
+    @cached_property
+    def totals(self) -> Counts:
+        """Tokens of each step over all experts, shape (steps,)."""
+        return self.counts.sum(axis=1)
+
+    @cached_property
+    def shares(self) -> Shares:
+        """Count divided by the layer's total in that step, shape (steps, experts)."""
+        return self.counts / self.totals[:, None]
+
+    @cached_property
+    def stride(self) -> int:
+        """Steps between two logged ones (the median distance; 1 where every step is logged)."""
+        return stride_of(self.steps)
+
+    def rows(self, window: int) -> int:
+        """How many logged rows make *window* steps, at least one."""
+        return max(1, round(window / self.stride))
+
+    def between(self, first: int, last: int) -> LayerLoad:
+        """The steps from *first* to *last*, both included."""
+        a, b = np.searchsorted(self.steps, [first, last + 1])
+        return replace(self, steps=self.steps[a:b], counts=self.counts[a:b])
+
+    def until(self, cutoff: int) -> LayerLoad:
+        """The history: everything up to and including the step *cutoff*."""
+        return self.between(int(self.steps[0]), cutoff)
+
+    def after(self, cutoff: int, horizon: int) -> LayerLoad:
+        """What happened in the *horizon* steps after the step *cutoff*."""
+        return self.between(cutoff + 1, cutoff + horizon)
+
+    def last(self, window: int) -> LayerLoad:
+        """The last *window* steps."""
+        return self.between(int(self.steps[-1]) - window + 1, int(self.steps[-1]))
+
+    @property
+    def mean_shares(self) -> Shares:
+        """Share of the load of each expert over all the steps together, shape (experts,)."""
+        return self.counts.sum(axis=0) / self.totals.sum()
+
+
+@dataclass(frozen=True, eq=False)
+class LoadTrace:
+    """Counts of shape (steps, layers, experts), read one layer at a time.
+
+    *steps* has shape (steps,) and increases strictly; *layers* holds the layers' numbers in the
+    model, increasing; *read_layer* returns the counts of one layer, shape (steps, experts), and
+    raises `TraceError` where they are not what was once written.
+    Build one with `LoadTrace.from_counts`, or open one with `moetrace.open_trace`.
+    """
+
+    info: TraceInfo
+    steps: Steps
+    layers: tuple[int, ...]
+    experts: int
+    read_layer: Callable[[int], Counts] = field(repr=False)
+
+    @classmethod
+    def from_counts(
+        cls,
+        counts: ArrayLike,
+        *,
+        name: str = "trace",
+        steps: ArrayLike | None = None,
+        layers: Sequence[int] | None = None,
+        info: TraceInfo | None = None,
+    ) -> LoadTrace:
+        """A trace of *counts* (steps, layers, experts), checked.
+
+        *steps* are numbered from 1 and *layers* from 0 unless given.
+        Raises `TraceError` for anything that is not a trace.
+        """
+        raw = np.asarray(counts)
+        if raw.ndim != 3 or 0 in raw.shape:
+            raise TraceError(
+                name,
+                f"counts have the shape {raw.shape}",
+                "give an array of shape (steps, layers, experts), none of them 0",
+            )
+        numbers = tuple(int(n) for n in (range(raw.shape[1]) if layers is None else layers))
+        at = np.arange(1, raw.shape[0] + 1) if steps is None else np.asarray(steps)
+        whole = whole_counts(raw, name, "counts")
+        check_steps(at, raw.shape[0], name)
+        if len(numbers) != raw.shape[1] or any(a >= b for a, b in zip(numbers, numbers[1:])):
+            raise TraceError(
+                name, f"{numbers} do not number {raw.shape[1]} layers", "give increasing numbers, one for each layer"
+            )
+        check_totals(whole, at, numbers, name)
+        by_number = dict(zip(numbers, np.moveaxis(whole, 1, 0)))
+        totals = whole.sum(axis=2)
+        constant = int(totals.flat[0]) if (totals == totals.flat[0]).all() else None
+        known = info or TraceInfo(name=name, tokens_per_step=constant)
+        return cls(known, at.astype(np.int64), numbers, raw.shape[2], by_number.__getitem__)
+
+    @property
+    def name(self) -> str:
+        """The name of the trace in tables and files."""
+        return self.info.name
+
+    @property
+    def stride(self) -> int:
+        """Steps between two logged ones; 1 where every step is logged."""
+        return stride_of(self.steps)
+
+    def layer(self, number: int) -> LayerLoad:
+        """The load of the layer with that *number* in the model."""
+        if number not in self.layers:
+            raise SettingError(f"{self.name} has no layer {number}; it has {_listed(self.layers)}")
+        return LayerLoad(self.name, number, self.steps, self.read_layer(number))
+
+    def by_layer(self) -> Iterator[LayerLoad]:
+        """The layers one after the other, each read when it is its turn."""
+        return (self.layer(number) for number in self.layers)
+
+    @property
+    def counts(self) -> Counts:
+        """All counts at once, shape (steps, layers, experts); for small traces."""
+        return np.stack([load.counts for load in self.by_layer()], axis=1)
+
+    def select(
+        self, layers: Sequence[int] | None = None, first: int | None = None, last: int | None = None
+    ) -> LoadTrace:
+        """The same trace with only these *layers* and the steps from *first* to *last*.
+
+        Raises `SettingError` when nothing would be left.
+        """
+        wanted = self.layers if layers is None else tuple(sorted(set(layers)))
+        unknown = [number for number in wanted if number not in self.layers]
+        if unknown:
+            raise SettingError(f"{self.name} has no layer {unknown[0]}; it has {_listed(self.layers)}")
+        a = 0 if first is None else int(np.searchsorted(self.steps, first, "left"))
+        b = len(self.steps) if last is None else int(np.searchsorted(self.steps, last, "right"))
+        if a >= b:
+            raise SettingError(f"{self.name} has no step in {first}:{last}; it has {self.steps[0]} to {self.steps[-1]}")
+        return replace(
+            self, layers=wanted, steps=self.steps[a:b], read_layer=lambda number: self.read_layer(number)[a:b]
+        )
+
+
+def stride_of(steps: Steps) -> int:
+    """The median distance between two logged steps, at least 1."""
+    return max(1, int(np.median(np.diff(steps)))) if len(steps) > 1 else 1
+
+
+def gaps(steps: Steps) -> list[tuple[int, int]]:
+    """The pairs (last step before, first step after) of every gap wider than the trace's stride."""
+    wide = np.flatnonzero(np.diff(steps) > stride_of(steps))
+    return [(int(steps[i]), int(steps[i + 1])) for i in wide]
+
+
+def gap_findings(steps: Steps) -> tuple[Finding, ...]:
+    """The finding that steps are missing inside the trace, if they are."""
+    found = gaps(steps)
+    if not found:
+        return ()
+    shown = ", ".join(f"{a} to {b}" for a, b in found[:3]) + (", ..." if len(found) > 3 else "")
+    return (
+        Finding(
+            "gap",
+            "warning",
+            f"after step {found[0][0]}",
+            f"{len(found)} gaps in the steps (stride {stride_of(steps)}): {shown}",
+            "windows and horizons count steps, so those across a gap hold fewer rows",
+        ),
+    )
+
+
+def whole_counts(values: NDArray[Any], where: str, column: str, first_row: int = 0) -> Counts:
+    """*values* as int64 of the same shape, or a `TraceError` naming the first that is no count.
+
+    *first_row* is the number in the file of the first of *values*, along their first axis.
+    """
+    if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
+        bad, reason = values > np.iinfo(np.int64).max, "is beyond 64 bits"
+    elif values.dtype.kind in "iu":
+        bad, reason = values < 0, "is negative"
+    elif values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            # 2**53: beyond it a float no longer tells neighbouring whole numbers apart.
+            bad = ~((values >= 0) & (values <= 2.0**53) & (np.floor(values) == values))
+        reason = "is not a whole, non-negative number"
+    else:
+        raise TraceError(f"{where}, column {column}", f"holds {values.dtype}, not numbers", "give counts of tokens")
+    if bad.any():
+        at = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise TraceError(
+            f"{where}, column {column}, row {first_row + at[0]}",
+            f"{values[at]} {reason}",
+            "counts are whole numbers of tokens (for shares give --tokens-per-step)",
+        )
+    return values.astype(np.int64)
+
+
+def check_steps(steps: NDArray[Any], rows: int, where: str) -> None:
+    """Raise `TraceError` unless *steps* are *rows* strictly increasing whole numbers."""
+    if steps.shape != (rows,) or steps.dtype.kind not in "iu":
+        raise TraceError(where, f"steps are {steps.dtype} of shape {steps.shape}", f"give {rows} whole numbers")
+    back = np.flatnonzero(np.diff(steps) <= 0)
+    if back.size:
+        a, b = steps[back[0]], steps[back[0] + 1]
+        raise TraceError(where, f"step {b} comes after step {a}", "steps must increase strictly")
+
+
+def check_totals(counts: Counts, steps: Steps, layers: Sequence[int], where: str) -> None:
+    """Raise `TraceError` at the first step in which a layer has no tokens.
+
+    *counts* has shape (steps, layers, experts).
+    """
+    empty = np.argwhere(counts.sum(axis=2) == 0)
+    if empty.size:
+        step, layer = empty[0]
+        raise TraceError(
+            f"{where}, step {steps[step]}, layer {layers[layer]}",
+            "the layer has no tokens at all",
+            "leave the step out of the log, or log what was routed",
+        )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    shown = ", ".join(str(n) for n in numbers[:12])
+    return shown + (f", ... ({len(numbers)})" if len(numbers) > 12 else "")

@@ -1,0 +1,166 @@
+"""The workspace: a plain folder with the traces and what was made of them. No hidden state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from moetrace.atomic import replacing, sweep
+from moetrace.backtest import Coming
+from moetrace.errors import TraceError, WorkspaceError
+from moetrace.formats import Progress, ReadOptions, convert, fingerprint, open_trace
+from moetrace.trace import LoadTrace
+
+DEFAULT_FOLDER = "moetrace-out"
+# What is safe as a file name on every system and readable in a table.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ +=@-]{0,119}")
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A trace after `Workspace.ingest`; *unchanged* if it was there already."""
+
+    trace: LoadTrace
+    path: Path
+    unchanged: bool
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """``traces/<name>.parquet`` under *root*, results beside it."""
+
+    root: Path
+
+    def trace_path(self, name: str) -> Path:
+        """Where the trace *name* lies; raises `WorkspaceError` for a name that is no file name."""
+        if not NAME.fullmatch(name):
+            raise WorkspaceError(
+                f"{name!r} cannot be the name of a trace: use letters, digits and . _ - + = @ (give one with --name)"
+            )
+        return self.root / "traces" / f"{name}.parquet"
+
+    def result_path(self, *parts: str) -> Path:
+        """Where a result lies."""
+        return self.root.joinpath(*parts)
+
+    def names(self) -> list[str]:
+        """The names of the traces, sorted."""
+        return sorted(path.stem for path in (self.root / "traces").glob("*.parquet") if not path.name.startswith("."))
+
+    def path_of(self, trace: str) -> Path:
+        """The file of a trace given by name or by path.
+
+        Raises `WorkspaceError` naming what there is when it is neither.
+        """
+        if NAME.fullmatch(trace) and self.trace_path(trace).exists():
+            return self.trace_path(trace)
+        if Path(trace).is_file():
+            return Path(trace)
+        known = ", ".join(self.names()) or "none yet: run `moetrace ingest`"
+        raise WorkspaceError(f"there is no trace {trace!r} in {self.root} and no such file; traces there: {known}")
+
+    def chosen(self, traces: Iterable[str]) -> list[str]:
+        """*traces*, or the names of all there are when none is given; raises when there are none."""
+        given = list(dict.fromkeys(traces)) or self.names()
+        if not given:
+            raise WorkspaceError(f"{self.root} holds no traces: run `moetrace ingest` first")
+        return given
+
+    def open(self, trace: str) -> LoadTrace:
+        """The trace of that name or path."""
+        return open_trace(self.path_of(trace))
+
+    def ingest(
+        self,
+        source: Path,
+        *,
+        name: str | None = None,
+        options: ReadOptions = ReadOptions(),
+        forced: str | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Ingested:
+        """Read *source* into the trace *name* (its stem, unless given).
+
+        The same unchanged source again does nothing. Another source under a taken name raises
+        `WorkspaceError`, unless *force*.
+        """
+        path = self.trace_path(name or source.stem)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep(path.parent)
+        if path.exists() and not force:
+            return self._unchanged(source, path, options, forced)
+        convert(source, path, name=path.stem, options=options, forced=forced, progress=progress)
+        return Ingested(open_trace(path), path, unchanged=False)
+
+    def _unchanged(self, source: Path, path: Path, options: ReadOptions, forced: str | None) -> Ingested:
+        try:
+            trace = open_trace(path)
+        except TraceError as error:
+            raise WorkspaceError(f"{error} (with --force)") from error
+        settings = options.as_settings() | ({"from": forced} if forced else {})
+        if trace.info.fingerprint == fingerprint(source) and trace.info.settings == settings:
+            return Ingested(trace, path, unchanged=True)
+        raise WorkspaceError(
+            f"the name {path.stem!r} is taken by a trace of {trace.info.source}"
+            f"{'' if trace.info.settings == settings else ', read with other options'}: "
+            f"choose another with --name, or replace it with --force"
+        )
+
+    def remove(self, name: str) -> Path:
+        """Delete the trace *name*; raises `WorkspaceError` when there is none."""
+        path = self.trace_path(name)
+        if not path.exists():
+            raise WorkspaceError(f"there is no trace {name!r} in {self.root}; traces there: {', '.join(self.names())}")
+        path.unlink()
+        return path
+
+
+def write_forecast(path: Path, forecasts: Iterable[tuple[str, Coming]]) -> None:
+    """Write *forecasts*, pairs of trace and `Coming`, as one Parquet file, atomically.
+
+    Columns ``trace, predictor, layer, step, shares: list<double>``, one row for every step of the
+    horizon; each forecast is one row group, so that a forecast of any size passes through memory
+    one layer at a time.
+    """
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema(
+        {
+            "trace": pa.string(),
+            "predictor": pa.string(),
+            "layer": pa.int32(),
+            "step": pa.int64(),
+            "shares": pa.list_(pa.float64()),
+        }
+    )
+    with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+        for trace, coming in forecasts:
+            horizon, experts = coming.shares.shape
+            offsets = np.arange(horizon + 1, dtype=np.int32) * experts
+            columns = {
+                "trace": [trace] * horizon,
+                "predictor": [coming.predictor] * horizon,
+                "layer": pa.array(np.full(horizon, coming.layer), pa.int32()),
+                "step": coming.first_step + np.arange(horizon),
+                "shares": pa.ListArray.from_arrays(offsets, np.ascontiguousarray(coming.shares).ravel()),
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+
+
+def write_text(path: Path, text: str, *, force: bool) -> None:
+    """Write *text* to *path*, atomically; raises `WorkspaceError` when it exists and not *force*."""
+    if path.exists() and not force:
+        raise WorkspaceError(f"{path} exists: replace it with --force")
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write *content* to *path*, atomically, replacing what was there; returns the path."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+    return path
