@@ -18,7 +18,9 @@ def replacing(path: Path) -> Iterator[Path]:
     The file is synced, then moved: a reader sees the old file or the new one, never a part.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f"{PREFIX}{os.uname().nodename}-{os.getpid()}-", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(
+        prefix=f"{PREFIX}{os.uname().nodename}-{os.getpid()}-", suffix=path.suffix, dir=path.parent
+    )
     os.close(handle)
     partial = Path(name)
     try:
@@ -27,7 +29,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.umask(umask)
         partial.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
         _sync(partial)
-        os.replace(partial, path)
+        partial.replace(path)
         _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)

@@ -255,9 +255,7 @@ def evaluate(
             shares.extend(part[1])
         if progress is not None:
             progress(done, len(trace.layers))
-    return Backtest(
-        pd.DataFrame(scores, columns=Score._fields), pd.DataFrame(shares, columns=HorizonShare._fields)
-    )
+    return Backtest(pd.DataFrame(scores, columns=Score._fields), pd.DataFrame(shares, columns=HorizonShare._fields))
 
 
 def _score_layer(
@@ -307,7 +305,8 @@ def _baseline(load: LayerLoad, cells: Sequence[tuple[int, int]]) -> dict[tuple[i
     made = predictor(BASELINE)
     longest = max(horizon for _, horizon in cells)
     at = {
-        cutoff: repaired(made.fit([]).forecast(load.until(cutoff), longest)) for cutoff in {cutoff for cutoff, _ in cells}
+        cutoff: repaired(made.fit([]).forecast(load.until(cutoff), longest))
+        for cutoff in {cutoff for cutoff, _ in cells}
     }
     return {cell: at[cell[0]] for cell in cells}
 
@@ -329,4 +328,3 @@ def _horizon_shares(load: LayerLoad, score: Score, shares: Shares) -> list[Horiz
     actual = counts.sum(axis=0) / totals.sum()
     key = (score.trace, score.predictor, score.layer, score.horizon, score.cutoff)
     return [HorizonShare(*key, e, float(q), float(p)) for e, (q, p) in enumerate(zip(predicted, actual))]
-

@@ -44,7 +44,7 @@ def _idle_experts(load: LayerLoad) -> list[Finding]:
                 "dead",
                 "warning",
                 f"layer {load.layer}",
-                f"experts without a token in the last {RECENT} steps: {', '.join(dead[:8])}{', ...' if dead[8:] else ''}",
+                f"no token in the last {RECENT} steps for experts {', '.join(dead[:8])}{', ...' if dead[8:] else ''}",
                 "the router ignores them: look at the balancing loss, or drop them from the placement",
             )
         )

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 # Points of a curve beyond which a figure shows no more and a file only grows.
 CURVE_POINTS = 600
+# The window of the layers table: the paper's middle one.
+LAYER_WINDOW = 100
 BOOTSTRAP_ROUNDS = 2000
+# Fewer cutoffs than this say nothing about the scatter over cutoffs.
+LEAST_CUTOFFS = 3
 
 
 def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:
@@ -56,8 +60,8 @@ def findings_frame(trace: str, findings: Iterable[Finding]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["trace", *Finding.__dataclass_fields__])
 
 
-def layers_frame(loads: Iterable[tuple[LayerLoad, LayerStates]]) -> pd.DataFrame:
-    """One row per layer: when it settled, its state now, its fluctuation before and after.
+def layers_frame(load: LayerLoad, states: LayerStates) -> pd.DataFrame:
+    """One row: when the layer settled, its state now, its fluctuation before and after.
 
     *movement* is the relative change of the load from one window of 200 steps to the next, noise
     taken off; *variance_100* and *range_100* are the paper's, for windows of 100 steps, mean over
@@ -65,37 +69,42 @@ def layers_frame(loads: Iterable[tuple[LayerLoad, LayerStates]]) -> pd.DataFrame
     """
     import pandas as pd
 
-    rows = []
-    for load, states in loads:
-        first, last = int(load.steps[0]), int(load.steps[-1])
-        settled = states.settle_step
-        border = last + 1 if settled is None else settled
-        measured = {found.window: found for found in fluctuation(load)}.get(100)
-        row = {
-            "trace": load.trace,
-            "layer": load.layer,
-            "settle_step": settled,
-            "state": states.state,
-            "movement_before": states.movement_in(first, border - 1),
-            "movement_after": states.movement_in(border, last),
-        }
-        for name in ("variance", "range"):
-            for side, inside in (("before", lambda s, b=border: s < b), ("after", lambda s, b=border: s >= b)):
-                values = getattr(measured, name)[inside(measured.steps)] if measured else np.empty(0)
-                row[f"{name}_100_{side}"] = float(values.mean()) if values.size else float("nan")
-        row["step_noise"] = step_noise(load)
-        rows.append(row)
-    return pd.DataFrame(rows).astype({"settle_step": "Int64"} if rows else {})
+    first, last = int(load.steps[0]), int(load.steps[-1])
+    border = last + 1 if states.settle_step is None else states.settle_step
+    row = {
+        "trace": load.trace,
+        "layer": load.layer,
+        "settle_step": states.settle_step,
+        "state": states.state,
+        "movement_before": states.movement_in(first, border - 1),
+        "movement_after": states.movement_in(border, last),
+        **_before_and_after(load, border),
+        "step_noise": step_noise(load),
+    }
+    return pd.DataFrame([row]).astype({"settle_step": "Int64"})
+
+
+def _before_and_after(load: LayerLoad, border: int) -> dict[str, float]:
+    """Mean sliding variance and range on either side of the step *border*."""
+    sides = {"before": load.between(int(load.steps[0]), border - 1), "after": load.between(border, int(load.steps[-1]))}
+    found = {side: fluctuation(part, [LAYER_WINDOW]) for side, part in sides.items()}
+    return {
+        f"{measure}_{LAYER_WINDOW}_{side}": float(getattr(windows[0], measure).mean()) if windows else float("nan")
+        for measure in ("variance", "range")
+        for side, windows in found.items()
+    }
 
 
 def state_frames(
     trace: LoadTrace, *, experts: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, pd.DataFrame]:
     """The frames ``layers`` and ``windows`` of a trace, and ``experts`` when asked for; one layer at a time."""
-    parts: dict[str, list[pd.DataFrame]] = {"layers": [], "windows": []} | ({"experts": []} if experts else {})
+    parts: dict[str, list[pd.DataFrame]] = {"layers": [], "windows": []}
+    if experts:
+        parts["experts"] = []
     for done, load in enumerate(trace.by_layer(), 1):
         found = classify(load)
-        parts["layers"].append(layers_frame([(load, found)]))
+        parts["layers"].append(layers_frame(load, found))
         parts["windows"].append(windows_frame([found]))
         if experts:
             parts["experts"].append(experts_frame(load))
@@ -225,8 +234,8 @@ def summary_frame(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     keys = ["trace", "horizon", "predictor", "state"]
     both = pd.concat([scores, scores.assign(state="all")], ignore_index=True)
     # Predictors in the order they were asked for, states in that of a run.
-    for key, values in (("predictor", scores["predictor"].unique()), ("state", (TRANSIENT, STABLE, "all"))):
-        both[key] = pd.Categorical(both[key], values)
+    both["predictor"] = pd.Categorical(both["predictor"], scores["predictor"].unique())
+    both["state"] = pd.Categorical(both["state"], (TRANSIENT, STABLE, "all"))
     rows = []
     for key, group in both.groupby(keys, observed=True):
         scored = group.dropna(subset="error_rate")
@@ -257,10 +266,13 @@ def _difference(scored: pd.DataFrame, seed: int) -> tuple[float, float, float]:
 
     Both are resampled, not single scores: layers share a cutoff's batches, and cutoffs a layer's moods.
     """
+    nothing = float("nan")
     if scored.empty:
-        return (float("nan"),) * 3
+        return nothing, nothing, nothing
     apart = scored.assign(apart=scored["error_rate"] - scored["window_mean_error_rate"])
     table = apart.pivot_table(index="cutoff", columns="layer", values="apart", aggfunc="mean").to_numpy()
+    if len(table) < LEAST_CUTOFFS:
+        return nothing, float(np.nanmean(table)), nothing
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, table.shape[0], (BOOTSTRAP_ROUNDS, table.shape[0]))
     columns = rng.integers(0, table.shape[1], (BOOTSTRAP_ROUNDS, table.shape[1]))
@@ -275,7 +287,8 @@ def _difference(scored: pd.DataFrame, seed: int) -> tuple[float, float, float]:
 def course_frame(scores: pd.DataFrame) -> pd.DataFrame:
     """Error and noise over the run: the mean over layers at each cutoff, per predictor and horizon."""
     keys = ["trace", "predictor", "horizon", "cutoff"]
-    return scores.groupby(keys, sort=False)[["error_rate", "error_noise"]].mean().reset_index()
+    means: pd.DataFrame = scores.groupby(keys, sort=False)[["error_rate", "error_noise"]].mean().reset_index()
+    return means
 
 
 def at_last_cutoff(shares: pd.DataFrame) -> pd.DataFrame:
@@ -290,4 +303,3 @@ def stacked(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
     filled = [part for part in parts if len(part)]
     return pd.concat(filled or list(parts)[:1], ignore_index=True) if parts else pd.DataFrame()
-

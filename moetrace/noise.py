@@ -67,7 +67,8 @@ def block_means(load: LayerLoad, rows: int) -> Shares:
     """
     blocks = len(load.steps) // rows
     tail = load.shares[len(load.steps) - blocks * rows :]
-    return tail.reshape(blocks, rows, load.experts).mean(axis=1)  # (blocks, experts)
+    means: Shares = tail.reshape(blocks, rows, load.experts).mean(axis=1)  # (blocks, experts)
+    return means
 
 
 def weights(shares: Shares) -> Shares:
@@ -77,9 +78,7 @@ def weights(shares: Shares) -> Shares:
 
 def variogram(values: Shares, weight: Shares, lags: int) -> Shares:
     """The chi-square distance of rows of *values* (rows, experts) 1 ... *lags* apart, shape (lags,)."""
-    return np.array(
-        [(np.square(values[k:] - values[:-k]).mean(axis=0) * weight).sum() for k in range(1, lags + 1)]
-    )
+    return np.array([(np.square(values[k:] - values[:-k]).mean(axis=0) * weight).sum() for k in range(1, lags + 1)])
 
 
 def motion(load: LayerLoad, block: int = BLOCK) -> Motion:

@@ -98,7 +98,8 @@ def state_at(load: LayerLoad, cutoff: int) -> str:
 
 
 def _root(squared: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.sqrt(np.maximum(squared, 0))
+    root: NDArray[np.float64] = np.sqrt(np.maximum(squared, 0))
+    return root
 
 
 def _movement(load: LayerLoad) -> tuple[Steps, NDArray[np.float64]]:
@@ -129,14 +130,16 @@ def _block_scatter(load: LayerLoad, rows: int) -> Shares:
     lag = min(STEP_LAG, max(1, rows // 2))
     apart = np.square(shares[lag:] - shares[:-lag]) / 2
     whole = np.concatenate([apart[:lag], apart])  # the first rows have no partner before them
-    return whole.reshape(blocks, rows, load.experts).mean(axis=1)
+    scatter: Shares = whole.reshape(blocks, rows, load.experts).mean(axis=1)
+    return scatter
 
 
 def _hysteresis(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.bool_]:
     """True from where *values* fall below *low* until they rise above *high*, shape of *values*."""
     decided = np.where(values < low, 1, np.where(values > high, 0, -1))
     last_decided = np.maximum.accumulate(np.where(decided >= 0, np.arange(len(values)), -1))
-    return (last_decided >= 0) & (decided[last_decided] == 1)
+    stable: NDArray[np.bool_] = (last_decided >= 0) & (decided[last_decided] == 1)
+    return stable
 
 
 def _runs(stable: NDArray[np.bool_], steps: Steps, first: int, last: int) -> tuple[Run, ...]:

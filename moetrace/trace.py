@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,8 @@ class LayerLoad:
     @cached_property
     def totals(self) -> Counts:
         """Tokens of each step over all experts, shape (steps,)."""
-        return self.counts.sum(axis=1)
+        totals: Counts = self.counts.sum(axis=1)
+        return totals
 
     @cached_property
     def shares(self) -> Shares:
@@ -112,7 +114,8 @@ class LayerLoad:
     @property
     def mean_shares(self) -> Shares:
         """Share of the load of each expert over all the steps together, shape (experts,)."""
-        return self.counts.sum(axis=0) / self.totals.sum()
+        shares: Shares = self.counts.sum(axis=0) / self.totals.sum()
+        return shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,7 +160,7 @@ class LoadTrace:
         at = np.arange(1, raw.shape[0] + 1) if steps is None else np.asarray(steps)
         whole = whole_counts(raw, name, "counts")
         check_steps(at, raw.shape[0], name)
-        if len(numbers) != raw.shape[1] or any(a >= b for a, b in zip(numbers, numbers[1:])):
+        if len(numbers) != raw.shape[1] or any(a >= b for a, b in pairwise(numbers)):
             raise TraceError(
                 name, f"{numbers} do not number {raw.shape[1]} layers", "give increasing numbers, one for each layer"
             )

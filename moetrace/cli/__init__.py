@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from moetrace.cli import ingest, traces, predict, report, states
+from moetrace.cli import ingest, predict, report, states, traces
 from moetrace.cli.shared import INTERRUPTED, say
 from moetrace.errors import MoetraceError
 

@@ -20,7 +20,9 @@ def ingest(
     shared: Shared,
     sources: Annotated[list[Path] | None, typer.Argument(help="Files or folders; ./sample_traces if none.")] = None,
     name: Annotated[str | None, typer.Option(help="Name of the trace, for a single source.")] = None,
-    from_: Annotated[str | None, typer.Option("--from", help="Format of the sources, if it is not to be guessed.")] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Format of the sources, if it is not to be guessed.")
+    ] = None,
     tokens_per_step: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens routed in one layer in one step; turns shares into counts."),

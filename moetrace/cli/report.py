@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.predict import Cutoffs, Every, First, Predictors, Protocol, Seed, chosen_predictors, score_tables, tested
+from moetrace.cli.predict import (
+    Cutoffs,
+    Every,
+    First,
+    Predictors,
+    Protocol,
+    Seed,
+    chosen_predictors,
+    score_tables,
+    tested,
+)
 from moetrace.cli.shared import Shared, with_shared
 
 if TYPE_CHECKING:

@@ -87,12 +87,8 @@ class Shared:
         Path,
         typer.Option("--workspace", "-w", envvar="MOETRACE_WORKSPACE", help="Folder of traces and results."),
     ] = Path("moetrace-out")
-    layers: Annotated[
-        str | None, typer.Option(help="Only these layers, such as 2,4.", metavar="LAYERS")
-    ] = None
-    steps: Annotated[
-        str | None, typer.Option(help="Only these steps, such as 1000:9000.", metavar="FIRST:LAST")
-    ] = None
+    layers: Annotated[str | None, typer.Option(help="Only these layers, such as 2,4.", metavar="LAYERS")] = None
+    steps: Annotated[str | None, typer.Option(help="Only these steps, such as 1000:9000.", metavar="FIRST:LAST")] = None
     skipped: list[dict[str, str]] = field(default_factory=list, metadata={"option": False})
 
     def place(self) -> Workspace:
@@ -226,7 +222,9 @@ def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
         yield table.title, table.frame
         return
     for key, part in table.frame.groupby(list(table.by), sort=False):
-        named = ", ".join(f"{name} {value:,}" if isinstance(value, int) else str(value) for name, value in zip(table.by, key))
+        named = ", ".join(
+            f"{name} {value:,}" if isinstance(value, int) else str(value) for name, value in zip(table.by, key)
+        )
         yield f"{table.title}: {named}", part
 
 

@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,9 +66,7 @@ def chosen_format(path: Path, forced: str | None = None) -> Format:
         return FORMATS[forced]
     found = _format_of(path)
     if found is None:
-        raise TraceError(
-            str(path), "is in no known format", f"known formats: {', '.join(FORMATS)}; --from forces one"
-        )
+        raise TraceError(str(path), "is in no known format", f"known formats: {', '.join(FORMATS)}; --from forces one")
     return found
 
 
@@ -77,9 +76,13 @@ def fingerprint(path: Path) -> str:
         if path.is_file():
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        parts = [f"{child.relative_to(path)} {fingerprint(child)}" for child in sorted(path.rglob("*")) if child.is_file()]
+        parts = [
+            f"{child.relative_to(path)} {fingerprint(child)}" for child in sorted(path.rglob("*")) if child.is_file()
+        ]
     except OSError as error:
-        raise TraceError(str(path), f"cannot be read: {error.strerror}", "check the file and its permissions") from error
+        raise TraceError(
+            str(path), f"cannot be read: {error.strerror}", "check the file and its permissions"
+        ) from error
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -99,7 +102,7 @@ def convert(
     """
     mark = fingerprint(source)
     settings = {**options.as_settings(), **({"from": forced} if forced else {})}
-    known = {"name": name, "source": source.name, "fingerprint": mark, "settings": settings}
+    known: dict[str, Any] = {"name": name, "source": source.name, "fingerprint": mark, "settings": settings}
     if forced is None and canonical.is_canonical(source):
         trace = open_trace(source)
         save_trace(replace(trace, info=replace(trace.info, **known)), destination)

@@ -107,7 +107,9 @@ def _grid_of(cells: Cells, where: str) -> Grid:
     if start > 1 or len(experts) != experts[-1] - start + 1:
         missing = next(e for e in range(int(experts[-1]) + 1) if e not in experts)
         raise TraceError(
-            where, f"expert {missing} is missing", "log every expert of every layer in every step, with 0 where it is idle"
+            where,
+            f"expert {missing} is missing",
+            "log every expert of every layer in every step, with 0 where it is idle",
         )
     return Grid(layers, len(experts), start)
 

@@ -19,7 +19,7 @@ class Cells(NamedTuple):
     step: Steps
     layer: NDArray[np.int64]
     expert: NDArray[np.int64]
-    count: Counts
+    count: Counts  # type: ignore[assignment]  # a tuple has a method of that name, which nobody needs here
 
 
 class Block(NamedTuple):

@@ -30,8 +30,7 @@ from moetrace.formats.base import Block
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo, gap_findings
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    pass
 
 SCHEMA_VERSION = 1
 DOCUMENT_KEY = "moetrace.trace"
@@ -139,7 +138,9 @@ def _digest(data: bytes | NDArray[np.int64]) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def write_blocks(path: Path, layers: Iterable[int], blocks: Iterable[Block], info: TraceInfo, *, wide: bool) -> TraceInfo:
+def write_blocks(
+    path: Path, layers: Iterable[int], blocks: Iterable[Block], info: TraceInfo, *, wide: bool
+) -> TraceInfo:
     """Stream *blocks* into a canonical file at *path*; returns *info* with its tokens per step.
 
     Not atomic by itself: give it a path from `replacing`. Raises `CountsTooLarge` if not *wide*
@@ -237,7 +238,8 @@ def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, expert
     )
     if not sound:
         raise _damaged(path, f"layer {number} is not as it was written")
-    return flat.reshape(len(steps), experts).astype(np.int64)
+    counts: Counts = flat.reshape(len(steps), experts).astype(np.int64)
+    return counts
 
 
 def _document(path: Path) -> dict[str, Any]:
@@ -252,7 +254,9 @@ def _document(path: Path) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(text)
     if document["schema_version"] > SCHEMA_VERSION:
         raise TraceError(
-            str(path), f"was written with schema {document['schema_version']}", "upgrade moetrace, or ingest the source again"
+            str(path),
+            f"was written with schema {document['schema_version']}",
+            "upgrade moetrace, or ingest the source again",
         )
     return document
 
@@ -277,7 +281,7 @@ def _damage_named(path: Path) -> Iterator[None]:
         raise TraceError(str(path), "does not exist", "see `moetrace list` for the traces there are") from None
     except PermissionError:
         raise TraceError(str(path), "may not be read", "check its permissions") from None
-    except Exception as error:  # noqa: BLE001 - pyarrow raises a dozen types on damaged files
+    except Exception as error:  # pyarrow raises a dozen types on damaged files
         raise _damaged(path, one_line(error)) from error
 
 

@@ -54,7 +54,7 @@ def match_layout(schema: pa.Schema, where: str, options: ReadOptions) -> Layout:
     layer = _first(named, LAYER_NAMES)
     wide = {name: match for name in schema.names if (match := WIDE.match(name))}
     expert = _first(named, EXPERT_NAMES)
-    value = _value_column(named, schema)
+    value = _first(named, COUNT_NAMES) or _first(named, SHARE_NAMES)
     if value and _is_list(schema.field(value).type):
         return _nested(step, layer, value, options)
     if expert and value:
@@ -70,11 +70,6 @@ def match_layout(schema: pa.Schema, where: str, options: ReadOptions) -> Layout:
 
 def _first(named: dict[str, str], wanted: tuple[str, ...]) -> str | None:
     return next((named[name] for name in wanted if name in named), None)
-
-
-def _value_column(named: dict[str, str], schema: pa.Schema) -> str | None:
-    """The column of counts, else of shares."""
-    return _first(named, COUNT_NAMES) or _first(named, SHARE_NAMES)
 
 
 def _is_list(kind: Any) -> bool:
@@ -206,7 +201,9 @@ def numbers(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[n
             bad = np.flatnonzero(~(np.abs(values) < 2.0**53) | (np.floor(values) != values))
         if bad.size:
             raise TraceError(
-                f"{where}, column {name}, row {row + bad[0]}", f"{values[bad[0]]} is not a whole number", "give whole numbers"
+                f"{where}, column {name}, row {row + bad[0]}",
+                f"{values[bad[0]]} is not a whole number",
+                "give whole numbers",
             )
     if values.dtype.kind not in "iuf":
         raise TraceError(f"{where}, column {name}", f"holds {values.dtype}, not numbers", "give whole numbers")
@@ -224,7 +221,9 @@ def counts_of(values: NDArray[Any], column: str, row: int, where: str, options: 
     is_share = simple in SHARE_NAMES
     if tokens is None and is_share:
         raise TraceError(
-            f"{where}, column {column}", "holds shares, not counts", "give the tokens of a step with --tokens-per-step N"
+            f"{where}, column {column}",
+            "holds shares, not counts",
+            "give the tokens of a step with --tokens-per-step N",
         )
     if tokens is None or not (is_share or _look_like_shares(values)):
         return whole_counts(values, where, column, row)

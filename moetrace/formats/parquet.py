@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetrace.errors import TraceError
-from moetrace.formats.base import Cells, ReadOptions, Reading
+from moetrace.formats.base import Cells, Reading, ReadOptions
 from moetrace.formats.canonical import one_line
 from moetrace.formats.columns import Layout, match_layout
 
@@ -45,7 +45,7 @@ class ParquetFormat:
         try:
             data = ds.dataset(path, format="parquet", partitioning="hive" if path.is_dir() else None)
             rows = data.count_rows()
-        except Exception as error:  # noqa: BLE001 - pyarrow raises a dozen types on damaged files
+        except Exception as error:  # pyarrow raises a dozen types on damaged files
             raise TraceError(where, f"cannot be read as Parquet: {one_line(error)}", "write the file again") from error
         layout = match_layout(data.schema, where, options)
         return Reading(
@@ -71,7 +71,5 @@ def _stream(data: ds.Dataset, layout: Layout, where: str) -> Iterator[Cells]:
             row += batch.num_rows
     except (TraceError, MemoryError):
         raise
-    except Exception as error:  # noqa: BLE001 - pyarrow raises a dozen types on damaged files
+    except Exception as error:  # pyarrow raises a dozen types on damaged files
         raise TraceError(where, f"cannot be read after row {row}: {one_line(error)}", "write the file again") from error
-
-

@@ -34,15 +34,15 @@ def predictor(spec: str, seed: int | None = None) -> Predictor:
         raise SettingError(f"there is no predictor {name!r}; there are {', '.join(PREDICTORS)}")
     module, cls = PREDICTORS[name].split(":")
     made: Predictor = getattr(import_module(module), cls)()
-    if seed is not None and any(f.name == "seed" for f in fields(made)):  # type: ignore[arg-type]
-        made = replace(made, seed=seed)  # type: ignore[call-arg]
+    if seed is not None and any(f.name == "seed" for f in fields(made)):
+        made = replace(made, **{"seed": seed})
     return replace(made, **dict(_setting(made, text) for text in settings))
 
 
 def label(made: Predictor) -> str:
     """The shortest spec that makes *made* again: its name and the settings that are not the defaults."""
     default = type(made)()
-    changed = [f.name for f in fields(made) if getattr(made, f.name) != getattr(default, f.name)]  # type: ignore[arg-type]
+    changed = [f.name for f in fields(made) if getattr(made, f.name) != getattr(default, f.name)]
     return ":".join([made.name, *(f"{name}={_shown(getattr(made, name))}" for name in changed)])
 
 
@@ -52,31 +52,32 @@ def _shown(value: object) -> str:
 
 def _setting(made: Predictor, text: str) -> tuple[str, object]:
     name, given, value = text.partition("=")
-    types = {f.name: get_type_hints(type(made))[f.name] for f in fields(made)}  # type: ignore[arg-type]
+    types = {f.name: get_type_hints(type(made))[f.name] for f in fields(made)}
     if not given or name not in types:
         raise SettingError(f"{made.name} has no setting {name!r}; it has {', '.join(types) or 'none'}")
     try:
         return name, _parsed(value, types[name])
-    except ValueError:
+    except (KeyError, ValueError):
         raise SettingError(f"{made.name}:{name} is {_type_name(types[name])}, not {value!r}") from None
 
 
 def _parsed(value: str, kind: object) -> object:
     if kind is bool:
-        return {"true": True, "false": False}[value.lower()] if value.lower() in ("true", "false") else int("")
+        return {"true": True, "false": False}[value.lower()]
     if kind is int or kind is float:
-        number = kind(value.replace("_", ""))  # type: ignore[operator]
+        number = int(value) if kind is int else float(value)
         if not number > 0:
             raise ValueError
         return number
-    if kind == tuple[int, int, int]:
-        p, d, q = (int(part) for part in value.split(","))
-        if min(p, d, q) < 0:
-            raise ValueError
-        return p, d, q
-    return value
+    p, d, q = (int(part) for part in value.split(","))
+    if min(p, d, q) < 0:
+        raise ValueError
+    return p, d, q
 
 
 def _type_name(kind: object) -> str:
-    names = {bool: "true or false", int: "a whole number above 0", float: "a number above 0"}
-    return names.get(kind, "three whole numbers p,d,q")  # type: ignore[call-overload]
+    if kind is bool:
+        return "true or false"
+    if kind is int or kind is float:
+        return "a whole number above 0" if kind is int else "a number above 0"
+    return "three whole numbers p,d,q"

@@ -56,7 +56,7 @@ def train(examples: Examples, hidden: int, segments: int, updates: int, seed: in
 
 @eqx.filter_jit
 def _update(network: Network, state: Any, batch: tuple[Any, ...], optimiser: Any) -> tuple[Network, Any]:
-    gradient = eqx.filter_grad(_loss)(network, *batch)
+    gradient = eqx.filter_grad(_loss)(network, *batch)  # type: ignore[no-untyped-call]
     step, state = optimiser.update(gradient, state, eqx.filter(network, eqx.is_array))
     return eqx.apply_updates(network, step), state
 

@@ -35,6 +35,7 @@ class Fitted(ABC):
         """The shares of the *horizon* steps after the last one of *history*."""
 
 
+@dataclass(frozen=True)
 class Predictor(ABC):
     """A way to predict; its fields are its settings, reachable as ``name:setting=value``.
 

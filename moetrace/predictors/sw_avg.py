@@ -33,7 +33,9 @@ class SlidingWindowAverage(Predictor, Fitted):
         return Forecast(hold(slide(window, -(-horizon // history.stride)), history.stride, horizon))
 
 
-def slide(window: np.ndarray[tuple[int, int], np.dtype[np.float64]], n: int) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def slide(
+    window: np.ndarray[tuple[int, int], np.dtype[np.float64]], n: int
+) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
     """*n* further rows, each the mean of the len(*window*) rows before it, shape (n, experts)."""
     w = len(window)
     values = np.concatenate([window, np.empty((n, window.shape[1]))])  # (w + n, experts)

@@ -22,7 +22,7 @@ MOST_NAMED = 10
 # Colour-blind safe (Okabe and Ito), in the order predictors are given.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
-SETTLE = {"color": "black", "linestyle": "--", "linewidth": 1}
+SETTLE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
 def load_share(load: pd.DataFrame, layers: pd.DataFrame) -> Figure:
@@ -32,7 +32,7 @@ def load_share(load: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     for layer, axes in panels.items():
         part = load[load["layer"] == layer].pivot_table(index="step", columns="expert", values="share")
         order = part.iloc[-1].rank(method="first").to_numpy()
-        for rank, expert in zip(order, part.columns):
+        for rank, expert in zip(order.tolist(), part.columns):
             axes.plot(part.index, 100 * part[expert], color=_shade(rank, len(order)), linewidth=0.9, label=f"{expert}")
         _mark_settled(axes, settle.get(layer))
         axes.set_ylim(bottom=0)
@@ -71,7 +71,9 @@ def error_course(course: pd.DataFrame) -> Figure:
         part = course[course["horizon"] == horizon]
         for colour, marker, (predictor, curve) in zip(COLOURS * 9, MARKERS * 9, part.groupby("predictor", sort=False)):
             known = curve.dropna(subset="error_rate")
-            axes.plot(known["cutoff"], 100 * known["error_rate"], color=colour, marker=marker, markersize=4, label=predictor)
+            axes.plot(
+                known["cutoff"], 100 * known["error_rate"], color=colour, marker=marker, markersize=4, label=predictor
+            )
         noise = part.groupby("cutoff")["error_noise"].mean()
         axes.plot(noise.index, 100 * noise, color="grey", linestyle=":", label="noise")
         _paper_line(axes, int(horizon))
@@ -112,7 +114,9 @@ def predicted_against_actual(shares: pd.DataFrame) -> Figure:
     title = f"Predicted and actual share of the {horizon:,} steps after step {cutoff:,}"
     figure, panels = _panels(shares, title, "share of the layer's load (%)", "expert, by actual share")
     for layer, axes in panels.items():
-        part = shares[shares["layer"] == layer].pivot_table(index="expert", columns="predictor", values="predicted", sort=False)
+        part = shares[shares["layer"] == layer].pivot_table(
+            index="expert", columns="predictor", values="predicted", sort=False
+        )
         actual = shares[shares["layer"] == layer].groupby("expert")["actual"].first().sort_values(ascending=False)
         at = np.arange(len(actual))
         axes.bar(at, 100 * actual, color="lightgrey", width=0.9, label="actual")

@@ -42,7 +42,9 @@ def as_html(title: str, sections: Sequence[Section], facts: Mapping[str, str]) -
 
     from jinja2 import Environment, PackageLoader
 
-    environment = Environment(loader=PackageLoader("moetrace.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        loader=PackageLoader("moetrace.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     environment.filters["shown"] = shown
     return environment.get_template("page.html.j2").render(title=title, sections=sections, facts=facts)

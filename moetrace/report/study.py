@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 TEXTS = {
     "error": "error_rate is the sum over experts of |predicted - actual share| of the load of the whole horizon; "
     "error_noise is what it would be for a forecast that knew the slowly moving load exactly. "
-    "difference is from window_mean over the same layers and cutoffs, with a 95 % interval from a paired bootstrap: "
-    "where it includes 0, the two cannot be told apart. Predictors with too_short scores are averaged over fewer cutoffs.",
-    "paper": "The paper's errors are drawn as lines. They are of another model, and the paper does not define them.",
-    "states": "movement is the relative change of the load from one window of 200 steps to the next, sampling noise taken "
-    "off; a layer settles where it stays below 4 %. variance_100 and range_100 are the paper's sliding measures.",
+    "difference is from window_mean over the same layers and cutoffs, with a 95 % interval from a paired "
+    "bootstrap: where it includes 0, the two cannot be told apart. "
+    "Predictors with too_short scores are averaged over fewer cutoffs.",
+    "paper": "The paper's errors are drawn as lines: they are of another model, and the paper does not define them.",
+    "states": "movement is the relative change of the load from one window of 200 steps to the next, sampling "
+    "noise taken off; a layer settles where it stays below 4 %. "
+    "variance_100 and range_100 are the paper's sliding measures.",
 }
 SUMMARY = [
     "predictor", "horizon", "state", "error_rate", "error_noise", "step_error_rate", "step_noise", "mape",
@@ -32,12 +34,14 @@ SAVED = ("layers", "windows", "imbalance", "summary", "scores", "shares")
 """The frames that are written as CSV and JSON."""
 
 
-def files_of(studies: Mapping[str, Mapping[str, pd.DataFrame]], facts: Mapping[str, str]) -> Iterator[tuple[str, bytes]]:
+def files_of(
+    studies: Mapping[str, Mapping[str, pd.DataFrame]], facts: Mapping[str, str]
+) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file of the report; *studies* has the frames of each trace.
 
     Figures and tables of a trace are named after it; ``report.md`` and ``report.html`` come last.
     """
-    sections = []
+    sections: list[Section] = []
     for trace, frames in studies.items():
         drawn = {name: _png(figure) for name, figure in figures.draw(frames).items()}
         for name, png in drawn.items():

@@ -98,5 +98,5 @@ def csv(frame: pd.DataFrame) -> str:
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows for a JSON document; what is not a number is null."""
     objects = frame.astype(object)
-    rows: list[dict[str, Any]] = objects.where(frame.notna(), None).to_dict("records")
-    return rows
+    rows = objects.where(frame.notna(), None).to_dict("records")
+    return [{str(name): value for name, value in row.items()} for row in rows]
