@@ -294,7 +294,8 @@ def course_frame(scores: pd.DataFrame) -> pd.DataFrame:
 def at_last_cutoff(shares: pd.DataFrame) -> pd.DataFrame:
     """Predicted and actual shares at the last cutoff that was scored, for the longest horizon."""
     longest = shares[shares["horizon"] == shares["horizon"].max()]
-    return longest[longest["cutoff"] == longest["cutoff"].max()]
+    last: pd.DataFrame = longest[longest["cutoff"] == longest["cutoff"].max()]
+    return last
 
 
 def stacked(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:

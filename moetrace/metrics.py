@@ -72,7 +72,8 @@ def entropy(load: Shares) -> float:
     """Entropy over that of equal loads: 1 is best."""
     if len(load) == 1:
         return 1.0
-    share = load[load > 0] / load.sum()
+    share = load / load.sum()
+    share = share[share > 0]  # after the division, in which the smallest loads become 0
     return float(-(share * np.log(share)).sum() / np.log(len(load)))
 
 

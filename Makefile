@@ -1,0 +1,60 @@
+# Everything happens in a virtual environment of its own; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUT ?= moetrace-out
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "moetrace needs Python 3.11 or newer: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --group dev
+	@touch $@
+
+.PHONY: install
+install: $(VENV)/.installed ## Install moetrace into .venv
+
+.PHONY: demo
+demo: install ## Install, then run the main job on the sample traces
+	$(BIN)/moetrace ingest --workspace $(OUT)
+	$(BIN)/moetrace states --workspace $(OUT)
+	$(BIN)/moetrace predict --horizon 2000 --workspace $(OUT)
+	$(BIN)/moetrace report --workspace $(OUT)
+	@echo "The report is in $(OUT)/report: open $(OUT)/report/report.html"
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## Install what the tests need, then run them
+	$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.PHONY: types
+types: $(VENV)/.installed-dev ## Check types
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(VENV)/.installed-dev ## Put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+.PHONY: check
+check: lint types test ## All of lint, types and test
+
+.PHONY: clean
+clean: ## Remove what was installed and made
+	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

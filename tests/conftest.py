@@ -1,0 +1,88 @@
+"""What the tests share: a small synthetic trace, the sample trace, and the command line."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moetrace import LoadTrace
+from moetrace.cli import main
+from moetrace.synthetic import Course, settling, synthetic_trace
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "sample_traces" / "gpt-moe-8e-a.parquet"
+
+
+@pytest.fixture
+def small() -> LoadTrace:
+    """Two layers of four experts over 60 steps, from step 10."""
+    rng = np.random.default_rng(1)
+    counts = rng.multinomial(100, [0.4, 0.3, 0.2, 0.1], size=(60, 2))
+    return LoadTrace.from_counts(counts, name="small", steps=np.arange(10, 70), layers=[3, 5])
+
+
+@pytest.fixture(scope="session")
+def settled() -> LoadTrace:
+    """A synthetic trace of 4,000 steps: one layer settles at step 1,500, the other never."""
+    quick = settling(1500, steps=4000, tokens=8000)
+    return synthetic_trace([quick, Course(steps=4000, tokens=8000, changes=((1, 0.01),))], name="settled", seed=5)
+
+
+def long_table(trace: LoadTrace) -> pa.Table:
+    """The trace as a logger would write it: one row for each step, layer and expert."""
+    counts = trace.counts
+    step, layer, expert = np.indices(counts.shape)
+    return pa.table(
+        {
+            "step": trace.steps[step.ravel()],
+            "layer": np.array(trace.layers)[layer.ravel()],
+            "expert": expert.ravel(),
+            "tokens": counts.ravel(),
+        }
+    )
+
+
+@pytest.fixture
+def long_file(small: LoadTrace, tmp_path: Path) -> Path:
+    """The small trace as a long Parquet file."""
+    path = tmp_path / "small.parquet"
+    pq.write_table(long_table(small), path)
+    return path
+
+
+@dataclass
+class Outcome:
+    """What one command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict:
+        """The document on stdout."""
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def moetrace(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Outcome]:
+    """Run a command in a folder of its own: ``moetrace("states", "--json")``."""
+    folder = tmp_path / "cwd"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("COLUMNS", "140")
+
+    def run(*argv: object) -> Outcome:
+        capsys.readouterr()
+        code = main([str(part) for part in argv])
+        captured = capsys.readouterr()
+        return Outcome(code, captured.out, captured.err)
+
+    return run

@@ -1,0 +1,185 @@
+"""A contract that every registered predictor keeps, and what is particular to each."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from moetrace import LoadTrace, SettingError, predictor
+from moetrace.predictors import PREDICTORS, label
+from moetrace.predictors.sw_avg import slide
+from moetrace.synthetic import settling, synthetic_trace
+
+FAST = {"lstm": "lstm:updates=5"}
+ALL = [FAST.get(name, name) for name in PREDICTORS]
+
+
+@pytest.fixture(scope="module")
+def history():
+    """2,000 steps of a layer that settles at step 800."""
+    return synthetic_trace([settling(800, steps=2000, tokens=3000)], seed=4).layer(0)
+
+
+@pytest.mark.parametrize("spec", ALL)
+def test_a_forecast_has_a_row_for_every_step(history, spec):
+    """Shape, finite, close to shares."""
+    found = predictor(spec).fit([history]).forecast(history, 130)
+
+    assert (130, history.experts) == found.shares.shape
+    assert np.isfinite(found.shares).all()
+    assert np.allclose(1, found.shares.sum(axis=1), atol=0.1)
+    assert found.status == "ok"
+
+
+@pytest.mark.parametrize("spec", ALL)
+def test_a_shorter_horizon_is_the_beginning_of_a_longer_one(history, spec):
+    """So one forecast serves all horizons."""
+    fitted = predictor(spec).fit([history])
+
+    assert np.array_equal(fitted.forecast(history, 300).shares[:70], fitted.forecast(history, 70).shares)
+
+
+@pytest.mark.parametrize("spec", ALL)
+def test_the_same_seed_gives_the_same_forecast(history, spec):
+    """Fitting twice changes nothing, and the history is left alone."""
+    before = history.counts.copy()
+    first, again = (predictor(spec).fit([history]).forecast(history, 100).shares for _ in range(2))
+
+    assert np.array_equal(first, again)
+    assert np.array_equal(before, history.counts)
+
+
+@pytest.mark.parametrize("spec", ALL)
+def test_a_constant_history_goes_on(spec):
+    """A load that never moved is forecast where it is."""
+    counts = np.tile([500, 300, 200, 0], (2000, 1, 1))
+    history = LoadTrace.from_counts(counts).layer(0)
+    found = predictor(spec).fit([history]).forecast(history, 100)
+
+    assert np.allclose([0.5, 0.3, 0.2, 0.0], found.shares, atol=1e-6)
+
+
+@pytest.mark.parametrize("spec", ALL)
+def test_no_predictor_sees_a_step_after_its_cutoff(history, spec):
+    """NaN in everything later changes no forecast."""
+    blind = replace(history, counts=np.where(history.steps[:, None] > 1600, np.nan, history.counts))
+    made = predictor(spec)
+    seen, unseen = (made.fit([load.until(1600)]).forecast(load.until(1600), 50) for load in (history, blind))
+
+    assert np.array_equal(seen.shares, unseen.shares)
+
+
+@pytest.mark.parametrize("spec", ALL)
+def test_what_was_fitted_applies_to_a_newer_history(history, spec):
+    """And to a layer with another number of experts."""
+    fitted = predictor(spec).fit([history.until(1500)])
+    other = synthetic_trace([settling(800, steps=2000, experts=5)]).layer(0)
+
+    assert (40, history.experts) == fitted.forecast(history, 40).shares.shape
+    assert fitted.forecast(other, 40).shares.shape == (40, 5)
+
+
+@pytest.mark.parametrize("spec", ALL)
+def test_steps_logged_every_tenth_time_are_forecast_for_every_step(spec):
+    """Windows and horizons count steps."""
+    long = synthetic_trace([settling(800, steps=20_000, tokens=30_000)], seed=4).layer(0)
+    sparse = replace(long, steps=long.steps[::10], counts=long.counts[::10])
+    found = predictor(spec).fit([sparse]).forecast(sparse, 120)
+
+    assert (120, sparse.experts) == found.shares.shape
+    assert np.abs(found.shares - sparse.last(1000).mean_shares).max() < 0.05
+
+
+def naive_recursion(window, n):
+    """The paper's SW_Avg, one step after the other."""
+    values = [list(row) for row in window]
+    w = len(values)
+    for _ in range(n):
+        values.append([sum(row[e] for row in values[-w:]) / w for e in range(len(values[0]))])
+    return np.array(values[w:])
+
+
+@pytest.mark.parametrize(("w", "n"), [(1, 5), (7, 50), (50, 20)])
+def test_sw_avg_equals_the_recursion(w, n):
+    """To 1e-12, however it is computed."""
+    window = np.random.default_rng(0).random((w, 3))
+
+    assert np.abs(naive_recursion(window, n) - slide(window, n)).max() < 1e-12
+
+
+def test_sw_avg_of_many_steps_stays_exact():
+    """2,000 rounds of a running total do not drift."""
+    window = np.random.default_rng(0).random((500, 2))
+
+    assert np.abs(naive_recursion(window, 2000) - slide(window, 2000)).max() < 1e-12
+
+
+def test_ema_equals_its_recursion():
+    """Each step moves the average by a tenth, from the first on."""
+    history = synthetic_trace([settling(800, steps=300)]).layer(0)
+    average, weight = np.zeros(history.experts), 0.0
+    for share in history.shares:
+        average, weight = 0.9 * average + 0.1 * share, 0.9 * weight + 0.1
+
+    assert np.allclose(average / weight, predictor("ema").fit([]).forecast(history, 1).shares)
+
+
+def test_arima_of_the_paper_is_there(history):
+    """(5,1,5) on single steps: fitted for each expert, or replaced by a named fallback."""
+    short = replace(history, steps=history.steps[-200:], counts=history.counts[-200:, :2])
+    found = predictor("arima:order=5,1,5:block=1").fit([short]).forecast(short, 10)
+
+    assert found.status == "ok" or found.status.startswith("fallback:window_mean:")
+
+
+def test_a_failed_fit_is_a_named_fallback(history, monkeypatch):
+    """window_mean stands in, and the status says for how many and why."""
+    monkeypatch.setattr("moetrace.predictors.arima._estimate", lambda *_: (None, "not_converged"))
+    found = predictor("arima").fit([history]).forecast(history, 20)
+
+    assert found.status == "fallback:window_mean:8/8:failed"
+    assert np.allclose(history.last(1000).mean_shares, found.shares)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["sw_avg:window=300", "arima:order=5,1,5:block=1", "ema:decay=0.99", "lstm:hidden=8:seed=3", "window_mean"],
+)
+def test_a_label_makes_the_same_predictor(spec):
+    """Specs and labels are inverse."""
+    assert spec == label(predictor(spec))
+
+
+def test_a_seed_reaches_the_predictors_that_have_one():
+    """Unless the spec gives another."""
+    assert predictor("lstm", seed=7).seed == 7
+    assert predictor("lstm:seed=3", seed=7).seed == 3
+    assert label(predictor("window_mean", seed=7)) == "window_mean"
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("nope", "there is no predictor 'nope'; there are sw_avg"),
+        ("sw_avg:size=3", "has no setting 'size'; it has window"),
+        ("sw_avg:window=x", "is a whole number above 0, not 'x'"),
+        ("sw_avg:window=0", "above 0"),
+        ("arima:order=1,1", "three whole numbers"),
+        ("ema:decay=1.5", "between 0 and 1"),
+    ],
+)
+def test_nonsense_is_refused_with_what_there_is(spec, said):
+    """Names, settings and values."""
+    with pytest.raises(SettingError, match=said):
+        predictor(spec)
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_settings_are_documented_and_immutable(name):
+    """Every predictor is a frozen dataclass with a docstring."""
+    made = predictor(name)
+
+    assert type(made).__doc__
+    assert all(field.name for field in fields(made))
+    with pytest.raises(AttributeError):
+        made.needs_nothing = 1

@@ -1,0 +1,80 @@
+"""The trace: what it refuses, and how it is cut."""
+
+import numpy as np
+import pytest
+
+from moetrace import LoadTrace, SettingError, TraceError
+from moetrace.trace import gaps
+
+
+def test_shares_of_every_step_sum_to_one(small):
+    """Share is count over the layer's total in that step."""
+    load = small.layer(3)
+
+    assert np.allclose(1, load.shares.sum(axis=1))
+    assert np.array_equal(load.counts, np.rint(load.shares * load.totals[:, None]))
+
+
+def test_mean_shares_weigh_steps_by_their_tokens():
+    """A step of twice the tokens counts twice."""
+    trace = LoadTrace.from_counts([[[1, 0]], [[0, 2]]])
+
+    assert pytest.approx(trace.layer(0).mean_shares) == [1 / 3, 2 / 3]
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ([[[1, -1]]], "is negative"),
+        ([[[1.5, 1.0]]], "is not a whole"),
+        ([[[np.nan, 1.0]]], "is not a whole"),
+        ([[[0, 0]]], "no tokens at all"),
+        (np.zeros((0, 1, 2)), "shape"),
+        ([[1, 2]], "shape"),
+        ([[["a", "b"]]], "not numbers"),
+    ],
+)
+def test_what_is_no_trace_is_refused(counts, said):
+    """Each refusal names the trace and says what is wrong."""
+    with pytest.raises(TraceError, match=said):
+        LoadTrace.from_counts(counts, name="bad")
+
+
+@pytest.mark.parametrize("steps", [[1, 1], [2, 1], [1], [1.0, 2.0]])
+def test_steps_must_increase(steps):
+    """Repeated, falling, too few or fractional steps are refused."""
+    with pytest.raises(TraceError):
+        LoadTrace.from_counts(np.ones((2, 1, 2)), steps=steps)
+
+
+def test_windows_count_steps_not_rows():
+    """Where every tenth step was logged, a window of 50 steps holds five rows."""
+    load = LoadTrace.from_counts(np.ones((100, 1, 2)), steps=np.arange(0, 1000, 10)).layer(0)
+
+    assert load.stride == 10
+    assert load.rows(50) == 5
+    assert load.last(50).steps.tolist() == [950, 960, 970, 980, 990]
+    assert load.after(500, 20).steps.tolist() == [510, 520]
+    assert load.until(505).steps[-1] == 500
+
+
+def test_select_keeps_layers_and_steps(small):
+    """A selection is the same trace, cut."""
+    cut = small.select(layers=[5], first=20, last=29)
+
+    assert cut.layers == (5,)
+    assert list(range(20, 30)) == cut.steps.tolist()
+    assert np.array_equal(small.layer(5).counts[10:20], cut.layer(5).counts)
+
+
+@pytest.mark.parametrize("selection", [{"layers": [4]}, {"first": 100}, {"last": 1}])
+def test_a_selection_of_nothing_is_refused(small, selection):
+    """Unknown layers and empty ranges of steps name what there is."""
+    with pytest.raises(SettingError, match=r"it has"):
+        small.select(**selection)
+
+
+def test_gaps_are_found_at_any_stride():
+    """A gap is wider than the usual distance of the steps."""
+    assert gaps(np.arange(0, 100, 10)) == []
+    assert gaps(np.array([0, 10, 20, 50, 60])) == [(20, 50)]
