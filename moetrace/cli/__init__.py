@@ -52,15 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors become one line on stderr."""
     os.environ.pop("MOETRACE_DEBUG", None)
     try:
-        app(args=list(argv) if argv is not None else None)
+        app(args=list(argv) if argv is not None else None, prog_name="moetrace")
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not try to flush the rest at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (MoetraceError, OSError, MemoryError) as error:
         if "MOETRACE_DEBUG" in os.environ:
             raise

@@ -153,15 +153,23 @@ class Shared:
 
             write_text(self.output, text if text is not None else _plain(tables), force=self.force)
             self.note(f"wrote {self.output}")
-        elif text is not None:
-            sys.stdout.write(text)
-        elif sys.stdout.isatty():
-            _print(tables)
         else:
-            sys.stdout.write(_plain(tables))
-        sys.stdout.flush()
+            _to_stdout(tables, text)
         if self.skipped:
             raise typer.Exit(DONE_WITH_SKIPS)
+
+
+def _to_stdout(tables: Mapping[str, Table], text: str | None) -> None:
+    """The *text*, or the *tables* where there is none; whoever stops reading has seen enough."""
+    try:
+        if text is None and sys.stdout.isatty():
+            _print(tables)
+        else:
+            sys.stdout.write(_plain(tables) if text is None else text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python must not try to flush the rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:

@@ -44,12 +44,17 @@ def _cell(value: Any, *, percent: bool) -> str:
     return str(value)
 
 
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame as text, each interval in one column with what it is the interval of."""
+    return shown(_with_intervals(frame))
+
+
 def terminal(frame: pd.DataFrame, title: str) -> RenderableType:
     """A table for the terminal; headings break at words, only long texts are folded."""
     from rich import box
     from rich.table import Table
 
-    text = shown(_with_intervals(frame))
+    text = readable(frame)
     words = _words(frame)
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in text.columns:
@@ -81,7 +86,7 @@ def _words(frame: pd.DataFrame) -> set[str]:
 
 def markdown(frame: pd.DataFrame) -> str:
     """A table in Markdown."""
-    text = shown(_with_intervals(frame))
+    text = readable(frame)
     words = _words(frame)
     head = [str(name) for name in text.columns]
     rule = ["---" if name.removesuffix(" %") in words else "---:" for name in head]
