@@ -20,10 +20,10 @@ class Saying(base.Predictor, base.Fitted):
     name = "saying"
     shares: tuple[float, ...] = (0.5, 0.5)
 
-    def fit(self, histories: Sequence[LayerLoad]) -> base.Fitted:
+    def fit(self, histories: Sequence[LayerLoad]) -> base.Fitted:  # noqa: ARG002 - nothing to learn
         return self
 
-    def forecast(self, history: LayerLoad, horizon: int) -> base.Forecast:
+    def forecast(self, history: LayerLoad, horizon: int) -> base.Forecast:  # noqa: ARG002 - it has made up its mind
         return base.Forecast(base.constant(np.array(self.shares), horizon))
 
 

@@ -127,9 +127,13 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path):
     path = tmp_path / "file"
     path.write_text("old")
 
-    with pytest.raises(RuntimeError), replacing(path) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+    def write_half():
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert "old" == path.read_text()
     assert [path] == list(tmp_path.iterdir())
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from moetrace.atomic import discard
 from moetrace.cli import ingest, predict, report, states, traces
 from moetrace.cli.shared import INTERRUPTED, say
 from moetrace.errors import MoetraceError
@@ -55,8 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(args=list(argv) if argv is not None else None, prog_name="moetrace")
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except (MoetraceError, OSError, MemoryError) as error:
         if "MOETRACE_DEBUG" in os.environ:
             raise
@@ -73,6 +73,16 @@ def _line(error: BaseException) -> str:
     return str(error)
 
 
+def _leave(_signal: int, _frame: object) -> None:
+    """Leave at once: an exception instead would be lost where a library's callback happens to run."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h\n")  # a progress bar hides the cursor
+    say("interrupted")
+    discard()
+    os._exit(INTERRUPTED)
+
+
 def run() -> None:
     """The console script."""
+    signal.signal(signal.SIGINT, _leave)
     sys.exit(main())

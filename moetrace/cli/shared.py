@@ -237,10 +237,7 @@ def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def with_shared(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `Shared` added to its own; it gets them as *shared*.
-
-    Ctrl-C in it leaves at once with exit code 130.
-    """
+    """The command with the options of `Shared` added to its own; it gets them as *shared*."""
     own = inspect.signature(command, eval_str=True)
     added = inspect.signature(Shared, eval_str=True)
     options = [p.replace(kind=p.KEYWORD_ONLY) for p in added.parameters.values() if p.name != "skipped"]
@@ -248,12 +245,7 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        shared = Shared(**{p.name: values.pop(p.name) for p in options})
-        try:
-            command(shared=shared, **values)
-        except KeyboardInterrupt:
-            say("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+        command(shared=Shared(**{p.name: values.pop(p.name) for p in options}), **values)
 
     keyword_only = [p.replace(kind=p.KEYWORD_ONLY) for p in mine]
     run.__signature__ = own.replace(parameters=[*keyword_only, *options])  # type: ignore[attr-defined]
