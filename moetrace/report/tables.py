@@ -72,7 +72,10 @@ def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     for name in [str(column) for column in frame.columns if f"{column}_low" in frame.columns]:
         ends = [f"{name}_low", f"{name}_high"]
         parts = shown(frame[[name, *ends]])
-        both = [NOTHING if middle == NOTHING else f"{middle} [{low}, {high}]" for middle, low, high in parts.to_numpy()]
+        both = [
+            middle if NOTHING in (middle, low) else f"{middle} [{low}, {high}]"
+            for middle, low, high in parts.to_numpy()
+        ]
         heading = f"{name} %" if name in PERCENT else name
         frame = frame.assign(**{name: both}).drop(columns=ends).rename(columns={name: heading})
     return frame
