@@ -18,6 +18,7 @@ ORDER = [
     "noise",
     "checks",
     "metrics",
+    "sliding",
     "states",
     "predictors",
     "backtest",
