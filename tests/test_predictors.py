@@ -146,7 +146,7 @@ def test_a_failed_fit_is_a_named_fallback(history, monkeypatch):
 
 @pytest.mark.parametrize(
     "spec",
-    ["sw_avg:window=300", "arima:order=5,1,5:block=1", "ema:decay=0.99", "lstm:hidden=8:seed=3", "window_mean"],
+    ["sw_avg:window=300", "arima:order=5,1,5:block=1", "ema:decay=0.99", "lstm:hidden=4:seed=3", "window_mean"],
 )
 def test_a_label_makes_the_same_predictor(spec):
     """Specs and labels are inverse."""

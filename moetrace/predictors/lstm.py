@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moetrace.noise import block_means
 from moetrace.predictors.base import Fitted, Forecast, Predictor, hold
+from moetrace.predictors.level import gain_of, levels
 from moetrace.trace import LayerLoad, Shares
 
 if TYPE_CHECKING:
@@ -18,20 +19,23 @@ if TYPE_CHECKING:
 
 # Keeps an idle expert, and a layer that never moves, from dividing by nothing.
 FLOOR = 1e-6
+# Blocks of the shortest window; what is missing of a whole one is filled with 0, the level.
+LEAST_BLOCKS = 4
 
 
 @dataclass(frozen=True)
 class Lstm(Predictor):
     """An LSTM on means of *block* steps, with one set of weights for all experts of all layers.
 
-    It sees the last *lookback* blocks of one expert, as the difference from the mean of the last
-    *base* of them, in units of how much the layer's experts moved in that time. It answers, in the
-    same units, how far the next *segments* stretches of *segment* blocks will be from that mean.
-    That unit carries over to other runs and other numbers of experts; it is also what keeps the
-    network from expecting the liveliness of the early steps, which it was trained on, for ever.
+    It sees the last *lookback* blocks of one expert, as the difference from its level (`predictors.level`),
+    in units of how much the layer's experts moved in that time. It answers, in the same units, how
+    far the next *segments* stretches of *segment* blocks will be from that level. That unit carries
+    over to other runs and other numbers of experts; it is also what keeps the network from expecting
+    the liveliness of the early steps, which it was trained on, for ever.
 
-    The last layer starts at 0, so that an untrained network forecasts the base; *updates* steps of
-    training move it from there as far as the history gives reason to.
+    The last layer starts at 0, so that an untrained network forecasts the level; *updates* steps of
+    training move it from there as far as the history gives reason to. Chosen on gpt-moe-8e-a: more
+    updates or a larger network learn the past better and the future worse.
     """
 
     name = "lstm"
@@ -40,17 +44,16 @@ class Lstm(Predictor):
 
     block: int = 50
     lookback: int = 20
-    base: int = 10
     segments: int = 8
     segment: int = 5
-    hidden: int = 16
-    updates: int = 300
+    hidden: int = 8
+    updates: int = 100
     seed: int = 0
 
     @property
     def needs(self) -> int:
-        """One whole window and the segment after it."""
-        return self.block * (self.lookback + self.segment)
+        """The shortest window and the segment after it."""
+        return self.block * (LEAST_BLOCKS + self.segment)
 
     def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
         """Train on every window of every expert of *histories*."""
@@ -80,24 +83,26 @@ class Window(NamedTuple):
     unit: Shares
 
 
-def window_at(settings: Lstm, means: Shares) -> Window:
-    """The window that ends with the last of *means* (blocks, experts)."""
+def window_at(settings: Lstm, means: Shares, levels: Shares) -> Window:
+    """The window that ends with the last of *means* and *levels*, both (blocks, experts); 0 before the first."""
     seen = means[-settings.lookback :]
-    base = seen[-settings.base :].mean(axis=0)
+    base = levels[-1]
     root = np.sqrt(np.maximum(base, FLOOR))
     moved = np.sqrt(np.square((seen - seen.mean(axis=0)) / root).mean())  # one number for the layer
     unit = root * max(float(moved), FLOOR)
-    return Window(((seen - base) / unit).T, base, unit)
+    inputs = np.zeros((settings.lookback, means.shape[1]))
+    inputs[-len(seen) :] = (seen - base) / unit
+    return Window(inputs.T, base, unit)
 
 
 def _examples(settings: Lstm, history: LayerLoad) -> Examples:
     means = block_means(history, history.rows(settings.block))
-    return _concatenated(list(_windows(settings, means)))
+    return _concatenated(list(_windows(settings, means, levels(means, gain_of(history)))))
 
 
-def _windows(settings: Lstm, means: Shares) -> Iterator[Examples]:
-    for end in range(settings.lookback, len(means) - settings.segment + 1):
-        window = window_at(settings, means[:end])
+def _windows(settings: Lstm, means: Shares, levels: Shares) -> Iterator[Examples]:
+    for end in range(LEAST_BLOCKS, len(means) - settings.segment + 1):
+        window = window_at(settings, means[:end], levels[:end])
         targets = np.zeros((means.shape[1], settings.segments))
         known = np.zeros_like(targets)
         for i in range(settings.segments):
@@ -126,7 +131,8 @@ class FittedLstm(Fitted):
         from moetrace.predictors._network import apply
 
         rows = history.rows(self.settings.block)
-        window = window_at(self.settings, block_means(history, rows))
+        means = block_means(history, rows)
+        window = window_at(self.settings, means, levels(means, gain_of(history)))
         moves: Any = apply(self.network, window.inputs)  # (experts, segments)
         shares = window.base + (moves * window.unit[:, None]).T  # (segments, experts)
         return Forecast(hold(shares, rows * history.stride * self.settings.segment, horizon))
