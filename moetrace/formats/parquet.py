@@ -52,6 +52,8 @@ class ParquetFormat:
             cells=lambda: _stream(data, layout, where),
             rows=rows * layout.width,
             assumptions=layout.assumptions,
+            where=where,
+            watch=layout.watch,
         )
 
 
