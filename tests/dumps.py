@@ -1,9 +1,11 @@
 """Dumps of a trace as their programs write them: one function per format, made with the real library."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import long_table
 
@@ -39,6 +41,65 @@ def numpy(trace: LoadTrace, folder: Path) -> Path:
     return folder / "dump.npz"
 
 
-DUMPS = {function.__name__: function for function in (parquet, csv, jsonl, numpy)}
+def megatron(trace: LoadTrace, folder: Path) -> Path:
+    """Two expert-parallel ranks, two micro-batches, as `ActivationLogger.save_tpe` writes them."""
+    inside = folder / "save" / "tokens_per_expert"
+    inside.mkdir(parents=True)
+    half = trace.experts // 2
+    for rank, experts in enumerate((slice(0, half), slice(half, 2 * half))):
+        lines = []
+        for i, step in enumerate(trace.steps.tolist()):
+            for j, layer in enumerate(trace.layers):
+                tokens = trace.counts[i, j, experts]
+                batches = [(tokens // 3).tolist(), (tokens - tokens // 3).tolist()]
+                lines.append({"iter": step, "block": "decoder", "layer": layer, "tpe": batches})
+            lines.append({"iter": step, "block": "mtp", "mtp_idx": 0, "layer": 0, "tpe": [[1] * half]})
+        (inside / f"rank{rank}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "save"
+
+
+def chosen(counts: np.ndarray, seed: int = 0) -> list[list[int]]:
+    """Tokens that each choose one expert, shuffled, so that these are their counts."""
+    experts = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(seed).permutation(experts)[:, None].tolist()
+
+
+def megatron_router(trace: LoadTrace, folder: Path) -> Path:
+    """Two ranks with half of the tokens each, one micro-batch each, as `RouterTracer` writes them."""
+    inside = folder / "routing"
+    inside.mkdir()
+    for rank in range(2):
+        lines = []
+        for i, step in enumerate(trace.steps.tolist()):
+            for j, layer in enumerate(trace.layers):
+                top = chosen(trace.counts[i, j], i)[rank::2]
+                line = {"step": step, "stage": "pre_dispatch", "block": "decoder", "layer": layer, "rank": rank}
+                lines.append({**line, "num_tokens": len(top), "topk": 1, "top_indices": top})
+        (inside / f"router_trace_rank{rank}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return inside
+
+
+def routing(trace: LoadTrace, folder: Path) -> Path:
+    """A folder for each step, a Parquet file for each layer, a row for each token, as FLAME-MoE has it."""
+    for i, step in enumerate(trace.steps.tolist()):
+        inside = folder / "model" / "actives" / f"iter_{step}"
+        inside.mkdir(parents=True)
+        for j, layer in enumerate(trace.layers):
+            top = chosen(trace.counts[i, j], i)
+            table = {"indices": pa.array(top, pa.list_(pa.int16(), 1)), "scores": pa.array([[1.0]] * len(top))}
+            pq.write_table(pa.table(table), inside / f"layer_{layer:02d}.parquet")
+    return folder / "model"
+
+
+# Formats by their names in the registry.
+DUMPS = {
+    "parquet": parquet,
+    "csv": csv,
+    "jsonl": jsonl,
+    "numpy": numpy,
+    "megatron": megatron,
+    "megatron-router": megatron_router,
+    "routing": routing,
+}
 # What a user has to say for a dump that does not tell.
 OPTIONS: dict[str, ReadOptions] = {}

@@ -21,10 +21,12 @@ from moetrace.formats.arrays import NumpyFormat
 from moetrace.formats.assemble import Grid, OutOfOrder
 from moetrace.formats.base import Block, Format, ReadOptions, Source, readings_of
 from moetrace.formats.canonical import open_trace, save_trace
+from moetrace.formats.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.merge import blocks_of, by_rank, merged
 from moetrace.formats.order import in_order
 from moetrace.formats.parquet import ParquetFormat
 from moetrace.formats.refine import refined
+from moetrace.formats.routing import RoutingFormat
 from moetrace.formats.text import CsvFormat, JsonLinesFormat
 from moetrace.trace import Finding, LoadTrace, TraceInfo
 
@@ -43,6 +45,10 @@ __all__ = [
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
+        # Formats with a mark of their own come first: a table is only what none of them claims.
+        MegatronFormat(),
+        MegatronRouterFormat(),
+        RoutingFormat(),
         ParquetFormat(),
         CsvFormat(),
         JsonLinesFormat(),
