@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from conftest import long_table
 
 from moetrace import LoadTrace, ReadOptions
@@ -91,6 +92,66 @@ def routing(trace: LoadTrace, folder: Path) -> Path:
     return folder / "model"
 
 
+def sglang(trace: LoadTrace, folder: Path) -> Path:
+    """A `stat` dump with dense layers between and an end of the buffer that was not reached, by torch."""
+    torch = pytest.importorskip("torch")
+    counts = np.zeros((len(trace.steps), max(trace.layers) + 1, trace.experts), np.int32)
+    counts[:, list(trace.layers)] = trace.counts
+    document = {"rank": 0, "logical_count": torch.from_numpy(counts), "average_utilization_rate_over_window": None}
+    torch.save(document, folder / "expert_distribution_recorder_1700000000.25.pt")
+    return folder / "expert_distribution_recorder_1700000000.25.pt"
+
+
+def tensorrt(trace: LoadTrace, folder: Path) -> Path:
+    """Two ranks with half of the tokens each, by safetensors."""
+    from safetensors.numpy import save_file
+
+    inside = folder / "statistic"
+    inside.mkdir()
+    (inside / "meta_info.json").write_text(json.dumps({"num_experts": trace.experts, "num_experts_per_token": 1}))
+    for rank, counts in enumerate((trace.counts // 2, trace.counts - trace.counts // 2)):
+        tensors = {
+            f"{step}_{layer}": counts[i, j]
+            for i, step in enumerate(trace.steps)
+            for j, layer in enumerate(trace.layers)
+        }
+        save_file(tensors, inside / f"rank{rank}.safetensors")
+    return inside
+
+
+def scalars(folder: Path, rows: list[tuple[int, dict[str, float]]]) -> Path:
+    """An event file with the scalars of each step, by tensorboard."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder))
+    for step, tags in rows:
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()]
+        writer.add_event(Event(step=step, summary=Summary(value=values)))
+    writer.close()
+    return folder
+
+
+def tensorboard(trace: LoadTrace, folder: Path) -> Path:
+    """One scalar for each layer and expert, with a loss among them."""
+    rows = [
+        (
+            int(step),
+            {
+                "loss": 0.5,
+                **{
+                    f"moe/layer_{layer}/expert_{expert}": float(trace.counts[i, j, expert])
+                    for j, layer in enumerate(trace.layers)
+                    for expert in range(trace.experts)
+                },
+            },
+        )
+        for i, step in enumerate(trace.steps)
+    ]
+    return scalars(folder / "runs", rows)
+
+
 # Formats by their names in the registry.
 DUMPS = {
     "parquet": parquet,
@@ -100,6 +161,9 @@ DUMPS = {
     "megatron": megatron,
     "megatron-router": megatron_router,
     "routing": routing,
+    "sglang": sglang,
+    "tensorrt-llm": tensorrt,
+    "tensorboard": tensorboard,
 }
 # What a user has to say for a dump that does not tell.
 OPTIONS: dict[str, ReadOptions] = {}

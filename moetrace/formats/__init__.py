@@ -26,7 +26,11 @@ from moetrace.formats.merge import blocks_of, by_rank, merged
 from moetrace.formats.order import in_order
 from moetrace.formats.parquet import ParquetFormat
 from moetrace.formats.refine import refined
+from moetrace.formats.refused import refuse_lookalikes
 from moetrace.formats.routing import RoutingFormat
+from moetrace.formats.sglang import SglangFormat
+from moetrace.formats.tensorboard import TensorboardFormat
+from moetrace.formats.tensorrt import TensorrtFormat
 from moetrace.formats.text import CsvFormat, JsonLinesFormat
 from moetrace.trace import Finding, LoadTrace, TraceInfo
 
@@ -48,6 +52,9 @@ FORMATS: dict[str, Format] = {
         # Formats with a mark of their own come first: a table is only what none of them claims.
         MegatronFormat(),
         MegatronRouterFormat(),
+        SglangFormat(),
+        TensorrtFormat(),
+        TensorboardFormat(),
         RoutingFormat(),
         ParquetFormat(),
         CsvFormat(),
@@ -55,6 +62,9 @@ FORMATS: dict[str, Format] = {
         NumpyFormat(),
     )
 }
+
+# Formats of which some dumps tell prefill from decode.
+TELLING_PHASES = ("sglang",)
 
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
@@ -81,6 +91,7 @@ def _format_of(path: Path) -> Format | None:
 
 def chosen_format(path: Path, forced: str | None = None) -> Format:
     """The format *forced* by name, or the first that claims *path*; raises `TraceError` if none does."""
+    refuse_lookalikes(path)
     if forced is not None:
         if forced not in FORMATS:
             raise TraceError(forced, "is not a known format", f"known formats: {', '.join(FORMATS)}")
@@ -204,8 +215,12 @@ def _as_it_is(paths: Sequence[Path], options: ReadOptions) -> bool:
 
 
 def _read(paths: Sequence[Path], options: ReadOptions, forced: str | None) -> _Dump:
+    formats = [chosen_format(path, forced) for path in paths]
+    for path, format in zip(paths, formats):
+        if options.phase is not None and format.name not in TELLING_PHASES:
+            raise TraceError(str(path), "does not tell prefill from decode", "leave --phase out")
     if len(paths) == 1:
-        format = chosen_format(paths[0], forced)
+        (format,) = formats
         return _Dump(format.read(paths[0], options), format.name, str(paths[0]))
     if options.merge is None:
         raise TraceError(named(paths), "are several sources", "say how they become one trace with --merge")
