@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from moetrace.cli import ingest, predict, report, states, traces
+from moetrace.cli import export, ingest, predict, report, states, traces
 from moetrace.cli.shared import INTERRUPTED, say
 from moetrace.errors import MoetraceError
 
@@ -44,7 +44,7 @@ def options(
         os.environ["MOETRACE_DEBUG"] = "1"
 
 
-for module in (ingest, states, predict, report, traces):
+for module in (ingest, states, predict, report, traces, export):
     module.register(app)
 
 

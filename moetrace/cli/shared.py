@@ -205,7 +205,7 @@ def _plain(tables: Mapping[str, Table]) -> str:
 
     text = io.StringIO()
     _print(tables, Console(file=text, width=int(os.environ.get("COLUMNS", FILE_WIDTH)), no_color=True))
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
 def _print(tables: Mapping[str, Table], console: Any = None) -> None:

@@ -79,14 +79,21 @@ def sources_in(path: Path) -> list[Path]:
         raise TraceError(str(path), "does not exist", "check the path")
     if path.is_file() or _format_of(path) is not None:
         return [path]
-    found = sorted(child for child in path.iterdir() if child.is_file() and _format_of(child) is not None)
+    try:
+        children = sorted(path.iterdir())
+    except OSError as error:
+        raise TraceError(str(path), f"cannot be read: {error.strerror}", "check its permissions") from error
+    found = [child for child in children if child.is_file() and _format_of(child) is not None]
     if not found:
         raise TraceError(str(path), "holds no trace files", f"known formats: {', '.join(FORMATS)}")
     return found
 
 
 def _format_of(path: Path) -> Format | None:
-    return next((format for format in FORMATS.values() if format.claims(path)), None)
+    try:
+        return next((format for format in FORMATS.values() if format.claims(path)), None)
+    except OSError:  # a folder that may not be looked into, a file that is gone by now
+        return None
 
 
 def chosen_format(path: Path, forced: str | None = None) -> Format:
