@@ -189,7 +189,7 @@ def test_empty_passes_may_be_added_up(small, tmp_path):
     without = read_trace(tmp_path / "dump.npy", options=ReadOptions(accept=("empty",)))
     assert np.array_equal(counts[:10].sum(axis=0), binned.counts[0])
     assert np.array_equal(np.delete(counts, [5, 6], axis=0), without.counts)
-    assert ["empty"] == names(without)
+    assert ["empty", "gap"] == names(without)
 
 
 def test_layers_and_steps_are_selected(small, tmp_path):
@@ -214,4 +214,4 @@ def test_incomplete_steps_are_left_out_if_accepted(small, tmp_path):
         read_trace(tmp_path / "dump.parquet")
     found = read_trace(tmp_path / "dump.parquet", options=ReadOptions(accept=("incomplete",)))
     assert np.array_equal(np.delete(small.counts, 12, axis=0), found.counts)
-    assert ["incomplete"] == names(found)
+    assert ["incomplete", "gap"] == names(found)

@@ -32,7 +32,7 @@ from moetrace.formats.sglang import SglangFormat
 from moetrace.formats.tensorboard import TensorboardFormat
 from moetrace.formats.tensorrt import TensorrtFormat
 from moetrace.formats.text import CsvFormat, JsonLinesFormat
-from moetrace.trace import Finding, LoadTrace, TraceInfo
+from moetrace.trace import Finding, LoadTrace, TraceInfo, gap_findings
 
 __all__ = [
     "FORMATS",
@@ -190,7 +190,9 @@ def read_trace(
         whole = list(flow.blocks)
     steps, counts = (np.concatenate(parts) for parts in zip(*whole))
     trace = LoadTrace.from_counts(counts, name=paths[0].stem, steps=steps, layers=flow.grid.layers.tolist())
-    info = replace(trace.info, findings=tuple(flow.noticed()), source=named(paths), **flow.known)
+    info = replace(
+        trace.info, findings=(*flow.noticed(), *gap_findings(trace.steps)), source=named(paths), **flow.known
+    )
     return replace(trace, info=info)
 
 
