@@ -114,7 +114,9 @@ def _csv(trace: LoadTrace, path: Path) -> None:
 
     stream = _long(trace)
     first = next(stream)
-    with pc.CSVWriter(path, first.schema, write_options=pc.WriteOptions(quoting_style="needed")) as writer:
+    with pc.CSVWriter(
+        path, first.schema, write_options=pc.WriteOptions(quoting_style="needed", quoting_header="needed")
+    ) as writer:
         writer.write_batch(first)
         for batch in stream:
             writer.write_batch(batch)

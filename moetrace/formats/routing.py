@@ -34,7 +34,7 @@ class RoutingFormat:
 
     name = "routing"
     needs = (
-        "chosen experts per token: Parquet or JSON lines with topk_ids, indices, ...; .npy (tokens, [layers,] k) named "
+        "chosen experts per token: Parquet or JSON lines with topk_ids, indices, ...; .npy (tokens, layers, k) named "
         "so or with --from routing; folders iter_<N>/layer_<N>.parquet; --tokens N where there is no step"
     )
 

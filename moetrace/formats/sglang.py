@@ -30,7 +30,7 @@ class SglangFormat:
     """`.pt` files of the recorder, opened with a restricted unpickler that builds tensors alone."""
 
     name = "sglang"
-    needs = 'a .pt file of the recorder, or a folder with those of all ranks; pip install "moetrace[torch]"'
+    needs = "a .pt file of the recorder, or a folder with those of all ranks; the extra torch"
 
     def claims(self, path: Path) -> bool:
         """A .pt file, or a folder with such of several ranks."""

@@ -25,7 +25,7 @@ class TensorboardFormat:
     """Event files whose tags name a layer and an expert, such as ``moe/layer_3/expert_7``."""
 
     name = "tensorboard"
-    needs = 'event files with tags like layer_3/expert_7, or --pattern; pip install "moetrace[tensorboard]"'
+    needs = "event files with tags like layer_3/expert_7, or --pattern; the extra tensorboard"
 
     def claims(self, path: Path) -> bool:
         """An event file, or a folder with such."""

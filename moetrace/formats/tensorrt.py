@@ -27,7 +27,7 @@ class TensorrtFormat:
     """The folder of EXPERT_STATISTIC_PATH: tensors ``{iteration}_{layer}``, the ranks added up."""
 
     name = "tensorrt-llm"
-    needs = f"the folder of EXPERT_STATISTIC_PATH with {META} and rank<R>.safetensors"
+    needs = f"the folder of EXPERT_STATISTIC_PATH with {META} and rank<R>.safetensors; the extra safetensors"
 
     def claims(self, path: Path) -> bool:
         """A folder with both kinds of files."""
