@@ -52,6 +52,10 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+.PHONY: docs
+docs: $(VENV)/.installed-dev ## Write the output of the commands into README and docs
+	$(BIN)/python docs/generate.py
+
 .PHONY: check
 check: lint types test ## All of lint, types and test
 

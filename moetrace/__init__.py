@@ -57,6 +57,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("moetrace")
     if name in _HOME:
         return getattr(import_module(f"moetrace.{_HOME[name]}"), name)
     raise AttributeError(f"module 'moetrace' has no attribute {name!r}")

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PREFIX = ".partial-"
+_being_written: set[Path] = set()
 
 
 @contextmanager
@@ -23,6 +24,7 @@ def replacing(path: Path) -> Iterator[Path]:
     )
     os.close(handle)
     partial = Path(name)
+    _being_written.add(partial)
     try:
         yield partial
         umask = os.umask(0)
@@ -32,6 +34,13 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
         _sync(path.parent)
     finally:
+        partial.unlink(missing_ok=True)
+        _being_written.discard(partial)
+
+
+def discard() -> None:
+    """Remove what this process has half-written; for leaving without unwinding."""
+    for partial in _being_written:
         partial.unlink(missing_ok=True)
 
 

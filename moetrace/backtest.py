@@ -6,6 +6,7 @@ steps after it is compared with what then happened.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ FIRST_CUTOFF = 500
 CUTOFF_EVERY = 1000
 
 Progress = Callable[[int, int], None]
-"""Called with the number of layers done, and of all."""
+"""Called with the pieces of work done, and of all: a fit that serves all layers is one, a layer is one."""
 
 
 class Score(NamedTuple):
@@ -155,17 +156,28 @@ class _Fits:
 Pooled = Mapping[tuple[str, int], tuple[Fitted, float]]
 
 
-def _pooled_fits(trace: LoadTrace, predictors: Sequence[Predictor], cutoffs: Sequence[int]) -> Pooled:
+def _ticking(
+    trace: LoadTrace, predictors: Sequence[Predictor], cutoffs: Sequence[int], progress: Progress | None
+) -> Callable[[], None]:
+    """What to call when a piece of the work on *trace* is done."""
+    total = len(cutoffs) * sum(made.pools_layers for made in predictors) + len(trace.layers)
+    done = itertools.count(1)
+    return lambda: progress(next(done), total) if progress is not None else None
+
+
+def _pooled_fits(
+    trace: LoadTrace, predictors: Sequence[Predictor], cutoffs: Sequence[int], tick: Callable[[], None]
+) -> Pooled:
     """The fits that serve all layers, by predictor and cutoff."""
     start = int(trace.steps[0])
     fits = {}
-    for made in predictors:
-        if made.pools_layers:
-            own = _Fits(made, start)
-            for cutoff in cutoffs:
-                if has_history(made, start, cutoff):
-                    fitted, seconds = own.at(cutoff, lambda c=cutoff: [load.until(c) for load in trace.by_layer()])  # type: ignore[misc]
-                    fits[label(made), cutoff] = fitted, seconds / len(trace.layers)
+    for made in (made for made in predictors if made.pools_layers):
+        own = _Fits(made, start)
+        for cutoff in cutoffs:
+            if has_history(made, start, cutoff):
+                fitted, seconds = own.at(cutoff, lambda c=cutoff: [load.until(c) for load in trace.by_layer()])  # type: ignore[misc]
+                fits[label(made), cutoff] = fitted, seconds / len(trace.layers)
+            tick()
     return fits
 
 
@@ -210,14 +222,14 @@ def forecast_end(
     """
     able = able_at_end(trace, predictors)
     end = int(trace.steps[-1])
-    pooled = _pooled_fits(trace, able, [end])
-    for done, load in enumerate(trace.by_layer(), 1):
+    tick = _ticking(trace, able, [end], progress)
+    pooled = _pooled_fits(trace, able, [end], tick)
+    for load in trace.by_layer():
         for made in able:
             for _, forecast, _, _ in _forecasts(load, made, pooled, [end], horizon):
                 assert forecast is not None
                 yield Coming(label(made), load.layer, end + 1, repaired(forecast), forecast.status)
-        if progress is not None:
-            progress(done, len(trace.layers))
+        tick()
 
 
 # --- scores -----------------------------------------------------------------------------------
@@ -246,15 +258,15 @@ def evaluate(
     wanted = sorted(set(default_cutoffs(trace) if cutoffs is None else cutoffs))
     covered = {horizon: set(scorable(trace, wanted, horizon)) for horizon in sorted(set(horizons))}
     at = sorted(set().union(*covered.values()))
-    pooled = _pooled_fits(trace, predictors, at)
+    tick = _ticking(trace, predictors, at, progress)
+    pooled = _pooled_fits(trace, predictors, at, tick)
     scores: list[Score] = []
     shares: list[HorizonShare] = []
-    for done, load in enumerate(trace.by_layer(), 1):
+    for load in trace.by_layer():
         for part in _score_layer(load, predictors, pooled, at, covered):
             scores.append(part[0])
             shares.extend(part[1])
-        if progress is not None:
-            progress(done, len(trace.layers))
+        tick()
     return Backtest(pd.DataFrame(scores, columns=Score._fields), pd.DataFrame(shares, columns=HorizonShare._fields))
 
 

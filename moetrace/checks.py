@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from moetrace.findings import ERROR, found, of_factor, of_roughness, of_totals
+from moetrace.noise import motion
 from moetrace.trace import Counts, Finding, LayerLoad, LoadTrace, gap_findings
 
 # Steps at the end of a trace that are looked at for experts out of work, and for drift.
@@ -14,8 +15,6 @@ COLLAPSED_SHARE = 0.9
 # Shares that differ by a tenth between the last RECENT steps and those before: a layer that counts as
 # stable, moving by less than 4 % in 200 steps, stays below 9 % in 1,000.
 DRIFTED = 0.1
-# Parts of a window whose scatter says how much of a difference is noise.
-BLOCKS = 10
 # Counts of a layer that are looked at for roughness: enough to tell, and quick.
 ROUGH_COUNTS = 1 << 20
 
@@ -72,19 +71,14 @@ def _idle_experts(load: LayerLoad) -> list[Finding]:
 
 
 def _drift(load: LayerLoad) -> list[Finding]:
-    """The shares of the last two windows, further apart than their scatter explains."""
-    rows = load.rows(RECENT) // BLOCKS * BLOCKS
-    if rows == 0 or len(load.steps) < 2 * rows:
+    """The shares of the last two windows, further apart than the noise of their means explains."""
+    rows = load.rows(RECENT)
+    if len(load.steps) < 2 * rows:
         return []
-    counts = load.counts[-2 * rows :].reshape(2 * BLOCKS, -1, load.experts).sum(axis=1)  # (blocks, experts)
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    before, after = shares[:BLOCKS].mean(axis=0), shares[BLOCKS:].mean(axis=0)
-    # Half the mean square of neighbouring differences is the variance of a block; a window averages BLOCKS
-    # of them, two windows are compared, and the mean size of a normal deviation is sqrt(2 / pi) of it.
-    block = (np.diff(shares, axis=0) ** 2).mean(axis=0) / 2
-    noise = np.sqrt(2 / np.pi * 2 * block / BLOCKS).sum()
-    moved = float(np.abs(after - before).sum())
-    drift = np.sqrt(max(0.0, moved**2 - noise**2))
+    before, after = load.until(int(load.steps[-1]) - RECENT).last(RECENT), load.last(RECENT)
+    noise = motion(load.last(2 * RECENT)).mean_noise(rows) * 2**0.5  # two means, each with its own
+    moved = float(np.abs(after.mean_shares - before.mean_shares).sum())
+    drift = max(0.0, moved**2 - noise**2) ** 0.5
     if drift <= DRIFTED:
         return []
     evidence = f"the shares of the last {RECENT} steps differ by {100 * drift:.0f} % from those of the {RECENT} before"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated
 
 import typer
 
+from moetrace.atomic import discard
 from moetrace.cli import export, ingest, predict, report, states, traces
 from moetrace.cli.shared import INTERRUPTED, say
 from moetrace.errors import MoetraceError
@@ -52,15 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors become one line on stderr."""
     os.environ.pop("MOETRACE_DEBUG", None)
     try:
-        app(args=list(argv) if argv is not None else None)
+        app(args=list(argv) if argv is not None else None, prog_name="moetrace")
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has seen enough; Python must not try to flush the rest at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (MoetraceError, OSError, MemoryError) as error:
         if "MOETRACE_DEBUG" in os.environ:
             raise
@@ -77,6 +73,16 @@ def _line(error: BaseException) -> str:
     return str(error)
 
 
+def _leave(_signal: int, _frame: object) -> None:
+    """Leave at once: an exception instead would be lost where a library's callback happens to run."""
+    if sys.stderr.isatty():
+        sys.stderr.write("\x1b[?25h\n")  # a progress bar hides the cursor
+    say("interrupted")
+    discard()
+    os._exit(INTERRUPTED)
+
+
 def run() -> None:
     """The console script."""
+    signal.signal(signal.SIGINT, _leave)
     sys.exit(main())

@@ -157,15 +157,23 @@ class Shared:
 
             write_text(self.output, text if text is not None else _plain(tables), force=self.force)
             self.note(f"wrote {self.output}")
-        elif text is not None:
-            sys.stdout.write(text)
-        elif sys.stdout.isatty():
-            _print(tables)
         else:
-            sys.stdout.write(_plain(tables))
-        sys.stdout.flush()
+            _to_stdout(tables, text)
         if self.skipped:
             raise typer.Exit(DONE_WITH_SKIPS)
+
+
+def _to_stdout(tables: Mapping[str, Table], text: str | None) -> None:
+    """The *text*, or the *tables* where there is none; whoever stops reading has seen enough."""
+    try:
+        if text is None and sys.stdout.isatty():
+            _print(tables)
+        else:
+            sys.stdout.write(_plain(tables) if text is None else text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python must not try to flush the rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:
@@ -233,10 +241,7 @@ def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def with_shared(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `Shared` added to its own; it gets them as *shared*.
-
-    Ctrl-C in it leaves at once with exit code 130.
-    """
+    """The command with the options of `Shared` added to its own; it gets them as *shared*."""
     own = inspect.signature(command, eval_str=True)
     added = inspect.signature(Shared, eval_str=True)
     options = [p.replace(kind=p.KEYWORD_ONLY) for p in added.parameters.values() if p.name != "skipped"]
@@ -244,12 +249,7 @@ def with_shared(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        shared = Shared(**{p.name: values.pop(p.name) for p in options})
-        try:
-            command(shared=shared, **values)
-        except KeyboardInterrupt:
-            say("interrupted")
-            raise typer.Exit(INTERRUPTED) from None
+        command(shared=Shared(**{p.name: values.pop(p.name) for p in options}), **values)
 
     keyword_only = [p.replace(kind=p.KEYWORD_ONLY) for p in mine]
     run.__signature__ = own.replace(parameters=[*keyword_only, *options])  # type: ignore[attr-defined]

@@ -31,15 +31,14 @@ def load_share(load: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     settle = _settle_steps(layers)
     for layer, axes in panels.items():
         part = load[load["layer"] == layer].pivot_table(index="step", columns="expert", values="share")
-        order = part.iloc[-1].rank(method="first").to_numpy()
-        for rank, expert in zip(order.tolist(), part.columns):
-            axes.plot(part.index, 100 * part[expert], color=_shade(rank, len(order)), linewidth=0.9, label=f"{expert}")
+        for colour, expert in zip(_expert_colours(part.iloc[-1]), part.columns):
+            axes.plot(part.index, 100 * part[expert], color=colour, linewidth=0.9, label=f"{expert}")
         _mark_settled(axes, settle.get(layer))
         axes.set_ylim(bottom=0)
-        if len(order) <= MOST_NAMED:  # colours are ranks, so each panel names its own experts
-            axes.legend(title="expert", ncols=2, fontsize=6, title_fontsize=6, **_BESIDE)
     if load["expert"].nunique() > MOST_NAMED:
         _rank_scale(figure)
+    else:
+        _one_legend(figure, axes, "expert", columns=MOST_NAMED)
     return figure
 
 
@@ -99,6 +98,7 @@ def error_bars(summary: pd.DataFrame) -> Figure:
             at = np.arange(len(names)) + (k - (len(states) - 1) / 2) * width
             axes.bar(at, 100 * rows["error_rate"], width, color=COLOURS[k], label=state)
             axes.hlines(100 * rows["error_noise"], at - width / 2, at + width / 2, color="black", linewidth=1.2)
+            _name_heights(axes, at, 100 * rows["error_rate"])
         axes.hlines([], 0, 0, color="black", linewidth=1.2, label="noise")
         _paper_line(axes, int(horizon))
         axes.set(title=f"next {horizon:,} steps", ylabel="error rate (%)", yscale="log")
@@ -152,8 +152,6 @@ def draw(frames: Mapping[str, Any]) -> dict[str, Figure]:
 
 # --- shared by the figures ---------------------------------------------------------------------
 
-_BESIDE: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0), "frameon": False}
-
 
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
@@ -187,12 +185,14 @@ def _panels(frame: pd.DataFrame, title: str, ylabel: str, xlabel: str = "step") 
     return figure, dict(zip(chosen, axes))
 
 
-def _shade(rank: float, n: int) -> Any:
-    """A colour for the *rank* (1 ... n) of a curve: named ones for few, a scale for many."""
+def _expert_colours(last: pd.Series) -> list[Any]:
+    """A colour for each expert: its own where they are few, else by the rank of its *last* share."""
     import matplotlib
 
-    scale = matplotlib.colormaps["tab10" if n <= MOST_NAMED else "viridis"]
-    return scale(int(rank) - 1) if n <= MOST_NAMED else scale((rank - 1) / (n - 1))
+    if len(last) <= MOST_NAMED:
+        return [matplotlib.colormaps["tab10"](i) for i in range(len(last))]
+    ranks = (last.rank(method="first") - 1) / (len(last) - 1)
+    return [matplotlib.colormaps["viridis"](rank) for rank in ranks]
 
 
 def _settle_steps(layers: pd.DataFrame) -> dict[int, int]:
@@ -220,12 +220,21 @@ def _paper_line(axes: Axes, horizon: int) -> None:
         )  # fmt: skip
 
 
-def _one_legend(figure: Figure, axes: Axes, title: str | None) -> None:
+def _name_heights(axes: Axes, at: Any, heights: pd.Series) -> None:
+    """The value above each bar: on a logarithmic axis its length alone tells little."""
+    for x, height in zip(at, heights):
+        if height == height:
+            axes.annotate(f"{height:.1f}", (x, height), ha="center", va="bottom", fontsize=6)
+
+
+def _one_legend(figure: Figure, axes: Axes, title: str | None, columns: int = 6) -> None:
     """What the curves of the last panel are called, below all panels: it hides no data."""
     handles, labels = axes.get_legend_handles_labels()
+    place: Any = "outside lower center"
     figure.legend(
-        handles, labels, title=title, loc="outside lower center", ncols=min(len(labels), 6), fontsize=8, frameon=False
-    )
+        handles, labels, title=title, title_fontsize=8, loc=place, ncols=min(len(labels), columns), fontsize=8,
+        frameon=False,
+    )  # fmt: skip
 
 
 def _rank_scale(figure: Figure) -> None:

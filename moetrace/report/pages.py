@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moetrace.report.tables import markdown, shown
+from moetrace.report.tables import markdown, readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,5 +46,5 @@ def as_html(title: str, sections: Sequence[Section], facts: Mapping[str, str]) -
         loader=PackageLoader("moetrace.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    environment.filters["shown"] = shown
+    environment.filters["readable"] = readable
     return environment.get_template("page.html.j2").render(title=title, sections=sections, facts=facts)

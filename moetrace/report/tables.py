@@ -44,12 +44,17 @@ def _cell(value: Any, *, percent: bool) -> str:
     return str(value)
 
 
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame as text, each interval in one column with what it is the interval of."""
+    return shown(_with_intervals(frame))
+
+
 def terminal(frame: pd.DataFrame, title: str) -> RenderableType:
     """A table for the terminal; headings break at words, only long texts are folded."""
     from rich import box
     from rich.table import Table
 
-    text = shown(_with_intervals(frame))
+    text = readable(frame)
     words = _words(frame)
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in text.columns:
@@ -67,7 +72,10 @@ def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     for name in [str(column) for column in frame.columns if f"{column}_low" in frame.columns]:
         ends = [f"{name}_low", f"{name}_high"]
         parts = shown(frame[[name, *ends]])
-        both = [NOTHING if middle == NOTHING else f"{middle} [{low}, {high}]" for middle, low, high in parts.to_numpy()]
+        both = [
+            middle if NOTHING in (middle, low) else f"{middle} [{low}, {high}]"
+            for middle, low, high in parts.to_numpy()
+        ]
         heading = f"{name} %" if name in PERCENT else name
         frame = frame.assign(**{name: both}).drop(columns=ends).rename(columns={name: heading})
     return frame
@@ -81,7 +89,7 @@ def _words(frame: pd.DataFrame) -> set[str]:
 
 def markdown(frame: pd.DataFrame) -> str:
     """A table in Markdown."""
-    text = shown(_with_intervals(frame))
+    text = readable(frame)
     words = _words(frame)
     head = [str(name) for name in text.columns]
     rule = ["---" if name.removesuffix(" %") in words else "---:" for name in head]

@@ -1,0 +1,77 @@
+"""Writes `docs/commands.md` from the help texts, and the real output into the README's console blocks.
+
+Run it as `make docs`; `tests/test_docs.py` fails where the files are not what it would write.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+COMMANDS = ROOT / "docs" / "commands.md"
+# A console block with one command; what stands below it is what the command prints.
+BLOCK = re.compile(r"```console\n\$ (?P<command>[^\n]+)\n(?P<output>.*?)```", re.DOTALL)
+
+
+def run(command: str, folder: Path) -> str:
+    """What a moetrace *command* prints on stdout in *folder*, which sees the sample traces."""
+    link = folder / "sample_traces"
+    if not link.exists():
+        link.symlink_to(ROOT / "sample_traces")
+    program, *argv = shlex.split(command)
+    assert program == "moetrace", f"only moetrace is run, not {command!r}"
+    environment = {**os.environ, "COLUMNS": "110"}
+    environment.pop("MOETRACE_WORKSPACE", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "moetrace", *argv], cwd=folder, capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, f"{command}: {done.stderr}"
+    return done.stdout
+
+
+def blocks(text: str) -> list[re.Match[str]]:
+    """The console blocks of a page, in order; each may build on those before it."""
+    return list(BLOCK.finditer(text))
+
+
+def readme() -> str:
+    """The README with every console block as it comes out today."""
+    with tempfile.TemporaryDirectory() as folder:
+        return BLOCK.sub(
+            lambda found: f"```console\n$ {found['command']}\n{run(found['command'], Path(folder)).strip()}\n```",
+            README.read_text(),
+        )
+
+
+def commands() -> str:
+    """The page of all commands with their help."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        listing = run("moetrace --help", folder).partition("Commands:\n")[2].partition("\n\n")[0]
+        names = re.findall(r"^  (\S+)", listing, re.MULTILINE)
+        lines = ["# Commands", "", "Made from the help texts by `make docs`.", ""]
+        for command in ["", *names]:
+            call = f"moetrace {command}".strip()
+            lines += [f"## {call}", "", "```text", run(f"{call} --help", folder).rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def figure() -> bytes:
+    """The figure at the top of the README."""
+    with tempfile.TemporaryDirectory() as folder:
+        run("moetrace ingest", Path(folder))
+        run("moetrace report gpt-moe-8e-a --folder report", Path(folder))
+        return (Path(folder) / "report" / "gpt-moe-8e-a-error_course.png").read_bytes()
+
+
+if __name__ == "__main__":
+    COMMANDS.write_text(commands())
+    README.write_text(readme())
+    (ROOT / "docs" / "error_course.png").write_bytes(figure())

@@ -1,0 +1,93 @@
+"""The documents say what the program does: commands, output, code and links."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from moetrace.predictors import PREDICTORS
+
+spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+generate = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(generate)
+
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "sample_traces" / "README.md"]
+NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
+
+
+def words_and_numbers(text):
+    """The text without its numbers and layout, and the numbers."""
+    numbers = [float(n.replace(",", "")) for n in NUMBER.findall(text)]
+    return re.sub(r"[\s─-]+", " ", NUMBER.sub("#", text)), numbers
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the blocks of the README run one after the other."""
+    return tmp_path_factory.mktemp("readme")
+
+
+@pytest.mark.parametrize("block", generate.blocks(README), ids=lambda block: block["command"][:40])
+def test_console_blocks_show_what_is_printed(block, folder):
+    """To 5 % of each number: the last digit of a fit may differ from processor to processor."""
+    text, numbers = words_and_numbers(block["output"])
+    found_text, found = words_and_numbers(generate.run(block["command"], folder))
+
+    assert text.strip() == found_text.strip()
+    assert numbers == pytest.approx(found, rel=0.05, abs=0.06)
+
+
+def test_commands_are_those_of_the_program():
+    """`make docs` has been run since the last change of a help text."""
+    assert generate.commands() == generate.COMMANDS.read_text()
+
+
+@pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+def test_python_blocks_run(code, monkeypatch):
+    """As they stand, from the root of a checkout."""
+    monkeypatch.chdir(ROOT)
+
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def examples():
+    """The example of every help text."""
+    return re.findall(r"^  Example: (moetrace .+(?:\n      .+)*)", generate.COMMANDS.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("example", examples())
+def test_the_example_of_every_help_runs(example, folder):
+    """On the sample traces, after `moetrace ingest`."""
+    generate.run("moetrace ingest --quiet", folder)
+
+    generate.run(" ".join(example.split()), folder)
+
+
+def test_every_command_has_an_example():
+    """One for each heading of the page, except the program itself."""
+    assert len(re.findall(r"^## moetrace \w", generate.COMMANDS.read_text(), re.MULTILINE)) == len(examples())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    """Files that are named are there."""
+    for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_every_predictor_is_in_the_readme(name):
+    """By its name."""
+    assert f"`{name}`" in README
+
+
+def test_no_make_target_goes_unexplained():
+    """`make help` lists every phony target."""
+    text = Path(ROOT / "Makefile").read_text()
+
+    assert set(re.findall(r"^\.PHONY: (\S+)", text, re.MULTILINE)) == set(
+        re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE)
+    )

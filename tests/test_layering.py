@@ -1,0 +1,129 @@
+"""The house keeps its order: a room imports only from those above it, and libraries have their rooms."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+# From the ground up; a module may import from those before its own entry, and from its own folder.
+ORDER = [
+    "errors",
+    "atomic",
+    "trace",
+    "findings",
+    "formats",
+    "synthetic",
+    "noise",
+    "checks",
+    "metrics",
+    "states",
+    "predictors",
+    "backtest",
+    "selection",
+    "placement",
+    "record",
+    "workspace",
+    "frames",
+    "report",
+    "cli",
+]
+FENCES = {
+    "pyarrow": ("formats", "workspace"),
+    "statsmodels": ("predictors.arima",),
+    "jax": ("predictors._network",),
+    "equinox": ("predictors._network",),
+    "optax": ("predictors._network",),
+    "matplotlib": ("report.figures",),
+    "jinja2": ("report.pages",),
+    "rich": ("report.tables", "cli"),
+    "typer": ("cli",),
+    "torch": ("record", "formats"),
+    "safetensors": ("formats.tensorrt",),
+    "tensorboard": ("formats.tensorboard",),
+    "transformers": ("record",),
+    "joblib": ("backtest",),
+}
+HEAVY = {"numpy", "pandas", "pyarrow", "statsmodels", "jax", "matplotlib", "torch", "scipy"}
+
+MODULES = sorted((ROOT / "moetrace").rglob("*.py"))
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT / "moetrace").with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def imports(path: Path) -> list[str]:
+    """Every module a file imports, wherever in it, as written."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_room_imports_only_from_rooms_above(path):
+    """By the order of the list."""
+    room = name_of(path).partition(".")[0]
+    if room in {"", "__main__"}:
+        pytest.skip("the front door")
+    for module in imports(path):
+        if module.startswith("moetrace."):
+            other = module.split(".")[1]
+            assert ORDER.index(other) <= ORDER.index(room), f"{room} imports {module}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_libraries_stay_in_their_rooms(path):
+    """pyarrow in the formats, statsmodels in arima, and so on."""
+    name = name_of(path)
+    for module in imports(path):
+        allowed = FENCES.get(module.partition(".")[0])
+        assert allowed is None or any(name == a or name.startswith(f"{a}.") for a in allowed), (
+            f"{name} imports {module}"
+        )
+
+
+def test_report_sees_only_frames():
+    """It knows no trace, no state, no predictor."""
+    for path in (ROOT / "moetrace" / "report").glob("*.py"):
+        assert all(m.startswith("moetrace.report") for m in imports(path) if m.startswith("moetrace"))
+
+
+def test_the_backtest_names_no_predictor():
+    """It drives whatever the registry makes."""
+    text = (ROOT / "moetrace" / "backtest.py").read_text()
+
+    assert not [
+        m
+        for m in imports(ROOT / "moetrace" / "backtest.py")
+        if m.startswith("moetrace.predictors.")
+        and ".base" not in m
+        and m.split(".")[2] not in {"BASELINE", "label", "predictor"}
+    ]
+    assert "sw_avg" not in text.replace("`sw_avg`", "")
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["predict", "--help"], ["--version"]])
+def test_help_waits_for_no_heavy_library(argv):
+    """None of them is imported, and neither is anything that needs them."""
+    code = (
+        "import sys; from moetrace.cli import main; main(sys.argv[1:]); "
+        f"print(sorted({HEAVY!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+
+    assert "[]\n" == done.stderr
+
+
+def test_every_module_is_short():
+    """No file of the package is longer than 350 lines."""
+    assert [] == [name_of(path) for path in MODULES if len(path.read_text().splitlines()) > 350]

@@ -1,0 +1,183 @@
+"""The workspace: names, what is there already, and files that are whole or not there."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from conftest import long_table
+
+from moetrace import LoadTrace, ReadOptions, TraceError, Workspace, WorkspaceError, open_trace
+from moetrace.atomic import replacing, sweep
+from moetrace.backtest import Coming
+from moetrace.workspace import write_forecast, write_text
+
+
+@pytest.fixture
+def place(tmp_path):
+    """An empty workspace."""
+    return Workspace(tmp_path / "out")
+
+
+def test_a_source_becomes_a_trace_named_by_its_stem(place, long_file, small):
+    """And is found again by name or by path."""
+    done = place.ingest(long_file)
+
+    assert ("small", False) == (done.trace.name, done.unchanged)
+    assert ["small"] == place.names()
+    assert np.array_equal(small.counts, place.open("small").counts)
+    assert np.array_equal(small.counts, place.open(str(done.path)).counts)
+
+
+def test_the_same_source_again_does_nothing(place, long_file):
+    """The file is not even touched."""
+    path = place.ingest(long_file).path
+    before = path.stat().st_mtime_ns
+
+    assert place.ingest(long_file).unchanged
+    assert before == path.stat().st_mtime_ns
+
+
+def test_another_source_under_a_taken_name_is_refused(place, long_file):
+    """The error names both ways out, and each of them works."""
+    place.ingest(long_file)
+    table = pq.read_table(long_file)
+    pq.write_table(table.slice(0, 8), long_file)
+
+    with pytest.raises(WorkspaceError, match=r"--name, or .* --force"):
+        place.ingest(long_file)
+    assert 60 == len(place.open("small").steps)
+    assert 1 == len(place.ingest(long_file, name="other").trace.steps)
+    assert 1 == len(place.ingest(long_file, force=True).trace.steps)
+
+
+def test_other_options_are_another_source(place, long_file):
+    """What was read differently is not the same."""
+    place.ingest(long_file)
+
+    with pytest.raises(WorkspaceError, match="other options"):
+        place.ingest(long_file, options=ReadOptions(tokens_per_step=100))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 200, "a\nb"])
+def test_names_that_are_no_file_names_are_refused(place, long_file, name):
+    """Nothing is written outside the workspace."""
+    with pytest.raises(WorkspaceError):
+        place.trace_path(name)
+
+
+def test_a_damaged_trace_is_replaced_only_by_force(place, long_file):
+    """The way out is in the message."""
+    path = place.ingest(long_file).path
+    path.write_bytes(path.read_bytes()[:-20])
+
+    with pytest.raises(WorkspaceError, match="--force"):
+        place.ingest(long_file)
+    assert not place.ingest(long_file, force=True).unchanged
+
+
+def test_unknown_traces_are_named_with_those_there_are(place, long_file):
+    """Also when there are none yet."""
+    with pytest.raises(WorkspaceError, match="moetrace ingest"):
+        place.chosen([])
+    place.ingest(long_file)
+    with pytest.raises(WorkspaceError, match="traces there: small"):
+        place.path_of("smal")
+    with pytest.raises(WorkspaceError, match="traces there: small"):
+        place.remove("smal")
+
+
+def test_remove_deletes_the_trace_and_not_its_source(place, long_file):
+    """Only the canonical file goes."""
+    place.ingest(long_file)
+    place.remove("small")
+
+    assert [] == place.names()
+    assert long_file.exists()
+
+
+def test_a_failed_ingest_leaves_nothing(place, tmp_path):
+    """No trace, no partial file."""
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+
+    with pytest.raises(TraceError):
+        place.ingest(tmp_path / "bad.parquet")
+    assert [] == list((place.root / "traces").iterdir())
+
+
+def test_what_a_dead_process_left_is_swept(tmp_path):
+    """What a living one is writing stays."""
+    node = os.uname().nodename
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = tmp_path / f".partial-{node}-{dead.stdout.strip()}-x.parquet"
+    ours = tmp_path / f".partial-{node}-{os.getpid()}-y.parquet"
+    left.touch()
+    ours.touch()
+    sweep(tmp_path)
+
+    assert [ours] == list(tmp_path.iterdir())
+
+
+def test_an_error_while_writing_keeps_the_old_file(tmp_path):
+    """And no temporary one."""
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write_half():
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert "old" == path.read_text()
+    assert [path] == list(tmp_path.iterdir())
+
+
+INGEST = "import sys; from moetrace import Workspace; from pathlib import Path; Workspace(Path(sys.argv[2])).ingest(Path(sys.argv[1]), force=True)"
+
+
+def test_a_killed_ingest_leaves_the_old_trace_or_the_new_one(place, tmp_path):
+    """Killed at five moments while it replaces a trace; the next ingest sweeps up."""
+    rng = np.random.default_rng(0)
+    old, new = (
+        LoadTrace.from_counts(rng.multinomial(99, np.full(16, 1 / 16), size=(3000, 2)), name="big") for _ in range(2)
+    )
+    source = tmp_path / "big.parquet"
+    pq.write_table(long_table(old), source)
+    place.ingest(source)
+    pq.write_table(long_table(new), source)
+    for delay in (0.3, 0.5, 0.6, 0.7, 0.8):
+        child = subprocess.Popen([sys.executable, "-c", INGEST, source, place.root])
+        time.sleep(delay)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        counts = open_trace(place.trace_path("big")).counts
+        assert np.array_equal(counts, old.counts) or np.array_equal(counts, new.counts)
+    place.ingest(source, force=True)
+
+    assert ["big.parquet"] == [path.name for path in (place.root / "traces").iterdir()]
+
+
+def test_the_forecast_file_has_a_row_for_every_step(tmp_path):
+    """Columns as documented, shares as lists."""
+    coming = Coming("p", 3, 11, np.array([[0.25, 0.75], [0.5, 0.5]]), "ok")
+    write_forecast(tmp_path / "f.parquet", [("a", coming), ("b", coming)])
+    rows = pq.read_table(tmp_path / "f.parquet").to_pylist()
+
+    assert {"trace": "a", "predictor": "p", "layer": 3, "step": 12, "shares": [0.5, 0.5]} == rows[1]
+    assert [("a", 11), ("a", 12), ("b", 11), ("b", 12)] == [(row["trace"], row["step"]) for row in rows]
+
+
+def test_a_file_the_user_named_is_not_replaced_unasked(tmp_path):
+    """Without force it is an error."""
+    write_text(tmp_path / "x", "one", force=False)
+
+    with pytest.raises(WorkspaceError, match="--force"):
+        write_text(tmp_path / "x", "two", force=False)
+    write_text(tmp_path / "x", "two", force=True)
+    assert "two" == (tmp_path / "x").read_text()
