@@ -10,7 +10,7 @@ from pathlib import Path
 from moetrace.atomic import replacing, sweep
 from moetrace.backtest import Coming
 from moetrace.errors import TraceError, WorkspaceError
-from moetrace.formats import Progress, ReadOptions, convert, fingerprint, open_trace
+from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
 from moetrace.trace import LoadTrace
 
 DEFAULT_FOLDER = "moetrace-out"
@@ -74,7 +74,7 @@ class Workspace:
 
     def ingest(
         self,
-        source: Path | Sequence[Path],
+        source: Location | Sequence[Location],
         *,
         name: str | None = None,
         options: ReadOptions = ReadOptions(),
@@ -88,7 +88,7 @@ class Workspace:
         The same unchanged source again does nothing. Another source under a taken name raises
         `WorkspaceError`, unless *force*.
         """
-        sources = [source] if isinstance(source, Path) else list(source)
+        sources = [source] if isinstance(source, Location) else list(source)
         path = self.trace_path(name or name_of(sources))
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
@@ -97,7 +97,7 @@ class Workspace:
         convert(sources, path, name=path.stem, options=options, forced=forced, progress=progress)
         return Ingested(open_trace(path), path, unchanged=False)
 
-    def _unchanged(self, sources: Sequence[Path], path: Path, options: ReadOptions, forced: str | None) -> Ingested:
+    def _unchanged(self, sources: Sequence[Location], path: Path, options: ReadOptions, forced: str | None) -> Ingested:
         try:
             trace = open_trace(path)
         except TraceError as error:
@@ -120,10 +120,12 @@ class Workspace:
         return path
 
 
-def name_of(sources: Sequence[Path]) -> str:
-    """The name of a trace of *sources*: what is before the first dot of one, the folder of several."""
-    path = sources[0] if len(sources) == 1 else sources[0].resolve().parent
-    return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", path.stem, flags=re.IGNORECASE) if path.suffix else path.name
+def name_of(sources: Sequence[Location]) -> str:
+    """The name of a trace of *sources*: the stem of one, the folder of several."""
+    first = sources[0]
+    if len(sources) > 1:
+        return (first.resolve() if isinstance(first, Path) else first.path).parent.name
+    return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", first.stem, flags=re.IGNORECASE)
 
 
 def write_forecast(path: Path, forecasts: Iterable[tuple[str, Coming]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,9 +10,10 @@ import typer
 from moetrace.cli.shared import Shared, Table, with_shared
 
 if TYPE_CHECKING:
+    from moetrace.formats import Location
     from moetrace.workspace import Ingested
 
-DEFAULT_SOURCE = Path("sample_traces")
+DEFAULT_SOURCE = "sample_traces"
 
 
 class Merge(StrEnum):
@@ -59,7 +59,9 @@ Pattern = Annotated[
 @with_shared
 def ingest(
     shared: Shared,
-    sources: Annotated[list[Path] | None, typer.Argument(help="Files or folders; ./sample_traces if none.")] = None,
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Files, folders, or URIs of Parquet; ./sample_traces if none.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the trace, for a single source.")] = None,
     from_: Annotated[
         str | None, typer.Option("--from", help="Format of the sources, if it is not to be guessed.")
@@ -116,12 +118,12 @@ def ingest(
     _show(shared, shared.each(list(groups), one))
 
 
-def _groups(given: list[Path], merge: bool, name: str | None) -> dict[str, list[Path]]:
+def _groups(given: list[str], merge: bool, name: str | None) -> dict[str, list[Location]]:
     """The sources of each trace by what they are called in messages: every file apart, or all merged."""
     from moetrace.errors import WorkspaceError
-    from moetrace.formats import named, sources_in
+    from moetrace.formats import location, named, sources_in
 
-    found = [source for path in given for source in sources_in(path)]
+    found = [source for text in given for source in sources_in(location(text))]
     if merge and len(found) < 2:
         raise WorkspaceError(f"--merge goes with several files, and {named(found)} is one")
     if merge:

@@ -27,6 +27,7 @@ from moetrace.formats.order import in_order
 from moetrace.formats.parquet import ParquetFormat
 from moetrace.formats.refine import refined
 from moetrace.formats.refused import refuse_lookalikes
+from moetrace.formats.remote import Location, Uri, location, mark_of, read_uri
 from moetrace.formats.routing import RoutingFormat
 from moetrace.formats.sglang import SglangFormat
 from moetrace.formats.tensorboard import TensorboardFormat
@@ -36,9 +37,11 @@ from moetrace.trace import Finding, LoadTrace, TraceInfo, gap_findings
 
 __all__ = [
     "FORMATS",
+    "Location",
     "ReadOptions",
     "convert",
     "fingerprint",
+    "location",
     "named",
     "open_trace",
     "read_trace",
@@ -70,11 +73,13 @@ Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
 
 
-def sources_in(path: Path) -> list[Path]:
+def sources_in(path: Location) -> list[Location]:
     """The sources that *path* stands for: itself, or every trace file lying in the folder.
 
     Raises `TraceError` when there is none.
     """
+    if isinstance(path, Uri):
+        return [path]
     if not path.exists():
         raise TraceError(str(path), "does not exist", "check the path")
     if path.is_file() or _format_of(path) is not None:
@@ -83,7 +88,7 @@ def sources_in(path: Path) -> list[Path]:
         children = sorted(path.iterdir())
     except OSError as error:
         raise TraceError(str(path), f"cannot be read: {error.strerror}", "check its permissions") from error
-    found = [child for child in children if child.is_file() and _format_of(child) is not None]
+    found: list[Location] = [child for child in children if child.is_file() and _format_of(child) is not None]
     if not found:
         raise TraceError(str(path), "holds no trace files", f"known formats: {', '.join(FORMATS)}")
     return found
@@ -109,18 +114,19 @@ def chosen_format(path: Path, forced: str | None = None) -> Format:
     return found
 
 
-def fingerprint(*paths: Path) -> str:
+def fingerprint(*paths: Location) -> str:
     """SHA-256 of a file's content, or of the names and contents of several files or a folder's."""
+    if len(paths) > 1:
+        return hashlib.sha256("\n".join(f"{path.name} {fingerprint(path)}" for path in paths).encode()).hexdigest()
+    (path,) = paths
+    if isinstance(path, Uri):
+        return mark_of(path)
     try:
-        if len(paths) == 1 and paths[0].is_file():
-            with paths[0].open("rb") as file:
+        if path.is_file():
+            with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        parts = [
-            f"{child.relative_to(path) if child != path else child.name} {fingerprint(child)}"
-            for path in paths
-            for child in ([path] if path.is_file() else sorted(path.rglob("*")))
-            if child.is_file()
-        ]
+        children = [child for child in sorted(path.rglob("*")) if child.is_file()]
+        parts = [f"{child.relative_to(path)} {fingerprint(child)}" for child in children]
     except OSError as error:
         raise TraceError(
             str(error.filename), f"cannot be read: {error.strerror}", "check the file and its permissions"
@@ -129,7 +135,7 @@ def fingerprint(*paths: Path) -> str:
 
 
 def convert(
-    source: Path | Sequence[Path],
+    source: Location | Sequence[Location],
     destination: Path,
     *,
     name: str,
@@ -143,12 +149,12 @@ def convert(
     of their steps. Returns what is known of the trace.
     Raises `TraceError` naming file, column and the first bad row or step, or a finding that is an error.
     """
-    paths = [source] if isinstance(source, Path) else list(source)
+    paths = [source] if isinstance(source, Location) else list(source)
     settings = {**options.as_settings(), **({"from": forced} if forced else {})}
     known: dict[str, Any] = {"name": name, "source": named(paths), "fingerprint": fingerprint(*paths)}
     known["settings"] = settings
     if forced is None and _as_it_is(paths, options):
-        trace = open_trace(paths[0])
+        trace = open_trace(str(paths[0]))
         chosen = trace.select(options.layers or None, options.first, options.last)
         save_trace(replace(chosen, info=replace(trace.info, **known)), destination)
         return open_trace(destination).info
@@ -171,16 +177,20 @@ def convert(
 
 
 def read_trace(
-    source: str | Path | Sequence[str | Path], *, options: ReadOptions = ReadOptions(), forced: str | None = None
+    source: str | Location | Sequence[str | Location],
+    *,
+    options: ReadOptions = ReadOptions(),
+    forced: str | None = None,
 ) -> LoadTrace:
     """The trace in a dump of any known format, held in memory; a canonical file is opened lazily.
 
     Several sources become one trace as ``options.merge`` says.
     Raises `TraceError` naming file, column and the first bad row or step, or a finding that is an error.
     """
-    paths = [Path(source)] if isinstance(source, str | Path) else [Path(part) for part in source]
+    given = [source] if isinstance(source, str | Location) else list(source)
+    paths = [location(part) if isinstance(part, str) else part for part in given]
     if forced is None and _as_it_is(paths, options):
-        return open_trace(paths[0]).select(options.layers or None, options.first, options.last)
+        return open_trace(str(paths[0])).select(options.layers or None, options.first, options.last)
     dump = _read(paths, options, forced)
     try:
         flow = _flow(dump, options, None)
@@ -196,7 +206,7 @@ def read_trace(
     return replace(trace, info=info)
 
 
-def named(paths: Sequence[Path]) -> str:
+def named(paths: Sequence[Location]) -> str:
     """The names of sources, as the metadata of a trace have them."""
     return ", ".join(path.name for path in paths[:3]) + (f", ... ({len(paths)} files)" if len(paths) > 3 else "")
 
@@ -218,25 +228,32 @@ class _Flow(NamedTuple):
     noticed: Callable[[], list[Finding]]
 
 
-def _as_it_is(paths: Sequence[Path], options: ReadOptions) -> bool:
+def _as_it_is(paths: Sequence[Location], options: ReadOptions) -> bool:
     """Whether the source is a canonical file of which at most layers and steps are selected."""
-    return len(paths) == 1 and options.bin is None and canonical.is_canonical(paths[0])
+    path = paths[0]
+    return len(paths) == 1 and options.bin is None and isinstance(path, Path) and canonical.is_canonical(path)
 
 
-def _read(paths: Sequence[Path], options: ReadOptions, forced: str | None) -> _Dump:
-    formats = [chosen_format(path, forced) for path in paths]
-    for path, format in zip(paths, formats):
-        if options.phase is not None and format.name not in TELLING_PHASES:
-            raise TraceError(str(path), "does not tell prefill from decode", "leave --phase out")
+def _read(paths: Sequence[Location], options: ReadOptions, forced: str | None) -> _Dump:
     if len(paths) == 1:
-        (format,) = formats
-        return _Dump(format.read(paths[0], options), format.name, str(paths[0]))
+        source, format = _opened(paths[0], options, forced)
+        return _Dump(source, format, str(paths[0]))
     if options.merge is None:
         raise TraceError(named(paths), "are several sources", "say how they become one trace with --merge")
     paths = by_rank(paths)
-    formats = [chosen_format(path, forced) for path in paths]
-    source = merged([format.read(path, options) for format, path in zip(formats, paths)], paths, options.merge)
-    return _Dump(source, ", ".join(dict.fromkeys(format.name for format in formats)), source.where)
+    sources, formats = zip(*(_opened(path, options, forced) for path in paths))
+    whole = merged(sources, paths, options.merge)
+    return _Dump(whole, ", ".join(dict.fromkeys(formats)), whole.where)
+
+
+def _opened(path: Location, options: ReadOptions, forced: str | None) -> tuple[Source, str]:
+    """The start of one source, and the name of its format."""
+    if isinstance(path, Uri):
+        return read_uri(path, options), ParquetFormat.name
+    format = chosen_format(path, forced)
+    if options.phase is not None and format.name not in TELLING_PHASES:
+        raise TraceError(str(path), "does not tell prefill from decode", "leave --phase out")
+    return format.read(path, options), format.name
 
 
 def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
 
@@ -15,6 +15,20 @@ from moetrace.formats.assemble import Assembly, Grid, assemble
 from moetrace.formats.base import Block, Cells, Merge, Merged, Reading, Source, readings_of
 from moetrace.formats.watch import Watch
 
+
+class Named(Protocol):
+    """A path, or something like it."""
+
+    @property
+    def name(self) -> str:
+        """Its last part."""
+
+    @property
+    def stem(self) -> str:
+        """Its last part without the ending."""
+
+
+AnyNamed = TypeVar("AnyNamed", bound=Named)
 Stream = tuple[Grid, Iterator[Block]]
 Report = Callable[[int], None]
 """Called with the number of cells of each piece as it is read."""
@@ -44,7 +58,7 @@ def _reported(reading: Reading, report: Report) -> Iterator[Cells]:
         yield cells
 
 
-def merged(sources: Sequence[Source], paths: Sequence[Path], how: Merge) -> Source:
+def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Source:
     """The sources read from *paths* as one; segments of a run (``steps``) follow each other as they are given.
 
     Raises `TraceError` naming missing or duplicate ranks.
@@ -57,18 +71,18 @@ def merged(sources: Sequence[Source], paths: Sequence[Path], how: Merge) -> Sour
     return Merged(tuple(sources), how, where, said)
 
 
-def by_rank(paths: Sequence[Path]) -> list[Path]:
+def by_rank(paths: Sequence[AnyNamed]) -> list[AnyNamed]:
     """Paths in the order of the numbers in their names, so that rank 10 comes after rank 9."""
     return sorted(paths, key=lambda path: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", str(path))])
 
 
-def rank_of(path: Path) -> int | None:
+def rank_of(path: Named) -> int | None:
     """The rank in a file's name: the number after ``rank``, or else the last one."""
     found = re.search(r"rank[_-]?(\d+)", path.stem) or re.search(r"(\d+)(?!.*\d)", path.stem)
     return int(found[1]) if found else None
 
 
-def check_ranks(paths: Sequence[Path]) -> None:
+def check_ranks(paths: Sequence[Named]) -> None:
     """Raise `TraceError` when a rank is missing between the first and the last, or there twice."""
     if any(rank_of(path) is None for path in paths):
         return
