@@ -152,6 +152,17 @@ def tensorboard(trace: LoadTrace, folder: Path) -> Path:
     return scalars(folder / "runs", rows)
 
 
+def omni(trace: LoadTrace, folder: Path) -> Path:
+    """A matrix of layers by experts for each step, as the placement pipeline writes it."""
+    inside = folder / "counts"
+    inside.mkdir()
+    for i, step in enumerate(trace.steps.tolist()):
+        columns = [f"ep_{expert}" for expert in range(trace.experts)]
+        frame = pd.DataFrame(trace.counts[i], index=[f"layer_{n}" for n in trace.layers], columns=columns)
+        frame.to_csv(inside / f"topk_ids_count_20250527_093605_decode_step{step}to{step}.csv")
+    return inside
+
+
 # Formats by their names in the registry.
 DUMPS = {
     "parquet": parquet,
@@ -164,6 +175,7 @@ DUMPS = {
     "sglang": sglang,
     "tensorrt-llm": tensorrt,
     "tensorboard": tensorboard,
+    "omni-infer": omni,
 }
 # What a user has to say for a dump that does not tell.
 OPTIONS: dict[str, ReadOptions] = {}

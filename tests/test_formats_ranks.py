@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dumps import chosen, megatron, megatron_router
+from dumps import chosen, megatron, megatron_router, omni
 
 from moetrace import ReadOptions, TraceError, read_trace
 
@@ -186,3 +186,17 @@ def test_padding_is_not_counted_and_strange_experts_are_refused(tmp_path):
         else:
             with pytest.raises(TraceError, match=expected):
                 read_trace(tmp_path / "dump.parquet", options=options)
+
+
+def test_ranges_of_steps_are_steps_of_one_phase(small, tmp_path):
+    """Prefill and decode are not mixed."""
+    folder = omni(small, tmp_path)
+    first = folder / "topk_ids_count_20250527_093605_decode_step10to10.csv"
+    (folder / first.name.replace("decode", "prefill")).write_bytes(first.read_bytes())
+
+    with pytest.raises(TraceError, match=r"decode and prefill.*--phase"):
+        read_trace(folder)
+    assert np.array_equal(small.counts, read_trace(folder, options=ReadOptions(phase="decode")).counts)
+    first.write_text(",ep_0,ep_1\nlayer,1,2\n")
+    with pytest.raises(TraceError, match=r"step10to10.csv: is no matrix of layers by experts"):
+        read_trace(folder, options=ReadOptions(phase="decode"))

@@ -23,6 +23,7 @@ from moetrace.formats.base import Block, Format, ReadOptions, Source, readings_o
 from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.merge import blocks_of, by_rank, merged
+from moetrace.formats.omni import OmniFormat
 from moetrace.formats.order import in_order
 from moetrace.formats.parquet import ParquetFormat
 from moetrace.formats.refine import refined
@@ -58,6 +59,7 @@ FORMATS: dict[str, Format] = {
         SglangFormat(),
         TensorrtFormat(),
         TensorboardFormat(),
+        OmniFormat(),
         RoutingFormat(),
         ParquetFormat(),
         CsvFormat(),
@@ -67,7 +69,7 @@ FORMATS: dict[str, Format] = {
 }
 
 # Formats of which some dumps tell prefill from decode.
-TELLING_PHASES = ("sglang",)
+TELLING_PHASES = ("sglang", "omni-infer")
 
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
