@@ -84,6 +84,14 @@ def test_bad_text_is_refused_by_place(tmp_path, fault):
         read_trace(path)
 
 
+def test_names_that_are_no_utf8_are_refused(tmp_path):
+    """Where a header was saved in another encoding."""
+    (tmp_path / "dump.csv").write_bytes(b"s\xfbep,layer\n1,2\n")
+
+    with pytest.raises(TraceError, match="UTF-8"):
+        read_trace(tmp_path / "dump.csv")
+
+
 def test_utilisation_becomes_counts_where_the_totals_are_known(small, tmp_path):
     """The load over the mean load of 4 experts, 100 tokens in all."""
     frame = long_table(small).to_pandas()

@@ -53,12 +53,16 @@ class Layout:
 
 def match_layout(schema: pa.Schema, where: str, options: ReadOptions) -> Layout:
     """The layout whose columns are there; raises `TraceError` when none is."""
-    named = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(schema.names)}
+    try:
+        names = schema.names
+    except UnicodeDecodeError as error:
+        raise TraceError(where, "has a column whose name is no UTF-8", "save it as UTF-8") from error
+    named = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names)}
     step = _first(named, STEP_NAMES)
     if step is None:
-        raise TraceError(where, f"has no column for the step among {_shown(schema.names)}", "name one `step`")
+        raise TraceError(where, f"has no column for the step among {_shown(names)}", "name one `step`")
     layer = _first(named, LAYER_NAMES)
-    wide = {name: match for name in schema.names if (match := WIDE.match(name))}
+    wide = {name: match for name in names if (match := WIDE.match(name))}
     expert = _first(named, EXPERT_NAMES)
     value = _first(named, VALUE_NAMES)
     reader = Values(options, Watch())
@@ -70,7 +74,7 @@ def match_layout(schema: pa.Schema, where: str, options: ReadOptions) -> Layout:
         return _wide(step, layer, wide, reader)
     raise TraceError(
         where,
-        f"no layout fits its columns {_shown(schema.names)}",
+        f"no layout fits its columns {_shown(names)}",
         "long needs step, layer, expert, tokens; wide step, layer, expert_0 ...; nested step, layer, counts",
     )
 

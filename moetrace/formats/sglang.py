@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,10 @@ class SglangFormat:
         """A .pt file, or a folder with such of several ranks."""
         if path.is_dir():
             return bool(_ranks(path))
-        return path.suffix.lower() in {".pt", ".pth"} and zipfile.is_zipfile(path)
+        if path.suffix.lower() not in {".pt", ".pth"}:
+            return False
+        with path.open("rb") as file:
+            return file.read(2) == b"PK"
 
     def read(self, path: Path, options: ReadOptions) -> Source:
         """One buffer of passes, or the records of every rank, added up."""
