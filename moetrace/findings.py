@@ -84,41 +84,41 @@ def refuse(findings: Sequence[Finding], accepted: Sequence[str], where: str) -> 
             )
 
 
-def of_totals(totals: Counts, steps: Steps, layers: Sequence[int], expected: int | None = None) -> list[Finding]:
-    """What the totals (steps, layers) of a trace give away, against *expected* tokens where they are known."""
+def of_totals(totals: Counts, steps: Steps, layers: Sequence[int]) -> list[Finding]:
+    """What the totals (steps, layers) of a trace give away."""
     varying = totals.min() != totals.max()
-    made = [_differ(totals, steps, layers, expected)] if expected is not None else []
-    made.append(_layers_doubled(totals, layers))
+    made = _layers_doubled(totals, layers)
     changes = _batch_changes(totals[:, 0], steps)
     made += changes
     if varying and not changes:
         low, high = int(totals.min()), int(totals.max())
         evidence = f"tokens per step and layer go from {low:,} to {high:,}"
         made.append(found("tokens-vary", "the whole trace", evidence))
-    return [finding for finding in made if finding is not None]
+    return made
 
 
-def _differ(totals: Counts, steps: Steps, layers: Sequence[int], expected: int) -> Finding | None:
+def of_expected(totals: Counts, steps: Steps, layers: Sequence[int], expected: int) -> list[Finding]:
+    """The finding that totals (steps, layers) are not the *expected* tokens of a layer in a step."""
     other = np.argwhere(totals != expected)
     if not other.size:
-        return None
+        return []
     step, layer = other[0].tolist()
     total = int(totals[step, layer])
     times = f", exactly {total // expected} times that" if total % expected == 0 else ""
     evidence = (
         f"{total:,} tokens where {expected:,} were expected{times}; so it is in {len(other):,} of {totals.size:,}"
     )
-    return found("tokens-differ", f"step {steps[step]}, layer {layers[layer]}", f"{evidence} totals")
+    return [found("tokens-differ", f"step {steps[step]}, layer {layers[layer]}", f"{evidence} totals")]
 
 
-def _layers_doubled(totals: Counts, layers: Sequence[int]) -> Finding | None:
+def _layers_doubled(totals: Counts, layers: Sequence[int]) -> list[Finding]:
     """Layers whose totals are always twice those of the others: their forward pass is recomputed."""
     least = totals.min(axis=1)
     twice = [str(layers[i]) for i in np.flatnonzero((totals == 2 * least[:, None]).all(axis=0)).tolist()]
     if not twice:
-        return None
+        return []
     evidence = f"the totals of layers {', '.join(twice[:8])} are twice those of the others in every step"
-    return found("doubled", f"layer {twice[0]}", evidence)
+    return [found("doubled", f"layer {twice[0]}", evidence)]
 
 
 def of_factor(factor: int, counts: int) -> list[Finding]:

@@ -215,3 +215,13 @@ def test_incomplete_steps_are_left_out_if_accepted(small, tmp_path):
     found = read_trace(tmp_path / "dump.parquet", options=ReadOptions(accept=("incomplete",)))
     assert np.array_equal(np.delete(small.counts, 12, axis=0), found.counts)
     assert ["incomplete", "gap"] == names(found)
+
+
+def test_expected_tokens_are_those_of_all_passes_of_a_step(small, tmp_path):
+    """100 tokens in each of 7 passes; the last step holds fewer."""
+    path = written(tmp_path, "dump", small.counts)
+
+    found = read_trace(path, options=ReadOptions(bin=7, tokens_per_step=100))
+
+    assert "tokens-differ" not in names(found)
+    assert 700 == found.counts[0, 0].sum()

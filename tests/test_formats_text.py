@@ -122,3 +122,15 @@ def test_nothing_is_unpickled(tmp_path):
 
     with pytest.raises(TraceError, match="nothing is unpickled"):
         read_trace(tmp_path / "dump.npy")
+
+
+def test_loads_of_a_megatron_fork_have_their_layers_first(small, tmp_path):
+    """One .npz for each rank, to be added up."""
+    paths = [tmp_path / f"mcore_ep_loads_rank{rank}_7.npz" for rank in range(2)]
+    for path, part in zip(paths, (small.counts // 2, small.counts - small.counts // 2)):
+        np.savez(path, loads=np.moveaxis(part, 1, 0).astype(np.int32), metadata="mcore_ep_load_dump_v1")
+
+    found = read_trace(paths, options=ReadOptions(merge="sum"))
+
+    assert np.array_equal(small.counts, found.counts)
+    assert any("(layers, passes, experts)" in text for text in found.info.assumptions)

@@ -268,7 +268,7 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
 
     def noticed() -> list[Finding]:
         raw = [finding for reading in readings for finding in (*reading.findings, *reading.watch.findings)]
-        everything = [*dict.fromkeys(raw), *seen.findings(options.expected)]
+        everything = [*dict.fromkeys(raw), *seen.findings(options)]
         refuse(everything, options.accept, dump.where)
         return everything
 

@@ -18,7 +18,9 @@ from moetrace.formats.watch import Watch
 from moetrace.trace import check_steps
 
 # Names under which an .npz holds its counts; with a single array in it any name will do.
-COUNTS_KEYS = ("counts", "tokens_per_expert", "loads", "load")
+COUNTS_KEYS = ("counts", "tokens_per_expert", "load")
+# Dumps of a Megatron-LM fork, one for each rank: `loads` (layers, forward passes, experts).
+MCORE_NAME = "mcore_ep_loads_"
 
 
 class NumpyFormat:
@@ -36,6 +38,10 @@ class NumpyFormat:
         where = str(path)
         try:
             arrays = _loaded(path)
+            said: tuple[str, ...] = ()
+            if path.name.startswith(MCORE_NAME) and "loads" in arrays and arrays["loads"].ndim == 3:
+                arrays = {"counts": np.moveaxis(arrays["loads"], 0, 1)}
+                said = ("loads are (layers, passes, experts); each forward pass is a step",)
         except MemoryError:
             raise
         except Exception as error:  # NumPy raises half a dozen types on damaged files
@@ -44,7 +50,7 @@ class NumpyFormat:
                 f"cannot be read as NumPy data: {one_line(error)}",
                 "save plain numbers again; nothing is unpickled",
             ) from error
-        return _reading(arrays, where, options)
+        return _reading(arrays, where, options, said)
 
 
 def _loaded(path: Path) -> dict[str, NDArray[Any]]:
@@ -57,11 +63,11 @@ def _loaded(path: Path) -> dict[str, NDArray[Any]]:
             return {name: archive[name] for name in archive.files}
 
 
-def _reading(arrays: dict[str, NDArray[Any]], where: str, options: ReadOptions) -> Reading:
+def _reading(arrays: dict[str, NDArray[Any]], where: str, options: ReadOptions, before: tuple[str, ...]) -> Reading:
     key = next((name for name in COUNTS_KEYS if name in arrays), next(iter(arrays)) if len(arrays) == 1 else None)
     if key is None:
         raise TraceError(where, f"holds {', '.join(arrays) or 'no array'}, and none is the counts", "name it `counts`")
-    said = [] if key in COUNTS_KEYS else [f"array {key} is the counts"]
+    said = [*before] if key in COUNTS_KEYS else [f"array {key} is the counts"]
     counts = arrays[key]
     if counts.ndim == 2:
         counts = counts[:, None]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.findings import of_factor, of_roughness, of_totals
+from moetrace.findings import of_expected, of_factor, of_roughness, of_totals
 from moetrace.formats.assemble import Grid
 from moetrace.formats.base import Block, ReadOptions
 from moetrace.formats.merge import Stream
@@ -35,11 +35,18 @@ class Examined:
         self.totals.append(block.counts.sum(axis=2))
         self.factor.add(block.counts)
 
-    def findings(self, expected: int | None) -> list[Finding]:
-        """What all of it gives away, against *expected* tokens of a layer in a step."""
+    def findings(self, options: ReadOptions) -> list[Finding]:
+        """What all of it gives away, against the tokens that *options* expect of a layer in a step."""
         totals, steps = np.concatenate(self.totals), np.concatenate(self.steps)
-        of_all = of_factor(self.factor.divisor, self.factor.counts)
-        return [*self.rough, *of_all, *of_totals(totals, steps, self.layers, expected)]
+        found = [*self.rough, *of_factor(self.factor.divisor, self.factor.counts)]
+        found += of_totals(totals, steps, self.layers)
+        if options.expected is None:
+            return found
+        expected = options.expected * (options.bin or 1)
+        # The last step may be a part of one where passes or tokens were counted into steps.
+        counted = options.bin is not None or options.tokens is not None
+        whole = len(totals) - (counted and len(totals) > 1 and bool((totals[-1] < expected).all()))
+        return found + of_expected(totals[:whole], steps[:whole], self.layers, expected)
 
 
 def refined(stream: Stream, options: ReadOptions, where: str, watch: Watch) -> tuple[Grid, Iterator[Block], Examined]:
