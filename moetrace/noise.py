@@ -103,6 +103,15 @@ def motion(load: LayerLoad, block: int = BLOCK) -> Motion:
     return Motion(max(float(intercept), 0.0) / 2 * rows, float(slope) / rows, spread)
 
 
+def step_scatter(load: LayerLoad) -> Shares:
+    """Variance of one step's share around the slowly moving load, shape (experts,); 0 for a single step."""
+    lag = min(STEP_LAG, len(load.steps) - 1)
+    if lag < 1:
+        return np.zeros(load.experts)
+    scatter: Shares = np.square(load.shares[lag:] - load.shares[:-lag]).mean(axis=0) / 2
+    return scatter
+
+
 def step_noise(load: LayerLoad) -> float:
     """What `step_error_rate` would be for a forecast that knew the slowly moving load exactly.
 

@@ -6,6 +6,8 @@ import pytest
 
 from moetrace import evaluate, predictor
 from moetrace.frames import course_frames, score_frames, state_frames, summary_frame, traces_frame
+from moetrace.frames.states import _agree
+from moetrace.synthetic import settling, synthetic_trace
 
 
 def scores_of(errors, baseline, states=None, predictor="p"):
@@ -97,6 +99,29 @@ def test_fluctuation_of_every_expert_on_request(settled):
 
     assert 8 * 3 == len(experts)
     assert {10, 100, 200} == set(experts["window"])
+
+
+def test_sensitivity_has_a_row_for_every_window_and_threshold(settled):
+    """A higher threshold never settles a layer later, at the same window."""
+    frame = state_frames(settled.select(layers=[0]), sensitivity=True)["sensitivity"]
+
+    assert 3 * 5 == len(frame)
+    assert frame.dropna().groupby("window")["settle_step"].apply(lambda s: s.is_monotonic_decreasing).all()
+
+
+def test_depth_has_thirds_of_the_layers():
+    """Shallow, middle and deep, from the layers' numbers; a trace with one layer has one."""
+    layers = state_frames(synthetic_trace([settling(500, steps=1500)] * 5))["depth"]
+
+    assert [("shallow", "0 to 1"), ("middle", "2 to 3"), ("deep", "4 to 4")] == list(
+        zip(layers["depth"], layers["layers"])
+    )
+    assert 1 == len(state_frames(synthetic_trace([settling(500, steps=1500)]))["depth"])
+
+
+def test_detectors_that_are_far_apart_differ():
+    """Within 1,000 steps, or neither settling, they agree."""
+    assert [True, True, False, False] == [_agree(*pair) for pair in [(500, 1500), (None, None), (500, 1501), (None, 3)]]
 
 
 def test_course_frames_are_thin_enough_to_draw(settled):

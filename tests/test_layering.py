@@ -19,6 +19,7 @@ ORDER = [
     "noise",
     "checks",
     "metrics",
+    "sliding",
     "states",
     "predictors",
     "backtest",

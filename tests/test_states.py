@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moetrace import LoadTrace, classify, fluctuation, state_at
-from moetrace.states import STABLE, TRANSIENT
+from moetrace.states import AGAIN, FROM_START, NEVER, SETTLED, STABLE, TRANSIENT, Rule, classify_expert, rank_runs
 from moetrace.synthetic import LOUD, QUIET, Course, settling, synthetic_trace
 
 
@@ -89,6 +89,76 @@ def test_steps_logged_every_tenth_time_settle_at_the_same_step():
     assert classify(load).settle_step == pytest.approx(classify(sparse).settle_step, abs=200)
 
 
+@pytest.mark.parametrize(
+    ("changes", "outcome"),
+    [
+        (((1, LOUD), (3000, QUIET)), SETTLED),
+        (((1, QUIET),), FROM_START),
+        (((1, LOUD),), NEVER),
+        (((1, LOUD), (1500, QUIET), (4000, LOUD)), AGAIN),
+    ],
+)
+def test_the_outcome_says_it_in_words(changes, outcome):
+    """And a layer that is unsettled again says since when."""
+    found = only(Course(changes=changes))
+
+    assert outcome == found.outcome
+    assert (found.unsettled_step is None) == (outcome != AGAIN)
+    assert outcome != AGAIN or 4000 == pytest.approx(found.unsettled_step, abs=500)
+
+
+def test_the_interval_holds_the_settle_step_and_the_truth():
+    """For a sudden change and for a slow one; a layer that never settles has none."""
+    for course in (settling(3000), settling(3000, width=800)):
+        found = only(course, seed=3)
+        low, high = found.settle_interval
+
+        assert low <= found.settle_step <= high
+        assert low <= 3000 <= high
+        assert high - low < 2000
+    assert only(Course(changes=((1, LOUD),))).settle_interval is None
+    assert (1, 1) == only(Course(changes=((1, QUIET),))).settle_interval
+
+
+def test_the_order_of_the_experts_is_a_second_opinion():
+    """It settles near the known step, and sees nothing after the end of its history."""
+    load = synthetic_trace([settling(3000, experts=64, tokens=100_000)]).layer(0)
+    blind = replace(load, counts=np.where(load.steps[:, None] > 4500, np.nan, load.counts))
+    runs = rank_runs(load)
+
+    assert [TRANSIENT, STABLE] == [run.state for run in runs]
+    assert 3000 == pytest.approx(runs[-1].from_step, abs=500)
+    assert rank_runs(load.until(4500)) == rank_runs(blind.until(4500))
+
+
+def test_ranks_alone_do_not_settle_a_single_expert():
+    """There is no order to look at."""
+    load = LoadTrace.from_counts(np.ones((2000, 1, 1))).layer(0)
+
+    assert [TRANSIENT] == [run.state for run in rank_runs(load)]
+
+
+def test_one_expert_can_be_restless_in_a_settled_layer():
+    """Its own state is that of its share against all the others."""
+    rng = np.random.default_rng(0)
+    walk = np.exp(np.cumsum(rng.normal(0, 0.02, 6000))) * 0.3
+    shares = np.stack([walk, *[np.ones(6000)] * 7], axis=1)
+    counts = rng.multinomial(20_000, shares / shares.sum(axis=1, keepdims=True))
+    load = LoadTrace.from_counts(counts[:, None]).layer(0)
+
+    assert TRANSIENT == classify_expert(load, 0).state
+    assert STABLE == classify_expert(load, 5).state
+    assert STABLE == classify(load).state
+
+
+def test_the_rule_can_be_given_other_numbers():
+    """A layer that moves by 2 % a window is stable at 4 % and transient at 1 %."""
+    load = synthetic_trace([Course(changes=((1, 0.02 / 133**0.5),), tokens=100_000)]).layer(0)
+
+    assert STABLE == classify(load).state
+    assert TRANSIENT == classify(load, Rule(settle_below=0.01, unsettle_above=0.015)).state
+
+
 def naive_fluctuation(shares, window, every):
     """Variance and range of each whole window, in a loop."""
     ends = [end for end in range(window, len(shares) + 1) if end % every == 0]
@@ -96,9 +166,11 @@ def naive_fluctuation(shares, window, every):
     return np.array([part.var(axis=0) for part in parts]), np.array([np.ptp(part, axis=0) for part in parts])
 
 
+@pytest.mark.parametrize("at_a_time", [1, 60, 1 << 15])
 @pytest.mark.parametrize("spike", [0, 10**9])
-def test_fluctuation_equals_its_naive_twin(spike):
-    """To 1e-9, also after a spike that a cumulative sum would not forget."""
+def test_fluctuation_equals_its_naive_twin(spike, at_a_time, monkeypatch):
+    """To 1e-9, also after a spike that a cumulative sum would not forget, however much is done at a time."""
+    monkeypatch.setattr("moetrace.sliding.VALUES_AT_A_TIME", at_a_time)
     counts = np.random.default_rng(0).multinomial(10_000, [0.5, 0.3, 0.2], size=503)
     counts[100, 0] += spike
     load = LoadTrace.from_counts(counts[:, None]).layer(0)

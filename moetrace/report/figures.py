@@ -22,6 +22,7 @@ MOST_NAMED = 10
 # Colour-blind safe (Okabe and Ito), in the order predictors are given.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
+NOISE: dict[str, Any] = {"color": "grey", "linestyle": ":", "linewidth": 1.2}
 SETTLE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
@@ -52,11 +53,57 @@ def fluctuation(course: pd.DataFrame, layers: pd.DataFrame, measure: str) -> Fig
         part = course[course["layer"] == layer]
         for colour, (window, curve) in zip(COLOURS, part.groupby("window")):
             axes.plot(curve["step"], scale * curve[measure], color=colour, linewidth=0.9, label=f"{window} steps")
+        if measure == "variance":
+            axes.axhline(part["noise_variance"].iloc[0], label="sampling noise", **NOISE)
         _mark_settled(axes, settle.get(layer))
         axes.set_yscale("log")
         if measure == "range":
             _plain_log(axes)
     _one_legend(figure, axes, "window")
+    return figure
+
+
+def movement(course: pd.DataFrame, layers: pd.DataFrame) -> Figure:
+    """What the state rule judges, a panel per layer: movement, its thresholds, settle step and interval."""
+    figure, panels = _panels(course, "Movement from one window to the next, noise taken off", "movement (%)")
+    settle = _settle_steps(layers)
+    for layer, axes in panels.items():
+        part = course[course["layer"] == layer]
+        axes.plot(part["step"], 100 * part["movement"], color=COLOURS[0], linewidth=1, label="mean over the hold")
+        for name, style in (("unsettle_above", ":"), ("settle_below", "-.")):
+            axes.axhline(100 * part[name].iloc[0], color="grey", linestyle=style, linewidth=0.9, label=name)
+        if layer in settle:
+            row = layers[layers["layer"] == layer].iloc[0]
+            axes.axvspan(
+                float(row["settle_step_low"]),
+                float(row["settle_step_high"]),
+                color=COLOURS[1],
+                alpha=0.2,
+                linewidth=0,
+                label="interval of the settle step",
+            )
+        _mark_settled(axes, settle.get(layer))
+        axes.set_ylim(bottom=0)
+    _one_legend(figure, axes, None)
+    return figure
+
+
+def state_map(windows: pd.DataFrame) -> Figure:
+    """The state of every layer over the steps: one bar a layer, shallow ones on top."""
+    layers = sorted(int(layer) for layer in windows["layer"].unique())
+    figure = _figure(9.0, 1.4 + min(0.3 * len(layers), 9.0))
+    axes = figure.add_subplot()
+    figure.suptitle(f"{_name(windows)}: state of each layer")
+    for colour, (state, part) in zip((COLOURS[4], COLOURS[0]), sorted(windows.groupby("state"), reverse=True)):
+        at = [layers.index(int(layer)) for layer in part["layer"]]
+        widths = part["to_step"] - part["from_step"] + 1
+        axes.barh(at, widths, left=part["from_step"], height=0.9, color=colour, label=state)
+    every = -(-len(layers) // 32)
+    axes.set_yticks(range(0, len(layers), every), [str(layer) for layer in layers[::every]], fontsize=7)
+    axes.set(xlabel="step", ylabel="layer")
+    axes.invert_yaxis()
+    axes.margins(0)
+    _one_legend(figure, axes, None)
     return figure
 
 
@@ -134,14 +181,16 @@ FIGURES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
     "load_share": ("Load share of every expert", lambda f: load_share(f["load"], f["layers"])),
     "variance": ("Sliding variance", lambda f: fluctuation(f["fluctuation"], f["layers"], "variance")),
     "range": ("Sliding range", lambda f: fluctuation(f["fluctuation"], f["layers"], "range")),
+    "movement": ("Movement that the state rule judges", lambda f: movement(f["movement"], f["layers"])),
+    "states": ("State of each layer over the steps", lambda f: state_map(f["windows"])),
     "error_course": ("Error over the run", lambda f: error_course(f["course"])),
     "error_bars": ("Error by predictor and state", lambda f: error_bars(f["summary"])),
     "predicted": ("Predicted and actual shares", lambda f: predicted_against_actual(f["last_shares"])),
 }
 """Name, caption and how to draw it from the frames of one trace; one whose frame is empty is left out."""
 NEEDS = {
-    "load_share": "load", "variance": "fluctuation", "range": "fluctuation",
-    "error_course": "course", "error_bars": "summary", "predicted": "last_shares",
+    "load_share": "load", "variance": "fluctuation", "range": "fluctuation", "movement": "movement",
+    "states": "windows",    "error_course": "course", "error_bars": "summary", "predicted": "last_shares",
 }  # fmt: skip
 
 

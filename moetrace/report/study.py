@@ -23,14 +23,16 @@ TEXTS = {
     "Predictors with too_short scores are averaged over fewer cutoffs.",
     "paper": "The paper's errors are drawn as lines: they are of another model, and the paper does not define them.",
     "states": "movement is the relative change of the load from one window of 200 steps to the next, sampling "
-    "noise taken off; a layer settles where it stays below 4 %. "
+    "noise taken off; a layer settles where its mean over 500 steps stays below 4 %, and is transient again above 6 %. "
+    "The interval of the settle step reaches from where movement was last clearly above the rule to where it first "
+    "is clearly below; rank_settle_step is what the order of the experts alone says. "
     "variance_100 and range_100 are the paper's sliding measures.",
 }
 SUMMARY = [
     "predictor", "horizon", "state", "error_rate", "error_noise", "step_error_rate", "step_noise", "mape",
     "difference", "difference_low", "difference_high", "cutoffs", "scored", "too_short", "fallbacks",
 ]  # fmt: skip
-SAVED = ("layers", "windows", "imbalance", "summary", "scores", "shares")
+SAVED = ("layers", "windows", "depth", "imbalance", "summary", "scores", "shares")
 """The frames that are written as CSV and JSON."""
 
 
@@ -79,8 +81,8 @@ def _sections(trace: str, frames: Mapping[str, pd.DataFrame], drawn: Mapping[str
         Section(
             f"{trace}: states",
             TEXTS["states"],
-            {"Layers": own("layers"), "Windows of one state": own("windows")},
-            shown("load_share", "variance", "range"),
+            {"Layers": own("layers"), "By depth": own("depth"), "Windows of one state": own("windows")},
+            shown("load_share", "states", "movement", "variance", "range"),
         ),
         Section(
             f"{trace}: error rates",

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
 # Fractions in code, percentages where a person reads them.
 PERCENT = {
     "error_rate", "error_noise", "step_error_rate", "step_noise", "mape", "abs_points", "difference",
-    "difference_low", "difference_high", "movement_before", "movement_after", "window_mean_error_rate", "share",
+    "difference_low", "difference_high", "movement_before", "movement_after", "settle_below",
+    "window_mean_error_rate", "share",
 }  # fmt: skip
 NOTHING = "-"
 # Characters of a cell above which it may be folded.

@@ -1,0 +1,18 @@
+"""Tidy frames of what was computed: what is printed, written, and drawn from.
+
+One row is one observation; columns carry the words of the project and full precision.
+"""
+
+from moetrace.frames.scores import score_frames, summary_frame
+from moetrace.frames.states import course_frames, state_frames
+from moetrace.frames.traces import findings_frame, stacked, traces_frame
+
+__all__ = [
+    "course_frames",
+    "findings_frame",
+    "score_frames",
+    "stacked",
+    "state_frames",
+    "summary_frame",
+    "traces_frame",
+]

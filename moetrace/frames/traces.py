@@ -1,0 +1,51 @@
+"""Frames about traces as such: what there is, and what was noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from moetrace.trace import Finding, LoadTrace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:
+    """One row per trace: its size, source and what was noticed."""
+    import pandas as pd
+
+    rows = [
+        {
+            "trace": trace.name,
+            "steps": len(trace.steps),
+            "first_step": int(trace.steps[0]),
+            "last_step": int(trace.steps[-1]),
+            "stride": trace.stride,
+            "layers": len(trace.layers),
+            "experts": trace.experts,
+            "tokens_per_step": trace.info.tokens_per_step,
+            "format": trace.info.format,
+            "source": trace.info.source,
+            "fingerprint": trace.info.fingerprint,
+            "findings": ", ".join(finding.name for finding in trace.info.findings),
+        }
+        for trace in traces
+    ]
+    return pd.DataFrame(rows).astype({"tokens_per_step": "Int64"} if rows else {})
+
+
+def findings_frame(trace: str, findings: Iterable[Finding]) -> pd.DataFrame:
+    """One row per finding of the doctor."""
+    import pandas as pd
+
+    rows = [{"trace": trace, **vars(finding)} for finding in findings]
+    return pd.DataFrame(rows, columns=["trace", *Finding.__dataclass_fields__])
+
+
+def stacked(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The rows of frames with the same columns, one after the other; empty for none."""
+    import pandas as pd
+
+    filled = [part for part in parts if len(part)]
+    return pd.concat(filled or list(parts)[:1], ignore_index=True) if parts else pd.DataFrame()
