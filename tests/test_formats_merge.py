@@ -63,6 +63,13 @@ def test_ranks_are_put_in_the_order_of_their_numbers(small, tmp_path):
     assert np.array_equal(small.counts[..., 0] + 10, found.counts[..., 10])
 
 
+def test_names_may_hold_any_character(small, tmp_path):
+    """A superscript is no number."""
+    paths = [written(tmp_path, f"m²_rank{i}", small.counts) for i in range(2)]
+
+    assert np.array_equal(2 * small.counts, read_trace(paths, options=ReadOptions(merge="sum")).counts)
+
+
 def test_a_missing_rank_is_named(small, tmp_path):
     """Ranks 0, 1 and 3: rank 2 is not there."""
     paths = [written(tmp_path, f"rank{i}", small.counts) for i in (0, 1, 3)]

@@ -278,7 +278,7 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
 
 
 def _assumptions(source: Source, options: ReadOptions) -> tuple[str, ...]:
-    texts = [] if source in readings_of(source) else list(source.assumptions)
+    texts = list(source.assumptions)
     texts += [text for reading in readings_of(source) for text in reading.assumptions]
     if options.bin is not None:
         texts.append(f"each step is the sum of {options.bin} logged passes, numbered from 1")

@@ -73,7 +73,11 @@ def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Sou
 
 def by_rank(paths: Sequence[AnyNamed]) -> list[AnyNamed]:
     """Paths in the order of the numbers in their names, so that rank 10 comes after rank 9."""
-    return sorted(paths, key=lambda path: [int(n) if n.isdigit() else n for n in re.split(r"(\d+)", str(path))])
+
+    def parts(path: AnyNamed) -> list[str | int]:
+        return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
+
+    return sorted(paths, key=parts)
 
 
 def rank_of(path: Named) -> int | None:
