@@ -181,23 +181,36 @@ def _pooled_fits(
     return fits
 
 
+class _Said(NamedTuple):
+    """What a predictor said at a *cutoff*: forecasts by horizon, none where the history is too short."""
+
+    cutoff: int
+    forecasts: Mapping[int, Forecast]
+    fit_seconds: float = 0.0
+    forecast_seconds: float = 0.0
+
+
 def _forecasts(
-    load: LayerLoad, made: Predictor, pooled: Pooled, cutoffs: Sequence[int], horizon: int
-) -> Iterator[tuple[int, Forecast | None, float, float]]:
-    """Cutoff, forecast (None where the history is too short), seconds of fit and of forecast."""
+    load: LayerLoad, made: Predictor, pooled: Pooled, covered: Mapping[int, Sequence[int]]
+) -> Iterator[_Said]:
+    """What *made* says of a layer at each cutoff, for the horizons *covered* by the trace there."""
     start = int(load.steps[0])
     own = _Fits(made, start)
-    for cutoff in cutoffs:
+    for cutoff, horizons in covered.items():
         if not has_history(made, start, cutoff):
-            yield cutoff, None, 0.0, 0.0
+            yield _Said(cutoff, {})
             continue
         history = load.until(cutoff)
         fitted, fit_seconds = (
             pooled[label(made), cutoff] if made.pools_layers else own.at(cutoff, lambda h=history: [h])  # type: ignore[misc]
         )
         began = time.perf_counter()
-        forecast = fitted.forecast(history, horizon)
-        yield cutoff, forecast, fit_seconds, time.perf_counter() - began
+        if made.by_horizon:
+            said = {horizon: fitted.forecast(history, horizon) for horizon in horizons}
+        else:
+            longest = fitted.forecast(history, max(horizons))
+            said = {horizon: Forecast(longest.shares[:horizon], longest.status) for horizon in horizons}
+        yield _Said(cutoff, said, fit_seconds, time.perf_counter() - began)
 
 
 def able_at_end(trace: LoadTrace, predictors: Sequence[Predictor]) -> list[Predictor]:
@@ -226,8 +239,8 @@ def forecast_end(
     pooled = _pooled_fits(trace, able, [end], tick)
     for load in trace.by_layer():
         for made in able:
-            for _, forecast, _, _ in _forecasts(load, made, pooled, [end], horizon):
-                assert forecast is not None
+            for said in _forecasts(load, made, pooled, {end: [horizon]}):
+                forecast = said.forecasts[horizon]
                 yield Coming(label(made), load.layer, end + 1, repaired(forecast), forecast.status)
         tick()
 
@@ -244,7 +257,8 @@ def evaluate(
 ) -> Backtest:
     """Score *predictors* at every one of *cutoffs* and *horizons* that the trace covers.
 
-    One forecast to the longest horizon is made at a cutoff; the shorter ones are its beginnings.
+    One forecast to the longest horizon is made at a cutoff; the shorter ones are its beginnings,
+    except for a predictor that forecasts each horizon by itself.
     Both frames are empty where the trace is too short for every horizon.
     Raises `SettingError` for a horizon that is not positive or a predictor given twice.
     """
@@ -256,14 +270,15 @@ def evaluate(
     if not horizons or min(horizons) < 1:
         raise SettingError("a horizon is a whole number of steps above 0")
     wanted = sorted(set(default_cutoffs(trace) if cutoffs is None else cutoffs))
-    covered = {horizon: set(scorable(trace, wanted, horizon)) for horizon in sorted(set(horizons))}
-    at = sorted(set().union(*covered.values()))
+    scored = {horizon: scorable(trace, wanted, horizon) for horizon in sorted(set(horizons))}
+    at = sorted(set().union(*scored.values()))
+    covered = {cutoff: [horizon for horizon, known in scored.items() if cutoff in known] for cutoff in at}
     tick = _ticking(trace, predictors, at, progress)
     pooled = _pooled_fits(trace, predictors, at, tick)
     scores: list[Score] = []
     shares: list[HorizonShare] = []
     for load in trace.by_layer():
-        for part in _score_layer(load, predictors, pooled, at, covered):
+        for part in _score_layer(load, predictors, pooled, covered):
             scores.append(part[0])
             shares.extend(part[1])
         tick()
@@ -274,20 +289,20 @@ def _score_layer(
     load: LayerLoad,
     predictors: Sequence[Predictor],
     pooled: Pooled,
-    cutoffs: Sequence[int],
-    covered: Mapping[int, set[int]],
+    covered: Mapping[int, Sequence[int]],
 ) -> Iterator[tuple[Score, list[HorizonShare]]]:
     """Every score of one layer, and the shares it was computed from."""
-    if not cutoffs:
+    if not covered:
         return
-    states = {cutoff: state_at(load, cutoff) for cutoff in cutoffs}
-    cells = [(cutoff, horizon) for cutoff in cutoffs for horizon in covered if cutoff in covered[horizon]]
+    states = {cutoff: state_at(load, cutoff) for cutoff in covered}
+    cells = [(cutoff, horizon) for cutoff, horizons in covered.items() for horizon in horizons]
     noise = {(cutoff, horizon): horizon_noise(load, cutoff, horizon) for cutoff, horizon in cells}
     baseline = {cell: _errors(load, forecast, *cell) for cell, forecast in _baseline(load, cells).items()}
     for made in predictors:
-        for cutoff, forecast, fit_seconds, seconds in _forecasts(load, made, pooled, cutoffs, max(covered)):
-            shares = None if forecast is None else repaired(forecast)
-            for horizon in (h for h in covered if cutoff in covered[h]):
+        for cutoff, said, fit_seconds, seconds in _forecasts(load, made, pooled, covered):
+            for horizon in covered[cutoff]:
+                forecast = said.get(horizon)
+                shares = None if forecast is None else repaired(forecast)
                 found = _NOTHING if shares is None else _errors(load, shares, cutoff, horizon)
                 step_noise, error_noise = noise[cutoff, horizon]
                 reference = baseline[cutoff, horizon].error_rate

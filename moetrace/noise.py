@@ -27,6 +27,9 @@ from moetrace.trace import LayerLoad, Shares
 BLOCK = 50
 # Distances of blocks the line is fitted to: up to 250 steps, over which the load moves little.
 LAGS = 5
+# Distances for a forecast: up to 1,000 steps. What moves to and fro in less is noise to it, and the
+# variogram grows slower than its distance over short ones.
+FAR_LAGS = 20
 # Steps apart at which the scatter of single steps is measured: the differences grow from 1 to 10
 # steps on the sample traces (the router wiggles) and hardly beyond.
 STEP_LAG = 10
@@ -81,8 +84,8 @@ def variogram(values: Shares, weight: Shares, lags: int) -> Shares:
     return np.array([(np.square(values[k:] - values[:-k]).mean(axis=0) * weight).sum() for k in range(1, lags + 1)])
 
 
-def motion(load: LayerLoad, block: int = BLOCK) -> Motion:
-    """Noise and drift of *load*, from a line through its variogram.
+def motion(load: LayerLoad, block: int = BLOCK, lags: int = LAGS) -> Motion:
+    """Noise and drift of *load*, from a line through its variogram at distances up to *lags* blocks.
 
     With too few steps for two lags of whole blocks the blocks are made smaller; with fewer than three
     rows nothing can be told and both are 0.
@@ -91,7 +94,7 @@ def motion(load: LayerLoad, block: int = BLOCK) -> Motion:
     means = block_means(load, rows)
     weight = weights(load.mean_shares)
     spread = float(np.sqrt(load.mean_shares / load.experts).sum())
-    lags = min(LAGS, len(means) - 2)
+    lags = min(lags, len(means) - 2)
     if lags < 1:
         return Motion(0.0, 0.0, spread)
     distance = variogram(means, weight, lags)

@@ -16,6 +16,8 @@ PREDICTORS = {
     "sw_avg": "moetrace.predictors.sw_avg:SlidingWindowAverage",
     "arima": "moetrace.predictors.arima:Arima",
     "lstm": "moetrace.predictors.lstm:Lstm",
+    "auto": "moetrace.predictors.auto:Auto",
+    "level": "moetrace.predictors.level:LocalLevel",
     "window_mean": "moetrace.predictors.window_mean:WindowMean",
     "ema": "moetrace.predictors.ema:ExponentialAverage",
 }
@@ -66,7 +68,7 @@ def _parsed(value: str, kind: object) -> object:
         return {"true": True, "false": False}[value.lower()]
     if kind is int or kind is float:
         number = int(value) if kind is int else float(value)
-        if not number > 0:
+        if not number >= (1 if kind is int else 0):
             raise ValueError
         return number
     p, d, q = (int(part) for part in value.split(","))
@@ -79,5 +81,5 @@ def _type_name(kind: object) -> str:
     if kind is bool:
         return "true or false"
     if kind is int or kind is float:
-        return "a whole number above 0" if kind is int else "a number above 0"
+        return "a whole number above 0" if kind is int else "a number, 0 or more"
     return "three whole numbers p,d,q"

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from moetrace.trace import LayerLoad, Shares
 
 OK = "ok"
+# Steps of each of the two windows a trend is measured between: shorter ones measure noise.
+TREND_WINDOW = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,12 +44,14 @@ class Predictor(ABC):
     *needs* is the least number of steps of history. *refit_growth* says how seldom it is fitted
     anew while a backtest moves through its cutoffs: when the history has become that many times as
     long as the one of the last fit; in between, what was fitted is applied to the newer history.
-    *pools_layers* says whether one fit serves all layers of a trace, or each layer has its own.
+    *pools_layers* says whether one fit serves all layers of a trace, or each layer has its own;
+    *by_horizon* that the forecast of a shorter horizon is not the beginning of that of a longer one.
     """
 
     name: ClassVar[str]
     refit_growth: ClassVar[float] = 1.0
     pools_layers: ClassVar[bool] = False
+    by_horizon: ClassVar[bool] = False
 
     @property
     def needs(self) -> int:
@@ -69,6 +73,22 @@ def hold(rows: Shares, steps_per_row: int, horizon: int) -> Shares:
     """
     index: NDArray[np.intp] = np.arange(horizon) // steps_per_row
     return rows[np.minimum(index, len(rows) - 1)]
+
+
+def ramp(level: Shares, history: LayerLoad, trend: float, horizon: int) -> Shares:
+    """*level* (experts,) plus *trend* times the change between the last two 1,000 steps, shape (horizon, experts).
+
+    The change is a slope between the middles of the two windows, carried on from the middle of the
+    last one; without 1,500 steps of history there is none.
+    """
+    recent = history.last(TREND_WINDOW)
+    border = int(recent.steps[0])
+    before = history.between(border - TREND_WINDOW, border - 1)
+    if not trend or len(before.steps) < history.rows(TREND_WINDOW) / 2:
+        return constant(level, horizon)
+    slope = (recent.mean_shares - before.mean_shares) / TREND_WINDOW
+    ahead = TREND_WINDOW / 2 + np.arange(1, horizon + 1)
+    return level + trend * ahead[:, None] * slope
 
 
 def constant(shares: Shares, horizon: int) -> Shares:
