@@ -255,7 +255,8 @@ def _opened(path: Location, options: ReadOptions, forced: str | None) -> tuple[S
     format = chosen_format(path, forced)
     if options.phase is not None and format.name not in TELLING_PHASES:
         raise TraceError(str(path), "does not tell prefill from decode", "leave --phase out")
-    return format.read(path, options), format.name
+    source = format.read(path, options)
+    return source if source.where else replace(source, where=str(path)), format.name
 
 
 def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
