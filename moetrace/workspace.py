@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from moetrace.atomic import replacing, sweep
 from moetrace.backtest import Coming
 from moetrace.errors import TraceError, WorkspaceError
-from moetrace.formats import Progress, ReadOptions, convert, fingerprint, open_trace
+from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
 from moetrace.trace import LoadTrace
 
 DEFAULT_FOLDER = "moetrace-out"
@@ -74,7 +74,7 @@ class Workspace:
 
     def ingest(
         self,
-        source: Path,
+        source: Location | Sequence[Location],
         *,
         name: str | None = None,
         options: ReadOptions = ReadOptions(),
@@ -84,24 +84,26 @@ class Workspace:
     ) -> Ingested:
         """Read *source* into the trace *name* (its stem, unless given).
 
+        Several sources become one trace, as ``options.merge`` says, named by their folder.
         The same unchanged source again does nothing. Another source under a taken name raises
         `WorkspaceError`, unless *force*.
         """
-        path = self.trace_path(name or source.stem)
+        sources = [source] if isinstance(source, Location) else list(source)
+        path = self.trace_path(name or name_of(sources))
         path.parent.mkdir(parents=True, exist_ok=True)
         sweep(path.parent)
         if path.exists() and not force:
-            return self._unchanged(source, path, options, forced)
-        convert(source, path, name=path.stem, options=options, forced=forced, progress=progress)
+            return self._unchanged(sources, path, options, forced)
+        convert(sources, path, name=path.stem, options=options, forced=forced, progress=progress)
         return Ingested(open_trace(path), path, unchanged=False)
 
-    def _unchanged(self, source: Path, path: Path, options: ReadOptions, forced: str | None) -> Ingested:
+    def _unchanged(self, sources: Sequence[Location], path: Path, options: ReadOptions, forced: str | None) -> Ingested:
         try:
             trace = open_trace(path)
         except TraceError as error:
             raise WorkspaceError(f"{error} (with --force)") from error
         settings = options.as_settings() | ({"from": forced} if forced else {})
-        if trace.info.fingerprint == fingerprint(source) and trace.info.settings == settings:
+        if trace.info.fingerprint == fingerprint(*sources) and trace.info.settings == settings:
             return Ingested(trace, path, unchanged=True)
         raise WorkspaceError(
             f"the name {path.stem!r} is taken by a trace of {trace.info.source}"
@@ -116,6 +118,14 @@ class Workspace:
             raise WorkspaceError(f"there is no trace {name!r} in {self.root}; traces there: {', '.join(self.names())}")
         path.unlink()
         return path
+
+
+def name_of(sources: Sequence[Location]) -> str:
+    """The name of a trace of *sources*: the stem of one, the folder of several."""
+    first = sources[0]
+    if len(sources) > 1:
+        return (first.resolve() if isinstance(first, Path) else first.path).parent.name
+    return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", first.stem, flags=re.IGNORECASE)
 
 
 def write_forecast(path: Path, forecasts: Iterable[tuple[str, Coming]]) -> None:

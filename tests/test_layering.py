@@ -13,6 +13,7 @@ ORDER = [
     "errors",
     "atomic",
     "trace",
+    "findings",
     "formats",
     "synthetic",
     "noise",
@@ -31,7 +32,7 @@ ORDER = [
     "cli",
 ]
 FENCES = {
-    "pyarrow": ("formats", "workspace", "cli.export"),
+    "pyarrow": ("formats", "workspace"),
     "statsmodels": ("predictors.arima",),
     "jax": ("predictors._network",),
     "equinox": ("predictors._network",),
@@ -41,6 +42,8 @@ FENCES = {
     "rich": ("report.tables", "cli"),
     "typer": ("cli",),
     "torch": ("record", "formats"),
+    "safetensors": ("formats.tensorrt",),
+    "tensorboard": ("formats.tensorboard",),
     "transformers": ("record",),
     "joblib": ("backtest",),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,29 +10,78 @@ import typer
 from moetrace.cli.shared import Shared, Table, with_shared
 
 if TYPE_CHECKING:
+    from moetrace.formats import Location
     from moetrace.workspace import Ingested
 
-DEFAULT_SOURCE = Path("sample_traces")
+DEFAULT_SOURCE = "sample_traces"
+
+
+class Merge(StrEnum):
+    """How several files become one trace."""
+
+    SUM = "sum"
+    EXPERTS = "experts"
+    LAYERS = "layers"
+    STEPS = "steps"
+
+
+class Phase(StrEnum):
+    """Which passes of a serving dump."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+Merges = Annotated[
+    Merge | None,
+    typer.Option(help="One trace of all files: replicas (sum), ranks (experts, layers), segments (steps)."),
+]
+Bin = Annotated[int | None, typer.Option("--bin", min=1, help="Add N passes up into one step.", metavar="N")]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(help="Take the source in spite of this finding, repeatable.", metavar="FINDING"),
+]
+TokensPerStep = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens routed in one layer in one step, times top-k; turns shares into counts."),
+]
+Tokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens of one step, before top-k; cuts token-level dumps into steps.")
+]
+TopK = Annotated[int | None, typer.Option(min=1, help="Experts that each token is sent to.")]
+Experts = Annotated[int | None, typer.Option(min=1, help="Experts of a layer, where the dump does not tell.")]
+Stages = Annotated[int | None, typer.Option(min=1, help="Pipeline stages of the run (Megatron-LM ranks).")]
+Pattern = Annotated[
+    str | None, typer.Option(help="Regular expression for tags, with (?P<layer>) and (?P<expert>).", metavar="REGEX")
+]
 
 
 @with_shared
 def ingest(
     shared: Shared,
-    sources: Annotated[list[Path] | None, typer.Argument(help="Files or folders; ./sample_traces if none.")] = None,
+    sources: Annotated[
+        list[str] | None, typer.Argument(help="Files, folders, or URIs of Parquet; ./sample_traces if none.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the trace, for a single source.")] = None,
     from_: Annotated[
         str | None, typer.Option("--from", help="Format of the sources, if it is not to be guessed.")
     ] = None,
-    tokens_per_step: Annotated[
-        int | None,
-        typer.Option(min=1, help="Tokens routed in one layer in one step; turns shares into counts."),
-    ] = None,
+    merge: Merges = None,
+    bin_: Bin = None,
+    phase: Annotated[Phase | None, typer.Option(help="Only these passes, where the dump tells them apart.")] = None,
+    tokens_per_step: TokensPerStep = None,
+    tokens: Tokens = None,
+    top_k: TopK = None,
+    experts: Experts = None,
+    stages: Stages = None,
+    pattern: Pattern = None,
+    accept: Accept = None,
     list_formats: Annotated[bool, typer.Option("--list-formats", help="List the known formats and exit.")] = False,
 ) -> None:
     """Read dumps of any known format, check them, and write canonical traces.
 
-    One file is one trace, named by its stem; a folder means every trace file lying in it.
-    The same unchanged source again does nothing.
+    One file is one trace, named by its stem; a folder means every trace file lying in it, unless
+    its files are the ranks of one trace. The same unchanged source again does nothing.
 
     \b
     Example: moetrace ingest sample_traces/gpt-moe-8e-a.parquet --name mine
@@ -40,23 +89,57 @@ def ingest(
     if list_formats:
         _list_formats(shared)
         return
-    from moetrace.errors import WorkspaceError
-    from moetrace.formats import ReadOptions, sources_in
+    from moetrace.formats import ReadOptions
 
-    found = [source for given in (sources or [DEFAULT_SOURCE]) for source in sources_in(given)]
-    if name is not None and len(found) > 1:
-        raise WorkspaceError(f"--name goes with one source, and there are {len(found)}")
-    place = shared.place()
-    options = ReadOptions(tokens_per_step=tokens_per_step)
+    layers, first, last = shared.selection()
+    options = ReadOptions(
+        tokens_per_step=tokens_per_step,
+        tokens=tokens,
+        top_k=top_k,
+        experts=experts,
+        stages=stages,
+        pattern=pattern,
+        phase=phase.value if phase else None,
+        merge=merge.value if merge else None,
+        bin=bin_,
+        layers=tuple(layers or ()),
+        first=first,
+        last=last,
+        accept=_known(accept or []),
+    )
+    groups = _groups(sources or [DEFAULT_SOURCE], merge is not None, name)
 
-    def one(source: str) -> Ingested:
-        with shared.progress(Path(source).name) as progress:
-            return place.ingest(
-                Path(source), name=name, options=options, forced=from_, force=shared.force, progress=progress
+    def one(key: str) -> Ingested:
+        with shared.progress(key) as progress:
+            return shared.place().ingest(
+                groups[key], name=name, options=options, forced=from_, force=shared.force, progress=progress
             )
 
-    done = shared.each([str(source) for source in found], one)
-    _show(shared, done)
+    _show(shared, shared.each(list(groups), one))
+
+
+def _groups(given: list[str], merge: bool, name: str | None) -> dict[str, list[Location]]:
+    """The sources of each trace by what they are called in messages: every file apart, or all merged."""
+    from moetrace.errors import WorkspaceError
+    from moetrace.formats import location, named, sources_in
+
+    found = [source for text in given for source in sources_in(location(text))]
+    if merge and len(found) < 2:
+        raise WorkspaceError(f"--merge goes with several files, and {named(found)} is one")
+    if merge:
+        return {named(found): found}
+    if name is not None and len(found) > 1:
+        raise WorkspaceError(f"--name goes with one source, and there are {len(found)}: give --merge to make them one")
+    return {str(source): [source] for source in found}
+
+
+def _known(accept: list[str]) -> tuple[str, ...]:
+    from moetrace.findings import KINDS
+
+    unknown = [name for name in accept if name not in KINDS]
+    if unknown:
+        raise typer.BadParameter(f"there is no finding {unknown[0]!r}; there are {', '.join(KINDS)}")
+    return tuple(sorted(set(accept)))
 
 
 def _show(shared: Shared, done: list[Ingested]) -> None:
@@ -88,6 +171,7 @@ def _described(item: Ingested) -> dict[str, object]:
         "format": trace.info.format,
         "findings": [asdict(finding) for finding in trace.info.findings],
         "assumptions": list(trace.info.assumptions),
+        "settings": trace.info.settings,
         "source": trace.info.source,
         "fingerprint": trace.info.fingerprint,
         "unchanged": item.unchanged,

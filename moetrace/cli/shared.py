@@ -99,9 +99,13 @@ class Shared:
 
     def open(self, trace: str) -> LoadTrace:
         """The trace of that name or path, reduced to the layers and steps asked for."""
-        layers = _layers(self.layers) if self.layers else None
-        first, last = _steps(self.steps) if self.steps else (None, None)
+        layers, first, last = self.selection()
         return self.place().open(trace).select(layers, first, last)
+
+    def selection(self) -> tuple[list[int] | None, int | None, int | None]:
+        """The layers, the first and the last step asked for; None where nothing was."""
+        layers = _layers(self.layers) if self.layers else None
+        return layers, *(_steps(self.steps) if self.steps else (None, None))
 
     def each(self, names: Sequence[str], work: Callable[[str], T]) -> list[T]:
         """What *work* makes of each of *names*; one that fails is skipped, unless all do."""
@@ -209,7 +213,7 @@ def _plain(tables: Mapping[str, Table]) -> str:
 
     text = io.StringIO()
     _print(tables, Console(file=text, width=int(os.environ.get("COLUMNS", FILE_WIDTH)), no_color=True))
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
 def _print(tables: Mapping[str, Table], console: Any = None) -> None:

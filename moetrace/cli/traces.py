@@ -47,30 +47,49 @@ def remove(shared: Shared, names: Annotated[list[str], typer.Argument(help="Name
 def check(
     shared: Shared,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="Also exit with 1 for these findings, such as collapse,dead.", metavar="FINDINGS")
+    ] = None,
 ) -> None:
-    """Examine traces: damage, gaps, idle experts. Exit code 1 if any finding is an error.
+    """Examine traces: damage, order, totals, gaps, idle experts, drift.
+
+    Exit code 1 if any finding is an error that was not accepted at ingest, or is named by --fail-on.
 
     \b
-    Example: moetrace check gpt-moe-8e-a
+    Example: moetrace check gpt-moe-8e-a --fail-on collapse,dead,drift
     """
     from moetrace.frames import stacked
     from moetrace.report.tables import records
 
+    named = _findings_named(fail_on)
     names = shared.place().chosen(traces or [])
-    frame = stacked(shared.each(names, lambda name: _findings(shared, name)))
+    done = shared.each(names, lambda name: _checked(shared, name, named))
+    frame = stacked([part for part, _ in done])
     if frame.empty:
         shared.note("no findings")
     shared.emit({"findings": Table("Findings", frame, printed=not frame.empty)}, {"findings": records(frame)})
-    if (frame["severity"] == "error").any():
+    if any(fails for _, fails in done):
         raise typer.Exit(1)
 
 
-def _findings(shared: Shared, name: str) -> pd.DataFrame:
-    from moetrace.checks import examine
+def _findings_named(text: str | None) -> tuple[str, ...]:
+    from moetrace.findings import KINDS
+
+    names = tuple(text.split(",")) if text else ()
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise typer.BadParameter(f"there is no finding {unknown[0]!r}; there are {', '.join(KINDS)}")
+    return names
+
+
+def _checked(shared: Shared, name: str, fail_on: tuple[str, ...]) -> tuple[pd.DataFrame, bool]:
+    """The findings of a trace, and whether any of them fails the check."""
+    from moetrace.checks import examine, failing
     from moetrace.frames import findings_frame
 
     trace = shared.open(name)
-    return findings_frame(trace.name, examine(trace))
+    findings = examine(trace)
+    return findings_frame(trace.name, findings), bool(failing(findings, trace, fail_on))
 
 
 def register(app: typer.Typer) -> None:

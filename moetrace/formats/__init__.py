@@ -6,60 +6,106 @@ A new format is one module with a `Format` and one line in `FORMATS`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from moetrace.atomic import replacing
 from moetrace.errors import TraceError
+from moetrace.findings import refuse
 from moetrace.formats import canonical
-from moetrace.formats.assemble import Grid, OutOfOrder, assemble, sort_by_step
-from moetrace.formats.base import Block, Cells, Format, Reading, ReadOptions
+from moetrace.formats.arrays import NumpyFormat
+from moetrace.formats.assemble import Grid, OutOfOrder
+from moetrace.formats.base import Block, Format, ReadOptions, Source, readings_of
 from moetrace.formats.canonical import open_trace, save_trace
-from moetrace.formats.parquet import ParquetFormat, is_hive
-from moetrace.trace import LoadTrace, TraceInfo
+from moetrace.formats.megatron import MegatronFormat, MegatronRouterFormat
+from moetrace.formats.merge import blocks_of, by_rank, merged
+from moetrace.formats.omni import OmniFormat
+from moetrace.formats.order import in_order
+from moetrace.formats.parquet import ParquetFormat
+from moetrace.formats.refine import refined
+from moetrace.formats.refused import refuse_lookalikes
+from moetrace.formats.remote import Location, Uri, location, mark_of, read_uri
+from moetrace.formats.routing import RoutingFormat
+from moetrace.formats.sglang import SglangFormat
+from moetrace.formats.tensorboard import TensorboardFormat
+from moetrace.formats.tensorrt import TensorrtFormat
+from moetrace.formats.text import CsvFormat, JsonLinesFormat
+from moetrace.trace import Finding, LoadTrace, TraceInfo, gap_findings
 
 __all__ = [
     "FORMATS",
+    "Location",
     "ReadOptions",
     "convert",
     "fingerprint",
+    "location",
+    "named",
     "open_trace",
     "read_trace",
     "save_trace",
     "sources_in",
 ]
 
-FORMATS: dict[str, Format] = {format.name: format for format in (ParquetFormat(),)}
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (
+        # Formats with a mark of their own come first: a table is only what none of them claims.
+        MegatronFormat(),
+        MegatronRouterFormat(),
+        SglangFormat(),
+        TensorrtFormat(),
+        TensorboardFormat(),
+        OmniFormat(),
+        RoutingFormat(),
+        ParquetFormat(),
+        CsvFormat(),
+        JsonLinesFormat(),
+        NumpyFormat(),
+    )
+}
+
+# Formats of which some dumps tell prefill from decode.
+TELLING_PHASES = ("sglang", "omni-infer")
 
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
 
 
-def sources_in(path: Path) -> list[Path]:
+def sources_in(path: Location) -> list[Location]:
     """The sources that *path* stands for: itself, or every trace file lying in the folder.
 
     Raises `TraceError` when there is none.
     """
+    if isinstance(path, Uri):
+        return [path]
     if not path.exists():
         raise TraceError(str(path), "does not exist", "check the path")
-    if path.is_file() or is_hive(path):
+    if path.is_file() or _format_of(path) is not None:
         return [path]
-    found = sorted(child for child in path.iterdir() if child.is_file() and _format_of(child) is not None)
+    try:
+        children = sorted(path.iterdir())
+    except OSError as error:
+        raise TraceError(str(path), f"cannot be read: {error.strerror}", "check its permissions") from error
+    found: list[Location] = [child for child in children if child.is_file() and _format_of(child) is not None]
     if not found:
         raise TraceError(str(path), "holds no trace files", f"known formats: {', '.join(FORMATS)}")
     return found
 
 
 def _format_of(path: Path) -> Format | None:
-    return next((format for format in FORMATS.values() if format.claims(path)), None)
+    try:
+        return next((format for format in FORMATS.values() if format.claims(path)), None)
+    except OSError:  # a folder that may not be looked into, a file that is gone by now
+        return None
 
 
 def chosen_format(path: Path, forced: str | None = None) -> Format:
     """The format *forced* by name, or the first that claims *path*; raises `TraceError` if none does."""
+    refuse_lookalikes(path)
     if forced is not None:
         if forced not in FORMATS:
             raise TraceError(forced, "is not a known format", f"known formats: {', '.join(FORMATS)}")
@@ -70,24 +116,28 @@ def chosen_format(path: Path, forced: str | None = None) -> Format:
     return found
 
 
-def fingerprint(path: Path) -> str:
-    """SHA-256 of a file's content, or of the names and contents of a folder's files."""
+def fingerprint(*paths: Location) -> str:
+    """SHA-256 of a file's content, or of the names and contents of several files or a folder's."""
+    if len(paths) > 1:
+        return hashlib.sha256("\n".join(f"{path.name} {fingerprint(path)}" for path in paths).encode()).hexdigest()
+    (path,) = paths
+    if isinstance(path, Uri):
+        return mark_of(path)
     try:
         if path.is_file():
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
-        parts = [
-            f"{child.relative_to(path)} {fingerprint(child)}" for child in sorted(path.rglob("*")) if child.is_file()
-        ]
+        children = [child for child in sorted(path.rglob("*")) if child.is_file()]
+        parts = [f"{child.relative_to(path)} {fingerprint(child)}" for child in children]
     except OSError as error:
         raise TraceError(
-            str(path), f"cannot be read: {error.strerror}", "check the file and its permissions"
+            str(error.filename), f"cannot be read: {error.strerror}", "check the file and its permissions"
         ) from error
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def convert(
-    source: Path,
+    source: Location | Sequence[Location],
     destination: Path,
     *,
     name: str,
@@ -97,63 +147,157 @@ def convert(
 ) -> TraceInfo:
     """Read the dump *source* and write it as the canonical file *destination*, atomically.
 
-    Streams where the rows come in the order of their steps. Returns what is known of the trace.
-    Raises `TraceError` naming file, column and the first bad row or step.
+    Several sources become one trace as ``options.merge`` says. Streams where the rows come in the order
+    of their steps. Returns what is known of the trace.
+    Raises `TraceError` naming file, column and the first bad row or step, or a finding that is an error.
     """
-    mark = fingerprint(source)
+    paths = [source] if isinstance(source, Location) else list(source)
     settings = {**options.as_settings(), **({"from": forced} if forced else {})}
-    known: dict[str, Any] = {"name": name, "source": source.name, "fingerprint": mark, "settings": settings}
-    if forced is None and canonical.is_canonical(source):
-        trace = open_trace(source)
-        save_trace(replace(trace, info=replace(trace.info, **known)), destination)
+    known: dict[str, Any] = {"name": name, "source": named(paths), "fingerprint": fingerprint(*paths)}
+    known["settings"] = settings
+    if forced is None and _as_it_is(paths, options):
+        trace = open_trace(str(paths[0]))
+        chosen = trace.select(options.layers or None, options.first, options.last)
+        save_trace(replace(chosen, info=replace(trace.info, **known)), destination)
         return open_trace(destination).info
-    format = chosen_format(source, forced)
-    reading = format.read(source, options)
-    info = TraceInfo(format=format.name, versions=_versions(), **known, **reading.known)
-    info = replace(info, assumptions=reading.assumptions, findings=reading.findings)
+    dump = _read(paths, options, forced)
     with replacing(destination) as partial:
-        # The cheap way first; anew with a sort, or with 64-bit counts, where it does not do.
-        for sort, wide in ((False, False), (True, False), (False, True), (True, True)):
+        wide = False
+        # The cheap way first; anew in order, or with 64-bit counts, where it does not do.
+        for _ in range(3):
             try:
-                grid, blocks = _blocks_of(reading, str(source), sort, progress)
-                return canonical.write_blocks(partial, grid.layers, blocks, info, wide=wide)
-            except (OutOfOrder, canonical.CountsTooLarge):
-                continue
-    raise AssertionError("sorted 64-bit counts always fit")
+                flow = _flow(dump, options, progress)
+                info = TraceInfo(versions=_versions(), **known, **flow.known)
+                return canonical.write_blocks(
+                    partial, flow.grid.layers, flow.blocks, info, wide=wide, noticed=flow.noticed
+                )
+            except OutOfOrder:
+                dump = dump._replace(source=in_order(dump.source))
+            except canonical.CountsTooLarge:
+                wide = True
+    raise AssertionError("ordered 64-bit counts always fit")
 
 
-def read_trace(source: str | Path, *, options: ReadOptions = ReadOptions(), forced: str | None = None) -> LoadTrace:
+def read_trace(
+    source: str | Location | Sequence[str | Location],
+    *,
+    options: ReadOptions = ReadOptions(),
+    forced: str | None = None,
+) -> LoadTrace:
     """The trace in a dump of any known format, held in memory; a canonical file is opened lazily.
 
-    Raises `TraceError` naming file, column and the first bad row or step.
+    Several sources become one trace as ``options.merge`` says.
+    Raises `TraceError` naming file, column and the first bad row or step, or a finding that is an error.
     """
-    path = Path(source)
-    if forced is None and canonical.is_canonical(path):
-        return open_trace(path)
-    reading = chosen_format(path, forced).read(path, options)
+    given = [source] if isinstance(source, str | Location) else list(source)
+    paths = [location(part) if isinstance(part, str) else part for part in given]
+    if forced is None and _as_it_is(paths, options):
+        return open_trace(str(paths[0])).select(options.layers or None, options.first, options.last)
+    dump = _read(paths, options, forced)
     try:
-        grid, blocks = _blocks_of(reading, str(path), False, None)
-        whole = list(blocks)
+        flow = _flow(dump, options, None)
+        whole = list(flow.blocks)
     except OutOfOrder:
-        grid, blocks = _blocks_of(reading, str(path), True, None)
-        whole = list(blocks)
+        flow = _flow(dump._replace(source=in_order(dump.source)), options, None)
+        whole = list(flow.blocks)
     steps, counts = (np.concatenate(parts) for parts in zip(*whole))
-    trace = LoadTrace.from_counts(counts, name=path.stem, steps=steps, layers=grid.layers.tolist())
-    return replace(trace, info=replace(trace.info, assumptions=reading.assumptions))
+    trace = LoadTrace.from_counts(counts, name=paths[0].stem, steps=steps, layers=flow.grid.layers.tolist())
+    info = replace(
+        trace.info, findings=(*flow.noticed(), *gap_findings(trace.steps)), source=named(paths), **flow.known
+    )
+    return replace(trace, info=info)
 
 
-def _blocks_of(reading: Reading, where: str, sort: bool, progress: Progress | None) -> tuple[Grid, Iterator[Block]]:
-    cells = _reported(reading, progress)
-    return assemble(sort_by_step(cells, where) if sort else cells, where)
+def named(paths: Sequence[Location]) -> str:
+    """The names of sources, as the metadata of a trace have them."""
+    return ", ".join(path.name for path in paths[:3]) + (f", ... ({len(paths)} files)" if len(paths) > 3 else "")
 
 
-def _reported(reading: Reading, progress: Progress | None) -> Iterator[Cells]:
+class _Dump(NamedTuple):
+    """What is read, and the name of its format."""
+
+    source: Source
+    format: str
+    where: str
+
+
+class _Flow(NamedTuple):
+    """A trace on its way: its blocks, what is known of it, and what was noticed once they have passed."""
+
+    grid: Grid
+    blocks: Iterator[Block]
+    known: dict[str, Any]
+    noticed: Callable[[], list[Finding]]
+
+
+def _as_it_is(paths: Sequence[Location], options: ReadOptions) -> bool:
+    """Whether the source is a canonical file of which at most layers and steps are selected."""
+    path = paths[0]
+    return len(paths) == 1 and options.bin is None and isinstance(path, Path) and canonical.is_canonical(path)
+
+
+def _read(paths: Sequence[Location], options: ReadOptions, forced: str | None) -> _Dump:
+    if len(paths) == 1:
+        source, format = _opened(paths[0], options, forced)
+        return _Dump(source, format, str(paths[0]))
+    if options.merge is None:
+        raise TraceError(named(paths), "are several sources", "say how they become one trace with --merge")
+    paths = by_rank(paths)
+    sources, formats = zip(*(_opened(path, options, forced) for path in paths))
+    whole = merged(sources, paths, options.merge)
+    return _Dump(whole, ", ".join(dict.fromkeys(formats)), whole.where)
+
+
+def _opened(path: Location, options: ReadOptions, forced: str | None) -> tuple[Source, str]:
+    """The start of one source, and the name of its format."""
+    if isinstance(path, Uri):
+        return read_uri(path, options), ParquetFormat.name
+    format = chosen_format(path, forced)
+    if options.phase is not None and format.name not in TELLING_PHASES:
+        raise TraceError(str(path), "does not tell prefill from decode", "leave --phase out")
+    source = format.read(path, options)
+    return source if source.where else replace(source, where=str(path)), format.name
+
+
+def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
+    """Start the stream; what was noticed in an earlier try is forgotten."""
+    readings = readings_of(dump.source)
+    for reading in readings:
+        reading.watch.clear()
+    stream = blocks_of(dump.source, options.accept, _reporter(dump.source, progress))
+    grid, blocks, seen = refined(stream, options, dump.where, readings[0].watch)
+
+    def noticed() -> list[Finding]:
+        raw = [finding for reading in readings for finding in (*reading.findings, *reading.watch.findings)]
+        everything = [*dict.fromkeys(raw), *seen.findings(options)]
+        refuse(everything, options.accept, dump.where)
+        return everything
+
+    given = {"top_k": options.top_k} if options.top_k is not None else {}
+    known = {"format": dump.format, "assumptions": _assumptions(dump.source, options), **given, **readings[0].known}
+    return _Flow(grid, blocks, known, noticed)
+
+
+def _assumptions(source: Source, options: ReadOptions) -> tuple[str, ...]:
+    texts = list(source.assumptions)
+    texts += [text for reading in readings_of(source) for text in reading.assumptions]
+    if options.bin is not None:
+        texts.append(f"each step is the sum of {options.bin} logged passes, numbered from 1")
+    return tuple(dict.fromkeys(texts))
+
+
+def _reporter(source: Source, progress: Progress | None) -> Callable[[int], None]:
+    rows = [reading.rows for reading in readings_of(source)]
+    total = sum(n or 0 for n in rows) if all(rows) else None
     done = 0
-    for cells in reading.cells():
-        yield cells
-        done += len(cells.step)
+
+    def report(cells: int) -> None:
+        nonlocal done
+        done += cells
         if progress is not None:
-            progress(done, reading.rows)
+            progress(done, total)
+
+    return report
 
 
 def _versions() -> dict[str, str]:

@@ -1,8 +1,8 @@
-"""From a stream of cells to complete blocks of steps, with nothing dropped or repaired."""
+"""From a stream of cells to complete blocks of steps, with nothing dropped or repaired in silence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,17 +10,15 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.base import Block, Cells
-from moetrace.trace import check_totals
+from moetrace.formats.watch import Watch
 
 # 2**22 cells are 32 MiB of counts: large enough that the work is done in NumPy and Parquet
 # pages are worth their overhead, small enough that a block of any trace fits in memory.
 BLOCK_CELLS = 1 << 22
-# Cells in another order than that of their steps are sorted in memory up to here (about 3 GiB).
-SORT_CELLS = 50_000_000
 
 
 class OutOfOrder(Exception):
-    """A step came after a later one; the stream has to be sorted first."""
+    """A step came after a later one; the stream has to be put in order first."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,7 @@ class Grid:
 
     layers: NDArray[np.int64]
     experts: int
-    first_expert: int
+    first_expert: int = 0
 
     @property
     def cells(self) -> int:
@@ -40,40 +38,31 @@ class Grid:
         return len(self.layers) * self.experts
 
 
-def assemble(cells: Iterable[Cells], where: str) -> tuple[Grid, Iterator[Block]]:
+@dataclass(frozen=True)
+class Assembly:
+    """How to deal with one stream: its name in errors, who hears of findings, and which are accepted."""
+
+    where: str
+    watch: Watch
+    accept: Sequence[str] = ()
+
+
+def assemble(cells: Iterable[Cells], job: Assembly) -> tuple[Grid, Iterator[Block]]:
     """The grid of a stream whose steps never go backwards, and its complete blocks.
 
     Raises `OutOfOrder` (also while the blocks are drawn) when they do,
-    and `TraceError` for a hole, a repetition or a step without tokens.
+    and `TraceError` for a hole or a repetition.
     """
     pieces = _whole_steps(cells)
     first = next(pieces, None)
     if first is None:
-        raise TraceError(where, "holds no rows", "is it the right file?")
-    grid = _grid_of(first, where)
-    return grid, _blocks(first, pieces, grid, where)
+        raise TraceError(job.where, "holds no rows", "is it the right file?")
+    grid = _grid_of(first, job.where)
+    return grid, _blocks(first, pieces, grid, job)
 
 
-def sort_by_step(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
-    """The same cells in the order of their steps, sorted in memory."""
-    pieces, n = [], 0
-    for piece in cells:
-        pieces.append(piece)
-        n += len(piece.step)
-        if n > SORT_CELLS:
-            raise TraceError(
-                where,
-                f"its rows are not in the order of their steps, and more than {SORT_CELLS:,} of them",
-                "sort the file by step first (in DuckDB: COPY (FROM 'file' ORDER BY step) TO 'sorted.parquet')",
-            )
-    whole = _join(pieces)
-    order = np.argsort(whole.step, kind="stable")
-    for start in range(0, n, BLOCK_CELLS):
-        part = order[start : start + BLOCK_CELLS]
-        yield Cells(*(column[part] for column in whole))
-
-
-def _join(pieces: list[Cells]) -> Cells:
+def join(pieces: list[Cells]) -> Cells:
+    """The cells of several pieces, one after the other."""
     return pieces[0] if len(pieces) == 1 else Cells(*(np.concatenate(columns) for columns in zip(*pieces)))
 
 
@@ -92,10 +81,10 @@ def _whole_steps(cells: Iterable[Cells]) -> Iterator[Cells]:
         if cut == 0 and (not held or held[-1].step[-1] == latest):
             held.append(piece)
             continue
-        yield _join([*held, Cells(*(column[:cut] for column in piece))])
+        yield join([*held, Cells(*(column[:cut] for column in piece))])
         held = [Cells(*(column[cut:] for column in piece))]
     if held:
-        yield _join(held)
+        yield join(held)
 
 
 def _grid_of(cells: Cells, where: str) -> Grid:
@@ -105,7 +94,7 @@ def _grid_of(cells: Cells, where: str) -> Grid:
     if layers[0] < 0 or start < 0:
         raise TraceError(where, "a layer or expert has a negative number", "number them from 0")
     if start > 1 or len(experts) != experts[-1] - start + 1:
-        missing = next(e for e in range(int(experts[-1]) + 1) if e not in experts)
+        missing = 0 if start > 1 else start + int(np.flatnonzero(np.diff(experts) > 1)[0]) + 1
         raise TraceError(
             where,
             f"expert {missing} is missing",
@@ -114,13 +103,13 @@ def _grid_of(cells: Cells, where: str) -> Grid:
     return Grid(layers, len(experts), start)
 
 
-def _blocks(first: Cells, rest: Iterator[Cells], grid: Grid, where: str) -> Iterator[Block]:
+def _blocks(first: Cells, rest: Iterator[Cells], grid: Grid, job: Assembly) -> Iterator[Block]:
     """Blocks of about `BLOCK_CELLS` cells."""
     gathered: list[Block] = []
     size = 0
     piece: Cells | None = first
     while piece is not None:
-        block = _dense(piece, grid, where)
+        block = _dense(piece, grid, job)
         gathered.append(block)
         size += block.counts.size
         if size >= BLOCK_CELLS:
@@ -131,17 +120,13 @@ def _blocks(first: Cells, rest: Iterator[Cells], grid: Grid, where: str) -> Iter
         yield Block(*(np.concatenate(parts) for parts in zip(*gathered)))
 
 
-def _dense(cells: Cells, grid: Grid, where: str) -> Block:
+def _dense(cells: Cells, grid: Grid, job: Assembly) -> Block:
     """Cells of whole steps as one dense block."""
     starts = np.flatnonzero(np.diff(cells.step, prepend=cells.step[0] - 1))  # (steps,)
     steps = cells.step[starts]
-    shape = (len(steps), len(grid.layers), grid.experts)
     if _regular(cells, grid, starts):
-        counts = cells.count.reshape(shape)
-    else:
-        counts = _scatter(cells, grid, steps, where).reshape(shape)
-    check_totals(counts, steps, [int(n) for n in grid.layers], where)
-    return Block(steps, counts)
+        return Block(steps, cells.count.reshape(len(steps), len(grid.layers), grid.experts))
+    return _scatter(cells, grid, steps, job)
 
 
 def _regular(cells: Cells, grid: Grid, starts: NDArray[np.intp]) -> bool:
@@ -156,8 +141,28 @@ def _regular(cells: Cells, grid: Grid, starts: NDArray[np.intp]) -> bool:
     )
 
 
-def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str) -> NDArray[np.int64]:
-    """Counts in (step, layer, expert) order, shape (steps * layers * experts,)."""
+def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], job: Assembly) -> Block:
+    """The block of cells in any order within their steps; incomplete steps are left out if that is accepted."""
+    shape = (len(steps), len(grid.layers), grid.experts)
+    cell = _places(cells, grid, steps, job.where)
+    hits = np.bincount(cell, minlength=len(steps) * grid.cells).reshape(shape)
+    there = np.asarray(hits.any(axis=2))  # (steps, layers)
+    incomplete = np.asarray(~there.all(axis=1))  # (steps,)
+    if "incomplete" in job.accept and incomplete.any():
+        layer = grid.layers[~there[incomplete][0]][0]
+        evidence = f"layer {layer} is missing, and the step is left out"
+        job.watch.say("incomplete", f"step {steps[incomplete][0]}", evidence, int(incomplete.sum()))
+    else:
+        incomplete[:] = False
+    if (hits[~incomplete] != 1).any():
+        _raise_for(np.where(incomplete[:, None, None], 1, hits), grid, steps, job.where)
+    counts = np.empty(hits.size, np.int64)
+    counts[cell] = cells.count
+    return Block(steps[~incomplete], counts.reshape(shape)[~incomplete])
+
+
+def _places(cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str) -> NDArray[np.int64]:
+    """Where each cell lies in (step, layer, expert) order, shape (cells,)."""
     layer = np.searchsorted(grid.layers, cells.layer).clip(max=len(grid.layers) - 1)
     strange = np.flatnonzero(grid.layers[layer] != cells.layer)
     if strange.size:
@@ -177,13 +182,8 @@ def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str) -> 
             f"{grid.first_expert} to {grid.first_expert + grid.experts - 1}",
             "every layer needs the same number of experts",
         )
-    cell = (np.searchsorted(steps, cells.step) * len(grid.layers) + layer) * grid.experts + expert
-    hits = np.bincount(cell, minlength=len(steps) * grid.cells)
-    if (hits != 1).any():
-        _raise_for(hits.reshape(len(steps), len(grid.layers), grid.experts), grid, steps, where)
-    counts = np.empty(len(hits), np.int64)
-    counts[cell] = cells.count
-    return counts
+    places: NDArray[np.int64] = (np.searchsorted(steps, cells.step) * len(grid.layers) + layer) * grid.experts + expert
+    return places
 
 
 def _raise_for(hits: NDArray[np.intp], grid: Grid, steps: NDArray[np.int64], where: str) -> None:
@@ -193,10 +193,14 @@ def _raise_for(hits: NDArray[np.intp], grid: Grid, steps: NDArray[np.int64], whe
         raise TraceError(
             place,
             f"expert {expert + grid.first_expert} is there {hits[step, layer, expert]} times",
-            "keep one row for each step, layer and expert",
+            "keep one row for each step, layer and expert; ranks in one file go into a file each, for --merge",
         )
     if not hits[step, layer].any():
-        raise TraceError(place, "the layer is missing in this step", "log every layer in every step")
+        raise TraceError(
+            place,
+            "the layer is missing in this step (incomplete)",
+            "log every layer in every step, or leave such steps out with --accept incomplete",
+        )
     raise TraceError(
         place,
         f"there are {np.count_nonzero(hits[step, layer])} experts where others have {grid.experts}",

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,9 +28,6 @@ from moetrace.atomic import replacing
 from moetrace.errors import TraceError
 from moetrace.formats.base import Block
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo, gap_findings
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA_VERSION = 1
 DOCUMENT_KEY = "moetrace.trace"
@@ -139,10 +136,17 @@ def _digest(data: bytes | NDArray[np.int64]) -> str:
 
 
 def write_blocks(
-    path: Path, layers: Iterable[int], blocks: Iterable[Block], info: TraceInfo, *, wide: bool
+    path: Path,
+    layers: Iterable[int],
+    blocks: Iterable[Block],
+    info: TraceInfo,
+    *,
+    wide: bool,
+    noticed: Callable[[], Sequence[Finding]] = tuple,
 ) -> TraceInfo:
     """Stream *blocks* into a canonical file at *path*; returns *info* with its tokens per step.
 
+    *noticed* is asked at the end for the findings that came up while the blocks passed, and may raise.
     Not atomic by itself: give it a path from `replacing`. Raises `CountsTooLarge` if not *wide*
     and a count needs 64 bits.
     """
@@ -157,7 +161,7 @@ def write_blocks(
                 writer.write(layer, block.steps, block.counts[:, i])
             experts = block.counts.shape[2]
         constant = totals.pop() if len(totals) == 1 else None
-        findings = info.findings + gap_findings(writer.steps)
+        findings = (*info.findings, *noticed(), *gap_findings(writer.steps))
         known = replace(info, tokens_per_step=constant, findings=findings)
         writer.close(known, experts)
     except BaseException:

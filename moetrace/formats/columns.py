@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.base import Cells, ReadOptions
+from moetrace.formats.watch import Watch
 from moetrace.trace import Counts, whole_counts
 
 if TYPE_CHECKING:
@@ -26,6 +27,10 @@ LAYER_NAMES = ("layer", "layerid", "layeridx", "layerindex", "layernumber", "moe
 EXPERT_NAMES = ("expert", "expertid", "expertidx", "expertindex")
 COUNT_NAMES = ("tokens", "count", "counts", "load", "ntokens", "numtokens", "tokencount", "tokensperexpert")
 SHARE_NAMES = ("share", "shares", "proportion", "fraction", "prob", "frequency")
+# The count of an expert over the mean count of its layer.
+UTILISATION_NAMES = ("utilisation", "utilization", "expertutilization", "expertutilisation")
+PHYSICAL_NAMES = ("physicalcount", "globalphysicalcount", "physicalload")
+VALUE_NAMES = (*COUNT_NAMES, *SHARE_NAMES, *UTILISATION_NAMES, *PHYSICAL_NAMES)
 WIDE = re.compile(r"^(?:layer_?(?P<layer>\d+)_)?(?:expert|e)_?(?P<expert>\d+)$", re.IGNORECASE)
 # How far a share times the tokens of a step may be from a whole count: the rounding error of a
 # float32 share at 500,000 tokens is 0.03.
@@ -43,27 +48,33 @@ class Layout:
     width: int
     assumptions: tuple[str, ...]
     cells: Callable[[pa.RecordBatch, int, str], Cells]
+    watch: Watch
 
 
 def match_layout(schema: pa.Schema, where: str, options: ReadOptions) -> Layout:
     """The layout whose columns are there; raises `TraceError` when none is."""
-    named = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(schema.names)}
+    try:
+        names = schema.names
+    except UnicodeDecodeError as error:
+        raise TraceError(where, "has a column whose name is no UTF-8", "save it as UTF-8") from error
+    named = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names)}
     step = _first(named, STEP_NAMES)
     if step is None:
-        raise TraceError(where, f"has no column for the step among {_shown(schema.names)}", "name one `step`")
+        raise TraceError(where, f"has no column for the step among {_shown(names)}", "name one `step`")
     layer = _first(named, LAYER_NAMES)
-    wide = {name: match for name in schema.names if (match := WIDE.match(name))}
+    wide = {name: match for name in names if (match := WIDE.match(name))}
     expert = _first(named, EXPERT_NAMES)
-    value = _first(named, COUNT_NAMES) or _first(named, SHARE_NAMES)
+    value = _first(named, VALUE_NAMES)
+    reader = Values(options, Watch())
     if value and _is_list(schema.field(value).type):
-        return _nested(step, layer, value, options)
+        return _nested(step, layer, value, reader)
     if expert and value:
-        return _long(step, layer, expert, value, options)
+        return _long(step, layer, expert, value, reader)
     if wide:
-        return _wide(step, layer, wide, options)
+        return _wide(step, layer, wide, reader)
     raise TraceError(
         where,
-        f"no layout fits its columns {_shown(schema.names)}",
+        f"no layout fits its columns {_shown(names)}",
         "long needs step, layer, expert, tokens; wide step, layer, expert_0 ...; nested step, layer, counts",
     )
 
@@ -88,21 +99,21 @@ def _matched(roles: dict[str, str | None]) -> tuple[str, ...]:
     return (*said, *(["no layer column: one layer, number 0"] if roles.get("layer", "") is None else []))
 
 
-def _long(step: str, layer: str | None, expert: str, value: str, options: ReadOptions) -> Layout:
+def _long(step: str, layer: str | None, expert: str, value: str, reader: Values) -> Layout:
     def cells(batch: pa.RecordBatch, row: int, where: str) -> Cells:
         return Cells(
             numbers(batch, step, row, where),
             _layers_of(batch, layer, row, where),
             numbers(batch, expert, row, where),
-            counts_of(_column(batch, value, row, where), value, row, where, options),
+            reader.counts(_column(batch, value, row, where), value, row, where),
         )
 
     columns = [name for name in (step, layer, expert, value) if name]
     said = _matched({"step": step, "layer": layer, "expert": expert, "tokens": value})
-    return Layout(columns, 1, said, cells)
+    return Layout(columns, 1, said, cells, reader.watch)
 
 
-def _nested(step: str, layer: str | None, value: str, options: ReadOptions) -> Layout:
+def _nested(step: str, layer: str | None, value: str, reader: Values) -> Layout:
     def cells(batch: pa.RecordBatch, row: int, where: str) -> Cells:
         lists = batch.column(value)
         if lists.null_count:
@@ -119,23 +130,24 @@ def _nested(step: str, layer: str | None, value: str, options: ReadOptions) -> L
             numbers(batch, step, row, where)[row_of],
             _layers_of(batch, layer, row, where)[row_of],
             np.arange(len(flat)) - starts,
-            _rows_named(values, row_of, value, row, where, options),
+            _rows_named(values, row_of, value, row, where, reader),
         )
 
     columns = [name for name in (step, layer, value) if name]
-    return Layout(columns, 1, _matched({"step": step, "layer": layer, "counts": value}), cells)
+    said = _matched({"step": step, "layer": layer, "counts": value})
+    return Layout(columns, 1, said, cells, reader.watch)
 
 
 def _rows_named(
-    values: NDArray[Any], row_of: NDArray[np.intp], column: str, row: int, where: str, options: ReadOptions
+    values: NDArray[Any], row_of: NDArray[np.intp], column: str, row: int, where: str, reader: Values
 ) -> Counts:
     """Counts of flattened lists; an error names the row, not the place in the flat array."""
     try:
-        return counts_of(values, column, 0, where, options)
+        return reader.counts(values, column, row, where)
     except TraceError:
         # Once more row by row, only to name the first bad one.
         for i in np.unique(row_of):
-            counts_of(values[row_of == i][None], column, row + int(i), where, options)
+            reader.counts(values[row_of == i][None], column, row + int(i), where)
         raise
 
 
@@ -145,7 +157,7 @@ def _offsets(lists: Any) -> NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(pc.list_value_length(lists).to_numpy(zero_copy_only=False))]).astype(np.int64)
 
 
-def _wide(step: str, layer: str | None, matches: dict[str, re.Match[str]], options: ReadOptions) -> Layout:
+def _wide(step: str, layer: str | None, matches: dict[str, re.Match[str]], reader: Values) -> Layout:
     names = list(matches)
     experts = np.array([int(match["expert"]) for match in matches.values()])
     in_name = [match["layer"] for match in matches.values()]
@@ -154,7 +166,7 @@ def _wide(step: str, layer: str | None, matches: dict[str, re.Match[str]], optio
     def cells(batch: pa.RecordBatch, row: int, where: str) -> Cells:
         rows = batch.num_rows
         values = np.stack(
-            [counts_of(_column(batch, name, row, where), name, row, where, options) for name in names], axis=1
+            [reader.counts(_column(batch, name, row, where), name, row, where) for name in names], axis=1
         )  # (rows, columns)
         at = _layers_of(batch, layer, row, where)[:, None] if by_name is None else by_name
         shape = (rows, len(names))
@@ -167,7 +179,7 @@ def _wide(step: str, layer: str | None, matches: dict[str, re.Match[str]], optio
 
     columns = [step, *([layer] if layer and by_name is None else []), *names]
     roles = {"step": step, **({"layer": layer} if by_name is None else {})}
-    return Layout(columns, len(names), _matched(roles), cells)
+    return Layout(columns, len(names), _matched(roles), cells, reader.watch)
 
 
 # --- columns to arrays -------------------------------------------------------------------------
@@ -214,30 +226,63 @@ def _layers_of(batch: pa.RecordBatch, layer: str | None, row: int, where: str) -
     return np.zeros(batch.num_rows, np.int64) if layer is None else numbers(batch, layer, row, where)
 
 
-def counts_of(values: NDArray[Any], column: str, row: int, where: str, options: ReadOptions) -> Counts:
-    """*values* as counts; shares are turned into them where the tokens of a step are known."""
-    tokens = options.tokens_per_step
-    simple = re.sub(r"[^a-z0-9]", "", column.lower())
-    is_share = simple in SHARE_NAMES
-    if tokens is None and is_share:
-        raise TraceError(
-            f"{where}, column {column}",
-            "holds shares, not counts",
-            "give the tokens of a step with --tokens-per-step N",
-        )
-    if tokens is None or not (is_share or _look_like_shares(values)):
-        return whole_counts(values, where, column, row)
-    scaled = values.astype(np.float64) * tokens
-    near = np.rint(scaled)
-    bad = np.argwhere(~(np.abs(scaled - near) <= WHOLE_TOLERANCE) | (near < 0))
-    if bad.size:
-        at = tuple(int(i) for i in bad[0])
-        raise TraceError(
-            f"{where}, column {column}, row {row + at[0]}",
-            f"a share of {values[at]} of {tokens} tokens is not a whole count",
-            "check --tokens-per-step: it is the tokens routed in one layer in one step (times top-k)",
-        )
-    return near.astype(np.int64)
+@dataclass(frozen=True)
+class Values:
+    """How the values of a dump become counts; *watch* hears what is odd about them."""
+
+    options: ReadOptions
+    watch: Watch
+
+    def counts(self, values: NDArray[Any], column: str, row: int, where: str) -> Counts:
+        """*values* as counts of the same shape; shares become counts where the tokens of a step are known.
+
+        *row* is the number of the first of them, for the `TraceError` that names the first bad one.
+        """
+        simple = re.sub(r"[^a-z0-9]", "", column.lower())
+        if simple in PHYSICAL_NAMES:
+            self.watch.say("physical", f"column {column}", "counts are of physical experts, replicas apart")
+        whole = self._unit(simple, column, where)
+        if whole is None or (whole.is_guess and not _look_like_shares(values)):
+            self.watch.counts(values, column, row)
+            return whole_counts(values, where, column, row)
+        scaled = values.astype(np.float64) * whole.unit
+        near = np.rint(scaled)
+        bad = np.argwhere(~(np.abs(scaled - near) <= WHOLE_TOLERANCE) | (near < 0))
+        if bad.size:
+            at = tuple(int(i) for i in bad[0])
+            raise TraceError(
+                f"{where}, column {column}, row {row + at[0]}",
+                f"a share of {values[at]} of {whole.unit} tokens is not a whole count",
+                "check --tokens-per-step: it is the tokens routed in one layer in one step (times top-k)",
+            )
+        return near.astype(np.int64)
+
+    def _unit(self, simple: str, column: str, where: str) -> Unit | None:
+        """What a value of 1 is in tokens; None for counts."""
+        tokens, experts = self.options.expected, self.options.experts
+        if simple in UTILISATION_NAMES:
+            if tokens is None or experts is None:
+                raise TraceError(
+                    f"{where}, column {column}",
+                    "holds utilisation, the load over the mean load of the layer, and no totals",
+                    "give them with --tokens-per-step N and --experts N, or log counts",
+                )
+            return Unit(tokens / experts, is_guess=False)
+        if simple in SHARE_NAMES and tokens is None:
+            raise TraceError(
+                f"{where}, column {column}",
+                "holds shares, not counts",
+                "give the tokens of a step with --tokens-per-step N",
+            )
+        return None if tokens is None else Unit(tokens, is_guess=simple not in SHARE_NAMES)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tokens that a value of 1 stands for; a guess where only the values can tell."""
+
+    unit: float
+    is_guess: bool
 
 
 def _look_like_shares(values: NDArray[Any]) -> bool:

@@ -47,12 +47,19 @@ class ParquetFormat:
             rows = data.count_rows()
         except Exception as error:  # pyarrow raises a dozen types on damaged files
             raise TraceError(where, f"cannot be read as Parquet: {one_line(error)}", "write the file again") from error
-        layout = match_layout(data.schema, where, options)
-        return Reading(
-            cells=lambda: _stream(data, layout, where),
-            rows=rows * layout.width,
-            assumptions=layout.assumptions,
-        )
+        return dataset_reading(data, rows, where, options)
+
+
+def dataset_reading(data: ds.Dataset, rows: int, where: str, options: ReadOptions) -> Reading:
+    """The reading of an Arrow data set of *rows* rows; raises `TraceError` when no layout fits."""
+    layout = match_layout(data.schema, where, options)
+    return Reading(
+        cells=lambda: _stream(data, layout, where),
+        rows=rows * layout.width,
+        assumptions=layout.assumptions,
+        where=where,
+        watch=layout.watch,
+    )
 
 
 def is_hive(path: Path) -> bool:

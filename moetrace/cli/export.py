@@ -1,0 +1,55 @@
+"""`moetrace export`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from moetrace.cli.shared import Shared, with_shared
+
+
+class Kind(StrEnum):
+    """What a trace is written as."""
+
+    LONG = "long"
+    WIDE = "wide"
+    NESTED = "nested"
+    CSV = "csv"
+    NPZ = "npz"
+    FORECASTING = "forecasting"
+
+
+@with_shared
+def export(
+    shared: Shared,
+    trace: Annotated[str, typer.Argument(help="Name or path of a trace.")],
+    to: Annotated[Kind, typer.Option("--to", help="What to write.")] = Kind.LONG,
+) -> None:
+    """Write a trace back, to the file given with -o, for other programs to read.
+
+    long, wide and nested are Parquet with step, layer and expert, tokens; expert_0 ...; or counts.
+    forecasting is Parquet with unique_id, ds, y: one series for each expert, sorted. csv is long.
+
+    \b
+    Example: moetrace export gpt-moe-8e-a --to long -o a.parquet
+    """
+    from moetrace.errors import WorkspaceError
+    from moetrace.formats.export import export_trace
+
+    if shared.output is None:
+        raise typer.BadParameter("say where to write with -o PATH")
+    if shared.output.exists() and not shared.force:
+        raise WorkspaceError(f"{shared.output} exists: replace it with --force")
+    opened = shared.open(trace)
+    export_trace(opened, shared.output, to.value)
+    shared.note(f"wrote {shared.output}")
+    document = {"trace": opened.name, "to": to.value, "path": str(shared.output)}
+    replace(shared, output=None).emit({}, document)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(export)

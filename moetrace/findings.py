@@ -1,0 +1,167 @@
+"""The catalogue of the doctor: every finding by its name, and what the totals of a trace give away.
+
+A reader and the doctor both make their findings here, so that one name always means one thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.errors import TraceError
+from moetrace.trace import Counts, Finding, Steps, stride_of
+
+ERROR, WARNING, NOTE = "error", "warning", "note"
+# Counts that must share a factor before it is more than luck: 2**-32 for a factor of two.
+LEAST_COUNTS = 32
+# The largest whole number up to which a float32 counter counts every token.
+FLOAT32_EXACT = 2**24
+# Totals that move by a fifth from one step to the next and stay there: a new batch size, where
+# dropped tokens and ragged batches move them by a few percent.
+BATCH_JUMP = 1.2
+# Steps on either side of a jump that must agree before it counts as a new level.
+LEVEL_STEPS = 5
+# Levels that a trace may have; one with more of them varies, and no change stands out.
+MOST_LEVELS = 10
+# Steps before the roughness of counts says anything.
+LEAST_ROUGHNESS_STEPS = 20
+# Tokens that are routed one by one differ between steps by about their square root, which makes the
+# roughness about 1, and more where tokens come in topics. A sum over a window that moves on by a tenth of
+# its length has 0.1; an average with a weight of 0.1 for the new step has 0.1 as well.
+SMOOTH = 0.2
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a finding of one name means: its *severity*, and what to do about it."""
+
+    severity: str
+    advice: str
+
+
+KINDS: dict[str, Kind] = {
+    "restart": Kind(NOTE, "nothing to do: the steps recorded last are the ones that count"),
+    "repeated": Kind(
+        ERROR, "replicas in one file have to be added up (--merge sum on one file each); for a run begun anew accept it"
+    ),
+    "gap": Kind(WARNING, "windows and horizons count steps, so those across a gap hold fewer rows"),
+    "empty": Kind(ERROR, "log no idle steps, accept it to leave them out here, or add passes up with --bin"),
+    "incomplete": Kind(ERROR, "log every layer in every step, or accept it to leave such steps out"),
+    "wrapped": Kind(WARNING, "record with an unlimited buffer, or dump before it is full"),
+    "padded": Kind(NOTE, "nothing to do: the unused end of the buffer is left out"),
+    "smoothed": Kind(ERROR, "log the counts of single steps, not averages or sums over overlapping windows"),
+    "cumulative": Kind(ERROR, "log what a step adds, or reset the counter in every step"),
+    "physical": Kind(ERROR, "add up the replicas of each expert by the physical-to-logical map"),
+    "float32": Kind(WARNING, "count in 64-bit integers, and reset the counter in every step"),
+    "tokens-differ": Kind(ERROR, "check the tokens and top-k that were given, dropped tokens, and missing ranks"),
+    "doubled": Kind(WARNING, "count in the first forward pass only, not in its recomputation; shares are not affected"),
+    "multiplied": Kind(WARNING, "count on one replica, or add up before the reduction; shares are not affected"),
+    "batch-change": Kind(WARNING, "choose the steps of one batch size with --steps, or compare shares only"),
+    "tokens-vary": Kind(NOTE, "shares are weighted by tokens; check the batch size, dropped tokens or a missing rank"),
+    "dead": Kind(WARNING, "the router ignores them: look at the balancing loss, or drop them from the placement"),
+    "collapse": Kind(WARNING, "the router has collapsed: look at the balancing loss and the learning rate"),
+    "drift": Kind(WARNING, "the load still moves: plan for short horizons, and plan again often"),
+}  # fmt: skip
+
+
+def found(name: str, place: str, evidence: str) -> Finding:
+    """The finding *name* of the catalogue at *place*, on that *evidence*."""
+    kind = KINDS[name]
+    return Finding(name, kind.severity, place, evidence, kind.advice)
+
+
+def refuse(findings: Sequence[Finding], accepted: Sequence[str], where: str) -> None:
+    """Raise `TraceError` for the first finding that is an error and not *accepted* by its name."""
+    for finding in findings:
+        if finding.severity == ERROR and finding.name not in accepted:
+            raise TraceError(
+                f"{where}, {finding.place}",
+                f"{finding.evidence} ({finding.name})",
+                f"{finding.advice}; or take it as it is with --accept {finding.name}",
+            )
+
+
+def of_totals(totals: Counts, steps: Steps, layers: Sequence[int]) -> list[Finding]:
+    """What the totals (steps, layers) of a trace give away."""
+    varying = totals.min() != totals.max()
+    made = _layers_doubled(totals, layers)
+    changes = _batch_changes(totals[:, 0], steps)
+    made += changes
+    if varying and not changes:
+        low, high = int(totals.min()), int(totals.max())
+        evidence = f"tokens per step and layer go from {low:,} to {high:,}"
+        made.append(found("tokens-vary", "the whole trace", evidence))
+    return made
+
+
+def of_expected(totals: Counts, steps: Steps, layers: Sequence[int], expected: int) -> list[Finding]:
+    """The finding that totals (steps, layers) are not the *expected* tokens of a layer in a step."""
+    other = np.argwhere(totals != expected)
+    if not other.size:
+        return []
+    step, layer = other[0].tolist()
+    total = int(totals[step, layer])
+    times = f", exactly {total // expected} times that" if total % expected == 0 else ""
+    evidence = (
+        f"{total:,} tokens where {expected:,} were expected{times}; so it is in {len(other):,} of {totals.size:,}"
+    )
+    return [found("tokens-differ", f"step {steps[step]}, layer {layers[layer]}", f"{evidence} totals")]
+
+
+def _layers_doubled(totals: Counts, layers: Sequence[int]) -> list[Finding]:
+    """Layers whose totals are always twice those of the others: their forward pass is recomputed."""
+    least = totals.min(axis=1)
+    twice = [str(layers[i]) for i in np.flatnonzero((totals == 2 * least[:, None]).all(axis=0)).tolist()]
+    if not twice:
+        return []
+    evidence = f"the totals of layers {', '.join(twice[:8])} are twice those of the others in every step"
+    return [found("doubled", f"layer {twice[0]}", evidence)]
+
+
+def of_factor(factor: int, counts: int) -> list[Finding]:
+    """The finding that *counts* counts, all of them, are multiples of *factor*."""
+    if factor < 2 or counts < LEAST_COUNTS:
+        return []
+    name = "doubled" if factor == 2 else "multiplied"
+    return [found(name, "the whole trace", f"every one of {counts:,} counts is a multiple of {factor}")]
+
+
+def _batch_changes(totals: Counts, steps: Steps) -> list[Finding]:
+    """Steps at which the totals (steps,) of a layer jump to another level and stay there."""
+    n = len(totals)
+    ratio = totals[1:] / totals[:-1]
+    jumps = np.flatnonzero((ratio >= BATCH_JUMP) | (ratio <= 1 / BATCH_JUMP)) + 1
+    if not 0 < len(jumps) < min(MOST_LEVELS, n / LEVEL_STEPS):
+        return []
+    borders = [0, *jumps.tolist(), n]
+    made = []
+    for before, at, after in zip(borders, borders[1:], borders[2:]):
+        if min(at - before, after - at) >= LEVEL_STEPS:
+            old, new = (int(np.median(totals[a:b])) for a, b in ((before, at), (at, after)))
+            made.append(found("batch-change", f"step {steps[at]}", f"tokens per step go from {old:,} to {new:,}"))
+    return made
+
+
+def of_roughness(counts: NDArray[np.int64], steps: Steps, layers: Sequence[int]) -> list[Finding]:
+    """Counts (steps, layers, experts) that change less from step to step than routed tokens can.
+
+    For tokens routed independently the sum over experts of (b - a)^2, for neighbouring counts a and b,
+    is on average that of (a + b)(1 - share): the variance of two multinomial draws. Drift, topics and
+    gaps only raise it.
+    """
+    if len(steps) < LEAST_ROUGHNESS_STEPS:
+        return []
+    change = np.diff(counts, axis=0)
+    if counts.sum(axis=2).min() > 0 and (change >= 0).all() and (change.sum(axis=2) > 0).all():
+        return [found("cumulative", f"from step {steps[0]}", "no count ever falls: each step holds those before it")]
+    both = (counts[1:] + counts[:-1]).sum(axis=0)  # (layers, experts)
+    drawn = (both * (1 - both / both.sum(axis=1, keepdims=True))).sum(axis=1)  # (layers,)
+    rough = (change.astype(np.float64) ** 2).sum(axis=(0, 2)) / np.maximum(1, drawn)  # (layers,)
+    smooth = np.flatnonzero((rough > 0) & (rough < SMOOTH))
+    if not smooth.size:
+        return []
+    evidence = f"counts change {rough[smooth[0]]:.2g} times as much as tokens routed one by one would (stride "
+    return [found("smoothed", f"layer {layers[smooth[0]]}", f"{evidence}{stride_of(steps)})")]

@@ -1,0 +1,145 @@
+"""A trace written back as what other programs read: Parquet in three layouts, CSV, NPZ, forecasting tables."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.atomic import replacing
+from moetrace.formats.base import Block, dense_cells
+from moetrace.trace import LoadTrace
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Cells held at a time (256 MB of counts). Every layer is read once for each such block of steps, so
+# blocks are as large as memory allows, and rows still come in the order of their steps.
+BLOCK_CELLS = 1 << 25
+# Rows of a table written at a time.
+ROWS = 1 << 20
+
+
+def export_trace(trace: LoadTrace, path: Path, kind: str) -> None:
+    """Write *trace* to *path* as one of `KINDS`, atomically, a block of steps or a layer at a time.
+
+    Raises `TraceError` when what is read of the trace is damaged.
+    """
+    with replacing(path) as partial:
+        KINDS[kind](trace, partial)
+
+
+def _blocks(trace: LoadTrace) -> Iterator[Block]:
+    rows = max(1, BLOCK_CELLS // (len(trace.layers) * trace.experts))
+    for a in range(0, len(trace.steps), rows):
+        counts = [trace.read_layer(number)[a : a + rows] for number in trace.layers]
+        yield Block(trace.steps[a : a + rows], np.stack(counts, axis=1))
+
+
+def _long(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    for steps, counts in _blocks(trace):
+        rows = max(1, ROWS // counts[0].size)
+        for a in range(0, len(steps), rows):
+            step, layer, expert, tokens = dense_cells(steps[a : a + rows], trace.layers, counts[a : a + rows])
+            columns: dict[str, NDArray[Any]] = {"step": step, "layer": layer, "expert": expert, "tokens": tokens}
+            yield pa.RecordBatch.from_pydict(columns)
+
+
+def _by_layer_and_step(trace: LoadTrace) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
+    """Step and layer (rows,) and counts (rows, experts) of one row for each of them, in the order of the steps."""
+    for steps, counts in _blocks(trace):
+        step = np.repeat(steps, len(trace.layers))
+        yield step, np.tile(np.array(trace.layers), len(steps)), counts.reshape(len(step), trace.experts)
+
+
+def _wide(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    for step, layer, counts in _by_layer_and_step(trace):
+        experts = {f"expert_{i}": counts[:, i] for i in range(trace.experts)}
+        yield pa.RecordBatch.from_pydict({"step": step, "layer": layer, **experts})
+
+
+def _nested(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
+    import pyarrow as pa
+
+    for step, layer, counts in _by_layer_and_step(trace):
+        rows = max(1, ROWS // trace.experts)
+        for a in range(0, len(step), rows):
+            part = counts[a : a + rows]
+            offsets = np.arange(len(part) + 1, dtype=np.int32) * trace.experts
+            lists = pa.ListArray.from_arrays(offsets, np.ascontiguousarray(part).ravel())
+            yield pa.RecordBatch.from_pydict(
+                {"step": step[a : a + rows], "layer": layer[a : a + rows], "counts": lists}
+            )
+
+
+def _forecasting(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
+    """One series for each expert, as forecasting libraries have them: sorted by series, then by step."""
+    import pyarrow as pa
+
+    for load in trace.by_layer():
+        for expert in range(trace.experts):
+            series = pa.array([f"layer_{load.layer}/expert_{expert}"]).take(
+                pa.array(np.zeros(len(load.steps), np.int8))
+            )
+            yield pa.RecordBatch.from_pydict({"unique_id": series, "ds": load.steps, "y": load.counts[:, expert]})
+
+
+Batches = Callable[[LoadTrace], "Iterator[pa.RecordBatch]"]
+
+
+def _parquet(batches: Batches) -> Callable[[LoadTrace, Path], None]:
+    def write(trace: LoadTrace, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        stream = batches(trace)
+        first = next(stream)
+        with pq.ParquetWriter(path, first.schema, compression="zstd", write_page_checksum=True) as writer:
+            writer.write_batch(first)
+            for batch in stream:
+                writer.write_batch(batch)
+
+    return write
+
+
+def _csv(trace: LoadTrace, path: Path) -> None:
+    import pyarrow.csv as pc
+
+    stream = _long(trace)
+    first = next(stream)
+    with pc.CSVWriter(
+        path, first.schema, write_options=pc.WriteOptions(quoting_style="needed", quoting_header="needed")
+    ) as writer:
+        writer.write_batch(first)
+        for batch in stream:
+            writer.write_batch(batch)
+
+
+def _npz(trace: LoadTrace, path: Path) -> None:
+    shape = (len(trace.steps), len(trace.layers), trace.experts)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, values in (("steps", trace.steps), ("layers", np.array(trace.layers, np.int64))):
+            with archive.open(f"{name}.npy", "w") as file:
+                np.save(file, values, allow_pickle=False)
+        with archive.open("counts.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<i8", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for _, counts in _blocks(trace):
+                file.write(np.ascontiguousarray(counts, "<i8").tobytes())
+
+
+KINDS: dict[str, Callable[[LoadTrace, Path], None]] = {
+    "long": _parquet(_long),
+    "wide": _parquet(_wide),
+    "nested": _parquet(_nested),
+    "csv": _csv,
+    "npz": _npz,
+    "forecasting": _parquet(_forecasting),
+}

@@ -1,0 +1,131 @@
+"""What is done to blocks between the dump and the trace: selecting, adding up passes, looking at totals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.errors import TraceError
+from moetrace.findings import of_expected, of_factor, of_roughness, of_totals
+from moetrace.formats.assemble import Grid
+from moetrace.formats.base import Block, ReadOptions
+from moetrace.formats.merge import Stream
+from moetrace.formats.watch import Factor, Watch
+from moetrace.trace import Counts, Finding, Steps
+
+
+@dataclass
+class Examined:
+    """What the blocks of a trace showed as they passed: totals (steps, layers) and what gives errors away."""
+
+    layers: Sequence[int] = ()
+    totals: list[Counts] = field(default_factory=list)
+    steps: list[Steps] = field(default_factory=list)
+    factor: Factor = field(default_factory=Factor)
+    rough: list[Finding] = field(default_factory=list)
+
+    def add(self, block: Block) -> None:
+        """Take in the next block."""
+        if not self.steps:  # enough rows to tell, and the rest is spared
+            self.rough = of_roughness(block.counts, block.steps, self.layers)
+        self.steps.append(block.steps)
+        self.totals.append(block.counts.sum(axis=2))
+        self.factor.add(block.counts)
+
+    def findings(self, options: ReadOptions) -> list[Finding]:
+        """What all of it gives away, against the tokens that *options* expect of a layer in a step."""
+        totals, steps = np.concatenate(self.totals), np.concatenate(self.steps)
+        found = [*self.rough, *of_factor(self.factor.divisor, self.factor.counts)]
+        found += of_totals(totals, steps, self.layers)
+        if options.expected is None:
+            return found
+        expected = options.expected * (options.bin or 1)
+        # The last step may be a part of one where passes or tokens were counted into steps.
+        counted = options.bin is not None or options.tokens is not None
+        whole = len(totals) - (counted and len(totals) > 1 and bool((totals[-1] < expected).all()))
+        return found + of_expected(totals[:whole], steps[:whole], self.layers, expected)
+
+
+def refined(stream: Stream, options: ReadOptions, where: str, watch: Watch) -> tuple[Grid, Iterator[Block], Examined]:
+    """The blocks as they go into the trace: layers and steps selected, passes added up, none empty.
+
+    Raises `TraceError` when a layer is not there, no step is left, or a layer has no tokens in a step.
+    """
+    grid, blocks = _selected(stream, options, where)
+    if options.bin is not None:
+        blocks = _binned(blocks, options.bin)
+    seen = Examined(grid.layers.tolist())
+    return grid, _watched(_full(blocks, grid, where, watch, options.accept), seen, where), seen
+
+
+def _selected(stream: Stream, options: ReadOptions, where: str) -> Stream:
+    grid, blocks = stream
+    wanted: NDArray[np.int64] = np.array(sorted(set(options.layers)) or grid.layers, np.int64)
+    strange = np.setdiff1d(wanted, grid.layers)
+    if strange.size:
+        there = ", ".join(str(n) for n in grid.layers)
+        raise TraceError(where, f"has no layer {strange[0]}", f"choose --layers among {there}")
+    at = np.searchsorted(grid.layers, wanted)
+    first = -np.inf if options.first is None else options.first
+    last = np.inf if options.last is None else options.last
+
+    def chosen() -> Iterator[Block]:
+        for steps, counts in blocks:
+            inside = (steps >= first) & (steps <= last)
+            every = bool(inside.all()) and len(at) == len(grid.layers)
+            yield Block(steps, counts) if every else Block(steps[inside], counts[inside][:, at])
+
+    return replace(grid, layers=wanted), chosen()
+
+
+def _binned(blocks: Iterator[Block], passes: int) -> Iterator[Block]:
+    """Every *passes* logged passes added up into one step, numbered from 1; the last may hold fewer."""
+    held: Counts | None = None
+    done = 0
+    for block in blocks:
+        counts = block.counts if held is None else np.concatenate([held, block.counts])
+        n = len(counts) // passes
+        if n:
+            yield _sums(counts[: n * passes], passes, done)
+        held, done = counts[n * passes :], done + n
+    if held is not None and len(held):
+        yield _sums(held, len(held), done)
+
+
+def _sums(counts: Counts, passes: int, done: int) -> Block:
+    sums = counts.reshape(-1, passes, *counts.shape[1:]).sum(axis=1)  # (steps, layers, experts)
+    return Block(done + 1 + np.arange(len(sums)), sums)
+
+
+def _full(blocks: Iterator[Block], grid: Grid, where: str, watch: Watch, accept: Sequence[str]) -> Iterator[Block]:
+    """Blocks in which every layer has tokens in every step; others are refused, or left out if that is accepted."""
+    for block in blocks:
+        zeros = block.counts.sum(axis=2) == 0  # (steps, layers)
+        empty = zeros.any(axis=1)
+        if not empty.any():
+            yield block
+            continue
+        step = int(block.steps[empty][0])
+        if "empty" not in accept:
+            layer = grid.layers[int(zeros[empty][0].argmax())]
+            raise TraceError(
+                f"{where}, step {step}, layer {layer}",
+                "the layer has no tokens at all (empty)",
+                "leave such steps out with --accept empty, or add passes up into steps with --bin N",
+            )
+        watch.say("empty", f"step {step}", "a layer has no tokens, and the step is left out", int(empty.sum()))
+        yield Block(block.steps[~empty], block.counts[~empty])
+
+
+def _watched(blocks: Iterator[Block], seen: Examined, where: str) -> Iterator[Block]:
+    some = False
+    for block in blocks:
+        if len(block.steps):
+            some = True
+            seen.add(block)
+            yield block
+    if not some:
+        raise TraceError(where, "has no step left", "choose other --steps, or accept fewer findings")

@@ -1,0 +1,181 @@
+"""Dumps of a trace as their programs write them: one function per format, made with the real library."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import long_table
+
+from moetrace import LoadTrace, ReadOptions
+
+
+def parquet(trace: LoadTrace, folder: Path) -> Path:
+    """One row per step, layer and expert, by pyarrow."""
+    pq.write_table(long_table(trace), folder / "dump.parquet")
+    return folder / "dump.parquet"
+
+
+def csv(trace: LoadTrace, folder: Path) -> Path:
+    """The same by pandas."""
+    long_table(trace).to_pandas().to_csv(folder / "dump.csv", index=False)
+    return folder / "dump.csv"
+
+
+def jsonl(trace: LoadTrace, folder: Path) -> Path:
+    """The counts of a layer in a list, by pandas."""
+    rows = [
+        {"step": int(step), "layer": layer, "counts": load.counts[i].tolist()}
+        for i, step in enumerate(trace.steps)
+        for layer, load in zip(trace.layers, trace.by_layer())
+    ]
+    pd.DataFrame(rows).to_json(folder / "dump.jsonl", orient="records", lines=True)
+    return folder / "dump.jsonl"
+
+
+def numpy(trace: LoadTrace, folder: Path) -> Path:
+    """An .npz with counts, steps and layers."""
+    np.savez(folder / "dump.npz", counts=trace.counts, steps=trace.steps, layers=trace.layers)
+    return folder / "dump.npz"
+
+
+def megatron(trace: LoadTrace, folder: Path) -> Path:
+    """Two expert-parallel ranks, two micro-batches, as `ActivationLogger.save_tpe` writes them."""
+    inside = folder / "save" / "tokens_per_expert"
+    inside.mkdir(parents=True)
+    half = trace.experts // 2
+    for rank, experts in enumerate((slice(0, half), slice(half, 2 * half))):
+        lines = []
+        for i, step in enumerate(trace.steps.tolist()):
+            for j, layer in enumerate(trace.layers):
+                tokens = trace.counts[i, j, experts]
+                batches = [(tokens // 3).tolist(), (tokens - tokens // 3).tolist()]
+                lines.append({"iter": step, "block": "decoder", "layer": layer, "tpe": batches})
+            lines.append({"iter": step, "block": "mtp", "mtp_idx": 0, "layer": 0, "tpe": [[1] * half]})
+        (inside / f"rank{rank}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder / "save"
+
+
+def chosen(counts: np.ndarray, seed: int = 0) -> list[list[int]]:
+    """Tokens that each choose one expert, shuffled, so that these are their counts."""
+    experts = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(seed).permutation(experts)[:, None].tolist()
+
+
+def megatron_router(trace: LoadTrace, folder: Path) -> Path:
+    """Two ranks with half of the tokens each, one micro-batch each, as `RouterTracer` writes them."""
+    inside = folder / "routing"
+    inside.mkdir()
+    for rank in range(2):
+        lines = []
+        for i, step in enumerate(trace.steps.tolist()):
+            for j, layer in enumerate(trace.layers):
+                top = chosen(trace.counts[i, j], i)[rank::2]
+                line = {"step": step, "stage": "pre_dispatch", "block": "decoder", "layer": layer, "rank": rank}
+                lines.append({**line, "num_tokens": len(top), "topk": 1, "top_indices": top})
+        (inside / f"router_trace_rank{rank}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return inside
+
+
+def routing(trace: LoadTrace, folder: Path) -> Path:
+    """A folder for each step, a Parquet file for each layer, a row for each token, as FLAME-MoE has it."""
+    for i, step in enumerate(trace.steps.tolist()):
+        inside = folder / "model" / "actives" / f"iter_{step}"
+        inside.mkdir(parents=True)
+        for j, layer in enumerate(trace.layers):
+            top = chosen(trace.counts[i, j], i)
+            table = {"indices": pa.array(top, pa.list_(pa.int16(), 1)), "scores": pa.array([[1.0]] * len(top))}
+            pq.write_table(pa.table(table), inside / f"layer_{layer:02d}.parquet")
+    return folder / "model"
+
+
+def sglang(trace: LoadTrace, folder: Path) -> Path:
+    """A `stat` dump with dense layers between and an end of the buffer that was not reached, by torch."""
+    torch = pytest.importorskip("torch")
+    counts = np.zeros((len(trace.steps), max(trace.layers) + 1, trace.experts), np.int32)
+    counts[:, list(trace.layers)] = trace.counts
+    document = {"rank": 0, "logical_count": torch.from_numpy(counts), "average_utilization_rate_over_window": None}
+    torch.save(document, folder / "expert_distribution_recorder_1700000000.25.pt")
+    return folder / "expert_distribution_recorder_1700000000.25.pt"
+
+
+def tensorrt(trace: LoadTrace, folder: Path) -> Path:
+    """Two ranks with half of the tokens each, by safetensors."""
+    from safetensors.numpy import save_file
+
+    inside = folder / "statistic"
+    inside.mkdir()
+    (inside / "meta_info.json").write_text(json.dumps({"num_experts": trace.experts, "num_experts_per_token": 1}))
+    for rank, counts in enumerate((trace.counts // 2, trace.counts - trace.counts // 2)):
+        tensors = {
+            f"{step}_{layer}": counts[i, j]
+            for i, step in enumerate(trace.steps)
+            for j, layer in enumerate(trace.layers)
+        }
+        save_file(tensors, inside / f"rank{rank}.safetensors")
+    return inside
+
+
+def scalars(folder: Path, rows: list[tuple[int, dict[str, float]]]) -> Path:
+    """An event file with the scalars of each step, by tensorboard."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    writer = EventFileWriter(str(folder))
+    for step, tags in rows:
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in tags.items()]
+        writer.add_event(Event(step=step, summary=Summary(value=values)))
+    writer.close()
+    return folder
+
+
+def tensorboard(trace: LoadTrace, folder: Path) -> Path:
+    """One scalar for each layer and expert, with a loss among them."""
+    rows = [
+        (
+            int(step),
+            {
+                "loss": 0.5,
+                **{
+                    f"moe/layer_{layer}/expert_{expert}": float(trace.counts[i, j, expert])
+                    for j, layer in enumerate(trace.layers)
+                    for expert in range(trace.experts)
+                },
+            },
+        )
+        for i, step in enumerate(trace.steps)
+    ]
+    return scalars(folder / "runs", rows)
+
+
+def omni(trace: LoadTrace, folder: Path) -> Path:
+    """A matrix of layers by experts for each step, as the placement pipeline writes it."""
+    inside = folder / "counts"
+    inside.mkdir()
+    for i, step in enumerate(trace.steps.tolist()):
+        columns = [f"ep_{expert}" for expert in range(trace.experts)]
+        frame = pd.DataFrame(trace.counts[i], index=[f"layer_{n}" for n in trace.layers], columns=columns)
+        frame.to_csv(inside / f"topk_ids_count_20250527_093605_decode_step{step}to{step}.csv")
+    return inside
+
+
+# Formats by their names in the registry.
+DUMPS = {
+    "parquet": parquet,
+    "csv": csv,
+    "jsonl": jsonl,
+    "numpy": numpy,
+    "megatron": megatron,
+    "megatron-router": megatron_router,
+    "routing": routing,
+    "sglang": sglang,
+    "tensorrt-llm": tensorrt,
+    "tensorboard": tensorboard,
+    "omni-infer": omni,
+}
+# What a user has to say for a dump that does not tell.
+OPTIONS: dict[str, ReadOptions] = {}
