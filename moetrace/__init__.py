@@ -4,9 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moetrace.backtest import Backtest, evaluate, forecast_end
+    from moetrace.backtest import Backtest, evaluate
     from moetrace.checks import examine
     from moetrace.errors import MoetraceError, SettingError, TooShortError, TraceError, WorkspaceError
+    from moetrace.forecasts import forecast_end
     from moetrace.formats import ReadOptions, open_trace, read_trace, save_trace
     from moetrace.noise import horizon_noise, motion
     from moetrace.predictors import predictor
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 # Imported when first asked for: `moetrace --help` must not wait for NumPy and Arrow.
 _HOME = {
-    "Backtest": "backtest", "evaluate": "backtest", "forecast_end": "backtest",
+    "Backtest": "backtest", "evaluate": "backtest", "forecast_end": "forecasts",
     "examine": "checks",
     "MoetraceError": "errors", "SettingError": "errors", "TooShortError": "errors", "TraceError": "errors",
     "WorkspaceError": "errors",

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moetrace.atomic import replacing, sweep
-from moetrace.backtest import Coming
 from moetrace.errors import TraceError, WorkspaceError
+from moetrace.forecasts import Coming
 from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
 from moetrace.trace import LoadTrace
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from moetrace import LoadTrace, SettingError, TooShortError, evaluate, forecast_end, predictor
-from moetrace.backtest import default_cutoffs, longest_scorable, repaired, scorable
+from moetrace.cutoffs import default_cutoffs, longest_scorable, scorable
+from moetrace.forecasts import repaired
 from moetrace.predictors import PREDICTORS, base
 from moetrace.synthetic import settling, synthetic_trace
 from moetrace.trace import LayerLoad
@@ -216,7 +217,7 @@ def test_progress_ends_with_all_done(even):
     told = []
     evaluate(even, [WatchingAll(), Saying()], [10], [30, 60], lambda done, total: told.append((done, total)))
 
-    assert [(1, 4), (2, 4), (3, 4), (4, 4)] == told
+    assert [(1, 3), (2, 3), (3, 3)] == told
 
 
 def test_nonsense_is_refused(even):
@@ -233,3 +234,18 @@ def test_a_layer_read_twice_is_the_same(even):
     evaluate(even, [Watching()], [10], [30])
 
     assert np.array_equal(before, even.counts)
+
+
+def test_what_is_trained_on_another_run_never_sees_this_one(even):
+    """One fit, on every layer of the other run, applied at every cutoff."""
+    other = LoadTrace.from_counts(np.full((77, 3, 2), 9), name="other")
+    evaluate(even, [WatchingAll(), Watching()], [10], [30, 60], train_on=[other])
+
+    assert [("fit", 0, 77), ("fit", 1, 77), ("fit", 2, 77)] == SEEN[:3]
+    assert {30, 60, 77} == {last for _, _, last in SEEN}
+
+
+def test_a_run_is_not_predicted_by_what_was_trained_on_it(even):
+    """That would be no test."""
+    with pytest.raises(SettingError, match="even itself"):
+        evaluate(even, [WatchingAll()], [10], [30], train_on=[even])

@@ -28,6 +28,8 @@ def scores_of(errors, baseline, states=None, predictor="p"):
         "step_noise",
         "mape",
         "abs_points",
+        "coverage_80",
+        "coverage_95",
         "fit_seconds",
         "forecast_seconds",
     ]

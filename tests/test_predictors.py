@@ -7,8 +7,11 @@ import pytest
 
 from moetrace import LoadTrace, SettingError, predictor
 from moetrace.predictors import PREDICTORS, label
+from moetrace.predictors.auto import weights
+from moetrace.predictors.level import gain_of, levels
+from moetrace.predictors.lstm import FittedLstm
 from moetrace.predictors.sw_avg import slide
-from moetrace.synthetic import settling, synthetic_trace
+from moetrace.synthetic import Course, settling, synthetic_trace
 
 FAST = {"lstm": "lstm:updates=5"}
 ALL = [FAST.get(name, name) for name in PREDICTORS]
@@ -186,3 +189,58 @@ def test_settings_are_documented_and_immutable(name):
     assert all(field.name for field in fields(made))
     with pytest.raises(AttributeError):
         made.needs_nothing = 1
+
+
+def test_weights_are_saved_and_loaded_without_pickle(history, tmp_path):
+    """The same forecast comes back; any other file is refused by name."""
+    fitted = predictor("lstm:updates=5").fit([history])
+    fitted.save(tmp_path / "weights.npz")
+    (tmp_path / "other.npz").write_bytes(b"nothing of the kind")
+    np.savez(tmp_path / "hostile.npz", settings=np.array([{"a": 1}], dtype=object))
+    again = FittedLstm.load(tmp_path / "weights.npz")
+
+    assert np.array_equal(fitted.forecast(history, 50).shares, again.forecast(history, 50).shares)
+    for name in ("other.npz", "hostile.npz", "missing.npz"):
+        with pytest.raises(SettingError, match=name):
+            FittedLstm.load(tmp_path / name)
+
+
+def test_auto_weighs_what_was_right_before():
+    """On a load that stands still the longest mean wins; the weights sum to 1 and follow the horizon."""
+    still = synthetic_trace([settling(2, steps=9000, tokens=500)], seed=1).layer(0)
+    short, long = weights(still, 100), weights(still, 2000)
+
+    assert 1 == pytest.approx(short.sum())
+    assert not np.array_equal(short, long)
+    assert weights(still.until(600), 1000) == pytest.approx(np.exp([1.8, 0, -1.8]) / np.exp([1.8, 0, -1.8]).sum())
+
+
+def test_level_forgets_as_fast_as_the_load_moves():
+    """The gain of a moving load is larger than that of a noisy still one."""
+    moving = synthetic_trace([Course(steps=5000, tokens=100_000, changes=((1, 0.01),))]).layer(0)
+    still = synthetic_trace([Course(steps=5000, tokens=500, changes=((1, 0.0001),))]).layer(0)
+
+    assert gain_of(moving) > 0.5 > 0.1 > gain_of(still)
+
+
+def test_levels_equal_their_recursion():
+    """The exponential average of the blocks, the first ones averaged with what there is."""
+    means = np.random.default_rng(0).random((30, 2))
+    weight = 0.3
+    expected = [
+        sum((1 - weight) ** (t - i) * means[i] for i in range(t + 1)) / sum((1 - weight) ** i for i in range(t + 1))
+        for t in range(30)
+    ]
+
+    assert np.allclose(expected, levels(means, weight))
+
+
+def test_a_trend_goes_on_from_the_middle_of_the_last_window():
+    """A share that rises by 1e-5 a step is forecast to rise on by the part asked for."""
+    steps = np.arange(3000)
+    share = 0.3 + 1e-5 * steps
+    counts = np.rint(np.stack([share, 1 - share], axis=1) * 10**9)
+    history = LoadTrace.from_counts(counts[:, None]).layer(0)
+    whole = predictor("window_mean:trend=1").fit([]).forecast(history, 500).shares
+
+    assert np.allclose(0.3 + 1e-5 * np.arange(3000, 3500), whole[:, 0], atol=2e-5)

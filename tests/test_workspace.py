@@ -13,7 +13,7 @@ from conftest import long_table
 
 from moetrace import LoadTrace, ReadOptions, TraceError, Workspace, WorkspaceError, open_trace
 from moetrace.atomic import replacing, sweep
-from moetrace.backtest import Coming
+from moetrace.forecasts import Coming
 from moetrace.workspace import write_forecast, write_text
 
 
@@ -165,7 +165,7 @@ def test_a_killed_ingest_leaves_the_old_trace_or_the_new_one(place, tmp_path):
 
 def test_the_forecast_file_has_a_row_for_every_step(tmp_path):
     """Columns as documented, shares as lists."""
-    coming = Coming("p", 3, 11, np.array([[0.25, 0.75], [0.5, 0.5]]), "ok")
+    coming = Coming("p", 3, 11, np.array([[0.25, 0.75], [0.5, 0.5]]), np.array([0.1, 0.1]), "ok")
     write_forecast(tmp_path / "f.parquet", [("a", coming), ("b", coming)])
     rows = pq.read_table(tmp_path / "f.parquet").to_pylist()
 

@@ -13,7 +13,8 @@ from moetrace.predictors import PREDICTORS
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moetrace.backtest import Backtest, Coming
+    from moetrace.backtest import Backtest
+    from moetrace.forecasts import Coming
     from moetrace.predictors.base import Predictor
     from moetrace.trace import LoadTrace
 
@@ -28,6 +29,10 @@ Predictors = Annotated[
 Cutoffs = Annotated[str | None, typer.Option(help="Score at these cutoffs, such as 3000,4000.", metavar="STEPS")]
 First = Annotated[int, typer.Option(min=1, help="First cutoff.")]
 Every = Annotated[int, typer.Option(min=1, help="Distance of the cutoffs after it.")]
+TrainOn = Annotated[
+    list[str] | None,
+    typer.Option("--train-on", metavar="TRACE", help="Another run for lstm to learn from; repeatable."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of predictors and of the bootstrap.")]
 
 SUMMARY_COLUMNS = (
@@ -44,6 +49,7 @@ class Protocol(NamedTuple):
     cutoffs: str | None
     first: int
     every: int
+    train_on: list[LoadTrace]
 
 
 class Tested(NamedTuple):
@@ -62,6 +68,7 @@ def predict(
     cutoffs: Cutoffs = None,
     first: First = 500,
     every: Every = 1000,
+    train_on: TrainOn = None,
     seed: Seed = 0,
 ) -> None:
     """Backtest the predictors at a horizon, and forecast the steps after the end of the trace.
@@ -77,7 +84,8 @@ def predict(
     from moetrace.report.tables import records
     from moetrace.workspace import write_forecast
 
-    protocol = Protocol(chosen_predictors(predictor, seed), [horizon], cutoffs, first, every)
+    others = [shared.place().open(name) for name in train_on or []]
+    protocol = Protocol(chosen_predictors(predictor, seed), [horizon], cutoffs, first, every, others)
     done = shared.each(shared.place().chosen(traces or []), lambda name: tested(shared, name, protocol))
     path = shared.place().result_path("predict", f"forecast-{horizon}.parquet")
     forecasts: list[dict[str, object]] = []
@@ -98,7 +106,9 @@ def chosen_predictors(specs: Sequence[str] | None, seed: int) -> list[Predictor]
 
 def tested(shared: Shared, name: str, protocol: Protocol) -> Tested:
     """The backtest of one trace; a note says which horizon could not be scored, and why."""
-    from moetrace.backtest import able_at_end, default_cutoffs, evaluate, longest_scorable, scorable
+    from moetrace.backtest import evaluate
+    from moetrace.cutoffs import default_cutoffs, longest_scorable, scorable
+    from moetrace.forecasts import able_at_end
 
     trace = shared.open(name)
     able_at_end(trace, protocol.predictors)
@@ -109,7 +119,8 @@ def tested(shared: Shared, name: str, protocol: Protocol) -> Tested:
             way_out = f"the longest that can be is {longest}" if longest else "it has too few steps for any"
             shared.note(f"{trace.name}: a horizon of {horizon} cannot be scored at these cutoffs; {way_out}")
     with shared.progress(f"backtest of {trace.name}") as progress:
-        return Tested(trace, evaluate(trace, protocol.predictors, protocol.horizons, at, progress))
+        made, others = protocol.predictors, protocol.train_on
+        return Tested(trace, evaluate(trace, made, protocol.horizons, at, progress, train_on=others))
 
 
 def _cutoffs(text: str | None) -> list[int]:
@@ -123,11 +134,13 @@ def _forecasts(
     shared: Shared, done: Sequence[Tested], protocol: Protocol, made: list[dict[str, object]]
 ) -> Iterator[tuple[str, Coming]]:
     """The forecasts of all traces one by one; what is said of each goes to *made*."""
-    from moetrace.backtest import forecast_end
+    from moetrace.forecasts import forecast_end
 
-    for trace, _ in done:
+    for trace, test in done:
         with shared.progress(f"forecast of {trace.name}") as progress:
-            for coming in forecast_end(trace, protocol.predictors, protocol.horizons[0], progress):
+            predictors, others = protocol.predictors, protocol.train_on
+            ahead = forecast_end(trace, predictors, protocol.horizons[0], progress, scores=test.scores, train_on=others)
+            for coming in ahead:
                 said = {"predictor": coming.predictor, "layer": coming.layer, "status": coming.status}
                 made.append({"trace": trace.name, **said})
                 yield trace.name, coming

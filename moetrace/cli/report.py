@@ -14,6 +14,7 @@ from moetrace.cli.predict import (
     Predictors,
     Protocol,
     Seed,
+    TrainOn,
     chosen_predictors,
     score_tables,
     tested,
@@ -38,6 +39,7 @@ def report(
     cutoffs: Cutoffs = None,
     first: First = 500,
     every: Every = 1000,
+    train_on: TrainOn = None,
     seed: Seed = 0,
 ) -> None:
     """Write everything about traces into one folder: states, error rates, imbalance, figures.
@@ -53,7 +55,8 @@ def report(
     from moetrace.report.tables import records
     from moetrace.workspace import write_bytes
 
-    protocol = Protocol(chosen_predictors(predictor, seed), _horizons(horizons), cutoffs, first, every)
+    others = [shared.place().open(name) for name in train_on or []]
+    protocol = Protocol(chosen_predictors(predictor, seed), _horizons(horizons), cutoffs, first, every, others)
     names = shared.place().chosen(traces or [])
     studies = dict(shared.each(names, lambda name: _study(shared, name, protocol, seed)))
     into = folder or shared.place().result_path("report")

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 BOOTSTRAP_ROUNDS = 2000
 # Fewer cutoffs than this say nothing about the scatter over cutoffs.
 LEAST_CUTOFFS = 3
-MEASURES = ("error_rate", "error_noise", "step_error_rate", "step_noise", "mape", "abs_points")
+MEASURES = (
+    "error_rate", "error_noise", "step_error_rate", "step_noise", "mape", "abs_points", "coverage_80", "coverage_95",
+)  # fmt: skip
 
 
 def score_frames(test: Backtest, seed: int = 0) -> dict[str, pd.DataFrame]:

@@ -75,3 +75,20 @@ def _apply(network: Network, inputs: Any) -> Any:
 def apply(network: Network, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Moves (experts, segments) for *inputs* (experts, lookback)."""
     return np.asarray(_apply(network, inputs.astype(np.float32)), np.float64)
+
+
+def arrays_of(network: Network) -> dict[str, np.ndarray[Any, Any]]:
+    """The weights of *network* by their place in it."""
+    leaves = jax.tree_util.tree_flatten_with_path(eqx.filter(network, eqx.is_array))[0]
+    return {jax.tree_util.keystr(place): np.asarray(leaf) for place, leaf in leaves}
+
+
+def from_arrays(arrays: dict[str, np.ndarray[Any, Any]], hidden: int, segments: int) -> Network:
+    """The network with the weights that `arrays_of` gave; raises `ValueError` where they do not fit it."""
+    network = Network(hidden, segments, jax.random.key(0))
+    mine = arrays_of(network)
+    if {name: a.shape for name, a in mine.items()} != {name: a.shape for name, a in arrays.items()}:
+        raise ValueError("weights of another network")
+    weights = iter([arrays[name] for name in mine])
+    filled: Network = jax.tree.map(lambda leaf: jnp.asarray(next(weights)) if eqx.is_array(leaf) else leaf, network)
+    return filled

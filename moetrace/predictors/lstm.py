@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.atomic import replacing
+from moetrace.errors import SettingError
 from moetrace.noise import block_means
 from moetrace.predictors.base import Fitted, Forecast, Predictor, hold
 from moetrace.predictors.level import gain_of, levels
@@ -136,3 +141,24 @@ class FittedLstm(Fitted):
         moves: Any = apply(self.network, window.inputs)  # (experts, segments)
         shares = window.base + (moves * window.unit[:, None]).T  # (segments, experts)
         return Forecast(hold(shares, rows * history.stride * self.settings.segment, horizon))
+
+    def save(self, path: Path) -> None:
+        """Write settings and weights to *path*, a NumPy archive without pickles, atomically."""
+        from moetrace.predictors._network import arrays_of
+
+        with replacing(path) as partial, partial.open("wb") as file:
+            arrays: dict[str, Any] = arrays_of(self.network)
+            np.savez(file, settings=np.array(json.dumps(asdict(self.settings))), **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> FittedLstm:
+        """What `save` wrote; raises `SettingError` for any other file."""
+        from moetrace.predictors._network import from_arrays
+
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            settings = Lstm(**json.loads(str(arrays.pop("settings"))))
+            return cls(settings, from_arrays(arrays, settings.hidden, settings.segments))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+            raise SettingError(f"{path} holds no weights that `FittedLstm.save` wrote: {error}") from error

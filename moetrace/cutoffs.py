@@ -1,0 +1,50 @@
+"""When a backtest looks: the cutoffs of a trace, and the horizons that were recorded after each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from moetrace.errors import SettingError
+from moetrace.trace import LoadTrace
+
+# The first look is early, inside the transient state; then the paper's distance of 1,000 steps.
+FIRST_CUTOFF = 500
+CUTOFF_EVERY = 1000
+
+
+def default_cutoffs(trace: LoadTrace, first: int = FIRST_CUTOFF, every: int = CUTOFF_EVERY) -> list[int]:
+    """*first*, then every multiple of *every* after it, up to the end of the trace.
+
+    Counted from the last multiple of *every* at or before the first step, so that a trace that
+    begins at step 100,000 is treated as one that begins at 0.
+    """
+    start, end = int(trace.steps[0]), int(trace.steps[-1])
+    origin = start - start % every
+    later = range(origin + every * (first // every + 1), end + 1, every)
+    return [cutoff for cutoff in [origin + first, *later] if start <= cutoff <= end]
+
+
+def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int]:
+    """The *cutoffs* inside the trace after which *horizon* steps were recorded."""
+    end = int(trace.steps[-1]) + trace.stride - 1
+    return [cutoff for cutoff in cutoffs if trace.steps[0] <= cutoff and cutoff + horizon <= end]
+
+
+def longest_scorable(trace: LoadTrace, first: int = FIRST_CUTOFF) -> int:
+    """The longest horizon for which there is a cutoff with *first* steps of history before it."""
+    return max(0, int(trace.steps[-1] - trace.steps[0]) + 1 - first)
+
+
+def covered_horizons(
+    trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int] | None = None
+) -> Mapping[int, Sequence[int]]:
+    """For each of *cutoffs* (the default ones if None) the *horizons* recorded after it; those with none are left out.
+
+    Raises `SettingError` for a horizon that is not positive.
+    """
+    if not horizons or min(horizons) < 1:
+        raise SettingError("a horizon is a whole number of steps above 0")
+    wanted = sorted(set(default_cutoffs(trace) if cutoffs is None else cutoffs))
+    known = {horizon: set(scorable(trace, wanted, horizon)) for horizon in sorted(set(horizons))}
+    covered = {cutoff: [horizon for horizon in known if cutoff in known[horizon]] for cutoff in wanted}
+    return {cutoff: there for cutoff, there in covered.items() if there}
