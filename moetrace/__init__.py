@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moetrace.formats import ReadOptions, open_trace, read_trace, save_trace
     from moetrace.noise import horizon_noise, motion
     from moetrace.predictors import predictor
+    from moetrace.record import Recorder
     from moetrace.states import classify, fluctuation, state_at
     from moetrace.trace import Finding, LayerLoad, LoadTrace, TraceInfo
     from moetrace.workspace import Workspace
@@ -23,6 +24,7 @@ _HOME = {
     "ReadOptions": "formats", "open_trace": "formats", "read_trace": "formats", "save_trace": "formats",
     "horizon_noise": "noise", "motion": "noise",
     "predictor": "predictors",
+    "Recorder": "record",
     "classify": "states", "fluctuation": "states", "state_at": "states",
     "Finding": "trace", "LayerLoad": "trace", "LoadTrace": "trace", "TraceInfo": "trace",
     "Workspace": "workspace",
@@ -35,6 +37,7 @@ __all__ = [
     "LoadTrace",
     "MoetraceError",
     "ReadOptions",
+    "Recorder",
     "SettingError",
     "TooShortError",
     "TraceError",

@@ -19,7 +19,8 @@ from moetrace.formats import canonical
 from moetrace.formats.assemble import Grid, OutOfOrder, assemble, sort_by_step
 from moetrace.formats.base import Block, Cells, Format, Reading, ReadOptions
 from moetrace.formats.canonical import open_trace, save_trace
-from moetrace.formats.parquet import ParquetFormat, is_hive
+from moetrace.formats.parquet import ParquetFormat
+from moetrace.formats.parts import PartsFormat
 from moetrace.trace import LoadTrace, TraceInfo
 
 __all__ = [
@@ -33,7 +34,7 @@ __all__ = [
     "sources_in",
 ]
 
-FORMATS: dict[str, Format] = {format.name: format for format in (ParquetFormat(),)}
+FORMATS: dict[str, Format] = {format.name: format for format in (ParquetFormat(), PartsFormat())}
 
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
@@ -46,7 +47,7 @@ def sources_in(path: Path) -> list[Path]:
     """
     if not path.exists():
         raise TraceError(str(path), "does not exist", "check the path")
-    if path.is_file() or is_hive(path):
+    if path.is_file() or _format_of(path) is not None:
         return [path]
     found = sorted(child for child in path.iterdir() if child.is_file() and _format_of(child) is not None)
     if not found:
