@@ -359,7 +359,7 @@ def parsed(argv: list[str] | None = None) -> tuple[argparse.Namespace, Shape]:
     parser.add_argument("--balance", type=float, default=0.001, help="weight of the balancing loss")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
     for name in ("expert_width", "tokens", "micro", "length", "experts", "vocabulary", "warmup"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the shape's")
     parser.add_argument("--rate", type=float, help="learning rate, instead of the shape's")
