@@ -10,11 +10,10 @@ A run that is stopped goes on from its last checkpoint when started again with t
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import sys
 import sysconfig
 import time
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -75,17 +74,9 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(batch, length, width))
 
 
-class Dense(nn.Module):
+def dense(width: int) -> nn.Module:
     """The feed-forward of the other layers: 4 x width, GELU."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.up = nn.Linear(width, 4 * width)
-        self.out = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(batch, length, width) to the same."""
-        return self.out(F.gelu(self.up(x)))
+    return nn.Sequential(OrderedDict(up=nn.Linear(width, 4 * width), act=nn.GELU(), out=nn.Linear(4 * width, width)))
 
 
 class Experts(nn.Module):
@@ -132,8 +123,7 @@ def grouped(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
         return torch._grouped_mm(rows.bfloat16(), weights.bfloat16(), offs=ends)
     most = int(counts.max())
     if most * len(counts) > 2 * len(rows):
-        pieces = [piece @ matrix for piece, matrix in zip(rows.split(counts.tolist()), weights)]
-        return torch.cat(pieces)
+        return torch.cat([piece @ matrix for piece, matrix in zip(rows.split(counts.tolist()), weights)])
     starts = counts.cumsum(0) - counts
     expert = torch.arange(len(counts), device=rows.device).repeat_interleave(counts)
     place = expert * most + torch.arange(len(rows), device=rows.device) - starts[expert]
@@ -149,7 +139,7 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(shape.width), nn.LayerNorm(shape.width)
         self.attention = Attention(shape.width, shape.heads)
         self.forward2 = (
-            Dense(shape.width) if layer % 2 else Experts(shape.width, shape.experts, shape.expert_width, top_k)
+            dense(shape.width) if layer % 2 else Experts(shape.width, shape.experts, shape.expert_width, top_k)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -224,9 +214,8 @@ def tokenised(folders: list[Path], vocabulary: int, limit: int, cache: Path) -> 
 
 def batch(corpus: np.ndarray, shape: Shape, seed: int, step: int) -> Tensor:
     """The sequences of a step, random but always the same, (sequences, length + 1)."""
-    starts = np.random.default_rng([seed, step]).integers(
-        0, len(corpus) - shape.length - 1, shape.tokens // shape.length
-    )
+    rng = np.random.default_rng([seed, step])
+    starts = rng.integers(0, len(corpus) - shape.length - 1, shape.tokens // shape.length)
     return torch.from_numpy(np.stack([corpus[a : a + shape.length + 1] for a in starts]).astype(np.int64))
 
 
@@ -243,9 +232,8 @@ def rate_at(step: int, shape: Shape, steps: int) -> float:
 
 def optimiser_of(model: GPT) -> torch.optim.Optimizer:
     """AdamW, weight decay on the matrices only."""
-    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
-    others = [weight for weight in model.parameters() if weight.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    decayed = {0.1: [w for w in model.parameters() if w.dim() > 1], 0.0: [w for w in model.parameters() if w.dim() < 2]}
+    groups = [{"params": weights, "weight_decay": decay} for decay, weights in decayed.items()]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=next(model.parameters()).is_cuda)
 
 
@@ -286,50 +274,41 @@ def train(options: argparse.Namespace, shape: Shape) -> None:
     done, losses = restore(checkpoint, model, optimiser)
     size = sum(weight.numel() for weight in model.parameters())
     print(f"{size / 1e6:.2f} M parameters, {len(corpus) / 1e6:.1f} M tokens of text, on {device}", flush=True)
-    with Recorder(
-        options.out,
-        model=f"GPT, {options.shape}",
-        top_k=options.top_k,
-        notes=card(options, shape),
-        resume=done > 0 or not options.out.exists(),  # a finished trace of another run is left alone
-    ) as recorder:
+    told = {"model": f"GPT, {options.shape}", "top_k": options.top_k, "notes": card(options, shape)}
+    resume = done > 0 or not options.out.exists()  # a finished trace of another run is left alone
+    with Recorder(options.out, resume=resume, **told) as recorder:
         recorder.resume_from(done)
-        watching = watch(model, recorder)
-        begun = time.monotonic()
+        watching, begun = watch(model, recorder), time.monotonic()
         for step in range(done + 1, options.steps + 1):
             for group in optimiser.param_groups:
                 group["lr"] = rate_at(step, shape, options.steps)
             loss = train_step(model, optimiser, batch(corpus, shape, options.seed, step), shape, options)
             watching.step(step)
-            last = step == options.steps or time.monotonic() - begun > 60 * options.minutes
+            seconds = time.monotonic() - begun
+            last = step == options.steps or seconds > 60 * options.minutes
             if step % 50 == 0 or step == 1 or last:
                 losses.append((step, round(loss.item(), 4)))
-                speed = (step - done) / (time.monotonic() - begun)
-                print(f"step {step}  loss {losses[-1][1]:.3f}  {speed:.2f} steps/s", flush=True)
+                print(f"step {step}  loss {losses[-1][1]:.3f}  {(step - done) / seconds:.2f} steps/s", flush=True)
             if step % options.save_every == 0 or last:
                 recorder.flush()
                 save(checkpoint, model, optimiser, step, losses)
             if last:
                 break
-        recorder.note(loss=losses, tokens_of_text=len(corpus), parameters=size, hardware=hardware())
+        recorder.note(loss=losses, tokens_of_text=len(corpus), parameters=size)
 
 
 def card(options: argparse.Namespace, shape: Shape) -> dict[str, object]:
     """What the trace says about its run; no paths, which mean nothing elsewhere."""
+    hardware = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     told = {key: getattr(options, key) for key in ("shape", "top_k", "balance", "seed", "steps", "bf16")}
-    return {**told, **asdict(shape), "script": "train_gpt_moe.py", "licence": "CC0-1.0"}
-
-
-def hardware() -> str:
-    """What the run ran on."""
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return {**told, **asdict(shape), "hardware": hardware, "script": "train_gpt_moe.py", "licence": "CC0-1.0"}
 
 
 def save(path: Path, model: GPT, optimiser: torch.optim.Optimizer, step: int, losses: list[tuple[int, float]]) -> None:
     """Write a checkpoint, whole or not at all."""
-    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step, "losses": losses}
+    state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
     with replacing(path) as partial:
-        torch.save(state, partial)
+        torch.save({**state, "step": step, "losses": losses}, partial)
 
 
 def restore(path: Path, model: GPT, optimiser: torch.optim.Optimizer) -> tuple[int, list[tuple[int, float]]]:
@@ -344,14 +323,11 @@ def restore(path: Path, model: GPT, optimiser: torch.optim.Optimizer) -> tuple[i
 
 def parsed(argv: list[str] | None = None) -> tuple[argparse.Namespace, Shape]:
     """The options, and the shape with what they change of it."""
-    paths = sysconfig.get_paths()
-    home = [Path(paths["stdlib"]), Path(paths["purelib"])]
+    home = [Path(sysconfig.get_paths()[key]) for key in ("stdlib", "purelib")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--out", type=Path, default=Path("run.parquet"), help="the trace; a checkpoint lies beside it")
-    parser.add_argument(
-        "--corpus", type=Path, nargs="+", default=home, help="folders of text files; Python's own if none"
-    )
+    parser.add_argument("--corpus", type=Path, nargs="+", default=home, help="folders of text; else Python's own")
     parser.add_argument("--bytes", type=int, default=120_000_000, help="bytes of text at most")
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after that long")
@@ -360,11 +336,13 @@ def parsed(argv: list[str] | None = None) -> tuple[argparse.Namespace, Shape]:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
-    for name in ("expert_width", "tokens", "micro", "length", "experts", "vocabulary", "warmup"):
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, help="instead of the shape's")
-    parser.add_argument("--rate", type=float, help="learning rate, instead of the shape's")
+    for name, value in asdict(SHAPES["small"]).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), help="instead of the shape's")
     options = parser.parse_args(argv)
-    given = {name: getattr(options, name, None) or value for name, value in asdict(SHAPES[options.shape]).items()}
+    given = {
+        name: value if getattr(options, name) is None else getattr(options, name)
+        for name, value in asdict(SHAPES[options.shape]).items()
+    }
     shape = Shape(**given)
     if shape.tokens % shape.length or shape.vocabulary > 65536:
         parser.error("--tokens must be a multiple of --length, and --vocabulary at most 65536")
@@ -372,6 +350,4 @@ def parsed(argv: list[str] | None = None) -> tuple[argparse.Namespace, Shape]:
 
 
 if __name__ == "__main__":
-    options, shape = parsed()
-    print(json.dumps(card(options, shape)), file=sys.stderr)
-    train(options, shape)
+    train(*parsed())

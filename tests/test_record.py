@@ -53,6 +53,18 @@ def test_what_was_added_is_in_the_trace(path):
     assert [path] == list(path.parent.iterdir())
 
 
+def test_what_is_noted_last_is_kept(path):
+    """A note, or an assumption, after the last block was written is in the trace."""
+    with Recorder(path, block=5) as recorder:
+        record(recorder, 1, 10)
+        recorder.note(loss=[1.5])
+        recorder.assume("nothing")
+    trace = open_trace(path)
+
+    assert ({"loss": [1.5]}, ("nothing",)) == (trace.info.notes, trace.info.assumptions)
+    assert np.array_equal(expected_counts(1, 10), trace.counts)
+
+
 def test_micro_batches_are_added_up(path):
     """Several adds of one layer in one step are one count; what was passed in is left as it was."""
     first = np.array([1, 2])

@@ -6,13 +6,14 @@ import fcntl
 import os
 import weakref
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from moetrace.atomic import replacing, sweep
 from moetrace.errors import WorkspaceError
 from moetrace.formats import convert, open_trace, save_trace
 from moetrace.formats.parts import MARKER, MARKER_TEXT, is_parts, part_path, part_paths
-from moetrace.trace import LoadTrace
+from moetrace.trace import LoadTrace, TraceInfo
 
 
 class PartsFolder:
@@ -50,6 +51,14 @@ class PartsFolder:
         written = part_paths(self.folder)
         number = int(written[-1].stem.removeprefix("part-")) + 1 if written else 1
         save_trace(trace, part_path(self.folder, number))
+
+    def describe(self, info: TraceInfo) -> None:
+        """Give the last part *info* as its metadata: what is known at the end is what is known of the trace."""
+        part = part_paths(self.folder)[-1]
+        trace = open_trace(part)
+        own = replace(info, tokens_per_step=trace.info.tokens_per_step, findings=trace.info.findings)
+        if own != trace.info:
+            save_trace(replace(trace, info=own), part)
 
     def compact(self, name: str) -> None:
         """Make one trace of the parts, and remove them once it is in place."""

@@ -160,6 +160,7 @@ class Recorder:
         if self._parts.latest() is None:
             self._parts.remove()
             raise TraceError(str(self.path), "no step was recorded", "call step() at the end of every step")
+        self._parts.describe(self._info)
         self._parts.compact(self._info.name)
 
     def __enter__(self) -> Self:
