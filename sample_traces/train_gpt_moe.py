@@ -127,8 +127,8 @@ def grouped(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
     starts = counts.cumsum(0) - counts
     expert = torch.arange(len(counts), device=rows.device).repeat_interleave(counts)
     place = expert * most + torch.arange(len(rows), device=rows.device) - starts[expert]
-    padded = rows.new_zeros(len(counts) * most, rows.shape[1]).index_copy(0, place, rows)
-    return torch.bmm(padded.view(len(counts), most, -1), weights.to(rows.dtype)).flatten(0, 1)[place]
+    padded = rows.new_zeros(len(counts) * most, rows.shape[1]).index_copy(0, place, rows).view(len(counts), most, -1)
+    return torch.bmm(padded, weights.to(rows.dtype)).flatten(0, 1)[place]
 
 
 class Block(nn.Module):
@@ -159,8 +159,8 @@ class GPT(nn.Module):
         self.norm = nn.LayerNorm(shape.width)
         for name, weight in self.named_parameters():
             if weight.dim() > 1:
-                residual = ".out" in name  # as GPT-2: less where the layers add up
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * shape.layers) if residual else 0.02)
+                # As GPT-2: less where the layers add up.
+                nn.init.normal_(weight, std=0.02 / (math.sqrt(2 * shape.layers) if ".out" in name else 1))
 
     @property
     def moe(self) -> dict[int, Experts]:
@@ -176,8 +176,6 @@ class GPT(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
         return loss, torch.stack([torch.as_tensor(layer.balance) for layer in self.moe.values()]).mean()
 
-
-# --- the corpus -------------------------------------------------------------------------------
 
 SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt"}
 
@@ -226,8 +224,7 @@ def rate_at(step: int, shape: Shape, steps: int) -> float:
     """The learning rate: linear to its height, then a cosine down to a tenth of it."""
     if step <= shape.warmup:
         return shape.rate * step / shape.warmup
-    done = min(1.0, (step - shape.warmup) / max(1, steps - shape.warmup))
-    return shape.rate * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+    return shape.rate * (0.55 + 0.45 * math.cos(math.pi * (step - shape.warmup) / max(1, steps - shape.warmup)))
 
 
 def optimiser_of(model: GPT) -> torch.optim.Optimizer:
@@ -273,7 +270,7 @@ def train(options: argparse.Namespace, shape: Shape) -> None:
     checkpoint = options.out.with_suffix(".checkpoint.pt")
     done, losses = restore(checkpoint, model, optimiser)
     size = sum(weight.numel() for weight in model.parameters())
-    print(f"{size / 1e6:.2f} M parameters, {len(corpus) / 1e6:.1f} M tokens of text, on {device}", flush=True)
+    print(f"{size:,} parameters, {len(corpus):,} tokens of text, on {device}", flush=True)
     told = {"model": f"GPT, {options.shape}", "top_k": options.top_k, "notes": card(options, shape)}
     resume = done > 0 or not options.out.exists()  # a finished trace of another run is left alone
     with Recorder(options.out, resume=resume, **told) as recorder:
@@ -331,10 +328,9 @@ def parsed(argv: list[str] | None = None) -> tuple[argparse.Namespace, Shape]:
     parser.add_argument("--bytes", type=int, default=120_000_000, help="bytes of text at most")
     parser.add_argument("--steps", type=int, default=12_000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after that long")
-    parser.add_argument("--top-k", type=int, default=1)
     parser.add_argument("--balance", type=float, default=0.001, help="weight of the balancing loss")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    for name, default in (("top-k", 1), ("seed", 0), ("save-every", 500)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
     for name, value in asdict(SHAPES["small"]).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), help="instead of the shape's")
