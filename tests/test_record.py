@@ -292,6 +292,17 @@ def test_a_layer_without_tokens_is_refused(path):
         recorder.step()
 
 
+def test_a_closed_recorder_takes_nothing_more(path):
+    """Closing twice is nothing; adding after it says how to go on."""
+    recorder = Recorder(path)
+    record(recorder, 1, 2)
+    recorder.close()
+    recorder.close()
+
+    with pytest.raises(TraceError, match="is closed; go on with it"):
+        recorder.add(2, [1, 2, 3, 4])
+
+
 def test_nothing_recorded_is_said(path):
     """Closing without a step says so and leaves nothing behind."""
     with pytest.raises(TraceError, match="no step was recorded"):

@@ -76,9 +76,11 @@ class Recorder:
         """Add the tokens of each expert of *layer*, shape (experts,), to the step that is under way.
 
         Several adds of one layer within a step are summed: the micro-batches of gradient accumulation.
-        Raises `TraceError` for counts that are negative or no whole numbers, and for another number
-        of experts than before.
+        Raises `TraceError` for counts that are negative or no whole numbers, for another number of
+        experts than before, and after `close`.
         """
+        if self._closed:
+            raise TraceError(str(self.path), "is closed", "go on with it with Recorder(path, resume=True)")
         fresh = _whole(counts, f"{self._place()}, layer {layer}")
         if self._experts is None:
             self._experts = len(fresh)

@@ -143,6 +143,10 @@ class Watch:
                 self.recorder.add(layer, counts.numpy())
             self.recorder.step(step)
 
+    def owns(self, handle: Any) -> None:
+        """Take the hook of *handle* off together with the others."""
+        self._handles.append(handle)
+
     def close(self) -> None:
         """Take the hooks off again; the recorder stays open."""
         for handle in self._handles:
@@ -193,12 +197,10 @@ def watch_buffers(model: Module, recorder: Recorder | None, **settings: Any) -> 
     number in its name. *settings* are those of `Watch`. Raises `TraceError` when there is none.
     """
     watch = Watch(recorder, **settings)
-    found = False
-    for path, module in model.named_modules():
-        name = next((name for name in BUFFERS if isinstance(getattr(module, name, None), torch.Tensor)), None)
-        if name is not None:
-            found = True
-            watch.buffer(module, layer_of(module, path), name, summed=name.startswith("global"))
+    found = {path: (module, name) for path, module in model.named_modules() if (name := _buffer_of(module))}
+    layers = layers_of({path: module for path, (module, _) in found.items()})
+    for path, (module, name) in found.items():
+        watch.buffer(module, layers[path], name, summed=name.startswith("global"))
     if not found:
         raise TraceError(
             type(model).__name__,
@@ -208,7 +210,27 @@ def watch_buffers(model: Module, recorder: Recorder | None, **settings: Any) -> 
     return watch
 
 
-def layer_of(module: Module, path: str) -> int:
+def _buffer_of(module: Module) -> str | None:
+    return next((name for name in BUFFERS if isinstance(getattr(module, name, None), torch.Tensor)), None)
+
+
+def layers_of(modules: dict[str, Module]) -> dict[str, int]:
+    """The layer of each of *modules*, by their names in the model.
+
+    Raises `TraceError` when two are the same layer: their counts would be added up.
+    """
+    layers = {path: _layer_of(module, path) for path, module in modules.items()}
+    by_layer: dict[int, str] = {}
+    for path, layer in layers.items():
+        if layer in by_layer:
+            raise TraceError(
+                path, f"is layer {layer}, as is {by_layer[layer]}", "watch one part of the model, or each by hand"
+            )
+        by_layer[layer] = path
+    return layers
+
+
+def _layer_of(module: Module, path: str) -> int:
     """The layer of *module*, from its `layer_number` or the last number in its *path*.
 
     Raises `TraceError` when neither says it.

@@ -21,7 +21,7 @@ import torch
 from moetrace.errors import TraceError
 from moetrace.record.distributed import rank
 from moetrace.record.recorder import Recorder
-from moetrace.record.torch import Module, Tensor, Watch, count_indices, layer_of
+from moetrace.record.torch import Module, Tensor, Watch, count_indices, layers_of
 
 # What the experts' forward calls the indices: all but two models, and those two.
 INDEX_ARGUMENTS = ("top_k_index", "router_indices")
@@ -37,8 +37,9 @@ def watch(model: Module, recorder: Recorder | None, *, padding: bool = False, **
     watching = Watch(recorder, **settings)
     mask = _Mask(model, watching, padding)
     places = list(_experts(model)) or list(_routers(model))
+    layers = layers_of({path: module for path, module, _, _ in places})
     for path, module, experts, pick in places:
-        watching.indices(module, layer_of(module, path), experts, pick, mask.weights_for(pick))
+        watching.indices(module, layers[path], experts, pick, mask.weights_for(pick))
     if not places:
         _watch_logits(model, watching, mask)
     if recorder is not None and not padding:
@@ -94,7 +95,7 @@ class _Mask:
         self._mask: Tensor = None
         self._signature = inspect.signature(model.forward)
         if not padding:
-            watching._handles.append(model.register_forward_pre_hook(self._keep, with_kwargs=True))
+            watching.owns(model.register_forward_pre_hook(self._keep, with_kwargs=True))
 
     def _keep(self, _model: Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = self._signature.bind_partial(*args, **kwargs).arguments
@@ -139,7 +140,7 @@ def _watch_logits(model: Module, watching: Watch, mask: _Mask) -> None:
                 weights = None if real is None else real.to(flat.device)[:, None].expand(-1, top_k)
                 watching.add(layer, count_indices(chosen, flat.shape[-1], weights))
 
-    watching._handles.append(model.register_forward_hook(count))
+    watching.owns(model.register_forward_hook(count))
     if watching.recorder is not None:
         watching.recorder.assume(f"counted as the top-{top_k} of router_logits, the layers numbered from 0")
 

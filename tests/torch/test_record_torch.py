@@ -139,6 +139,12 @@ def test_a_buffer_beyond_float32_is_refused(tmp_path):
         watching.step()
 
 
+def test_two_modules_of_one_layer_are_refused():
+    """Their counts would be added up; the error names both."""
+    with pytest.raises(TraceError, match=r"layers.1: is layer 3, as is layers.0"):
+        watch_buffers(Model(numbers=(3, 3)), None)
+
+
 def test_a_model_without_buffers_is_told():
     """The error names the buffers that are known, and what to do."""
     with pytest.raises(TraceError, match=r"local_tokens_per_expert.*by hand"):
