@@ -38,6 +38,14 @@ demo: install ## Install, then run the main job on the sample traces
 test: $(VENV)/.installed-dev ## Install what the tests need, then run them
 	$(BIN)/python -m pytest
 
+$(VENV)/.installed-torch: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --group torch-tests
+	@touch $@
+
+.PHONY: test-torch
+test-torch: $(VENV)/.installed-torch ## Install torch and transformers, then test recording with them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style
 	$(BIN)/ruff check .

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from moetrace.formats import ReadOptions, open_trace, read_trace, save_trace
     from moetrace.noise import horizon_noise, motion
     from moetrace.predictors import predictor
+    from moetrace.record import Recorder
     from moetrace.sliding import fluctuation
     from moetrace.states import classify, state_at
     from moetrace.trace import Finding, LayerLoad, LoadTrace, TraceInfo
@@ -25,6 +26,7 @@ _HOME = {
     "ReadOptions": "formats", "open_trace": "formats", "read_trace": "formats", "save_trace": "formats",
     "horizon_noise": "noise", "motion": "noise",
     "predictor": "predictors",
+    "Recorder": "record",
     "classify": "states", "fluctuation": "sliding", "state_at": "states",
     "Finding": "trace", "LayerLoad": "trace", "LoadTrace": "trace", "TraceInfo": "trace",
     "Workspace": "workspace",
@@ -37,6 +39,7 @@ __all__ = [
     "LoadTrace",
     "MoetraceError",
     "ReadOptions",
+    "Recorder",
     "SettingError",
     "TooShortError",
     "TraceError",

@@ -39,7 +39,8 @@ class TraceInfo:
     *tokens_per_step* is the number of tokens a layer routes in one step, summed over its experts
     (so ``top_k`` times the tokens of the batch), or None when it varies.
     *source* and *fingerprint* name what the trace was read from, *settings* with which options;
-    *assumptions* are the guesses the reader made, *findings* what the doctor noticed.
+    *assumptions* are the guesses the reader made, *findings* what the doctor noticed;
+    *notes* hold what the one who recorded the trace wanted to say, as JSON can say it.
     """
 
     name: str
@@ -53,6 +54,7 @@ class TraceInfo:
     assumptions: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import long_table
 
-from moetrace import LoadTrace, ReadOptions
+from moetrace import LoadTrace, ReadOptions, Recorder
 
 
 def parquet(trace: LoadTrace, folder: Path) -> Path:
@@ -164,7 +164,19 @@ def omni(trace: LoadTrace, folder: Path) -> Path:
 
 
 # Formats by their names in the registry.
+def parts(trace: LoadTrace, folder: Path) -> Path:
+    """Blocks of a recorder that has not been closed."""
+    recorder = Recorder(folder / "run.parquet", block=25)
+    for i, step in enumerate(trace.steps.tolist()):
+        for j, layer in enumerate(trace.layers):
+            recorder.add(layer, trace.counts[i, j])
+        recorder.step(step)
+    recorder.flush()
+    return folder / "run.parts"
+
+
 DUMPS = {
+    "parts": parts,
     "parquet": parquet,
     "csv": csv,
     "jsonl": jsonl,

@@ -26,6 +26,7 @@ from moetrace.formats.merge import blocks_of, by_rank, merged
 from moetrace.formats.omni import OmniFormat
 from moetrace.formats.order import in_order
 from moetrace.formats.parquet import ParquetFormat
+from moetrace.formats.parts import PartsFormat
 from moetrace.formats.refine import refined
 from moetrace.formats.refused import refuse_lookalikes
 from moetrace.formats.remote import Location, Uri, location, mark_of, read_uri
@@ -54,6 +55,7 @@ FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
         # Formats with a mark of their own come first: a table is only what none of them claims.
+        PartsFormat(),
         MegatronFormat(),
         MegatronRouterFormat(),
         SglangFormat(),
