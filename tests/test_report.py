@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from moetrace import evaluate, predictor
-from moetrace.frames import course_frames, score_frames, state_frames
+from moetrace.frames import course_frames, predictability_frames, score_frames, state_frames
 from moetrace.report import figures
 from moetrace.report.study import files_of
 from moetrace.report.tables import csv, markdown, records, shown
@@ -18,7 +18,9 @@ from moetrace.synthetic import settling, synthetic_trace
 def frames_of(trace, horizons=(300, 1000)):
     """What the report of a trace is drawn from."""
     made = [predictor("window_mean"), predictor("sw_avg"), predictor("ema")]
-    return state_frames(trace) | course_frames(trace) | score_frames(evaluate(trace, made, horizons))
+    states, test = state_frames(trace), evaluate(trace, made, horizons)
+    known = predictability_frames(trace, states["layers"], test)
+    return states | course_frames(trace) | score_frames(test) | known
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +95,7 @@ def test_a_figure_without_data_is_left_out(settled):
     """A trace too short to score has no error figures."""
     drawn = figures.draw(frames_of(settled, [99_999]))
 
-    assert {"load_share", "states", "movement", "variance", "range"} == set(drawn)
+    assert {"load_share", "states", "movement", "variance", "range", "predictability"} == set(drawn)
 
 
 class Page(HTMLParser):
@@ -122,7 +124,7 @@ def test_the_page_loads_nothing_and_escapes_what_it_is_told(files):
     page.feed(files["report.html"].decode())
 
     assert [] == page.loads
-    assert 8 == page.tags.count("img")
+    assert 9 == page.tags.count("img")
     assert len(files["report.html"]) < 5_000_000
     assert b"odd: &lt;script&gt;" in files["report.html"]
 

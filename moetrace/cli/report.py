@@ -78,10 +78,13 @@ def _horizons(text: str) -> list[int]:
 
 
 def _study(shared: Shared, name: str, protocol: Protocol, seed: int) -> tuple[str, dict[str, pd.DataFrame]]:
-    from moetrace.frames import course_frames, score_frames, state_frames
+    from moetrace.frames import course_frames, predictability_frames, score_frames, state_frames
 
     trace, test = tested(shared, name, protocol)
-    return trace.name, state_frames(trace) | course_frames(trace) | score_frames(test, seed)
+    states = state_frames(trace)
+    with shared.progress(f"what can be predicted of {trace.name}"):
+        known = predictability_frames(trace, states["layers"], test)
+    return trace.name, states | course_frames(trace) | score_frames(test, seed) | known
 
 
 def _facts(protocol: Protocol, seed: int) -> dict[str, str]:

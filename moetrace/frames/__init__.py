@@ -3,6 +3,7 @@
 One row is one observation; columns carry the words of the project and full precision.
 """
 
+from moetrace.frames.predictability import predictability_frames
 from moetrace.frames.scores import score_frames, summary_frame
 from moetrace.frames.states import course_frames, state_frames
 from moetrace.frames.traces import findings_frame, stacked, traces_frame
@@ -10,6 +11,7 @@ from moetrace.frames.traces import findings_frame, stacked, traces_frame
 __all__ = [
     "course_frames",
     "findings_frame",
+    "predictability_frames",
     "score_frames",
     "stacked",
     "state_frames",

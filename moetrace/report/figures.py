@@ -23,6 +23,7 @@ MOST_NAMED = 10
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 NOISE: dict[str, Any] = {"color": "grey", "linestyle": ":", "linewidth": 1.2}
+STATE_STYLE = {"stable": (COLOURS[0], "o"), "transient": (COLOURS[4], "s")}
 SETTLE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
@@ -94,7 +95,8 @@ def state_map(windows: pd.DataFrame) -> Figure:
     figure = _figure(9.0, 1.4 + min(0.3 * len(layers), 9.0))
     axes = figure.add_subplot()
     figure.suptitle(f"{_name(windows)}: state of each layer")
-    for colour, (state, part) in zip((COLOURS[4], COLOURS[0]), sorted(windows.groupby("state"), reverse=True)):
+    for state, part in sorted(windows.groupby("state"), reverse=True):
+        colour, _ = STATE_STYLE[str(state)]
         at = [layers.index(int(layer)) for layer in part["layer"]]
         widths = part["to_step"] - part["from_step"] + 1
         axes.barh(at, widths, left=part["from_step"], height=0.9, color=colour, label=state)
@@ -155,6 +157,28 @@ def error_bars(summary: pd.DataFrame) -> Figure:
     return figure
 
 
+def predictability(by_horizon: pd.DataFrame, by_history: pd.DataFrame) -> Figure:
+    """Error and noise by horizon, and error by the length of the history whose mean is the forecast."""
+    figure = _figure(10.4, 4.6)
+    figure.suptitle(f"{_name(by_horizon)}: how well the load can be known")
+    panels = (
+        (by_horizon, "horizon", "level, by horizon", "steps ahead"),
+        (by_history, "history", "mean of the last steps, 1,000 steps ahead", "steps of history"),
+    )
+    for i, (frame, along, title, xlabel) in enumerate(panels):
+        axes = figure.add_subplot(1, 2, i + 1)
+        for state, part in frame.groupby("state", sort=True):
+            colour, marker = STATE_STYLE[str(state)]
+            axes.plot(part[along], 100 * part["error_rate"], color=colour, marker=marker, markersize=4, label=state)
+            axes.plot(part[along], 100 * part["error_noise"], color=colour, linestyle=":", label=f"{state}: noise")
+        axes.set(title=title, xlabel=xlabel, ylabel="error rate (%)", xscale="log", yscale="log")
+        axes.set_xticks(sorted(frame[along].unique()), [f"{n:,}" for n in sorted(frame[along].unique())], fontsize=7)
+        axes.minorticks_off()
+        _plain_log(axes)
+    _one_legend(figure, figure.axes[0], None)
+    return figure
+
+
 def predicted_against_actual(shares: pd.DataFrame) -> Figure:
     """What each predictor said of the load of each expert, beside what happened, for one cutoff."""
     cutoff, horizon = int(shares["cutoff"].iloc[0]), int(shares["horizon"].iloc[0])
@@ -185,18 +209,21 @@ FIGURES: Mapping[str, tuple[str, Callable[[Mapping[str, Any]], Figure]]] = {
     "states": ("State of each layer over the steps", lambda f: state_map(f["windows"])),
     "error_course": ("Error over the run", lambda f: error_course(f["course"])),
     "error_bars": ("Error by predictor and state", lambda f: error_bars(f["summary"])),
+    "predictability": ("How well the load can be known", lambda f: predictability(f["by_horizon"], f["by_history"])),
     "predicted": ("Predicted and actual shares", lambda f: predicted_against_actual(f["last_shares"])),
 }
 """Name, caption and how to draw it from the frames of one trace; one whose frame is empty is left out."""
 NEEDS = {
-    "load_share": "load", "variance": "fluctuation", "range": "fluctuation", "movement": "movement",
-    "states": "windows",    "error_course": "course", "error_bars": "summary", "predicted": "last_shares",
+    "load_share": ("load",), "variance": ("fluctuation",), "range": ("fluctuation",), "movement": ("movement",),
+    "states": ("windows",), "error_course": ("course",), "error_bars": ("summary",),
+    "predictability": ("by_horizon", "by_history"), "predicted": ("last_shares",),
 }  # fmt: skip
+"""The frames that a figure is drawn from."""
 
 
 def draw(frames: Mapping[str, Any]) -> dict[str, Figure]:
     """The figures of one trace that its *frames* allow, by name."""
-    return {name: make(frames) for name, (_, make) in FIGURES.items() if len(frames[NEEDS[name]])}
+    return {name: make(frames) for name, (_, make) in FIGURES.items() if all(len(frames[need]) for need in NEEDS[name])}
 
 
 # --- shared by the figures ---------------------------------------------------------------------

@@ -32,7 +32,10 @@ SUMMARY = [
     "predictor", "horizon", "state", "error_rate", "error_noise", "step_error_rate", "step_noise", "mape",
     "difference", "difference_low", "difference_high", "cutoffs", "scored", "too_short", "fallbacks",
 ]  # fmt: skip
-SAVED = ("layers", "windows", "depth", "imbalance", "summary", "scores", "shares")
+SAVED = (
+    "layers", "windows", "depth", "imbalance", "summary", "scores", "shares", "by_horizon", "by_history", "by_layer",
+    "worst_experts",
+)  # fmt: skip
 """The frames that are written as CSV and JSON."""
 
 
@@ -89,6 +92,17 @@ def _sections(trace: str, frames: Mapping[str, pd.DataFrame], drawn: Mapping[str
             f"{TEXTS['error']} {TEXTS['paper']}" if scored else "The trace is too short to score these horizons.",
             scored,
             shown("error_bars", "error_course", "predicted"),
+        ),
+        Section(
+            f"{trace}: what can be predicted",
+            str(frames["sentence"]["sentence"].iloc[0]),
+            {
+                "By horizon, the forecast of `level`": own("by_horizon"),
+                "By history, the mean of the last steps, 1,000 steps ahead": own("by_history"),
+                "By layer, in the stable state": own("by_layer"),
+                "The experts that cause most of the error": own("worst_experts"),
+            },
+            shown("predictability"),
         ),
         Section(
             f"{trace}: imbalance",
