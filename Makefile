@@ -64,9 +64,24 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 docs: $(VENV)/.installed-dev ## Write the output of the commands into README and docs
 	$(BIN)/python docs/generate.py
 
+.venv-rivals/.installed: | $(BIN)/python
+	$(PYTHON) -m venv .venv-rivals
+	.venv-rivals/bin/python -m pip install --quiet statsforecast
+	@touch $@
+
+.venv-bench/.installed: pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-bench/bin/python -m pip install --quiet --group bench --editable .
+	@touch $@
+
+.PHONY: bench
+bench: .venv-bench/.installed .venv-rivals/.installed ## Run the benchmarks, beside rivals in an environment of their own
+	MOETRACE_RIVALS=$(CURDIR)/.venv-rivals/bin/python .venv-bench/bin/python benchmarks/run.py
+
 .PHONY: check
 check: lint types test ## All of lint, types and test
 
 .PHONY: clean
 clean: ## Remove what was installed and made
-	rm -rf $(VENV) $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .venv-rivals $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -30,7 +30,7 @@ def examine(trace: LoadTrace) -> list[Finding]:
     totals: list[Counts] = []
     divisor = nonzero = 0
     for load in trace.by_layer():
-        made += [*_idle_experts(load), *_drift(load), *_roughness(load)]
+        made += [*idle_experts(load), *_drift(load), *_roughness(load)]
         totals.append(load.totals)
         divisor = int(np.gcd.reduce(load.counts, axis=None, initial=divisor)) if divisor != 1 else 1
         nonzero += int(np.count_nonzero(load.counts))
@@ -55,7 +55,8 @@ def _roughness(load: LayerLoad) -> list[Finding]:
     return of_roughness(load.counts[:rows, None], load.steps[:rows], [load.layer])
 
 
-def _idle_experts(load: LayerLoad) -> list[Finding]:
+def idle_experts(load: LayerLoad) -> list[Finding]:
+    """The findings ``dead`` and ``collapse`` of the last `RECENT` steps of a layer."""
     recent = load.last(RECENT).counts.sum(axis=0)
     shares = recent / recent.sum()
     place = f"layer {load.layer}"

@@ -30,6 +30,7 @@ ORDER = [
     "selection",
     "placement",
     "record",
+    "follow",
     "workspace",
     "frames",
     "report",

@@ -91,6 +91,11 @@ class Shared:
     steps: Annotated[str | None, typer.Option(help="Only these steps, such as 1000:9000.", metavar="FIRST:LAST")] = None
     skipped: list[dict[str, str]] = field(default_factory=list, metadata={"option": False})
 
+    @property
+    def wants_json(self) -> bool:
+        """Whether the result is to be JSON."""
+        return self.json or self.format is Format.JSON
+
     def place(self) -> Workspace:
         """The workspace."""
         from moetrace.workspace import Workspace

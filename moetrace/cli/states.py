@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,6 +14,8 @@ from moetrace.cli.shared import Shared, Table, with_shared
 if TYPE_CHECKING:
     import pandas as pd
 
+NOT_SETTLED = 4
+COLLAPSED = 5
 LAYERS = (
     "trace", "layer", "settle_step", "settle_step_low", "settle_step_high", "state", "outcome", "unsettled_step",
     "rank_settle_step", "detectors", "movement_before", "movement_after",
@@ -36,6 +40,13 @@ def states(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Also the settle step for other windows and thresholds.")
     ] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Watch one trace that is still being recorded: a line for each change.")
+    ] = False,
+    poll: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks, with --follow.")] = 5.0,
+    until_settled: Annotated[
+        bool, typer.Option("--until-settled", help="With --follow: leave when every layer is stable.")
+    ] = False,
 ) -> None:
     """Tell transient from stable windows, and from which step on each layer has settled.
 
@@ -44,11 +55,18 @@ def states(
     above 6 %. A second detector looks at the order of the experts alone. Variance and range are
     the paper's.
 
+    With --follow, TRACE is the path that a recorder writes to. Exit codes then: 0 when every layer is
+    stable at the end, 4 when one is not, 5 when one expert of a layer has taken over its load.
+
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4
     """
     from moetrace.frames import stacked, state_frames
     from moetrace.report.tables import records
+
+    if follow:
+        _follow(shared, traces or [], poll, until_settled)
+        return
 
     def one(name: str) -> dict[str, pd.DataFrame]:
         trace = shared.open(name)
@@ -61,6 +79,31 @@ def states(
     # The paper's measures are columns of the same frame, too many for one table on a terminal.
     shown = {"fluctuation": Table("Sliding variance and range, windows of 100 steps", frames["layers"], FLUCTUATION)}
     shared.emit(tables | shown, {name: records(table.frame) for name, table in tables.items()})
+
+
+def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool) -> None:
+    """Print each change as it is seen, one line or one JSON object a line; leave with the code of the last look."""
+    import json
+    import time
+
+    from moetrace.follow import follow
+    from moetrace.states import STABLE
+
+    if len(traces) != 1:
+        raise typer.BadParameter("--follow watches one trace: give its path")
+    last = None
+    for last in follow(Path(traces[0]), lambda: time.sleep(poll)):
+        for change in last.changes:
+            line = f"step {change.step:,}: layer {change.layer} {change.what} at step {change.since:,}"
+            sys.stdout.write(f"{json.dumps(change._asdict()) if shared.wants_json else line}\n")
+            sys.stdout.flush()
+        if until_settled and all(status.state == STABLE for status in last.layers.values()):
+            break
+    states = last.layers.values() if last else ()
+    if any(status.collapsed for status in states):
+        raise typer.Exit(COLLAPSED)
+    if not all(status.state == STABLE for status in states):
+        raise typer.Exit(NOT_SETTLED)
 
 
 def register(app: typer.Typer) -> None:

@@ -1,0 +1,58 @@
+"""Runs every benchmark and writes `benchmarks/README.md`: ratios and errors, never absolute times.
+
+`make bench` calls it. Names of benchmarks as arguments run only those and replace only their sections.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+HERE = Path(__file__).parent
+PAGE = HERE / "README.md"
+HEAD = """# Benchmarks
+
+Written by `make bench`; one section alone by `.venv-bench/bin/python benchmarks/run.py NAME`.
+Ratios are against a named rival in the same run, on the same machine; no time stands for itself.
+"""
+SECTIONS = {
+    "states": ("How right the state rule is", "200 synthetic layers of known settle step; the rule's numbers were chosen on other seeds."),
+    "sliding": ("Sliding variance and range", "Variance and range for windows of 10, 100 and 200 steps."),
+    "accuracy": ("How wrong the predictors are", "`error_rate` in percent on the real traces; choices were made on gpt-moe-8e-a, the others are only reported on."),
+    "speed": ("Speed of arima", "Fit and forecast, per series, errors beside the ratios."),
+    "size": ("Growth with size", "Synthetic traces; everything but the LSTM."),
+    "ingest": ("Ingest", "A synthetic trace in the long layout, in step order."),
+    "large": ("A large trace", "Peak memory of the commands on a synthetic trace."),
+    "record_cost": ("The cost of recording", "As a part of a training step of the reference run."),
+}  # fmt: skip
+
+
+def section(name: str) -> str:
+    """What the benchmark prints, under its title."""
+    title, intro = SECTIONS[name]
+    done = subprocess.run([sys.executable, "-W", "ignore", HERE / f"{name}.py"], capture_output=True, text=True)
+    body = done.stdout.strip() if done.returncode == 0 else f"Did not run: {done.stderr.strip().splitlines()[-1]}"
+    packages = ", ".join(f"{package} {version(package)}" for package in ("moetrace", "numpy", "pandas", "pyarrow"))
+    return f"<!-- {name} -->\n## {title}\n\n{intro}\n\n{body}\n\nPython {platform.python_version()}, {packages}.\n"
+
+
+def sections_of(text: str) -> dict[str, str]:
+    """The sections of a page, by name."""
+    parts = re.split(r"(?m)^(?=<!-- \w+ -->$)", text)[1:]
+    return {part.split()[1]: part.rstrip() + "\n" for part in parts}
+
+
+def main(names: list[str]) -> None:
+    known = sections_of(PAGE.read_text()) if PAGE.exists() else {}
+    for name in names or [name for name in SECTIONS if (HERE / f"{name}.py").exists()]:
+        print(f"{name} ...", flush=True)
+        known[name] = section(name)
+        PAGE.write_text("\n".join([HEAD, *(known[name] for name in SECTIONS if name in known)]))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
