@@ -11,7 +11,7 @@ from moetrace import evaluate, predictor
 from moetrace.frames import course_frames, predictability_frames, score_frames, state_frames
 from moetrace.report import figures
 from moetrace.report.study import files_of
-from moetrace.report.tables import csv, markdown, records, shown
+from moetrace.report.tables import csv, fitting, markdown, records, shown
 from moetrace.synthetic import settling, synthetic_trace
 
 
@@ -164,3 +164,20 @@ def test_an_interval_is_shown_with_its_middle():
 
     assert "| 1.00 [-2.00, 3.00] |" in markdown(frame)
     assert "| 2.00 |" in markdown(frame)
+
+
+def test_a_narrow_terminal_shows_fewer_columns_and_never_half_a_number():
+    """The first columns that fit, whole; an interval goes with its middle."""
+    frame = pd.DataFrame(
+        {
+            "predictor": ["sw_avg"],
+            "difference": [0.12345],
+            "difference_low": [0.1],
+            "difference_high": [0.2],
+            "cutoff": [123_456],
+        }
+    )
+
+    assert list(frame.columns) == list(fitting(frame, 80).columns)
+    assert ["predictor", "difference", "difference_low", "difference_high"] == list(fitting(frame, 40).columns)
+    assert ["predictor"] == list(fitting(frame, 5).columns)

@@ -36,8 +36,8 @@ TrainOn = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Seed of predictors and of the bootstrap.")]
 
 SUMMARY_COLUMNS = (
-    "predictor", "state", "error_rate", "error_noise", "step_error_rate", "step_noise", "difference",
-    "difference_low", "difference_high", "cutoffs", "scored", "too_short", "fallbacks",
+    "predictor", "state", "error_rate", "error_noise", "difference", "difference_low", "difference_high",
+    "step_error_rate", "step_noise", "scored", "cutoffs", "too_short", "fallbacks", "coverage_80", "coverage_95",
 )  # fmt: skip
 
 

@@ -44,8 +44,9 @@ class Format(StrEnum):
 class Table:
     """A frame to show.
 
-    *columns* are those a terminal has room for, None for all of them; *by* splits it into one table
-    for each value of those columns; a table that is not *printed* is there for CSV alone.
+    *columns* are those shown on a terminal, None for all of them, the last left out first where it is
+    too narrow; *by* splits it into one table for each value of those columns; a table that is not
+    *printed* is there for CSV alone.
     """
 
     title: str
@@ -224,12 +225,17 @@ def _plain(tables: Mapping[str, Table]) -> str:
 def _print(tables: Mapping[str, Table], console: Any = None) -> None:
     from rich.console import Console
 
-    from moetrace.report.tables import terminal
+    from moetrace.report.tables import fitting, terminal
 
     console = console or Console()
     for table in tables.values():
         for title, frame in _parts(table):
-            console.print(terminal(frame if table.columns is None else frame[list(table.columns)], title))
+            whole = frame if table.columns is None else frame[list(table.columns)]
+            fit = fitting(whole, console.width)
+            console.print(terminal(fit, title))
+            left_out = [name for name in whole.columns if name not in fit.columns]
+            if left_out:
+                console.print(f"Too wide for here: {', '.join(left_out)}; --format csv has all.\n", style="dim")
 
 
 def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 NOT_SETTLED = 4
 COLLAPSED = 5
 LAYERS = (
-    "trace", "layer", "settle_step", "settle_step_low", "settle_step_high", "state", "outcome", "unsettled_step",
-    "rank_settle_step", "detectors", "movement_before", "movement_after",
+    "layer", "settle_step", "settle_step_low", "settle_step_high", "state", "movement_before", "movement_after",
+    "outcome", "rank_settle_step", "detectors", "unsettled_step",
 )  # fmt: skip
 FLUCTUATION = (
     "trace", "layer", "variance_100_before", "variance_100_after", "range_100_before", "range_100_after", "step_noise",
 )  # fmt: skip
 TABLES: dict[str, Callable[[pd.DataFrame], Table]] = {
-    "layers": lambda frame: Table("Layers: settle step, and movement before and after it", frame, LAYERS),
+    "layers": lambda frame: Table("Layers", frame, LAYERS, by=("trace",)),
     "windows": lambda frame: Table("Windows of one state", frame),
     "depth": lambda frame: Table("By depth, means over layers", frame),
     "experts": lambda frame: Table("Each expert: sliding variance and range, and its own state", frame),

@@ -148,10 +148,15 @@ def depth_frame(layers: pd.DataFrame) -> pd.DataFrame:
         names = ["shallow", "middle", "deep"] if len(thirds) == 3 else ["shallow", "deep"][: len(thirds)]
         for name, third in zip(names, thirds):
             measures = ["settle_step", "movement_before", "movement_after", "variance_100_after", "range_100_after"]
-            row = {"trace": trace, "depth": name, "layers": f"{third['layer'].min()} to {third['layer'].max()}"}
+            row = {"trace": trace, "depth": name, "layers": _from_to(third["layer"])}
             means = {measure: third[measure].astype(float).mean() for measure in measures}
             rows.append(row | {"settled": int(third["settle_step"].notna().sum())} | means)
     return pd.DataFrame(rows)
+
+
+def _from_to(layers: pd.Series) -> str:
+    first, last = layers.min(), layers.max()
+    return f"{first} to {last}" if first != last else f"{first}"
 
 
 def sensitivity_frame(load: LayerLoad) -> pd.DataFrame:

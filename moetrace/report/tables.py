@@ -17,6 +17,9 @@ PERCENT = {
 NOTHING = "-"
 # Characters of a cell above which it may be folded.
 LONG_TEXT = 40
+# What is left to a folded column, and what a column takes besides its text.
+LEAST_TEXT = 20
+GAP = 3
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
@@ -39,7 +42,7 @@ def _cell(value: Any, *, percent: bool) -> str:
     if percent:
         return f"{100 * value:.2f}"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     if isinstance(value, int) or (hasattr(value, "dtype") and value.dtype.kind in "iu"):
         return f"{value:,}"
     return str(value)
@@ -53,19 +56,40 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 def terminal(frame: pd.DataFrame, title: str) -> RenderableType:
     """A table for the terminal; headings break at words, only long texts are folded."""
     from rich import box
+    from rich.markup import escape  # a text may hold [brackets], which mean something to rich
     from rich.table import Table
 
     text = readable(frame)
     words = _words(frame)
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in text.columns:
         left = str(name) in words
         short = max((len(cell) for cell in text[name]), default=0) <= LONG_TEXT
         heading = str(name).replace("_", "\n").replace(" ", "\n")
         table.add_column(heading, justify="left" if left else "right", vertical="top", no_wrap=short)
     for row in text.itertuples(index=False):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     return table
+
+
+def fitting(frame: pd.DataFrame, width: int) -> pd.DataFrame:
+    """The first columns of *frame* that a terminal *width* characters wide has room for; at least one.
+
+    A number that is cut short is a wrong number, so a column is shown whole or not at all.
+    """
+    text = readable(frame)
+    used, kept = 0, 0
+    for name in text.columns:
+        longest = max((len(cell) for cell in text[name]), default=0)
+        heading = max(len(word) for word in str(name).replace("_", " ").split())
+        used += max(heading, longest if longest <= LONG_TEXT else LEAST_TEXT) + GAP
+        kept += used <= width or kept == 0
+    shown_names = [str(name).removesuffix(" %") for name in text.columns[:kept]]
+    return frame[[name for name in frame.columns if _base(str(name)) in shown_names]]
+
+
+def _base(name: str) -> str:
+    return name.removesuffix("_low").removesuffix("_high")
 
 
 def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
