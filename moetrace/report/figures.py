@@ -23,7 +23,7 @@ MOST_NAMED = 10
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 NOISE: dict[str, Any] = {"color": "grey", "linestyle": ":", "linewidth": 1.2}
-STATE_STYLE = {"stable": (COLOURS[0], "o"), "transient": (COLOURS[4], "s")}
+STATE_STYLE = {"stable": (COLOURS[0], "o"), "transient": (COLOURS[4], "s"), "all": ("grey", "^")}
 SETTLE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
@@ -95,7 +95,7 @@ def state_map(windows: pd.DataFrame) -> Figure:
     figure = _figure(9.0, 1.4 + min(0.3 * len(layers), 9.0))
     axes = figure.add_subplot()
     figure.suptitle(f"{_name(windows)}: state of each layer")
-    for state, part in sorted(windows.groupby("state"), reverse=True):
+    for state, part in windows.groupby("state", sort=True):
         colour, _ = STATE_STYLE[str(state)]
         at = [layers.index(int(layer)) for layer in part["layer"]]
         widths = part["to_step"] - part["from_step"] + 1
@@ -145,7 +145,7 @@ def error_bars(summary: pd.DataFrame) -> Figure:
         for k, state in enumerate(states):
             rows = part[part["state"] == state].set_index("predictor").reindex(names)
             at = np.arange(len(names)) + (k - (len(states) - 1) / 2) * width
-            axes.bar(at, 100 * rows["error_rate"], width, color=COLOURS[k], label=state)
+            axes.bar(at, 100 * rows["error_rate"], width, color=STATE_STYLE[state][0], label=state)
             axes.hlines(100 * rows["error_noise"], at - width / 2, at + width / 2, color="black", linewidth=1.2)
             _name_heights(axes, at, 100 * rows["error_rate"])
         axes.hlines([], 0, 0, color="black", linewidth=1.2, label="noise")

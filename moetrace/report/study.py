@@ -55,6 +55,7 @@ def files_of(
             yield f"{trace}-{name}.csv", csv(frames[name]).encode()
             yield f"{trace}-{name}.json", json.dumps(records(frames[name]), default=_number).encode()
         sections += _sections(trace, frames, drawn)
+    sections.insert(0, _in_short(studies))
     title = f"Expert load of {', '.join(studies)}"
     yield "report.md", as_markdown(title, sections, facts).encode()
     yield "report.html", as_html(title, sections, facts).encode()
@@ -68,6 +69,15 @@ def _png(figure: object) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")  # type: ignore[attr-defined]
     return buffer.getvalue()
+
+
+def _in_short(studies: Mapping[str, Mapping[str, pd.DataFrame]]) -> Section:
+    """The answer for each trace, in a sentence."""
+    return Section("In short", " ".join(f"{trace}: {_sentence(frames)}" for trace, frames in studies.items()))
+
+
+def _sentence(frames: Mapping[str, pd.DataFrame]) -> str:
+    return str(frames["sentence"]["sentence"].iloc[0])
 
 
 def _sections(trace: str, frames: Mapping[str, pd.DataFrame], drawn: Mapping[str, bytes]) -> Sequence[Section]:
@@ -95,7 +105,7 @@ def _sections(trace: str, frames: Mapping[str, pd.DataFrame], drawn: Mapping[str
         ),
         Section(
             f"{trace}: what can be predicted",
-            str(frames["sentence"]["sentence"].iloc[0]),
+            _sentence(frames),
             {
                 "By horizon, the forecast of `level`": own("by_horizon"),
                 "By history, the mean of the last steps, 1,000 steps ahead": own("by_history"),
