@@ -21,7 +21,7 @@ Ratios are against a named rival in the same run, on the same machine; no time s
 """
 SECTIONS = {
     "states": ("How right the state rule is", "200 synthetic layers of known settle step; the rule's numbers were chosen on other seeds."),
-    "sliding": ("Sliding variance and range", "Variance and range for windows of 10, 100 and 200 steps."),
+    "sliding": ("Sliding variance and range", "Variance and range for windows of 10, 100 and 200 steps; moetrace on two threads, the others on their one."),
     "accuracy": ("How wrong the predictors are", "`error_rate` in percent on the real traces; choices were made on gpt-moe-8e-a, the others are only reported on."),
     "speed": ("Speed of arima", "Fit and forecast, per series, errors beside the ratios."),
     "size": ("Growth with size", "Synthetic traces; everything but the LSTM."),
