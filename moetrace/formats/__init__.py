@@ -6,6 +6,7 @@ A new format is one module with a `Format` and one line in `FORMATS`.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -172,7 +173,7 @@ def convert(
                     partial, flow.grid.layers, flow.blocks, info, wide=wide, noticed=flow.noticed
                 )
             except OutOfOrder:
-                dump = dump._replace(source=in_order(dump.source))
+                dump = dump._replace(source=in_order(dump.source, destination.parent))
             except canonical.CountsTooLarge:
                 wide = True
     raise AssertionError("ordered 64-bit counts always fit")
@@ -198,7 +199,7 @@ def read_trace(
         flow = _flow(dump, options, None)
         whole = list(flow.blocks)
     except OutOfOrder:
-        flow = _flow(dump._replace(source=in_order(dump.source)), options, None)
+        flow = _flow(dump._replace(source=in_order(dump.source, Path(tempfile.gettempdir()))), options, None)
         whole = list(flow.blocks)
     steps, counts = (np.concatenate(parts) for parts in zip(*whole))
     trace = LoadTrace.from_counts(counts, name=paths[0].stem, steps=steps, layers=flow.grid.layers.tolist())
