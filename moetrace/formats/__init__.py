@@ -22,6 +22,7 @@ from moetrace.formats.arrays import NumpyFormat
 from moetrace.formats.assemble import Grid, OutOfOrder
 from moetrace.formats.base import Block, Format, ReadOptions, Source, readings_of
 from moetrace.formats.canonical import open_trace, save_trace
+from moetrace.formats.faults import read_safely, readable
 from moetrace.formats.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.merge import blocks_of, by_rank, merged
 from moetrace.formats.omni import OmniFormat
@@ -83,8 +84,11 @@ def sources_in(path: Location) -> list[Location]:
     """
     if isinstance(path, Uri):
         return [path]
-    if not path.exists():
-        raise TraceError(str(path), "does not exist", "check the path")
+    with readable(str(path)):
+        if not path.exists():
+            raise TraceError(str(path), "does not exist", "check the path")
+        if not path.is_file() and not path.is_dir():
+            raise TraceError(str(path), "is neither a file nor a folder", "give a file that was written to a disk")
     if path.is_file() or _format_of(path) is not None:
         return [path]
     try:
@@ -253,6 +257,11 @@ def _opened(path: Location, options: ReadOptions, forced: str | None) -> tuple[S
     """The start of one source, and the name of its format."""
     if isinstance(path, Uri):
         return read_uri(path, options), ParquetFormat.name
+    with readable(str(path)):
+        return _opened_path(path, options, forced)
+
+
+def _opened_path(path: Path, options: ReadOptions, forced: str | None) -> tuple[Source, str]:
     format = chosen_format(path, forced)
     if options.phase is not None and format.name not in TELLING_PHASES:
         raise TraceError(str(path), "does not tell prefill from decode", "leave --phase out")
@@ -265,8 +274,10 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
     readings = readings_of(dump.source)
     for reading in readings:
         reading.watch.clear()
-    stream = blocks_of(dump.source, options.accept, _reporter(dump.source, progress))
+    with readable(dump.where):
+        stream = blocks_of(dump.source, options.accept, _reporter(dump.source, progress))
     grid, blocks, seen = refined(stream, options, dump.where, readings[0].watch)
+    blocks = read_safely(blocks, dump.where)
 
     def noticed() -> list[Finding]:
         raw = [finding for reading in readings for finding in (*reading.findings, *reading.watch.findings)]

@@ -111,20 +111,24 @@ def _batches(data: ds.Dataset, layout: Layout, where: str) -> Iterator[pa.Record
 
 def _rows_at_once(metadata: pq.FileMetaData, layout: Layout, where: str) -> int:
     """Rows that make a batch; raises `TraceError` when a single one does not fit in memory."""
-    cells = layout.width if layout.width > 1 else _longest_list(metadata)
-    # Levels, values and four columns of cells.
-    require(cells * 48, where, "one row of it", "log one list of counts for each step and layer")
+    cells = layout.width if layout.width > 1 else longest_list(metadata, where)
     return max(1, BATCH_CELLS // cells, min(WIDE_ROWS, WIDE_CELLS // cells))
 
 
-def _longest_list(metadata: pq.FileMetaData) -> int:
-    """The mean length of the lists in a column, of the row group where it is longest; 1 without lists."""
+def longest_list(metadata: pq.FileMetaData, where: str) -> int:
+    """The mean length of the lists in a column, of the row group where it is longest; 1 without lists.
+
+    Raises `TraceError` when a single one does not fit in memory.
+    """
     lists = [i for i in range(metadata.num_columns) if metadata.schema.column(i).max_repetition_level]
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)] if lists else []
-    return max(
+    longest = max(
         (-(-group.column(i).num_values // group.num_rows) for group in groups for i in lists if group.num_rows > 0),
         default=1,
     )
+    # Levels, values and four columns of cells.
+    require(longest * 48, where, f"one row of it, a list of {longest:,},", "log one list for each step and layer")
+    return max(1, longest)
 
 
 def _with_keys(batch: pa.RecordBatch, keys: Mapping[str, Any]) -> pa.RecordBatch:

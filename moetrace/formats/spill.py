@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def sort_by_step(cells: Iterable[Cells], folder: Path) -> Iterator[Cells]:
     with scratch(folder) as inside:
         known: Steps = np.empty(0, np.int64)
         sizes: NDArray[np.int64] = np.empty(0, np.int64)
-        runs = []
+        runs: list[Run] = []
         for chunk in _again(first, second, chunks):
             ordered = _sorted(chunk)
             runs.append(_written(ordered, inside / str(len(runs))))
@@ -128,7 +129,7 @@ def _merged(runs: list[Run], steps: Steps, sizes: NDArray[np.int64]) -> Iterator
     """The cells of all runs in the order of *steps* (steps,), each of which has *sizes* cells."""
     borders = _borders(sizes)
     at = np.stack([run.positions(steps[borders[:-1]]) for run in runs])  # (runs, ranges + 1)
-    for i, (a, b) in enumerate(zip(borders, borders[1:])):
+    for i, (a, b) in enumerate(pairwise(borders)):
         parts = (run.between(int(x), int(y)) for run, x, y in zip(runs, at[:, i], at[:, i + 1]) if y > x)
         if b - a == 1:  # one step, of any size: nothing to sort
             yield from parts
