@@ -11,7 +11,7 @@ import numpy as np
 from moetrace.errors import TraceError
 from moetrace.formats.base import Cells, Reading, ReadOptions
 from moetrace.formats.canonical import one_line
-from moetrace.formats.columns import Layout, match_layout
+from moetrace.formats.columns import Layout, few_columns, match_layout
 from moetrace.formats.room import require
 
 if TYPE_CHECKING:
@@ -49,13 +49,18 @@ class ParquetFormat:
     def read(self, path: Path, options: ReadOptions) -> Reading:
         """Match the columns to a layout and stream the rows."""
         import pyarrow.dataset as ds
+        import pyarrow.parquet as pq
 
         where = str(path)
         if path.is_file() and path.stat().st_size == 0:
             raise TraceError(where, "is empty", "is it the right file?")
         try:
+            if path.is_file():  # a data set says less clearly what is wrong with its only file
+                few_columns(pq.read_metadata(path).num_columns, where)
             data = ds.dataset(path, format="parquet", partitioning="hive" if path.is_dir() else None)
             rows = data.count_rows()
+        except TraceError:
+            raise
         except Exception as error:  # pyarrow raises a dozen types on damaged files
             raise TraceError(where, f"cannot be read as Parquet: {one_line(error)}", "write the file again") from error
         return dataset_reading(data, rows, where, options)
