@@ -1,14 +1,25 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and folders that are gone when nobody needs them."""
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from moetrace.errors import WorkspaceError
+
 PREFIX = ".partial-"
+# What only writing can meet, whatever was being read at the time, and what to do about it.
+OF_WRITING = {
+    errno.ENOSPC: "free some space, or choose another folder with --workspace or --output",
+    errno.EDQUOT: "free some of your quota, or choose another folder with --workspace or --output",
+    errno.EROFS: "choose another folder with --workspace or --output",
+    errno.EFBIG: "choose another folder with --workspace or --output",
+}
 _being_written: set[Path] = set()
 
 
@@ -17,13 +28,18 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside *path* that takes its place when the block ends without an error.
 
     The file is synced, then moved: a reader sees the old file or the new one, never a part.
+    Raises `WorkspaceError` naming *path* when the disk is full, or the folder may not be written to.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(
-        prefix=f"{PREFIX}{os.uname().nodename}-{os.getpid()}-", suffix=path.suffix, dir=path.parent
-    )
-    os.close(handle)
-    partial = Path(name)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        with _replacing(path, Path(name)) as partial:
+            yield partial
+
+
+@contextmanager
+def _replacing(path: Path, partial: Path) -> Iterator[Path]:
     _being_written.add(partial)
     try:
         yield partial
@@ -38,9 +54,45 @@ def replacing(path: Path) -> Iterator[Path]:
         _being_written.discard(partial)
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever keeps *path* from being written becomes a `WorkspaceError` that says why."""
+    try:
+        yield
+    except OSError as error:
+        place = path if error.filename is None or PREFIX in str(error.filename) else error.filename
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        way_out = OF_WRITING.get(error.errno or 0, "check the folder and its permissions")
+        raise WorkspaceError(f"{place}: cannot be written: {reason}; {way_out}") from error
+
+
+@contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A temporary folder inside *folder* that is gone, with all in it, when the block ends."""
+    inside = Path(tempfile.mkdtemp(prefix=_prefix(), dir=folder))
+    _being_written.add(inside)
+    try:
+        yield inside
+    finally:
+        _remove(inside)
+        _being_written.discard(inside)
+
+
 def discard() -> None:
     """Remove what this process has half-written; for leaving without unwinding."""
     for partial in _being_written:
+        _remove(partial)
+
+
+def _prefix() -> str:
+    """How the names of temporary files begin: by machine and process, so that a sweep knows whose they are."""
+    return f"{PREFIX}{os.uname().nodename}-{os.getpid()}-"
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir() and not partial.is_symlink():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
         partial.unlink(missing_ok=True)
 
 
@@ -58,7 +110,7 @@ def sweep(folder: Path) -> None:
     for partial in folder.glob(f"{mine}*"):
         process = partial.name.removeprefix(mine).partition("-")[0]
         if process.isdigit() and not _lives(int(process)):
-            partial.unlink(missing_ok=True)
+            _remove(partial)
 
 
 def _lives(process: int) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError
-from moetrace.trace import Counts, LoadTrace, TraceInfo
+from moetrace.trace import Counts, LoadTrace, Steps, TraceInfo
 
 # Relative change of a share per step. A random walk of volatility s moves by s * sqrt(133) from one
 # window of 200 steps to the next: 12 % and 1.2 %, well on either side of what counts as stable.
@@ -71,10 +71,7 @@ def synthetic_trace(courses: Sequence[Course], *, name: str = "synthetic", seed:
     A layer is made when it is read, always the same for the same *seed*; nothing is kept.
     Raises `SettingError` when the courses differ in steps or experts.
     """
-    shapes = {(course.steps, course.experts) for course in courses}
-    if len(shapes) != 1:
-        raise SettingError(f"courses of one trace need the same steps and experts, not {sorted(shapes)}")
-    ((steps, experts),) = shapes
+    steps, experts = _shape(courses)
     tokens = {course.tokens for course in courses}
     info = TraceInfo(
         name=name,
@@ -88,6 +85,26 @@ def synthetic_trace(courses: Sequence[Course], *, name: str = "synthetic", seed:
         return np.concatenate(list(layer_counts(courses[number], (seed, number), steps)))
 
     return LoadTrace(info, np.arange(1, steps + 1), tuple(range(len(courses))), experts, read_layer)
+
+
+def synthetic_blocks(courses: Sequence[Course], *, seed: int = 0, block: int = 256) -> Iterator[tuple[Steps, Counts]]:
+    """The same trace in the order of its steps: pieces of *block* steps, counts of shape (steps, layers, experts).
+
+    For traces of any size: one piece is held at a time.
+    Raises `SettingError` when the courses differ in steps or experts.
+    """
+    steps, _ = _shape(courses)
+    layers = [layer_counts(course, (seed, number), block) for number, course in enumerate(courses)]
+    for start, pieces in zip(range(0, steps, block), zip(*layers)):
+        yield np.arange(start + 1, start + 1 + len(pieces[0])), np.stack(pieces, axis=1)
+
+
+def _shape(courses: Sequence[Course]) -> tuple[int, int]:
+    """The steps and experts that all *courses* share."""
+    shapes = {(course.steps, course.experts) for course in courses}
+    if len(shapes) != 1:
+        raise SettingError(f"courses of one trace need the same steps and experts, not {sorted(shapes)}")
+    return shapes.pop()
 
 
 def layer_counts(course: Course, seed: tuple[int, int], block: int) -> Iterator[Counts]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moetrace.atomic import replacing, sweep
+from moetrace.atomic import replacing, sweep, writing
 from moetrace.errors import TraceError, WorkspaceError
 from moetrace.forecasts import Coming
 from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
@@ -90,8 +90,9 @@ class Workspace:
         """
         sources = [source] if isinstance(source, Location) else list(source)
         path = self.trace_path(name or name_of(sources))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path.parent)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
         if path.exists() and not force:
             return self._unchanged(sources, path, options, forced)
         convert(sources, path, name=path.stem, options=options, forced=forced, progress=progress)

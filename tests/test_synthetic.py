@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moetrace import SettingError
-from moetrace.synthetic import LOUD, QUIET, Course, layer_counts, settling, synthetic_trace
+from moetrace.synthetic import LOUD, QUIET, Course, layer_counts, settling, synthetic_blocks, synthetic_trace
 
 
 def test_the_same_seed_gives_the_same_trace():
@@ -61,3 +61,12 @@ def test_layers_of_one_trace_have_one_shape():
     """Courses of different lengths are refused."""
     with pytest.raises(SettingError):
         synthetic_trace([Course(steps=10), Course(steps=20)])
+
+
+def test_blocks_in_the_order_of_steps_are_the_same_trace():
+    """Whatever their length; the last one may be shorter."""
+    courses = [settling(40, steps=100), Course(steps=100)]
+    steps, counts = (np.concatenate(parts) for parts in zip(*synthetic_blocks(courses, seed=3, block=33)))
+
+    assert np.array_equal(np.arange(1, 101), steps)
+    assert np.array_equal(synthetic_trace(courses, seed=3).counts, counts)

@@ -6,6 +6,7 @@ A new format is one module with a `Format` and one line in `FORMATS`.
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from moetrace.formats.arrays import NumpyFormat
 from moetrace.formats.assemble import Grid, OutOfOrder
 from moetrace.formats.base import Block, Format, ReadOptions, Source, readings_of
 from moetrace.formats.canonical import open_trace, save_trace
+from moetrace.formats.faults import read_safely, readable
 from moetrace.formats.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.merge import blocks_of, by_rank, merged
 from moetrace.formats.omni import OmniFormat
@@ -84,8 +86,11 @@ def sources_in(path: Location) -> list[Location]:
     """
     if isinstance(path, Uri):
         return [path]
-    if not path.exists():
-        raise TraceError(str(path), "does not exist", "check the path")
+    with readable(str(path)):
+        if not path.exists():
+            raise TraceError(str(path), "does not exist", "check the path")
+        if not path.is_file() and not path.is_dir():
+            raise TraceError(str(path), "is neither a file nor a folder", "give a file that was written to a disk")
     if path.is_file() or _format_of(path) is not None:
         return [path]
     try:
@@ -174,7 +179,7 @@ def convert(
                     partial, flow.grid.layers, flow.blocks, info, wide=wide, noticed=flow.noticed
                 )
             except OutOfOrder:
-                dump = dump._replace(source=in_order(dump.source))
+                dump = dump._replace(source=in_order(dump.source, destination.parent))
             except canonical.CountsTooLarge:
                 wide = True
     raise AssertionError("ordered 64-bit counts always fit")
@@ -200,7 +205,7 @@ def read_trace(
         flow = _flow(dump, options, None)
         whole = list(flow.blocks)
     except OutOfOrder:
-        flow = _flow(dump._replace(source=in_order(dump.source)), options, None)
+        flow = _flow(dump._replace(source=in_order(dump.source, Path(tempfile.gettempdir()))), options, None)
         whole = list(flow.blocks)
     steps, counts = (np.concatenate(parts) for parts in zip(*whole))
     trace = LoadTrace.from_counts(counts, name=paths[0].stem, steps=steps, layers=flow.grid.layers.tolist())
@@ -254,6 +259,11 @@ def _opened(path: Location, options: ReadOptions, forced: str | None) -> tuple[S
     """The start of one source, and the name of its format."""
     if isinstance(path, Uri):
         return read_uri(path, options), ParquetFormat.name
+    with readable(str(path)):
+        return _opened_path(path, options, forced)
+
+
+def _opened_path(path: Path, options: ReadOptions, forced: str | None) -> tuple[Source, str]:
     format = chosen_format(path, forced)
     if options.phase is not None and format.name not in TELLING_PHASES:
         raise TraceError(str(path), "does not tell prefill from decode", "leave --phase out")
@@ -266,8 +276,10 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
     readings = readings_of(dump.source)
     for reading in readings:
         reading.watch.clear()
-    stream = blocks_of(dump.source, options.accept, _reporter(dump.source, progress))
+    with readable(dump.where):
+        stream = blocks_of(dump.source, options.accept, _reporter(dump.source, progress))
     grid, blocks, seen = refined(stream, options, dump.where, readings[0].watch)
+    blocks = read_safely(blocks, dump.where)
 
     def noticed() -> list[Finding]:
         raw = [finding for reading in readings for finding in (*reading.findings, *reading.watch.findings)]

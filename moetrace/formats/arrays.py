@@ -1,26 +1,28 @@
-"""NumPy arrays of counts, `.npy` or `.npz`, never pickled."""
+"""NumPy arrays of counts, `.npy` or `.npz`, never pickled, and read a few steps at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.assemble import BLOCK_CELLS
 from moetrace.formats.base import Cells, Reading, ReadOptions, dense_cells
 from moetrace.formats.canonical import one_line
 from moetrace.formats.columns import Values
+from moetrace.formats.stored import Stored, stored_arrays
 from moetrace.formats.watch import Watch
-from moetrace.trace import check_steps
+from moetrace.trace import Counts, check_steps
 
 # Names under which an .npz holds its counts; with a single array in it any name will do.
 COUNTS_KEYS = ("counts", "tokens_per_expert", "load")
 # Dumps of a Megatron-LM fork, one for each rank: `loads` (layers, forward passes, experts).
 MCORE_NAME = "mcore_ep_loads_"
+# Cells handed on at a time.
+BATCH_CELLS = 1 << 18
 
 
 class NumpyFormat:
@@ -34,74 +36,105 @@ class NumpyFormat:
         return path.is_file() and path.suffix.lower() in {".npy", ".npz"}
 
     def read(self, path: Path, options: ReadOptions) -> Reading:
-        """Open the array, memory-mapped where it is not packed."""
-        where = str(path)
+        """Look at the headers; what is streamed later is read from the file in pieces."""
         try:
-            arrays = _loaded(path)
-            said: tuple[str, ...] = ()
-            if path.name.startswith(MCORE_NAME) and "loads" in arrays and arrays["loads"].ndim == 3:
-                arrays = {"counts": np.moveaxis(arrays["loads"], 0, 1)}
-                said = ("loads are (layers, passes, experts); each forward pass is a step",)
-        except MemoryError:
+            arrays = stored_arrays(path)
+            return _reading(arrays, path, options)
+        except (TraceError, MemoryError):
             raise
-        except Exception as error:  # NumPy raises half a dozen types on damaged files
-            raise TraceError(
-                where,
-                f"cannot be read as NumPy data: {one_line(error)}",
-                "save plain numbers again; nothing is unpickled",
-            ) from error
-        return _reading(arrays, where, options, said)
+        except Exception as error:  # zipfile and NumPy raise half a dozen types on damaged files
+            raise _unreadable(str(path), error) from error
 
 
-def _loaded(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays of *path* by name; a lone one is the counts, and stays on disk."""
-    with path.open("rb") as file:
-        if file.read(2) != b"PK":
-            return {"counts": np.load(path, mmap_mode="r", allow_pickle=False)}
-        file.seek(0)
-        with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+def _unreadable(where: str, error: Exception) -> TraceError:
+    problem = f"cannot be read as NumPy data: {one_line(error)}"
+    return TraceError(where, problem, "save plain numbers again; nothing is unpickled")
 
 
-def _reading(arrays: dict[str, NDArray[Any]], where: str, options: ReadOptions, before: tuple[str, ...]) -> Reading:
-    key = next((name for name in COUNTS_KEYS if name in arrays), next(iter(arrays)) if len(arrays) == 1 else None)
-    if key is None:
-        raise TraceError(where, f"holds {', '.join(arrays) or 'no array'}, and none is the counts", "name it `counts`")
-    said = [*before] if key in COUNTS_KEYS else [f"array {key} is the counts"]
-    counts = arrays[key]
-    if counts.ndim == 2:
-        counts = counts[:, None]
-        said.append("two dimensions are steps and experts: one layer, number 0")
-    if counts.ndim != 3 or 0 in counts.shape:
-        raise TraceError(where, f"counts have the shape {counts.shape}", "give an array (steps, layers, experts)")
-    steps = _numbers(arrays, "steps", 1, counts.shape[0], said, where)
-    layers = _numbers(arrays, "layers", 0, counts.shape[1], said, where)
+@dataclass(frozen=True)
+class _Log:
+    """What an archive holds: *rows* starts the counts anew, each piece (steps, layers, experts)."""
+
+    rows: Callable[[int], Iterator[NDArray[np.int64]]]
+    shape: tuple[int, int, int]
+    key: str
+    said: tuple[str, ...]
+
+
+def _reading(arrays: Mapping[str, Stored], path: Path, options: ReadOptions) -> Reading:
+    where = str(path)
+    log = _log(arrays, path)
+    steps, told = _numbers(arrays, "steps", 1, log.shape[0], where)
+    layers, also = _numbers(arrays, "layers", 0, log.shape[1], where)
     watch = Watch()
     values = Values(options, watch)
     return Reading(
-        cells=lambda: _stream(counts, steps, layers, key, values, where),
-        rows=counts.size,
-        assumptions=tuple(said),
+        cells=lambda: _stream(log, steps, layers, values, where),
+        rows=log.shape[0] * log.shape[1] * log.shape[2],
+        assumptions=(*log.said, *told, *also),
         where=where,
         watch=watch,
     )
 
 
+def _log(arrays: Mapping[str, Stored], path: Path) -> _Log:
+    """The array of counts among *arrays*; raises `TraceError` where none is, or it is no array of counts."""
+    where = str(path)
+    if path.name.startswith(MCORE_NAME) and "loads" in arrays and len(arrays["loads"].shape) == 3:
+        return _of_layers(arrays["loads"], where)
+    key = next((name for name in COUNTS_KEYS if name in arrays), next(iter(arrays)) if len(arrays) == 1 else None)
+    if key is None:
+        raise TraceError(where, f"holds {_shown(arrays)}, and none is the counts", "name it `counts`")
+    said = [] if key in COUNTS_KEYS else [f"array {key} is the counts"]
+    counts = arrays[key]
+    if len(counts.shape) == 2:
+        counts = replace(counts, shape=(counts.shape[0], 1, counts.shape[1]))
+        said.append("two dimensions are steps and experts: one layer, number 0")
+    if len(counts.shape) != 3 or min(counts.shape) < 1:
+        raise TraceError(where, f"counts have the shape {counts.shape}", "give an array (steps, layers, experts)")
+    steps, layers, experts = counts.shape
+    return _Log(lambda rows: counts.rows(rows, where), (steps, layers, experts), key, tuple(said))
+
+
+def _of_layers(loads: Stored, where: str) -> _Log:
+    """Counts that are stored layer by layer (layers, passes, experts), which have to be held whole."""
+    layers, passes, experts = loads.shape
+    said = "loads are (layers, passes, experts); each forward pass is a step"
+
+    def rows(size: int) -> Iterator[NDArray[np.int64]]:
+        cube = np.moveaxis(loads.whole(where), 0, 1)
+        return (cube[a : a + size] for a in range(0, passes, size))
+
+    return _Log(rows, (passes, layers, experts), "loads", (said,))
+
+
+def _shown(arrays: Mapping[str, Stored]) -> str:
+    names = list(arrays)
+    return ", ".join(names[:8]) + (f", ... ({len(names)} arrays)" if len(names) > 8 else "") or "no array"
+
+
 def _numbers(
-    arrays: dict[str, NDArray[Any]], key: str, start: int, n: int, said: list[str], where: str
-) -> NDArray[np.int64]:
-    """The numbers of the steps or layers, counted from *start* where there is no such array."""
+    arrays: Mapping[str, Stored], key: str, start: int, n: int, where: str
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """The numbers of the steps or layers, counted from *start* where there is no such array, and what is assumed."""
     if key in arrays:
-        check_steps(arrays[key], n, f"{where}, array {key}")
-        return arrays[key].astype(np.int64)
-    said.append(f"{key} are numbered from {start}")
-    return np.arange(start, start + n)
+        found = arrays[key].whole(where)
+        check_steps(found, n, f"{where}, array {key}")
+        return found.astype(np.int64), ()
+    return np.arange(start, start + n), (f"{key} are numbered from {start}",)
 
 
 def _stream(
-    counts: NDArray[Any], steps: NDArray[np.int64], layers: NDArray[np.int64], key: str, values: Values, where: str
+    log: _Log, steps: NDArray[np.int64], layers: NDArray[np.int64], values: Values, where: str
 ) -> Iterator[Cells]:
-    rows = max(1, BLOCK_CELLS // 4 // (counts.shape[1] * counts.shape[2]))
-    for start in range(0, len(steps), rows):
-        part = values.counts(np.asarray(counts[start : start + rows]), key, start, where)
-        yield dense_cells(steps[start : start + rows], layers, part)
+    size = max(1, BATCH_CELLS // (log.shape[1] * log.shape[2]))
+    start = 0
+    try:
+        for part in log.rows(size):
+            counts: Counts = values.counts(part, log.key, start, where)
+            yield dense_cells(steps[start : start + len(part)], layers, counts)
+            start += len(part)
+    except (TraceError, MemoryError, GeneratorExit):
+        raise
+    except Exception as error:  # zipfile raises half a dozen types on damaged files
+        raise _unreadable(where, error) from error

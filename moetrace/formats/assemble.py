@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.base import Block, Cells
+from moetrace.formats.room import require
 from moetrace.formats.watch import Watch
 
 # 2**22 cells are 32 MiB of counts: large enough that the work is done in NumPy and Parquet
@@ -40,11 +41,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Assembly:
-    """How to deal with one stream: its name in errors, who hears of findings, and which are accepted."""
+    """How to deal with one stream: its name in errors, who hears of findings, and which are accepted.
+
+    *block_cells* is the size of the blocks.
+    """
 
     where: str
     watch: Watch
     accept: Sequence[str] = ()
+    block_cells: int = BLOCK_CELLS
 
 
 def assemble(cells: Iterable[Cells], job: Assembly) -> tuple[Grid, Iterator[Block]]:
@@ -53,7 +58,7 @@ def assemble(cells: Iterable[Cells], job: Assembly) -> tuple[Grid, Iterator[Bloc
     Raises `OutOfOrder` (also while the blocks are drawn) when they do,
     and `TraceError` for a hole or a repetition.
     """
-    pieces = _whole_steps(cells)
+    pieces = _whole_steps(cells, job.where)
     first = next(pieces, None)
     if first is None:
         raise TraceError(job.where, "holds no rows", "is it the right file?")
@@ -66,9 +71,10 @@ def join(pieces: list[Cells]) -> Cells:
     return pieces[0] if len(pieces) == 1 else Cells(*(np.concatenate(columns) for columns in zip(*pieces)))
 
 
-def _whole_steps(cells: Iterable[Cells]) -> Iterator[Cells]:
+def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
     """The stream cut between steps: no step is in two pieces, as long as steps never go backwards."""
     held: list[Cells] = []
+    size = 0
     latest = None
     for piece in cells:
         if not len(piece.step):
@@ -80,9 +86,13 @@ def _whole_steps(cells: Iterable[Cells]) -> Iterator[Cells]:
         # A piece within one step only adds to what is held: joining once keeps this linear.
         if cut == 0 and (not held or held[-1].step[-1] == latest):
             held.append(piece)
+            # A small file may hold any number of rows of one step.
+            size += len(piece.step)
+            require(size * 96, where, f"step {latest}, with more than {size:,} rows,", "log each expert once a step")
             continue
         yield join([*held, Cells(*(column[:cut] for column in piece))])
         held = [Cells(*(column[cut:] for column in piece))]
+        size = len(held[0].step)
     if held:
         yield join(held)
 
@@ -100,11 +110,14 @@ def _grid_of(cells: Cells, where: str) -> Grid:
             f"expert {missing} is missing",
             "log every expert of every layer in every step, with 0 where it is idle",
         )
-    return Grid(layers, len(experts), start)
+    grid = Grid(layers, len(experts), start)
+    # Complete steps have as many cells as the grid, so only a made-up file wants much here.
+    require(grid.cells * 32, where, f"a step of {len(layers):,} layers of {len(experts):,} experts", "check its rows")
+    return grid
 
 
 def _blocks(first: Cells, rest: Iterator[Cells], grid: Grid, job: Assembly) -> Iterator[Block]:
-    """Blocks of about `BLOCK_CELLS` cells."""
+    """Blocks of about ``job.block_cells`` cells."""
     gathered: list[Block] = []
     size = 0
     piece: Cells | None = first
@@ -112,7 +125,7 @@ def _blocks(first: Cells, rest: Iterator[Cells], grid: Grid, job: Assembly) -> I
         block = _dense(piece, grid, job)
         gathered.append(block)
         size += block.counts.size
-        if size >= BLOCK_CELLS:
+        if size >= job.block_cells:
             yield Block(*(np.concatenate(parts) for parts in zip(*gathered)))
             gathered, size = [], 0
         piece = next(rest, None)
@@ -126,7 +139,19 @@ def _dense(cells: Cells, grid: Grid, job: Assembly) -> Block:
     steps = cells.step[starts]
     if _regular(cells, grid, starts):
         return Block(steps, cells.count.reshape(len(steps), len(grid.layers), grid.experts))
-    return _scatter(cells, grid, steps, job)
+    return _in_parts(cells, grid, starts, job)
+
+
+def _in_parts(cells: Cells, grid: Grid, starts: NDArray[np.intp], job: Assembly) -> Block:
+    """The block of cells in any order, so many steps at a time that holes take no memory."""
+    borders = np.append(starts, len(cells.step))
+    at_once = max(1, BLOCK_CELLS // grid.cells)
+    parts = []
+    for a in range(0, len(starts), at_once):
+        b = min(len(starts), a + at_once)
+        part = Cells(*(column[borders[a] : borders[b]] for column in cells))
+        parts.append(_scatter(part, grid, part.step[borders[a:b] - borders[a]], job))
+    return parts[0] if len(parts) == 1 else Block(*(np.concatenate(columns) for columns in zip(*parts)))
 
 
 def _regular(cells: Cells, grid: Grid, starts: NDArray[np.intp]) -> bool:

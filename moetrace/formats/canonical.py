@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from moetrace.atomic import replacing
 from moetrace.errors import TraceError
 from moetrace.formats.base import Block
+from moetrace.formats.room import require
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo, gap_findings
 
 SCHEMA_VERSION = 1
@@ -127,7 +128,9 @@ class CanonicalWriter:
 
     def abandon(self) -> None:
         """Let go of the file after an error; what was written is no trace."""
-        self._writer.close()
+        # Closing writes the footer, which the disk may have no room for either.
+        with suppress(OSError):
+            self._writer.close()
 
 
 def _digest(data: bytes | NDArray[np.int64]) -> str:
@@ -217,6 +220,8 @@ def _open(path: Path) -> LoadTrace:
     if len(steps) != document["steps"]["rows"] or _digest(steps) != document["steps"]["digest"]:
         raise _damaged(path, "its steps are not those it was written with")
     experts = document["experts"]
+    # What was stored, what is handed on, and the step from one to the other.
+    require(len(steps) * experts * 20, str(path), "one layer of it", "ingest fewer steps with --steps")
 
     def read_layer(number: int) -> Counts:
         with _damage_named(path):

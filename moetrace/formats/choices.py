@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
+from moetrace.formats.assemble import BLOCK_CELLS
 from moetrace.formats.base import Cells, Reading, ReadOptions, dense_cells
+from moetrace.formats.room import require
 
 
 class Choices(NamedTuple):
@@ -46,9 +49,7 @@ def counted(pieces: Iterable[Choices], shape: Shape) -> Iterator[Cells]:
     """The counts of each step; a step ends where another begins."""
     n_layers, experts = len(shape.layers), shape.experts
     held: tuple[int, NDArray[np.int64]] | None = None
-    for piece in pieces:
-        if not len(piece.step):
-            continue
+    for piece in _few_steps(pieces, max(1, BLOCK_CELLS // (n_layers * experts))):
         starts = np.flatnonzero(np.diff(piece.step, prepend=piece.step[0] - 1))
         steps = piece.step[starts]  # (steps,), as often as one begins
         row = np.repeat(np.arange(len(steps)), np.diff(starts, append=len(piece.step)))
@@ -65,6 +66,15 @@ def counted(pieces: Iterable[Choices], shape: Shape) -> Iterator[Cells]:
         held = int(steps[-1]), counts[-1]
     if held is not None:
         yield dense_cells(np.array([held[0]]), shape.layers, held[1][None])
+
+
+def _few_steps(pieces: Iterable[Choices], most: int) -> Iterator[Choices]:
+    """The same choices in pieces of at most *most* steps, none of them empty."""
+    for piece in pieces:
+        changes = np.flatnonzero(np.diff(piece.step)) + 1
+        for a, b in pairwise([0, *changes[most - 1 :: most].tolist(), len(piece.step)]):
+            if b > a:
+                yield Choices(*(column[a:b] for column in piece))
 
 
 def reading_of(
@@ -89,5 +99,9 @@ def reading_of(
             where, f"expert {found.experts - 1} was chosen", f"with --experts {options.experts} the last is one less"
         )
     whole = Shape(found.layers, options.experts or found.experts)
+    cells = len(whole.layers) * whole.experts
+    require(
+        cells * 64, where, f"a step of {len(whole.layers):,} layers of {whole.experts:,} experts", "check its numbers"
+    )
     known = {} if top_k is None else {"top_k": top_k}
     return Reading(lambda: counted(pieces(), whole), where=where, assumptions=tuple(said), known=known)

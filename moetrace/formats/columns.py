@@ -32,6 +32,8 @@ UTILISATION_NAMES = ("utilisation", "utilization", "expertutilization", "expertu
 PHYSICAL_NAMES = ("physicalcount", "globalphysicalcount", "physicalload")
 VALUE_NAMES = (*COUNT_NAMES, *SHARE_NAMES, *UTILISATION_NAMES, *PHYSICAL_NAMES)
 WIDE = re.compile(r"^(?:layer_?(?P<layer>\d+)_)?(?:expert|e)_?(?P<expert>\d+)$", re.IGNORECASE)
+# 256 layers of 512 experts side by side.
+MOST_COLUMNS = 1 << 17
 # How far a share times the tokens of a step may be from a whole count: the rounding error of a
 # float32 share at 500,000 tokens is 0.03.
 WHOLE_TOLERANCE = 0.05
@@ -79,6 +81,14 @@ def match_layout(schema: pa.Schema, where: str, options: ReadOptions) -> Layout:
     )
 
 
+def few_columns(n: int, where: str) -> None:
+    """Raise `TraceError` for a table of more than `MOST_COLUMNS` columns, before each of them costs time and memory."""
+    if n > MOST_COLUMNS:
+        raise TraceError(
+            where, f"has {n:,} columns, and at most {MOST_COLUMNS:,} are read", "log one row for each step and layer"
+        )
+
+
 def _first(named: dict[str, str], wanted: tuple[str, ...]) -> str | None:
     return next((named[name] for name in wanted if name in named), None)
 
@@ -120,6 +130,9 @@ def _nested(step: str, layer: str | None, value: str, reader: Values) -> Layout:
             raise _null(lists, value, row, where)
         flat = lists.flatten()
         sizes = np.diff(_offsets(lists))
+        if (sizes == 0).any():
+            empty = row + int(np.argmax(sizes == 0))
+            raise TraceError(f"{where}, column {value}, row {empty}", "is an empty list", "log a count for each expert")
         row_of = np.repeat(np.arange(len(lists)), sizes)
         if flat.null_count:
             bad = row_of[flat.is_null().to_numpy(zero_copy_only=False).argmax()]

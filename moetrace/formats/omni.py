@@ -20,6 +20,8 @@ from moetrace.formats.watch import Watch
 
 NAME = re.compile(r"topk_ids_count_.*?_(?P<phase>prefill|decode|all)_step(?P<first>\d+)to(?P<last>\d+)\.csv")
 LAYER = re.compile(r"layer_(\d+)")
+# Text of one matrix: 1,000 layers of 4,000 experts. A packed file can hold any amount of it.
+MOST_BYTES = 64 << 20
 
 
 class OmniFormat:
@@ -62,7 +64,10 @@ def _cells(path: Path, step: int, values: Values) -> Cells:
 
     try:
         with opened(path) as stream:
-            table = pc.read_csv(stream)
+            text = stream.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it is longer than {MOST_BYTES >> 20} MiB")
+        table = pc.read_csv(pa.BufferReader(text))
         labels = table.column(0).to_pylist()
         counts = np.stack([_numbers(column) for column in table.columns[1:]], axis=1)  # (layers, experts)
         layers = [int(LAYER.fullmatch(label)[1]) for label in labels]  # type: ignore[index]

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
-from moetrace.errors import TraceError
-from moetrace.formats.assemble import BLOCK_CELLS, join
 from moetrace.formats.base import Cells, Merged, Reading, Source
+from moetrace.formats.spill import sort_by_step
 
-# Cells in another order than that of their steps are sorted in memory up to here (about 3 GiB).
-SORT_CELLS = 50_000_000
 # Times a run may go back to a checkpoint; rows in another order go back far more often.
 MOST_RUNS = 64
 
@@ -63,21 +61,20 @@ class Run:
         )
 
 
-def in_order(source: Source) -> Source:
+def in_order(source: Source, folder: Path) -> Source:
     """The same source with the steps of every stream in order.
 
     Where whole steps are written again after steps went back, the last ones count, and the watch hears
-    of it; that streams. Any other order is sorted in memory.
-    Raises `TraceError` when there is too much to sort.
+    of it; that streams. Any other order is sorted, through temporary files in *folder* where it is much.
     """
     if isinstance(source, Merged):
-        return replace(source, parts=tuple(in_order(part) for part in source.parts))
+        return replace(source, parts=tuple(in_order(part, folder) for part in source.parts))
     runs = runs_of(source.cells())
     if runs is not None and len(runs) == 1:
         return source
     if runs is not None and all(after.repeats(before) for before, after in pairwise(runs)):
         return replace(source, cells=lambda: _resumed(source, runs))
-    return replace(source, cells=lambda: sort_by_step(source.cells(), source.where))
+    return replace(source, cells=lambda: sort_by_step(source.cells(), folder))
 
 
 def runs_of(cells: Iterable[Cells]) -> list[Run] | None:
@@ -125,22 +122,3 @@ def _resumed(reading: Reading, runs: list[Run]) -> Iterator[Cells]:
             keep = size if end is None else int(np.searchsorted(part.step, end, "left"))
             yield Cells(*(column[:keep] for column in part))
             start, done = start + size, done + size
-
-
-def sort_by_step(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
-    """The same cells in the order of their steps, sorted in memory."""
-    pieces, n = [], 0
-    for piece in cells:
-        pieces.append(piece)
-        n += len(piece.step)
-        if n > SORT_CELLS:
-            raise TraceError(
-                where,
-                f"its rows are not in the order of their steps, and more than {SORT_CELLS:,} of them",
-                "sort the file by step first (in DuckDB: COPY (FROM 'file' ORDER BY step) TO 'sorted.parquet')",
-            )
-    whole = join(pieces)
-    order = np.argsort(whole.step, kind="stable")
-    for start in range(0, n, BLOCK_CELLS):
-        part = order[start : start + BLOCK_CELLS]
-        yield Cells(*(column[part] for column in whole))

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from moetrace.errors import TraceError
 from moetrace.formats.base import Cells, Reading, ReadOptions
 from moetrace.formats.canonical import one_line
-from moetrace.formats.columns import Layout, match_layout
+from moetrace.formats.columns import Layout, few_columns, match_layout
+from moetrace.formats.room import require
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
 
-# Cells handed on at a time: a few tens of MB in NumPy.
-BATCH_CELLS = 1 << 20
+# Cells handed on at a time: 8 MiB in NumPy, which also fits the caches.
+BATCH_CELLS = 1 << 18
+# Of a table with a column for each expert some rows at a time all the same: each column has its price.
+WIDE_ROWS = 64
+WIDE_CELLS = 1 << 20
+# Bytes of compressed columns read ahead, all together and of one at most.
+BUFFER_BYTES = 64 << 20
+COLUMN_BYTES = 1 << 20
 
 
 class ParquetFormat:
@@ -38,13 +49,18 @@ class ParquetFormat:
     def read(self, path: Path, options: ReadOptions) -> Reading:
         """Match the columns to a layout and stream the rows."""
         import pyarrow.dataset as ds
+        import pyarrow.parquet as pq
 
         where = str(path)
         if path.is_file() and path.stat().st_size == 0:
             raise TraceError(where, "is empty", "is it the right file?")
         try:
+            if path.is_file():  # a data set says less clearly what is wrong with its only file
+                few_columns(pq.read_metadata(path).num_columns, where)
             data = ds.dataset(path, format="parquet", partitioning="hive" if path.is_dir() else None)
             rows = data.count_rows()
+        except TraceError:
+            raise
         except Exception as error:  # pyarrow raises a dozen types on damaged files
             raise TraceError(where, f"cannot be read as Parquet: {one_line(error)}", "write the file again") from error
         return dataset_reading(data, rows, where, options)
@@ -69,14 +85,61 @@ def is_hive(path: Path) -> bool:
 
 def _stream(data: ds.Dataset, layout: Layout, where: str) -> Iterator[Cells]:
     row = 0
-    size = max(1, BATCH_CELLS // layout.width)
     try:
-        batches = data.to_batches(columns=layout.columns, batch_size=size, batch_readahead=1, fragment_readahead=1)
-        for batch in batches:
+        for batch in _batches(data, layout, where):
             if batch.num_rows:
                 yield layout.cells(batch, row, where)
             row += batch.num_rows
-    except (TraceError, MemoryError):
+    except (TraceError, MemoryError, GeneratorExit):
         raise
     except Exception as error:  # pyarrow raises a dozen types on damaged files
         raise TraceError(where, f"cannot be read after row {row}: {one_line(error)}", "write the file again") from error
+
+
+def _batches(data: ds.Dataset, layout: Layout, where: str) -> Iterator[pa.RecordBatch]:
+    """The wanted columns of every file, a batch at a time, with what the names of its folders say.
+
+    Not by a scan of the data set: that decodes whole row groups, which may be of any size, and several ahead.
+    """
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
+
+    for fragment in data.get_fragments():
+        inside = ds.get_partition_keys(fragment.partition_expression)
+        columns = [name for name in layout.columns if name not in inside]
+        buffer = max(1 << 12, min(COLUMN_BYTES, BUFFER_BYTES // len(layout.columns)))
+        with fragment.filesystem.open_input_file(fragment.path) as raw:
+            file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=buffer)
+            for batch in file.iter_batches(_rows_at_once(file.metadata, layout, where), columns=columns):
+                yield _with_keys(batch, {name: inside[name] for name in layout.columns if name in inside})
+
+
+def _rows_at_once(metadata: pq.FileMetaData, layout: Layout, where: str) -> int:
+    """Rows that make a batch; raises `TraceError` when a single one does not fit in memory."""
+    cells = layout.width if layout.width > 1 else longest_list(metadata, where)
+    return max(1, BATCH_CELLS // cells, min(WIDE_ROWS, WIDE_CELLS // cells))
+
+
+def longest_list(metadata: pq.FileMetaData, where: str) -> int:
+    """The mean length of the lists in a column, of the row group where it is longest; 1 without lists.
+
+    Raises `TraceError` when a single one does not fit in memory.
+    """
+    lists = [i for i in range(metadata.num_columns) if metadata.schema.column(i).max_repetition_level]
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)] if lists else []
+    longest = max(
+        (-(-group.column(i).num_values // group.num_rows) for group in groups for i in lists if group.num_rows > 0),
+        default=1,
+    )
+    # Levels, values and four columns of cells.
+    require(longest * 48, where, f"one row of it, a list of {longest:,},", "log one list for each step and layer")
+    return max(1, longest)
+
+
+def _with_keys(batch: pa.RecordBatch, keys: Mapping[str, Any]) -> pa.RecordBatch:
+    """The batch with a column for each of the *keys* of its folders."""
+    import pyarrow as pa
+
+    for name, value in keys.items():
+        batch = batch.append_column(name, pa.array([value]).take(pa.array(np.zeros(batch.num_rows, np.int8))))
+    return batch

@@ -16,6 +16,10 @@ from moetrace.formats.merge import Stream
 from moetrace.formats.watch import Factor, Watch
 from moetrace.trace import Counts, Finding, Steps
 
+# Roughness is told from the first steps alone: so many cells of them, and at least so many steps.
+ROUGH_CELLS = 1 << 20
+ROUGH_STEPS = 100
+
 
 @dataclass
 class Examined:
@@ -30,7 +34,8 @@ class Examined:
     def add(self, block: Block) -> None:
         """Take in the next block."""
         if not self.steps:  # enough rows to tell, and the rest is spared
-            self.rough = of_roughness(block.counts, block.steps, self.layers)
+            enough = max(ROUGH_STEPS, ROUGH_CELLS // block.counts[0].size)
+            self.rough = of_roughness(block.counts[:enough], block.steps[:enough], self.layers)
         self.steps.append(block.steps)
         self.totals.append(block.counts.sum(axis=2))
         self.factor.add(block.counts)

@@ -16,6 +16,7 @@ from moetrace.formats.base import Reading, ReadOptions
 from moetrace.formats.canonical import one_line
 from moetrace.formats.choices import Choices, reading_of
 from moetrace.formats.columns import COUNT_NAMES, LAYER_NAMES, STEP_NAMES, numbers
+from moetrace.formats.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.text import BLOCK_BYTES, ends_with, head_of, opened
 
 CHOICE_NAMES = (
@@ -25,6 +26,7 @@ CHOICE_NAMES = (
 BATCH_NAMES = (*STEP_NAMES, "batchid", "batch", "forwardpassid")
 # Rows of choices counted at a time.
 BATCH_ROWS = 1 << 17
+MOST_CHOICES = 1 << 20
 IN_STEP_FOLDER = re.compile(r"(?:iter|step|iteration)[_=-]?(\d+)", re.IGNORECASE)
 IN_LAYER_NAME = re.compile(r"layer[_=-]?(\d+)", re.IGNORECASE)
 
@@ -141,8 +143,9 @@ class Table:
         columns = [name for name in (step, layer, choices) if name]
         try:
             if ends_with(self.path, ".parquet", ".pq"):
-                with pq.ParquetFile(self.path) as file:
-                    yield from file.iter_batches(BATCH_ROWS, columns=columns)
+                with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=COLUMN_BYTES) as file:
+                    rows = max(1, MOST_CHOICES // longest_list(file.metadata, str(self.path)))
+                    yield from file.iter_batches(min(BATCH_ROWS, rows), columns=columns)
                 return
             read = pj.ReadOptions(block_size=4 * BLOCK_BYTES, use_threads=False)
             with pj.open_json(opened(self.path), read) as batches:

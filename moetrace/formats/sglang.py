@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from moetrace.formats.base import Cells, Merged, Reading, ReadOptions, Source, d
 from moetrace.formats.canonical import one_line
 from moetrace.formats.columns import Values
 from moetrace.formats.merge import by_rank, check_ranks
+from moetrace.formats.room import require
 from moetrace.formats.watch import Watch
 
 RANK = re.compile(r"expert_distribution_recorder_[\d.]+_\d+\.pt")
@@ -62,6 +64,7 @@ def loaded(path: Path) -> dict[str, Any]:
         import torch
     except ImportError as error:
         raise TraceError(str(path), "is a torch file", 'install torch: pip install "moetrace[torch]"') from error
+    require(4 * _unpacked(path), str(path), "what it unpacks to", "record fewer passes in a file")
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
@@ -77,11 +80,23 @@ def loaded(path: Path) -> dict[str, Any]:
     return found
 
 
+def _unpacked(path: Path) -> int:
+    """Bytes of the members of a `.pt` file, which is a zip archive; 0 where it is none."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return sum(member.file_size for member in archive.infolist())
+    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
+        return 0
+
+
 def _read_file(path: Path, options: ReadOptions) -> Reading:
     document = loaded(path)
     if "records" in document:
         return _records(document, path, options)
     counts = _array(document.get("logical_count"), path)
+    if counts is not None:
+        # A tensor may be a view that repeats one number any number of times.
+        require(4 * counts.size * 8, str(path), f"counts of the shape {counts.shape}", "record fewer passes in a file")
     if counts is None or counts.ndim not in (2, 3):
         raise TraceError(
             str(path), f"holds {', '.join(map(str, document)) or 'nothing'}", "a dump has logical_count or records"

@@ -94,6 +94,9 @@ def _scalars(path: Path) -> Iterator[tuple[int, str, float]]:
             elif kind == "tensor":
                 from tensorboard.util.tensor_util import make_ndarray
 
+                # One number may stand for a tensor of any size.
+                if any(dim.size != 1 for dim in value.tensor.tensor_shape.dim):
+                    continue
                 array = make_ndarray(value.tensor)
                 if array.size == 1 and array.dtype.kind in "iuf":
                     yield event.step, value.tag, float(array.reshape(()))

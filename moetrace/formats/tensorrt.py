@@ -58,7 +58,7 @@ def _top_k(path: Path) -> int | None:
     try:
         known = json.loads(path.read_text(encoding="utf-8"))
         found = known.get("num_experts_per_token")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise TraceError(str(path), f"cannot be read: {one_line(error)}", "it is written by rank 0") from error
     return found if isinstance(found, int) else None
 

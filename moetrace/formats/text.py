@@ -10,7 +10,7 @@ from typing import Any
 from moetrace.errors import TraceError
 from moetrace.formats.base import Cells, Reading, ReadOptions
 from moetrace.formats.canonical import one_line
-from moetrace.formats.columns import Layout, match_layout
+from moetrace.formats.columns import Layout, few_columns, match_layout
 
 # Bytes of text parsed at a time; a row cannot be longer.
 BLOCK_BYTES = 8 << 20
@@ -70,6 +70,7 @@ class CsvFormat:
 
         header = head_of(path).partition("\n")[0]
         delimiter = max(DELIMITERS, key=header.count)
+        few_columns(_columns_of(path, delimiter), str(path))
         if not header.strip() or delimiter not in header:
             raise TraceError(
                 str(path), "has no header with columns", "begin it with the names of its columns, in UTF-8"
@@ -79,6 +80,15 @@ class CsvFormat:
         convert = pc.ConvertOptions(strings_can_be_null=True)
         assumed = () if delimiter == "," else (f"columns are separated by {delimiter!r}",)
         return reading_of(path, lambda: pc.open_csv(opened(path), read, parse, convert), options, assumed)
+
+
+def _columns_of(path: Path, delimiter: str) -> int:
+    """The number of columns of the first line; raises `TraceError` where the file cannot be unpacked."""
+    try:
+        with closing(opened(path)) as stream:
+            return int(stream.read(BLOCK_BYTES).partition(b"\n")[0].count(delimiter.encode())) + 1
+    except Exception as error:  # pyarrow raises several types on damaged archives
+        raise TraceError(str(path), f"cannot be read: {one_line(error)}", "write the file again") from error
 
 
 class JsonLinesFormat:

@@ -1,0 +1,126 @@
+"""Ingest beside pandas and beside the bare library: peak memory, and time as ratios.
+
+Makes synthetic traces in the long layout, one row for each step, layer and expert in the order of the steps, and
+prints Markdown tables. Each way runs in a process of its own, whose peak memory the system reports.
+
+    python benchmarks/ingest.py                   sizes that take a minute
+    python benchmarks/ingest.py --steps 20000     60 layers x 256 experts x 20,000 steps: 307 million rows
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from moetrace.synthetic import Course, settling, synthetic_blocks
+
+LAYERS, EXPERTS = 60, 256
+# Steps that pandas can hold on a machine of 8 GB: 15 million rows.
+PANDAS_STEPS = 1000
+# Rows of a row group as pyarrow, pandas and Polars write them at most.
+ROW_GROUP = 1 << 20
+
+INGEST = """
+import sys
+from moetrace.cli import main
+sys.exit(main(["ingest", sys.argv[1], "-w", sys.argv[2], "--force", "--quiet", "--json"]))
+"""
+PANDAS = """
+import sys
+import pandas as pd
+frame = pd.read_parquet(sys.argv[1])
+frame.pivot(index=["step", "layer"], columns="expert", values="tokens").to_numpy()
+"""
+# The same columns read and the same data written as plainly as the library allows.
+BARE = """
+import sys
+import pyarrow.parquet as pq
+with pq.ParquetFile(sys.argv[1]) as file, pq.ParquetWriter(sys.argv[2] + "/bare.parquet", file.schema_arrow) as writer:
+    for batch in file.iter_batches(1 << 20, columns=["step", "layer", "expert", "tokens"]):
+        writer.write_batch(batch)
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Seconds and peak memory in bytes of one process."""
+
+    seconds: float
+    peak: int
+
+
+def write_long(path: Path, steps: int, layers: int = LAYERS, experts: int = EXPERTS) -> None:
+    """A synthetic trace as a long Parquet file of any size, one block of steps in memory at a time."""
+    courses = [settling(steps // 2, steps=steps, experts=experts, tokens=65_536) for _ in range(layers - 1)]
+    courses.append(Course(steps=steps, experts=experts, tokens=65_536, changes=((1, 0.01),)))
+    writer = None
+    for at, counts in synthetic_blocks(courses, block=max(1, ROW_GROUP // (layers * experts))):
+        cells = counts[0].size
+        table = pa.table(
+            {
+                "step": np.repeat(at, cells),
+                "layer": np.tile(np.repeat(np.arange(layers), experts), len(at)),
+                "expert": np.tile(np.arange(experts), len(at) * layers),
+                "tokens": counts.ravel(),
+            }
+        )
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def timed(code: str, *arguments: object) -> Run:
+    """Run Python *code* in a process of its own."""
+    began = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    if child.returncode:
+        raise SystemExit(f"a way of the benchmark failed with {child.returncode}")
+    return Run(time.perf_counter() - began, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+
+
+def size_of(steps: int) -> str:
+    """What the rows of a table are headed with."""
+    return f"{LAYERS} layers x {EXPERTS} experts x {steps:,} steps, {LAYERS * EXPERTS * steps / 1e6:,.0f} million rows"
+
+
+def compared(steps: int, ways: dict[str, str], folder: Path) -> list[str]:
+    """The lines of a table: each way beside moetrace, on a trace of *steps* steps."""
+    source = folder / "synthetic.parquet"
+    write_long(source, steps)
+    ours = timed(INGEST, source, folder / "out")
+    runs = {name: timed(code, source, folder) for name, code in ways.items()}
+    source.unlink()
+    lines = [f"{size_of(steps)}.", "", "| | times as long | peak memory, MiB |", "|---|---:|---:|"]
+    lines.append(f"| moetrace ingest | 1 | {ours.peak / 2**20:,.0f} |")
+    return lines + [
+        f"| {name} | {run.seconds / ours.seconds:.2f} | {run.peak / 2**20:,.0f} |" for name, run in runs.items()
+    ]
+
+
+def main() -> None:
+    """Make, measure, print, and remove what was made."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=4000, help="steps of the large trace")
+    parser.add_argument("--folder", type=Path, help="where the traces are made, and removed again")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        pandas = compared(PANDAS_STEPS, {"pandas, read and pivot": PANDAS}, Path(name))
+        bare = compared(options.steps, {"pyarrow, read and write": BARE}, Path(name))
+    print("\n".join([*pandas, "", *bare]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""Arrays in `.npy` and `.npz` files, known by their headers and read a few rows at a time.
+
+NumPy itself would hold an array of an archive whole, and take the memory its header asks for before it
+looks at what is there.
+"""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.errors import TraceError
+from moetrace.formats.room import require
+
+ZIP_MAGIC = b"PK"
+MOST_NAMES = 10_000
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array of *shape* in the file *path*, in the member *member* of it if that is an archive.
+
+    *start* is where its numbers begin; *columns_first* is Fortran's order.
+    """
+
+    path: Path
+    member: str | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    columns_first: bool
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of its numbers."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def rows(self, size: int, where: str) -> Iterator[NDArray[Any]]:
+        """The array in pieces of *size* along its first axis; raises `TraceError` where it ends early."""
+        if self.columns_first:
+            whole = self.whole(where)
+            yield from (whole[a : a + size] for a in range(0, self.shape[0], size))
+            return
+        row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        require(row * 8, where, "one step of it", "log steps that fit")
+        with _opened(self.path, self.member) as file:
+            _skip(file, self.start)
+            for a in range(0, self.shape[0], size):
+                n = min(size, self.shape[0] - a)
+                yield np.frombuffer(_exactly(file, n * row, where), self.dtype).reshape(n, *self.shape[1:])
+            file.read(1)  # only at its end is the checksum of a member compared
+
+    def whole(self, where: str) -> NDArray[Any]:
+        """The array, held in memory; raises `TraceError` when that has no room for it."""
+        require(4 * self.size, where, "the array, which has to be held whole,", "save it with steps first, in C order")
+        with _opened(self.path, self.member) as file:
+            _skip(file, self.start)
+            flat = np.frombuffer(_exactly(file, self.size, where), self.dtype)
+            file.read(1)
+        return flat.reshape(self.shape, order="F" if self.columns_first else "C")
+
+
+def stored_arrays(path: Path) -> dict[str, Stored]:
+    """The arrays of *path* by name; a lone one is the counts.
+
+    Raises `TraceError` for objects, and for an array that is longer than its file.
+    """
+    with path.open("rb") as file:
+        if file.read(2) != ZIP_MAGIC:
+            file.seek(0)
+            return {"counts": _described(file, path, None, path.stat().st_size)}
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > MOST_NAMES:
+            raise TraceError(str(path), f"holds {len(members):,} members", "a trace needs counts, steps and layers")
+        arrays = {}
+        for member in members:
+            with archive.open(member) as packed:
+                name = member.filename.removesuffix(".npy")
+                arrays[name] = _described(packed, path, member.filename, member.file_size)
+        return arrays
+
+
+def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> Stored:
+    """What the header at the beginning of *file*, which has *length* bytes, says."""
+    where = str(path) if member is None else f"{path}, array {member}"
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise TraceError(where, f"has a header of version {version}", "save plain numbers again")
+    shape, columns_first, dtype = read(file)
+    if dtype.hasobject or not dtype.itemsize:
+        raise TraceError(where, "holds Python objects, not numbers", "save plain numbers; nothing is unpickled")
+    found = Stored(path, member, shape, dtype, columns_first, file.tell())
+    if min(shape, default=0) < 0 or found.start + found.size > length:
+        raise TraceError(
+            where,
+            f"says that its shape is {shape} of {dtype}, and has no such {found.size:,} bytes",
+            "it is cut or damaged: save it again",
+        )
+    return found
+
+
+@contextmanager
+def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
+    if member is None:
+        with path.open("rb") as file:
+            yield file
+    else:
+        with zipfile.ZipFile(path) as archive, archive.open(member) as packed:
+            yield packed
+
+
+def _skip(file: IO[bytes], n: int) -> None:
+    while n > 0:
+        got = len(file.read(n))
+        if not got:
+            return
+        n -= got
+
+
+def _exactly(file: IO[bytes], n: int, where: str) -> bytes:
+    """The next *n* bytes; raises `TraceError` when there are fewer."""
+    data = file.read(n)
+    if len(data) < n:
+        raise TraceError(where, f"ends {n - len(data):,} bytes early", "it is cut or damaged: save it again")
+    return data
