@@ -145,6 +145,7 @@ class Facts:
     @classmethod
     def of(cls, load: LayerLoad, covered: Covered) -> Facts:
         """The facts of a layer at the cutoffs and horizons that are *covered*."""
+        _once = load.shares  # for every history that is cut from the layer
         cells = [(cutoff, horizon) for cutoff, horizons in covered.items() for horizon in horizons]
         baseline = {cutoff: said for cutoff, said, *_ in forecasts(load, predictor(BASELINE), {}, covered)}
         return cls(

@@ -13,7 +13,12 @@ class TraceError(MoetraceError):
     """
 
     def __init__(self, where: str, problem: str, way_out: str) -> None:
-        super().__init__(f"{where}: {problem}; {way_out}")
+        # All three as arguments: an error is rebuilt from them where it comes from another process.
+        super().__init__(where, problem, way_out)
+
+    def __str__(self) -> str:
+        where, problem, way_out = self.args
+        return f"{where}: {problem}; {way_out}"
 
 
 class WorkspaceError(MoetraceError):

@@ -99,7 +99,10 @@ class LayerLoad:
     def between(self, first: int, last: int) -> LayerLoad:
         """The steps from *first* to *last*, both included."""
         a, b = np.searchsorted(self.steps, [first, last + 1])
-        return replace(self, steps=self.steps[a:b], counts=self.counts[a:b])
+        part = replace(self, steps=self.steps[a:b], counts=self.counts[a:b])
+        # What is known of the whole need not be computed again for every history that is cut from it.
+        part.__dict__.update({name: self.__dict__[name][a:b] for name in ("totals", "shares") if name in self.__dict__})
+        return part
 
     def until(self, cutoff: int) -> LayerLoad:
         """The history: everything up to and including the step *cutoff*."""

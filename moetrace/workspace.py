@@ -9,8 +9,8 @@ from pathlib import Path
 
 from moetrace.atomic import replacing, sweep, writing
 from moetrace.errors import TraceError, WorkspaceError
-from moetrace.forecasts import Coming
 from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
+from moetrace.store import FOLDER, Store
 from moetrace.trace import LoadTrace
 
 DEFAULT_FOLDER = "moetrace-out"
@@ -44,6 +44,11 @@ class Workspace:
     def result_path(self, *parts: str) -> Path:
         """Where a result lies."""
         return self.root.joinpath(*parts)
+
+    @property
+    def store(self) -> Store:
+        """The results of all traces, as `predict` and `report` compute them."""
+        return Store(self.result_path(FOLDER))
 
     def names(self) -> list[str]:
         """The names of the traces, sorted."""
@@ -113,11 +118,12 @@ class Workspace:
         )
 
     def remove(self, name: str) -> Path:
-        """Delete the trace *name*; raises `WorkspaceError` when there is none."""
+        """Delete the trace *name* and what was computed of it; raises `WorkspaceError` when there is none."""
         path = self.trace_path(name)
         if not path.exists():
             raise WorkspaceError(f"there is no trace {name!r} in {self.root}; traces there: {', '.join(self.names())}")
         path.unlink()
+        self.store.remove(name)
         return path
 
 
@@ -127,40 +133,6 @@ def name_of(sources: Sequence[Location]) -> str:
     if len(sources) > 1:
         return (first.resolve() if isinstance(first, Path) else first.path).parent.name
     return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", first.stem, flags=re.IGNORECASE)
-
-
-def write_forecast(path: Path, forecasts: Iterable[tuple[str, Coming]]) -> None:
-    """Write *forecasts*, pairs of trace and `Coming`, as one Parquet file, atomically.
-
-    Columns ``trace, predictor, layer, step, shares: list<double>``, one row for every step of the
-    horizon; each forecast is one row group, so that a forecast of any size passes through memory
-    one layer at a time.
-    """
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = pa.schema(
-        {
-            "trace": pa.string(),
-            "predictor": pa.string(),
-            "layer": pa.int32(),
-            "step": pa.int64(),
-            "shares": pa.list_(pa.float64()),
-        }
-    )
-    with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
-        for trace, coming in forecasts:
-            horizon, experts = coming.shares.shape
-            offsets = np.arange(horizon + 1, dtype=np.int32) * experts
-            columns = {
-                "trace": [trace] * horizon,
-                "predictor": [coming.predictor] * horizon,
-                "layer": pa.array(np.full(horizon, coming.layer), pa.int32()),
-                "step": coming.first_step + np.arange(horizon),
-                "shares": pa.ListArray.from_arrays(offsets, np.ascontiguousarray(coming.shares).ravel()),
-            }
-            writer.write_table(pa.table(columns, schema=schema))
 
 
 def write_text(path: Path, text: str, *, force: bool) -> None:

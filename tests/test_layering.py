@@ -27,6 +27,9 @@ ORDER = [
     "fits",
     "forecasts",
     "backtest",
+    "store",
+    "work",
+    "jobs",
     "selection",
     "placement",
     "record",
@@ -37,7 +40,7 @@ ORDER = [
     "cli",
 ]
 FENCES = {
-    "pyarrow": ("formats", "workspace"),
+    "pyarrow": ("formats", "store"),
     "statsmodels": ("predictors.arima",),
     "jax": ("predictors._network",),
     "equinox": ("predictors._network",),
@@ -50,7 +53,9 @@ FENCES = {
     "safetensors": ("formats.tensorrt",),
     "tensorboard": ("formats.tensorboard",),
     "transformers": ("record",),
-    "joblib": ("backtest",),
+    "joblib": ("jobs",),
+    "threadpoolctl": ("jobs",),
+    "distributed": ("jobs",),
 }
 HEAVY = {"numpy", "pandas", "pyarrow", "statsmodels", "jax", "matplotlib", "torch", "scipy"}
 

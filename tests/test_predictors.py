@@ -4,9 +4,11 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
+from statsmodels.tsa.arima.model import ARIMA
 
 from moetrace import LoadTrace, SettingError, predictor
 from moetrace.predictors import PREDICTORS, label
+from moetrace.predictors.arima import FittedArima
 from moetrace.predictors.auto import weights
 from moetrace.predictors.level import gain_of, levels
 from moetrace.predictors.lstm import FittedLstm
@@ -138,9 +140,22 @@ def test_arima_of_the_paper_is_there(history):
     assert found.status == "ok" or found.status.startswith("fallback:window_mean:")
 
 
+@pytest.mark.parametrize("moving", [(-0.8,), (0.3,), (-0.5, 0.2), (0.4, -0.3, 0.1)])
+@pytest.mark.parametrize("blocks", [1, 2, 40])
+def test_all_experts_filtered_at_once_are_each_filtered_alone(history, moving, blocks):
+    """What statsmodels' own filter forecasts with the same parameters, from its exact diffuse start."""
+    settings = predictor(f"arima:order=0,1,{len(moving)}")
+    found = FittedArima(settings, np.array(moving)).forecast(history, blocks * settings.block).shares[:: settings.block]
+    for series, forecast in zip(settings.means(history).T, found.T):
+        model = ARIMA(series / series.std(), order=settings.order, trend="n")
+        expected = model.filter([*moving, 1.0], cov_type="none").forecast(blocks) * series.std()
+
+        assert np.abs(expected / forecast - 1).max() < 1e-6
+
+
 def test_a_failed_fit_is_a_named_fallback(history, monkeypatch):
     """window_mean stands in, and the status says for how many and why."""
-    monkeypatch.setattr("moetrace.predictors.arima._estimate", lambda *_: (None, "not_converged"))
+    monkeypatch.setattr("moetrace.predictors.arima._estimate", lambda *_, **__: (None, "not_converged"))
     found = predictor("arima").fit([history]).forecast(history, 20)
 
     assert found.status == "fallback:window_mean:8/8:failed"

@@ -11,8 +11,7 @@ from fuzz import kills
 
 from moetrace import ReadOptions, TraceError, Workspace, WorkspaceError
 from moetrace.atomic import replacing, sweep
-from moetrace.forecasts import Coming
-from moetrace.workspace import write_forecast, write_text
+from moetrace.workspace import write_text
 
 
 @pytest.fixture
@@ -139,16 +138,6 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path):
 def test_a_killed_ingest_leaves_the_old_trace_or_the_new_one(tmp_path):
     """Killed at five moments while it replaces a trace; the next ingest sweeps up. `make fuzz` kills fifty times."""
     assert {"old", "new"} >= set(kills.outcomes(5, tmp_path))
-
-
-def test_the_forecast_file_has_a_row_for_every_step(tmp_path):
-    """Columns as documented, shares as lists."""
-    coming = Coming("p", 3, 11, np.array([[0.25, 0.75], [0.5, 0.5]]), np.array([0.1, 0.1]), "ok")
-    write_forecast(tmp_path / "f.parquet", [("a", coming), ("b", coming)])
-    rows = pq.read_table(tmp_path / "f.parquet").to_pylist()
-
-    assert {"trace": "a", "predictor": "p", "layer": 3, "step": 12, "shares": [0.5, 0.5]} == rows[1]
-    assert [("a", 11), ("a", 12), ("b", 11), ("b", 12)] == [(row["trace"], row["step"]) for row in rows]
 
 
 def test_a_file_the_user_named_is_not_replaced_unasked(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
@@ -13,10 +14,9 @@ from moetrace.predictors import PREDICTORS
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moetrace.backtest import Backtest
-    from moetrace.forecasts import Coming
     from moetrace.predictors.base import Predictor
     from moetrace.trace import LoadTrace
+    from moetrace.work import Results, Source
 
 Predictors = Annotated[
     list[str] | None,
@@ -41,22 +41,24 @@ SUMMARY_COLUMNS = (
 )  # fmt: skip
 
 
+Jobs = Annotated[int, typer.Option(min=1, help="Processes to share the layers among.")]
+Dask = Annotated[
+    str | None,
+    typer.Option(help="Spread the layers over the Dask cluster there, such as tcp://host:8786.", metavar="ADDRESS"),
+]
+
+
 class Protocol(NamedTuple):
-    """How to backtest, as asked for on the command line."""
+    """How to backtest, as asked for on the command line, and who does it."""
 
     predictors: list[Predictor]
     horizons: list[int]
     cutoffs: str | None
     first: int
     every: int
-    train_on: list[LoadTrace]
-
-
-class Tested(NamedTuple):
-    """A trace and its scores."""
-
-    trace: LoadTrace
-    test: Backtest
+    train_on: list[Source]
+    jobs: int
+    dask: str | None
 
 
 @with_shared
@@ -70,6 +72,8 @@ def predict(
     every: Every = 1000,
     train_on: TrainOn = None,
     seed: Seed = 0,
+    jobs: Jobs = 1,
+    dask: Dask = None,
 ) -> None:
     """Backtest the predictors at a horizon, and forecast the steps after the end of the trace.
 
@@ -77,24 +81,28 @@ def predict(
     horizon; the noise beside it is what no forecast can remove. Differences are from window_mean,
     over the same layers and cutoffs, with a 95 % interval.
 
+    Results are kept in the workspace as they are made: a run that was stopped goes on where it was,
+    and what is there already is not computed again.
+
     \b
     Example: moetrace predict gpt-moe-8e-a --horizon 2000 --predictor sw_avg:window=300
     """
     from moetrace.frames import stacked, summary_frame
     from moetrace.report.tables import records
-    from moetrace.workspace import write_forecast
+    from moetrace.store import key_of, write_forecast
 
-    others = [shared.place().open(name) for name in train_on or []]
-    protocol = Protocol(chosen_predictors(predictor, seed), [horizon], cutoffs, first, every, others)
-    done = shared.each(shared.place().chosen(traces or []), lambda name: tested(shared, name, protocol))
+    others = [shared.source(name, whole=True) for name in train_on or []]
+    protocol = Protocol(chosen_predictors(predictor, seed), [horizon], cutoffs, first, every, others, jobs, dask)
+    done = shared.each(shared.place().chosen(traces or []), lambda name: tested(shared, name, protocol, ahead=True))
     path = shared.place().result_path("predict", f"forecast-{horizon}.parquet")
-    forecasts: list[dict[str, object]] = []
-    write_forecast(path, _forecasts(shared, done, protocol, forecasts))
-    scores = stacked([item.test.scores for item in done])
+    key = key_of([(result.trace, result.predictor, result.key) for results in done for result in results.ahead()])
+    write_forecast(path, chain.from_iterable(results.forecasts() for results in done), key)
+    scores = stacked([results.scores for results in done])
     summary = summary_frame(scores, seed)
     document = {"horizon": horizon, "scores": records(scores), "summary": records(summary), "forecast": str(path)}
     shared.note(f"wrote {path}")
-    shared.emit(score_tables(summary, scores), document | {"forecasts": forecasts})
+    said = [row for results in done for row in results.statuses()]
+    shared.emit(score_tables(summary, scores), document | {"forecasts": said})
 
 
 def chosen_predictors(specs: Sequence[str] | None, seed: int) -> list[Predictor]:
@@ -104,23 +112,36 @@ def chosen_predictors(specs: Sequence[str] | None, seed: int) -> list[Predictor]
     return [predictor(spec, seed) for spec in (specs or PREDICTORS)]
 
 
-def tested(shared: Shared, name: str, protocol: Protocol) -> Tested:
-    """The backtest of one trace; a note says which horizon could not be scored, and why."""
-    from moetrace.backtest import evaluate
-    from moetrace.cutoffs import default_cutoffs, longest_scorable, scorable
+def tested(shared: Shared, name: str, protocol: Protocol, *, ahead: bool) -> Results:
+    """The results of one trace, computed or found; a note says which horizon could not be scored, and why."""
+    from moetrace.cutoffs import covered_horizons, default_cutoffs
     from moetrace.forecasts import able_at_end
+    from moetrace.jobs import compute
+    from moetrace.work import Work
 
-    trace = shared.open(name)
+    source = shared.source(name)
+    trace = source.open()
     able_at_end(trace, protocol.predictors)
     at = _cutoffs(protocol.cutoffs) or default_cutoffs(trace, protocol.first, protocol.every)
+    _note_unscorable(shared, trace, protocol, at)
+    covered = covered_horizons(trace, protocol.horizons, at)
+    work = Work(source, protocol.predictors, protocol.horizons, covered, ahead, protocol.train_on)
+    with shared.progress(f"predictions of {trace.name}") as progress:
+        results = compute(work, shared.place().store, progress, jobs=protocol.jobs, dask=protocol.dask)
+    if results.found:
+        which = f"all {results.found}" if not results.made else f"{results.found} of {results.found + results.made}"
+        shared.note(f"{trace.name}: {which} results are there already")
+    return results
+
+
+def _note_unscorable(shared: Shared, trace: LoadTrace, protocol: Protocol, cutoffs: Sequence[int]) -> None:
+    from moetrace.cutoffs import longest_scorable, scorable
+
     for horizon in protocol.horizons:
-        if not scorable(trace, at, horizon):
-            longest = longest_scorable(trace, at[0] if at else protocol.first)
+        if not scorable(trace, cutoffs, horizon):
+            longest = longest_scorable(trace, cutoffs[0] if cutoffs else protocol.first)
             way_out = f"the longest that can be is {longest}" if longest else "it has too few steps for any"
             shared.note(f"{trace.name}: a horizon of {horizon} cannot be scored at these cutoffs; {way_out}")
-    with shared.progress(f"backtest of {trace.name}") as progress:
-        made, others = protocol.predictors, protocol.train_on
-        return Tested(trace, evaluate(trace, made, protocol.horizons, at, progress, train_on=others))
 
 
 def _cutoffs(text: str | None) -> list[int]:
@@ -128,22 +149,6 @@ def _cutoffs(text: str | None) -> list[int]:
         return [int(part) for part in text.split(",")] if text else []
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of steps such as 3000,4000") from None
-
-
-def _forecasts(
-    shared: Shared, done: Sequence[Tested], protocol: Protocol, made: list[dict[str, object]]
-) -> Iterator[tuple[str, Coming]]:
-    """The forecasts of all traces one by one; what is said of each goes to *made*."""
-    from moetrace.forecasts import forecast_end
-
-    for trace, test in done:
-        with shared.progress(f"forecast of {trace.name}") as progress:
-            predictors, others = protocol.predictors, protocol.train_on
-            ahead = forecast_end(trace, predictors, protocol.horizons[0], progress, scores=test.scores, train_on=others)
-            for coming in ahead:
-                said = {"predictor": coming.predictor, "layer": coming.layer, "status": coming.status}
-                made.append({"trace": trace.name, **said})
-                yield trace.name, coming
 
 
 def score_tables(summary: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Table]:

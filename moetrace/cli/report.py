@@ -9,8 +9,10 @@ import typer
 
 from moetrace.cli.predict import (
     Cutoffs,
+    Dask,
     Every,
     First,
+    Jobs,
     Predictors,
     Protocol,
     Seed,
@@ -41,6 +43,8 @@ def report(
     every: Every = 1000,
     train_on: TrainOn = None,
     seed: Seed = 0,
+    jobs: Jobs = 1,
+    dask: Dask = None,
 ) -> None:
     """Write everything about traces into one folder: states, error rates, imbalance, figures.
 
@@ -55,8 +59,9 @@ def report(
     from moetrace.report.tables import records
     from moetrace.workspace import write_bytes
 
-    others = [shared.place().open(name) for name in train_on or []]
-    protocol = Protocol(chosen_predictors(predictor, seed), _horizons(horizons), cutoffs, first, every, others)
+    others = [shared.source(name, whole=True) for name in train_on or []]
+    asked = (_horizons(horizons), cutoffs, first, every, others, jobs, dask)
+    protocol = Protocol(chosen_predictors(predictor, seed), *asked)
     names = shared.place().chosen(traces or [])
     studies = dict(shared.each(names, lambda name: _study(shared, name, protocol, seed)))
     into = folder or shared.place().result_path("report")
@@ -80,7 +85,8 @@ def _horizons(text: str) -> list[int]:
 def _study(shared: Shared, name: str, protocol: Protocol, seed: int) -> tuple[str, dict[str, pd.DataFrame]]:
     from moetrace.frames import course_frames, predictability_frames, score_frames, state_frames
 
-    trace, test = tested(shared, name, protocol)
+    results = tested(shared, name, protocol, ahead=False)
+    trace, test = results.work.trace, results.backtest
     states = state_frames(trace)
     with shared.progress(f"what can be predicted of {trace.name}"):
         known = predictability_frames(trace, states["layers"], test)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from moetrace.trace import LoadTrace
+    from moetrace.work import Source
     from moetrace.workspace import Workspace
 
 SCHEMA_VERSION = 1
@@ -105,8 +106,15 @@ class Shared:
 
     def open(self, trace: str) -> LoadTrace:
         """The trace of that name or path, reduced to the layers and steps asked for."""
-        layers, first, last = self.selection()
-        return self.place().open(trace).select(layers, first, last)
+        return self.source(trace).open()
+
+    def source(self, trace: str, *, whole: bool = False) -> Source:
+        """Where the trace of that name or path lies, and what of it was asked for, all of it if *whole*."""
+        from moetrace.work import Source
+
+        layers, first, last = (None, None, None) if whole else self.selection()
+        path = self.place().path_of(trace).resolve()
+        return Source(path, tuple(layers) if layers is not None else None, first, last)
 
     def selection(self) -> tuple[list[int] | None, int | None, int | None]:
         """The layers, the first and the last step asked for; None where nothing was."""

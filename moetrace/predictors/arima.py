@@ -71,15 +71,14 @@ class FittedArima(Fitted):
         """Forecast block by block; an expert whose fit fails keeps the mean of its last 1,000 steps."""
         block_steps = history.rows(self.settings.block) * history.stride
         means = self.settings.means(history)
-        fallback = history.last(1000).mean_shares
         blocks = -(-horizon // block_steps)
-        columns, failures = [], []
-        for expert, series in enumerate(means.T):
-            values, problem = _forecast_series(series, self.settings, self.parameters, blocks)
-            failures += [problem] if problem else []
-            columns.append(np.full(blocks, fallback[expert]) if values is None else values)
-        rows = np.stack(columns, axis=1)  # (blocks, experts)
-        return Forecast(hold(rows, block_steps, horizon), _status(failures, history.experts))
+        if self.settings.shares_parameters:
+            rows, failures = _forecast_together(means, self.parameters, blocks)
+        else:
+            rows, failures = _forecast_each(means, self.settings.order, blocks)
+        fallback = history.last(1000).mean_shares
+        rows[:, list(failures)] = fallback[list(failures)]
+        return Forecast(hold(rows, block_steps, horizon), _status(list(failures.values()), history.experts))
 
 
 def _status(failures: list[str], experts: int) -> str:
@@ -89,7 +88,7 @@ def _status(failures: list[str], experts: int) -> str:
 
 
 def _shared_parameters(means: Sequence[Shares], q: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Moving-average parameters and variance of all series together, or None if the fit failed.
+    """Moving-average parameters of all series together, shape (q,), or None if the fit failed.
 
     The differences of each expert, over the square root of its share (which makes their variances
     alike), are laid end to end with q + 1 gaps between: no memory of a moving average reaches across.
@@ -103,18 +102,21 @@ def _shared_parameters(means: Sequence[Shares], q: int) -> np.ndarray[Any, np.dt
     scale = np.nanstd(series)
     if not scale > 0:
         return None
-    parameters, problem = _estimate(series / scale, (0, 0, q))
+    # The variance follows from the others and is not searched for: half the time, the same parameters.
+    parameters, problem = _estimate(series / scale, (0, 0, q), concentrate_scale=True)
     return None if problem else parameters
 
 
-def _estimate(series: Any, order: tuple[int, int, int], trend: str = "n") -> tuple[Any, str | None]:
+def _estimate(
+    series: Any, order: tuple[int, int, int], trend: str = "n", *, concentrate_scale: bool = False
+) -> tuple[Any, str | None]:
     """Parameters and None, or None and the name of what went wrong."""
     from statsmodels.tsa.arima.model import ARIMA
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # each is checked for below and named in the status
         try:
-            fit = ARIMA(series, order=order, trend=trend).fit(cov_type="none")
+            fit = ARIMA(series, order=order, trend=trend, concentrate_scale=concentrate_scale).fit(cov_type="none")
         except (ValueError, np.linalg.LinAlgError):
             return None, "failed"
     if not np.isfinite(fit.params).all():
@@ -127,25 +129,70 @@ def _estimate(series: Any, order: tuple[int, int, int], trend: str = "n") -> tup
     return fit.params, None
 
 
-def _forecast_series(series: Any, settings: Arima, shared: Any, blocks: int) -> tuple[Any, str | None]:
+def _forecast_together(means: Shares, moving: Any, blocks: int) -> tuple[Shares, dict[int, str]]:
+    """The next *blocks* means of all experts, (blocks, experts), and what went wrong by expert.
+
+    With p = 0, d = 1 the differences are a moving average with the parameters *moving* (q,), and what
+    is expected of the next one is linear in the surprises before it (Brockwell and Davis 1991, section
+    5.3), with the same weights for every expert: the exact filter, from the first block on.
+    """
+    moved = np.diff(means, axis=0)  # (blocks - 1, experts)
+    if moving is None:
+        return np.repeat(means[-1:], blocks, axis=0), dict.fromkeys(_live(means), "failed")
+    n, q = len(moved), len(moving)
+    weight = _innovation_weights(moving, n + q)[:, ::-1]  # the oldest surprise first, as they lie
+    surprises = np.zeros((q + n + q, means.shape[1]))  # none before the first, none after the last
+    for i in range(n):
+        surprises[q + i] = moved[i] - weight[i] @ surprises[i : i + q]
+    coming = np.stack([weight[i] @ surprises[i : i + q] for i in range(n, n + q)])  # (q, experts)
+    moves = np.zeros((blocks, means.shape[1]))
+    moves[:q] = coming[:blocks]
+    rows = means[-1] + np.cumsum(moves, axis=0)
+    return rows, {expert: "diverged" for expert in _live(means) if _diverged(rows[:, expert], means[:, expert])}
+
+
+def _innovation_weights(moving: Any, n: int) -> Any:
+    """How much each of the last q surprises, the newest first, tells of the next value, for *n* values, (n, q)."""
+    from statsmodels.tsa.arima_process import arma_acovf
+    from statsmodels.tsa.stattools import innovations_algo
+
+    covariance = arma_acovf([1.0], [1.0, *moving], nobs=len(moving) + 1)
+    return innovations_algo(covariance, nobs=n)[0]
+
+
+def _live(means: Shares) -> list[int]:
+    """The experts whose share moves; a dead one above all does not, and keeps its share."""
+    return np.flatnonzero(means.std(axis=0) > 0).tolist()
+
+
+def _diverged(values: Any, series: Any) -> bool:
+    return not np.isfinite(values).all() or np.abs(values - series.mean()).max() > LARGEST_MOVE * series.std()
+
+
+def _forecast_each(means: Shares, order: tuple[int, int, int], blocks: int) -> tuple[Shares, dict[int, str]]:
+    """The next *blocks* means of each expert by a fit of its own, (blocks, experts), and what went wrong by expert."""
+    rows, failures = np.repeat(means[-1:], blocks, axis=0), {}
+    for expert in _live(means):
+        values, problem = _forecast_series(means[:, expert], order, blocks)
+        if problem:
+            failures[expert] = problem
+        else:
+            rows[:, expert] = values
+    return rows, failures
+
+
+def _forecast_series(series: Any, order: tuple[int, int, int], blocks: int) -> tuple[Any, str | None]:
     """The next *blocks* values of one expert and None, or None and the name of what went wrong."""
     from statsmodels.tsa.arima.model import ARIMA
 
     level, scale = series.mean(), series.std()
-    if not scale > 0:  # an expert whose share never moves, a dead one above all
-        return np.full(blocks, level), None
     scaled = (series - level) / scale  # shares of 1/256 are too small for the optimiser's tolerances
-    trend = "n" if settings.order[1] else "c"
-    if settings.shares_parameters:
-        parameters, problem = shared, None if shared is not None else "failed"
-    else:
-        parameters, problem = _estimate(scaled, settings.order, trend)
+    trend = "n" if order[1] else "c"
+    parameters, problem = _estimate(scaled, order, trend)
     if problem:
         return None, problem
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about starting values, which are not used here
-        model = ARIMA(scaled, order=settings.order, trend=trend)
-        values = model.filter(parameters, cov_type="none").forecast(blocks)
-    if not np.isfinite(values).all() or np.abs(values).max() > LARGEST_MOVE:
-        return None, "diverged"
-    return level + scale * values, None
+        values = ARIMA(scaled, order=order, trend=trend).filter(parameters, cov_type="none").forecast(blocks)
+    values = level + scale * values
+    return (None, "diverged") if _diverged(values, series) else (values, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -36,6 +37,10 @@ class Fitted(ABC):
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """The shares of the *horizon* steps after the last one of *history*."""
 
+    def save(self, path: Path) -> None:
+        """Write what was learned to *path*, whole or not at all; needed where one fit serves all layers."""
+        raise NotImplementedError(f"{type(self).__name__} cannot be saved")
+
 
 @dataclass(frozen=True)
 class Predictor(ABC):
@@ -64,6 +69,10 @@ class Predictor(ABC):
 
         None of them is changed. Failing is no exception: `Forecast.status` tells.
         """
+
+    def load(self, path: Path) -> Fitted:
+        """What `Fitted.save` wrote to *path*; raises `SettingError` for any other file."""
+        raise NotImplementedError(f"{self.name} cannot be loaded")
 
 
 def hold(rows: Shares, steps_per_row: int, horizon: int) -> Shares:

@@ -67,6 +67,10 @@ class Lstm(Predictor):
         examples = _concatenated([_examples(self, history) for history in histories])
         return FittedLstm(self, train(examples, self.hidden, self.segments, self.updates, self.seed))
 
+    def load(self, path: Path) -> Fitted:
+        """The weights that `FittedLstm.save` wrote; raises `SettingError` for any other file."""
+        return FittedLstm.load(path)
+
 
 class Examples(NamedTuple):
     """Training windows; *known* is 1 where the segment had passed by the end of the history.
