@@ -36,7 +36,7 @@ demo: install ## Install, then run the main job on the sample traces
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Install what the tests need, then run them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 $(VENV)/.installed-torch: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --group torch-tests

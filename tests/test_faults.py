@@ -318,7 +318,7 @@ def test_missing_permissions_are_named(tmp_path, locked):
     place.mkdir()
     place.chmod(0o555 if locked == "workspace" else 0o777)
     source.chmod(0 if locked == "source" else 0o644)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(folder.stat().st_mode | 0o711)
     command = [sys.executable, "-c", AS_NOBODY, good, tmp_path / "first", source, "-w", place]
 
