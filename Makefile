@@ -38,6 +38,17 @@ demo: install ## Install, then run the main job on the sample traces
 test: $(VENV)/.installed-dev ## Install what the tests need, then run them
 	$(BIN)/python -m pytest
 
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-dev ## Damage dumps and traces, and kill ingests (FUZZ_SECONDS=60)
+	$(BIN)/python tests/fuzz/readers.py
+	$(BIN)/python tests/fuzz/flips.py
+	$(BIN)/python tests/fuzz/kills.py
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## Measure memory and ratios of time on large synthetic traces
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/large.py
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style
 	$(BIN)/ruff check .
