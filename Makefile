@@ -46,6 +46,17 @@ $(VENV)/.installed-torch: $(VENV)/.installed-dev
 test-torch: $(VENV)/.installed-torch ## Install torch and transformers, then test recording with them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch
 
+.PHONY: fuzz
+fuzz: $(VENV)/.installed-dev ## Damage dumps and traces, and kill ingests (FUZZ_SECONDS=60)
+	$(BIN)/python tests/fuzz/readers.py
+	$(BIN)/python tests/fuzz/flips.py
+	$(BIN)/python tests/fuzz/kills.py
+
+.PHONY: bench
+bench: $(VENV)/.installed-dev ## Measure memory and ratios of time on large synthetic traces
+	$(BIN)/python benchmarks/ingest.py
+	$(BIN)/python benchmarks/large.py
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style
 	$(BIN)/ruff check .

@@ -25,8 +25,8 @@ import pyarrow.parquet as pq
 from moetrace.synthetic import Course, settling, synthetic_blocks
 
 LAYERS, EXPERTS = 60, 256
-# Steps that pandas can hold on a machine of 8 GB: 15 million rows.
-PANDAS_STEPS = 1000
+# Steps that pandas can hold on a machine of 8 GB: 31 million rows take it 4.3 GB.
+PANDAS_STEPS = 2000
 # Rows of a row group as pyarrow, pandas and Polars write them at most.
 ROW_GROUP = 1 << 20
 

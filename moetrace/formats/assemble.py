@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.base import Block, Cells
+from moetrace.formats.base import Block, Cells, starts_of
 from moetrace.formats.room import require
 from moetrace.formats.watch import Watch
 
@@ -79,7 +79,7 @@ def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
     for piece in cells:
         if not len(piece.step):
             continue
-        if (latest is not None and piece.step[0] < latest) or (np.diff(piece.step) < 0).any():
+        if (latest is not None and piece.step[0] < latest) or (piece.step[1:] < piece.step[:-1]).any():
             raise OutOfOrder
         latest = piece.step[-1]
         cut = int(np.searchsorted(piece.step, latest, "left"))
@@ -135,7 +135,7 @@ def _blocks(first: Cells, rest: Iterator[Cells], grid: Grid, job: Assembly) -> I
 
 def _dense(cells: Cells, grid: Grid, job: Assembly) -> Block:
     """Cells of whole steps as one dense block."""
-    starts = np.flatnonzero(np.diff(cells.step, prepend=cells.step[0] - 1))  # (steps,)
+    starts = starts_of(cells.step)  # (steps,)
     steps = cells.step[starts]
     if _regular(cells, grid, starts):
         return Block(steps, cells.count.reshape(len(steps), len(grid.layers), grid.experts))

@@ -124,6 +124,11 @@ class Format(Protocol):
         """Start reading *path*; raises `TraceError` for what can be told from the header."""
 
 
+def starts_of(step: Steps) -> NDArray[np.intp]:
+    """Where another step begins in *step* (cells,), which is not empty; shape (steps,)."""
+    return np.flatnonzero(np.append(True, step[1:] != step[:-1]))
+
+
 def dense_cells(steps: Steps, layers: Sequence[int] | NDArray[np.int64], counts: Counts) -> Cells:
     """The cells of *counts* (steps, layers, experts), in the order of `numpy.ravel`."""
     experts = counts.shape[2]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.assemble import BLOCK_CELLS
-from moetrace.formats.base import Cells, Reading, ReadOptions, dense_cells
+from moetrace.formats.base import Cells, Reading, ReadOptions, dense_cells, starts_of
 from moetrace.formats.room import require
 
 
@@ -50,7 +50,7 @@ def counted(pieces: Iterable[Choices], shape: Shape) -> Iterator[Cells]:
     n_layers, experts = len(shape.layers), shape.experts
     held: tuple[int, NDArray[np.int64]] | None = None
     for piece in _few_steps(pieces, max(1, BLOCK_CELLS // (n_layers * experts))):
-        starts = np.flatnonzero(np.diff(piece.step, prepend=piece.step[0] - 1))
+        starts = starts_of(piece.step)
         steps = piece.step[starts]  # (steps,), as often as one begins
         row = np.repeat(np.arange(len(steps)), np.diff(starts, append=len(piece.step)))
         chosen = piece.expert >= 0  # -1 stands for no choice: padding, or a token that was dropped
@@ -71,10 +71,10 @@ def counted(pieces: Iterable[Choices], shape: Shape) -> Iterator[Cells]:
 def _few_steps(pieces: Iterable[Choices], most: int) -> Iterator[Choices]:
     """The same choices in pieces of at most *most* steps, none of them empty."""
     for piece in pieces:
-        changes = np.flatnonzero(np.diff(piece.step)) + 1
-        for a, b in pairwise([0, *changes[most - 1 :: most].tolist(), len(piece.step)]):
-            if b > a:
-                yield Choices(*(column[a:b] for column in piece))
+        if not len(piece.step):
+            continue
+        for a, b in pairwise([*starts_of(piece.step)[::most].tolist(), len(piece.step)]):
+            yield Choices(*(column[a:b] for column in piece))
 
 
 def reading_of(

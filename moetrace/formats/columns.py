@@ -31,7 +31,7 @@ SHARE_NAMES = ("share", "shares", "proportion", "fraction", "prob", "frequency")
 UTILISATION_NAMES = ("utilisation", "utilization", "expertutilization", "expertutilisation")
 PHYSICAL_NAMES = ("physicalcount", "globalphysicalcount", "physicalload")
 VALUE_NAMES = (*COUNT_NAMES, *SHARE_NAMES, *UTILISATION_NAMES, *PHYSICAL_NAMES)
-WIDE = re.compile(r"^(?:layer_?(?P<layer>\d+)_)?(?:expert|e)_?(?P<expert>\d+)$", re.IGNORECASE)
+WIDE = re.compile(r"^(?:layer_?(?P<layer>\d{1,15})_)?(?:expert|e)_?(?P<expert>\d{1,15})$", re.IGNORECASE)
 # 256 layers of 512 experts side by side.
 MOST_COLUMNS = 1 << 17
 # How far a share times the tokens of a step may be from a whole count: the rounding error of a

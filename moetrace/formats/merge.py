@@ -15,6 +15,8 @@ from moetrace.formats.assemble import BLOCK_CELLS, Assembly, Grid, assemble
 from moetrace.formats.base import Block, Cells, Merge, Merged, Reading, Source, readings_of
 from moetrace.formats.watch import Watch
 
+# Beyond 2**53 a float no longer tells neighbouring numbers apart, and some writer will have used one.
+HIGHEST = 2**53
 # Cells of the blocks of a part, however many there are.
 LEAST_CELLS = 1 << 16
 
@@ -76,7 +78,16 @@ def _joined(blocks: list[Block]) -> Block:
 def _reported(reading: Reading, report: Report) -> Iterator[Cells]:
     for cells in reading.cells():
         report(len(cells.step))
+        _check_numbers(cells, reading.where)
         yield cells
+
+
+def _check_numbers(cells: Cells, where: str) -> None:
+    """Raise `TraceError` for numbers so large that differences of them would go wrong without a word."""
+    for name, column in zip(("step", "layer", "expert"), cells):
+        for value in (column.min(), column.max()) if len(column) else ():
+            if abs(int(value)) > HIGHEST:
+                raise TraceError(where, f"has a {name} {value}", f"number them up to {HIGHEST:,}")
 
 
 def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Source:
@@ -116,7 +127,7 @@ def check_ranks(paths: Sequence[Named]) -> None:
         if a == b:
             raise TraceError(str(first), f"is rank {a}, and so is {second}", "merge each rank once")
         if b > a + 1:
-            missing = ", ".join(str(rank) for rank in range(a + 1, b))
+            missing = ", ".join(str(rank) for rank in range(a + 1, min(b, a + 9))) + (", ..." if b > a + 9 else "")
             raise TraceError(
                 str(second), f"is rank {b}, but rank {missing} is missing before it", "merge all ranks of the run"
             )

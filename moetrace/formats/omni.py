@@ -18,8 +18,8 @@ from moetrace.formats.merge import by_rank
 from moetrace.formats.text import opened
 from moetrace.formats.watch import Watch
 
-NAME = re.compile(r"topk_ids_count_.*?_(?P<phase>prefill|decode|all)_step(?P<first>\d+)to(?P<last>\d+)\.csv")
-LAYER = re.compile(r"layer_(\d+)")
+NAME = re.compile(r"topk_ids_count_.*?_(?P<phase>prefill|decode|all)_step(?P<first>\d{1,15})to(?P<last>\d{1,15})\.csv")
+LAYER = re.compile(r"layer_(\d{1,15})")
 # Text of one matrix: 1,000 layers of 4,000 experts. A packed file can hold any amount of it.
 MOST_BYTES = 64 << 20
 

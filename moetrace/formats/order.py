@@ -94,7 +94,7 @@ def runs_of(cells: Iterable[Cells]) -> list[Run] | None:
 
 def _forward(piece: Cells) -> Iterator[Cells]:
     """The parts of a piece in which steps never go backwards; only as many as matter."""
-    borders = [0, *(np.flatnonzero(np.diff(piece.step) < 0) + 1).tolist()[: MOST_RUNS + 1], len(piece.step)]
+    borders = [0, *(np.flatnonzero(piece.step[1:] < piece.step[:-1]) + 1).tolist()[: MOST_RUNS + 1], len(piece.step)]
     for a, b in pairwise(borders):
         if b > a:
             yield Cells(*(column[a:b] for column in piece))

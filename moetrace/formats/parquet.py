@@ -109,15 +109,32 @@ def _batches(data: ds.Dataset, layout: Layout, where: str) -> Iterator[pa.Record
         columns = [name for name in layout.columns if name not in inside]
         buffer = max(1 << 12, min(COLUMN_BYTES, BUFFER_BYTES // len(layout.columns)))
         with fragment.filesystem.open_input_file(fragment.path) as raw:
-            file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=buffer)
+            file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True)
+            _check_rows(file.metadata, where)
+            row = 0
             for batch in file.iter_batches(_rows_at_once(file.metadata, layout, where), columns=columns):
                 yield _with_keys(batch, {name: inside[name] for name in layout.columns if name in inside})
+                row += batch.num_rows
+            if row != file.metadata.num_rows:
+                problem = f"says that it has {file.metadata.num_rows:,} rows, and only {row:,} are there"
+                raise TraceError(where, problem, "write the file again")
 
 
 def _rows_at_once(metadata: pq.FileMetaData, layout: Layout, where: str) -> int:
     """Rows that make a batch; raises `TraceError` when a single one does not fit in memory."""
     cells = layout.width if layout.width > 1 else longest_list(metadata, where)
     return max(1, BATCH_CELLS // cells, min(WIDE_ROWS, WIDE_CELLS // cells))
+
+
+def _check_rows(metadata: pq.FileMetaData, where: str) -> None:
+    """Raise `TraceError` where the footer contradicts itself: pyarrow believes whichever number it looks at.
+
+    The columns of a row group are not asked: on some damaged files that aborts the process.
+    """
+    said = sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    if said != metadata.num_rows:
+        problem = f"says that it has {metadata.num_rows:,} rows, and {said:,} in its row groups"
+        raise TraceError(where, problem, "write the file again")
 
 
 def longest_list(metadata: pq.FileMetaData, where: str) -> int:

@@ -27,8 +27,8 @@ BATCH_NAMES = (*STEP_NAMES, "batchid", "batch", "forwardpassid")
 # Rows of choices counted at a time.
 BATCH_ROWS = 1 << 17
 MOST_CHOICES = 1 << 20
-IN_STEP_FOLDER = re.compile(r"(?:iter|step|iteration)[_=-]?(\d+)", re.IGNORECASE)
-IN_LAYER_NAME = re.compile(r"layer[_=-]?(\d+)", re.IGNORECASE)
+IN_STEP_FOLDER = re.compile(r"(?:iter|step|iteration)[_=-]?(\d{1,15})", re.IGNORECASE)
+IN_LAYER_NAME = re.compile(r"layer[_=-]?(\d{1,15})", re.IGNORECASE)
 
 
 class RoutingFormat:
@@ -143,7 +143,8 @@ class Table:
         columns = [name for name in (step, layer, choices) if name]
         try:
             if ends_with(self.path, ".parquet", ".pq"):
-                with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=COLUMN_BYTES) as file:
+                reading = {"pre_buffer": False, "buffer_size": COLUMN_BYTES, "page_checksum_verification": True}
+                with pq.ParquetFile(self.path, **reading) as file:
                     rows = max(1, MOST_CHOICES // longest_list(file.metadata, str(self.path)))
                     yield from file.iter_batches(min(BATCH_ROWS, rows), columns=columns)
                 return

@@ -16,7 +16,9 @@ from moetrace.formats.columns import SHARE_NAMES, UTILISATION_NAMES, Values
 from moetrace.formats.watch import Watch
 
 MARK = ".tfevents."
-PATTERN = r"layer[_/.-]?(?P<layer>\d+).*?expert[_/.-]?(?P<expert>\d+)"
+PATTERN = r"layer[_/.-]?(?P<layer>\d{1,15}).*?expert[_/.-]?(?P<expert>\d{1,15})"
+# Of a layer's or expert's number.
+MOST_DIGITS = 15
 # Scalars handed on at a time.
 BATCH = 1 << 16
 
@@ -68,9 +70,17 @@ def _cells(files: list[Path], pattern: re.Pattern[str], values: Values, where: s
             if len(rows) >= BATCH and rows[-1][0] != step:
                 yield _batch(rows, mine, values, where)
                 rows = []
-            rows.append((step, int(match["layer"]), int(match["expert"]), value))
+            rows.append((step, _number(match, "layer", where), _number(match, "expert", where), value))
     if rows:
         yield _batch(rows, template or "", values, where)
+
+
+def _number(match: re.Match[str], name: str, where: str) -> int:
+    """The number that a group of the pattern found; raises `TraceError` when it is none that fits."""
+    text = match[name] or ""
+    if not text.isdecimal() or len(text) > MOST_DIGITS:
+        raise TraceError(f"{where}, tag {match.string[:80]}", f"has {text[:80]!r} as its {name}", "check --pattern")
+    return int(text)
 
 
 def _batch(rows: list[tuple[int, int, int, float]], tag: str, values: Values, where: str) -> Cells:

@@ -20,7 +20,7 @@ from moetrace.formats.watch import Watch
 
 META = "meta_info.json"
 RANK = re.compile(r"rank\d+\.safetensors")
-KEY = re.compile(r"(\d+)_(\d+)")
+KEY = re.compile(r"(\d{1,15})_(\d{1,15})")
 
 
 class TensorrtFormat:
