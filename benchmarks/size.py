@@ -39,9 +39,7 @@ def make(path: Path, layers: int, experts: int, steps: int) -> None:
 
 
 def predict(path: Path, jobs: int, specs: list[str]) -> dict[str, float]:
-    """Seconds, and the largest resident set in MiB of this process and its children."""
-    import resource
-
+    """Seconds, and the sum of the largest resident sets of this process and its workers in MiB."""
     from moetrace.cutoffs import covered_horizons
     from moetrace.frames import summary_frame
     from moetrace.jobs import compute
@@ -59,9 +57,18 @@ def predict(path: Path, jobs: int, specs: list[str]) -> dict[str, float]:
     write_forecast(path.parent / "forecast.parquet", results.forecasts())
     summary_frame(results.scores)
     seconds = time.perf_counter() - began
-    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss if jobs > 1 else 0
-    return {"seconds": seconds, "mib": (largest + jobs * children) / 1024}
+    return {"seconds": seconds, "mib": largest_resident("self") + sum(map(largest_resident, children()))}
+
+
+def largest_resident(process: str) -> float:
+    """The largest resident set of a process that lives, in MiB, as Linux tells."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def children() -> list[str]:
+    """The processes that this one started and that live: the workers wait for more work."""
+    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
 
 
 def in_child(shape: tuple[int, int, int], jobs: int, specs: list[str]) -> dict[str, float]:
@@ -95,6 +102,7 @@ def table(sizes: tuple[tuple[int, int, int], ...], jobs: int, specs: list[str]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--full", type=int, metavar="JOBS", help="the largest trace, by so many processes")
+    parser.add_argument("--layers", type=int, default=FULL[0], help="of the largest trace")
     parser.add_argument("--predictor", action="append", help="these alone; repeatable")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -103,7 +111,7 @@ def main() -> None:
         print(json.dumps(predict(Path(path), jobs, specs)))
         return
     specs = given.predictor or [name for name in PREDICTORS if name != "lstm"]
-    print(table((FULL,), given.full, specs) if given.full else table(SIZES, 1, specs))
+    print(table(((given.layers, *FULL[1:]),), given.full, specs) if given.full else table(SIZES, 1, specs))
 
 
 if __name__ == "__main__":
