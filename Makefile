@@ -52,11 +52,6 @@ fuzz: $(VENV)/.installed-dev ## Damage dumps and traces, and kill ingests (FUZZ_
 	$(BIN)/python tests/fuzz/flips.py
 	$(BIN)/python tests/fuzz/kills.py
 
-.PHONY: bench
-bench: $(VENV)/.installed-dev ## Measure memory and ratios of time on large synthetic traces
-	$(BIN)/python benchmarks/ingest.py
-	$(BIN)/python benchmarks/large.py
-
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style
 	$(BIN)/ruff check .

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import subprocess
@@ -34,7 +35,8 @@ SECTIONS = {
 def section(name: str) -> str:
     """What the benchmark prints, under its title."""
     title, intro = SECTIONS[name]
-    done = subprocess.run([sys.executable, "-W", "ignore", HERE / f"{name}.py"], capture_output=True, text=True)
+    more = ["--rivals", os.environ["MOETRACE_RIVALS"]] if name == "speed" and "MOETRACE_RIVALS" in os.environ else []
+    done = subprocess.run([sys.executable, "-W", "ignore", HERE / f"{name}.py", *more], capture_output=True, text=True)
     body = done.stdout.strip() if done.returncode == 0 else f"Did not run: {done.stderr.strip().splitlines()[-1]}"
     packages = ", ".join(f"{package} {version(package)}" for package in ("moetrace", "numpy", "pandas", "pyarrow"))
     return f"<!-- {name} -->\n## {title}\n\n{intro}\n\n{body}\n\nPython {platform.python_version()}, {packages}.\n"

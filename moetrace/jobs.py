@@ -7,7 +7,10 @@ puts each result into the store as it is made. What is there already is not made
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +28,8 @@ from moetrace.work import Results, Source, Work
 
 # Seconds until a cluster has to have answered.
 PATIENCE = 30
+# Seconds between two looks of a worker at whether its parent lives.
+WATCH_EVERY = 0.5
 
 
 @dataclass(frozen=True)
@@ -211,10 +216,22 @@ def _spread(tasks: Sequence[Task], jobs: int, dask: str | None) -> Iterator[None
 def _on_cores(tasks: Sequence[Task], jobs: int) -> Iterator[None]:
     from joblib import Parallel, delayed, parallel_config
 
-    with parallel_config("loky", n_jobs=min(jobs, len(tasks)), inner_max_num_threads=1):
+    with parallel_config("loky", n_jobs=min(jobs, len(tasks)), inner_max_num_threads=1, initializer=_follow_parent):
         # One task at a time to each: what is handed out in advance would be lost work after a kill.
         parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
         yield from parallel(delayed(do)(task) for task in tasks)
+
+
+def _follow_parent() -> None:
+    """Leave the keyboard to the parent of this process, and end when that has ended, however it did."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(WATCH_EVERY)
+    os._exit(1)
 
 
 def _on_cluster(tasks: Sequence[Task], address: str) -> Iterator[None]:

@@ -44,7 +44,7 @@ class LocalLevel(Predictor, Fitted):
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """The level, and the damped trend if there is one."""
         means = block_means(history, history.rows(BLOCK))
-        level = levels(means, gain_of(history, self.history))[-1]
+        level = last_level(means, gain_of(history, self.history))
         return Forecast(ramp(level, history, self.trend, horizon))
 
 
@@ -61,6 +61,13 @@ def gain(moved: Motion, rows: int) -> float:
         return LEAST_GAIN
     predicted = (drift + np.sqrt(drift**2 + 4 * drift * noise)) / 2
     return float(np.clip(predicted / (predicted + noise), LEAST_GAIN, 1))
+
+
+def last_level(means: Shares, weight: float) -> Shares:
+    """The last of `levels`, shape (experts,), in one go."""
+    each = (1 - weight) ** np.arange(len(means))[::-1]
+    level: Shares = each @ means / each.sum()
+    return level
 
 
 def levels(means: Shares, weight: float) -> Shares:

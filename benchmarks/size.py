@@ -1,0 +1,118 @@
+"""How time and memory of a prediction grow with the trace.
+
+    python benchmarks/size.py             # four sizes, everything but the LSTM
+    python benchmarks/size.py --full 2    # 58 layers of 256 experts over 10,000 steps, by 2 processes
+
+Prints a Markdown table. Every run is a process of its own: five cutoffs, horizons of 1,000 and 2,000
+steps, scores, shares, the forecast after the end, its file and the summary. Traces are made, not
+recorded, and making them is not counted. Memory is the largest resident set; with several processes
+the sum of each one's largest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from moetrace import save_trace
+from moetrace.predictors import PREDICTORS, predictor
+from moetrace.synthetic import settling, synthetic_trace
+
+SIZES = ((4, 64, 4000), (8, 64, 4000), (8, 128, 4000), (8, 128, 8000))
+FULL = (58, 256, 10_000)
+HORIZONS = [1000, 2000]
+TOKENS_PER_EXPERT = 256
+
+
+def make(path: Path, layers: int, experts: int, steps: int) -> None:
+    """Writes a trace whose layers settle in its first half."""
+    shape = {"steps": steps, "experts": experts, "tokens": TOKENS_PER_EXPERT * experts}
+    settle = np.linspace(0.1, 0.5, layers) * steps
+    save_trace(synthetic_trace([settling(int(step), **shape) for step in settle], name="made"), path)
+
+
+def predict(path: Path, jobs: int, specs: list[str]) -> dict[str, float]:
+    """Seconds, and the sum of the largest resident sets of this process and its workers in MiB."""
+    from moetrace.cutoffs import covered_horizons
+    from moetrace.frames import summary_frame
+    from moetrace.jobs import compute
+    from moetrace.store import Store, write_forecast
+    from moetrace.work import Source, Work
+
+    source = Source(path)
+    trace = source.open()
+    end = int(trace.steps[-1])
+    cutoffs = [int(cutoff) for cutoff in np.linspace(end / 4, end - max(HORIZONS), 5)]
+    work = Work(source, [predictor(s) for s in specs], HORIZONS, covered_horizons(trace, HORIZONS, cutoffs), ahead=True)
+    told = lambda done, total: print(done, total, round(time.perf_counter() - began), file=sys.stderr)  # noqa: E731
+    began = time.perf_counter()
+    results = compute(work, Store(path.parent / "parts"), told if jobs > 1 else None, jobs=jobs)
+    write_forecast(path.parent / "forecast.parquet", results.forecasts())
+    summary_frame(results.scores)
+    seconds = time.perf_counter() - began
+    return {"seconds": seconds, "mib": largest_resident("self") + sum(map(largest_resident, children()))}
+
+
+def largest_resident(process: str) -> float:
+    """The largest resident set of a process that lives, in MiB, as Linux tells."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def children() -> list[str]:
+    """The processes that this one started and that live: the workers wait for more work."""
+    return [pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()]
+
+
+def in_child(shape: tuple[int, int, int], jobs: int, specs: list[str]) -> dict[str, float]:
+    """What `predict` says of a trace of that shape, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "made.parquet"
+        make(path, *shape)
+        asked = json.dumps([str(path), jobs, specs])
+        done = subprocess.run(
+            [sys.executable, __file__, "--child", asked], stdout=subprocess.PIPE, text=True, check=True
+        )
+    return json.loads(done.stdout)
+
+
+def table(sizes: tuple[tuple[int, int, int], ...], jobs: int, specs: list[str]) -> str:
+    """Time for a million counts, times that of the smallest trace, and memory."""
+    lines = [
+        "| layers x experts x steps | million counts | time | time for a count | MiB |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    first: tuple[float, float] | None = None
+    for shape in sizes:
+        found, millions = in_child(shape, jobs, specs), float(np.prod(shape)) / 1e6
+        first = first or (found["seconds"], found["seconds"] / millions)
+        ratios = f"{found['seconds'] / first[0]:.2f} | {found['seconds'] / millions / first[1]:.2f}"
+        print(f"{shape}: {found['seconds']:.1f} s", file=sys.stderr)
+        lines.append(f"| {' x '.join(f'{n:,}' for n in shape)} | {millions:.1f} | {ratios} | {found['mib']:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", type=int, metavar="JOBS", help="the largest trace, by so many processes")
+    parser.add_argument("--layers", type=int, default=FULL[0], help="of the largest trace")
+    parser.add_argument("--predictor", action="append", help="these alone; repeatable")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        path, jobs, specs = json.loads(given.child)
+        print(json.dumps(predict(Path(path), jobs, specs)))
+        return
+    specs = given.predictor or [name for name in PREDICTORS if name != "lstm"]
+    print(table(((given.layers, *FULL[1:]),), given.full, specs) if given.full else table(SIZES, 1, specs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""What `predict` and `report` say of results that are kept."""
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import long_table
+
+QUICK = ("--predictor", "window_mean", "--predictor", "ema")
+
+
+@pytest.fixture
+def ingested(moetrace, settled, tmp_path):
+    """The command line of a workspace with a trace of two layers and 4,000 steps in it."""
+    pq.write_table(long_table(settled), tmp_path / "settled.parquet")
+    assert moetrace("ingest", tmp_path / "settled.parquet").code == 0
+    return moetrace
+
+
+def test_the_same_command_again_does_nothing_and_says_so(ingested):
+    """Exit code 0, the same document, and a line on stderr; quiet is quiet."""
+    first = ingested("predict", *QUICK, "--json")
+    again = ingested("predict", *QUICK, "--json")
+
+    assert "there already" not in first.err
+    assert "moetrace: settled: all 8 results are there already\n" in again.err
+    assert (0, first.json) == (again.code, again.json)
+    assert "" == ingested("predict", *QUICK, "--json", "--quiet").err
+
+
+def test_another_predictor_is_computed_alone(ingested):
+    """The rest is found, by two processes too."""
+    ingested("predict", *QUICK)
+    more = ingested("predict", *QUICK, "--predictor", "level", "--jobs", 2)
+
+    assert "moetrace: settled: 8 of 12 results are there already\n" in more.err
+
+
+def test_the_report_finds_what_predict_computed(ingested):
+    """At the horizons they have in common; the report forecasts nothing after the end."""
+    ingested("predict", *QUICK, "--horizon", "2000")
+    report = ingested("report", *QUICK, "--layers", 0)
+
+    assert "moetrace: settled: 2 of 4 results are there already\n" in report.err
+
+
+def test_removing_a_trace_removes_its_results(ingested, tmp_path):
+    """The same trace read again starts anew."""
+    ingested("predict", *QUICK)
+    parts = tmp_path / "cwd" / "moetrace-out" / "parts"
+    assert ["settled"] == [folder.name for folder in parts.iterdir()]
+    ingested("remove", "settled")
+
+    assert [] == list(parts.iterdir())
+
+
+def test_a_damaged_result_is_one_line(ingested, tmp_path):
+    """With the file and the way out."""
+    ingested("predict", *QUICK)
+    part = next((tmp_path / "cwd").rglob("*.scores.parquet"))
+    part.write_bytes(part.read_bytes()[:-9])
+    done = ingested("predict", *QUICK)
+
+    assert (1, "") == (done.code, done.out)
+    assert f"{part.name} cannot be read: delete it and run the same command again" in done.err
+    assert "Traceback" not in done.err
