@@ -142,6 +142,21 @@ def test_predict_promises_its_fields_and_writes_the_forecast(ingested):
     assert 2 * 2 * 700 == len(forecast)
 
 
+def test_predict_says_how_sure_it_is_of_each_expert(ingested):
+    """The mean share over the horizon with its intervals, in a file beside the forecast."""
+    document = ingested("predict", "--horizon", 700, *QUICK, "--json").json
+    means, forecast = pd.read_csv(document["means"]), pd.read_parquet(document["forecast"])
+    key = ["trace", "predictor", "layer"]
+    shares = {name: np.stack(part["shares"].to_list()).mean(axis=0) for name, part in forecast.groupby(key)}
+
+    assert 2 * 2 * 8 == len(means)
+    assert all(np.allclose(shares[name], part["share"]) for name, part in means.groupby(key))
+    assert (means["low_95"] <= means["low_80"]).all()
+    assert (means["low_80"] < means["share"]).all()
+    assert (means["share"] < means["high_80"]).all()
+    assert (means["high_80"] <= means["high_95"]).all()
+
+
 def test_a_horizon_that_cannot_be_scored_is_still_forecast(ingested):
     """With a note that says why and which horizon could be; the scores are empty."""
     done = ingested("predict", "--horizon", 5000, *QUICK, "--json")

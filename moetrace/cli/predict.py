@@ -87,9 +87,10 @@ def predict(
     \b
     Example: moetrace predict gpt-moe-8e-a --horizon 2000 --predictor sw_avg:window=300
     """
-    from moetrace.frames import stacked, summary_frame
-    from moetrace.report.tables import records
+    from moetrace.frames import means_frame, stacked, summary_frame
+    from moetrace.report.tables import csv, records
     from moetrace.store import key_of, write_forecast
+    from moetrace.workspace import write_bytes
 
     others = [shared.source(name, whole=True) for name in train_on or []]
     protocol = Protocol(chosen_predictors(predictor, seed), [horizon], cutoffs, first, every, others, jobs, dask)
@@ -99,10 +100,16 @@ def predict(
     write_forecast(path, chain.from_iterable(results.forecasts() for results in done), key)
     scores = stacked([results.scores for results in done])
     summary = summary_frame(scores, seed)
+    means = means_frame(chain.from_iterable(results.forecasts() for results in done), horizon)
+    beside = write_bytes(path.with_name(f"means-{horizon}.csv"), csv(means).encode())
     document = {"horizon": horizon, "scores": records(scores), "summary": records(summary), "forecast": str(path)}
-    shared.note(f"wrote {path}")
+    document |= {"means": str(beside), "trained_on": [other.path.stem for other in others]}
+    shared.note(f"wrote {path}, and the mean of each expert with its intervals to {beside.name}")
+    if others:
+        shared.note(f"lstm was trained on {', '.join(other.path.stem for other in others)} and on nothing else")
     said = [row for results in done for row in results.statuses()]
-    shared.emit(score_tables(summary, scores), document | {"forecasts": said})
+    tables = score_tables(summary, scores) | {"means": Table("Means", means, printed=False)}
+    shared.emit(tables, document | {"forecasts": said})
 
 
 def chosen_predictors(specs: Sequence[str] | None, seed: int) -> list[Predictor]:

@@ -4,13 +4,14 @@ One row is one observation; columns carry the words of the project and full prec
 """
 
 from moetrace.frames.predictability import predictability_frames
-from moetrace.frames.scores import score_frames, summary_frame
+from moetrace.frames.scores import means_frame, score_frames, summary_frame
 from moetrace.frames.states import course_frames, state_frames
 from moetrace.frames.traces import findings_frame, stacked, traces_frame
 
 __all__ = [
     "course_frames",
     "findings_frame",
+    "means_frame",
     "predictability_frames",
     "score_frames",
     "stacked",

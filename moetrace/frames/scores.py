@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moetrace.backtest import Backtest
+from moetrace.forecasts import Coming
+from moetrace.frames.traces import stacked
+from moetrace.intervals import bounds
 from moetrace.states import STABLE, TRANSIENT
 
 if TYPE_CHECKING:
@@ -98,6 +102,22 @@ def course_frame(scores: pd.DataFrame) -> pd.DataFrame:
     keys = ["trace", "predictor", "horizon", "cutoff"]
     means: pd.DataFrame = scores.groupby(keys, sort=False)[["error_rate", "error_noise"]].mean().reset_index()
     return means
+
+
+def means_frame(forecasts: Iterable[tuple[str, Coming]], horizon: int) -> pd.DataFrame:
+    """The mean share of each expert over the *horizon* steps after the end, with its 80 % and 95 % intervals.
+
+    *forecasts* are pairs of trace and `Coming`; one row per expert.
+    """
+    import pandas as pd
+
+    parts = []
+    for trace, coming in forecasts:
+        share = coming.shares.mean(axis=0)
+        key = {"trace": trace, "predictor": coming.predictor, "layer": coming.layer, "horizon": horizon}
+        ends = bounds(share, coming.deviation)
+        parts.append(pd.DataFrame({**key, "expert": np.arange(len(share)), "share": share, **ends}))
+    return stacked(parts)
 
 
 def at_last_cutoff(shares: pd.DataFrame) -> pd.DataFrame:
