@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -150,10 +151,12 @@ class Shared:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        rate = TextColumn("{task.fields[rate]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(title, total=None)
-            yield lambda done, total: bar.update(task, completed=done, total=total)
+            task = bar.add_task(title, total=None, rate="")
+            began = time.monotonic()
+            yield lambda done, total: bar.update(task, completed=done, total=total, rate=_rate(done, began))
 
     def emit(self, tables: Mapping[str, Table], document: Mapping[str, Any]) -> None:
         """Show the result: all *tables*, one of them as CSV, or the *document* as JSON."""
@@ -188,6 +191,12 @@ def _to_stdout(tables: Mapping[str, Table], text: str | None) -> None:
     except BrokenPipeError:
         # Python must not try to flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _rate(done: int, began: float) -> str:
+    """How many a second since *began*."""
+    rate = done / max(1e-9, time.monotonic() - began)
+    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
 
 
 def say(text: str) -> None:

@@ -33,8 +33,8 @@ SUMMARY = [
     "difference", "difference_low", "difference_high", "cutoffs", "scored", "too_short", "fallbacks",
 ]  # fmt: skip
 SAVED = (
-    "layers", "windows", "depth", "imbalance", "summary", "scores", "shares", "by_horizon", "by_history", "by_layer",
-    "worst_experts",
+    "layers", "windows", "depth", "imbalance", "summary", "scores", "last_shares", "by_horizon", "by_history",
+    "by_layer", "worst_experts",
 )  # fmt: skip
 """The frames that are written as CSV and JSON."""
 
