@@ -72,7 +72,8 @@ docs: $(VENV)/.installed-dev ## Write the output of the commands into README and
 
 .venv-rivals/.installed: | $(BIN)/python
 	$(PYTHON) -m venv .venv-rivals
-	.venv-rivals/bin/python -m pip install --quiet statsforecast
+	.venv-rivals/bin/python -m pip install --quiet torch==2.13.0
+	.venv-rivals/bin/python -m pip install --quiet neuralforecast statsforecast
 	@touch $@
 
 .venv-bench/.installed: pyproject.toml | $(BIN)/python

@@ -24,7 +24,7 @@ SECTIONS = {
     "states": ("How right the state rule is", "200 synthetic layers of known settle step; the rule's numbers were chosen on other seeds."),
     "sliding": ("Sliding variance and range", "Variance and range for windows of 10, 100 and 200 steps; moetrace on two threads, the others on their one."),
     "accuracy": ("How wrong the predictors are", "`error_rate` in percent on the real traces; choices were made on gpt-moe-8e-a, the others are only reported on."),
-    "speed": ("Speed of arima", "Fit and forecast, per series, errors beside the ratios."),
+    "speed": ("Speed of arima and lstm", "Fit and forecast, per series, errors beside the ratios; a rival that was not tuned, on the trace our defaults were chosen on."),
     "size": ("Growth with size", "Synthetic traces; everything but the LSTM."),
     "ingest": ("Ingest", "A synthetic trace in the long layout, in step order."),
     "large": ("A large trace", "Peak memory of the commands on a synthetic trace."),
