@@ -56,28 +56,25 @@ def timed_hooks(model: run.GPT, watching: Watch, clock: Clock) -> None:
     watching.step = clock.wrap(watching.step)  # type: ignore[method-assign]
 
 
-def measure(steps: int, recorded: bool, path: Path) -> tuple[np.ndarray, float]:
+def measure(steps: int, path: Path) -> tuple[np.ndarray, float]:
     """Seconds of each step (steps,), and seconds spent on recording in all of them."""
     options, shape = run.parsed(["--shape", "small"])
     torch.manual_seed(0)
     model = run.GPT(shape, options.top_k)
     optimiser = run.optimiser_of(model)
     corpus = np.random.default_rng(0).integers(0, shape.vocabulary, 1_000_000, np.uint16)
-    watching = None
     clock = Clock()
-    if recorded:
-        watching = run.watch(model, Recorder(path))
-        timed_hooks(model, watching, clock)
+    watching = run.watch(model, Recorder(path))
+    timed_hooks(model, watching, clock)
     taken = []
     for step in range(1, steps + 6):
         if step == 6:  # the first steps are slower, with and without; so is the first block, which imports Arrow
-            if watching is not None and watching.recorder is not None:
+            if watching.recorder is not None:
                 watching.recorder.flush()
             clock.seconds = 0.0
         begun = time.perf_counter()
         run.train_step(model, optimiser, run.batch(corpus, shape, 0, step), shape, options)
-        if watching is not None:
-            watching.step(step)
+        watching.step(step)
         taken.append(time.perf_counter() - begun)
     return np.array(taken[5:]), clock.seconds
 
@@ -88,14 +85,9 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=200, help="steps to time; 100 are one block")
     steps = parser.parse_args().steps
     with tempfile.TemporaryDirectory() as folder:
-        bare, _ = measure(max(20, steps // 4), False, Path(folder) / "none.parquet")
-        with_recorder, spent = measure(steps, True, Path(folder) / "run.parquet")
-    ratio = spent / with_recorder.sum()
-    slower = np.median(with_recorder) / np.median(bare)
+        taken, spent = measure(steps, Path(folder) / "run.parquet")
+    ratio = spent / taken.sum()
     print(f"Recording takes {100 * ratio:.2f} % of a training step, blocks written included.")
-    print(
-        f"The median step with recording takes {slower:.2f} times as long as one without, other load on the machine included."
-    )
     return int(ratio >= 0.01)
 
 
