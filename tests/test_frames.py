@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace import evaluate, predictor
+from moetrace import LoadTrace, evaluate, predictor
 from moetrace.frames import course_frames, score_frames, state_frames, summary_frame, traces_frame
 from moetrace.frames.states import _agree
 from moetrace.synthetic import settling, synthetic_trace
@@ -132,6 +132,19 @@ def test_course_frames_are_thin_enough_to_draw(settled):
     assert frames["fluctuation"].groupby(["layer", "window"]).size().max() <= 600
     assert 2 * 7 == len(frames["imbalance"])
     assert 2 * len(frames["load"]["step"].unique()) == pytest.approx(frames["load"]["share"].sum())
+
+
+def test_noise_levels_are_those_of_a_load_that_stands_still():
+    """Variance and range of a still load lie at their noise levels, in every window; the threshold lies above."""
+    counts = np.random.default_rng(0).multinomial(5000, [0.4, 0.3, 0.2, 0.1], size=4000)
+    course = course_frames(LoadTrace.from_counts(counts[:, None]))["fluctuation"]
+    means = course.groupby("window").mean(numeric_only=True)
+
+    assert means["noise_range"].tolist() == pytest.approx(means["range"].tolist(), rel=0.05)
+    # Within a window the mean is the window's own: one degree of freedom less.
+    unbiased = (means["variance"] * means.index / (means.index - 1)).tolist()
+    assert means["noise_variance"].tolist() == pytest.approx(unbiased, rel=0.05)
+    assert (means["threshold_variance"] > means["noise_variance"]).all()
 
 
 def test_score_frames_of_no_scores_are_empty(settled):

@@ -25,6 +25,8 @@ CURVE_POINTS = 600
 LAYER_WINDOW = 100
 # Steps at the end that stand for the present load.
 RECENT = 1000
+# Expected range of so many draws from a normal distribution, in standard deviations (Tippett 1925).
+NORMAL_RANGE = {10: 3.078, 100: 5.015, 200: 5.492}
 # The two detectors differ where their settle steps are further apart than this, twice the hold of the rule.
 DETECTORS_APART = 1000
 # What `--sensitivity` varies: windows in steps, and the movement below which a layer settles.
@@ -221,11 +223,15 @@ def load_frame(load: LayerLoad) -> pd.DataFrame:
 def fluctuation_frame(load: LayerLoad) -> pd.DataFrame:
     """The course of the sliding variance and range, mean over experts: one row per window and moment.
 
-    *noise_variance* is what the variance of the last 1,000 steps would be if the load stood still.
+    *noise_variance* and *noise_range* are what they would be for the last 1,000 steps if the load stood
+    still, *threshold_variance* if it moved as much as the state rule lets a stable layer: a random walk
+    of d a step has a variance of d / 6 a step within a window, and moves by 2 d / 3 a step from one window to the next.
     """
     import pandas as pd
 
-    noise = float(step_scatter(load.last(RECENT)).mean())
+    scatter = step_scatter(load.last(RECENT))
+    noise, spread = float(scatter.mean()), float(np.sqrt(scatter).mean())
+    drift = RULE.settle_below**2 * float(np.square(load.last(RECENT).mean_shares).mean()) / (2 / 3 * RULE.window)
     parts = []
     for found in fluctuation(load):
         every = -(-len(found.steps) // CURVE_POINTS)
@@ -239,10 +245,13 @@ def fluctuation_frame(load: LayerLoad) -> pd.DataFrame:
                     "variance": found.variance[::every].mean(axis=1),
                     "range": found.range[::every].mean(axis=1),
                     "noise_variance": noise,
+                    "threshold_variance": noise + drift * found.window / 6,
+                    "noise_range": spread * NORMAL_RANGE[found.window],
                 }
             )
         )
-    columns = ["trace", "layer", "window", "step", "variance", "range", "noise_variance"]
+    columns = ["trace", "layer", "window", "step", "variance", "range"]
+    columns += ["noise_variance", "threshold_variance", "noise_range"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 

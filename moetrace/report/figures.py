@@ -54,8 +54,12 @@ def fluctuation(course: pd.DataFrame, layers: pd.DataFrame, measure: str) -> Fig
         part = course[course["layer"] == layer]
         for colour, (window, curve) in zip(COLOURS, part.groupby("window")):
             axes.plot(curve["step"], scale * curve[measure], color=colour, linewidth=0.9, label=f"{window} steps")
-        if measure == "variance":
-            axes.axhline(part["noise_variance"].iloc[0], label="sampling noise", **NOISE)
+        longest = part[part["window"] == part["window"].max()].iloc[-1]
+        axes.axhline(scale * longest[f"noise_{measure}"], label="sampling noise, longest window", **NOISE)
+        if measure == "variance":  # hardly above the noise: which is why the rule does not judge by the variance
+            axes.axhline(
+                longest["threshold_variance"], color="black", linewidth=0.7, label="threshold of the state rule"
+            )
         _mark_settled(axes, settle.get(layer))
         axes.set_yscale("log")
         if measure == "range":
