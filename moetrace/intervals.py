@@ -35,8 +35,7 @@ def spread(history: LayerLoad, horizon: int) -> Shares:
     recent = history.last(HISTORY)
     moved, rows = motion(recent, lags=FAR_LAGS), recent.rows(BLOCK)
     ahead = max(1, round(horizon / history.stride))
-    noise, drift = moved.noise / rows, moved.drift * rows
-    predicted = (drift + np.sqrt(drift**2 + 4 * drift * noise)) / 2
+    noise, predicted = moved.noise / rows, moved.predicted_variance(rows)
     level = predicted * noise / (predicted + noise) if predicted + noise > 0 else 0.0
     share = np.maximum(history.last(SHARE_WINDOW).mean_shares, SHARE_FLOOR / history.experts)
     sampling = share * (1 - share) * moved.noise / max(1, history.experts - 1) / ahead

@@ -58,6 +58,14 @@ class Motion:
         """Expected ``sum_e |difference|`` between a mean over *rows* and the load behind it."""
         return self.spread * float(np.sqrt(2 / np.pi * self.noise / rows))
 
+    def predicted_variance(self, rows: int) -> float:
+        """Variance of the level before a block of *rows* rows is seen, in the steady state of the local level filter.
+
+        Harvey 1989, section 4.1.2; like noise and drift a sum over experts relative to their shares.
+        """
+        noise, drift = self.noise / rows, self.drift * rows
+        return float((drift + np.sqrt(drift**2 + 4 * drift * noise)) / 2)
+
     def movement(self, rows: int) -> float:
         """Expected ``sum_e |difference|`` between the loads of two moments *rows* apart."""
         return self.spread * float(np.sqrt(2 / np.pi * self.drift * rows))

@@ -56,10 +56,9 @@ def gain_of(history: LayerLoad, last: int = HISTORY) -> float:
 
 def gain(moved: Motion, rows: int) -> float:
     """The weight of the newest block of *rows* rows in the steady state of the filter."""
-    noise, drift = moved.noise / rows, moved.drift * rows
-    if noise + drift == 0:
+    noise, predicted = moved.noise / rows, moved.predicted_variance(rows)
+    if noise + predicted == 0:
         return LEAST_GAIN
-    predicted = (drift + np.sqrt(drift**2 + 4 * drift * noise)) / 2
     return float(np.clip(predicted / (predicted + noise), LEAST_GAIN, 1))
 
 
