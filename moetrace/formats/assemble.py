@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,7 @@ from moetrace.formats.base import Block, Cells, starts_of
 from moetrace.formats.room import require
 from moetrace.formats.watch import Watch
 
-# 2**22 cells are 32 MiB of counts: large enough that the work is done in NumPy and Parquet
-# pages are worth their overhead, small enough that a block of any trace fits in memory.
+# Cells put in order at a time where a stream lists them in any order: 32 MiB of counts.
 BLOCK_CELLS = 1 << 22
 
 
@@ -41,15 +41,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Assembly:
-    """How to deal with one stream: its name in errors, who hears of findings, and which are accepted.
-
-    *block_cells* is the size of the blocks.
-    """
+    """How to deal with one stream: its name in errors, who hears of findings, and which are accepted."""
 
     where: str
     watch: Watch
     accept: Sequence[str] = ()
-    block_cells: int = BLOCK_CELLS
 
 
 def assemble(cells: Iterable[Cells], job: Assembly) -> tuple[Grid, Iterator[Block]]:
@@ -63,7 +59,7 @@ def assemble(cells: Iterable[Cells], job: Assembly) -> tuple[Grid, Iterator[Bloc
     if first is None:
         raise TraceError(job.where, "holds no rows", "is it the right file?")
     grid = _grid_of(first, job.where)
-    return grid, _blocks(first, pieces, grid, job)
+    return grid, (_dense(piece, grid, job) for piece in chain([first], pieces))
 
 
 def join(pieces: list[Cells]) -> Cells:
@@ -90,11 +86,20 @@ def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
             size += len(piece.step)
             require(size * 96, where, f"step {latest}, with more than {size:,} rows,", "log each expert once a step")
             continue
-        yield join([*held, Cells(*(column[:cut] for column in piece))])
-        held = [Cells(*(column[cut:] for column in piece))]
+        # Only the step that was begun earlier is copied.
+        begun = int(np.searchsorted(piece.step, held[-1].step[-1], "right")) if held else 0
+        if held:
+            yield join([*held, _part(piece, 0, begun)])
+        if begun < cut:
+            yield _part(piece, begun, cut)
+        held = [_part(piece, cut, len(piece.step))]
         size = len(held[0].step)
     if held:
         yield join(held)
+
+
+def _part(cells: Cells, start: int, end: int) -> Cells:
+    return Cells(*(column[start:end] for column in cells))
 
 
 def _grid_of(cells: Cells, where: str) -> Grid:
@@ -116,23 +121,6 @@ def _grid_of(cells: Cells, where: str) -> Grid:
     return grid
 
 
-def _blocks(first: Cells, rest: Iterator[Cells], grid: Grid, job: Assembly) -> Iterator[Block]:
-    """Blocks of about ``job.block_cells`` cells."""
-    gathered: list[Block] = []
-    size = 0
-    piece: Cells | None = first
-    while piece is not None:
-        block = _dense(piece, grid, job)
-        gathered.append(block)
-        size += block.counts.size
-        if size >= job.block_cells:
-            yield Block(*(np.concatenate(parts) for parts in zip(*gathered)))
-            gathered, size = [], 0
-        piece = next(rest, None)
-    if gathered:
-        yield Block(*(np.concatenate(parts) for parts in zip(*gathered)))
-
-
 def _dense(cells: Cells, grid: Grid, job: Assembly) -> Block:
     """Cells of whole steps as one dense block."""
     starts = starts_of(cells.step)  # (steps,)
@@ -149,7 +137,7 @@ def _in_parts(cells: Cells, grid: Grid, starts: NDArray[np.intp], job: Assembly)
     parts = []
     for a in range(0, len(starts), at_once):
         b = min(len(starts), a + at_once)
-        part = Cells(*(column[borders[a] : borders[b]] for column in cells))
+        part = _part(cells, borders[a], borders[b])
         parts.append(_scatter(part, grid, part.step[borders[a:b] - borders[a]], job))
     return parts[0] if len(parts) == 1 else Block(*(np.concatenate(columns) for columns in zip(*parts)))
 

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from moetrace.atomic import replacing
 from moetrace.errors import TraceError
+from moetrace.formats.ahead import one_ahead
 from moetrace.formats.base import Block
 from moetrace.formats.room import require
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo, gap_findings
@@ -33,6 +34,9 @@ from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo, gap_fin
 SCHEMA_VERSION = 1
 DOCUMENT_KEY = "moetrace.trace"
 DIGEST_KEY = "moetrace.digest"
+# Cells written at a time, a row group for each layer: large enough that the work is done in NumPy and
+# pages are worth their overhead, small enough that so many of any trace fit in memory.
+GROUP_CELLS = 1 << 22
 
 
 class CountsTooLarge(Exception):
@@ -73,7 +77,10 @@ class CanonicalWriter:
             path,
             self._schema,
             compression="zstd",
+            # Counts split by byte come out no smaller at a higher level.
+            compression_level=-1,
             use_dictionary=False,
+            write_statistics=["step", "layer"],
             column_encoding={
                 "step": "DELTA_BINARY_PACKED",
                 "layer": "DELTA_BINARY_PACKED",
@@ -90,15 +97,26 @@ class CanonicalWriter:
 
         Raises `CountsTooLarge` when a count does not fit.
         """
-        import pyarrow as pa
-
         if counts.max() > np.iinfo(self._counts_type).max:
             raise CountsTooLarge
-        stored = np.ascontiguousarray(counts, self._counts_type)
+        self._write(layer, steps, np.ascontiguousarray(counts, self._counts_type))
+
+    def write_blocks(self, blocks: Sequence[Block]) -> None:
+        """A row group of each layer over all steps of *blocks*; raises `CountsTooLarge` as `write` does."""
+        steps = np.concatenate([block.steps for block in blocks])
+        if max(block.counts.max() for block in blocks) > np.iinfo(self._counts_type).max:
+            raise CountsTooLarge
+        for i, layer in enumerate(self._digests):
+            counts = [block.counts[:, i] for block in blocks]
+            self._write(layer, steps, np.concatenate(counts, dtype=self._counts_type, casting="same_kind"))
+
+    def _write(self, layer: int, steps: Steps, stored: NDArray[Any]) -> None:
+        import pyarrow as pa
+
         self._digests[layer].update(stored.tobytes())
         self._steps[layer].append(steps)
         self._groups.append(layer)
-        offsets = np.arange(len(steps) + 1, dtype=np.int32) * counts.shape[1]
+        offsets = np.arange(len(steps) + 1, dtype=np.int32) * stored.shape[1]
         columns = [
             pa.array(steps, pa.int64()),
             pa.array(np.full(len(steps), layer), pa.int32()),
@@ -157,12 +175,11 @@ def write_blocks(
     writer = CanonicalWriter(path, numbers, wide=wide)
     totals: set[int] = set()
     try:
-        for block in blocks:
-            if len(totals) < 2:
+        for group in one_ahead(_groups(blocks)):
+            for block in group if len(totals) < 2 else ():
                 totals.update(np.unique(block.counts.sum(axis=2)).tolist())
-            for i, layer in enumerate(numbers):
-                writer.write(layer, block.steps, block.counts[:, i])
-            experts = block.counts.shape[2]
+            writer.write_blocks(group)
+            experts = group[0].counts.shape[2]
         constant = totals.pop() if len(totals) == 1 else None
         findings = (*info.findings, *noticed(), *gap_findings(writer.steps))
         known = replace(info, tokens_per_step=constant, findings=findings)
@@ -173,13 +190,25 @@ def write_blocks(
     return known
 
 
+def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
+    """The blocks in lists of about `GROUP_CELLS` cells."""
+    held: list[Block] = []
+    for block in blocks:
+        held.append(block)
+        if sum(part.counts.size for part in held) >= GROUP_CELLS:
+            yield held
+            held = []
+    if held:
+        yield held
+
+
 def save_trace(trace: LoadTrace, path: Path) -> None:
     """Write *trace* as a canonical file at *path*, atomically, one layer at a time.
 
     Raises `TraceError` when what is read of the trace is damaged.
     """
     wide = any(load.counts.max() > np.iinfo(np.int32).max for load in trace.by_layer())
-    rows = max(1, (1 << 22) // trace.experts)
+    rows = max(1, GROUP_CELLS // trace.experts)
     with replacing(path) as partial:
         writer = CanonicalWriter(partial, trace.layers, wide=wide)
         try:

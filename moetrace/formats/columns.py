@@ -232,7 +232,7 @@ def numbers(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[n
             )
     if values.dtype.kind not in "iuf":
         raise TraceError(f"{where}, column {name}", f"holds {values.dtype}, not numbers", "give whole numbers")
-    return values.astype(np.int64)
+    return values.astype(np.int64, copy=False)
 
 
 def _layers_of(batch: pa.RecordBatch, layer: str | None, row: int, where: str) -> NDArray[np.int64]:

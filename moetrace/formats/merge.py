@@ -11,14 +11,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from moetrace.errors import TraceError
-from moetrace.formats.assemble import BLOCK_CELLS, Assembly, Grid, assemble
+from moetrace.formats.assemble import Assembly, Grid, assemble
 from moetrace.formats.base import Block, Cells, Merge, Merged, Reading, Source, readings_of
 from moetrace.formats.watch import Watch
 
 # Beyond 2**53 a float no longer tells neighbouring numbers apart, and some writer will have used one.
 HIGHEST = 2**53
-# Cells of the blocks of a part, however many there are.
-LEAST_CELLS = 1 << 16
 
 
 class Named(Protocol):
@@ -39,40 +37,22 @@ Report = Callable[[int], None]
 """Called with the number of cells of each piece as it is read."""
 
 
-def blocks_of(source: Source, accept: Sequence[str], report: Report, block_cells: int = BLOCK_CELLS) -> Stream:
+def blocks_of(source: Source, accept: Sequence[str], report: Report) -> Stream:
     """The grid and the complete blocks of a source, its parts merged as it says.
 
     Raises `OutOfOrder` where steps go backwards, `TraceError` for holes, repetitions and parts that
     do not fit together.
     """
     if isinstance(source, Reading):
-        return assemble(_reported(source, report), Assembly(source.where, source.watch, accept, block_cells))
-    # Parts are held side by side: the more there are, the smaller their blocks.
-    share = max(LEAST_CELLS, block_cells // len(source.parts))
-    streams = [blocks_of(part, accept, report, share) for part in source.parts]
+        return assemble(_reported(source, report), Assembly(source.where, source.watch, accept))
+    streams = [blocks_of(part, accept, report) for part in source.parts]
     names = [readings_of(part)[0].where for part in source.parts]
     if source.how == "layers":
         order = sorted(range(len(streams)), key=lambda i: int(streams[i][0].layers[0]))
         streams, names = [streams[i] for i in order], [names[i] for i in order]
     grid = _grid([grid for grid, _ in streams], names, source.how)
     axis = {"sum": None, "layers": 1, "experts": 2}[source.how]
-    return grid, _gathered(_together([blocks for _, blocks in streams], names, axis), block_cells)
-
-
-def _gathered(blocks: Iterator[Block], block_cells: int) -> Iterator[Block]:
-    """Blocks put together to about *block_cells* cells."""
-    held: list[Block] = []
-    for block in blocks:
-        held.append(block)
-        if sum(part.counts.size for part in held) >= block_cells:
-            yield _joined(held)
-            held = []
-    if held:
-        yield _joined(held)
-
-
-def _joined(blocks: list[Block]) -> Block:
-    return blocks[0] if len(blocks) == 1 else Block(*(np.concatenate(parts) for parts in zip(*blocks)))
+    return grid, _together([blocks for _, blocks in streams], names, axis)
 
 
 def _reported(reading: Reading, report: Report) -> Iterator[Cells]:

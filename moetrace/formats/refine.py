@@ -23,19 +23,21 @@ ROUGH_STEPS = 100
 
 @dataclass
 class Examined:
-    """What the blocks of a trace showed as they passed: totals (steps, layers) and what gives errors away."""
+    """What the blocks of a trace showed as they passed: totals (steps, layers) and what gives errors away.
+
+    *beginning* are the blocks that roughness is told from.
+    """
 
     layers: Sequence[int] = ()
+    beginning: list[Block] = field(default_factory=list)
     totals: list[Counts] = field(default_factory=list)
     steps: list[Steps] = field(default_factory=list)
     factor: Factor = field(default_factory=Factor)
-    rough: list[Finding] = field(default_factory=list)
 
     def add(self, block: Block) -> None:
         """Take in the next block."""
-        if not self.steps:  # enough rows to tell, and the rest is spared
-            enough = max(ROUGH_STEPS, ROUGH_CELLS // block.counts[0].size)
-            self.rough = of_roughness(block.counts[:enough], block.steps[:enough], self.layers)
+        if sum(map(len, self.steps)) < _enough(block):
+            self.beginning.append(block)
         self.steps.append(block.steps)
         self.totals.append(block.counts.sum(axis=2))
         self.factor.add(block.counts)
@@ -43,7 +45,9 @@ class Examined:
     def findings(self, options: ReadOptions) -> list[Finding]:
         """What all of it gives away, against the tokens that *options* expect of a layer in a step."""
         totals, steps = np.concatenate(self.totals), np.concatenate(self.steps)
-        found = [*self.rough, *of_factor(self.factor.divisor, self.factor.counts)]
+        counts = np.concatenate([block.counts for block in self.beginning])[: _enough(self.beginning[0])]
+        found = of_roughness(counts, steps[: len(counts)], self.layers)
+        found += of_factor(self.factor.divisor, self.factor.counts)
         found += of_totals(totals, steps, self.layers)
         if options.expected is None:
             return found
@@ -52,6 +56,12 @@ class Examined:
         counted = options.bin is not None or options.tokens is not None
         whole = len(totals) - (counted and len(totals) > 1 and bool((totals[-1] < expected).all()))
         return found + of_expected(totals[:whole], steps[:whole], self.layers, expected)
+
+
+def _enough(block: Block) -> int:
+    """Steps that roughness is told from."""
+    cells: int = block.counts[0].size
+    return max(ROUGH_STEPS, ROUGH_CELLS // cells)
 
 
 def refined(stream: Stream, options: ReadOptions, where: str, watch: Watch) -> tuple[Grid, Iterator[Block], Examined]:
