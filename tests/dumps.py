@@ -1,6 +1,7 @@
 """Dumps of a trace as their programs write them: one function per format, made with the real library."""
 
 import json
+from csv import writer
 from pathlib import Path
 
 import numpy as np
@@ -163,7 +164,22 @@ def omni(trace: LoadTrace, folder: Path) -> Path:
     return inside
 
 
-# Formats by their names in the registry.
+def mindie(trace: LoadTrace, folder: Path) -> Path:
+    """Counters of two NPUs after every eighth pass, as `save_eplb_data` appends them, and the copies it keeps."""
+    inside = folder / "hotspots" / "decode"
+    inside.mkdir(parents=True)
+    config = {"num_moe_layers": len(trace.layers), "collection_Interval": 8, "num_of_experts": trace.experts,
+              "num_of_selected_experts": [2]}  # fmt: skip
+    (inside / "model_gen_config.json").write_text(json.dumps(config, indent=4))
+    counters = trace.counts.cumsum(axis=0)  # (steps, layers, experts)
+    for rank, experts in enumerate(np.array_split(np.arange(trace.experts), 2)):
+        rows = counters[:, :, experts].reshape(-1, len(experts))
+        for name in (f"decode_{rank}.csv", f"decode_{rank}_bak.csv"):
+            with (inside / name).open("a", encoding="utf-8", newline="") as file:
+                writer(file).writerows(rows.tolist())
+    return folder / "hotspots"
+
+
 def parts(trace: LoadTrace, folder: Path) -> Path:
     """Blocks of a recorder that has not been closed."""
     recorder = Recorder(folder / "run.parquet", block=25)
@@ -175,6 +191,7 @@ def parts(trace: LoadTrace, folder: Path) -> Path:
     return folder / "run.parts"
 
 
+# Formats by their names in the registry.
 DUMPS = {
     "parts": parts,
     "parquet": parquet,
@@ -188,6 +205,7 @@ DUMPS = {
     "tensorrt-llm": tensorrt,
     "tensorboard": tensorboard,
     "omni-infer": omni,
+    "mindie": mindie,
 }
 # What a user has to say for a dump that does not tell.
 OPTIONS: dict[str, ReadOptions] = {}

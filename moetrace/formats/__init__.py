@@ -25,6 +25,7 @@ from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.faults import read_safely, readable
 from moetrace.formats.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.merge import blocks_of, by_rank, merged
+from moetrace.formats.mindie import MindieFormat
 from moetrace.formats.omni import OmniFormat
 from moetrace.formats.order import in_order
 from moetrace.formats.parquet import ParquetFormat
@@ -64,6 +65,7 @@ FORMATS: dict[str, Format] = {
         TensorrtFormat(),
         TensorboardFormat(),
         OmniFormat(),
+        MindieFormat(),
         RoutingFormat(),
         ParquetFormat(),
         CsvFormat(),
@@ -73,7 +75,7 @@ FORMATS: dict[str, Format] = {
 }
 
 # Formats of which some dumps tell prefill from decode.
-TELLING_PHASES = ("sglang", "omni-infer")
+TELLING_PHASES = ("sglang", "omni-infer", "mindie")
 
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
