@@ -43,8 +43,8 @@ $(VENV)/.installed-torch: $(VENV)/.installed-dev
 	@touch $@
 
 .PHONY: test-torch
-test-torch: $(VENV)/.installed-torch ## Install torch and transformers, then test recording with them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch
+test-torch: $(VENV)/.installed-torch ## Install torch and transformers, then test what needs them
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch tests/test_formats_sglang.py tests/test_formats_contract.py
 
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev ## Damage dumps and traces, and kill ingests (FUZZ_SECONDS=60)

@@ -117,12 +117,14 @@ def joined(parts: Sequence[Backtest]) -> Backtest:
     )
 
 
-def stacked(frames: Sequence[pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-    """The rows of *frames* one after the other; an empty frame with *columns* when there are none."""
+def stacked(frames: Sequence[pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of *frames* one after the other; without any, an empty frame with *columns*, or else with theirs."""
     import pandas as pd
 
     filled = [frame for frame in frames if len(frame)]
-    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=list(columns))
+    if filled:
+        return pd.concat(filled, ignore_index=True)
+    return frames[0] if frames and not columns else pd.DataFrame(columns=list(columns))
 
 
 # --- one layer --------------------------------------------------------------------------------

@@ -78,8 +78,9 @@ class LayerStates:
 
     *runs* follow each other without a gap. *settle_interval* are the first and the last step that
     the settle step may well be, None if the layer never settles. *steps* and *movement*, both of shape
-    (moments,), are the course that was judged: the relative movement from the window before each
-    step to the one after, noise taken off.
+    (moments,), are the relative movement from the window before each step to the one after, noise
+    taken off; *judged*, shorter, is its root mean square over the hold from each step on, which the rule
+    holds against its thresholds.
     """
 
     trace: str
@@ -88,6 +89,7 @@ class LayerStates:
     settle_interval: tuple[int, int] | None
     steps: Steps
     movement: NDArray[np.float64]
+    judged: NDArray[np.float64]
 
     @property
     def state(self) -> str:
@@ -133,7 +135,8 @@ def classify(load: LayerLoad, rule: Rule = RULE) -> LayerStates:
     ahead = _ahead(load, squared, rule.hold)
     runs = _runs(load, steps, _hysteresis(ahead, rule.settle_below**2, rule.unsettle_above**2))
     interval = _interval(load, rule, runs, steps, ahead)
-    return LayerStates(load.trace, load.layer, runs, interval, steps, np.sqrt(np.maximum(squared, 0)))
+    movement, judged = (np.sqrt(np.maximum(values, 0)) for values in (squared, ahead))
+    return LayerStates(load.trace, load.layer, runs, interval, steps, movement, judged)
 
 
 def classify_expert(load: LayerLoad, expert: int) -> LayerStates:

@@ -26,6 +26,18 @@ def names(trace):
     return [found.name for found in trace.info.findings]
 
 
+def test_a_file_for_each_layer_has_its_number_in_the_name(small, tmp_path):
+    """A folder of layer_<N>.npy, of which the numbers need not follow each other."""
+    paths = [tmp_path / f"layer_{layer}.npy" for layer in small.layers]
+    for i, path in enumerate(paths):
+        np.save(path, small.counts[:, i])
+
+    found = read_trace(paths, options=ReadOptions(merge="layers"))
+
+    assert (small.layers, True) == (found.layers, np.array_equal(small.counts, found.counts))
+    assert f"layer {small.layers[1]}, by the name of the file" in found.info.assumptions
+
+
 SPLITS = {
     "sum": lambda t: [t.counts // 2, t.counts - t.counts // 2],
     "experts": lambda t: [t.counts[..., :2], t.counts[..., 2:]],

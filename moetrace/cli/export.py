@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from moetrace.cli.shared import Shared, with_shared
+from moetrace.cli.shared import Shared, with_options
 
 
 class Kind(StrEnum):
@@ -22,7 +22,7 @@ class Kind(StrEnum):
     FORECASTING = "forecasting"
 
 
-@with_shared
+@with_options
 def export(
     shared: Shared,
     trace: Annotated[str, typer.Argument(help="Name or path of a trace.")],

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.shared import Shared, Table, with_shared
+from moetrace.cli.shared import Shared, Table, with_options
 
 if TYPE_CHECKING:
     from moetrace.formats import Location
@@ -56,7 +56,7 @@ Pattern = Annotated[
 ]
 
 
-@with_shared
+@with_options
 def ingest(
     shared: Shared,
     sources: Annotated[

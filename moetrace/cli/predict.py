@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.shared import Shared, Table, with_shared
+from moetrace.cli.shared import Shared, Table, with_options
 from moetrace.predictors import PREDICTORS
 
 if TYPE_CHECKING:
@@ -18,62 +19,61 @@ if TYPE_CHECKING:
     from moetrace.trace import LoadTrace
     from moetrace.work import Results, Source
 
-Predictors = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--predictor",
-        help=f"NAME or NAME:setting=value, repeatable; {', '.join(PREDICTORS)} if none.",
-        metavar="SPEC",
-    ),
-]
-Cutoffs = Annotated[str | None, typer.Option(help="Score at these cutoffs, such as 3000,4000.", metavar="STEPS")]
-First = Annotated[int, typer.Option(min=1, help="First cutoff.")]
-Every = Annotated[int, typer.Option(min=1, help="Distance of the cutoffs after it.")]
-TrainOn = Annotated[
-    list[str] | None,
-    typer.Option("--train-on", metavar="TRACE", help="Another run for lstm to learn from; repeatable."),
-]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of predictors and of the bootstrap.")]
-
 SUMMARY_COLUMNS = (
     "predictor", "state", "error_rate", "error_noise", "difference", "difference_low", "difference_high",
     "step_error_rate", "step_noise", "scored", "cutoffs", "too_short", "fallbacks", "coverage_80", "coverage_95",
 )  # fmt: skip
 
 
-Jobs = Annotated[int, typer.Option(min=1, help="Processes to share the layers among.")]
-Dask = Annotated[
-    str | None,
-    typer.Option(help="Spread the layers over the Dask cluster there, such as tcp://host:8786.", metavar="ADDRESS"),
-]
+@dataclass(frozen=True)
+class Protocol:
+    """How to backtest, and who does it: options of `predict` and `report`. Field by field, what the help says."""
+
+    predictor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"NAME or NAME:setting=value, repeatable; {', '.join(PREDICTORS)} if none.",
+            metavar="SPEC",
+        ),
+    ] = None
+    cutoffs: Annotated[str | None, typer.Option(help="Score at these cutoffs, such as 3000,4000.", metavar="STEPS")] = (
+        None
+    )
+    first: Annotated[int, typer.Option(min=1, help="First cutoff.")] = 500
+    every: Annotated[int, typer.Option(min=1, help="Distance of the cutoffs after it.")] = 1000
+    train_on: Annotated[
+        list[str] | None, typer.Option(metavar="TRACE", help="Another run for lstm to learn from; repeatable.")
+    ] = None
+    seed: Annotated[int, typer.Option(min=0, help="Seed of predictors and of the bootstrap.")] = 0
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to share the layers among.")] = 1
+    dask: Annotated[
+        str | None,
+        typer.Option(help="Spread the layers over the Dask cluster there, such as tcp://host:8786.", metavar="ADDRESS"),
+    ] = None
+
+    def predictors(self) -> list[Predictor]:
+        """Those asked for, all of them if none are; a seeded one gets the seed."""
+        from moetrace.predictors import predictor
+
+        return [predictor(spec, self.seed) for spec in (self.predictor or PREDICTORS)]
+
+    def others(self, shared: Shared) -> list[Source]:
+        """The runs to train on."""
+        return [shared.source(name, whole=True) for name in self.train_on or []]
+
+    def looks(self, trace: LoadTrace) -> list[int]:
+        """The cutoffs."""
+        from moetrace.cutoffs import default_cutoffs
+
+        return _numbers(self.cutoffs) if self.cutoffs else default_cutoffs(trace, self.first, self.every)
 
 
-class Protocol(NamedTuple):
-    """How to backtest, as asked for on the command line, and who does it."""
-
-    predictors: list[Predictor]
-    horizons: list[int]
-    cutoffs: str | None
-    first: int
-    every: int
-    train_on: list[Source]
-    jobs: int
-    dask: str | None
-
-
-@with_shared
+@with_options
 def predict(
+    protocol: Protocol,
     shared: Shared,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
     horizon: Annotated[int, typer.Option(min=1, help="Steps to predict.")] = 1000,
-    predictor: Predictors = None,
-    cutoffs: Cutoffs = None,
-    first: First = 500,
-    every: Every = 1000,
-    train_on: TrainOn = None,
-    seed: Seed = 0,
-    jobs: Jobs = 1,
-    dask: Dask = None,
 ) -> None:
     """Backtest the predictors at a horizon, and forecast the steps after the end of the trace.
 
@@ -92,14 +92,14 @@ def predict(
     from moetrace.store import key_of, write_forecast
     from moetrace.workspace import write_bytes
 
-    others = [shared.source(name, whole=True) for name in train_on or []]
-    protocol = Protocol(chosen_predictors(predictor, seed), [horizon], cutoffs, first, every, others, jobs, dask)
-    done = shared.each(shared.place().chosen(traces or []), lambda name: tested(shared, name, protocol, ahead=True))
+    others = protocol.others(shared)
+    names = shared.place().chosen(traces or [])
+    done = shared.each(names, lambda name: tested(shared, name, protocol, [horizon], ahead=True))
     path = shared.place().result_path("predict", f"forecast-{horizon}.parquet")
     key = key_of([(result.trace, result.predictor, result.key) for results in done for result in results.ahead()])
     write_forecast(path, chain.from_iterable(results.forecasts() for results in done), key)
     scores = stacked([results.scores for results in done])
-    summary = summary_frame(scores, seed)
+    summary = summary_frame(scores, protocol.seed)
     means = means_frame(chain.from_iterable(results.forecasts() for results in done), horizon)
     beside = write_bytes(path.with_name(f"means-{horizon}.csv"), csv(means).encode())
     document = {"horizon": horizon, "scores": records(scores), "summary": records(summary), "forecast": str(path)}
@@ -112,27 +112,20 @@ def predict(
     shared.emit(tables, document | {"forecasts": said})
 
 
-def chosen_predictors(specs: Sequence[str] | None, seed: int) -> list[Predictor]:
-    """The predictors named by *specs*, all of them if none are; a seeded one gets *seed*."""
-    from moetrace.predictors import predictor
-
-    return [predictor(spec, seed) for spec in (specs or PREDICTORS)]
-
-
-def tested(shared: Shared, name: str, protocol: Protocol, *, ahead: bool) -> Results:
+def tested(shared: Shared, name: str, protocol: Protocol, horizons: list[int], *, ahead: bool) -> Results:
     """The results of one trace, computed or found; a note says which horizon could not be scored, and why."""
-    from moetrace.cutoffs import covered_horizons, default_cutoffs
+    from moetrace.cutoffs import covered_horizons
     from moetrace.forecasts import able_at_end
     from moetrace.jobs import compute
     from moetrace.work import Work
 
-    source = shared.source(name)
+    source, predictors = shared.source(name), protocol.predictors()
     trace = source.open()
-    able_at_end(trace, protocol.predictors)
-    at = _cutoffs(protocol.cutoffs) or default_cutoffs(trace, protocol.first, protocol.every)
-    _note_unscorable(shared, trace, protocol, at)
-    covered = covered_horizons(trace, protocol.horizons, at)
-    work = Work(source, protocol.predictors, protocol.horizons, covered, ahead, protocol.train_on)
+    able_at_end(trace, predictors)
+    cutoffs = protocol.looks(trace)
+    _note_unscorable(shared, trace, horizons, cutoffs or [protocol.first])
+    covered = covered_horizons(trace, horizons, cutoffs)
+    work = Work(source, predictors, horizons, covered, ahead, protocol.others(shared))
     with shared.progress(f"predictions of {trace.name}") as progress:
         results = compute(work, shared.place().store, progress, jobs=protocol.jobs, dask=protocol.dask)
     if results.found:
@@ -141,19 +134,19 @@ def tested(shared: Shared, name: str, protocol: Protocol, *, ahead: bool) -> Res
     return results
 
 
-def _note_unscorable(shared: Shared, trace: LoadTrace, protocol: Protocol, cutoffs: Sequence[int]) -> None:
+def _note_unscorable(shared: Shared, trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int]) -> None:
     from moetrace.cutoffs import longest_scorable, scorable
 
-    for horizon in protocol.horizons:
+    for horizon in horizons:
         if not scorable(trace, cutoffs, horizon):
-            longest = longest_scorable(trace, cutoffs[0] if cutoffs else protocol.first)
+            longest = longest_scorable(trace, cutoffs[0])
             way_out = f"the longest that can be is {longest}" if longest else "it has too few steps for any"
             shared.note(f"{trace.name}: a horizon of {horizon} cannot be scored at these cutoffs; {way_out}")
 
 
-def _cutoffs(text: str | None) -> list[int]:
+def _numbers(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")] if text else []
+        return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of steps such as 3000,4000") from None
 

@@ -7,21 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.predict import (
-    Cutoffs,
-    Dask,
-    Every,
-    First,
-    Jobs,
-    Predictors,
-    Protocol,
-    Seed,
-    TrainOn,
-    chosen_predictors,
-    score_tables,
-    tested,
-)
-from moetrace.cli.shared import Shared, with_shared
+from moetrace.cli.predict import Protocol, score_tables, tested
+from moetrace.cli.shared import Shared, with_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,22 +16,15 @@ if TYPE_CHECKING:
 HORIZONS = "1000,2000"
 
 
-@with_shared
+@with_options
 def report(
+    protocol: Protocol,
     shared: Shared,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
     horizons: Annotated[str, typer.Option(help="Horizons in steps.", metavar="STEPS")] = HORIZONS,
     folder: Annotated[
         Path | None, typer.Option(help="Where the report goes; `report` in the workspace if not given.")
     ] = None,
-    predictor: Predictors = None,
-    cutoffs: Cutoffs = None,
-    first: First = 500,
-    every: Every = 1000,
-    train_on: TrainOn = None,
-    seed: Seed = 0,
-    jobs: Jobs = 1,
-    dask: Dask = None,
 ) -> None:
     """Write everything about traces into one folder: states, error rates, imbalance, figures.
 
@@ -59,13 +39,11 @@ def report(
     from moetrace.report.tables import records
     from moetrace.workspace import write_bytes
 
-    others = [shared.source(name, whole=True) for name in train_on or []]
-    asked = (_horizons(horizons), cutoffs, first, every, others, jobs, dask)
-    protocol = Protocol(chosen_predictors(predictor, seed), *asked)
+    asked = _horizons(horizons)
     names = shared.place().chosen(traces or [])
-    studies = dict(shared.each(names, lambda name: _study(shared, name, protocol, seed)))
+    studies = dict(shared.each(names, lambda name: _study(shared, name, protocol, asked)))
     into = folder or shared.place().result_path("report")
-    files = [write_bytes(into / name, content) for name, content in files_of(studies, _facts(protocol, seed))]
+    files = [write_bytes(into / name, content) for name, content in files_of(studies, _facts(protocol, asked))]
     shared.note(f"wrote {len(files)} files to {into}")
     summary, scores = (stacked([frames[key] for frames in studies.values()]) for key in ("summary", "scores"))
     document = {"folder": str(into), "files": [str(path) for path in files], "summary": records(summary)}
@@ -82,28 +60,28 @@ def _horizons(text: str) -> list[int]:
     return found
 
 
-def _study(shared: Shared, name: str, protocol: Protocol, seed: int) -> tuple[str, dict[str, pd.DataFrame]]:
+def _study(shared: Shared, name: str, protocol: Protocol, horizons: list[int]) -> tuple[str, dict[str, pd.DataFrame]]:
     from moetrace.frames import course_frames, predictability_frames, score_frames, state_frames
 
-    results = tested(shared, name, protocol, ahead=False)
+    results = tested(shared, name, protocol, horizons, ahead=False)
     trace, test = results.work.trace, results.backtest
     states = state_frames(trace)
     with shared.progress(f"what can be predicted of {trace.name}"):
         known = predictability_frames(trace, states["layers"], test)
-    return trace.name, states | course_frames(trace) | score_frames(test, seed) | known
+    return trace.name, states | course_frames(trace) | score_frames(test, protocol.seed) | known
 
 
-def _facts(protocol: Protocol, seed: int) -> dict[str, str]:
+def _facts(protocol: Protocol, horizons: list[int]) -> dict[str, str]:
     from importlib.metadata import version
 
     from moetrace.predictors import label
 
     packages = ("moetrace", "numpy", "statsmodels", "jax", "pyarrow")
     return {
-        "predictors": ", ".join(label(made) for made in protocol.predictors),
-        "horizons": ", ".join(str(horizon) for horizon in protocol.horizons),
+        "predictors": ", ".join(label(made) for made in protocol.predictors()),
+        "horizons": ", ".join(str(horizon) for horizon in horizons),
         "cutoffs": protocol.cutoffs or f"{protocol.first}, then every {protocol.every} steps",
-        "seed": str(seed),
+        "seed": str(protocol.seed),
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
     }
 

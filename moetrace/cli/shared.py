@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -92,7 +92,7 @@ class Shared:
     ] = Path("moetrace-out")
     layers: Annotated[str | None, typer.Option(help="Only these layers, such as 2,4.", metavar="LAYERS")] = None
     steps: Annotated[str | None, typer.Option(help="Only these steps, such as 1000:9000.", metavar="FIRST:LAST")] = None
-    skipped: list[dict[str, str]] = field(default_factory=list, metadata={"option": False})
+    skipped: list[dict[str, str]] = field(default_factory=list, init=False)
 
     @property
     def wants_json(self) -> bool:
@@ -268,18 +268,19 @@ def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
         yield f"{table.title}: {named}", part
 
 
-def with_shared(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the options of `Shared` added to its own; it gets them as *shared*."""
-    own = inspect.signature(command, eval_str=True)
-    added = inspect.signature(Shared, eval_str=True)
-    options = [p.replace(kind=p.KEYWORD_ONLY) for p in added.parameters.values() if p.name != "skipped"]
-    mine = [p for p in own.parameters.values() if p.name != "shared"]
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The command, with the options of `Shared` and of every other dataclass that it takes instead of those."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    groups = {p.name: p.annotation for p in own if isinstance(p.annotation, type) and is_dataclass(p.annotation)}
+    spread = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
+    options = [*(p for p in own if p.name not in groups), *(p for group in spread.values() for p in group.values())]
+    options = [p.replace(kind=p.KEYWORD_ONLY) for p in options]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        command(shared=Shared(**{p.name: values.pop(p.name) for p in options}), **values)
+        made = {name: groups[name](**{key: values.pop(key) for key in spread[name]}) for name in groups}
+        command(**made, **values)
 
-    keyword_only = [p.replace(kind=p.KEYWORD_ONLY) for p in mine]
-    run.__signature__ = own.replace(parameters=[*keyword_only, *options])  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in [*keyword_only, *options]}
+    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in options}
     return run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.shared import Shared, Table, with_shared
+from moetrace.cli.shared import Shared, Table, with_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +32,7 @@ TABLES: dict[str, Callable[[pd.DataFrame], Table]] = {
 }
 
 
-@with_shared
+@with_options
 def states(
     shared: Shared,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.shared import Shared, Table, with_shared
+from moetrace.cli.shared import Shared, Table, with_options
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
-@with_shared
+@with_options
 def list_(shared: Shared) -> None:
     """List the traces of the workspace.
 
@@ -30,7 +30,7 @@ def list_(shared: Shared) -> None:
     shared.emit({"traces": table}, {"traces": records(frame)})
 
 
-@with_shared
+@with_options
 def remove(shared: Shared, names: Annotated[list[str], typer.Argument(help="Names of traces.")]) -> None:
     """Remove traces from the workspace; the files they were read from stay.
 
@@ -43,7 +43,7 @@ def remove(shared: Shared, names: Annotated[list[str], typer.Argument(help="Name
     shared.emit({}, {"removed": removed})
 
 
-@with_shared
+@with_options
 def check(
     shared: Shared,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.base import Cells, Reading, ReadOptions, dense_cells
+from moetrace.formats.base import LAYER_IN_NAME, Cells, Reading, ReadOptions, dense_cells
 from moetrace.formats.canonical import one_line
 from moetrace.formats.columns import Values
 from moetrace.formats.stored import Stored, stored_arrays
@@ -29,7 +29,10 @@ class NumpyFormat:
     """An array of counts (steps, layers, experts), or (steps, experts) for one layer."""
 
     name = "numpy"
-    needs = ".npy (steps, layers, experts); or .npz with counts and, where they are not 1, 2, ..., steps and layers"
+    needs = (
+        ".npy (steps, layers, experts), or (steps, experts) in layer_<N>.npy; "
+        "or .npz with counts and, where they are not 1, 2, ..., steps and layers"
+    )
 
     def claims(self, path: Path) -> bool:
         """A file named .npy or .npz."""
@@ -66,6 +69,9 @@ def _reading(arrays: Mapping[str, Stored], path: Path, options: ReadOptions) -> 
     log = _log(arrays, path)
     steps, told = _numbers(arrays, "steps", 1, log.shape[0], where)
     layers, also = _numbers(arrays, "layers", 0, log.shape[1], where)
+    named = LAYER_IN_NAME.fullmatch(path.stem)
+    if named and "layers" not in arrays and len(layers) == 1:
+        layers, also = np.array([int(named[1])]), (f"layer {named[1]}, by the name of the file",)
     watch = Watch()
     values = Values(options, watch)
     return Reading(
@@ -89,7 +95,7 @@ def _log(arrays: Mapping[str, Stored], path: Path) -> _Log:
     counts = arrays[key]
     if len(counts.shape) == 2:
         counts = replace(counts, shape=(counts.shape[0], 1, counts.shape[1]))
-        said.append("two dimensions are steps and experts: one layer, number 0")
+        said.append("two dimensions are steps and experts: one layer")
     if len(counts.shape) != 3 or min(counts.shape) < 1:
         raise TraceError(where, f"counts have the shape {counts.shape}", "give an array (steps, layers, experts)")
     steps, layers, experts = counts.shape

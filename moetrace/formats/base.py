@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from numpy.typing import NDArray
 
 from moetrace.formats.watch import Watch
 from moetrace.trace import Counts, Finding, Steps
+
+# A file for each layer, its number in the name.
+LAYER_IN_NAME = re.compile(r"(?:.*[_.-])?layer[_=.-]?(\d{1,15})", re.IGNORECASE)
 
 Merge = Literal["sum", "experts", "layers", "steps"]
 

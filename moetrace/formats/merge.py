@@ -12,7 +12,7 @@ import numpy as np
 
 from moetrace.errors import TraceError
 from moetrace.formats.assemble import Assembly, Grid, assemble
-from moetrace.formats.base import Block, Cells, Merge, Merged, Reading, Source, readings_of
+from moetrace.formats.base import LAYER_IN_NAME, Block, Cells, Merge, Merged, Reading, Source, readings_of
 from moetrace.formats.watch import Watch
 
 # Beyond 2**53 a float no longer tells neighbouring numbers apart, and some writer will have used one.
@@ -93,8 +93,10 @@ def by_rank(paths: Sequence[AnyNamed]) -> list[AnyNamed]:
 
 
 def rank_of(path: Named) -> int | None:
-    """The rank in a file's name: the number after ``rank``, or else the last one."""
-    found = re.search(r"rank[_-]?(\d+)", path.stem) or re.search(r"(\d+)(?!.*\d)", path.stem)
+    """The rank in a file's name: the number after ``rank``, or else the last one, unless that is a layer."""
+    found = re.search(r"rank[_-]?(\d+)", path.stem)
+    if found is None and not LAYER_IN_NAME.fullmatch(path.stem):
+        found = re.search(r"(\d+)(?!.*\d)", path.stem)
     return int(found[1]) if found else None
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.base import Reading, ReadOptions
+from moetrace.formats.base import LAYER_IN_NAME, Reading, ReadOptions
 from moetrace.formats.canonical import one_line
 from moetrace.formats.choices import Choices, reading_of
 from moetrace.formats.columns import COUNT_NAMES, LAYER_NAMES, STEP_NAMES, numbers
@@ -28,7 +28,6 @@ BATCH_NAMES = (*STEP_NAMES, "batchid", "batch", "forwardpassid")
 BATCH_ROWS = 1 << 17
 MOST_CHOICES = 1 << 20
 IN_STEP_FOLDER = re.compile(r"(?:iter|step|iteration)[_=-]?(\d{1,15})", re.IGNORECASE)
-IN_LAYER_NAME = re.compile(r"layer[_=-]?(\d{1,15})", re.IGNORECASE)
 
 
 class RoutingFormat:
@@ -231,7 +230,7 @@ def _by_step(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _by_layer(folder: Path) -> list[tuple[int, Path]]:
-    found = [(IN_LAYER_NAME.fullmatch(child.stem), child) for child in folder.glob("*.parquet")]
+    found = [(LAYER_IN_NAME.fullmatch(child.stem), child) for child in folder.glob("*.parquet")]
     return sorted((int(match[1]), child) for match, child in found if match)
 
 

@@ -3,10 +3,11 @@
 One row is one observation; columns carry the words of the project and full precision.
 """
 
+from moetrace.backtest import stacked
 from moetrace.frames.predictability import predictability_frames
 from moetrace.frames.scores import means_frame, score_frames, summary_frame
 from moetrace.frames.states import course_frames, state_frames
-from moetrace.frames.traces import findings_frame, stacked, traces_frame
+from moetrace.frames.traces import findings_frame, traces_frame
 
 __all__ = [
     "course_frames",

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetrace.backtest import Backtest
+from moetrace.backtest import Backtest, stacked
 from moetrace.forecasts import Coming
-from moetrace.frames.traces import stacked
 from moetrace.intervals import bounds
 from moetrace.states import STABLE, TRANSIENT
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetrace.frames.traces import stacked
+from moetrace.backtest import stacked
 from moetrace.metrics import IMBALANCE
 from moetrace.noise import BLOCK, block_means, step_noise, step_scatter
 from moetrace.sliding import fluctuation
@@ -93,16 +93,17 @@ def state_frames(
     sensitivity: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The frames ``layers``, ``windows``, ``depth`` of a trace, ``experts`` and ``sensitivity`` when asked for.
+    """The frames ``layers``, ``windows``, ``depth`` and ``movement``; ``experts`` and ``sensitivity`` when asked for.
 
     One layer at a time.
     """
-    names = ["layers", "windows", *["experts"] * experts, *["sensitivity"] * sensitivity]
+    names = ["layers", "windows", "movement", *["experts"] * experts, *["sensitivity"] * sensitivity]
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
     for done, load in enumerate(trace.by_layer(), 1):
         found = classify(load)
         parts["layers"].append(layers_frame(load, found))
         parts["windows"].append(windows_frame([found]))
+        parts["movement"].append(movement_frame(found))
         if experts:
             parts["experts"].append(experts_frame(load))
         if sensitivity:
@@ -114,13 +115,8 @@ def state_frames(
 
 
 def course_frames(trace: LoadTrace) -> dict[str, pd.DataFrame]:
-    """The frames ``load``, ``fluctuation``, ``movement`` and ``imbalance`` of a trace; one layer at a time."""
-    made = {
-        "load": load_frame,
-        "fluctuation": fluctuation_frame,
-        "movement": movement_frame,
-        "imbalance": imbalance_frame,
-    }
+    """The frames ``load``, ``fluctuation`` and ``imbalance`` of a trace; one layer at a time."""
+    made = {"load": load_frame, "fluctuation": fluctuation_frame, "imbalance": imbalance_frame}
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in made}
     for load in trace.by_layer():
         for name, make in made.items():
@@ -255,21 +251,17 @@ def fluctuation_frame(load: LayerLoad) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 
-def movement_frame(load: LayerLoad) -> pd.DataFrame:
+def movement_frame(states: LayerStates) -> pd.DataFrame:
     """The course the state rule judges: movement, averaged over the hold, and the rule's two thresholds."""
     import pandas as pd
 
-    found = classify(load)
-    n = max(1, RULE.hold // (load.rows(BLOCK) * load.stride))
-    squared = np.square(found.movement)
-    smooth = np.sqrt(np.convolve(squared, np.full(n, 1 / n), "valid")) if len(squared) >= n else np.empty(0)
-    every = -(-len(smooth) // CURVE_POINTS) or 1
+    every = -(-len(states.judged) // CURVE_POINTS) or 1
     return pd.DataFrame(
         {
-            "trace": load.trace,
-            "layer": load.layer,
-            "step": found.steps[: len(smooth)][::every],
-            "movement": smooth[::every],
+            "trace": states.trace,
+            "layer": states.layer,
+            "step": states.steps[: len(states.judged)][::every],
+            "movement": states.judged[::every],
             "settle_below": RULE.settle_below,
             "unsettle_above": RULE.unsettle_above,
         }

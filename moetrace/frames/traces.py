@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from moetrace.trace import Finding, LoadTrace
@@ -41,11 +41,3 @@ def findings_frame(trace: str, findings: Iterable[Finding]) -> pd.DataFrame:
 
     rows = [{"trace": trace, **vars(finding)} for finding in findings]
     return pd.DataFrame(rows, columns=["trace", *Finding.__dataclass_fields__])
-
-
-def stacked(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """The rows of frames with the same columns, one after the other; empty for none."""
-    import pandas as pd
-
-    filled = [part for part in parts if len(part)]
-    return pd.concat(filled or list(parts)[:1], ignore_index=True) if parts else pd.DataFrame()

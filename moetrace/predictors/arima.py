@@ -33,6 +33,8 @@ class Arima(Predictor):
     """
 
     name = "arima"
+    # Shared parameters move so slowly that fitting them more often made no forecast better on that trace.
+    refit_growth = 1.15
     order: tuple[int, int, int] = (0, 1, 1)
     block: int = 50
     history: int = 2500
