@@ -7,11 +7,12 @@ import pytest
 from statsmodels.tsa.arima.model import ARIMA
 
 from moetrace import LoadTrace, SettingError, predictor
+from moetrace.noise import block_means
 from moetrace.predictors import PREDICTORS, label
 from moetrace.predictors.arima import FittedArima
 from moetrace.predictors.auto import weights
 from moetrace.predictors.level import gain_of, levels
-from moetrace.predictors.lstm import FittedLstm
+from moetrace.predictors.lstm import FittedLstm, TrainingCourse, drawn_windows, window_at
 from moetrace.predictors.sw_avg import slide
 from moetrace.synthetic import Course, settling, synthetic_trace
 
@@ -218,6 +219,33 @@ def test_weights_are_saved_and_loaded_without_pickle(history, tmp_path):
     for name in ("other.npz", "hostile.npz", "missing.npz"):
         with pytest.raises(SettingError, match=name):
             FittedLstm.load(tmp_path / name)
+
+
+def test_training_windows_are_those_that_were_drawn(history):
+    """Numbers drawn through several layers give the windows that making all of them one by one would."""
+    settings = predictor("lstm")
+    courses = [TrainingCourse.of(history.until(cutoff), settings) for cutoff in (900, 1200)]
+    drawn = np.random.default_rng(1).integers(0, sum(course.windows for course in courses), 50)
+    every = []  # one window after the other, for a naive twin
+    for course in courses:
+        for end in course.moments:
+            window = window_at(settings, course.means[:end], levels(course.means, course.gain)[:end])
+            after = course.means[end : end + settings.segment].mean(axis=0)
+            every += list(zip(window.inputs, (after - window.base) / window.unit))
+
+    found = drawn_windows(courses, drawn, settings)
+
+    for i, number in enumerate(drawn):
+        assert np.allclose(every[number][0], found.inputs[i], rtol=1e-4, atol=1e-5)
+        assert every[number][1] == pytest.approx(found.targets[i, 0], rel=1e-3, abs=1e-4)
+
+
+def test_nothing_to_learn_from_leaves_the_level(history):
+    """Runs too short for a single window give an untrained network, which forecasts the level."""
+    found = predictor("lstm").fit([history.until(100)]).forecast(history, 10)
+    means = block_means(history, 50)
+
+    assert np.allclose(levels(means, gain_of(history))[-1], found.shares[0], atol=1e-6)
 
 
 def test_auto_weighs_what_was_right_before():

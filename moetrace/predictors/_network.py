@@ -40,17 +40,15 @@ class Network(eqx.Module):
         return self.head(last)
 
 
-def train(examples: Examples, hidden: int, segments: int, updates: int, seed: int) -> Network:
-    """A network trained for *updates* batches; the same *seed* gives the same network."""
+def train(batches: Examples, hidden: int, segments: int, seed: int) -> Network:
+    """A network trained by an update for each of *batches* (updates, BATCH, ...); the same *seed*, the same one."""
     key = jax.random.key(seed)
     network = Network(hidden, segments, key)
-    schedule = optax.cosine_decay_schedule(LEARNING_RATE, updates)
+    schedule = optax.cosine_decay_schedule(LEARNING_RATE, max(1, len(batches.inputs)))
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=WEIGHT_DECAY))
     state = optimiser.init(eqx.filter(network, eqx.is_array))
-    rng = np.random.default_rng(seed)
-    for _ in range(updates):
-        chosen = rng.integers(0, len(examples.inputs), BATCH)
-        network, state = _update(network, state, tuple(part[chosen] for part in examples), optimiser)
+    for batch in zip(*batches):
+        network, state = _update(network, state, batch, optimiser)
     return network
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -61,11 +61,18 @@ class Lstm(Predictor):
         return self.block * (LEAST_BLOCKS + self.segment)
 
     def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
-        """Train on every window of every expert of *histories*."""
-        from moetrace.predictors._network import train
+        """Train on windows drawn from all moments of all experts of *histories*; untrained where there is none."""
+        from moetrace.predictors._network import BATCH, train
 
-        examples = _concatenated([_examples(self, history) for history in histories])
-        return FittedLstm(self, train(examples, self.hidden, self.segments, self.updates, self.seed))
+        # Means are a fiftieth of the load; of the windows, which are many times that, only those drawn are made.
+        courses = [TrainingCourse.of(history, self) for history in histories]
+        windows = sum(course.windows for course in courses)
+        updates = self.updates if windows else 0
+        drawn = np.random.default_rng(self.seed).integers(0, max(1, windows), updates * BATCH)
+        batches = Examples(
+            *(part.reshape(updates, BATCH, *part.shape[1:]) for part in drawn_windows(courses, drawn, self))
+        )
+        return FittedLstm(self, train(batches, self.hidden, self.segments, self.seed))
 
     def load(self, path: Path) -> Fitted:
         """The weights that `FittedLstm.save` wrote; raises `SettingError` for any other file."""
@@ -75,7 +82,7 @@ class Lstm(Predictor):
 class Examples(NamedTuple):
     """Training windows; *known* is 1 where the segment had passed by the end of the history.
 
-    *inputs* (windows, lookback), *targets* and *known* (windows, segments), *weight* (windows,).
+    *inputs* (..., lookback), *targets* and *known* (..., segments), *weight* (...).
     """
 
     inputs: NDArray[np.float32]
@@ -104,28 +111,61 @@ def window_at(settings: Lstm, means: Shares, levels: Shares) -> Window:
     return Window(inputs.T, base, unit)
 
 
-def _examples(settings: Lstm, history: LayerLoad) -> Examples:
-    means = block_means(history, history.rows(settings.block))
-    return _concatenated(list(_windows(settings, means, levels(means, gain_of(history)))))
+@dataclass(frozen=True, eq=False)
+class TrainingCourse:
+    """The block means of a layer, (blocks, experts), and the gain of its level.
+
+    *moments* are the ends of windows that have a whole segment after them.
+    """
+
+    means: Shares
+    gain: float
+    moments: range
+
+    @classmethod
+    def of(cls, history: LayerLoad, settings: Lstm) -> TrainingCourse:
+        means = block_means(history, history.rows(settings.block))
+        return cls(means, gain_of(history), range(LEAST_BLOCKS, len(means) - settings.segment + 1))
+
+    @property
+    def windows(self) -> int:
+        """Windows of all experts, numbered moment by moment."""
+        return len(self.moments) * int(self.means.shape[1])
 
 
-def _windows(settings: Lstm, means: Shares, levels: Shares) -> Iterator[Examples]:
-    for end in range(LEAST_BLOCKS, len(means) - settings.segment + 1):
-        window = window_at(settings, means[:end], levels[:end])
-        targets = np.zeros((means.shape[1], settings.segments))
-        known = np.zeros_like(targets)
-        for i in range(settings.segments):
-            a = end + i * settings.segment
-            b = a + settings.segment
-            if b <= len(means):
-                targets[:, i] = (means[a:b].mean(axis=0) - window.base) / window.unit
-                known[:, i] = 1
-        weight = np.sqrt(window.base * means.shape[1])
-        yield Examples(*(part.astype(np.float32) for part in (window.inputs, targets, known, weight)))
+def drawn_windows(courses: Sequence[TrainingCourse], drawn: NDArray[np.int64], settings: Lstm) -> Examples:
+    """The windows of the numbers *drawn*, counted through all *courses*."""
+    n, segments = len(drawn), settings.segments
+    examples = Examples(
+        *(np.zeros(shape, np.float32) for shape in ((n, settings.lookback), (n, segments), (n, segments), n))
+    )
+    start = 0
+    for course in courses:
+        own = np.flatnonzero((start <= drawn) & (drawn < start + course.windows))
+        moment, expert = np.divmod(drawn[own] - start, course.means.shape[1])
+        followed = levels(course.means, course.gain)
+        for i in np.unique(moment):
+            there = moment == i
+            made = _examples_at(settings, course.means, followed, course.moments[i])
+            for part, whole in zip(examples, made):
+                part[own[there]] = whole[expert[there]]
+        start += course.windows
+    return examples
 
 
-def _concatenated(pieces: list[Examples]) -> Examples:
-    return Examples(*(np.concatenate(parts) for parts in zip(*pieces)))
+def _examples_at(settings: Lstm, means: Shares, levels: Shares, end: int) -> Examples:
+    """The windows of all experts that end at the block *end*."""
+    window = window_at(settings, means[:end], levels[:end])
+    targets = np.zeros((means.shape[1], settings.segments))
+    known = np.zeros_like(targets)
+    for i in range(settings.segments):
+        a = end + i * settings.segment
+        b = a + settings.segment
+        if b <= len(means):
+            targets[:, i] = (means[a:b].mean(axis=0) - window.base) / window.unit
+            known[:, i] = 1
+    weight = np.sqrt(window.base * means.shape[1])
+    return Examples(*(part.astype(np.float32) for part in (window.inputs, targets, known, weight)))
 
 
 @dataclass(frozen=True, eq=False)
