@@ -1,7 +1,8 @@
 """Backtests and forecasts whose results are kept: resumed where they stopped, on one core, many, or a cluster.
 
-The unit of work is a layer. Whoever does it opens the trace by its path, reads that layer alone, and
-puts each result into the store as it is made. What is there already is not made again.
+The unit of work is a layer, or a fit that serves all layers. Whoever does it opens the trace by its
+path, reads one layer at a time, and puts each result into the store as it is made. What is there
+already is not made again.
 """
 
 from __future__ import annotations
@@ -64,6 +65,16 @@ Needs = Mapping[tuple[str, int], Need]
 
 
 @dataclass(frozen=True, eq=False)
+class Training:
+    """A fit for all layers that the store lacks, on the trace itself or on the runs to *train_on*."""
+
+    source: Source
+    train_on: Sequence[Source]
+    store: Store
+    need: Need
+
+
+@dataclass(frozen=True, eq=False)
 class Task:
     """The missing results of one layer, and the fits for all layers that they need."""
 
@@ -73,6 +84,10 @@ class Task:
     covered: Covered
     missing: tuple[Missing, ...]
     needs: Needs
+
+
+Piece = Training | Task
+"""A unit of work."""
 
 
 def compute(
@@ -107,10 +122,7 @@ def _all_steps(
     dask: str | None,
 ) -> Iterator[None]:
     """Yields after each fit for all layers and each layer that is done."""
-    for need in untrained:
-        with one_thread():
-            store.put_fit(need.fit, timed_fit(need.made, _learned_from(work, need.at)))
-        yield
+    yield from _spread([Training(work.source, work.train_on, store, need) for need in untrained], jobs, dask)
     tasks = [Task(work.source, store, layer, work.covered, missing, needs) for layer, missing in layers.items()]
     yield from _spread(tasks, jobs, dask)
 
@@ -151,25 +163,35 @@ def _needs_of(work: Work, made: Predictor, cutoffs: Sequence[int]) -> dict[tuple
     return {(label(made), c): Need(work.fit(made, at), made, at, (c == at) / layers) for c, at in when.items()}
 
 
-def _learned_from(work: Work, at: int | None) -> Sequence[LayerLoad]:
-    return Histories([work.trace], at) if at is not None else Histories([other.open() for other in work.train_on])
+# --- one piece of work ------------------------------------------------------------------------
 
 
-# --- one layer --------------------------------------------------------------------------------
-
-
-def do(task: Task) -> None:
-    """Make the missing results of one layer, and keep each as it is made."""
+def do(piece: Piece) -> None:
+    """Make what a piece of work is for, and keep it."""
     with one_thread():
-        load = task.source.open().layer(task.layer)
-        pooled = _pooled(task)
-        horizons = {horizon for missing in task.missing for horizon in missing.horizons}
-        facts = Facts.of(load, _covered(task.covered, horizons)) if horizons else None
-        for missing in task.missing:
-            if facts is not None and missing.scores:
-                _score(replace(facts, covered=_covered(task.covered, missing.horizons)), missing, pooled, task.store)
-            for result in missing.ahead:
-                _forecast(load, missing.made, result, pooled, task)
+        if isinstance(piece, Training):
+            _train(piece)
+        else:
+            _do_layer(piece)
+
+
+def _train(training: Training) -> None:
+    need = training.need
+    runs = [training.source] if need.at is not None else training.train_on
+    training.store.put_fit(need.fit, timed_fit(need.made, Histories([run.open() for run in runs], need.at)))
+
+
+def _do_layer(task: Task) -> None:
+    """Make the missing results of one layer, and keep each as it is made."""
+    load = task.source.open().layer(task.layer)
+    pooled = _pooled(task)
+    horizons = {horizon for missing in task.missing for horizon in missing.horizons}
+    facts = Facts.of(load, _covered(task.covered, horizons)) if horizons else None
+    for missing in task.missing:
+        if facts is not None and missing.scores:
+            _score(replace(facts, covered=_covered(task.covered, missing.horizons)), missing, pooled, task.store)
+        for result in missing.ahead:
+            _forecast(load, missing.made, result, pooled, task)
 
 
 def _pooled(task: Task) -> Pooled:
@@ -203,7 +225,7 @@ def _forecast(load: LayerLoad, made: Predictor, result: Result, pooled: Pooled, 
 # --- who does it ------------------------------------------------------------------------------
 
 
-def _spread(tasks: Sequence[Task], jobs: int, dask: str | None) -> Iterator[None]:
+def _spread(tasks: Sequence[Piece], jobs: int, dask: str | None) -> Iterator[None]:
     """Do all *tasks*; yields whenever one is done."""
     if dask is not None and tasks:
         yield from _on_cluster(tasks, dask)
@@ -213,7 +235,7 @@ def _spread(tasks: Sequence[Task], jobs: int, dask: str | None) -> Iterator[None
         yield from _on_cores(tasks, jobs)
 
 
-def _on_cores(tasks: Sequence[Task], jobs: int) -> Iterator[None]:
+def _on_cores(tasks: Sequence[Piece], jobs: int) -> Iterator[None]:
     from joblib import Parallel, delayed, parallel_config
 
     with parallel_config("loky", n_jobs=min(jobs, len(tasks)), inner_max_num_threads=1, initializer=_follow_parent):
@@ -234,7 +256,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _on_cluster(tasks: Sequence[Task], address: str) -> Iterator[None]:
+def _on_cluster(tasks: Sequence[Piece], address: str) -> Iterator[None]:
     from joblib import Parallel, delayed, parallel_config
 
     try:

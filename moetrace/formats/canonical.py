@@ -261,22 +261,29 @@ def _open(path: Path) -> LoadTrace:
 
 
 def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, experts: int, digest: str) -> Counts:
+    """The counts of a layer, row group by row group, so that nothing but they is held whole."""
     import pyarrow.parquet as pq
 
+    counts = np.empty((len(steps), experts), np.int64)
+    found, row = hashlib.sha256(), 0
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        table = file.read_row_groups(groups)
-    lists = table.column("counts").combine_chunks()
-    flat = lists.flatten().to_numpy()
-    offsets = lists.offsets.to_numpy()
-    sound = (
-        np.array_equal(table.column("step").to_numpy(), steps)
-        and (table.column("layer").to_numpy() == number).all()
-        and (np.diff(offsets) == experts).all()
-        and hashlib.sha256(np.ascontiguousarray(flat, flat.dtype.newbyteorder("<")).tobytes()).hexdigest() == digest
-    )
-    if not sound:
+        for group in groups:
+            table = file.read_row_group(group)
+            rows = slice(row, row + table.num_rows)
+            lists = table.column("counts").combine_chunks()
+            flat = lists.flatten().to_numpy()
+            sound = (
+                np.array_equal(table.column("step").to_numpy(), steps[rows])
+                and (table.column("layer").to_numpy() == number).all()
+                and (np.diff(lists.offsets.to_numpy()) == experts).all()
+            )
+            if not sound:
+                raise _damaged(path, f"layer {number} is not as it was written")
+            found.update(np.ascontiguousarray(flat, flat.dtype.newbyteorder("<")).tobytes())
+            counts[rows] = flat.reshape(-1, experts)
+            row = rows.stop
+    if row != len(steps) or found.hexdigest() != digest:
         raise _damaged(path, f"layer {number} is not as it was written")
-    counts: Counts = flat.reshape(len(steps), experts).astype(np.int64)
     return counts
 
 
