@@ -1,10 +1,13 @@
-"""Writes `docs/commands.md` from the help texts, and the real output into the README's console blocks.
+"""Writes `docs/commands.md` from the help texts, `docs/bad_files.md` from the bad files that the tests make, and
+the real output into the README's console blocks.
 
 Run it as `make docs`; `tests/test_docs.py` fails where the files are not what it would write.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -12,10 +15,23 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
+
+from moetrace.cli import main
+from moetrace.formats import room
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 COMMANDS = ROOT / "docs" / "commands.md"
+BAD_FILES = ROOT / "docs" / "bad_files.md"
+DAMAGE = """# Bad files
+
+Whatever is wrong with a source, `moetrace ingest` ends with exit code 1 and one line, and leaves everything as it was.
+`make docs` makes this page from the files that the tests make; words of a library may differ from version to version.
+
+## Files of every kind
+
+"""
 # A console block with one command; what stands below it is what the command prints.
 BLOCK = re.compile(r"```console\n\$ (?P<command>[^\n]+)\n(?P<output>.*?)```", re.DOTALL)
 
@@ -63,6 +79,36 @@ def commands() -> str:
     return "\n".join(lines)
 
 
+def damage() -> str:
+    """The page of bad files with the one line that an ingest of each ends in; the tests make them."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from bad_files import BOMBS, DEFECTS, FILES, LITTLE_MEMORY
+
+    tables = [
+        table_of({fault: (file, content) for fault, (file, content, _) in FILES.items()}, 8 << 30),
+        "## Parquet files with defects that writers have had",
+        table_of({defect: ("x.parquet", make()) for defect, make in DEFECTS.items()}, 8 << 30),
+        "## Small files that ask for a lot of memory, where there are 0.1 GiB",
+        table_of({bomb: (file, make()) for bomb, (file, make, _) in BOMBS.items()}, LITTLE_MEMORY),
+    ]
+    return DAMAGE + "\n\n".join(tables) + "\n"
+
+
+def table_of(faults: dict[str, tuple[str, bytes]], memory: int) -> str:
+    """What is said of each bad file, name and content, where there are so many bytes of *memory*."""
+    rows = ["| what is wrong | the line |", "|---|---|"]
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name), patch.object(room, "available", lambda: memory):
+        for fault, (file, content) in faults.items():
+            Path(file).write_bytes(content)
+            said = io.StringIO()
+            with contextlib.redirect_stderr(said):
+                assert main(["ingest", file]) == 1, fault
+            (line,) = said.getvalue().splitlines()
+            rows.append(f"| {fault} | `{line.removeprefix('moetrace: ').replace('|', '/').replace('`', chr(39))}` |")
+            Path(file).unlink()
+    return "\n".join(rows)
+
+
 def figure() -> bytes:
     """The figure at the top of the README."""
     with tempfile.TemporaryDirectory() as folder:
@@ -73,5 +119,6 @@ def figure() -> bytes:
 
 if __name__ == "__main__":
     COMMANDS.write_text(commands())
+    BAD_FILES.write_text(damage())
     README.write_text(readme())
     (ROOT / "docs" / "error_course.png").write_bytes(figure())

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from bad_files import BOMBS, DEFECTS, FILES
 from conftest import ROOT
 
 from moetrace.predictors import PREDICTORS
@@ -43,6 +44,15 @@ def test_console_blocks_show_what_is_printed(block, folder):
 def test_commands_are_those_of_the_program():
     """`make docs` has been run since the last change of a help text."""
     assert generate.commands() == generate.COMMANDS.read_text()
+
+
+def test_every_bad_file_is_in_its_page():
+    """In the order in which the tests have them, each with a line that names the file."""
+    rows = re.findall(r"^\| ([^|]+) \| `(.*)` \|$", generate.BAD_FILES.read_text(), re.MULTILINE)
+
+    assert [*FILES, *DEFECTS, *BOMBS] == [fault for fault, _ in rows]
+    named = {**{fault: made[0] for fault, made in (FILES | BOMBS).items()}, **dict.fromkeys(DEFECTS, "x.parquet")}
+    assert [] == [fault for fault, line in rows if not line.startswith(named[fault])]
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
