@@ -1,10 +1,11 @@
-"""Every bit of a small canonical file flipped, and a thousand in the data of a larger one.
+"""Every bit of a small canonical file flipped, a thousand in the data of a larger one, and a dump's whole footer.
 
     python tests/fuzz/flips.py
 
 What comes of each flip: the trace as it was, a refusal in one line, other numbers (WRONG), anything else that
 Python raised (the name of its type), or an abort of the process inside the Parquet library. Prints how many of
-each, and fails for all but the first two; aborts are listed by their place.
+each, and fails for all but the first two; aborts are listed by their place. A dump of another program has no
+digests, so a flip in its footer may also give other numbers: no reader could tell.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from moetrace import LoadTrace, open_trace, save_trace
+from moetrace import LoadTrace, read_trace, save_trace
 
 Place = tuple[int, int]
 
@@ -26,11 +29,12 @@ Place = tuple[int, int]
 CHILD = """
 import sys
 import numpy as np
-from moetrace import TraceError, open_trace
+from moetrace import TraceError, open_trace, read_trace
 
 path, expected = sys.argv[1], np.load(sys.argv[2])
 data = bytearray(open(path, "rb").read())
-first = open_trace(path)
+opened, changed = (open_trace, "WRONG") if sys.argv[3] == "ours" else (read_trace, "other numbers")
+first = opened(path)
 for place in sys.stdin:
     byte, bit = map(int, place.split())
     data[byte] ^= 1 << bit
@@ -38,10 +42,10 @@ for place in sys.stdin:
         file.seek(byte)
         file.write(data[byte:byte + 1])
     try:
-        trace = open_trace(path)
+        trace = opened(path)
         same = np.array_equal(trace.counts, expected) and trace.info == first.info
         same = same and np.array_equal(trace.steps, first.steps) and trace.layers == first.layers
-        print("same" if same else "WRONG", flush=True)
+        print("same" if same else changed, flush=True)
     except TraceError as error:
         print("refused" if "\\n" not in str(error) else "lines", flush=True)
     except Exception as error:
@@ -53,20 +57,20 @@ for place in sys.stdin:
 """
 
 
-def outcomes(path: Path, places: Sequence[Place], folder: Path) -> list[str]:
+def outcomes(path: Path, places: Sequence[Place], folder: Path, whose: str = "ours") -> list[str]:
     """What became of the trace in *path* after each single flipped bit, as the page above has it."""
-    np.save(folder / "expected.npy", open_trace(path).counts)
+    np.save(folder / "expected.npy", read_trace(path).counts)
     found: list[str] = []
     while len(found) < len(places):
         copy = folder / "flipped.parquet"
         copy.write_bytes(path.read_bytes())
         child = subprocess.run(
-            [sys.executable, "-c", CHILD, copy, folder / "expected.npy"],
+            [sys.executable, "-c", CHILD, copy, folder / "expected.npy", whose],
             input="".join(f"{byte} {bit}\n" for byte, bit in places[len(found) :]),
             capture_output=True,
             text=True,
         )
-        found += child.stdout.split()
+        found += child.stdout.splitlines()
         if child.returncode:
             assert child.returncode < 0, child.stderr
             found.append("aborted")
@@ -85,20 +89,34 @@ def large_trace() -> LoadTrace:
     return LoadTrace.from_counts(counts, name="large")
 
 
+def dump(trace: LoadTrace, path: Path) -> range:
+    """The trace as another program writes it, a list for each step and layer; where its footer lies."""
+    loads = list(trace.by_layer())
+    rows = [(int(step), load.layer, load.counts[i].tolist()) for i, step in enumerate(trace.steps) for load in loads]
+    pq.write_table(pa.table(dict(zip(("step", "layer", "counts"), map(list, zip(*rows))))), path)
+    data = path.read_bytes()
+    return range(len(data) - 8 - int.from_bytes(data[-8:-4], "little"), len(data))
+
+
 def main() -> int:
     """Flip, count, print."""
     bad = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        small, large = folder / "small.parquet", folder / "large.parquet"
+        small, large, foreign = (folder / f"{name}.parquet" for name in ("small", "large", "foreign"))
         save_trace(small_trace(), small)
         save_trace(large_trace(), large)
         rng = np.random.default_rng(3)
         data = range(4, large.stat().st_size * 9 // 10)
         every = [(byte, bit) for byte in range(small.stat().st_size) for bit in range(8)]
         some = [(int(rng.choice(data)), int(rng.integers(8))) for _ in range(1000)]
-        for title, path, places in (("every bit of a small file", small, every), ("data of a larger one", large, some)):
-            found = outcomes(path, places, folder)
+        footer = [(byte, bit) for byte in dump(small_trace(), foreign) for bit in range(8)]
+        for title, path, places, whose in (
+            ("every bit of a small file", small, every, "ours"),
+            ("data of a larger one", large, some, "ours"),
+            ("footer of a dump with lists", foreign, footer, "foreign"),
+        ):
+            found = outcomes(path, places, folder, whose)
             counts = Counter(found)
             print(f"{title}, {len(found):,} flips: {', '.join(f'{n:,} {what}' for what, n in counts.most_common())}")
             print(
@@ -106,7 +124,8 @@ def main() -> int:
                 sep="\n",
                 end="",
             )
-            bad += sum(n for what, n in counts.items() if what not in {"same", "refused", "aborted"})
+            fine = {"same", "refused", "aborted", *(["other numbers"] if whose == "foreign" else [])}
+            bad += sum(n for what, n in counts.items() if what not in fine)
     return int(bad > 0)
 
 
