@@ -3,8 +3,8 @@
 Makes synthetic traces in the long layout, one row for each step, layer and expert in the order of the steps, and
 prints Markdown tables. Each way runs in a process of its own, whose peak memory the system reports.
 
-    python benchmarks/ingest.py                   sizes that take a few minutes
-    python benchmarks/ingest.py --steps 20000     60 layers x 256 experts x 20,000 steps: 307 million rows
+    python benchmarks/ingest.py                   60 layers x 256 experts x 20,000 steps: 307 million rows
+    python benchmarks/ingest.py --steps 2000      the large trace no larger than the one for pandas
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def compared(steps: int, ways: dict[str, str], folder: Path) -> list[str]:
 def main() -> None:
     """Make, measure, print, and remove what was made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=4000, help="steps of the large trace")
+    parser.add_argument("--steps", type=int, default=20_000, help="steps of the large trace")
     parser.add_argument("--folder", type=Path, help="where the traces are made, and removed again")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

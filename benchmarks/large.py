@@ -2,8 +2,8 @@
 
 Makes a synthetic trace of 60 layers x 256 experts in its canonical form and prints a Markdown table.
 
-    python benchmarks/large.py                 2,000 steps
-    python benchmarks/large.py --steps 20000   307 million counts
+    python benchmarks/large.py                20,000 steps, 307 million counts
+    python benchmarks/large.py --steps 2000   a tenth of it
 
 Memory is the largest resident set; with several processes the largest sum of theirs, looked at ten times a second.
 """
@@ -88,7 +88,7 @@ def table(steps: int, folder: Path) -> str:
 def main() -> None:
     """Make, measure, print, and remove what was made."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000, help="steps of the trace")
+    parser.add_argument("--steps", type=int, default=20_000, help="steps of the trace")
     parser.add_argument("--folder", type=Path, help="where it is made, and removed again")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:

@@ -1,9 +1,10 @@
 """How time and memory of a prediction grow with the trace.
 
-    python benchmarks/size.py             # four sizes, everything but the LSTM
+    python benchmarks/size.py --sizes     # four sizes, everything but the LSTM
     python benchmarks/size.py --full 2    # 58 layers of 256 experts over 10,000 steps, by 2 processes
+    python benchmarks/size.py             # both
 
-Prints a Markdown table. Every run is a process of its own: five cutoffs, horizons of 1,000 and 2,000
+Prints Markdown tables. Every run is a process of its own: five cutoffs, horizons of 1,000 and 2,000
 steps, scores, shares, the forecast after the end, its file and the summary. Traces are made, not
 recorded, and making them is not counted. Memory is the largest resident set; with several processes
 the sum of each one's largest.
@@ -25,8 +26,10 @@ from moetrace import save_trace
 from moetrace.predictors import PREDICTORS, predictor
 from moetrace.synthetic import settling, synthetic_trace
 
-SIZES = ((4, 64, 4000), (8, 64, 4000), (8, 128, 4000), (8, 128, 8000))
+SIZES = ((8, 128, 5000), (16, 128, 5000), (16, 256, 5000), (16, 256, 10_000))
 FULL = (58, 256, 10_000)
+# What the largest trace may take.
+MINUTES, MIB = 20, 2048
 HORIZONS = [1000, 2000]
 TOKENS_PER_EXPERT = 256
 
@@ -60,6 +63,23 @@ def predict(path: Path, jobs: int, specs: list[str]) -> dict[str, float]:
     return {"seconds": seconds, "mib": largest_resident("self") + sum(map(largest_resident, children()))}
 
 
+def full(layers: int, jobs: int, runs: dict[str, list[str]]) -> str:
+    """Whether each of *runs* on the largest trace keeps to the time and memory it may take."""
+    shape = (layers, *FULL[1:])
+    lines = [
+        f"{' x '.join(f'{n:,}' for n in shape)}, {jobs} processes.",
+        "",
+        f"| | in {MINUTES} minutes | MiB | in {MIB:,} MiB |",
+        "|---|---|---:|---|",
+    ]
+    for name, specs in runs.items():
+        found = in_child(shape, jobs, specs)
+        print(f"{shape}, {name}: {found['seconds']:.1f} s", file=sys.stderr)
+        kept = ["yes" if within else "no" for within in (found["seconds"] <= 60 * MINUTES, found["mib"] <= MIB)]
+        lines.append(f"| {name} | {kept[0]} | {found['mib']:.0f} | {kept[1]} |")
+    return "\n".join(lines)
+
+
 def largest_resident(process: str) -> float:
     """The largest resident set of a process that lives, in MiB, as Linux tells."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
@@ -83,15 +103,15 @@ def in_child(shape: tuple[int, int, int], jobs: int, specs: list[str]) -> dict[s
     return json.loads(done.stdout)
 
 
-def table(sizes: tuple[tuple[int, int, int], ...], jobs: int, specs: list[str]) -> str:
+def growth(specs: list[str]) -> str:
     """Time for a million counts, times that of the smallest trace, and memory."""
     lines = [
         "| layers x experts x steps | million counts | time | time for a count | MiB |",
         "|---|---:|---:|---:|---:|",
     ]
     first: tuple[float, float] | None = None
-    for shape in sizes:
-        found, millions = in_child(shape, jobs, specs), float(np.prod(shape)) / 1e6
+    for shape in SIZES:
+        found, millions = in_child(shape, 1, specs), float(np.prod(shape)) / 1e6
         first = first or (found["seconds"], found["seconds"] / millions)
         ratios = f"{found['seconds'] / first[0]:.2f} | {found['seconds'] / millions / first[1]:.2f}"
         print(f"{shape}: {found['seconds']:.1f} s", file=sys.stderr)
@@ -101,7 +121,8 @@ def table(sizes: tuple[tuple[int, int, int], ...], jobs: int, specs: list[str]) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--full", type=int, metavar="JOBS", help="the largest trace, by so many processes")
+    parser.add_argument("--sizes", action="store_true", help="the four sizes alone")
+    parser.add_argument("--full", type=int, metavar="JOBS", help="the largest trace alone, by so many processes")
     parser.add_argument("--layers", type=int, default=FULL[0], help="of the largest trace")
     parser.add_argument("--predictor", action="append", help="these alone; repeatable")
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -110,8 +131,14 @@ def main() -> None:
         path, jobs, specs = json.loads(given.child)
         print(json.dumps(predict(Path(path), jobs, specs)))
         return
-    specs = given.predictor or [name for name in PREDICTORS if name != "lstm"]
-    print(table(((given.layers, *FULL[1:]),), given.full, specs) if given.full else table(SIZES, 1, specs))
+    others = [name for name in PREDICTORS if name != "lstm"]
+    runs = (
+        {", ".join(given.predictor): given.predictor} if given.predictor else {"all but lstm": others, "lstm": ["lstm"]}
+    )
+    if not given.full:
+        print(growth(given.predictor or others), end="\n\n" if not given.sizes else "\n")
+    if not given.sizes:
+        print(full(given.layers, given.full or 2, runs))
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ import pytest
 from bad_files import BOMBS, FILES, GOOD, LITTLE_MEMORY, PAGED, csv, flipped, parquet
 from conftest import long_table
 
-from moetrace import LoadTrace
-from moetrace.formats import room
+from moetrace import LoadTrace, ReadOptions, TraceError, read_trace
+from moetrace.formats import convert, room
 
 
 @pytest.fixture
@@ -67,6 +67,19 @@ def test_what_would_not_fit_in_memory_is_refused_with_the_amount(failing, tmp_pa
 
     assert said in line
     assert "GiB of memory, and there are 0.1 GiB" in line
+
+
+def test_what_is_held_whole_is_refused_where_it_does_not_fit(tmp_path, monkeypatch):
+    """`read_trace` holds a trace in memory; ingesting the same source streams."""
+    counts = np.ones((3000, 10, 400), np.int32)
+    np.save(tmp_path / "x.npy", counts)
+    monkeypatch.setattr(room, "available", lambda: 80 << 20)
+
+    with pytest.raises(TraceError, match=r"a trace of over [\d,]+ counts would take 0\.1 GiB of memory.*ingest it"):
+        read_trace(tmp_path / "x.npy")
+    convert(
+        tmp_path / "x.npy", tmp_path / "x.parquet", name="x", options=ReadOptions(accept=("smoothed", "cumulative"))
+    )
 
 
 def test_a_folder_named_as_a_file_is_no_file(failing, tmp_path):

@@ -33,6 +33,7 @@ from moetrace.formats.parts import PartsFormat
 from moetrace.formats.refine import refined
 from moetrace.formats.refused import refuse_lookalikes
 from moetrace.formats.remote import Location, Uri, location, mark_of, read_uri
+from moetrace.formats.room import require
 from moetrace.formats.routing import RoutingFormat
 from moetrace.formats.sglang import SglangFormat
 from moetrace.formats.tensorboard import TensorboardFormat
@@ -196,7 +197,8 @@ def read_trace(
     """The trace in a dump of any known format, held in memory; a canonical file is opened lazily.
 
     Several sources become one trace as ``options.merge`` says.
-    Raises `TraceError` naming file, column and the first bad row or step, or a finding that is an error.
+    Raises `TraceError` naming file, column and the first bad row or step, a finding that is an error, or the
+    memory that it would take.
     """
     given = [source] if isinstance(source, str | Location) else list(source)
     paths = [location(part) if isinstance(part, str) else part for part in given]
@@ -205,16 +207,28 @@ def read_trace(
     dump = _read(paths, options, forced)
     try:
         flow = _flow(dump, options, None)
-        whole = list(flow.blocks)
+        whole = _held(flow.blocks, dump.where)
     except OutOfOrder:
         flow = _flow(dump._replace(source=in_order(dump.source, Path(tempfile.gettempdir()))), options, None)
-        whole = list(flow.blocks)
+        whole = _held(flow.blocks, dump.where)
     steps, counts = (np.concatenate(parts) for parts in zip(*whole))
     trace = LoadTrace.from_counts(counts, name=paths[0].stem, steps=steps, layers=flow.grid.layers.tolist())
     info = replace(
         trace.info, findings=(*flow.noticed(), *gap_findings(trace.steps)), source=named(paths), **flow.known
     )
     return replace(trace, info=info)
+
+
+def _held(blocks: Iterator[Block], where: str) -> list[Block]:
+    """All blocks; raises `TraceError` where they grow beyond memory."""
+    held: list[Block] = []
+    cells = 0
+    for block in blocks:
+        cells += block.counts.size
+        # Held once in blocks and once as a whole, and the blocks are here already.
+        require(cells * 8, where, f"a trace of over {cells:,} counts", "ingest it, and open what comes of it")
+        held.append(block)
+    return held
 
 
 def named(paths: Sequence[Location]) -> str:
