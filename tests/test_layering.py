@@ -45,6 +45,7 @@ FENCES = {
     "jax": ("predictors._network",),
     "equinox": ("predictors._network",),
     "optax": ("predictors._network",),
+    "scipy": ("placement",),
     "matplotlib": ("report.figures",),
     "jinja2": ("report.pages",),
     "rich": ("report.tables", "cli"),

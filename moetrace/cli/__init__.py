@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from moetrace.atomic import discard
-from moetrace.cli import export, ingest, predict, report, states, traces
+from moetrace.cli import export, ingest, place, predict, report, states, traces
 from moetrace.cli.shared import INTERRUPTED, say
 from moetrace.errors import MoetraceError
 
@@ -46,7 +46,7 @@ def options(
         os.environ["MOETRACE_DEBUG"] = "1"
 
 
-for module in (ingest, states, predict, report, traces, export):
+for module in (ingest, states, predict, report, place, traces, export):
     module.register(app)
 
 

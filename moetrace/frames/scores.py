@@ -52,7 +52,8 @@ def summary_frame(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     for key, group in both.groupby(keys, observed=True):
         scored = group.dropna(subset="error_rate")
         row = dict(zip(keys, key)) | {name: scored[name].mean() for name in MEASURES}
-        low, middle, high = _difference(scored, seed)
+        apart = scored.assign(apart=scored["error_rate"] - scored["window_mean_error_rate"])
+        low, middle, high = paired_interval(apart, seed)
         reference = scored["window_mean_error_rate"].sum()
         rows.append(
             row
@@ -73,16 +74,15 @@ def summary_frame(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def _difference(scored: pd.DataFrame, seed: int) -> tuple[float, float, float]:
-    """2.5 %, mean and 97.5 % of the difference from `window_mean`, resampling cutoffs and layers.
+def paired_interval(scored: pd.DataFrame, seed: int) -> tuple[float, float, float]:
+    """2.5 %, mean and 97.5 % of the column *apart*, resampling the cutoffs and the layers of the rows.
 
     Both are resampled, not single scores: layers share a cutoff's batches, and cutoffs a layer's moods.
     """
     nothing = float("nan")
     if scored.empty:
         return nothing, nothing, nothing
-    apart = scored.assign(apart=scored["error_rate"] - scored["window_mean_error_rate"])
-    table = apart.pivot_table(index="cutoff", columns="layer", values="apart", aggfunc="mean").to_numpy()
+    table = scored.pivot_table(index="cutoff", columns="layer", values="apart", aggfunc="mean").to_numpy()
     if len(table) < LEAST_CUTOFFS:
         return nothing, float(np.nanmean(table)), nothing
     rng = np.random.default_rng(seed)

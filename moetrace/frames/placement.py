@@ -1,0 +1,121 @@
+"""Frames about plans: how even the load was that came after them, and which one to take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from moetrace.backtest import Backtest
+from moetrace.frames.scores import paired_interval
+from moetrace.placement import Plan, evenness, in_order, place
+from moetrace.states import STABLE, TRANSIENT
+from moetrace.trace import LayerLoad, LoadTrace, Shares
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IN_ORDER = "in_order"
+WINDOW_MEAN = "window_mean"
+ORACLE = "oracle"
+# What serving systems plan by: the load of the last 1,000 passes (SGLang, vLLM).
+WINDOW = 1000
+SCORE_COLUMNS = ("trace", "layer", "horizon", "cutoff", "state", "strategy", "peak_over_mean", "balance", "moved")
+
+
+def placement_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0) -> pd.DataFrame:
+    """One row per layer, horizon, cutoff and strategy: a plan made at the cutoff, on the load of the horizon after it.
+
+    The strategies: ``in_order``, neighbours together; the forecast of each predictor of *test*;
+    ``window_mean``, the load of the last 1,000 steps; ``oracle``, the load that came. *moved* is the
+    part of the slots that change from the plan of the cutoff before, from ``in_order`` at the first.
+    One layer at a time. Raises `SettingError` where the slots do not fill the *gpus* evenly.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
+    start = in_order(trace.experts, gpus)
+    for layer in trace.layers if len(test.shares) else ():
+        load, own = trace.layer(layer), test.shares[test.shares["layer"] == layer]
+        for horizon in own["horizon"].unique().tolist():
+            ahead = own[own["horizon"] == horizon]
+            before: dict[str, Plan] = {}
+            for cutoff in sorted(ahead["cutoff"].unique().tolist()):
+                counts = load.after(cutoff, horizon).counts
+                key = dict(zip(SCORE_COLUMNS, (trace.name, layer, horizon, cutoff, states[layer, cutoff])))
+                for strategy, share in _wanted(load, ahead[ahead["cutoff"] == cutoff], cutoff, horizon):
+                    last = before.get(strategy, start)
+                    plan = start if share is None else place(share, gpus, redundant).aligned(last)
+                    before[strategy] = plan
+                    found = evenness(plan, counts)._asdict() | {"moved": plan.moved(last)}
+                    rows.append(key | {"strategy": strategy} | found)
+    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+
+
+def _wanted(load: LayerLoad, said: pd.DataFrame, cutoff: int, horizon: int) -> Iterator[tuple[str, Shares | None]]:
+    """Each strategy with the shares it plans by, None where it does not."""
+    yield IN_ORDER, None
+    predicted: Mapping[str, Any] = dict(iter(said.groupby("predictor", sort=False)["predicted"]))
+    for name, shares in predicted.items():
+        yield name, shares.to_numpy()
+    if WINDOW_MEAN not in predicted:
+        yield WINDOW_MEAN, load.until(cutoff).last(WINDOW).mean_shares
+    yield ORACLE, load.after(cutoff, horizon).mean_shares
+
+
+def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Means over layers and cutoffs, one row per trace, horizon, strategy and state, and for all.
+
+    *above_oracle* is how much higher the peak is than with a plan that knew the load. *difference* is
+    that of ``peak_over_mean`` from ``window_mean`` at the same layers and cutoffs, with a 95 % interval
+    from a paired bootstrap.
+    """
+    import pandas as pd
+
+    keys, cell = ["trace", "horizon", "strategy", "state"], ["trace", "layer", "horizon", "cutoff"]
+    peaks = scores.pivot_table(index=cell, columns="strategy", values="peak_over_mean").reset_index()
+    known = scores.merge(peaks[[*cell, WINDOW_MEAN, ORACLE]], on=cell) if len(scores) else scores
+    both = pd.concat([known, known.assign(state="all")], ignore_index=True)
+    both["strategy"] = pd.Categorical(both["strategy"], scores["strategy"].unique())
+    both["state"] = pd.Categorical(both["state"], (TRANSIENT, STABLE, "all"))
+    rows = []
+    for key, group in both.groupby(keys, observed=True):
+        low, middle, high = paired_interval(group.assign(apart=group["peak_over_mean"] - group[WINDOW_MEAN]), seed)
+        rows.append(
+            dict(zip(keys, key))
+            | {name: group[name].mean() for name in ("peak_over_mean", "balance", "moved")}
+            | {
+                "above_oracle": (group["peak_over_mean"] - group[ORACLE]).mean(),
+                "difference": middle,
+                "difference_low": low,
+                "difference_high": high,
+                "cutoffs": group["cutoff"].nunique(),
+                "scored": len(group),
+            }
+        )
+    measures = ["peak_over_mean", "above_oracle", "difference", "difference_low", "difference_high", "balance", "moved"]
+    return pd.DataFrame(rows, columns=[*keys, *measures, "cutoffs", "scored"])
+
+
+def best_strategy(summary: pd.DataFrame, trace: str, predictors: list[str]) -> str:
+    """The predictor whose plans had the lowest peak over all cutoffs of *trace*, the first where none was scored."""
+    own = summary[(summary["trace"] == trace) & (summary["state"] == "all") & summary["strategy"].isin(predictors)]
+    return str(own.sort_values("peak_over_mean", kind="stable")["strategy"].iloc[0]) if len(own) else predictors[0]
+
+
+def plans_frame(trace: LoadTrace, means: pd.DataFrame, predictor: str, gpus: int, redundant: int = 0) -> pd.DataFrame:
+    """The plan of each layer for the steps after the end of *trace*: one row per layer and GPU, with its experts.
+
+    *means* is that of `means_frame`. *expected* is the part of the layer's load on the GPU if the forecast is right.
+    """
+    import pandas as pd
+
+    own = means[(means["trace"] == trace.name) & (means["predictor"] == predictor)]
+    rows = []
+    for layer, experts in own.groupby("layer", sort=False):
+        share = experts["share"].to_numpy()
+        plan = place(share, gpus, redundant).aligned(in_order(len(share), gpus))
+        key = {"trace": trace.name, "layer": layer, "predictor": predictor}
+        for gpu, (held, expected) in enumerate(zip(plan.experts, plan.parts @ share)):
+            rows.append(key | {"gpu": gpu, "experts": held, "expected": float(expected)})
+    return pd.DataFrame(rows, columns=["trace", "layer", "predictor", "gpu", "experts", "expected"])
