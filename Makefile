@@ -70,7 +70,7 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 docs: $(VENV)/.installed-dev ## Write the output of the commands into README and docs
 	$(BIN)/python docs/generate.py
 
-.venv-rivals/.installed: | $(BIN)/python
+.venv-rivals/.installed: Makefile | $(BIN)/python
 	$(PYTHON) -m venv .venv-rivals
 	.venv-rivals/bin/python -m pip install --quiet torch==2.13.0
 	.venv-rivals/bin/python -m pip install --quiet neuralforecast statsforecast

@@ -37,7 +37,9 @@ def section(name: str) -> str:
     title, intro = SECTIONS[name]
     more = ["--rivals", os.environ["MOETRACE_RIVALS"]] if name == "speed" and "MOETRACE_RIVALS" in os.environ else []
     done = subprocess.run([sys.executable, "-W", "ignore", HERE / f"{name}.py", *more], capture_output=True, text=True)
-    body = done.stdout.strip() if done.returncode == 0 else f"Did not run: {done.stderr.strip().splitlines()[-1]}"
+    if done.returncode:
+        print(done.stderr, file=sys.stderr)
+    body = done.stdout.strip() if done.returncode == 0 else "Did not run: `make bench` says why."
     packages = ", ".join(f"{package} {version(package)}" for package in ("moetrace", "numpy", "pandas", "pyarrow"))
     return f"<!-- {name} -->\n## {title}\n\n{intro}\n\n{body}\n\nPython {platform.python_version()}, {packages}.\n"
 
