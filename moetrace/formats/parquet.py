@@ -112,7 +112,9 @@ def _batches(data: ds.Dataset, layout: Layout, where: str) -> Iterator[pa.Record
             file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True)
             _check_rows(file.metadata, where)
             row = 0
-            for batch in file.iter_batches(_rows_at_once(file.metadata, layout, where), columns=columns):
+            rows = _rows_at_once(file.metadata, layout, where)
+            # One thread decodes while another writes: more of them would be in each other's way.
+            for batch in file.iter_batches(rows, columns=columns, use_threads=False):
                 yield _with_keys(batch, {name: inside[name] for name in layout.columns if name in inside})
                 row += batch.num_rows
             if row != file.metadata.num_rows:
