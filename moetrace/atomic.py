@@ -80,7 +80,7 @@ def scratch(folder: Path) -> Iterator[Path]:
 
 def discard() -> None:
     """Remove what this process has half-written; for leaving without unwinding."""
-    for partial in _being_written:
+    for partial in tuple(_being_written):  # another thread may be done with one at this moment
         _remove(partial)
 
 

@@ -65,7 +65,7 @@ class Score(NamedTuple):
 
 
 SHARE_COLUMNS = (
-    "trace", "predictor", "layer", "horizon", "cutoff", "expert", "predicted", "actual",
+    "trace", "predictor", "layer", "horizon", "cutoff", "expert", "forecast", "predicted", "actual",
     "low_80", "high_80", "low_95", "high_95",
 )  # fmt: skip
 
@@ -207,11 +207,16 @@ _NOTHING = Errors(float("nan"), float("nan"), float("nan"), 0, float("nan"))
 
 
 def _shares(forecast: Shares, counts: Counts, deviation: Shares) -> dict[str, Shares]:
-    """Predicted and actual share of the load of the horizon, with intervals, each of shape (experts,)."""
+    """Predicted and actual share of the load of the horizon, with intervals, each of shape (experts,).
+
+    *forecast* is the mean over the steps, which is known at the cutoff; *predicted* weighs each step by
+    the tokens that then came, as *actual* does.
+    """
     totals = counts.sum(axis=1)
     predicted, actual = totals @ forecast / totals.sum(), counts.sum(axis=0) / totals.sum()
     ends = intervals.bounds(predicted, deviation)
-    return {"expert": np.arange(len(actual)), "predicted": predicted, "actual": actual, **ends}
+    known = {"expert": np.arange(len(actual)), "forecast": forecast.mean(axis=0)}
+    return known | {"predicted": predicted, "actual": actual, **ends}
 
 
 def _inside(experts: Mapping[str, Shares], percent: str) -> NDArray[np.bool_]:

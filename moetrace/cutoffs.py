@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from moetrace.errors import SettingError
 from moetrace.trace import LoadTrace
 
@@ -27,7 +29,13 @@ def default_cutoffs(trace: LoadTrace, first: int = FIRST_CUTOFF, every: int = CU
 def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int]:
     """The *cutoffs* inside the trace after which *horizon* steps were recorded."""
     end = int(trace.steps[-1]) + trace.stride - 1
-    return [cutoff for cutoff in cutoffs if trace.steps[0] <= cutoff and cutoff + horizon <= end]
+
+    def holds_a_step(cutoff: int) -> bool:
+        """Whether any step of the horizon was logged: a gap may be longer."""
+        first, last = np.searchsorted(trace.steps, [cutoff, cutoff + horizon], "right")
+        return bool(first < last)
+
+    return [c for c in cutoffs if trace.steps[0] <= c and c + horizon <= end and holds_a_step(c)]
 
 
 def longest_scorable(trace: LoadTrace, first: int = FIRST_CUTOFF) -> int:

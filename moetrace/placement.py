@@ -42,7 +42,7 @@ class Plan:
         """The same plan with its GPUs renamed so that as few slots as can be change from *before*."""
         from scipy.optimize import linear_sum_assignment
 
-        common = np.minimum(self.held[:, None], before.held[None]).sum(axis=2)  # (gpus, gpus)
+        common = np.minimum(self.held, 1) @ np.minimum(before.held, 1).T  # (gpus, gpus)
         mine, theirs = linear_sum_assignment(common, maximize=True)
         held = np.empty_like(self.held)
         held[theirs] = self.held[mine]
@@ -89,12 +89,12 @@ def place(shares: Shares, gpus: int, redundant: int = 0) -> Plan:
 
 def slots_of(experts: int, gpus: int, redundant: int) -> int:
     """The slots of each GPU; raises `SettingError` where they are not as many on every one, or are too many."""
+    if redundant > experts * (gpus - 1):
+        raise SettingError(f"{redundant} copies are more than one of each of {experts} experts on each of {gpus} GPUs")
     slots, left = divmod(experts + redundant, gpus)
     if left:
         more = f"--redundant {redundant + gpus - left}"
         raise SettingError(f"{experts} experts and {redundant} copies do not fill {gpus} GPUs evenly: try {more}")
-    if redundant > experts * (gpus - 1):
-        raise SettingError(f"{redundant} copies are more than one of each of {experts} experts on each of {gpus} GPUs")
     return slots
 
 

@@ -185,6 +185,17 @@ def test_which_horizons_can_be_scored(even):
     assert 60 == longest_scorable(even, first=40)
 
 
+def test_a_horizon_without_a_logged_step_cannot_be_scored():
+    """A gap, or a stride, may be longer than the horizon."""
+    counts = np.random.default_rng(0).integers(1, 9, (200, 1, 4))
+    gap = LoadTrace.from_counts(counts, steps=np.r_[0:100, 300:400])
+    sparse = LoadTrace.from_counts(counts, steps=np.arange(0, 2000, 10))
+
+    assert [90, 250] == scorable(gap, [90, 99, 150, 250], 100)
+    assert [25] == scorable(sparse, [20, 25], 5)
+    assert [310] == evaluate(gap, [predictor("window_mean")], [50], [99, 150, 310]).scores["cutoff"].tolist()
+
+
 def test_a_trace_too_short_to_score_has_no_scores(even):
     """Empty frames with all their columns."""
     found = evaluate(even, [Saying()], [1000])

@@ -1,5 +1,6 @@
 """MindIE's hotspot dumps: counters by NPU, phases, places of experts, damage."""
 
+import gzip
 import json
 
 import numpy as np
@@ -71,11 +72,13 @@ def test_places_of_experts_are_added_up_by_their_map(tmp_path):
               "eplb_expert_map_file": "/served/from/map.json"}  # fmt: skip
     (tmp_path / "model_gen_config.json").write_text(json.dumps(config))
 
-    with pytest.raises(TraceError, match=r"map\.json, which is not in the folder.*--accept physical"):
+    with pytest.raises(TraceError, match=r"'map\.json', which is not in the folder.*--accept physical"):
         read_trace(tmp_path)
     devices = [{"device_id": i, "device_expert": experts} for i, experts in enumerate([[0], [2, 0], [1, 0, 3]])]
-    (tmp_path / "map.json").write_text(json.dumps({"layer_list": [{"layer_id": 0, "device_list": devices}]}))
-    assert np.array_equal(logical, read_trace(tmp_path).counts)
+    (tmp_path / "map.json").write_text(json.dumps({"layer_list": [{"layer_id": 0, "device_list": devices[::-1]}]}))
+    found = read_trace(tmp_path)
+    assert np.array_equal(logical, found.counts)
+    assert any("1 places of shared ones left out" in text for text in found.info.assumptions)
 
 
 def test_columns_without_a_map_are_physical_experts(small, tmp_path):
@@ -87,11 +90,16 @@ def test_columns_without_a_map_are_physical_experts(small, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_moe_layers": None}, "no configuration of a dump"),
-        ({"num_moe_layers": 0}, "says 0 layers"),
-        ({"num_moe_layers": "many"}, "no configuration of a dump"),
+        ({"num_moe_layers": None}, "says num_moe_layers: None; it is a whole number from 1 to 10,000"),
+        ({"num_moe_layers": 0}, "says num_moe_layers: 0"),
+        ({"num_moe_layers": "many"}, "says num_moe_layers: 'many'"),
+        ({"num_moe_layers": 2.9}, "says num_moe_layers: 2.9"),
+        ({"num_moe_layers": True}, "says num_moe_layers: True"),
         ({"num_moe_layers": 5000}, "no matrix of 5000 layers"),
-        ({"collection_Interval": -8}, "says 2 layers"),
+        ({"collection_Interval": -8}, "says collection_Interval: -8"),
+        ({"collection_Interval": 10**30}, "says collection_Interval: 1000"),
+        ({"num_of_selected_experts": [-3]}, "says num_of_selected_experts: -3"),
+        ({"eplb_expert_map_file": "a\nb"}, r"placed by 'a\\nb', which is not in the folder"),
         ({"num_dangling_shared_experts": 2}, "no ranks but those of shared experts"),
     ],
 )
@@ -102,7 +110,33 @@ def test_a_configuration_that_does_not_fit_is_refused(small, tmp_path, changes, 
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("table", [{}, {"layer_list": 3}, {"layer_list": []}, [1], {"layer_list": [{"layer_id": 0}]}])
+def layers_of(*layers):
+    """A placement: for each layer the experts of each device, in order."""
+    return [
+        {"layer_id": i, "device_list": [{"device_id": d, "device_expert": e} for d, e in enumerate(devices)]}
+        for i, devices in enumerate(layers)
+    ]
+
+
+FITS = [[0, 1], [2, 3]]
+MAPS = [
+    [1],
+    {},
+    {"layer_list": 3},
+    {"layer_list": []},
+    {"layer_list": [{"layer_id": 0}]},
+    {"layer_list": layers_of(FITS)},
+    {"layer_list": layers_of(FITS, FITS, FITS)},
+    {"layer_list": [layers_of(FITS)[0]] * 2},
+    {"layer_list": layers_of(FITS, [[0, 1, 2, 3]])},
+    {"layer_list": layers_of(FITS, [[0, 1, 2], [3]])},
+    {"layer_list": layers_of(FITS, [[0, 1], [2, 1.9]])},
+    {"layer_list": layers_of(FITS, [[0, 1], [2, True]])},
+    {"layer_list": layers_of(FITS, [[0, 1], [2, -1]])},
+]
+
+
+@pytest.mark.parametrize("table", MAPS)
 def test_a_map_that_is_none_is_refused(small, tmp_path, table):
     """A placement of another shape ends in one line with its name."""
     folder = edited(mindie(small, tmp_path), eplb_expert_map_file="map.json")
@@ -136,7 +170,7 @@ def test_a_damaged_rank_points_to_its_copy(small, tmp_path):
         read_trace(folder)
 
 
-@pytest.mark.parametrize("cell", ["", "1.5", "-3", "many"])
+@pytest.mark.parametrize("cell", ["", "1.5", "-3", "many", "true", "2026-01-01", "10000000000000000000000"])
 def test_a_cell_that_is_no_count_is_named(small, tmp_path, cell):
     """Nulls, fractions, negative numbers and text end in one line."""
     folder = mindie(small, tmp_path)
@@ -145,6 +179,69 @@ def test_a_cell_that_is_no_count_is_named(small, tmp_path, cell):
     path.write_text("\n".join([*lines[:9], f"{cell},{lines[9].split(',')[1]}", *lines[10:]]) + "\n")
 
     with pytest.raises(TraceError, match=r"decode_1\.csv"):
+        read_trace(folder)
+
+
+def test_a_blank_line_shifts_nothing(tmp_path):
+    """With one expert on each NPU a blank line is a missing counter, not one row less."""
+    one = LoadTrace.from_counts(np.random.default_rng(0).integers(1, 9, (20, 2, 2)))
+    folder = mindie(one, tmp_path)
+    path = folder / "decode" / "decode_0.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:7], "", *lines[7:]]) + "\n")
+
+    with pytest.raises(TraceError, match=r"decode_0\.csv"):
+        read_trace(folder)
+
+
+def test_a_last_row_that_does_not_end_is_left_out_and_said(small, tmp_path):
+    """Its last number may be cut."""
+    folder = mindie(small, tmp_path)
+    path = folder / "decode" / "decode_0.csv"
+    path.write_bytes(path.read_bytes().rstrip())
+
+    found = read_trace(folder)
+
+    assert np.array_equal(small.counts[:-1], found.counts)
+    assert any("the first 59 matrices are taken" in text for text in found.info.assumptions)
+
+
+def test_many_columns_are_refused_before_they_are_read(tmp_path):
+    """A line of commas would take any amount of memory."""
+    config = {"num_moe_layers": 1, "num_of_experts": 8}
+    (tmp_path / "model_gen_config.json").write_text(json.dumps(config))
+    (tmp_path / "decode_0.csv").write_text(",".join(["1"] * 200_000) + "\n")
+
+    with pytest.raises(TraceError, match=r"decode_0\.csv: has 200,000 columns"):
+        read_trace(tmp_path)
+
+
+def test_ranks_are_read_in_small_pieces(tmp_path):
+    """All of them are open at once, so what each hands on stays small whatever the map."""
+    from moetrace.formats import mindie as module
+
+    many = LoadTrace.from_counts(np.random.default_rng(0).integers(1, 9, (3000, 2, 64)))
+    reading = module.MindieFormat().read(mindie(many, tmp_path), ReadOptions()).parts[0]
+
+    assert max(len(piece.step) for piece in reading.cells()) <= module.RANK_CELLS
+
+
+def test_missing_ranks_are_missing_experts(small, tmp_path):
+    """Without the last rank there are columns missing, which is no matter of places."""
+    folder = mindie(small, tmp_path)
+    (folder / "decode" / "decode_1.csv").unlink()
+
+    with pytest.raises(TraceError, match="has 2 columns in 1 ranks for 4 experts; gather the files of all machines"):
+        read_trace(folder)
+
+
+def test_a_cut_archive_is_named(small, tmp_path):
+    """A compressed rank of which the end is missing."""
+    folder = mindie(small, tmp_path)
+    path = folder / "decode" / "decode_1.csv"
+    path.write_bytes(gzip.compress(path.read_bytes())[:-50])
+
+    with pytest.raises(TraceError, match=r"decode_1\.csv: cannot be read"):
         read_trace(folder)
 
 

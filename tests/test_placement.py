@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor
-from moetrace.frames import placement_frame, placement_summary
+from moetrace.frames import best_strategy, placement_frame, placement_summary
 from moetrace.placement import Plan, evenness, in_order, place, slots_of
 from moetrace.synthetic import settling, synthetic_trace
 
@@ -99,7 +99,12 @@ def test_renaming_moves_as_few_as_can_be(seed):
 
 @pytest.mark.parametrize(
     ("experts", "gpus", "redundant", "said"),
-    [(8, 3, 0, "try --redundant 1"), (8, 16, 0, "try --redundant 8"), (8, 4, 28, "more than one of each")],
+    [
+        (8, 3, 0, "try --redundant 1"),
+        (8, 16, 0, "try --redundant 8"),
+        (8, 4, 28, "more than one of each"),
+        (8, 4, 999, "more than one of each"),
+    ],
 )
 def test_slots_that_do_not_fit_are_refused(experts, gpus, redundant, said):
     """With what would fit."""
@@ -137,16 +142,17 @@ def test_the_window_mean_is_there_whoever_was_asked(scored):
 
 
 def test_a_plan_knows_nothing_of_what_comes(scored):
-    """It is the one made from the history alone, also where the load turns around after the cutoff."""
+    """It is the one made from the history alone, also where load and totals turn around after the cutoff."""
     trace, test, _ = scored
     counts = trace.counts.copy()
     counts[trace.steps > 3000] = counts[trace.steps > 3000][..., ::-1]
+    counts[trace.steps > 3300] *= 50
     other = LoadTrace.from_counts(counts, name="made", steps=trace.steps)
     turned = evaluate(other, [predictor("sw_avg")], [500], [3000])
     scores = placement_frame(other, turned, 4).set_index("strategy")
     before = test.shares[(test.shares["predictor"] == "sw_avg") & (test.shares["cutoff"] == 3000)]
     known = {
-        "sw_avg": before["predicted"].to_numpy(),
+        "sw_avg": before["forecast"].to_numpy(),
         "window_mean": trace.layer(0).until(3000).last(1000).mean_shares,
     }
 
@@ -185,6 +191,39 @@ def test_the_command_scores_plans_and_writes_one(moetrace, settled, tmp_path):
     assert [2, 4] == [written["moe_layer_count"], written["layer_list"][0]["device_count"]]
     assert 1 == pytest.approx(sum(row["expected"] for row in found["plans"] if row["layer"] == 0))
     assert "peak" in moetrace(*argv).out
+
+
+def test_the_best_is_judged_where_all_were_scored():
+    """A predictor that was too short where it is hard does not win by that."""
+    import pandas as pd
+
+    rows = [("level", 500, 1.9), ("level", 1000, 1.1), ("arima", 1000, 1.2)]
+    scores = pd.DataFrame(
+        [{"layer": 0, "horizon": 100, "cutoff": c, "strategy": s, "peak_over_mean": p} for s, c, p in rows]
+    )
+
+    assert "level" == best_strategy(scores, ["arima", "level"])
+    assert "arima" == best_strategy(scores[:0], ["arima", "level"])
+
+
+def test_a_plan_stays_in_the_workspace(moetrace, settled, tmp_path):
+    """Whatever a trace is called; a second trace of the name is refused, and part of the layers is no plan."""
+    from dataclasses import replace
+
+    from moetrace import save_trace
+
+    for path, name in (("a", "../../escaped"), ("b", "../../escaped")):
+        save_trace(replace(settled, info=replace(settled.info, name=name)), tmp_path / f"{path}.parquet")
+    argv = ("--gpus", "4", "--predictor", "window_mean", "--cutoffs", "2000")
+
+    both = moetrace("place", tmp_path / "a.parquet", tmp_path / "b.parquet", *argv)
+    some = moetrace("place", tmp_path / "a.parquet", *argv, "--layers", "1", "--json")
+
+    assert 3 == both.code
+    assert "holds the plan of another trace of this name" in both.err
+    assert not (tmp_path / "escaped-4-gpus.json").exists()
+    assert [] == some.json["files"]
+    assert "leave --layers out" in some.err
 
 
 def test_gpus_that_do_not_fit_are_one_line(moetrace, settled, tmp_path):

@@ -41,11 +41,15 @@ def place(
     Example: moetrace place gpt-moe-8e-a --gpus 4 --predictor auto --predictor sw_avg
     """
     from moetrace.backtest import stacked
+    from moetrace.errors import WorkspaceError
     from moetrace.frames import best_strategy, means_frame, placement_frame, placement_summary, plans_frame
     from moetrace.placement import slots_of
     from moetrace.predictors import label
     from moetrace.report.tables import records
+    from moetrace.store import safe
     from moetrace.workspace import write_bytes
+
+    files: list[str] = []
 
     def one(name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
         slots_of(shared.open(name).experts, gpus, redundant)
@@ -56,22 +60,27 @@ def place(
             summary = placement_summary(scores, protocol.seed)
             means = means_frame(results.forecasts(), horizon)
             able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(protocol.predictors()[0])]
-            plans = plans_frame(trace, means, best_strategy(summary, trace.name, able), gpus, redundant)
+            plans = plans_frame(trace, means, best_strategy(scores, able), gpus, redundant)
+        path = shared.place().result_path("place", f"{safe(trace.name)}-{gpus}-gpus.json")
+        if str(path) in files:
+            raise WorkspaceError(f"{path} holds the plan of another trace of this name: place them one by one")
+        if shared.layers is not None:
+            shared.note(f"{trace.name}: no plan is written, which takes all layers: leave --layers out")
+        elif len(plans):
+            files.append(str(write_bytes(path, json.dumps(_expert_map(plans), indent=1).encode())))
+            shared.note(f"wrote the plan by {plans['predictor'].iloc[0]} for the next {horizon:,} steps to {path}")
         return scores, summary, plans
 
     done = shared.each(shared.place().chosen(traces or []), one)
     scores, summary, plans = (stacked(frames) for frames in zip(*done))
-    files = []
-    for name, own in plans.groupby("trace", sort=False):
-        path = shared.place().result_path("place", f"{name}-{gpus}-gpus.json")
-        files.append(str(write_bytes(path, json.dumps(_expert_map(own), indent=1).encode())))
-        shared.note(f"wrote the plan by {own['predictor'].iloc[0]} for the next {horizon:,} steps to {path}")
+    protocol.note_training(shared)
     tables = {
         "summary": Table(f"Experts on {gpus} GPUs", summary, SUMMARY_COLUMNS, by=("trace", "horizon")),
         "plans": Table("Plan for the steps to come", plans, printed=False),
         "scores": Table("Scores", scores, printed=False),
     }
-    document = {"gpus": gpus, "redundant": redundant, "horizon": horizon, "files": files}
+    document: dict[str, Any] = {"gpus": gpus, "redundant": redundant, "horizon": horizon, "files": files}
+    document["trained_on"] = [other.path.stem for other in protocol.others(shared)]
     shared.emit(tables, document | {name: records(table.frame) for name, table in tables.items()})
 
 

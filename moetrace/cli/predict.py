@@ -61,6 +61,13 @@ class Protocol:
         """The runs to train on."""
         return [shared.source(name, whole=True) for name in self.train_on or []]
 
+    def note_training(self, shared: Shared) -> None:
+        """Say which runs were trained on, where a predictor did."""
+        others = ", ".join(other.path.stem for other in self.others(shared))
+        trained = [made.name for made in self.predictors() if made.pools_layers]
+        if others and trained:
+            shared.note(f"{', '.join(trained)} was trained on {others} and on nothing else")
+
     def looks(self, trace: LoadTrace) -> list[int]:
         """The cutoffs."""
         from moetrace.cutoffs import default_cutoffs
@@ -105,8 +112,7 @@ def predict(
     document = {"horizon": horizon, "scores": records(scores), "summary": records(summary), "forecast": str(path)}
     document |= {"means": str(beside), "trained_on": [other.path.stem for other in others]}
     shared.note(f"wrote {path}, and the mean of each expert with its intervals to {beside.name}")
-    if others:
-        shared.note(f"lstm was trained on {', '.join(other.path.stem for other in others)} and on nothing else")
+    protocol.note_training(shared)
     said = [row for results in done for row in results.statuses()]
     tables = score_tables(summary, scores) | {"means": Table("Means", means, printed=False)}
     shared.emit(tables, document | {"forecasts": said})
@@ -139,7 +145,9 @@ def _note_unscorable(shared: Shared, trace: LoadTrace, horizons: Sequence[int], 
 
     for horizon in horizons:
         if not scorable(trace, cutoffs, horizon):
-            longest = longest_scorable(trace, cutoffs[0])
+            start = int(trace.steps[0])
+            first = min((cutoff for cutoff in cutoffs if cutoff >= start), default=start)
+            longest = longest_scorable(trace, first - start)
             way_out = f"the longest that can be is {longest}" if longest else "it has too few steps for any"
             shared.note(f"{trace.name}: a horizon of {horizon} cannot be scored at these cutoffs; {way_out}")
 

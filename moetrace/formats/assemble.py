@@ -92,7 +92,8 @@ def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
             yield join([*held, _part(piece, 0, begun)])
         if begun < cut:
             yield _part(piece, begun, cut)
-        held = [_part(piece, cut, len(piece.step))]
+        # A copy: as a part of it the whole piece would stay in memory.
+        held = [Cells(*(column[cut:].copy() for column in piece))]
         size = len(held[0].step)
     if held:
         yield join(held)

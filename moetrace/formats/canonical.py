@@ -193,11 +193,13 @@ def write_blocks(
 def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
     """The blocks in lists of about `GROUP_CELLS` cells."""
     held: list[Block] = []
+    cells = 0
     for block in blocks:
         held.append(block)
-        if sum(part.counts.size for part in held) >= GROUP_CELLS:
+        cells += block.counts.size
+        if cells >= GROUP_CELLS:
             yield held
-            held = []
+            held, cells = [], 0
     if held:
         yield held
 

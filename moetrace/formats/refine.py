@@ -25,19 +25,21 @@ ROUGH_STEPS = 100
 class Examined:
     """What the blocks of a trace showed as they passed: totals (steps, layers) and what gives errors away.
 
-    *beginning* are the blocks that roughness is told from.
+    *beginning* are the blocks that roughness is told from, *rows* the steps that passed.
     """
 
     layers: Sequence[int] = ()
     beginning: list[Block] = field(default_factory=list)
+    rows: int = 0
     totals: list[Counts] = field(default_factory=list)
     steps: list[Steps] = field(default_factory=list)
     factor: Factor = field(default_factory=Factor)
 
     def add(self, block: Block) -> None:
         """Take in the next block."""
-        if sum(map(len, self.steps)) < _enough(block):
+        if self.rows < _enough(block):
             self.beginning.append(block)
+        self.rows += len(block.steps)
         self.steps.append(block.steps)
         self.totals.append(block.counts.sum(axis=2))
         self.factor.add(block.counts)

@@ -55,10 +55,10 @@ def placement_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int 
 def _wanted(load: LayerLoad, said: pd.DataFrame, cutoff: int, horizon: int) -> Iterator[tuple[str, Shares | None]]:
     """Each strategy with the shares it plans by, None where it does not."""
     yield IN_ORDER, None
-    predicted: Mapping[str, Any] = dict(iter(said.groupby("predictor", sort=False)["predicted"]))
-    for name, shares in predicted.items():
+    forecast: Mapping[str, Any] = dict(iter(said.groupby("predictor", sort=False)["forecast"]))
+    for name, shares in forecast.items():
         yield name, shares.to_numpy()
-    if WINDOW_MEAN not in predicted:
+    if WINDOW_MEAN not in forecast:
         yield WINDOW_MEAN, load.until(cutoff).last(WINDOW).mean_shares
     yield ORACLE, load.after(cutoff, horizon).mean_shares
 
@@ -76,7 +76,9 @@ def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     peaks = scores.pivot_table(index=cell, columns="strategy", values="peak_over_mean").reset_index()
     known = scores.merge(peaks[[*cell, WINDOW_MEAN, ORACLE]], on=cell) if len(scores) else scores
     both = pd.concat([known, known.assign(state="all")], ignore_index=True)
-    both["strategy"] = pd.Categorical(both["strategy"], scores["strategy"].unique())
+    # A predictor that was too short at first comes up after the oracle, which stays the last.
+    asked = [name for name in scores["strategy"].unique() if name != ORACLE]
+    both["strategy"] = pd.Categorical(both["strategy"], [*asked, ORACLE])
     both["state"] = pd.Categorical(both["state"], (TRANSIENT, STABLE, "all"))
     rows = []
     for key, group in both.groupby(keys, observed=True):
@@ -97,10 +99,12 @@ def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, *measures, "cutoffs", "scored"])
 
 
-def best_strategy(summary: pd.DataFrame, trace: str, predictors: list[str]) -> str:
-    """The predictor whose plans had the lowest peak over all cutoffs of *trace*, the first where none was scored."""
-    own = summary[(summary["trace"] == trace) & (summary["state"] == "all") & summary["strategy"].isin(predictors)]
-    return str(own.sort_values("peak_over_mean", kind="stable")["strategy"].iloc[0]) if len(own) else predictors[0]
+def best_strategy(scores: pd.DataFrame, predictors: list[str]) -> str:
+    """The one of *predictors* whose plans had the lowest peak where all of them were scored, else the first."""
+    own = scores[scores["strategy"].isin(predictors)]
+    cells = own.pivot_table(index=["layer", "horizon", "cutoff"], columns="strategy", values="peak_over_mean")
+    shared = cells.reindex(columns=predictors).dropna()
+    return str(shared.mean().idxmin()) if len(shared) else predictors[0]
 
 
 def plans_frame(trace: LoadTrace, means: pd.DataFrame, predictor: str, gpus: int, redundant: int = 0) -> pd.DataFrame:
