@@ -134,6 +134,7 @@ def _config(path: Path) -> _Config:
     chosen = raw.get("num_of_selected_experts")
     map_file = raw.get("eplb_expert_map_file")
     experts = _whole(path, raw.get("num_of_experts"), "num_of_experts", 1, MOST_EXPERTS)
+    shared = "num_dangling_shared_experts"  # below 0 where there are none
     return _Config(
         layers=_whole(path, raw.get("num_moe_layers"), "num_moe_layers", 1, MOST_LAYERS),
         experts=experts,
@@ -141,9 +142,7 @@ def _config(path: Path) -> _Config:
         if isinstance(chosen, list) and chosen
         else 0,
         interval=_whole(path, raw.get("collection_Interval", INTERVAL), "collection_Interval", 1, MOST_INTERVAL),
-        shared_devices=_whole(
-            path, raw.get("num_dangling_shared_experts", 0), "num_dangling_shared_experts", -1, MOST_EXPERTS
-        ),
+        shared_devices=max(0, _whole(path, raw.get(shared, 0), shared, -MOST_EXPERTS, MOST_EXPERTS)),
         map_file=Path(str(map_file)).name if map_file else None,
     )
 
