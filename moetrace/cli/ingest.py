@@ -143,8 +143,6 @@ def _known(accept: list[str]) -> tuple[str, ...]:
 
 
 def _show(shared: Shared, done: list[Ingested]) -> None:
-    from moetrace.frames import traces_frame
-
     for item in done:
         if item.unchanged:
             shared.note(f"{item.trace.name} is there already, from the same unchanged source: nothing to do")
@@ -152,9 +150,15 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
             shared.note(f"{item.trace.name}: assumed: {assumption}")
         for finding in item.trace.info.findings:
             shared.note(f"{item.trace.name}: {finding.severity}: {finding.name}, {finding.place}: {finding.evidence}")
+    shared.emit({} if shared.wants_json else _tables(done), {"traces": [_described(item) for item in done]})
+
+
+def _tables(done: list[Ingested]) -> dict[str, Table]:
+    """What is printed; for JSON pandas is not loaded at all."""
+    from moetrace.frames import traces_frame
+
     columns = ["trace", "steps", "first_step", "last_step", "layers", "experts", "tokens_per_step", "format"]
-    frame = traces_frame(item.trace for item in done)
-    shared.emit({"traces": Table("Ingested traces", frame, columns)}, {"traces": [_described(item) for item in done]})
+    return {"traces": Table("Ingested traces", traces_frame(item.trace for item in done), columns)}
 
 
 def _described(item: Ingested) -> dict[str, object]:

@@ -147,7 +147,7 @@ def _note_unscorable(shared: Shared, trace: LoadTrace, horizons: Sequence[int], 
         if not scorable(trace, cutoffs, horizon):
             start = int(trace.steps[0])
             first = min((cutoff for cutoff in cutoffs if cutoff >= start), default=start)
-            longest = longest_scorable(trace, first - start)
+            longest = longest_scorable(trace, first - start + 1)
             way_out = f"the longest that can be is {longest}" if longest else "it has too few steps for any"
             shared.note(f"{trace.name}: a horizon of {horizon} cannot be scored at these cutoffs; {way_out}")
 

@@ -28,6 +28,7 @@ from moetrace.atomic import replacing
 from moetrace.errors import TraceError
 from moetrace.formats.ahead import one_ahead
 from moetrace.formats.base import Block
+from moetrace.formats.exchange import to_arrow, to_lists, to_numpy
 from moetrace.formats.room import require
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo, gap_findings
 
@@ -116,11 +117,10 @@ class CanonicalWriter:
         self._digests[layer].update(stored.tobytes())
         self._steps[layer].append(steps)
         self._groups.append(layer)
-        offsets = np.arange(len(steps) + 1, dtype=np.int32) * stored.shape[1]
         columns = [
-            pa.array(steps, pa.int64()),
-            pa.array(np.full(len(steps), layer), pa.int32()),
-            pa.ListArray.from_arrays(offsets, stored.ravel(), type=self._schema.field("counts").type),
+            to_arrow(steps.astype(np.int64, copy=False)),
+            to_arrow(np.full(len(steps), layer, np.int32)),
+            to_lists(stored, self._schema.field("counts").type),
         ]
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=len(steps))
 
@@ -247,7 +247,7 @@ def _open(path: Path) -> LoadTrace:
         by_layer = {entry["layer"]: entry["digest"] for entry in document["layers"]}
         first = next(iter(by_layer))
         table = file.read_row_groups([i for i, layer in enumerate(groups) if layer == first], columns=["step"])
-    steps = table.column("step").to_numpy()
+    steps = to_numpy(table.column("step"))
     if len(steps) != document["steps"]["rows"] or _digest(steps) != document["steps"]["digest"]:
         raise _damaged(path, "its steps are not those it was written with")
     experts = document["experts"]
@@ -273,11 +273,11 @@ def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, expert
             table = file.read_row_group(group)
             rows = slice(row, row + table.num_rows)
             lists = table.column("counts").combine_chunks()
-            flat = lists.flatten().to_numpy()
+            flat = to_numpy(lists.flatten())
             sound = (
-                np.array_equal(table.column("step").to_numpy(), steps[rows])
-                and (table.column("layer").to_numpy() == number).all()
-                and (np.diff(lists.offsets.to_numpy()) == experts).all()
+                np.array_equal(to_numpy(table.column("step")), steps[rows])
+                and (to_numpy(table.column("layer")) == number).all()
+                and (np.diff(to_numpy(lists.offsets)) == experts).all()
             )
             if not sound:
                 raise _damaged(path, f"layer {number} is not as it was written")

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.base import Cells, ReadOptions
+from moetrace.formats.exchange import to_numpy
 from moetrace.formats.watch import Watch
 from moetrace.trace import Counts, whole_counts
 
@@ -199,9 +200,13 @@ def _wide(step: str, layer: str | None, matches: dict[str, re.Match[str]], reade
 
 
 def _column(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[Any]:
+    import pyarrow as pa
+
     column = batch.column(name)
     if column.null_count:
         raise _null(column, name, row, where)
+    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
+        return to_numpy(column)
     try:
         return np.asarray(column.to_numpy(zero_copy_only=False))
     except (TypeError, NotImplementedError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -48,34 +49,69 @@ class ParquetFormat:
 
     def read(self, path: Path, options: ReadOptions) -> Reading:
         """Match the columns to a layout and stream the rows."""
-        import pyarrow.dataset as ds
-        import pyarrow.parquet as pq
-
         where = str(path)
         if path.is_file() and path.stat().st_size == 0:
             raise TraceError(where, "is empty", "is it the right file?")
         try:
-            if path.is_file():  # a data set says less clearly what is wrong with its only file
-                few_columns(pq.read_metadata(path).num_columns, where)
-            data = ds.dataset(path, format="parquet", partitioning="hive" if path.is_dir() else None)
-            rows = data.count_rows()
+            files = _one_file(path) if path.is_file() else _hive(path)
         except TraceError:
             raise
         except Exception as error:  # pyarrow raises a dozen types on damaged files
             raise TraceError(where, f"cannot be read as Parquet: {one_line(error)}", "write the file again") from error
-        return dataset_reading(data, rows, where, options)
+        return files.reading(where, options)
 
 
-def dataset_reading(data: ds.Dataset, rows: int, where: str, options: ReadOptions) -> Reading:
-    """The reading of an Arrow data set of *rows* rows; raises `TraceError` when no layout fits."""
-    layout = match_layout(data.schema, where, options)
-    return Reading(
-        cells=lambda: _stream(data, layout, where),
-        rows=rows * layout.width,
-        assumptions=layout.assumptions,
-        where=where,
-        watch=layout.watch,
-    )
+class Piece(NamedTuple):
+    """A file on a file system, and what the names of its folders say: columns with one value each."""
+
+    system: Any
+    path: str
+    keys: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Parquet files with the same columns, one after the other, *rows* in all."""
+
+    schema: pa.Schema
+    rows: int
+    pieces: Sequence[Piece]
+
+    def reading(self, where: str, options: ReadOptions) -> Reading:
+        """The reading of all of them; raises `TraceError` when no layout fits."""
+        layout = match_layout(self.schema, where, options)
+        return Reading(
+            cells=lambda: _stream(self.pieces, layout, where),
+            rows=self.rows * layout.width,
+            assumptions=layout.assumptions,
+            where=where,
+            watch=layout.watch,
+        )
+
+
+def files_of(data: ds.Dataset) -> Files:
+    """The files of an Arrow data set."""
+    import pyarrow.dataset as ds
+
+    fragments = data.get_fragments()
+    pieces = [Piece(part.filesystem, part.path, ds.get_partition_keys(part.partition_expression)) for part in fragments]
+    return Files(data.schema, data.count_rows(), pieces)
+
+
+def _one_file(path: Path) -> Files:
+    """Without a data set, which loads pandas and says less clearly what is wrong with its only file."""
+    import pyarrow.fs as pf
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        few_columns(file.metadata.num_columns, str(path))
+        return Files(file.schema_arrow, file.metadata.num_rows, [Piece(pf.LocalFileSystem(), str(path), {})])
+
+
+def _hive(path: Path) -> Files:
+    import pyarrow.dataset as ds
+
+    return files_of(ds.dataset(path, format="parquet", partitioning="hive"))
 
 
 def is_hive(path: Path) -> bool:
@@ -83,10 +119,10 @@ def is_hive(path: Path) -> bool:
     return any(child.is_dir() and "=" in child.name for child in path.iterdir())
 
 
-def _stream(data: ds.Dataset, layout: Layout, where: str) -> Iterator[Cells]:
+def _stream(pieces: Sequence[Piece], layout: Layout, where: str) -> Iterator[Cells]:
     row = 0
     try:
-        for batch in _batches(data, layout, where):
+        for batch in _batches(pieces, layout, where):
             if batch.num_rows:
                 yield layout.cells(batch, row, where)
             row += batch.num_rows
@@ -96,19 +132,17 @@ def _stream(data: ds.Dataset, layout: Layout, where: str) -> Iterator[Cells]:
         raise TraceError(where, f"cannot be read after row {row}: {one_line(error)}", "write the file again") from error
 
 
-def _batches(data: ds.Dataset, layout: Layout, where: str) -> Iterator[pa.RecordBatch]:
+def _batches(pieces: Sequence[Piece], layout: Layout, where: str) -> Iterator[pa.RecordBatch]:
     """The wanted columns of every file, a batch at a time, with what the names of its folders say.
 
     Not by a scan of the data set: that decodes whole row groups, which may be of any size, and several ahead.
     """
-    import pyarrow.dataset as ds
     import pyarrow.parquet as pq
 
-    for fragment in data.get_fragments():
-        inside = ds.get_partition_keys(fragment.partition_expression)
+    for system, path, inside in pieces:
         columns = [name for name in layout.columns if name not in inside]
         buffer = max(1 << 12, min(COLUMN_BYTES, BUFFER_BYTES // len(layout.columns)))
-        with fragment.filesystem.open_input_file(fragment.path) as raw:
+        with system.open_input_file(path) as raw:
             file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True)
             _check_rows(file.metadata, where)
             row = 0

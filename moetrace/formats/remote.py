@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from moetrace.errors import TraceError
 from moetrace.formats.base import Reading, ReadOptions
 from moetrace.formats.canonical import one_line
-from moetrace.formats.parquet import dataset_reading
+from moetrace.formats.parquet import files_of
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def read_uri(uri: Uri, options: ReadOptions) -> Reading:
     try:
         folder = system.get_file_info(path).type == pf.FileType.Directory
         data = ds.dataset(path, filesystem=system, format="parquet", partitioning="hive" if folder else None)
-        rows = data.count_rows()
+        files = files_of(data)
     except Exception as error:  # pyarrow and fsspec raise a dozen types
         raise TraceError(
             str(uri), f"cannot be read as Parquet: {one_line(error)}", "check the URI and access"
         ) from error
-    return dataset_reading(data, rows, str(uri), options)
+    return files.reading(str(uri), options)
 
 
 def mark_of(uri: Uri) -> str:
