@@ -136,6 +136,18 @@ def test_help_waits_for_no_heavy_library(argv):
     assert "[]\n" == done.stderr
 
 
+def test_ingesting_for_json_waits_for_no_pandas(tmp_path):
+    """It takes as long to load as a small trace to read."""
+    code = (
+        "import sys; from moetrace.cli import main; code = main(sys.argv[1:]); "
+        "print(code, 'pandas' in sys.modules, file=sys.stderr)"
+    )
+    argv = ["ingest", ROOT / "sample_traces" / "gpt-moe-8e-a.parquet", "-w", tmp_path, "--json"]
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True, check=True)
+
+    assert "0 False\n" == done.stderr
+
+
 def test_every_module_is_short():
     """No file of the package is longer than 350 lines."""
     assert [] == [name_of(path) for path in MODULES if len(path.read_text().splitlines()) > 350]
