@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,25 +163,12 @@ def convert(
     """
     paths = [source] if isinstance(source, Location) else list(source)
     settings = {**options.as_settings(), **({"from": forced} if forced else {})}
-    known: dict[str, Any] = {"name": name, "source": named(paths), "settings": settings}
-    with ThreadPoolExecutor(1) as aside:  # while libraries load and the first rows are read
-        mark = aside.submit(fingerprint, *paths)
-        return _written(paths, destination, known, mark, options, forced, progress)
-
-
-def _written(
-    paths: list[Location],
-    destination: Path,
-    known: dict[str, Any],
-    mark: Future[str],
-    options: ReadOptions,
-    forced: str | None,
-    progress: Progress | None,
-) -> TraceInfo:
+    known: dict[str, Any] = {"name": name, "source": named(paths), "fingerprint": fingerprint(*paths)}
+    known["settings"] = settings
     if forced is None and _as_it_is(paths, options):
         trace = open_trace(str(paths[0]))
         chosen = trace.select(options.layers or None, options.first, options.last)
-        save_trace(replace(chosen, info=replace(trace.info, fingerprint=mark.result(), **known)), destination)
+        save_trace(replace(chosen, info=replace(trace.info, **known)), destination)
         return open_trace(destination).info
     dump = _read(paths, options, forced)
     with replacing(destination) as partial:
@@ -191,7 +177,7 @@ def _written(
         for _ in range(3):
             try:
                 flow = _flow(dump, options, progress)
-                info = TraceInfo(versions=_versions(), fingerprint=mark.result(), **known, **flow.known)
+                info = TraceInfo(versions=_versions(), **known, **flow.known)
                 return canonical.write_blocks(
                     partial, flow.grid.layers, flow.blocks, info, wide=wide, noticed=flow.noticed
                 )
