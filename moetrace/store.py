@@ -28,6 +28,7 @@ from moetrace.atomic import replacing, sweep
 from moetrace.errors import WorkspaceError
 from moetrace.fits import Timed
 from moetrace.forecasts import Coming
+from moetrace.formats.exchange import to_lists
 from moetrace.predictors.base import Predictor
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Store:
         """Keep the forecast of the steps after the end of the trace."""
         said = {"predictor": coming.predictor, "layer": coming.layer, "first_step": coming.first_step}
         said |= {"status": coming.status, "deviation": coming.deviation.tolist()}
-        table = _table({"shares": _lists(coming.shares)}, {FORECAST_KEY: json.dumps(said).encode()})
+        table = _table({"shares": to_lists(coming.shares)}, {FORECAST_KEY: json.dumps(said).encode()})
         _write_table(self._path(result, "forecast"), table)
 
     def status(self, result: Result) -> str:
@@ -222,7 +223,7 @@ def write_forecast(path: Path, forecasts: Iterable[tuple[str, Coming]], key: str
                 "predictor": [coming.predictor] * horizon,
                 "layer": pa.array(np.full(horizon, coming.layer), pa.int32()),
                 "step": coming.first_step + np.arange(horizon),
-                "shares": _lists(coming.shares),
+                "shares": to_lists(coming.shares),
             }
             writer.write_table(pa.table(columns, schema=schema))
 
@@ -237,14 +238,6 @@ def _key_in(path: Path) -> bytes | None:
     except (OSError, pa.ArrowException):
         return None
     return found
-
-
-def _lists(shares: Any) -> pa.ListArray:
-    """*shares* (rows, experts) as one list for each row."""
-    import pyarrow as pa
-
-    rows, experts = shares.shape
-    return pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * experts, np.ascontiguousarray(shares).ravel())
 
 
 def _table(columns: dict[str, Any], metadata: dict[bytes, bytes]) -> pa.Table:

@@ -89,18 +89,14 @@ def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
         # Only the step that was begun earlier is copied.
         begun = int(np.searchsorted(piece.step, held[-1].step[-1], "right")) if held else 0
         if held:
-            yield join([*held, _part(piece, 0, begun)])
+            yield join([*held, piece.part(0, begun)])
         if begun < cut:
-            yield _part(piece, begun, cut)
+            yield piece.part(begun, cut)
         # A copy: as a part of it the whole piece would stay in memory.
-        held = [Cells(*(column[cut:].copy() for column in piece))]
+        held = [Cells(*(column.copy() for column in piece.part(cut, len(piece.step))))]
         size = len(held[0].step)
     if held:
         yield join(held)
-
-
-def _part(cells: Cells, start: int, end: int) -> Cells:
-    return Cells(*(column[start:end] for column in cells))
 
 
 def _grid_of(cells: Cells, where: str) -> Grid:
@@ -138,7 +134,7 @@ def _in_parts(cells: Cells, grid: Grid, starts: NDArray[np.intp], job: Assembly)
     parts = []
     for a in range(0, len(starts), at_once):
         b = min(len(starts), a + at_once)
-        part = _part(cells, borders[a], borders[b])
+        part = cells.part(borders[a], borders[b])
         parts.append(_scatter(part, grid, part.step[borders[a:b] - borders[a]], job))
     return parts[0] if len(parts) == 1 else Block(*(np.concatenate(columns) for columns in zip(*parts)))
 

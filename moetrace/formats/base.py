@@ -28,6 +28,10 @@ class Cells(NamedTuple):
     expert: NDArray[np.int64]
     count: Counts  # type: ignore[assignment]  # a tuple has a method of that name, which nobody needs here
 
+    def part(self, start: int, end: int) -> Cells:
+        """The entries from *start* up to *end*, not copied."""
+        return Cells(*(column[start:end] for column in self))
+
 
 class Block(NamedTuple):
     """Consecutive steps, complete: *steps* (steps,), *counts* (steps, layers, experts)."""

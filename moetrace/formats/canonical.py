@@ -98,18 +98,21 @@ class CanonicalWriter:
 
         Raises `CountsTooLarge` when a count does not fit.
         """
-        if counts.max() > np.iinfo(self._counts_type).max:
-            raise CountsTooLarge
+        self._check(counts)
         self._write(layer, steps, np.ascontiguousarray(counts, self._counts_type))
 
     def write_blocks(self, blocks: Sequence[Block]) -> None:
         """A row group of each layer over all steps of *blocks*; raises `CountsTooLarge` as `write` does."""
+        for block in blocks:
+            self._check(block.counts)
         steps = np.concatenate([block.steps for block in blocks])
-        if max(block.counts.max() for block in blocks) > np.iinfo(self._counts_type).max:
-            raise CountsTooLarge
         for i, layer in enumerate(self._digests):
             counts = [block.counts[:, i] for block in blocks]
             self._write(layer, steps, np.concatenate(counts, dtype=self._counts_type, casting="same_kind"))
+
+    def _check(self, counts: Counts) -> None:
+        if counts.max() > np.iinfo(self._counts_type).max:
+            raise CountsTooLarge
 
     def _write(self, layer: int, steps: Steps, stored: NDArray[Any]) -> None:
         import pyarrow as pa

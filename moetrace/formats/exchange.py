@@ -28,10 +28,11 @@ def to_arrow(values: NDArray[Any]) -> pa.Array:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
-def to_lists(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
-    """The rows of *values* (rows, columns) as lists of the Arrow type *kind*."""
+def to_lists(values: NDArray[Any], kind: pa.DataType | None = None) -> pa.Array:
+    """The rows of *values* (rows, columns) as lists of the Arrow type *kind*, which may forbid nulls."""
     import pyarrow as pa
 
     rows, columns = values.shape
+    kind = kind or pa.list_(pa.from_numpy_dtype(values.dtype))
     offsets = np.arange(rows + 1, dtype=np.int32) * columns
     return pa.Array.from_buffers(kind, rows, [None, pa.py_buffer(offsets)], children=[to_arrow(values.ravel())])

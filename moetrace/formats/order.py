@@ -97,7 +97,7 @@ def _forward(piece: Cells) -> Iterator[Cells]:
     borders = [0, *(np.flatnonzero(piece.step[1:] < piece.step[:-1]) + 1).tolist()[: MOST_RUNS + 1], len(piece.step)]
     for a, b in pairwise(borders):
         if b > a:
-            yield Cells(*(column[a:b] for column in piece))
+            yield piece.part(a, b)
 
 
 def _resumed(reading: Reading, runs: list[Run]) -> Iterator[Cells]:
@@ -117,8 +117,8 @@ def _resumed(reading: Reading, runs: list[Run]) -> Iterator[Cells]:
             while done == runs[at].cells:
                 at, done = at + 1, 0
             size = min(len(piece.step) - start, runs[at].cells - done)
-            part = Cells(*(column[start : start + size] for column in piece))
+            part = piece.part(start, start + size)
             end = min(starts[at + 1 :], default=None)
             keep = size if end is None else int(np.searchsorted(part.step, end, "left"))
-            yield Cells(*(column[:keep] for column in part))
+            yield part.part(0, keep)
             start, done = start + size, done + size

@@ -99,7 +99,7 @@ def _sorted(cells: Cells) -> Cells:
 
 def _pieces(cells: Cells) -> Iterator[Cells]:
     for start in range(0, len(cells.step), PIECE_CELLS):
-        yield Cells(*(column[start : start + PIECE_CELLS] for column in cells))
+        yield cells.part(start, start + PIECE_CELLS)
 
 
 def _written(cells: Cells, path: Path) -> Run:
