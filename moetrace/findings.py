@@ -155,11 +155,12 @@ def of_roughness(counts: NDArray[np.int64], steps: Steps, layers: Sequence[int])
     if len(steps) < LEAST_ROUGHNESS_STEPS:
         return []
     change = np.diff(counts, axis=0)
-    if counts.sum(axis=2).min() > 0 and (change >= 0).all() and (change.sum(axis=2) > 0).all():
+    if change.min() >= 0 and counts.sum(axis=2).min() > 0 and (change.sum(axis=2) > 0).all():
         return [found("cumulative", f"from step {steps[0]}", "no count ever falls: each step holds those before it")]
-    both = (counts[1:] + counts[:-1]).sum(axis=0)  # (layers, experts)
+    both = 2 * counts.sum(axis=0) - counts[0] - counts[-1]  # (layers, experts)
     drawn = (both * (1 - both / both.sum(axis=1, keepdims=True))).sum(axis=1)  # (layers,)
-    rough = (change.astype(np.float64) ** 2).sum(axis=(0, 2)) / np.maximum(1, drawn)  # (layers,)
+    squares = np.einsum("tle,tle->l", change, change, dtype=np.float64)
+    rough = squares / np.maximum(1, drawn)  # (layers,)
     smooth = np.flatnonzero((rough > 0) & (rough < SMOOTH))
     if not smooth.size:
         return []

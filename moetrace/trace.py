@@ -154,7 +154,7 @@ class LoadTrace:
         *steps* are numbered from 1 and *layers* from 0 unless given.
         Raises `TraceError` for anything that is not a trace.
         """
-        raw = np.asarray(counts)
+        raw = np.array(counts)
         if raw.ndim != 3 or 0 in raw.shape:
             raise TraceError(
                 name,
@@ -252,6 +252,7 @@ def gap_findings(steps: Steps) -> tuple[Finding, ...]:
 def whole_counts(values: NDArray[Any], where: str, column: str, first_row: int = 0) -> Counts:
     """*values* as int64 of the same shape, or a `TraceError` naming the first that is no count.
 
+    They are not copied where they are 64-bit integers.
     *first_row* is the number in the file of the first of *values*, along their first axis.
     """
     if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
@@ -272,7 +273,7 @@ def whole_counts(values: NDArray[Any], where: str, column: str, first_row: int =
             f"{values[at]} {reason}",
             "counts are whole numbers of tokens (for shares give --tokens-per-step)",
         )
-    return values.astype(np.int64)
+    return values.astype(np.int64, copy=False)
 
 
 def check_steps(steps: NDArray[Any], rows: int, where: str) -> None:

@@ -5,7 +5,6 @@ A new format is one module with a `Format` and one line in `FORMATS`.
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +22,7 @@ from moetrace.formats.assemble import Grid, OutOfOrder
 from moetrace.formats.base import Block, Format, ReadOptions, Source, readings_of
 from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.faults import read_safely, readable
+from moetrace.formats.fingerprints import fingerprint, fingerprinting
 from moetrace.formats.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.merge import blocks_of, by_rank, merged
 from moetrace.formats.mindie import MindieFormat
@@ -32,14 +32,14 @@ from moetrace.formats.parquet import ParquetFormat
 from moetrace.formats.parts import PartsFormat
 from moetrace.formats.refine import refined
 from moetrace.formats.refused import refuse_lookalikes
-from moetrace.formats.remote import Location, Uri, location, mark_of, read_uri
+from moetrace.formats.remote import Location, Uri, location, read_uri
 from moetrace.formats.room import require
 from moetrace.formats.routing import RoutingFormat
 from moetrace.formats.sglang import SglangFormat
 from moetrace.formats.tensorboard import TensorboardFormat
 from moetrace.formats.tensorrt import TensorrtFormat
 from moetrace.formats.text import CsvFormat, JsonLinesFormat
-from moetrace.trace import Finding, LoadTrace, TraceInfo, gap_findings
+from moetrace.trace import LoadTrace, Steps, TraceInfo, gap_findings
 
 __all__ = [
     "FORMATS",
@@ -126,26 +126,6 @@ def chosen_format(path: Path, forced: str | None = None) -> Format:
     return found
 
 
-def fingerprint(*paths: Location) -> str:
-    """SHA-256 of a file's content, or of the names and contents of several files or a folder's."""
-    if len(paths) > 1:
-        return hashlib.sha256("\n".join(f"{path.name} {fingerprint(path)}" for path in paths).encode()).hexdigest()
-    (path,) = paths
-    if isinstance(path, Uri):
-        return mark_of(path)
-    try:
-        if path.is_file():
-            with path.open("rb") as file:
-                return hashlib.file_digest(file, "sha256").hexdigest()
-        children = [child for child in sorted(path.rglob("*")) if child.is_file()]
-        parts = [f"{child.relative_to(path)} {fingerprint(child)}" for child in children]
-    except OSError as error:
-        raise TraceError(
-            str(error.filename), f"cannot be read: {error.strerror}", "check the file and its permissions"
-        ) from error
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
 def convert(
     source: Location | Sequence[Location],
     destination: Path,
@@ -163,29 +143,17 @@ def convert(
     """
     paths = [source] if isinstance(source, Location) else list(source)
     settings = {**options.as_settings(), **({"from": forced} if forced else {})}
-    known: dict[str, Any] = {"name": name, "source": named(paths), "fingerprint": fingerprint(*paths)}
-    known["settings"] = settings
-    if forced is None and _as_it_is(paths, options):
-        trace = open_trace(str(paths[0]))
-        chosen = trace.select(options.layers or None, options.first, options.last)
-        save_trace(replace(chosen, info=replace(trace.info, **known)), destination)
-        return open_trace(destination).info
-    dump = _read(paths, options, forced)
-    with replacing(destination) as partial:
-        wide = False
-        # The cheap way first; anew in order, or with 64-bit counts, where it does not do.
-        for _ in range(3):
-            try:
-                flow = _flow(dump, options, progress)
-                info = TraceInfo(versions=_versions(), **known, **flow.known)
-                return canonical.write_blocks(
-                    partial, flow.grid.layers, flow.blocks, info, wide=wide, noticed=flow.noticed
-                )
-            except OutOfOrder:
-                dump = dump._replace(source=in_order(dump.source, destination.parent))
-            except canonical.CountsTooLarge:
-                wide = True
-    raise AssertionError("ordered 64-bit counts always fit")
+    with fingerprinting(paths) as mark:
+
+        def known() -> dict[str, Any]:
+            return {"name": name, "source": named(paths), "settings": settings, "fingerprint": mark.result()}
+
+        if forced is None and _as_it_is(paths, options):
+            trace = open_trace(str(paths[0]))
+            chosen = trace.select(options.layers or None, options.first, options.last)
+            save_trace(replace(chosen, info=replace(trace.info, **known())), destination)
+            return open_trace(destination).info
+        return _written(_read(paths, options, forced), destination, options, progress, known)
 
 
 def read_trace(
@@ -213,10 +181,7 @@ def read_trace(
         whole = _held(flow.blocks, dump.where)
     steps, counts = (np.concatenate(parts) for parts in zip(*whole))
     trace = LoadTrace.from_counts(counts, name=paths[0].stem, steps=steps, layers=flow.grid.layers.tolist())
-    info = replace(
-        trace.info, findings=(*flow.noticed(), *gap_findings(trace.steps)), source=named(paths), **flow.known
-    )
-    return replace(trace, info=info)
+    return replace(trace, info=replace(trace.info, source=named(paths), **flow.about(trace.steps)))
 
 
 def _held(blocks: Iterator[Block], where: str) -> list[Block]:
@@ -245,12 +210,36 @@ class _Dump(NamedTuple):
 
 
 class _Flow(NamedTuple):
-    """A trace on its way: its blocks, what is known of it, and what was noticed once they have passed."""
+    """A trace on its way: its blocks, and what is known of it, given its steps, once they have passed.
+
+    *about* raises `TraceError` for a finding that is an error.
+    """
 
     grid: Grid
     blocks: Iterator[Block]
-    known: dict[str, Any]
-    noticed: Callable[[], list[Finding]]
+    about: Callable[[Steps], dict[str, Any]]
+
+
+def _written(
+    dump: _Dump, destination: Path, options: ReadOptions, progress: Progress | None, known: Callable[[], dict[str, Any]]
+) -> TraceInfo:
+    """Stream *dump* into the canonical file; *known* is asked at the end for what the dump itself does not say."""
+    with replacing(destination) as partial:
+        wide = False
+        # The cheap way first; anew in order, or with 64-bit counts, where it does not do.
+        for _ in range(3):
+            try:
+                flow = _flow(dump, options, progress)
+
+                def about(steps: Steps, flow: _Flow = flow) -> TraceInfo:
+                    return TraceInfo(versions=_versions(), **known(), **flow.about(steps))
+
+                return canonical.write_blocks(partial, flow.grid.layers, flow.blocks, about, wide=wide)
+            except OutOfOrder:
+                dump = dump._replace(source=in_order(dump.source, destination.parent))
+            except canonical.CountsTooLarge:
+                wide = True
+    raise AssertionError("ordered 64-bit counts always fit")
 
 
 def _as_it_is(paths: Sequence[Location], options: ReadOptions) -> bool:
@@ -297,15 +286,20 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
     grid, blocks, seen = refined(stream, options, dump.where, readings[0].watch)
     blocks = read_safely(blocks, dump.where)
 
-    def noticed() -> list[Finding]:
+    def about(steps: Steps) -> dict[str, Any]:
         raw = [finding for reading in readings for finding in (*reading.findings, *reading.watch.findings)]
-        everything = [*dict.fromkeys(raw), *seen.findings(options)]
-        refuse(everything, options.accept, dump.where)
-        return everything
+        findings = [*dict.fromkeys(raw), *seen.findings(options)]
+        refuse(findings, options.accept, dump.where)
+        return {
+            "format": dump.format,
+            "assumptions": _assumptions(dump.source, options),
+            "findings": (*findings, *gap_findings(steps)),
+            "tokens_per_step": seen.tokens_per_step,
+            **({"top_k": options.top_k} if options.top_k is not None else {}),
+            **readings[0].known,
+        }
 
-    given = {"top_k": options.top_k} if options.top_k is not None else {}
-    known = {"format": dump.format, "assumptions": _assumptions(dump.source, options), **given, **readings[0].known}
-    return _Flow(grid, blocks, known, noticed)
+    return _Flow(grid, blocks, about)
 
 
 def _assumptions(source: Source, options: ReadOptions) -> tuple[str, ...]:

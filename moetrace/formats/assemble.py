@@ -16,6 +16,8 @@ from moetrace.formats.watch import Watch
 
 # Cells put in order at a time where a stream lists them in any order: 32 MiB of counts.
 BLOCK_CELLS = 1 << 22
+# Beyond 2**53 a float no longer tells neighbouring numbers apart, and some writer will have used one.
+HIGHEST = 2**53
 
 
 class OutOfOrder(Exception):
@@ -78,6 +80,7 @@ def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
         if (latest is not None and piece.step[0] < latest) or (piece.step[1:] < piece.step[:-1]).any():
             raise OutOfOrder
         latest = piece.step[-1]
+        _check_numbers("step", piece.step[[0, -1]], where)
         cut = int(np.searchsorted(piece.step, latest, "left"))
         # A piece within one step only adds to what is held: joining once keeps this linear.
         if cut == 0 and (not held or held[-1].step[-1] == latest):
@@ -103,6 +106,8 @@ def _grid_of(cells: Cells, where: str) -> Grid:
     layers = np.unique(cells.layer)
     experts = np.unique(cells.expert)
     start = int(experts[0])
+    _check_numbers("layer", layers[[0, -1]], where)
+    _check_numbers("expert", experts[[0, -1]], where)
     if layers[0] < 0 or start < 0:
         raise TraceError(where, "a layer or expert has a negative number", "number them from 0")
     if start > 1 or len(experts) != experts[-1] - start + 1:
@@ -116,6 +121,13 @@ def _grid_of(cells: Cells, where: str) -> Grid:
     # Complete steps have as many cells as the grid, so only a made-up file wants much here.
     require(grid.cells * 32, where, f"a step of {len(layers):,} layers of {len(experts):,} experts", "check its rows")
     return grid
+
+
+def _check_numbers(name: str, ends: NDArray[np.int64], where: str) -> None:
+    """Raise `TraceError` where the lowest or the highest number is so large that differences would overflow."""
+    for number in ends.tolist():
+        if abs(number) > HIGHEST:
+            raise TraceError(where, f"has a {name} {number}", f"number them up to {HIGHEST:,}")
 
 
 def _dense(cells: Cells, grid: Grid, job: Assembly) -> Block:

@@ -17,9 +17,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +30,14 @@ from moetrace.formats.ahead import one_ahead
 from moetrace.formats.base import Block
 from moetrace.formats.exchange import to_arrow, to_lists, to_numpy
 from moetrace.formats.room import require
-from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo, gap_findings
+from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
 
 SCHEMA_VERSION = 1
 DOCUMENT_KEY = "moetrace.trace"
 DIGEST_KEY = "moetrace.digest"
 # Cells written at a time, a row group for each layer: large enough that the work is done in NumPy and
 # pages are worth their overhead, small enough that so many of any trace fit in memory.
-GROUP_CELLS = 1 << 22
+GROUP_CELLS = 1 << 23
 
 
 class CountsTooLarge(Exception):
@@ -56,6 +56,14 @@ def is_canonical(path: Path) -> bool:
 
 
 # --- writing ----------------------------------------------------------------------------------
+
+
+class RowGroup(NamedTuple):
+    """Consecutive steps of one layer: *steps* (steps,), *counts* (steps, experts) as they are stored."""
+
+    layer: int
+    steps: Steps
+    counts: NDArray[Any]
 
 
 class CanonicalWriter:
@@ -91,7 +99,8 @@ class CanonicalWriter:
         )
         self._digests = {layer: hashlib.sha256() for layer in layers}
         self._steps: dict[int, list[Steps]] = {layer: [] for layer in self._digests}
-        self._groups: list[int] = []
+        self._layers: list[int] = []  # of each row group
+        self._experts = 0
 
     def write(self, layer: int, steps: Steps, counts: Counts) -> None:
         """One row group: *counts* (steps, experts) of *layer* at *steps*, after all written before.
@@ -99,48 +108,60 @@ class CanonicalWriter:
         Raises `CountsTooLarge` when a count does not fit.
         """
         self._check(counts)
-        self._write(layer, steps, np.ascontiguousarray(counts, self._counts_type))
+        self.write_groups([self._group(layer, steps, np.ascontiguousarray(counts, self._counts_type))])
 
-    def write_blocks(self, blocks: Sequence[Block]) -> None:
-        """A row group of each layer over all steps of *blocks*; raises `CountsTooLarge` as `write` does."""
+    def groups(self, blocks: Sequence[Block]) -> list[RowGroup]:
+        """A row group of each layer over all steps of *blocks*, to be written next.
+
+        Raises `CountsTooLarge` when a count does not fit.
+        """
         for block in blocks:
             self._check(block.counts)
         steps = np.concatenate([block.steps for block in blocks])
+        groups = []
         for i, layer in enumerate(self._digests):
             counts = [block.counts[:, i] for block in blocks]
-            self._write(layer, steps, np.concatenate(counts, dtype=self._counts_type, casting="same_kind"))
+            stored = np.concatenate(counts, dtype=self._counts_type, casting="same_kind")
+            groups.append(self._group(layer, steps, stored))
+        return groups
 
     def _check(self, counts: Counts) -> None:
         if counts.max() > np.iinfo(self._counts_type).max:
             raise CountsTooLarge
 
-    def _write(self, layer: int, steps: Steps, stored: NDArray[Any]) -> None:
+    def _group(self, layer: int, steps: Steps, stored: NDArray[Any]) -> RowGroup:
+        self._digests[layer].update(stored.data)
+        return RowGroup(layer, steps, stored)
+
+    def write_groups(self, groups: Iterable[RowGroup]) -> None:
+        """Compress and write row groups in the order in which they were made."""
         import pyarrow as pa
 
-        self._digests[layer].update(stored.tobytes())
-        self._steps[layer].append(steps)
-        self._groups.append(layer)
-        columns = [
-            to_arrow(steps.astype(np.int64, copy=False)),
-            to_arrow(np.full(len(steps), layer, np.int32)),
-            to_lists(stored, self._schema.field("counts").type),
-        ]
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=len(steps))
+        for layer, steps, stored in groups:
+            self._steps[layer].append(steps)
+            self._layers.append(layer)
+            self._experts = stored.shape[1]
+            columns = [
+                to_arrow(steps.astype(np.int64, copy=False)),
+                to_arrow(np.full(len(steps), layer, np.int32)),
+                to_lists(stored, self._schema.field("counts").type),
+            ]
+            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=len(steps))
 
     @property
     def steps(self) -> Steps:
         """The steps written so far, shape (steps,)."""
         return np.concatenate(next(iter(self._steps.values())))
 
-    def close(self, info: TraceInfo, experts: int) -> None:
+    def close(self, info: TraceInfo) -> None:
         """Write the metadata and the footer."""
         every_step = self.steps
         document = {
             "schema_version": SCHEMA_VERSION,
             "info": asdict(info),
-            "experts": experts,
+            "experts": self._experts,
             "steps": {"rows": len(every_step), "digest": _digest(every_step)},
-            "row_groups": self._groups,
+            "row_groups": self._layers,
             "layers": [{"layer": layer, "digest": digest.hexdigest()} for layer, digest in self._digests.items()],
         }
         text = json.dumps(document)
@@ -160,37 +181,25 @@ def _digest(data: bytes | NDArray[np.int64]) -> str:
 
 
 def write_blocks(
-    path: Path,
-    layers: Iterable[int],
-    blocks: Iterable[Block],
-    info: TraceInfo,
-    *,
-    wide: bool,
-    noticed: Callable[[], Sequence[Finding]] = tuple,
+    path: Path, layers: Iterable[int], blocks: Iterable[Block], about: Callable[[Steps], TraceInfo], *, wide: bool
 ) -> TraceInfo:
-    """Stream *blocks* into a canonical file at *path*; returns *info* with its tokens per step.
+    """Stream *blocks* into a canonical file at *path*; returns what *about* says of the trace.
 
-    *noticed* is asked at the end for the findings that came up while the blocks passed, and may raise.
+    *about* is asked once the blocks have passed, with the steps there were, and may raise.
     Not atomic by itself: give it a path from `replacing`. Raises `CountsTooLarge` if not *wide*
     and a count needs 64 bits.
     """
-    numbers = [int(n) for n in layers]
-    writer = CanonicalWriter(path, numbers, wide=wide)
-    totals: set[int] = set()
+    writer = CanonicalWriter(path, (int(n) for n in layers), wide=wide)
     try:
-        for group in one_ahead(_groups(blocks)):
-            for block in group if len(totals) < 2 else ():
-                totals.update(np.unique(block.counts.sum(axis=2)).tolist())
-            writer.write_blocks(group)
-            experts = group[0].counts.shape[2]
-        constant = totals.pop() if len(totals) == 1 else None
-        findings = (*info.findings, *noticed(), *gap_findings(writer.steps))
-        known = replace(info, tokens_per_step=constant, findings=findings)
-        writer.close(known, experts)
+        # Decoding, digesting and compressing share the cores, each in a thread.
+        for groups in one_ahead(map(writer.groups, one_ahead(_groups(blocks)))):
+            writer.write_groups(groups)
+        info = about(writer.steps)
+        writer.close(info)
     except BaseException:
         writer.abandon()
         raise
-    return known
+    return info
 
 
 def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
@@ -220,7 +229,7 @@ def save_trace(trace: LoadTrace, path: Path) -> None:
             for load in trace.by_layer():
                 for a in range(0, len(load.steps), rows):
                     writer.write(load.layer, load.steps[a : a + rows], load.counts[a : a + rows])
-            writer.close(trace.info, trace.experts)
+            writer.close(trace.info)
         except BaseException:
             writer.abandon()
             raise

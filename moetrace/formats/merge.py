@@ -15,9 +15,6 @@ from moetrace.formats.assemble import Assembly, Grid, assemble
 from moetrace.formats.base import LAYER_IN_NAME, Block, Cells, Merge, Merged, Reading, Source, readings_of
 from moetrace.formats.watch import Watch
 
-# Beyond 2**53 a float no longer tells neighbouring numbers apart, and some writer will have used one.
-HIGHEST = 2**53
-
 
 class Named(Protocol):
     """A path, or something like it."""
@@ -58,16 +55,7 @@ def blocks_of(source: Source, accept: Sequence[str], report: Report) -> Stream:
 def _reported(reading: Reading, report: Report) -> Iterator[Cells]:
     for cells in reading.cells():
         report(len(cells.step))
-        _check_numbers(cells, reading.where)
         yield cells
-
-
-def _check_numbers(cells: Cells, where: str) -> None:
-    """Raise `TraceError` for numbers so large that differences of them would go wrong without a word."""
-    for name, column in zip(("step", "layer", "expert"), cells):
-        for value in (column.min(), column.max()) if len(column) else ():
-            if abs(int(value)) > HIGHEST:
-                raise TraceError(where, f"has a {name} {value}", f"number them up to {HIGHEST:,}")
 
 
 def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Source:

@@ -35,14 +35,20 @@ class Examined:
     steps: list[Steps] = field(default_factory=list)
     factor: Factor = field(default_factory=Factor)
 
-    def add(self, block: Block) -> None:
-        """Take in the next block."""
+    def add(self, block: Block, totals: Counts) -> None:
+        """Take in the next block, of which *totals* (steps, layers) are the tokens over all experts."""
         if self.rows < _enough(block):
             self.beginning.append(block)
         self.rows += len(block.steps)
         self.steps.append(block.steps)
-        self.totals.append(block.counts.sum(axis=2))
+        self.totals.append(totals)
         self.factor.add(block.counts)
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """The tokens of a layer in a step, None where they vary."""
+        first = int(self.totals[0].flat[0])
+        return first if all((totals == first).all() for totals in self.totals) else None
 
     def findings(self, options: ReadOptions) -> list[Finding]:
         """What all of it gives away, against the tokens that *options* expect of a layer in a step."""
@@ -75,7 +81,7 @@ def refined(stream: Stream, options: ReadOptions, where: str, watch: Watch) -> t
     if options.bin is not None:
         blocks = _binned(blocks, options.bin)
     seen = Examined(grid.layers.tolist())
-    return grid, _watched(_full(blocks, grid, where, watch, options.accept), seen, where), seen
+    return grid, _examined(blocks, seen, where, watch, options.accept), seen
 
 
 def _selected(stream: Stream, options: ReadOptions, where: str) -> Stream:
@@ -117,32 +123,34 @@ def _sums(counts: Counts, passes: int, done: int) -> Block:
     return Block(done + 1 + np.arange(len(sums)), sums)
 
 
-def _full(blocks: Iterator[Block], grid: Grid, where: str, watch: Watch, accept: Sequence[str]) -> Iterator[Block]:
+def _examined(
+    blocks: Iterator[Block], seen: Examined, where: str, watch: Watch, accept: Sequence[str]
+) -> Iterator[Block]:
     """Blocks in which every layer has tokens in every step; others are refused, or left out if that is accepted."""
     for block in blocks:
-        zeros = block.counts.sum(axis=2) == 0  # (steps, layers)
-        empty = zeros.any(axis=1)
-        if not empty.any():
-            yield block
-            continue
-        step = int(block.steps[empty][0])
-        if "empty" not in accept:
-            layer = grid.layers[int(zeros[empty][0].argmax())]
-            raise TraceError(
-                f"{where}, step {step}, layer {layer}",
-                "the layer has no tokens at all (empty)",
-                "leave such steps out with --accept empty, or add passes up into steps with --bin N",
-            )
-        watch.say("empty", f"step {step}", "a layer has no tokens, and the step is left out", int(empty.sum()))
-        yield Block(block.steps[~empty], block.counts[~empty])
-
-
-def _watched(blocks: Iterator[Block], seen: Examined, where: str) -> Iterator[Block]:
-    some = False
-    for block in blocks:
+        totals = block.counts.sum(axis=2)  # (steps, layers)
+        full = totals.all(axis=1)  # (steps,)
+        if not full.all():
+            _say_empty(block.steps, totals, seen.layers, where, watch, accept)
+            block, totals = Block(block.steps[full], block.counts[full]), totals[full]
         if len(block.steps):
-            some = True
-            seen.add(block)
+            seen.add(block, totals)
             yield block
-    if not some:
+    if not seen.rows:
         raise TraceError(where, "has no step left", "choose other --steps, or accept fewer findings")
+
+
+def _say_empty(
+    steps: Steps, totals: Counts, layers: Sequence[int], where: str, watch: Watch, accept: Sequence[str]
+) -> None:
+    """Note the steps in which a layer has no tokens; raises `TraceError` unless that is accepted."""
+    empty = np.argwhere(totals == 0)
+    step = int(steps[empty[0, 0]])
+    if "empty" not in accept:
+        raise TraceError(
+            f"{where}, step {step}, layer {layers[empty[0, 1]]}",
+            "the layer has no tokens at all (empty)",
+            "leave such steps out with --accept empty, or add passes up into steps with --bin N",
+        )
+    times = len(np.unique(empty[:, 0]))
+    watch.say("empty", f"step {step}", "a layer has no tokens, and the step is left out", times)

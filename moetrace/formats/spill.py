@@ -111,7 +111,8 @@ def _written(cells: Cells, path: Path) -> Run:
             kind = np.dtype(np.int64)
         paths.append(path.with_suffix(f".{name}"))
         types.append(kind)
-        column.astype(kind).tofile(paths[-1])
+        # Not by `tofile`, which says of a full disk only that something is missing.
+        paths[-1].write_bytes(column.astype(kind).data)
     return Run(tuple(paths), tuple(types))
 
 
