@@ -10,18 +10,15 @@ prints Markdown tables. Each way runs in a process of its own, whose peak memory
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from processes import Run, run
 
 from moetrace.synthetic import Course, settling, synthetic_blocks
 
@@ -29,7 +26,7 @@ LAYERS, EXPERTS = 60, 256
 # Steps that pandas can hold on machines of 8 and of 24 GB: 31 and 92 million rows, 4.3 and 12.6 GiB.
 PANDAS_STEPS = (2000, 6000)
 # Each way is run so often, in turn, and the median counts: the first touch of memory is slow on some machines.
-TIMES = 3
+TIMES = 5
 # Rows of a row group as pyarrow, pandas and Polars write them at most.
 ROW_GROUP = 1 << 20
 
@@ -52,14 +49,6 @@ with pq.ParquetFile(sys.argv[1]) as file, pq.ParquetWriter(sys.argv[2] + "/bare.
     for batch in file.iter_batches(1 << 20, columns=["step", "layer", "expert", "tokens"]):
         writer.write_batch(batch)
 """
-
-
-@dataclass(frozen=True)
-class Run:
-    """Seconds and peak memory in bytes of one process."""
-
-    seconds: float
-    peak: int
 
 
 def write_long(path: Path, steps: int, layers: int = LAYERS, experts: int = EXPERTS) -> None:
@@ -85,13 +74,10 @@ def write_long(path: Path, steps: int, layers: int = LAYERS, experts: int = EXPE
 
 def timed(code: str, *arguments: object) -> Run:
     """Run Python *code* in a process of its own."""
-    began = time.perf_counter()
-    child = subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    if child.returncode:
-        raise SystemExit(f"a way of the benchmark failed with {child.returncode}")
-    return Run(time.perf_counter() - began, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    done = run([sys.executable, "-c", code, *arguments])
+    if done.code:
+        raise SystemExit(f"a way of the benchmark failed with {done.code}")
+    return done
 
 
 def size_of(steps: int) -> str:

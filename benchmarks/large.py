@@ -5,58 +5,24 @@ Makes a synthetic trace of 60 layers x 256 experts in its canonical form and pri
     python benchmarks/large.py                20,000 steps, 307 million counts
     python benchmarks/large.py --steps 2000   a tenth of it
 
-Memory is the largest resident set; with several processes the largest sum of theirs, looked at ten times a second.
+Memory is the largest resident set; with several processes the largest sum of theirs.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from ingest import size_of, write_long
+from processes import run
 
 # Bytes that no command may exceed, whatever the number of layers and steps.
 LIMIT = 2 << 30
 CLI = "import sys; from moetrace.cli import main; sys.exit(main(sys.argv[1:]))"
 CHEAP = ("--predictor", "window_mean", "--predictor", "sw_avg")
 PAPER = ("--predictor", "sw_avg", "--predictor", "arima", "--predictor", "lstm")
-
-
-def peak(*argv: object) -> int | None:
-    """Peak memory in bytes of one command; None when it failed."""
-    command = [sys.executable, "-c", CLI, *map(str, argv), "--quiet"]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    together = pid = 0
-    while not pid:
-        together = max(together, sum(map(resident, family(child.pid))))
-        time.sleep(0.1)
-        pid, status, usage = os.wait4(child.pid, os.WNOHANG)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    alone = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return None if child.returncode else max(alone, together)
-
-
-def family(pid: int) -> list[int]:
-    """A process and those that it started, as Linux tells; elsewhere the process alone."""
-    try:
-        tasks = list(Path(f"/proc/{pid}/task").iterdir())
-        children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
-    except OSError:  # it has just ended
-        return [pid]
-    return [pid, *(member for child in children for member in family(child))]
-
-
-def resident(pid: int) -> int:
-    """The resident set of a process in bytes, 0 of one that has ended."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except OSError:
-        return 0
 
 
 def table(steps: int, folder: Path) -> str:
@@ -76,12 +42,9 @@ def table(steps: int, folder: Path) -> str:
     }
     lines = [f"{size_of(steps)}.", "", "| | peak memory, MiB | under 2 GiB |", "|---|---:|---|"]
     for name, argv in commands.items():
-        found = peak(*argv)
-        lines.append(
-            f"| {name} | failed | |"
-            if found is None
-            else f"| {name} | {found / 2**20:,.0f} | {'yes' if found < LIMIT else 'no'} |"
-        )
+        done = run([sys.executable, "-c", CLI, *argv, "--quiet"])
+        within = f"{done.peak / 2**20:,.0f} | {'yes' if done.peak < LIMIT else 'no'}"
+        lines.append(f"| {name} | {'failed |' if done.code else within} |")
     return "\n".join(lines)
 
 

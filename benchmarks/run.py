@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import re
@@ -50,7 +51,13 @@ def sections_of(text: str) -> dict[str, str]:
     return {part.split()[1]: part.rstrip() + "\n" for part in parts}
 
 
-def main(names: list[str]) -> None:
+def main() -> None:
+    """Run the sections that are named, or all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SECTIONS))
+    names = parser.parse_args().names
+    if unknown := set(names) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}: choose among {', '.join(SECTIONS)}")
     known = sections_of(PAGE.read_text()) if PAGE.exists() else {}
     for name in names or [name for name in SECTIONS if (HERE / f"{name}.py").exists()]:
         print(f"{name} ...", flush=True)
@@ -59,4 +66,4 @@ def main(names: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -52,7 +52,7 @@ def failing(findings: list[Finding], trace: LoadTrace, fail_on: tuple[str, ...] 
 
 def _roughness(load: LayerLoad) -> list[Finding]:
     rows = max(2, ROUGH_COUNTS // load.experts)
-    return of_roughness(load.counts[:rows, None], load.steps[:rows], [load.layer])
+    return of_roughness(load.counts[:rows], load.steps[:rows], load.layer)
 
 
 def idle_experts(load: LayerLoad) -> list[Finding]:

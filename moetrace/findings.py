@@ -145,8 +145,8 @@ def _batch_changes(totals: Counts, steps: Steps) -> list[Finding]:
     return made
 
 
-def of_roughness(counts: NDArray[np.int64], steps: Steps, layers: Sequence[int]) -> list[Finding]:
-    """Counts (steps, layers, experts) that change less from step to step than routed tokens can.
+def of_roughness(counts: NDArray[np.int64], steps: Steps, layer: int) -> list[Finding]:
+    """Counts (steps, experts) of a layer that change less from step to step than routed tokens can.
 
     For tokens routed independently the sum over experts of (b - a)^2, for neighbouring counts a and b,
     is on average that of (a + b)(1 - share): the variance of two multinomial draws. Drift, topics and
@@ -155,14 +155,12 @@ def of_roughness(counts: NDArray[np.int64], steps: Steps, layers: Sequence[int])
     if len(steps) < LEAST_ROUGHNESS_STEPS:
         return []
     change = np.diff(counts, axis=0)
-    if change.min() >= 0 and counts.sum(axis=2).min() > 0 and (change.sum(axis=2) > 0).all():
+    if change.min() >= 0 and counts[0].any() and change.any(axis=1).all():
         return [found("cumulative", f"from step {steps[0]}", "no count ever falls: each step holds those before it")]
-    both = 2 * counts.sum(axis=0) - counts[0] - counts[-1]  # (layers, experts)
-    drawn = (both * (1 - both / both.sum(axis=1, keepdims=True))).sum(axis=1)  # (layers,)
-    squares = np.einsum("tle,tle->l", change, change, dtype=np.float64)
-    rough = squares / np.maximum(1, drawn)  # (layers,)
-    smooth = np.flatnonzero((rough > 0) & (rough < SMOOTH))
-    if not smooth.size:
+    both = 2 * counts.sum(axis=0) - counts[0] - counts[-1]  # (experts,)
+    drawn = (both * (1 - both / both.sum())).sum()
+    rough = (change.astype(np.float64) ** 2).sum() / max(1, drawn)
+    if not 0 < rough < SMOOTH:
         return []
-    evidence = f"counts change {rough[smooth[0]]:.2g} times as much as tokens routed one by one would (stride "
-    return [found("smoothed", f"layer {layers[smooth[0]]}", f"{evidence}{stride_of(steps)})")]
+    evidence = f"counts change {rough:.2g} times as much as tokens routed one by one would (stride {stride_of(steps)})"
+    return [found("smoothed", f"layer {layer}", evidence)]

@@ -37,7 +37,7 @@ DOCUMENT_KEY = "moetrace.trace"
 DIGEST_KEY = "moetrace.digest"
 # Cells written at a time, a row group for each layer: large enough that the work is done in NumPy and
 # pages are worth their overhead, small enough that so many of any trace fit in memory.
-GROUP_CELLS = 1 << 23
+GROUP_CELLS = 1 << 22
 
 
 class CountsTooLarge(Exception):

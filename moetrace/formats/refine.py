@@ -53,8 +53,7 @@ class Examined:
     def findings(self, options: ReadOptions) -> list[Finding]:
         """What all of it gives away, against the tokens that *options* expect of a layer in a step."""
         totals, steps = np.concatenate(self.totals), np.concatenate(self.steps)
-        counts = np.concatenate([block.counts for block in self.beginning])[: _enough(self.beginning[0])]
-        found = of_roughness(counts, steps[: len(counts)], self.layers)
+        found = self._roughness(steps)
         found += of_factor(self.factor.divisor, self.factor.counts)
         found += of_totals(totals, steps, self.layers)
         if options.expected is None:
@@ -64,6 +63,15 @@ class Examined:
         counted = options.bin is not None or options.tokens is not None
         whole = len(totals) - (counted and len(totals) > 1 and bool((totals[-1] < expected).all()))
         return found + of_expected(totals[:whole], steps[:whole], self.layers, expected)
+
+    def _roughness(self, steps: Steps) -> list[Finding]:
+        """Of the first layer that gives something away; a layer at a time, to touch little memory."""
+        enough = _enough(self.beginning[0])
+        for i, layer in enumerate(self.layers):
+            counts = np.concatenate([block.counts[:, i] for block in self.beginning])[:enough]
+            if found := of_roughness(counts, steps[: len(counts)], layer):
+                return found
+        return []
 
 
 def _enough(block: Block) -> int:
