@@ -27,7 +27,7 @@ SECTIONS = {
     "accuracy": ("How wrong the predictors are", "`error_rate` in percent on the real traces; choices were made on gpt-moe-8e-a, the others are only reported on."),
     "speed": ("Speed of arima and lstm", "Fit and forecast, per series, errors beside the ratios; a rival that was not tuned, on the trace our defaults were chosen on."),
     "size": ("Growth with size", "Synthetic traces; everything but the LSTM."),
-    "ingest": ("Ingest", "A synthetic trace in the long layout, in step order."),
+    "ingest": ("Ingest", "A synthetic trace in the long layout, in step order. The median of five rounds, start-up of Python included; how long pandas takes is above all how fast the machine hands out the memory that it wants, and so it scatters."),
     "large": ("A large trace", "Peak memory of the commands on a synthetic trace."),
     "record_cost": ("The cost of recording", "As a part of a training step of the reference run."),
 }  # fmt: skip
