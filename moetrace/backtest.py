@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace import intervals
-from moetrace.cutoffs import covered_horizons
+from moetrace.cutoffs import Covered, covered_horizons
 from moetrace.fits import Pooled, pooled_fits
-from moetrace.forecasts import Covered, Progress, check_distinct, forecasts, repaired, ticking
+from moetrace.forecasts import Progress, check_distinct, forecasts, repaired, ticking
 from moetrace.metrics import Errors, errors
 from moetrace.noise import horizon_noise
 from moetrace.predictors import BASELINE, label, predictor

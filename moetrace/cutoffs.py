@@ -9,6 +9,9 @@ import numpy as np
 from moetrace.errors import SettingError
 from moetrace.trace import LoadTrace
 
+Covered = Mapping[int, Sequence[int]]
+"""The horizons to score at each cutoff."""
+
 # The first look is early, inside the transient state; then the paper's distance of 1,000 steps.
 FIRST_CUTOFF = 500
 CUTOFF_EVERY = 1000
@@ -43,9 +46,7 @@ def longest_scorable(trace: LoadTrace, first: int = FIRST_CUTOFF) -> int:
     return max(0, int(trace.steps[-1] - trace.steps[0]) + 1 - first)
 
 
-def covered_horizons(
-    trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int] | None = None
-) -> Mapping[int, Sequence[int]]:
+def covered_horizons(trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int] | None = None) -> Covered:
     """For each of *cutoffs* (the default ones if None) the *horizons* recorded after it; those with none are left out.
 
     Raises `SettingError` for a horizon that is not positive.
@@ -56,3 +57,29 @@ def covered_horizons(
     known = {horizon: set(scorable(trace, wanted, horizon)) for horizon in sorted(set(horizons))}
     covered = {cutoff: [horizon for horizon in known if cutoff in known[horizon]] for cutoff in wanted}
     return {cutoff: there for cutoff, there in covered.items() if there}
+
+
+def replanning_cutoffs(trace: LoadTrace, every: Sequence[int], first: int = FIRST_CUTOFF) -> Covered:
+    """The steps at which plans are made by one who makes them every so many steps, for each of *every*.
+
+    A plan is for the steps up to the next one, its horizon. All begin after *first* steps and end
+    together, so that they are compared on the same steps; those are cut into stretches of the shortest.
+    Raises `SettingError` for distances that are no multiples of the shortest, or longer than the trace.
+    """
+    shortest, longest = min(every), max(every)
+    if shortest < 1:
+        raise SettingError("plans are made every so many steps, a whole number above 0")
+    if odd := [n for n in every if n % shortest]:
+        raise SettingError(
+            f"every {odd[0]} and every {shortest} steps are not compared: give multiples of the shortest"
+        )
+    begin = int(trace.steps[0]) + first - 1
+    left = int(trace.steps[-1]) + trace.stride - 1 - begin
+    if left < longest:
+        raise SettingError(
+            f"plans for {longest} steps do not fit: after the first {first} steps there are {max(0, left)}"
+        )
+    cutoffs = range(begin, begin + left // longest * longest, shortest)
+    known = {n: set(scorable(trace, cutoffs, n)) for n in sorted(set(every))}
+    covered = {c: [n for n in known if (c - begin) % n == 0 and c in known[n]] for c in cutoffs}
+    return {cutoff: horizons for cutoff, horizons in covered.items() if horizons}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from moetrace import intervals
+from moetrace.cutoffs import Covered
 from moetrace.errors import SettingError, TooShortError
 from moetrace.fits import Pooled, Timed, fits_at, has_history, pooled_fits
 from moetrace.predictors import label
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 """Called with the pieces of work done, and of all: the fits of a predictor for all layers are one, a layer is one."""
-
-Covered = Mapping[int, Sequence[int]]
-"""The horizons to score at each cutoff."""
 
 
 def check_distinct(predictors: Sequence[Predictor]) -> None:

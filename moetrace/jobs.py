@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 
 from moetrace import intervals
 from moetrace.backtest import Facts, score_layer
+from moetrace.cutoffs import Covered
 from moetrace.errors import WorkspaceError
 from moetrace.fits import Histories, Pooled, Timed, fitted_when, timed_fit
-from moetrace.forecasts import Covered, Progress, check_distinct, forecast_layer
+from moetrace.forecasts import Progress, check_distinct, forecast_layer
 from moetrace.predictors import label
 from moetrace.predictors.base import Predictor
 from moetrace.store import Fit, Result, Store

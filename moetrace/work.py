@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moetrace.backtest import SHARE_COLUMNS, Backtest, Score, stacked
+from moetrace.cutoffs import Covered
 from moetrace.fits import check_other_runs, has_history
-from moetrace.forecasts import Coming, Covered
+from moetrace.forecasts import Coming
 from moetrace.formats import open_trace
 from moetrace.predictors import label
 from moetrace.predictors.base import Predictor

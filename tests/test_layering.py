@@ -32,6 +32,7 @@ ORDER = [
     "jobs",
     "selection",
     "placement",
+    "maps",
     "record",
     "follow",
     "workspace",

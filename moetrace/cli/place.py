@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.predict import Protocol, tested
+from moetrace.cli.predict import Protocol, computed, steps_of, tested
 from moetrace.cli.shared import Shared, Table, with_options
+from moetrace.errors import WorkspaceError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moetrace.cutoffs import Covered
+    from moetrace.work import Work
+
 SUMMARY_COLUMNS = (
     "strategy", "state", "peak_over_mean", "above_oracle", "difference", "difference_low", "difference_high",
     "balance", "moved", "scored", "cutoffs",
+)  # fmt: skip
+
+
+REPLANNING_COLUMNS = (
+    "state", "replan_every", "peak_over_mean", "difference", "difference_low", "difference_high",
+    "balance", "moved", "moved_per_1000", "scored", "cutoffs",
 )  # fmt: skip
 
 
@@ -27,6 +37,10 @@ def place(
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
     redundant: Annotated[int, typer.Option(min=0, help="Slots for second and further copies of experts.")] = 0,
     horizon: Annotated[int, typer.Option(min=1, help="Steps that a plan is made for.")] = 1000,
+    replan: Annotated[
+        str | None,
+        typer.Option(help="Compare plans made every so many steps, such as 500,1000,4000.", metavar="STEPS"),
+    ] = None,
 ) -> None:
     """Put experts on GPUs by the forecast, and score the plans on the load that then came.
 
@@ -35,68 +49,121 @@ def place(
     busiest GPU: its load over that of the mean one, over the whole horizon (peak_over_mean; 1 is
     even), and the mean over the busiest where every step waits for its own (balance).
 
-    The plan for the steps after the end is written for the predictor whose plans were best.
+    The plan for the steps after the end is written for the predictor whose plans were best, as
+    vllm-ascend, MindIE, SGLang and TensorRT-LLM read it.
 
     \b
     Example: moetrace place gpt-moe-8e-a --gpus 4 --predictor auto --predictor sw_avg
     """
     from moetrace.backtest import stacked
-    from moetrace.errors import WorkspaceError
-    from moetrace.frames import best_strategy, means_frame, placement_frame, placement_summary, plans_frame
-    from moetrace.placement import slots_of
-    from moetrace.predictors import label
     from moetrace.report.tables import records
-    from moetrace.store import safe
-    from moetrace.workspace import write_bytes
 
-    files: list[str] = []
-
-    def one(name: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        slots_of(shared.open(name).experts, gpus, redundant)
-        results = tested(shared, name, protocol, [horizon], ahead=True)
-        trace = results.work.trace
-        with shared.progress(f"plans of {trace.name}"):
-            scores = placement_frame(trace, results.backtest, gpus, redundant)
-            summary = placement_summary(scores, protocol.seed)
-            means = means_frame(results.forecasts(), horizon)
-            able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(protocol.predictors()[0])]
-            plans = plans_frame(trace, means, best_strategy(scores, able), gpus, redundant)
-        path = shared.place().result_path("place", f"{safe(trace.name)}-{gpus}-gpus.json")
-        if str(path) in files:
-            raise WorkspaceError(f"{path} holds the plan of another trace of this name: place them one by one")
-        if shared.layers is not None:
-            shared.note(f"{trace.name}: no plan is written, which takes all layers: leave --layers out")
-        elif len(plans):
-            files.append(str(write_bytes(path, json.dumps(_expert_map(plans), indent=1).encode())))
-            shared.note(f"wrote the plan by {plans['predictor'].iloc[0]} for the next {horizon:,} steps to {path}")
-        return scores, summary, plans
-
-    done = shared.each(shared.place().chosen(traces or []), one)
-    scores, summary, plans = (stacked(frames) for frames in zip(*done))
+    study = Study(shared, protocol, gpus, redundant, horizon, steps_of(replan) if replan else [])
+    done = shared.each(shared.place().chosen(traces or []), study.of)
+    scores, summary, plans, stretches, replanning = (stacked(frames) for frames in zip(*done))
     protocol.note_training(shared)
     tables = {
         "summary": Table(f"Experts on {gpus} GPUs", summary, SUMMARY_COLUMNS, by=("trace", "horizon")),
         "plans": Table("Plan for the steps to come", plans, printed=False),
         "scores": Table("Scores", scores, printed=False),
     }
-    document: dict[str, Any] = {"gpus": gpus, "redundant": redundant, "horizon": horizon, "files": files}
+    if study.replan:
+        printed = [study.best[trace] == by for trace, by in zip(replanning["trace"], replanning["strategy"])]
+        tables["replanning"] = Table(
+            "How often to plan", replanning, REPLANNING_COLUMNS, by=("trace", "strategy"), rows=printed
+        )
+        tables["stretches"] = Table("Stretches between plans", stretches, printed=False)
+    document: dict[str, Any] = {"gpus": gpus, "redundant": redundant, "horizon": horizon, "files": study.files}
     document["trained_on"] = [other.path.stem for other in protocol.others(shared)]
     shared.emit(tables, document | {name: records(table.frame) for name, table in tables.items()})
 
 
-def _expert_map(plans: pd.DataFrame) -> dict[str, Any]:
-    """The plan of a trace as vllm-ascend and MindIE read it; layers are numbered from 0 there."""
-    layers = [
-        {
-            "layer_id": i,
-            "device_count": len(own),
-            "device_list": [
-                {"device_id": int(gpu), "device_expert": experts} for gpu, experts in zip(own["gpu"], own["experts"])
-            ],
-        }
-        for i, (_, own) in enumerate(plans.groupby("layer", sort=True))
-    ]
-    return {"moe_layer_count": len(layers), "layer_list": layers}
+@dataclass
+class Study:
+    """What is asked of every trace; the *files* written so far, and the *best* predictor of each trace."""
+
+    shared: Shared
+    protocol: Protocol
+    gpus: int
+    redundant: int
+    horizon: int
+    replan: list[int]
+    files: list[str] = field(default_factory=list)
+    best: dict[str, str] = field(default_factory=dict)
+
+    def of(self, name: str) -> tuple[pd.DataFrame, ...]:
+        """Scores, summary and plans of a trace, and the same about how often to plan, empty if that is not asked."""
+        from moetrace.cutoffs import replanning_cutoffs
+        from moetrace.frames import best_strategy, means_frame, placement_frame, placement_summary, plans_frame
+        from moetrace.placement import slots_of
+        from moetrace.predictors import label
+
+        given = self.shared.open(name)
+        slots_of(given.experts, self.gpus, self.redundant)
+        again = replanning_cutoffs(given, self.replan, self.protocol.first) if self.replan else {}
+        results = tested(self.shared, name, self.protocol, [self.horizon], ahead=True)
+        trace = results.work.trace
+        with self.shared.progress(f"plans of {trace.name}"):
+            scores = placement_frame(trace, results.backtest, self.gpus, self.redundant)
+            summary = placement_summary(scores, self.protocol.seed)
+            means = means_frame(results.forecasts(), self.horizon)
+            able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(self.protocol.predictors()[0])]
+            self.best[trace.name] = best_strategy(scores, able)
+            plans = plans_frame(trace, means, self.best[trace.name], self.gpus, self.redundant)
+        self._write(trace.name, plans)
+        return scores, summary, plans, *self._replanned(results.work, again)
+
+    def _write(self, trace: str, plans: pd.DataFrame) -> None:
+        """The plan for the steps to come, in every format there is."""
+        from moetrace.maps import MAPS
+        from moetrace.store import safe
+        from moetrace.workspace import write_bytes
+
+        path = self.shared.place().result_path("place", f"{safe(trace)}-{self.gpus}-gpus")
+        paths = {kind: path.with_name(path.name + kind.ending) for kind in MAPS}
+        if taken := [str(path) for path in paths.values() if str(path) in self.files]:
+            raise WorkspaceError(f"{taken[0]} holds the plan of another trace of this name: place them one by one")
+        if self.shared.layers is not None:
+            self.shared.note(f"{trace}: no plan is written, which takes all layers: leave --layers out")
+        elif len(plans):
+            slots = {layer: plans.loc[plans["layer"] == layer, "experts"].tolist() for layer in plans["layer"].unique()}
+            by, coming = plans["predictor"].iloc[0], f"the next {self.horizon:,} steps"
+            self.shared.note(f"wrote the plan by {by} for {coming} to {path.parent}, in it:")
+            for kind, at in paths.items():
+                self.files.append(str(write_bytes(at, kind.text(slots).encode())))
+                self.shared.note(f"  {at.name} for {kind.readers}")
+
+    def _replanned(self, work: Work, covered: Covered) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """How often to plan: a row for each stretch between two plans, and their means."""
+        import pandas as pd
+
+        from moetrace.frames import replanning_frame, replanning_summary
+
+        if not covered:
+            return pd.DataFrame(), pd.DataFrame()
+        again = replace(work, horizons=sorted(set(self.replan)), covered=covered, ahead=False)
+        results = computed(self.shared, again, self.protocol)
+        with self.shared.progress(f"plans of {work.trace.name}, how often"):
+            stretches = replanning_frame(work.trace, results.backtest, self.gpus, self.redundant)
+            summary = replanning_summary(stretches, self.protocol.seed)
+        self._note_holding(work.trace.name, summary)
+        return stretches, summary
+
+    def _note_holding(self, trace: str, summary: pd.DataFrame) -> None:
+        """Say for how long a plan holds."""
+        from moetrace.frames import ENOUGH, plan_holds
+        from moetrace.states import STABLE, TRANSIENT
+
+        best, shortest, longest = self.best[trace], min(self.replan), max(self.replan)
+        own = summary.loc[summary["strategy"] == best, "state"]
+        said = []
+        for state in (state for state in (TRANSIENT, STABLE) if (own == state).any()):
+            holds = plan_holds(summary, best, state)
+            more = {shortest: " or less", longest: " or more"}.get(holds or 0, "") if shortest < longest else ""
+            said.append(f"one made while {state} " + ("to the end" if holds is None else f"{holds:,} steps{more}"))
+        if said:
+            within = f"the busiest GPU within {ENOUGH:.0%} of the mean load of planning every {shortest:,}"
+            self.shared.note(f"{trace}: how long a plan by {best} holds, {within}: {'; '.join(said)}")
 
 
 def register(app: typer.Typer) -> None:

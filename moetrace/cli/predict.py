@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from moetrace.predictors.base import Predictor
     from moetrace.trace import LoadTrace
-    from moetrace.work import Results, Source
+    from moetrace.work import Results, Source, Work
 
 SUMMARY_COLUMNS = (
     "predictor", "state", "error_rate", "error_noise", "difference", "difference_low", "difference_high",
@@ -72,7 +72,7 @@ class Protocol:
         """The cutoffs."""
         from moetrace.cutoffs import default_cutoffs
 
-        return _numbers(self.cutoffs) if self.cutoffs else default_cutoffs(trace, self.first, self.every)
+        return steps_of(self.cutoffs) if self.cutoffs else default_cutoffs(trace, self.first, self.every)
 
 
 @with_options
@@ -122,7 +122,6 @@ def tested(shared: Shared, name: str, protocol: Protocol, horizons: list[int], *
     """The results of one trace, computed or found; a note says which horizon could not be scored, and why."""
     from moetrace.cutoffs import covered_horizons
     from moetrace.forecasts import able_at_end
-    from moetrace.jobs import compute
     from moetrace.work import Work
 
     source, predictors = shared.source(name), protocol.predictors()
@@ -131,12 +130,19 @@ def tested(shared: Shared, name: str, protocol: Protocol, horizons: list[int], *
     cutoffs = protocol.looks(trace)
     _note_unscorable(shared, trace, horizons, cutoffs or [protocol.first])
     covered = covered_horizons(trace, horizons, cutoffs)
-    work = Work(source, predictors, horizons, covered, ahead, protocol.others(shared))
-    with shared.progress(f"predictions of {trace.name}") as progress:
+    return computed(shared, Work(source, predictors, horizons, covered, ahead, protocol.others(shared)), protocol)
+
+
+def computed(shared: Shared, work: Work, protocol: Protocol) -> Results:
+    """The results of some work, computed or found, under a progress bar."""
+    from moetrace.jobs import compute
+
+    name = work.trace.name
+    with shared.progress(f"predictions of {name}") as progress:
         results = compute(work, shared.place().store, progress, jobs=protocol.jobs, dask=protocol.dask)
     if results.found:
         which = f"all {results.found}" if not results.made else f"{results.found} of {results.found + results.made}"
-        shared.note(f"{trace.name}: {which} results are there already")
+        shared.note(f"{name}: {which} results are there already")
     return results
 
 
@@ -152,7 +158,8 @@ def _note_unscorable(shared: Shared, trace: LoadTrace, horizons: Sequence[int], 
             shared.note(f"{trace.name}: a horizon of {horizon} cannot be scored at these cutoffs; {way_out}")
 
 
-def _numbers(text: str) -> list[int]:
+def steps_of(text: str) -> list[int]:
+    """Steps as an option has them, such as 3000,4000."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:

@@ -47,14 +47,16 @@ class Table:
     """A frame to show.
 
     *columns* are those shown on a terminal, None for all of them, the last left out first where it is
-    too narrow; *by* splits it into one table for each value of those columns; a table that is not
-    *printed* is there for CSV alone.
+    too narrow; *by* splits it into one table for each value of those columns. Of a table that is much
+    too long only the *rows* are printed, one bool for each; one that is not *printed* is there for CSV
+    alone.
     """
 
     title: str
     frame: pd.DataFrame
     columns: Sequence[str] | None = None
     by: Sequence[str] = ()
+    rows: Sequence[bool] | None = None
     printed: bool = True
 
 
@@ -258,10 +260,11 @@ def _print(tables: Mapping[str, Table], console: Any = None) -> None:
 def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
     if not table.printed:
         return
+    frame = table.frame if table.rows is None else table.frame[list(table.rows)]
     if not table.by:
-        yield table.title, table.frame
+        yield table.title, frame
         return
-    for key, part in table.frame.groupby(list(table.by), sort=False):
+    for key, part in frame.groupby(list(table.by), sort=False):
         named = ", ".join(
             f"{name} {value:,}" if isinstance(value, int) else str(value) for name, value in zip(table.by, key)
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from moetrace.backtest import Backtest
 from moetrace.frames.scores import paired_interval
-from moetrace.placement import Plan, evenness, in_order, place
+from moetrace.placement import evenness, in_order, place
 from moetrace.states import STABLE, TRANSIENT
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 
@@ -36,31 +38,55 @@ def placement_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int 
     states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
     start = in_order(trace.experts, gpus)
     for layer in trace.layers if len(test.shares) else ():
-        load, own = trace.layer(layer), test.shares[test.shares["layer"] == layer]
-        for horizon in own["horizon"].unique().tolist():
-            ahead = own[own["horizon"] == horizon]
-            before: dict[str, Plan] = {}
-            for cutoff in sorted(ahead["cutoff"].unique().tolist()):
-                counts = load.after(cutoff, horizon).counts
-                key = dict(zip(SCORE_COLUMNS, (trace.name, layer, horizon, cutoff, states[layer, cutoff])))
-                for strategy, share in _wanted(load, ahead[ahead["cutoff"] == cutoff], cutoff, horizon):
-                    last = before.get(strategy, start)
-                    plan = start if share is None else place(share, gpus, redundant).aligned(last)
-                    before[strategy] = plan
-                    found = evenness(plan, counts)._asdict() | {"moved": plan.moved(last)}
-                    rows.append(key | {"strategy": strategy} | found)
+        known = Known.of(trace.layer(layer), test)
+        for horizon, strategy in product(known.horizons, known.strategies):
+            last = start
+            for cutoff in known.cutoffs(horizon):
+                share = known.shares(strategy, cutoff, horizon)
+                if share is None and strategy != IN_ORDER:
+                    continue
+                before, last = last, start if share is None else place(share, gpus, redundant).aligned(last)
+                key = (trace.name, layer, horizon, cutoff, states[layer, cutoff], strategy)
+                found = evenness(last, known.load.after(cutoff, horizon).counts)
+                rows.append(dict(zip(SCORE_COLUMNS, (*key, *found, last.moved(before)))))
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
 
-def _wanted(load: LayerLoad, said: pd.DataFrame, cutoff: int, horizon: int) -> Iterator[tuple[str, Shares | None]]:
-    """Each strategy with the shares it plans by, None where it does not."""
-    yield IN_ORDER, None
-    forecast: Mapping[str, Any] = dict(iter(said.groupby("predictor", sort=False)["forecast"]))
-    for name, shares in forecast.items():
-        yield name, shares.to_numpy()
-    if WINDOW_MEAN not in forecast:
-        yield WINDOW_MEAN, load.until(cutoff).last(WINDOW).mean_shares
-    yield ORACLE, load.after(cutoff, horizon).mean_shares
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What each strategy plans by for one layer: *forecasts* by predictor, horizon and cutoff, or the load itself."""
+
+    load: LayerLoad
+    forecasts: Mapping[tuple[str, int, int], Shares]
+
+    @classmethod
+    def of(cls, load: LayerLoad, test: Backtest) -> Known:
+        """From the forecasts that were tested."""
+        own = test.shares[test.shares["layer"] == load.layer]
+        said = own.groupby(["predictor", "horizon", "cutoff"], sort=False)["forecast"]
+        return cls(load, {key: shares.to_numpy() for key, shares in said})  # type: ignore[misc]  # Hashable
+
+    @property
+    def horizons(self) -> list[int]:
+        """The horizons there are forecasts for."""
+        return list(dict.fromkeys(horizon for _, horizon, _ in self.forecasts))
+
+    def cutoffs(self, horizon: int) -> list[int]:
+        """The cutoffs at which some predictor has a forecast of *horizon*, increasing."""
+        return sorted({cutoff for _, h, cutoff in self.forecasts if h == horizon})
+
+    @property
+    def strategies(self) -> list[str]:
+        """All of them, the predictors in the order they were tested in."""
+        return list(dict.fromkeys([IN_ORDER, *(name for name, _, _ in self.forecasts), WINDOW_MEAN, ORACLE]))
+
+    def shares(self, strategy: str, cutoff: int, horizon: int) -> Shares | None:
+        """The shares that *strategy* plans by, None where it has no forecast or does not plan."""
+        if strategy == ORACLE:
+            return self.load.after(cutoff, horizon).mean_shares
+        if strategy == WINDOW_MEAN and (strategy, horizon, cutoff) not in self.forecasts:
+            return self.load.until(cutoff).last(WINDOW).mean_shares
+        return self.forecasts.get((strategy, horizon, cutoff))
 
 
 def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -76,7 +102,7 @@ def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     peaks = scores.pivot_table(index=cell, columns="strategy", values="peak_over_mean").reset_index()
     known = scores.merge(peaks[[*cell, WINDOW_MEAN, ORACLE]], on=cell) if len(scores) else scores
     both = pd.concat([known, known.assign(state="all")], ignore_index=True)
-    # A predictor that was too short at first comes up after the oracle, which stays the last.
+    # One that was too short in the first layer comes up after the oracle, which stays the last.
     asked = [name for name in scores["strategy"].unique() if name != ORACLE]
     both["strategy"] = pd.Categorical(both["strategy"], [*asked, ORACLE])
     both["state"] = pd.Categorical(both["state"], (TRANSIENT, STABLE, "all"))
