@@ -25,6 +25,7 @@ SECTIONS = {
     "states": ("How right the state rule is", "200 synthetic layers of known settle step; the rule's numbers were chosen on other seeds."),
     "sliding": ("Sliding variance and range", "Variance and range for windows of 10, 100 and 200 steps; moetrace on two threads, the others on their one."),
     "accuracy": ("How wrong the predictors are", "`error_rate` in percent on the real traces; choices were made on gpt-moe-8e-a, the others are only reported on."),
+    "placement": ("Experts on GPUs", "How even plans leave the load, and for how long one holds; shares of the mean GPU's load in percent."),
     "speed": ("Speed of arima and lstm", "Fit and forecast, per series, errors beside the ratios; a rival that was not tuned, on the trace our defaults were chosen on."),
     "size": ("Growth with size", "Synthetic traces; everything but the LSTM."),
     "ingest": ("Ingest", "A synthetic trace in the long layout, in step order. The median of five rounds, start-up of Python included; how long pandas takes is above all how fast the machine hands out the memory that it wants, and so it scatters."),

@@ -111,16 +111,24 @@ def table_of(faults: dict[str, tuple[str, bytes]], memory: int) -> str:
     return "\n".join(rows)
 
 
-def figure() -> bytes:
-    """The figure at the top of the README."""
-    with tempfile.TemporaryDirectory() as folder:
-        run("moetrace ingest", Path(folder))
-        run("moetrace report gpt-moe-8e-a --folder report", Path(folder))
-        return (Path(folder) / "report" / "gpt-moe-8e-a-error_course.png").read_bytes()
+def figures() -> dict[str, bytes]:
+    """The figures of the README, by file name."""
+    place = next(
+        block["command"] for block in blocks(README.read_text()) if block["command"].startswith("moetrace place")
+    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        run("moetrace ingest", folder)
+        run("moetrace report gpt-moe-8e-a --folder report", folder)
+        run(place, folder)
+        (drawn,) = (folder / "moetrace-out" / "place").glob("*.png")
+        course = folder / "report" / "gpt-moe-8e-a-error_course.png"
+        return {"error_course.png": course.read_bytes(), "placement.png": drawn.read_bytes()}
 
 
 if __name__ == "__main__":
     COMMANDS.write_text(commands())
     BAD_FILES.write_text(damage())
     README.write_text(readme())
-    (ROOT / "docs" / "error_course.png").write_bytes(figure())
+    for file, picture in figures().items():
+        (ROOT / "docs" / file).write_bytes(picture)

@@ -17,7 +17,7 @@ from moetrace.errors import SettingError
 from moetrace.metrics import max_over_mean
 from moetrace.trace import Counts, Shares
 
-# A swap has to lower the peak by more than rounding, or two of them could undo each other for ever.
+# A swap or a new plan has to lower the peak by more than rounding, or two could undo each other for ever.
 LEAST_GAIN = 1e-9
 
 
@@ -37,6 +37,10 @@ class Plan:
     def experts(self) -> list[list[int]]:
         """The experts in the slots of each GPU, in order."""
         return [np.repeat(np.arange(len(row)), row).tolist() for row in self.held]
+
+    def peak_over_mean(self, shares: Shares) -> float:
+        """The load of the busiest GPU over that of the mean one, if *shares* (experts,) come."""
+        return max_over_mean(self.parts @ shares)
 
     def aligned(self, before: Plan) -> Plan:
         """The same plan with its GPUs renamed so that as few slots as can be change from *before*."""
@@ -85,6 +89,18 @@ def place(shares: Shares, gpus: int, redundant: int = 0) -> Plan:
     copies = _copies(shares, redundant, gpus)
     weight = shares / copies
     return Plan(_exchanged(_packed(weight, copies, gpus, slots), weight))
+
+
+def replan(before: Plan, shares: Shares, redundant: int = 0, least_gain: float = 0.0) -> Plan:
+    """A new plan for *shares*, with as few experts moved as can be, or *before* where that does as well.
+
+    It does where the new one would not lower the peak by more than *least_gain*, in parts of the mean
+    GPU's load; never where *before* has another number of slots. Raises `SettingError` as `place` does.
+    """
+    plan = place(shares, len(before.held), redundant).aligned(before)
+    same = plan.held.sum() == before.held.sum()
+    gain = before.peak_over_mean(shares) - plan.peak_over_mean(shares)
+    return before if same and gain <= max(least_gain, LEAST_GAIN) else plan
 
 
 def slots_of(experts: int, gpus: int, redundant: int) -> int:

@@ -47,7 +47,7 @@ FENCES = {
     "equinox": ("predictors._network",),
     "optax": ("predictors._network",),
     "scipy": ("placement",),
-    "matplotlib": ("report.figures",),
+    "matplotlib": ("report.figures", "report.placing", "report.style"),
     "jinja2": ("report.pages",),
     "rich": ("report.tables", "cli"),
     "typer": ("cli",),

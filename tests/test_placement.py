@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor
 from moetrace.frames import best_strategy, placement_frame, placement_summary
-from moetrace.placement import Plan, evenness, in_order, place, slots_of
+from moetrace.placement import Plan, evenness, in_order, place, replan, slots_of
 from moetrace.synthetic import settling, synthetic_trace
 
 
@@ -95,6 +95,21 @@ def test_renaming_moves_as_few_as_can_be(seed):
     assert sorted(map(tuple, plan.held.tolist())) == sorted(map(tuple, found.held.tolist()))
     assert found.moved(before) == min(Plan(plan.held[list(o)]).moved(before) for o in itertools.permutations(range(4)))
     assert 0 == plan.aligned(plan).moved(plan)
+
+
+def test_a_plan_is_kept_unless_a_new_one_gains_enough():
+    """None is made for nothing; where slots are added, a new one is always made."""
+    before = place(np.array([0.3, 0.3, 0.1, 0.1, 0.1, 0.1]), 3)
+    hot = np.full(6, 0.1)
+    hot[before.experts[0]] = 0.3  # both of one GPU
+    new = place(hot, 3).aligned(before)
+    gain = before.peak_over_mean(hot) - new.peak_over_mean(hot)
+
+    assert 0 < gain
+    assert np.array_equal(new.held, replan(before, hot, least_gain=gain / 2).held)
+    assert replan(before, hot, least_gain=2 * gain) is before
+    assert replan(before, before.parts.sum(axis=0) / 6) is before
+    assert 9 == replan(before, hot, redundant=3, least_gain=9.0).held.sum()
 
 
 @pytest.mark.parametrize(
@@ -193,6 +208,21 @@ def test_the_command_scores_plans_and_writes_one(moetrace, settled, tmp_path):
     assert "peak" in moetrace(*argv).out
 
 
+def test_no_expert_moves_where_no_plan_gains_enough(moetrace, settled, tmp_path):
+    """With --least-gain, and some without it."""
+    from moetrace import save_trace
+
+    save_trace(settled, tmp_path / "settled.parquet")
+    argv = ("place", tmp_path / "settled.parquet", "--gpus", "4", "--predictor", "window_mean", "--first", "300")
+
+    always, never = (
+        sum(row["moved"] for row in moetrace(*argv, "--least-gain", gain, "--json").json["scores"])
+        for gain in ("0", "9")
+    )
+
+    assert 0 == never < always
+
+
 def test_the_best_is_judged_where_all_were_scored():
     """A predictor that was too short where it is hard does not win by that."""
     import pandas as pd
@@ -220,7 +250,7 @@ def test_a_plan_stays_in_the_workspace(moetrace, settled, tmp_path):
     some = moetrace("place", tmp_path / "a.parquet", *argv, "--layers", "1", "--json")
 
     assert 3 == both.code
-    assert "holds the plan of another trace of this name" in both.err
+    assert "is of another trace of this name" in both.err
     assert not (tmp_path / "escaped-4-gpus.json").exists()
     assert [] == some.json["files"]
     assert "leave --layers out" in some.err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -37,6 +39,10 @@ def place(
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
     redundant: Annotated[int, typer.Option(min=0, help="Slots for second and further copies of experts.")] = 0,
     horizon: Annotated[int, typer.Option(min=1, help="Steps that a plan is made for.")] = 1000,
+    least_gain: Annotated[
+        float,
+        typer.Option(min=0, help="Keep a plan that no new one betters by this part of the mean load.", metavar="PART"),
+    ] = 0.0,
     replan: Annotated[
         str | None,
         typer.Option(help="Compare plans made every so many steps, such as 500,1000,4000.", metavar="STEPS"),
@@ -58,7 +64,7 @@ def place(
     from moetrace.backtest import stacked
     from moetrace.report.tables import records
 
-    study = Study(shared, protocol, gpus, redundant, horizon, steps_of(replan) if replan else [])
+    study = Study(shared, protocol, gpus, redundant, horizon, least_gain, steps_of(replan) if replan else [])
     done = shared.each(shared.place().chosen(traces or []), study.of)
     scores, summary, plans, stretches, replanning = (stacked(frames) for frames in zip(*done))
     protocol.note_training(shared)
@@ -73,22 +79,25 @@ def place(
             "How often to plan", replanning, REPLANNING_COLUMNS, by=("trace", "strategy"), rows=printed
         )
         tables["stretches"] = Table("Stretches between plans", stretches, printed=False)
-    document: dict[str, Any] = {"gpus": gpus, "redundant": redundant, "horizon": horizon, "files": study.files}
+    document: dict[str, Any] = {"gpus": gpus, "redundant": redundant, "horizon": horizon}
+    document |= {"files": list(chain.from_iterable(study.written.values())), "figures": study.figures}
     document["trained_on"] = [other.path.stem for other in protocol.others(shared)]
     shared.emit(tables, document | {name: records(table.frame) for name, table in tables.items()})
 
 
 @dataclass
 class Study:
-    """What is asked of every trace; the *files* written so far, and the *best* predictor of each trace."""
+    """What is asked of every trace; the maps *written* and *figures* drawn so far, and the *best* predictor of each."""
 
     shared: Shared
     protocol: Protocol
     gpus: int
     redundant: int
     horizon: int
+    least_gain: float
     replan: list[int]
-    files: list[str] = field(default_factory=list)
+    written: dict[Path, list[str]] = field(default_factory=dict)
+    figures: list[str] = field(default_factory=list)
     best: dict[str, str] = field(default_factory=dict)
 
     def of(self, name: str) -> tuple[pd.DataFrame, ...]:
@@ -97,6 +106,7 @@ class Study:
         from moetrace.frames import best_strategy, means_frame, placement_frame, placement_summary, plans_frame
         from moetrace.placement import slots_of
         from moetrace.predictors import label
+        from moetrace.store import safe
 
         given = self.shared.open(name)
         slots_of(given.experts, self.gpus, self.redundant)
@@ -104,34 +114,49 @@ class Study:
         results = tested(self.shared, name, self.protocol, [self.horizon], ahead=True)
         trace = results.work.trace
         with self.shared.progress(f"plans of {trace.name}"):
-            scores = placement_frame(trace, results.backtest, self.gpus, self.redundant)
+            scores = placement_frame(trace, results.backtest, self.gpus, self.redundant, self.least_gain)
             summary = placement_summary(scores, self.protocol.seed)
             means = means_frame(results.forecasts(), self.horizon)
             able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(self.protocol.predictors()[0])]
             self.best[trace.name] = best_strategy(scores, able)
             plans = plans_frame(trace, means, self.best[trace.name], self.gpus, self.redundant)
-        self._write(trace.name, plans)
-        return scores, summary, plans, *self._replanned(results.work, again)
+        stretches, replanning = self._replanned(results.work, again)
+        path = self.shared.place().result_path("place", f"{safe(trace.name)}-{self.gpus}-gpus")
+        if path in self.written:
+            raise WorkspaceError(f"{path} is of another trace of this name: place them one by one")
+        self.written[path] = []
+        self._write(path, trace.name, plans)
+        self._draw(path, scores, replanning)
+        return scores, summary, plans, stretches, replanning
 
-    def _write(self, trace: str, plans: pd.DataFrame) -> None:
+    def _write(self, path: Path, trace: str, plans: pd.DataFrame) -> None:
         """The plan for the steps to come, in every format there is."""
         from moetrace.maps import MAPS
-        from moetrace.store import safe
         from moetrace.workspace import write_bytes
 
-        path = self.shared.place().result_path("place", f"{safe(trace)}-{self.gpus}-gpus")
-        paths = {kind: path.with_name(path.name + kind.ending) for kind in MAPS}
-        if taken := [str(path) for path in paths.values() if str(path) in self.files]:
-            raise WorkspaceError(f"{taken[0]} holds the plan of another trace of this name: place them one by one")
         if self.shared.layers is not None:
             self.shared.note(f"{trace}: no plan is written, which takes all layers: leave --layers out")
         elif len(plans):
             slots = {layer: plans.loc[plans["layer"] == layer, "experts"].tolist() for layer in plans["layer"].unique()}
             by, coming = plans["predictor"].iloc[0], f"the next {self.horizon:,} steps"
             self.shared.note(f"wrote the plan by {by} for {coming} to {path.parent}, in it:")
-            for kind, at in paths.items():
-                self.files.append(str(write_bytes(at, kind.text(slots).encode())))
+            for kind in MAPS:
+                at = write_bytes(path.with_name(path.name + kind.ending), kind.text(slots).encode())
+                self.written[path].append(str(at))
                 self.shared.note(f"  {at.name} for {kind.readers}")
+
+    def _draw(self, path: Path, scores: pd.DataFrame, replanning: pd.DataFrame) -> None:
+        """The scores as a figure, and how often to plan."""
+        from moetrace.report.placing import plans
+        from moetrace.report.style import png
+        from moetrace.workspace import write_bytes
+
+        if len(scores):
+            best = self.best[scores["trace"].iloc[0]]
+            own = replanning[replanning["strategy"] == best] if len(replanning) else replanning
+            at = write_bytes(path.with_name(f"{path.name}.png"), png(plans(scores, own, self.gpus)))
+            self.figures.append(str(at))
+            self.shared.note(f"drew the scores to {at}")
 
     def _replanned(self, work: Work, covered: Covered) -> tuple[pd.DataFrame, pd.DataFrame]:
         """How often to plan: a row for each stretch between two plans, and their means."""
@@ -144,7 +169,7 @@ class Study:
         again = replace(work, horizons=sorted(set(self.replan)), covered=covered, ahead=False)
         results = computed(self.shared, again, self.protocol)
         with self.shared.progress(f"plans of {work.trace.name}, how often"):
-            stretches = replanning_frame(work.trace, results.backtest, self.gpus, self.redundant)
+            stretches = replanning_frame(work.trace, results.backtest, self.gpus, self.redundant, self.least_gain)
             summary = replanning_summary(stretches, self.protocol.seed)
         self._note_holding(work.trace.name, summary)
         return stretches, summary

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetrace.backtest import Backtest
 from moetrace.frames.scores import paired_interval
-from moetrace.placement import evenness, in_order, place
+from moetrace.placement import evenness, in_order, place, replan
 from moetrace.states import STABLE, TRANSIENT
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 
@@ -24,12 +24,15 @@ WINDOW = 1000
 SCORE_COLUMNS = ("trace", "layer", "horizon", "cutoff", "state", "strategy", "peak_over_mean", "balance", "moved")
 
 
-def placement_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0) -> pd.DataFrame:
+def placement_frame(
+    trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0, least_gain: float = 0.0
+) -> pd.DataFrame:
     """One row per layer, horizon, cutoff and strategy: a plan made at the cutoff, on the load of the horizon after it.
 
     The strategies: ``in_order``, neighbours together; the forecast of each predictor of *test*;
     ``window_mean``, the load of the last 1,000 steps; ``oracle``, the load that came. *moved* is the
-    part of the slots that change from the plan of the cutoff before, from ``in_order`` at the first.
+    part of the slots that change from the plan of the cutoff before, from ``in_order`` at the first;
+    one that would not gain more than *least_gain* is not made.
     One layer at a time. Raises `SettingError` where the slots do not fill the *gpus* evenly.
     """
     import pandas as pd
@@ -45,7 +48,7 @@ def placement_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int 
                 share = known.shares(strategy, cutoff, horizon)
                 if share is None and strategy != IN_ORDER:
                     continue
-                before, last = last, start if share is None else place(share, gpus, redundant).aligned(last)
+                before, last = last, start if share is None else replan(last, share, redundant, least_gain)
                 key = (trace.name, layer, horizon, cutoff, states[layer, cutoff], strategy)
                 found = evenness(last, known.load.after(cutoff, horizon).counts)
                 rows.append(dict(zip(SCORE_COLUMNS, (*key, *found, last.moved(before)))))

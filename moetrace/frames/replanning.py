@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moetrace.backtest import Backtest
 from moetrace.frames.placement import IN_ORDER, Known
 from moetrace.frames.scores import paired_interval
-from moetrace.placement import evenness, in_order, place
+from moetrace.placement import evenness, in_order, replan
 from moetrace.states import STABLE, TRANSIENT
 from moetrace.trace import LoadTrace
 
@@ -23,7 +23,9 @@ REPLANNING_COLUMNS = (
 ENOUGH = 0.01
 
 
-def replanning_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0) -> pd.DataFrame:
+def replanning_frame(
+    trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0, least_gain: float = 0.0
+) -> pd.DataFrame:
     """One row per layer, strategy, distance of the plans and stretch of the shortest distance after each *cutoff*.
 
     *test* was made at the cutoffs of `replanning_cutoffs`; its horizons are the distances. A plan holds
@@ -32,6 +34,7 @@ def replanning_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int
     goes on with the plan it has, experts in their order at first. *state* is the layer's when the plan
     was made, which is what one knows who decides how long it shall hold. *moved* is the part of the slots
     that a plan changes, empty where none is made and at the first cutoff, from which all begin.
+    One that would not gain more than *least_gain* is not made, and counts as none moved.
     Raises `SettingError` where the slots do not fill the *gpus* evenly.
     """
     import pandas as pd
@@ -39,12 +42,12 @@ def replanning_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int
     rows = [
         {"trace": trace.name, "layer": layer} | row
         for layer in (trace.layers if len(test.shares) else ())
-        for row in _replanned(Known.of(trace.layer(layer), test), test, gpus, redundant)
+        for row in _replanned(Known.of(trace.layer(layer), test), test, gpus, redundant, least_gain)
     ]
     return pd.DataFrame(rows, columns=REPLANNING_COLUMNS).astype({"replan_every": "Int64"})
 
 
-def _replanned(known: Known, test: Backtest, gpus: int, redundant: int) -> Iterator[dict[str, Any]]:
+def _replanned(known: Known, test: Backtest, gpus: int, redundant: int, least_gain: float) -> Iterator[dict[str, Any]]:
     """The rows of one layer."""
     own = test.scores[test.scores["layer"] == known.load.layer]
     states = own.drop_duplicates("cutoff").set_index("cutoff")["state"]
@@ -60,7 +63,7 @@ def _replanned(known: Known, test: Backtest, gpus: int, redundant: int) -> Itera
             share = known.shares(strategy, cutoff, every or distances[-1]) if due else None
             before = plan
             if share is not None:
-                plan, made = place(share, gpus, redundant).aligned(plan), cutoff
+                plan, made = replan(plan, share, redundant, least_gain), cutoff
             yield {
                 "strategy": strategy,
                 "replan_every": every,

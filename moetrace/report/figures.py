@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetrace.report.style import COLOURS, MARKERS, STATE_STYLE, new_figure, one_legend, trace_of
+
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
@@ -19,11 +21,7 @@ PAPER_LABEL = "GPT-3 350M, arXiv 2404.16914, definition not stated"
 MOST_PANELS = 12
 # More curves than this cannot be named; their colour tells their order instead.
 MOST_NAMED = 10
-# Colour-blind safe (Okabe and Ito), in the order predictors are given.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
 NOISE: dict[str, Any] = {"color": "grey", "linestyle": ":", "linewidth": 1.2}
-STATE_STYLE = {"stable": (COLOURS[0], "o"), "transient": (COLOURS[4], "s"), "all": ("grey", "^")}
 SETTLE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1}
 
 
@@ -40,7 +38,7 @@ def load_share(load: pd.DataFrame, layers: pd.DataFrame) -> Figure:
     if load["expert"].nunique() > MOST_NAMED:
         _rank_scale(figure)
     else:
-        _one_legend(figure, axes, "expert", columns=MOST_NAMED)
+        one_legend(figure, axes, "expert", columns=MOST_NAMED)
     return figure
 
 
@@ -64,7 +62,7 @@ def fluctuation(course: pd.DataFrame, layers: pd.DataFrame, measure: str) -> Fig
         axes.set_yscale("log")
         if measure == "range":
             _plain_log(axes)
-    _one_legend(figure, axes, "window")
+    one_legend(figure, axes, "window")
     return figure
 
 
@@ -89,16 +87,16 @@ def movement(course: pd.DataFrame, layers: pd.DataFrame) -> Figure:
             )
         _mark_settled(axes, settle.get(layer))
         axes.set_ylim(bottom=0)
-    _one_legend(figure, axes, None)
+    one_legend(figure, axes, None)
     return figure
 
 
 def state_map(windows: pd.DataFrame) -> Figure:
     """The state of every layer over the steps: one bar a layer, shallow ones on top."""
     layers = sorted(int(layer) for layer in windows["layer"].unique())
-    figure = _figure(9.0, 1.4 + min(0.3 * len(layers), 9.0))
+    figure = new_figure(9.0, 1.4 + min(0.3 * len(layers), 9.0))
     axes = figure.add_subplot()
-    figure.suptitle(f"{_name(windows)}: state of each layer")
+    figure.suptitle(f"{trace_of(windows)}: state of each layer")
     for state, part in windows.groupby("state", sort=True):
         colour, _ = STATE_STYLE[str(state)]
         at = [layers.index(int(layer)) for layer in part["layer"]]
@@ -109,15 +107,15 @@ def state_map(windows: pd.DataFrame) -> Figure:
     axes.set(xlabel="step", ylabel="layer")
     axes.invert_yaxis()
     axes.margins(0)
-    _one_legend(figure, axes, None)
+    one_legend(figure, axes, None)
     return figure
 
 
 def error_course(course: pd.DataFrame) -> Figure:
     """Error over the run, mean over layers: a panel per horizon, a curve per predictor, the noise below."""
     horizons = sorted(course["horizon"].unique())
-    figure = _figure(max(8.0, 5.2 * len(horizons)), 4.6)
-    figure.suptitle(f"{_name(course)}: error of the forecast made at each cutoff, mean over layers")
+    figure = new_figure(max(8.0, 5.2 * len(horizons)), 4.6)
+    figure.suptitle(f"{trace_of(course)}: error of the forecast made at each cutoff, mean over layers")
     for i, horizon in enumerate(horizons):
         axes = figure.add_subplot(1, len(horizons), i + 1)
         part = course[course["horizon"] == horizon]
@@ -131,7 +129,7 @@ def error_course(course: pd.DataFrame) -> Figure:
         _paper_line(axes, int(horizon))
         axes.set(title=f"next {horizon:,} steps", xlabel="cutoff (step)", ylabel="error rate (%)", yscale="log")
         _plain_log(axes)
-    _one_legend(figure, axes, None)
+    one_legend(figure, axes, None)
     return figure
 
 
@@ -139,8 +137,8 @@ def error_bars(summary: pd.DataFrame) -> Figure:
     """Mean error by predictor and state: a panel per horizon, the noise as a tick on each bar."""
     horizons = sorted(summary["horizon"].unique())
     states = [state for state in ("transient", "stable", "all") if state in set(summary["state"])]
-    figure = _figure(max(8.0, 5.2 * len(horizons)), 4.6)
-    figure.suptitle(f"{_name(summary)}: mean error by predictor and state")
+    figure = new_figure(max(8.0, 5.2 * len(horizons)), 4.6)
+    figure.suptitle(f"{trace_of(summary)}: mean error by predictor and state")
     for i, horizon in enumerate(horizons):
         axes = figure.add_subplot(1, len(horizons), i + 1)
         part = summary[summary["horizon"] == horizon]
@@ -157,14 +155,14 @@ def error_bars(summary: pd.DataFrame) -> Figure:
         axes.set(title=f"next {horizon:,} steps", ylabel="error rate (%)", yscale="log")
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
         _plain_log(axes)
-    _one_legend(figure, axes, None)
+    one_legend(figure, axes, None)
     return figure
 
 
 def predictability(by_horizon: pd.DataFrame, by_history: pd.DataFrame) -> Figure:
     """Error and noise by horizon, and error by the length of the history whose mean is the forecast."""
-    figure = _figure(10.4, 4.6)
-    figure.suptitle(f"{_name(by_horizon)}: how well the load can be known")
+    figure = new_figure(10.4, 4.6)
+    figure.suptitle(f"{trace_of(by_horizon)}: how well the load can be known")
     panels = (
         (by_horizon, "horizon", "level, by horizon", "steps ahead"),
         (by_history, "history", "mean of the last steps, 1,000 steps ahead", "steps of history"),
@@ -179,7 +177,7 @@ def predictability(by_horizon: pd.DataFrame, by_history: pd.DataFrame) -> Figure
         axes.set_xticks(sorted(frame[along].unique()), [f"{n:,}" for n in sorted(frame[along].unique())], fontsize=7)
         axes.minorticks_off()
         _plain_log(axes)
-    _one_legend(figure, figure.axes[0], None)
+    one_legend(figure, figure.axes[0], None)
     return figure
 
 
@@ -201,7 +199,7 @@ def predicted_against_actual(shares: pd.DataFrame) -> Figure:
             axes.plot(at, 100 * said, marker, color=colour, markersize=size, fillstyle="none", label=predictor)
         every = -(-len(actual) // 16)
         axes.set_xticks(at[::every], [str(expert) for expert in actual.index[::every]], fontsize=7)
-    _one_legend(figure, axes, None)
+    one_legend(figure, axes, None)
     return figure
 
 
@@ -233,16 +231,6 @@ def draw(frames: Mapping[str, Any]) -> dict[str, Figure]:
 # --- shared by the figures ---------------------------------------------------------------------
 
 
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained", dpi=120)
-
-
-def _name(frame: pd.DataFrame) -> str:
-    return str(frame["trace"].iloc[0])
-
-
 def _panels(frame: pd.DataFrame, title: str, ylabel: str, xlabel: str = "step") -> tuple[Figure, dict[int, Axes]]:
     """A figure with one panel per layer, at most `MOST_PANELS`, in reading order."""
     layers = sorted(int(layer) for layer in frame["layer"].unique())
@@ -252,9 +240,9 @@ def _panels(frame: pd.DataFrame, title: str, ylabel: str, xlabel: str = "step") 
     columns = 2 if len(chosen) <= 4 else 3
     columns = min(columns, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = _figure(5.4 * columns, 2.6 * rows + 0.6)
+    figure = new_figure(5.4 * columns, 2.6 * rows + 0.6)
     note = "" if chosen == layers else f" ({len(chosen)} of {len(layers)} layers)"
-    figure.suptitle(f"{_name(frame)}: {title[0].lower()}{title[1:]}{note}")
+    figure.suptitle(f"{trace_of(frame)}: {title[0].lower()}{title[1:]}{note}")
     axes: Sequence[Axes] = [figure.add_subplot(rows, columns, i + 1) for i in range(len(chosen))]
     for i, (layer, panel) in enumerate(zip(chosen, axes)):
         panel.set_title(f"layer {layer}", fontsize=9, loc="left")
@@ -305,16 +293,6 @@ def _name_heights(axes: Axes, at: Any, heights: pd.Series) -> None:
     for x, height in zip(at, heights):
         if height == height:
             axes.annotate(f"{height:.1f}", (x, height), ha="center", va="bottom", fontsize=6)
-
-
-def _one_legend(figure: Figure, axes: Axes, title: str | None, columns: int = 6) -> None:
-    """What the curves of the last panel are called, below all panels: it hides no data."""
-    handles, labels = axes.get_legend_handles_labels()
-    place: Any = "outside lower center"
-    figure.legend(
-        handles, labels, title=title, title_fontsize=8, loc=place, ncols=min(len(labels), columns), fontsize=8,
-        frameon=False,
-    )  # fmt: skip
 
 
 def _rank_scale(figure: Figure) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from moetrace.report import figures
 from moetrace.report.pages import Section, as_html, as_markdown
+from moetrace.report.style import png
 from moetrace.report.tables import csv, records
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def files_of(
     """
     sections: list[Section] = []
     for trace, frames in studies.items():
-        drawn = {name: _png(figure) for name, figure in figures.draw(frames).items()}
-        for name, png in drawn.items():
-            yield f"{trace}-{name}.png", png
+        drawn = {name: png(figure) for name, figure in figures.draw(frames).items()}
+        for name, picture in drawn.items():
+            yield f"{trace}-{name}.png", picture
         for name in SAVED:
             yield f"{trace}-{name}.csv", csv(frames[name]).encode()
             yield f"{trace}-{name}.json", json.dumps(records(frames[name]), default=_number).encode()
@@ -63,12 +63,6 @@ def files_of(
 
 def _number(value: object) -> object:
     return value.item() if hasattr(value, "item") else str(value)
-
-
-def _png(figure: object) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")  # type: ignore[attr-defined]
-    return buffer.getvalue()
 
 
 def _in_short(studies: Mapping[str, Mapping[str, pd.DataFrame]]) -> Section:
