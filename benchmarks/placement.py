@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accuracy import SAMPLES, TRACES
 
 from moetrace.report.tables import markdown
 
-SAMPLES = Path(__file__).parent.parent / "sample_traces"
-TRACES = ("gpt-moe-8e-a", "gpt-moe-8e-b", "large/gpt-moe-32e-d")
 EVERY = "250,500,1000,2000,4000"
 COMMAND = ("place", "--gpus", "4", "--predictor", "auto", "--replan", EVERY)
-GAINS = ("0", "0.01", "0.02", "0.05")
+GAINS = (0.0, 0.01, 0.02, 0.05)
 WORTH = ["trace", "strategy", "state", "peak_over_mean", "above_oracle", "difference", "difference_low",
          "difference_high", "scored"]  # fmt: skip
 OFTEN = ["trace", "state", "replan_every", "difference", "difference_low", "difference_high", "moved_per_1000",
          "scored"]  # fmt: skip
+KEPT = ["trace", "state", "replan_every", "least_gain", "peak_over_mean", "balance", "moved_per_1000"]
 
 
 def moetrace(*argv: object) -> dict[str, Any]:
@@ -34,15 +34,10 @@ def moetrace(*argv: object) -> dict[str, Any]:
     return document
 
 
-def gains(place: tuple[object, ...]) -> pd.DataFrame:
-    """What is left and what is moved where a plan has to gain something to be made."""
-    rows = []
-    for gain in GAINS:
-        found = pd.DataFrame(moetrace(*COMMAND, "--least-gain", gain, *place)["replanning"])
-        own = found[(found["strategy"] == "auto") & (found["state"] != "all") & found["replan_every"].isin([250, 1000])]
-        rows.append(own.assign(least_gain=float(gain)))
-    frame = pd.concat(rows).astype({"replan_every": int}).sort_values(["trace", "state", "replan_every", "least_gain"])
-    return frame[["trace", "state", "replan_every", "least_gain", "peak_over_mean", "balance", "moved_per_1000"]]
+def of_auto(found: dict[str, Any]) -> pd.DataFrame:
+    """How often to plan by `auto`, state by state."""
+    frame = pd.DataFrame(found["replanning"]).astype({"replan_every": "Int64"})
+    return frame[(frame["strategy"] == "auto") & (frame["state"] != "all")]
 
 
 def main() -> None:
@@ -50,14 +45,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = ("--workspace", Path(name) / "out", "--json")
         moetrace("ingest", *(SAMPLES / f"{trace}.parquet" for trace in TRACES), *place)
-        found, kept = moetrace(*COMMAND, *place), gains(place)
+        found = {gain: moetrace(*COMMAND, "--least-gain", str(gain), *place) for gain in GAINS}
+    often = {gain: of_auto(document) for gain, document in found.items()}
+    kept = pd.concat([frame.assign(least_gain=gain) for gain, frame in often.items()])
+    kept = kept[kept["replan_every"].isin([250, 1000])].sort_values(KEPT[:4])
     print(f"`moetrace {' '.join(COMMAND)}`, plans for 1,000 steps:\n")
-    print(markdown(pd.DataFrame(found["summary"])[WORTH]))
-    often = pd.DataFrame(found["replanning"]).astype({"replan_every": "Int64"})
+    print(markdown(pd.DataFrame(found[0.0]["summary"])[WORTH]))
     print("\nPlans of `auto`, made every so many steps or (-) once; `difference` is from every 250:\n")
-    print(markdown(often[(often["strategy"] == "auto") & (often["state"] != "all")][OFTEN]))
+    print(markdown(often[0.0][OFTEN]))
     print("\nThe same with `--least-gain`, where a plan is only made if it promises so much:\n")
-    print(markdown(kept))
+    print(markdown(kept[KEPT]))
 
 
 if __name__ == "__main__":

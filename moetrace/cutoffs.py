@@ -31,7 +31,7 @@ def default_cutoffs(trace: LoadTrace, first: int = FIRST_CUTOFF, every: int = CU
 
 def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int]:
     """The *cutoffs* inside the trace after which *horizon* steps were recorded."""
-    end = int(trace.steps[-1]) + trace.stride - 1
+    end = _end(trace)
 
     def holds_a_step(cutoff: int) -> bool:
         """Whether any step of the horizon was logged: a gap may be longer."""
@@ -39,6 +39,11 @@ def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int
         return bool(first < last)
 
     return [c for c in cutoffs if trace.steps[0] <= c and c + horizon <= end and holds_a_step(c)]
+
+
+def _end(trace: LoadTrace) -> int:
+    """The last step that the trace is about, logged or not."""
+    return int(trace.steps[-1]) + trace.stride - 1
 
 
 def longest_scorable(trace: LoadTrace, first: int = FIRST_CUTOFF) -> int:
@@ -74,7 +79,7 @@ def replanning_cutoffs(trace: LoadTrace, every: Sequence[int], first: int = FIRS
             f"every {odd[0]} and every {shortest} steps are not compared: give multiples of the shortest"
         )
     begin = int(trace.steps[0]) + first - 1
-    left = int(trace.steps[-1]) + trace.stride - 1 - begin
+    left = _end(trace) - begin
     if left < longest:
         raise SettingError(
             f"plans for {longest} steps do not fit: after the first {first} steps there are {max(0, left)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -23,7 +23,6 @@ SUMMARY_COLUMNS = (
     "strategy", "state", "peak_over_mean", "above_oracle", "difference", "difference_low", "difference_high",
     "balance", "moved", "scored", "cutoffs",
 )  # fmt: skip
-
 
 REPLANNING_COLUMNS = (
     "state", "replan_every", "peak_over_mean", "difference", "difference_low", "difference_high",
@@ -66,28 +65,38 @@ def place(
 
     study = Study(shared, protocol, gpus, redundant, horizon, least_gain, steps_of(replan) if replan else [])
     done = shared.each(shared.place().chosen(traces or []), study.of)
-    scores, summary, plans, stretches, replanning = (stacked(frames) for frames in zip(*done))
+    frames = {name: stacked([placed.frames[name] for placed in done]) for name in done[0].frames}
     protocol.note_training(shared)
     tables = {
-        "summary": Table(f"Experts on {gpus} GPUs", summary, SUMMARY_COLUMNS, by=("trace", "horizon")),
-        "plans": Table("Plan for the steps to come", plans, printed=False),
-        "scores": Table("Scores", scores, printed=False),
+        "summary": Table(f"Experts on {gpus} GPUs", frames["summary"], SUMMARY_COLUMNS, by=("trace", "horizon")),
+        "plans": Table("Plan for the steps to come", frames["plans"], printed=False),
+        "scores": Table("Scores", frames["scores"], printed=False),
     }
     if study.replan:
-        printed = [study.best[trace] == by for trace, by in zip(replanning["trace"], replanning["strategy"])]
+        printed = list(chain.from_iterable(placed.frames["replanning"]["strategy"] == placed.best for placed in done))
         tables["replanning"] = Table(
-            "How often to plan", replanning, REPLANNING_COLUMNS, by=("trace", "strategy"), rows=printed
+            "How often to plan", frames["replanning"], REPLANNING_COLUMNS, by=("trace", "strategy"), rows=printed
         )
-        tables["stretches"] = Table("Stretches between plans", stretches, printed=False)
+        tables["stretches"] = Table("Stretches between plans", frames["stretches"], printed=False)
     document: dict[str, Any] = {"gpus": gpus, "redundant": redundant, "horizon": horizon}
-    document |= {"files": list(chain.from_iterable(study.written.values())), "figures": study.figures}
+    document["files"] = [file for placed in done for file in placed.files]
+    document["figures"] = [file for placed in done for file in placed.figures]
     document["trained_on"] = [other.path.stem for other in protocol.others(shared)]
     shared.emit(tables, document | {name: records(table.frame) for name, table in tables.items()})
 
 
-@dataclass
+class Placed(NamedTuple):
+    """What came of a trace: frames by the names of their tables, the *best* predictor, and what was written."""
+
+    frames: dict[str, pd.DataFrame]
+    best: str
+    files: list[str]
+    figures: list[str]
+
+
+@dataclass(frozen=True)
 class Study:
-    """What is asked of every trace; the maps *written* and *figures* drawn so far, and the *best* predictor of each."""
+    """What is asked of every trace; *taken* are the paths of those that are done."""
 
     shared: Shared
     protocol: Protocol
@@ -96,12 +105,10 @@ class Study:
     horizon: int
     least_gain: float
     replan: list[int]
-    written: dict[Path, list[str]] = field(default_factory=dict)
-    figures: list[str] = field(default_factory=list)
-    best: dict[str, str] = field(default_factory=dict)
+    taken: set[Path] = field(default_factory=set)
 
-    def of(self, name: str) -> tuple[pd.DataFrame, ...]:
-        """Scores, summary and plans of a trace, and the same about how often to plan, empty if that is not asked."""
+    def of(self, name: str) -> Placed:
+        """Scores, summary and plans of a trace, and how often to plan if that is asked; its files are written."""
         from moetrace.cutoffs import replanning_cutoffs
         from moetrace.frames import best_strategy, means_frame, placement_frame, placement_summary, plans_frame
         from moetrace.placement import slots_of
@@ -110,7 +117,7 @@ class Study:
 
         given = self.shared.open(name)
         slots_of(given.experts, self.gpus, self.redundant)
-        again = replanning_cutoffs(given, self.replan, self.protocol.first) if self.replan else {}
+        covered = replanning_cutoffs(given, self.replan, self.protocol.first) if self.replan else {}
         results = tested(self.shared, name, self.protocol, [self.horizon], ahead=True)
         trace = results.work.trace
         with self.shared.progress(f"plans of {trace.name}"):
@@ -118,68 +125,68 @@ class Study:
             summary = placement_summary(scores, self.protocol.seed)
             means = means_frame(results.forecasts(), self.horizon)
             able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(self.protocol.predictors()[0])]
-            self.best[trace.name] = best_strategy(scores, able)
-            plans = plans_frame(trace, means, self.best[trace.name], self.gpus, self.redundant)
-        stretches, replanning = self._replanned(results.work, again)
+            best = best_strategy(scores, able)
+            plans = plans_frame(trace, means, best, self.gpus, self.redundant)
+        often = self._replanned(results.work, covered, best) if self.replan else {}
         path = self.shared.place().result_path("place", f"{safe(trace.name)}-{self.gpus}-gpus")
-        if path in self.written:
+        if path in self.taken:
             raise WorkspaceError(f"{path} is of another trace of this name: place them one by one")
-        self.written[path] = []
-        self._write(path, trace.name, plans)
-        self._draw(path, scores, replanning)
-        return scores, summary, plans, stretches, replanning
+        self.taken.add(path)
+        frames = {"summary": summary, "plans": plans, "scores": scores} | often
+        return Placed(frames, best, self._write(path, trace.name, plans), self._draw(path, frames, best))
 
-    def _write(self, path: Path, trace: str, plans: pd.DataFrame) -> None:
-        """The plan for the steps to come, in every format there is."""
-        from moetrace.maps import MAPS
+    def _write(self, path: Path, trace: str, plans: pd.DataFrame) -> list[str]:
+        """The plan for the steps to come, in every format there is; the files."""
+        from moetrace.expert_maps import MAPS
         from moetrace.workspace import write_bytes
 
         if self.shared.layers is not None:
             self.shared.note(f"{trace}: no plan is written, which takes all layers: leave --layers out")
-        elif len(plans):
-            slots = {layer: plans.loc[plans["layer"] == layer, "experts"].tolist() for layer in plans["layer"].unique()}
-            by, coming = plans["predictor"].iloc[0], f"the next {self.horizon:,} steps"
-            self.shared.note(f"wrote the plan by {by} for {coming} to {path.parent}, in it:")
-            for kind in MAPS:
-                at = write_bytes(path.with_name(path.name + kind.ending), kind.text(slots).encode())
-                self.written[path].append(str(at))
-                self.shared.note(f"  {at.name} for {kind.readers}")
+            return []
+        if not len(plans):
+            return []
+        slots = {layer: plans.loc[plans["layer"] == layer, "experts"].tolist() for layer in plans["layer"].unique()}
+        by, coming = plans["predictor"].iloc[0], f"the next {self.horizon:,} steps"
+        self.shared.note(f"wrote the plan by {by} for {coming} to {path.parent}, in it:")
+        files = []
+        for kind in MAPS:
+            at = write_bytes(path.with_name(path.name + kind.ending), kind.text(slots).encode())
+            files.append(str(at))
+            self.shared.note(f"  {at.name} for {kind.readers}")
+        return files
 
-    def _draw(self, path: Path, scores: pd.DataFrame, replanning: pd.DataFrame) -> None:
-        """The scores as a figure, and how often to plan."""
-        from moetrace.report.placing import plans
+    def _draw(self, path: Path, frames: dict[str, pd.DataFrame], best: str) -> list[str]:
+        """The scores as a figure, and how often to plan; the file, none where nothing was scored."""
+        from moetrace.report.placement import plans
         from moetrace.report.style import png
         from moetrace.workspace import write_bytes
 
-        if len(scores):
-            best = self.best[scores["trace"].iloc[0]]
-            own = replanning[replanning["strategy"] == best] if len(replanning) else replanning
-            at = write_bytes(path.with_name(f"{path.name}.png"), png(plans(scores, own, self.gpus)))
-            self.figures.append(str(at))
-            self.shared.note(f"drew the scores to {at}")
+        if not len(frames["scores"]):
+            return []
+        often = frames.get("replanning")
+        own = None if often is None or often.empty else often[often["strategy"] == best]
+        at = write_bytes(path.with_name(f"{path.name}.png"), png(plans(frames["scores"], own, self.gpus)))
+        self.shared.note(f"drew the scores to {at}")
+        return [str(at)]
 
-    def _replanned(self, work: Work, covered: Covered) -> tuple[pd.DataFrame, pd.DataFrame]:
-        """How often to plan: a row for each stretch between two plans, and their means."""
-        import pandas as pd
-
+    def _replanned(self, work: Work, covered: Covered, best: str) -> dict[str, pd.DataFrame]:
+        """How often to plan: the means, and a row for each stretch between two plans."""
         from moetrace.frames import replanning_frame, replanning_summary
 
-        if not covered:
-            return pd.DataFrame(), pd.DataFrame()
         again = replace(work, horizons=sorted(set(self.replan)), covered=covered, ahead=False)
         results = computed(self.shared, again, self.protocol)
         with self.shared.progress(f"plans of {work.trace.name}, how often"):
             stretches = replanning_frame(work.trace, results.backtest, self.gpus, self.redundant, self.least_gain)
             summary = replanning_summary(stretches, self.protocol.seed)
-        self._note_holding(work.trace.name, summary)
-        return stretches, summary
+        self._note_holding(work.trace.name, summary, best)
+        return {"replanning": summary, "stretches": stretches}
 
-    def _note_holding(self, trace: str, summary: pd.DataFrame) -> None:
+    def _note_holding(self, trace: str, summary: pd.DataFrame, best: str) -> None:
         """Say for how long a plan holds."""
         from moetrace.frames import ENOUGH, plan_holds
         from moetrace.states import STABLE, TRANSIENT
 
-        best, shortest, longest = self.best[trace], min(self.replan), max(self.replan)
+        shortest, longest = min(self.replan), max(self.replan)
         own = summary.loc[summary["strategy"] == best, "state"]
         said = []
         for state in (state for state in (TRANSIENT, STABLE) if (own == state).any()):

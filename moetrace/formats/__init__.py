@@ -8,6 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -224,22 +225,23 @@ def _written(
     dump: _Dump, destination: Path, options: ReadOptions, progress: Progress | None, known: Callable[[], dict[str, Any]]
 ) -> TraceInfo:
     """Stream *dump* into the canonical file; *known* is asked at the end for what the dump itself does not say."""
-    with replacing(destination) as partial:
+    with replacing(destination) as at:
         wide = False
         # The cheap way first; anew in order, or with 64-bit counts, where it does not do.
         for _ in range(3):
             try:
                 flow = _flow(dump, options, progress)
-
-                def about(steps: Steps, flow: _Flow = flow) -> TraceInfo:
-                    return TraceInfo(versions=_versions(), **known(), **flow.about(steps))
-
-                return canonical.write_blocks(partial, flow.grid.layers, flow.blocks, about, wide=wide)
+                about = partial(_info, flow, known)
+                return canonical.write_blocks(at, flow.grid.layers, flow.blocks, about, wide=wide)
             except OutOfOrder:
                 dump = dump._replace(source=in_order(dump.source, destination.parent))
             except canonical.CountsTooLarge:
                 wide = True
     raise AssertionError("ordered 64-bit counts always fit")
+
+
+def _info(flow: _Flow, known: Callable[[], dict[str, Any]], steps: Steps) -> TraceInfo:
+    return TraceInfo(versions=_versions(), **known(), **flow.about(steps))
 
 
 def _as_it_is(paths: Sequence[Location], options: ReadOptions) -> bool:

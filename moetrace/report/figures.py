@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.report.style import COLOURS, MARKERS, STATE_STYLE, new_figure, one_legend, trace_of
+from moetrace.report.style import COLOURS, MARKERS, STATE_STYLE, curves, new_figure, one_legend, trace_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,11 +119,7 @@ def error_course(course: pd.DataFrame) -> Figure:
     for i, horizon in enumerate(horizons):
         axes = figure.add_subplot(1, len(horizons), i + 1)
         part = course[course["horizon"] == horizon]
-        for colour, marker, (predictor, curve) in zip(COLOURS * 9, MARKERS * 9, part.groupby("predictor", sort=False)):
-            known = curve.dropna(subset="error_rate")
-            axes.plot(
-                known["cutoff"], 100 * known["error_rate"], color=colour, marker=marker, markersize=4, label=predictor
-            )
+        curves(axes, part, "predictor", "error_rate", 100)
         noise = part.groupby("cutoff")["error_noise"].mean()
         axes.plot(noise.index, 100 * noise, color="grey", linestyle=":", label="noise")
         _paper_line(axes, int(horizon))

@@ -35,6 +35,13 @@ def trace_of(frame: pd.DataFrame) -> str:
     return str(frame["trace"].iloc[0])
 
 
+def curves(axes: Axes, frame: pd.DataFrame, by: str, measure: str, scale: float = 1.0) -> None:
+    """*measure* over the cutoffs, a marked curve for each value of *by*, in the order of the rows."""
+    for colour, marker, (name, curve) in zip(COLOURS * 9, MARKERS * 9, frame.groupby(by, sort=False)):
+        known = curve.dropna(subset=measure).sort_values("cutoff")
+        axes.plot(known["cutoff"], scale * known[measure], color=colour, marker=marker, markersize=4, label=name)
+
+
 def one_legend(figure: Figure, axes: Axes, title: str | None, columns: int = 6) -> None:
     """What the curves of the last panel are called, below all panels: it hides no data."""
     handles, labels = axes.get_legend_handles_labels()

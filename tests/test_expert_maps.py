@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moetrace.maps import MAPS, ascend, sglang, tensorrt_llm
+from moetrace.expert_maps import MAPS, ascend, sglang, tensorrt_llm
 
 # Two MoE layers after a dense one, six slots for five experts on three GPUs.
 SLOTS = {1: [[0, 4], [1, 2], [3, 0]], 3: [[2, 1], [0, 4], [3, 4]]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetrace.report.style import COLOURS, MARKERS, STATE_STYLE, new_figure, one_legend, trace_of
+from moetrace.report.style import STATE_STYLE, curves, new_figure, one_legend, trace_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -12,17 +12,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def plans(scores: pd.DataFrame, replanning: pd.DataFrame, gpus: int) -> Figure:
-    """The busiest GPU over the run, a curve per strategy; and by how often to plan, if *replanning* has rows.
+def plans(scores: pd.DataFrame, replanning: pd.DataFrame | None, gpus: int) -> Figure:
+    """The busiest GPU over the run, a curve per strategy; and by how often to plan, if *replanning* is there.
 
     *scores* are those of one trace, *replanning* the summary for one strategy.
     """
-    panels = 2 if len(replanning) else 1
+    panels = 1 if replanning is None else 2
     figure = new_figure(max(8.0, 5.6 * panels), 4.6)
     figure.suptitle(f"{trace_of(scores)}: experts on {gpus} GPUs")
     _courses(figure.add_subplot(1, panels, 1), scores)
     one_legend(figure, figure.axes[0], None)
-    if panels == 2:
+    if replanning is not None:
         _holding(figure.add_subplot(1, panels, 2), replanning)
     return figure
 
@@ -30,9 +30,7 @@ def plans(scores: pd.DataFrame, replanning: pd.DataFrame, gpus: int) -> Figure:
 def _courses(axes: Axes, scores: pd.DataFrame) -> None:
     horizon = int(scores["horizon"].iloc[0])
     means = scores.groupby(["strategy", "cutoff"], sort=False)["peak_over_mean"].mean().reset_index()
-    for colour, marker, (strategy, curve) in zip(COLOURS * 9, MARKERS * 9, means.groupby("strategy", sort=False)):
-        curve = curve.sort_values("cutoff")
-        axes.plot(curve["cutoff"], curve["peak_over_mean"], color=colour, marker=marker, markersize=4, label=strategy)
+    curves(axes, means, "strategy", "peak_over_mean")
     axes.set(
         title=f"plans for the next {horizon:,} steps, mean over layers",
         xlabel="cutoff (step)",
