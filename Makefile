@@ -44,7 +44,7 @@ $(VENV)/.installed-torch: $(VENV)/.installed-dev
 
 .PHONY: test-torch
 test-torch: $(VENV)/.installed-torch ## Install torch and transformers, then test what needs them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch tests/test_formats_sglang.py tests/test_formats_contract.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch tests/formats/test_formats_sglang.py tests/formats/test_formats_contract.py
 
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev ## Damage dumps and traces, and kill ingests (FUZZ_SECONDS=60)

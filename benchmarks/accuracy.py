@@ -18,9 +18,9 @@ import numpy as np
 import pandas as pd
 
 import moetrace as mt
-from moetrace.backtest import evaluate
-from moetrace.cutoffs import default_cutoffs
-from moetrace.frames.scores import summary_frame
+from moetrace.forecasting.backtest import evaluate
+from moetrace.forecasting.summary import summary_frame
+from moetrace.forecasting.windows import default_cutoffs
 
 SAMPLES = Path(__file__).parent.parent / "sample_traces"
 TRACES = ("gpt-moe-8e-a", "gpt-moe-8e-b", "large/gpt-moe-32e-d")

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from moetrace import save_trace
-from moetrace.predictors import PREDICTORS, predictor
+from moetrace.forecasting.predictors import PREDICTORS, predictor
 from moetrace.synthetic import settling, synthetic_trace
 
 SIZES = ((8, 128, 5000), (16, 128, 5000), (16, 256, 5000), (16, 256, 10_000))
@@ -43,11 +43,11 @@ def make(path: Path, layers: int, experts: int, steps: int) -> None:
 
 def predict(path: Path, jobs: int, specs: list[str]) -> dict[str, float]:
     """Seconds, and the sum of the largest resident sets of this process and its workers in MiB."""
-    from moetrace.cutoffs import covered_horizons
-    from moetrace.frames import summary_frame
-    from moetrace.jobs import compute
-    from moetrace.store import Store, write_forecast
-    from moetrace.work import Source, Work
+    from moetrace.forecasting.summary import summary_frame
+    from moetrace.forecasting.windows import covered_horizons
+    from moetrace.workspace.results import Store, write_forecast
+    from moetrace.workspace.tasks import compute
+    from moetrace.workspace.work import Source, Work
 
     source = Source(path)
     trace = source.open()

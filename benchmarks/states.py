@@ -15,8 +15,8 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from moetrace.noise import block_means
-from moetrace.states import STABLE, classify, rank_runs
+from moetrace.analysis.states import STABLE, classify, rank_runs
+from moetrace.analysis.variogram import block_means
 from moetrace.synthetic import Course, synthetic_trace
 from moetrace.trace import LayerLoad
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from moetrace.cli import main
-from moetrace.formats import room
+from moetrace.formats import errors
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -99,7 +99,11 @@ def damage() -> str:
 def table_of(faults: dict[str, tuple[str, bytes]], memory: int) -> str:
     """What is said of each bad file, name and content, where there are so many bytes of *memory*."""
     rows = ["| what is wrong | the line |", "|---|---|"]
-    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name), patch.object(room, "available", lambda: memory):
+    with (
+        tempfile.TemporaryDirectory() as name,
+        contextlib.chdir(name),
+        patch.object(errors, "available", lambda: memory),
+    ):
         for fault, (file, content) in faults.items():
             Path(file).write_bytes(content)
             said = io.StringIO()

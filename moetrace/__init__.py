@@ -4,32 +4,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from moetrace.backtest import Backtest, evaluate
-    from moetrace.checks import examine
+    from moetrace.analysis.fluctuation import fluctuation
+    from moetrace.analysis.states import classify, state_at
+    from moetrace.analysis.variogram import horizon_noise, motion
+    from moetrace.doctor.checks import examine
     from moetrace.errors import MoetraceError, SettingError, TooShortError, TraceError, WorkspaceError
-    from moetrace.forecasts import forecast_end
+    from moetrace.forecasting.backtest import Backtest, evaluate
+    from moetrace.forecasting.forecasts import forecast_end
+    from moetrace.forecasting.predictors import predictor
     from moetrace.formats import ReadOptions, open_trace, read_trace, save_trace
-    from moetrace.noise import horizon_noise, motion
-    from moetrace.predictors import predictor
     from moetrace.record import Recorder
-    from moetrace.sliding import fluctuation
-    from moetrace.states import classify, state_at
     from moetrace.trace import Finding, LayerLoad, LoadTrace, TraceInfo
-    from moetrace.workspace import Workspace
+    from moetrace.workspace.traces import Workspace
 
 # Imported when first asked for: `moetrace --help` must not wait for NumPy and Arrow.
 _HOME = {
-    "Backtest": "backtest", "evaluate": "backtest", "forecast_end": "forecasts",
-    "examine": "checks",
+    "Backtest": "forecasting.backtest", "evaluate": "forecasting.backtest", "forecast_end": "forecasting.forecasts",
+    "examine": "doctor.checks",
     "MoetraceError": "errors", "SettingError": "errors", "TooShortError": "errors", "TraceError": "errors",
     "WorkspaceError": "errors",
     "ReadOptions": "formats", "open_trace": "formats", "read_trace": "formats", "save_trace": "formats",
-    "horizon_noise": "noise", "motion": "noise",
-    "predictor": "predictors",
+    "horizon_noise": "analysis.variogram", "motion": "analysis.variogram",
+    "predictor": "forecasting.predictors",
     "Recorder": "record",
-    "classify": "states", "fluctuation": "sliding", "state_at": "states",
+    "classify": "analysis.states", "fluctuation": "analysis.fluctuation", "state_at": "analysis.states",
     "Finding": "trace", "LayerLoad": "trace", "LoadTrace": "trace", "TraceInfo": "trace",
-    "Workspace": "workspace",
+    "Workspace": "workspace.traces",
 }  # fmt: skip
 
 __all__ = [

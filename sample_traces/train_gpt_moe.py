@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - as everybody calls it
 
-from moetrace.atomic import replacing
+from moetrace.files import replacing
 from moetrace.record import Recorder
 from moetrace.record.torch import Watch
 

@@ -8,7 +8,7 @@ import pytest
 from bad_files import BOMBS, DEFECTS, FILES
 from conftest import ROOT
 
-from moetrace.predictors import PREDICTORS
+from moetrace.forecasting.predictors import PREDICTORS
 
 spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
 generate = importlib.util.module_from_spec(spec)

@@ -10,10 +10,10 @@ from typing import Annotated
 
 import typer
 
-from moetrace.atomic import discard
 from moetrace.cli import export, ingest, place, predict, report, states, traces
 from moetrace.cli.shared import INTERRUPTED, say
 from moetrace.errors import MoetraceError
+from moetrace.files import discard
 
 app = typer.Typer(
     name="moetrace",

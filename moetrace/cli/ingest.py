@@ -11,7 +11,7 @@ from moetrace.cli.shared import Shared, Table, with_options
 
 if TYPE_CHECKING:
     from moetrace.formats import Location
-    from moetrace.workspace import Ingested
+    from moetrace.workspace.traces import Ingested
 
 DEFAULT_SOURCE = "sample_traces"
 
@@ -134,7 +134,7 @@ def _groups(given: list[str], merge: bool, name: str | None) -> dict[str, list[L
 
 
 def _known(accept: list[str]) -> tuple[str, ...]:
-    from moetrace.findings import KINDS
+    from moetrace.doctor.catalogue import KINDS
 
     unknown = [name for name in accept if name not in KINDS]
     if unknown:
@@ -155,7 +155,7 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
 
 def _tables(done: list[Ingested]) -> dict[str, Table]:
     """What is printed; for JSON pandas is not loaded at all."""
-    from moetrace.frames import traces_frame
+    from moetrace.workspace.traces import traces_frame
 
     columns = ["trace", "steps", "first_step", "last_step", "layers", "experts", "tokens_per_step", "format"]
     return {"traces": Table("Ingested traces", traces_frame(item.trace for item in done), columns)}

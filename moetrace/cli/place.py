@@ -16,8 +16,8 @@ from moetrace.errors import WorkspaceError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moetrace.cutoffs import Covered
-    from moetrace.work import Work
+    from moetrace.forecasting.windows import Covered
+    from moetrace.workspace.work import Work
 
 SUMMARY_COLUMNS = (
     "strategy", "state", "peak_over_mean", "above_oracle", "difference", "difference_low", "difference_high",
@@ -60,7 +60,7 @@ def place(
     \b
     Example: moetrace place gpt-moe-8e-a --gpus 4 --predictor auto --predictor sw_avg
     """
-    from moetrace.backtest import stacked
+    from moetrace.analysis.tables import stacked
     from moetrace.report.tables import records
 
     study = Study(shared, protocol, gpus, redundant, horizon, least_gain, steps_of(replan) if replan else [])
@@ -109,11 +109,12 @@ class Study:
 
     def of(self, name: str) -> Placed:
         """Scores, summary and plans of a trace, and how often to plan if that is asked; its files are written."""
-        from moetrace.cutoffs import replanning_cutoffs
-        from moetrace.frames import best_strategy, means_frame, placement_frame, placement_summary, plans_frame
-        from moetrace.placement import slots_of
-        from moetrace.predictors import label
-        from moetrace.store import safe
+        from moetrace.forecasting.predictors import label
+        from moetrace.forecasting.summary import means_frame
+        from moetrace.forecasting.windows import replanning_cutoffs
+        from moetrace.placement.plan import slots_of
+        from moetrace.placement.simulate import best_strategy, placement_frame, placement_summary, plans_frame
+        from moetrace.workspace.results import safe
 
         given = self.shared.open(name)
         slots_of(given.experts, self.gpus, self.redundant)
@@ -137,8 +138,8 @@ class Study:
 
     def _write(self, path: Path, trace: str, plans: pd.DataFrame) -> list[str]:
         """The plan for the steps to come, in every format there is; the files."""
-        from moetrace.expert_maps import MAPS
-        from moetrace.workspace import write_bytes
+        from moetrace.placement.expert_maps import MAPS
+        from moetrace.workspace.traces import write_bytes
 
         if self.shared.layers is not None:
             self.shared.note(f"{trace}: no plan is written, which takes all layers: leave --layers out")
@@ -159,7 +160,7 @@ class Study:
         """The scores as a figure, and how often to plan; the file, none where nothing was scored."""
         from moetrace.report.placement import plans
         from moetrace.report.style import png
-        from moetrace.workspace import write_bytes
+        from moetrace.workspace.traces import write_bytes
 
         if not len(frames["scores"]):
             return []
@@ -171,7 +172,7 @@ class Study:
 
     def _replanned(self, work: Work, covered: Covered, best: str) -> dict[str, pd.DataFrame]:
         """How often to plan: the means, and a row for each stretch between two plans."""
-        from moetrace.frames import replanning_frame, replanning_summary
+        from moetrace.placement.replanning import replanning_frame, replanning_summary
 
         again = replace(work, horizons=sorted(set(self.replan)), covered=covered, ahead=False)
         results = computed(self.shared, again, self.protocol)
@@ -183,8 +184,8 @@ class Study:
 
     def _note_holding(self, trace: str, summary: pd.DataFrame, best: str) -> None:
         """Say for how long a plan holds."""
-        from moetrace.frames import ENOUGH, plan_holds
-        from moetrace.states import STABLE, TRANSIENT
+        from moetrace.analysis.states import STABLE, TRANSIENT
+        from moetrace.placement.replanning import ENOUGH, plan_holds
 
         shortest, longest = min(self.replan), max(self.replan)
         own = summary.loc[summary["strategy"] == best, "state"]

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetrace.cli.shared import Shared, Table, with_options
-from moetrace.predictors import PREDICTORS
+from moetrace.forecasting.predictors import PREDICTORS
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moetrace.predictors.base import Predictor
+    from moetrace.forecasting.predictors.base import Predictor
     from moetrace.trace import LoadTrace
-    from moetrace.work import Results, Source, Work
+    from moetrace.workspace.work import Results, Source, Work
 
 SUMMARY_COLUMNS = (
     "predictor", "state", "error_rate", "error_noise", "difference", "difference_low", "difference_high",
@@ -53,7 +53,7 @@ class Protocol:
 
     def predictors(self) -> list[Predictor]:
         """Those asked for, all of them if none are; a seeded one gets the seed."""
-        from moetrace.predictors import predictor
+        from moetrace.forecasting.predictors import predictor
 
         return [predictor(spec, self.seed) for spec in (self.predictor or PREDICTORS)]
 
@@ -70,7 +70,7 @@ class Protocol:
 
     def looks(self, trace: LoadTrace) -> list[int]:
         """The cutoffs."""
-        from moetrace.cutoffs import default_cutoffs
+        from moetrace.forecasting.windows import default_cutoffs
 
         return steps_of(self.cutoffs) if self.cutoffs else default_cutoffs(trace, self.first, self.every)
 
@@ -94,10 +94,11 @@ def predict(
     \b
     Example: moetrace predict gpt-moe-8e-a --horizon 2000 --predictor sw_avg:window=300
     """
-    from moetrace.frames import means_frame, stacked, summary_frame
+    from moetrace.analysis.tables import stacked
+    from moetrace.forecasting.summary import means_frame, summary_frame
     from moetrace.report.tables import csv, records
-    from moetrace.store import key_of, write_forecast
-    from moetrace.workspace import write_bytes
+    from moetrace.workspace.results import key_of, write_forecast
+    from moetrace.workspace.traces import write_bytes
 
     others = protocol.others(shared)
     names = shared.place().chosen(traces or [])
@@ -120,9 +121,9 @@ def predict(
 
 def tested(shared: Shared, name: str, protocol: Protocol, horizons: list[int], *, ahead: bool) -> Results:
     """The results of one trace, computed or found; a note says which horizon could not be scored, and why."""
-    from moetrace.cutoffs import covered_horizons
-    from moetrace.forecasts import able_at_end
-    from moetrace.work import Work
+    from moetrace.forecasting.forecasts import able_at_end
+    from moetrace.forecasting.windows import covered_horizons
+    from moetrace.workspace.work import Work
 
     source, predictors = shared.source(name), protocol.predictors()
     trace = source.open()
@@ -135,7 +136,7 @@ def tested(shared: Shared, name: str, protocol: Protocol, horizons: list[int], *
 
 def computed(shared: Shared, work: Work, protocol: Protocol) -> Results:
     """The results of some work, computed or found, under a progress bar."""
-    from moetrace.jobs import compute
+    from moetrace.workspace.tasks import compute
 
     name = work.trace.name
     with shared.progress(f"predictions of {name}") as progress:
@@ -147,7 +148,7 @@ def computed(shared: Shared, work: Work, protocol: Protocol) -> Results:
 
 
 def _note_unscorable(shared: Shared, trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int]) -> None:
-    from moetrace.cutoffs import longest_scorable, scorable
+    from moetrace.forecasting.windows import longest_scorable, scorable
 
     for horizon in horizons:
         if not scorable(trace, cutoffs, horizon):

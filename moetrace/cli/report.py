@@ -34,10 +34,10 @@ def report(
     \b
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
     """
-    from moetrace.frames import stacked
+    from moetrace.analysis.tables import stacked
     from moetrace.report.study import files_of
     from moetrace.report.tables import records
-    from moetrace.workspace import write_bytes
+    from moetrace.workspace.traces import write_bytes
 
     asked = _horizons(horizons)
     names = shared.place().chosen(traces or [])
@@ -61,7 +61,9 @@ def _horizons(text: str) -> list[int]:
 
 
 def _study(shared: Shared, name: str, protocol: Protocol, horizons: list[int]) -> tuple[str, dict[str, pd.DataFrame]]:
-    from moetrace.frames import course_frames, predictability_frames, score_frames, state_frames
+    from moetrace.analysis.tables import course_frames, state_frames
+    from moetrace.forecasting.predictability import predictability_frames
+    from moetrace.forecasting.summary import score_frames
 
     results = tested(shared, name, protocol, horizons, ahead=False)
     trace, test = results.work.trace, results.backtest
@@ -74,7 +76,7 @@ def _study(shared: Shared, name: str, protocol: Protocol, horizons: list[int]) -
 def _facts(protocol: Protocol, horizons: list[int]) -> dict[str, str]:
     from importlib.metadata import version
 
-    from moetrace.predictors import label
+    from moetrace.forecasting.predictors import label
 
     packages = ("moetrace", "numpy", "statsmodels", "jax", "pyarrow")
     return {

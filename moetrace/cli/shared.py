@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from moetrace.trace import LoadTrace
-    from moetrace.work import Source
-    from moetrace.workspace import Workspace
+    from moetrace.workspace.traces import Workspace
+    from moetrace.workspace.work import Source
 
 SCHEMA_VERSION = 1
 DONE_WITH_SKIPS = 3
@@ -103,7 +103,7 @@ class Shared:
 
     def place(self) -> Workspace:
         """The workspace."""
-        from moetrace.workspace import Workspace
+        from moetrace.workspace.traces import Workspace
 
         return Workspace(self.workspace)
 
@@ -113,7 +113,7 @@ class Shared:
 
     def source(self, trace: str, *, whole: bool = False) -> Source:
         """Where the trace of that name or path lies, and what of it was asked for, all of it if *whole*."""
-        from moetrace.work import Source
+        from moetrace.workspace.work import Source
 
         layers, first, last = (None, None, None) if whole else self.selection()
         path = self.place().path_of(trace).resolve()
@@ -172,7 +172,7 @@ class Shared:
         else:
             text = None
         if self.output is not None:
-            from moetrace.workspace import write_text
+            from moetrace.workspace.traces import write_text
 
             write_text(self.output, text if text is not None else _plain(tables), force=self.force)
             self.note(f"wrote {self.output}")

@@ -61,7 +61,7 @@ def states(
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4
     """
-    from moetrace.frames import stacked, state_frames
+    from moetrace.analysis.tables import stacked, state_frames
     from moetrace.report.tables import records
 
     if follow:
@@ -86,8 +86,8 @@ def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool)
     import json
     import time
 
-    from moetrace.follow import follow
-    from moetrace.states import STABLE
+    from moetrace.analysis.states import STABLE
+    from moetrace.record.follow import follow
 
     if len(traces) != 1:
         raise typer.BadParameter("--follow watches one trace: give its path")

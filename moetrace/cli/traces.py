@@ -19,8 +19,8 @@ def list_(shared: Shared) -> None:
     \b
     Example: moetrace list --format csv
     """
-    from moetrace.frames import traces_frame
     from moetrace.report.tables import records
+    from moetrace.workspace.traces import traces_frame
 
     names = shared.place().names()
     opened = shared.each(names, shared.open) if names else []
@@ -58,7 +58,7 @@ def check(
     \b
     Example: moetrace check gpt-moe-8e-a --fail-on collapse,dead,drift
     """
-    from moetrace.frames import stacked
+    from moetrace.analysis.tables import stacked
     from moetrace.report.tables import records
 
     named = _findings_named(fail_on)
@@ -73,7 +73,7 @@ def check(
 
 
 def _findings_named(text: str | None) -> tuple[str, ...]:
-    from moetrace.findings import KINDS
+    from moetrace.doctor.catalogue import KINDS
 
     names = tuple(text.split(",")) if text else ()
     unknown = [name for name in names if name not in KINDS]
@@ -84,8 +84,8 @@ def _findings_named(text: str | None) -> tuple[str, ...]:
 
 def _checked(shared: Shared, name: str, fail_on: tuple[str, ...]) -> tuple[pd.DataFrame, bool]:
     """The findings of a trace, and whether any of them fails the check."""
-    from moetrace.checks import examine, failing
-    from moetrace.frames import findings_frame
+    from moetrace.doctor.checks import examine, failing
+    from moetrace.workspace.traces import findings_frame
 
     trace = shared.open(name)
     findings = examine(trace)

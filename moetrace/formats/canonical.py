@@ -16,20 +16,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.atomic import replacing
 from moetrace.errors import TraceError
-from moetrace.formats.ahead import one_ahead
-from moetrace.formats.base import Block
-from moetrace.formats.exchange import to_arrow, to_lists, to_numpy
-from moetrace.formats.room import require
+from moetrace.files import replacing
+from moetrace.formats.arrow import to_arrow, to_lists, to_numpy
+from moetrace.formats.errors import damage_named, damaged, require
+from moetrace.formats.stream.cells import Block
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
 
 SCHEMA_VERSION = 1
@@ -38,6 +38,8 @@ DIGEST_KEY = "moetrace.digest"
 # Cells written at a time, a row group for each layer: large enough that the work is done in NumPy and
 # pages are worth their overhead, small enough that so many of any trace fit in memory.
 GROUP_CELLS = 1 << 22
+
+Item = TypeVar("Item")
 
 
 class CountsTooLarge(Exception):
@@ -192,7 +194,7 @@ def write_blocks(
     writer = CanonicalWriter(path, (int(n) for n in layers), wide=wide)
     try:
         # Decoding, digesting and compressing share the cores, each in a thread.
-        for groups in one_ahead(map(writer.groups, one_ahead(_groups(blocks)))):
+        for groups in prefetch(map(writer.groups, prefetch(_groups(blocks)))):
             writer.write_groups(groups)
         info = about(writer.steps)
         writer.close(info)
@@ -214,6 +216,22 @@ def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
             held, cells = [], 0
     if held:
         yield held
+
+
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items and the same errors, each item made by another thread while the one before is in use.
+
+    Decoding, NumPy and compression release the interpreter, so reading and writing share two cores.
+    One item more is in memory than without.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="moetrace-reader") as reader:
+        coming = reader.submit(next, items, None)
+        try:
+            while (item := coming.result()) is not None:
+                coming = reader.submit(next, items, None)
+                yield item
+        finally:
+            del coming  # it keeps an error, the error keeps the stream, and the stream its files
 
 
 def save_trace(trace: LoadTrace, path: Path) -> None:
@@ -244,7 +262,7 @@ def open_trace(path: str | Path) -> LoadTrace:
     Raises `TraceError` when it is not one, is damaged, or was written by a later version.
     """
     path = Path(path)
-    with _damage_named(path):
+    with damage_named(path):
         return _open(path)
 
 
@@ -255,19 +273,19 @@ def _open(path: Path) -> LoadTrace:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         groups = document["row_groups"]
         if file.num_row_groups != len(groups):
-            raise _damaged(path, "its row groups are not those it was written with")
+            raise damaged(path, "its row groups are not those it was written with")
         by_layer = {entry["layer"]: entry["digest"] for entry in document["layers"]}
         first = next(iter(by_layer))
         table = file.read_row_groups([i for i, layer in enumerate(groups) if layer == first], columns=["step"])
     steps = to_numpy(table.column("step"))
     if len(steps) != document["steps"]["rows"] or _digest(steps) != document["steps"]["digest"]:
-        raise _damaged(path, "its steps are not those it was written with")
+        raise damaged(path, "its steps are not those it was written with")
     experts = document["experts"]
     # What was stored, what is handed on, and the step from one to the other.
     require(len(steps) * experts * 20, str(path), "one layer of it", "ingest fewer steps with --steps")
 
     def read_layer(number: int) -> Counts:
-        with _damage_named(path):
+        with damage_named(path):
             mine = [i for i, layer in enumerate(groups) if layer == number]
             return _read_layer(path, number, mine, steps, experts, by_layer[number])
 
@@ -292,12 +310,12 @@ def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, expert
                 and (np.diff(to_numpy(lists.offsets)) == experts).all()
             )
             if not sound:
-                raise _damaged(path, f"layer {number} is not as it was written")
+                raise damaged(path, f"layer {number} is not as it was written")
             found.update(np.ascontiguousarray(flat, flat.dtype.newbyteorder("<")).tobytes())
             counts[rows] = flat.reshape(-1, experts)
             row = rows.stop
     if row != len(steps) or found.hexdigest() != digest:
-        raise _damaged(path, f"layer {number} is not as it was written")
+        raise damaged(path, f"layer {number} is not as it was written")
     return counts
 
 
@@ -309,7 +327,7 @@ def _document(path: Path) -> dict[str, Any]:
     if text is None and digest is None:
         raise TraceError(str(path), "is not a trace that moetrace wrote", f"run `moetrace ingest {path}` first")
     if text is None or digest is None or _digest(text) != digest.decode("ascii", "replace"):
-        raise _damaged(path, "its metadata are not those it was written with")
+        raise damaged(path, "its metadata are not those it was written with")
     document: dict[str, Any] = json.loads(text)
     if document["schema_version"] > SCHEMA_VERSION:
         raise TraceError(
@@ -323,28 +341,3 @@ def _document(path: Path) -> dict[str, Any]:
 def _info(raw: dict[str, Any]) -> TraceInfo:
     findings = tuple(Finding(**finding) for finding in raw["findings"])
     return TraceInfo(**{**raw, "findings": findings, "assumptions": tuple(raw["assumptions"])})
-
-
-def _damaged(path: Path, problem: str) -> TraceError:
-    return TraceError(str(path), f"is damaged: {problem}", "ingest its source again")
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """Whatever a library raises on a damaged or missing file becomes one `TraceError`."""
-    try:
-        yield
-    except (TraceError, MemoryError):
-        raise
-    except FileNotFoundError:
-        raise TraceError(str(path), "does not exist", "see `moetrace list` for the traces there are") from None
-    except PermissionError:
-        raise TraceError(str(path), "may not be read", "check its permissions") from None
-    except Exception as error:  # pyarrow raises a dozen types on damaged files
-        raise _damaged(path, one_line(error)) from error
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what a library had to say."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200].rstrip(". ")

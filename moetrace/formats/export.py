@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.atomic import replacing
-from moetrace.formats.base import Block, dense_cells
+from moetrace.files import replacing
+from moetrace.formats.stream.cells import Block, dense_cells
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ The recorder knows no framework. The adapters lie beside it and import what they
 `moetrace.record.torch`, `moetrace.record.transformers` and `moetrace.record.distributed`.
 """
 
-from moetrace.formats.parts import read_parts
+from moetrace.formats.readers.parts import read_parts
 from moetrace.record.recorder import Recorder
 
 __all__ = ["Recorder", "read_parts"]

@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from moetrace.atomic import replacing, sweep
+from moetrace.doctor.catalogue import KINDS
 from moetrace.errors import WorkspaceError
-from moetrace.findings import KINDS
+from moetrace.files import replacing, sweep
 from moetrace.formats import ReadOptions, convert, open_trace, save_trace
-from moetrace.formats.parts import MARKER, MARKER_TEXT, is_parts, part_path, part_paths
+from moetrace.formats.readers.parts import MARKER, MARKER_TEXT, is_parts, part_path, part_paths
 from moetrace.trace import LoadTrace, TraceInfo
 
 

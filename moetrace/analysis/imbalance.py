@@ -1,0 +1,62 @@
+"""How unbalanced a load is, in the definition of every project, under its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from moetrace.trace import Shares
+
+
+def mean_over_max(load: Shares) -> float:
+    """Balancedness: 1 is best. *load* has shape (experts,) or (gpus,)."""
+    return float(load.mean() / load.max())
+
+
+def max_over_mean(load: Shares) -> float:
+    """How much longer than the average the busiest one takes: 1 is best."""
+    return float(load.max() / load.mean())
+
+
+def max_violation(load: Shares) -> float:
+    """(max - mean) / mean: 0 is best."""
+    return float(load.max() / load.mean() - 1)
+
+
+def cv(load: Shares) -> float:
+    """Standard deviation over mean: 0 is best."""
+    return float(load.std() / load.mean())
+
+
+def entropy(load: Shares) -> float:
+    """Entropy over that of equal loads: 1 is best."""
+    if len(load) == 1:
+        return 1.0
+    share = load / load.sum()
+    share = share[share > 0]  # after the division, in which the smallest loads become 0
+    return float(-(share * np.log(share)).sum() / np.log(len(load)))
+
+
+def dead_fraction(load: Shares) -> float:
+    """Fraction without any load: 0 is best."""
+    return float((load == 0).mean())
+
+
+def gini(load: Shares) -> float:
+    """Gini coefficient: 0 is best. ``sum_ij |x_i - x_j| / (2 n^2 mean)``, from the sorted loads."""
+    n = len(load)
+    rank = 2 * np.arange(1, n + 1) - n - 1
+    return float((rank * np.sort(load)).sum() / (n * load.sum()))
+
+
+IMBALANCE: Mapping[str, tuple[Callable[[Shares], float], str]] = {
+    "mean_over_max": (mean_over_max, "vLLM, SGLang (balancedness)"),
+    "max_over_mean": (max_over_mean, "OLMo-core, Megatron-LM (overload factor), LAER-MoE"),
+    "max_violation": (max_violation, "TensorRT-LLM, MaxVio"),
+    "cv": (cv, "MindSpeed, NeMo Automodel"),
+    "entropy": (entropy, "TRL (normalised entropy)"),
+    "dead_fraction": (dead_fraction, "NeMo Automodel"),
+    "gini": (gini, "economics; in no framework"),
+}
+"""Every definition of imbalance by name, and whose it is."""

@@ -1,0 +1,270 @@
+"""Transient or stable: from which step on the load of a layer has settled.
+
+The rule compares the mean load of one window with that of the next, takes off what sampling noise
+alone would make of it, and calls the layer stable from where that *movement* stays small. Noise is
+measured in the trace itself, so tokens per step, topics that sequences share and the number of
+experts do not move the answer. A second detector looks at nothing but the order of the experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, STEP_LAG, block_means
+from moetrace.trace import LayerLoad, Shares, Steps
+
+TRANSIENT = "transient"
+STABLE = "stable"
+
+SETTLED = "settled"
+FROM_START = "stable from the start"
+NEVER = "never settled"
+AGAIN = "unsettled again"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """The numbers of the state rule.
+
+    *window*: the steps of each of the two windows compared; 200 is the longest window that the paper
+    judged by eye. *hold*: movement is averaged over this many steps before it is judged, so that one
+    lucky comparison neither settles a layer nor unsettles it; 500 steps hold five half-overlapping
+    comparisons. *settle_below*, *unsettle_above*: root mean square movement. On the sample traces
+    movement falls from 10 to 25 % to about 2 % in the layers that look settled to the eye; 4 and 6 %
+    lie between, on either side of the geometric mean. `benchmarks/states.py` shows how right the
+    rule is on layers whose settle step is known, and `states --sensitivity` how the numbers matter.
+    """
+
+    window: int = 200
+    hold: int = 500
+    settle_below: float = 0.04
+    unsettle_above: float = 0.06
+
+
+RULE = Rule()
+# A single expert has one degree of freedom where a layer of 8 has 7: it is averaged four times as long.
+EXPERT_RULE = replace(RULE, hold=2000)
+# The interval of a settle step reaches from where movement was last clearly above the rule, by this
+# factor, to where it first is clearly below, and one block further on both sides. On the layers of
+# `benchmarks/states.py` that is about the width of the transition, and holds the known step always
+# where the change is sudden and in about three of four cases where it is slow.
+CLEARLY = 2.0
+# What rank correlation loses from one window to the next beyond the noise: 0.01 and more where a
+# synthetic layer moves by over 6 % a window, 0.003 and less below 4 %. The loss to noise is itself
+# only known to half of it with 8 experts, where one exchange of neighbours costs 0.024; and ranks say
+# less than loads, so they are averaged twice as long.
+RANKS_SETTLE_BELOW = 0.005
+RANKS_UNSETTLE_ABOVE = 0.01
+NOISE_MARGIN = 1.5
+RANK_RULE = replace(RULE, hold=1000)
+
+
+class Run(NamedTuple):
+    """Steps from *from_step* to *to_step*, both included, in one *state*."""
+
+    from_step: int
+    to_step: int
+    state: str
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStates:
+    """The states of one layer.
+
+    *runs* follow each other without a gap. *settle_interval* are the first and the last step that
+    the settle step may well be, None if the layer never settles. *steps* and *movement*, both of shape
+    (moments,), are the relative movement from the window before each step to the one after, noise
+    taken off; *judged*, shorter, is its root mean square over the hold from each step on, which the rule
+    holds against its thresholds.
+    """
+
+    trace: str
+    layer: int
+    runs: tuple[Run, ...]
+    settle_interval: tuple[int, int] | None
+    steps: Steps
+    movement: NDArray[np.float64]
+    judged: NDArray[np.float64]
+
+    @property
+    def state(self) -> str:
+        """The state at the end."""
+        return self.runs[-1].state
+
+    @property
+    def settle_step(self) -> int | None:
+        """The first step from which the layer stays stable, None if it never settles."""
+        return settle_step_of(self.runs)
+
+    @property
+    def outcome(self) -> str:
+        """In words: `SETTLED`, `FROM_START`, `NEVER` or `AGAIN`."""
+        if self.state == STABLE:
+            return SETTLED if len(self.runs) > 1 else FROM_START
+        return AGAIN if len(self.runs) > 1 else NEVER
+
+    @property
+    def unsettled_step(self) -> int | None:
+        """Where a layer that is unsettled again left the stable state; None for any other."""
+        return self.runs[-1].from_step if self.outcome == AGAIN else None
+
+    def movement_in(self, first: int, last: int) -> float:
+        """Root mean square movement between two steps; NaN where nothing was judged."""
+        inside = self.movement[(self.steps >= first) & (self.steps <= last)]
+        return float(np.sqrt(np.mean(np.square(inside)))) if inside.size else float("nan")
+
+
+def settle_step_of(runs: tuple[Run, ...]) -> int | None:
+    """The start of the last run if that is stable."""
+    return runs[-1].from_step if runs[-1].state == STABLE else None
+
+
+def classify(load: LayerLoad, rule: Rule = RULE) -> LayerStates:
+    """The states of a layer by the movement of its load.
+
+    A layer too short to judge, less than twice the window and the hold together, is transient: stable
+    is what has been shown to be. Nothing beyond the last step of *load* is needed, so the state at a
+    cutoff is ``classify(load.until(cutoff)).state``.
+    """
+    steps, squared = _movement(load, rule.window)
+    ahead = _ahead(load, squared, rule.hold)
+    runs = _runs(load, steps, _hysteresis(ahead, rule.settle_below**2, rule.unsettle_above**2))
+    interval = _interval(load, rule, runs, steps, ahead)
+    movement, judged = (np.sqrt(np.maximum(values, 0)) for values in (squared, ahead))
+    return LayerStates(load.trace, load.layer, runs, interval, steps, movement, judged)
+
+
+def classify_expert(load: LayerLoad, expert: int) -> LayerStates:
+    """The states of one *expert* of a layer: of its share against that of all the others together.
+
+    The movement of such a pair is that of the expert, relative to its own share p, times
+    ``sqrt(p / (1 - p))``; the thresholds are scaled to it.
+    """
+    own = load.counts[:, expert]
+    pair = replace(load, counts=np.stack([own, load.totals - own], axis=1))
+    share = float(np.clip(pair.mean_shares[0], SHARE_FLOOR / load.experts, 1 - SHARE_FLOOR))
+    scale = (share / (1 - share)) ** 0.5
+    low, high = EXPERT_RULE.settle_below * scale, EXPERT_RULE.unsettle_above * scale
+    return classify(pair, replace(EXPERT_RULE, settle_below=low, unsettle_above=high))
+
+
+def rank_runs(load: LayerLoad, rule: Rule = RANK_RULE) -> tuple[Run, ...]:
+    """The states of a layer by the order of its experts alone; a second opinion on `classify`.
+
+    The Spearman correlation of the loads of two adjacent windows falls short of 1 by movement and by
+    noise. That of the even and the odd blocks of the same steps falls short by noise only. What the
+    first loses beyond the second is judged.
+    """
+    rows, k = _window_blocks(load, rule.window)
+    means = block_means(load, rows)
+    if len(means) < 2 * k or load.experts < 2:
+        return _runs(load, np.empty(0, np.int64), np.empty(0, np.bool_))
+    both = sliding_window_view(means, 2 * k, axis=0)  # (moments, experts, 2k)
+    adjacent = _spearman(both[..., :k].mean(axis=-1), both[..., k:].mean(axis=-1))
+    interleaved = _spearman(both[..., ::2].mean(axis=-1), both[..., 1::2].mean(axis=-1))
+    lost = (1 - adjacent) - NOISE_MARGIN * (1 - interleaved)
+    ahead = _ahead(load, lost, rule.hold)
+    return _runs(load, _borders(load, rows, k), _hysteresis(ahead, RANKS_SETTLE_BELOW, RANKS_UNSETTLE_ABOVE))
+
+
+def state_at(load: LayerLoad, cutoff: int) -> str:
+    """The state of a layer as it could be told at the *cutoff*, from nothing after it."""
+    return classify(load.until(cutoff)).state
+
+
+def _window_blocks(load: LayerLoad, window: int) -> tuple[int, int]:
+    """Rows of a block, and blocks of a window."""
+    rows = load.rows(min(BLOCK, window))
+    return rows, max(1, load.rows(window) // rows)
+
+
+def _borders(load: LayerLoad, rows: int, k: int) -> Steps:
+    """The step after every border of two blocks that has a window of *k* blocks on each side."""
+    blocks = len(load.steps) // rows
+    start = len(load.steps) - blocks * rows
+    at = start + rows * np.arange(k, blocks - k + 1)
+    return load.steps[np.minimum(at, len(load.steps) - 1)]
+
+
+def _movement(load: LayerLoad, window: int) -> tuple[Steps, NDArray[np.float64]]:
+    """Squared movement without noise, at the border of every two blocks that has a window on each side.
+
+    ``sum_e (b - a)^2 / ((a + b) / 2)`` for the means a and b of the windows before and after, less
+    twice the scatter of a window's mean. May be below 0 where the load stands still.
+    """
+    rows, k = _window_blocks(load, window)
+    means = block_means(load, rows)
+    if len(means) < 2 * k:
+        return np.empty(0, np.int64), np.empty(0)
+    windows = sliding_window_view(means, k, axis=0).mean(axis=-1)  # (blocks - k + 1, experts)
+    before, after = windows[:-k], windows[k:]
+    middle = np.maximum((before + after) / 2, SHARE_FLOOR / load.experts)
+    scatter = sliding_window_view(_block_scatter(load, rows), 2 * k, axis=0).mean(axis=-1)  # (moments, experts)
+    squared = ((np.square(after - before) - 2 * scatter / (k * rows)) / middle).sum(axis=1)
+    return _borders(load, rows, k), squared
+
+
+def _block_scatter(load: LayerLoad, rows: int) -> Shares:
+    """Variance of one step's share around the slowly moving load, by block, shape (blocks, experts)."""
+    blocks = len(load.steps) // rows
+    shares = load.shares[len(load.steps) - blocks * rows :]
+    lag = min(STEP_LAG, max(1, rows // 2))
+    apart = np.square(shares[lag:] - shares[:-lag]) / 2
+    whole = np.concatenate([apart[:lag], apart])  # the first rows have no partner before them
+    scatter: Shares = whole.reshape(blocks, rows, load.experts).mean(axis=1)
+    return scatter
+
+
+def _spearman(a: Shares, b: Shares) -> NDArray[np.float64]:
+    """Rank correlation of each row of *a* with that of *b*, both (moments, experts)."""
+    middle = (a.shape[1] - 1) / 2
+    x, y = (side.argsort(axis=1).argsort(axis=1) - middle for side in (a, b))
+    correlation: NDArray[np.float64] = (x * y).sum(axis=1) / np.square(x).sum(axis=1)
+    return correlation
+
+
+def _ahead(load: LayerLoad, values: NDArray[np.float64], hold: int) -> NDArray[np.float64]:
+    """The mean of *values* (moments,) over the next *hold* steps, fewer moments than went in."""
+    n = max(1, hold // (load.rows(BLOCK) * load.stride))
+    return sliding_window_view(values, n).mean(axis=1) if len(values) >= n else np.empty(0)
+
+
+def _hysteresis(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.bool_]:
+    """True from where *values* fall below *low* until they rise above *high*, shape of *values*."""
+    decided = np.where(values < low, 1, np.where(values > high, 0, -1))
+    last_decided = np.maximum.accumulate(np.where(decided >= 0, np.arange(len(values)), -1))
+    stable: NDArray[np.bool_] = (last_decided >= 0) & (decided[last_decided] == 1)
+    return stable
+
+
+def _runs(load: LayerLoad, steps: Steps, stable: NDArray[np.bool_]) -> tuple[Run, ...]:
+    """Runs of one state over all of *load*; each begins at the moment its state does. Transient if never judged."""
+    first, last = int(load.steps[0]), int(load.steps[-1])
+    if not stable.size:
+        return (Run(first, last, TRANSIENT),)
+    starts = np.flatnonzero(np.diff(stable, prepend=~stable[:1]))
+    begins = [first, *(int(steps[i]) for i in starts[1:])]
+    ends = [*(begin - 1 for begin in begins[1:]), last]
+    states = [STABLE if stable[i] else TRANSIENT for i in starts]
+    return tuple(Run(a, b, state) for a, b, state in zip(begins, ends, states))
+
+
+def _interval(
+    load: LayerLoad, rule: Rule, runs: tuple[Run, ...], steps: Steps, ahead: NDArray[np.float64]
+) -> tuple[int, int] | None:
+    settled, first = settle_step_of(runs), int(load.steps[0])
+    if settled is None:
+        return None
+    if settled == first:
+        return first, first
+    i = int(np.searchsorted(steps, settled))
+    above = np.flatnonzero(ahead[:i] > (CLEARLY * rule.unsettle_above) ** 2)
+    below = np.flatnonzero(ahead[i:] < (rule.settle_below / CLEARLY) ** 2)
+    low = int(steps[above[-1]]) - BLOCK if above.size else first
+    high = int(steps[i + below[0]]) + BLOCK if below.size else settled + rule.hold
+    return max(first, low), min(int(load.steps[-1]), high)

@@ -1,0 +1,289 @@
+"""Frames about the load itself: states, fluctuation, imbalance, and the courses figures are drawn from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetrace.analysis.fluctuation import fluctuation
+from moetrace.analysis.imbalance import IMBALANCE
+from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
+from moetrace.analysis.variogram import BLOCK, block_means, step_noise, step_scatter
+from moetrace.trace import LayerLoad, LoadTrace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Points of a curve beyond which a figure shows no more and a file only grows.
+CURVE_POINTS = 600
+# The window of the layers table: the paper's middle one.
+LAYER_WINDOW = 100
+# Steps at the end that stand for the present load.
+RECENT = 1000
+# Expected range of so many draws from a normal distribution, in standard deviations (Tippett 1925).
+NORMAL_RANGE = {10: 3.078, 100: 5.015, 200: 5.492}
+# The two detectors differ where their settle steps are further apart than this, twice the hold of the rule.
+DETECTORS_APART = 1000
+# What `--sensitivity` varies: windows in steps, and the movement below which a layer settles.
+SENSITIVITY_WINDOWS = (100, 200, 400)
+SENSITIVITY_THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08)
+
+
+def stacked(frames: Sequence[pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
+    """The rows of *frames* one after the other; without any, an empty frame with *columns*, or else with theirs."""
+    import pandas as pd
+
+    filled = [frame for frame in frames if len(frame)]
+    if filled:
+        return pd.concat(filled, ignore_index=True)
+    return frames[0] if frames and not columns else pd.DataFrame(columns=list(columns))
+
+
+def layers_frame(load: LayerLoad, states: LayerStates) -> pd.DataFrame:
+    """One row: when the layer settled, its state now, its fluctuation before and after.
+
+    *settle_step_low* and *settle_step_high* are the ends of the interval of the settle step; *rank_settle_step* is
+    what the order of the experts alone says, *detectors* whether the two ``agree``.
+    *movement* is the relative change of the load from one window of 200 steps to the next, noise
+    taken off; *variance_100* and *range_100* are the paper's, for windows of 100 steps, mean over
+    experts; *step_noise* is what one step scatters. NaN where there is no before or after.
+    """
+    import pandas as pd
+
+    first, last = int(load.steps[0]), int(load.steps[-1])
+    border = last + 1 if states.settle_step is None else states.settle_step
+    ranks = rank_runs(load)
+    low, high = states.settle_interval or (None, None)
+    row = {
+        "trace": load.trace,
+        "layer": load.layer,
+        "settle_step": states.settle_step,
+        "settle_step_low": low,
+        "settle_step_high": high,
+        "state": states.state,
+        "outcome": states.outcome,
+        "unsettled_step": states.unsettled_step,
+        "rank_settle_step": settle_step_of(ranks),
+        "detectors": "agree" if _agree(states.settle_step, settle_step_of(ranks)) else "differ",
+        "movement_before": states.movement_in(first, border - 1),
+        "movement_after": states.movement_in(border, last),
+        **_before_and_after(load, border),
+        "step_noise": step_noise(load),
+    }
+    steps = ["settle_step", "settle_step_low", "settle_step_high", "unsettled_step", "rank_settle_step"]
+    return pd.DataFrame([row]).astype(dict.fromkeys(steps, "Int64"))
+
+
+def _agree(by_movement: int | None, by_ranks: int | None) -> bool:
+    if by_movement is None or by_ranks is None:
+        return by_movement is by_ranks
+    return abs(by_movement - by_ranks) <= DETECTORS_APART
+
+
+def _before_and_after(load: LayerLoad, border: int) -> dict[str, float]:
+    """Mean sliding variance and range on either side of the step *border*."""
+    sides = {"before": load.between(int(load.steps[0]), border - 1), "after": load.between(border, int(load.steps[-1]))}
+    found = {side: fluctuation(part, [LAYER_WINDOW]) for side, part in sides.items()}
+    return {
+        f"{measure}_{LAYER_WINDOW}_{side}": float(getattr(windows[0], measure).mean()) if windows else float("nan")
+        for measure in ("variance", "range")
+        for side, windows in found.items()
+    }
+
+
+def state_frames(
+    trace: LoadTrace,
+    *,
+    experts: bool = False,
+    sensitivity: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, pd.DataFrame]:
+    """The frames ``layers``, ``windows``, ``depth`` and ``movement``; ``experts`` and ``sensitivity`` when asked for.
+
+    One layer at a time.
+    """
+    names = ["layers", "windows", "movement", *["experts"] * experts, *["sensitivity"] * sensitivity]
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
+    for done, load in enumerate(trace.by_layer(), 1):
+        found = classify(load)
+        parts["layers"].append(layers_frame(load, found))
+        parts["windows"].append(windows_frame([found]))
+        parts["movement"].append(movement_frame(found))
+        if experts:
+            parts["experts"].append(experts_frame(load))
+        if sensitivity:
+            parts["sensitivity"].append(sensitivity_frame(load))
+        if progress is not None:
+            progress(done, len(trace.layers))
+    frames = {name: stacked(frames) for name, frames in parts.items()}
+    return frames | {"depth": depth_frame(frames["layers"])}
+
+
+def course_frames(trace: LoadTrace) -> dict[str, pd.DataFrame]:
+    """The frames ``load``, ``fluctuation`` and ``imbalance`` of a trace; one layer at a time."""
+    made = {"load": load_frame, "fluctuation": fluctuation_frame, "imbalance": imbalance_frame}
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in made}
+    for load in trace.by_layer():
+        for name, make in made.items():
+            parts[name].append(make(load))
+    return {name: stacked(frames) for name, frames in parts.items()}
+
+
+def windows_frame(states: Iterable[LayerStates]) -> pd.DataFrame:
+    """One row per run of one state."""
+    import pandas as pd
+
+    rows = [{"trace": found.trace, "layer": found.layer, **run._asdict()} for found in states for run in found.runs]
+    return pd.DataFrame(rows, columns=["trace", "layer", "from_step", "to_step", "state"])
+
+
+def depth_frame(layers: pd.DataFrame) -> pd.DataFrame:
+    """The paper's observation in numbers: shallow, middle and deep thirds of the layers, from a layers frame.
+
+    The means over the layers of each third; *settled* counts those that settle.
+    """
+    import pandas as pd
+
+    rows = []
+    for trace, frame in layers.groupby("trace", sort=False):
+        ordered = frame.sort_values("layer")
+        thirds = [ordered.iloc[part] for part in np.array_split(np.arange(len(frame)), min(3, len(frame)))]
+        names = ["shallow", "middle", "deep"] if len(thirds) == 3 else ["shallow", "deep"][: len(thirds)]
+        for name, third in zip(names, thirds):
+            measures = ["settle_step", "movement_before", "movement_after", "variance_100_after", "range_100_after"]
+            row = {"trace": trace, "depth": name, "layers": _from_to(third["layer"])}
+            means = {measure: third[measure].astype(float).mean() for measure in measures}
+            rows.append(row | {"settled": int(third["settle_step"].notna().sum())} | means)
+    return pd.DataFrame(rows)
+
+
+def _from_to(layers: pd.Series) -> str:
+    first, last = layers.min(), layers.max()
+    return f"{first} to {last}" if first != last else f"{first}"
+
+
+def sensitivity_frame(load: LayerLoad) -> pd.DataFrame:
+    """How the answer depends on the numbers of the rule: one row per window and threshold.
+
+    The threshold of unsettling stays half as high again as that of settling.
+    """
+    import pandas as pd
+
+    rows = []
+    for window, threshold in product(SENSITIVITY_WINDOWS, SENSITIVITY_THRESHOLDS):
+        rule = replace(RULE, window=window, settle_below=threshold, unsettle_above=1.5 * threshold)
+        found = classify(load, rule)
+        row = {"trace": load.trace, "layer": load.layer, "window": window, "settle_below": threshold}
+        rows.append(row | {"settle_step": found.settle_step, "outcome": found.outcome})
+    return pd.DataFrame(rows).astype({"settle_step": "Int64"})
+
+
+def experts_frame(load: LayerLoad) -> pd.DataFrame:
+    """One row per expert and window: mean sliding variance and range of its share, its share, its own state."""
+    import pandas as pd
+
+    own = [classify_expert(load, expert) for expert in range(load.experts)]
+    rows = [
+        {
+            "trace": load.trace,
+            "layer": load.layer,
+            "expert": expert,
+            "window": found.window,
+            "share": float(load.mean_shares[expert]),
+            "variance": float(found.variance[:, expert].mean()),
+            "range": float(found.range[:, expert].mean()),
+            "settle_step": own[expert].settle_step,
+            "state": own[expert].state,
+        }
+        for found in fluctuation(load)
+        for expert in range(load.experts)
+    ]
+    return pd.DataFrame(rows).astype({"settle_step": "Int64"} if rows else {})
+
+
+def load_frame(load: LayerLoad) -> pd.DataFrame:
+    """The course of the load: one row per expert and moment, shares averaged over blocks of steps."""
+    import pandas as pd
+
+    rows = max(load.rows(BLOCK), -(-len(load.steps) // CURVE_POINTS))
+    rows = min(rows, max(1, len(load.steps) // 2))
+    means = block_means(load, rows)
+    ends = load.steps[len(load.steps) - len(means) * rows :].reshape(-1, rows)[:, -1]
+    moments, experts = np.indices(means.shape)
+    return pd.DataFrame(
+        {
+            "trace": load.trace,
+            "layer": load.layer,
+            "expert": experts.ravel(),
+            "step": ends[moments.ravel()],
+            "share": means.ravel(),
+        }
+    )
+
+
+def fluctuation_frame(load: LayerLoad) -> pd.DataFrame:
+    """The course of the sliding variance and range, mean over experts: one row per window and moment.
+
+    *noise_variance* and *noise_range* are what they would be for the last 1,000 steps if the load stood
+    still, *threshold_variance* if it moved as much as the state rule lets a stable layer: a random walk
+    of d a step has a variance of d / 6 a step within a window, and moves by 2 d / 3 a step from one window to the next.
+    """
+    import pandas as pd
+
+    scatter = step_scatter(load.last(RECENT))
+    noise, spread = float(scatter.mean()), float(np.sqrt(scatter).mean())
+    drift = RULE.settle_below**2 * float(np.square(load.last(RECENT).mean_shares).mean()) / (2 / 3 * RULE.window)
+    parts = []
+    for found in fluctuation(load):
+        every = -(-len(found.steps) // CURVE_POINTS)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "trace": load.trace,
+                    "layer": load.layer,
+                    "window": found.window,
+                    "step": found.steps[::every],
+                    "variance": found.variance[::every].mean(axis=1),
+                    "range": found.range[::every].mean(axis=1),
+                    "noise_variance": noise,
+                    "threshold_variance": noise + drift * found.window / 6,
+                    "noise_range": spread * NORMAL_RANGE[found.window],
+                }
+            )
+        )
+    columns = ["trace", "layer", "window", "step", "variance", "range"]
+    columns += ["noise_variance", "threshold_variance", "noise_range"]
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+
+
+def movement_frame(states: LayerStates) -> pd.DataFrame:
+    """The course the state rule judges: movement, averaged over the hold, and the rule's two thresholds."""
+    import pandas as pd
+
+    every = -(-len(states.judged) // CURVE_POINTS) or 1
+    return pd.DataFrame(
+        {
+            "trace": states.trace,
+            "layer": states.layer,
+            "step": states.steps[: len(states.judged)][::every],
+            "movement": states.judged[::every],
+            "settle_below": RULE.settle_below,
+            "unsettle_above": RULE.unsettle_above,
+        }
+    )
+
+
+def imbalance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:
+    """Every definition of imbalance for the load of the *last* steps: one row per definition."""
+    import pandas as pd
+
+    share = load.last(last).mean_shares
+    rows = [
+        {"trace": load.trace, "layer": load.layer, "definition": name, "of": whose, "value": measure(share)}
+        for name, (measure, whose) in IMBALANCE.items()
+    ]
+    return pd.DataFrame(rows)

@@ -1,0 +1,86 @@
+"""The trace doctor: what is odd about a trace, as named findings with evidence and advice."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from moetrace.analysis.variogram import motion
+from moetrace.doctor.catalogue import ERROR, found, of_factor, of_roughness, of_totals
+from moetrace.trace import Counts, Finding, LayerLoad, LoadTrace, gap_findings
+
+# Steps at the end of a trace that are looked at for experts out of work, and for drift.
+RECENT = 1000
+# A layer is collapsed when one expert has this share of the load and there are more than two.
+COLLAPSED_SHARE = 0.9
+# Shares that differ by a tenth between the last RECENT steps and those before: a layer that counts as
+# stable, moving by less than 4 % in 200 steps, stays below 9 % in 1,000.
+DRIFTED = 0.1
+# Counts of a layer that are looked at for roughness: enough to tell, and quick.
+ROUGH_COUNTS = 1 << 20
+
+
+def examine(trace: LoadTrace) -> list[Finding]:
+    """All findings of *trace*: those its readers made and those its counts show.
+
+    Reads every layer once, and so also finds damage: raises `TraceError` for it.
+    """
+    known = list(trace.info.findings)
+    names = {finding.name for finding in known}
+    made: list[Finding] = []
+    totals: list[Counts] = []
+    divisor = nonzero = 0
+    for load in trace.by_layer():
+        made += [*idle_experts(load), *_drift(load), *_roughness(load)]
+        totals.append(load.totals)
+        divisor = int(np.gcd.reduce(load.counts, axis=None, initial=divisor)) if divisor != 1 else 1
+        nonzero += int(np.count_nonzero(load.counts))
+    made += of_factor(divisor, nonzero)
+    made += of_totals(np.stack(totals, axis=1), trace.steps, trace.layers)
+    made += gap_findings(trace.steps)
+    return known + [finding for finding in made if finding.name not in names]
+
+
+def failing(findings: list[Finding], trace: LoadTrace, fail_on: tuple[str, ...] = ()) -> list[Finding]:
+    """The findings that fail a check: those named in *fail_on*, and errors that nobody accepted at ingest."""
+    accepted = trace.info.settings.get("accept", [])
+    return [
+        finding
+        for finding in findings
+        if finding.name in fail_on or (finding.severity == ERROR and finding.name not in accepted)
+    ]
+
+
+def _roughness(load: LayerLoad) -> list[Finding]:
+    rows = max(2, ROUGH_COUNTS // load.experts)
+    return of_roughness(load.counts[:rows], load.steps[:rows], load.layer)
+
+
+def idle_experts(load: LayerLoad) -> list[Finding]:
+    """The findings ``dead`` and ``collapse`` of the last `RECENT` steps of a layer."""
+    recent = load.last(RECENT).counts.sum(axis=0)
+    shares = recent / recent.sum()
+    place = f"layer {load.layer}"
+    made = []
+    dead = [str(expert) for expert in (recent == 0).nonzero()[0]]
+    if dead:
+        shown = f"{', '.join(dead[:8])}{', ...' if dead[8:] else ''}"
+        made.append(found("dead", place, f"no token in the last {RECENT} steps for experts {shown}"))
+    if len(shares) > 2 and shares.max() > COLLAPSED_SHARE:
+        evidence = f"expert {shares.argmax()} has {100 * shares.max():.0f} % of the load of the last {RECENT} steps"
+        made.append(found("collapse", place, evidence))
+    return made
+
+
+def _drift(load: LayerLoad) -> list[Finding]:
+    """The shares of the last two windows, further apart than the noise of their means explains."""
+    rows = load.rows(RECENT)
+    if len(load.steps) < 2 * rows:
+        return []
+    before, after = load.until(int(load.steps[-1]) - RECENT).last(RECENT), load.last(RECENT)
+    noise = motion(load.last(2 * RECENT)).mean_noise(rows) * 2**0.5  # two means, each with its own
+    moved = float(np.abs(after.mean_shares - before.mean_shares).sum())
+    drift = max(0.0, moved**2 - noise**2) ** 0.5
+    if drift <= DRIFTED:
+        return []
+    evidence = f"the shares of the last {RECENT} steps differ by {100 * drift:.0f} % from those of the {RECENT} before"
+    return [found("drift", f"layer {load.layer}", evidence)]

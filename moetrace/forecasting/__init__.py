@@ -1,0 +1,1 @@
+"""How well can the load be known? Predictors, backtests, errors, intervals."""

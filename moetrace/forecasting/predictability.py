@@ -1,0 +1,128 @@
+"""Frames about what can be predicted at all: by horizon, by history, by layer, by expert, and in one sentence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moetrace.analysis.states import STABLE
+from moetrace.forecasting.backtest import Backtest, evaluate
+from moetrace.forecasting.predictors import BASELINE, label, predictor
+from moetrace.trace import LoadTrace
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+
+# From what a batch is worth to twice the paper's longest.
+HORIZONS = (10, 30, 100, 300, 1000, 2000, 4000)
+# Lengths of history whose mean is the forecast.
+HISTORIES = (100, 200, 500, 1000, 2000, 5000)
+# The horizon at which histories are compared and the sentence speaks, if the trace covers it.
+HORIZON = 1000
+# Forecasts whose errors are laid to the experts, the first of them that was scored.
+PREFERRED = ("auto", "level", "sw_avg", BASELINE)
+MOST_EXPERTS = 10
+MEASURES = ["error_rate", "error_noise", "step_error_rate", "step_noise"]
+
+
+def predictability_frames(
+    trace: LoadTrace, layers: pd.DataFrame, test: Backtest, cutoffs: Sequence[int] | None = None
+) -> dict[str, pd.DataFrame]:
+    """The frames ``by_horizon``, ``by_history``, ``by_layer``, ``worst_experts`` and ``sentence`` of a trace.
+
+    *layers* is its layers frame, *test* its backtest, *cutoffs* those of the backtest.
+    """
+    return {
+        "by_horizon": by_horizon_frame(trace, cutoffs),
+        "by_history": by_history_frame(trace, cutoffs),
+        "by_layer": by_layer_frame(test.scores),
+        "worst_experts": worst_experts_frame(test.shares),
+        "sentence": sentence_frame(layers, test.scores),
+    }
+
+
+def by_horizon_frame(trace: LoadTrace, cutoffs: Sequence[int] | None = None) -> pd.DataFrame:
+    """Error and noise of `level` at horizons from 10 to 4,000 steps, one row per horizon and state.
+
+    *noise_part* is the part of the step-by-step error that no forecast can remove.
+    """
+    scores = evaluate(trace, [predictor("level")], HORIZONS, cutoffs).scores
+    return _means(scores, ["trace", "horizon", "state"])
+
+
+def by_history_frame(trace: LoadTrace, cutoffs: Sequence[int] | None = None) -> pd.DataFrame:
+    """Error over the next 1,000 steps of the mean of the last *history* steps, one row per length and state.
+
+    Only cutoffs before which the longest history fits are compared, or all if there are none.
+    """
+    start = int(trace.steps[0])
+    made = [predictor(f"window_mean:window={history}") for history in HISTORIES]
+    scores = evaluate(trace, made, [HORIZON], cutoffs).scores
+    longest = max((h for h in HISTORIES if (scores["cutoff"] - start + 1 >= h).any()), default=0)
+    scores = scores[scores["cutoff"] - start + 1 >= longest]
+    lengths = dict(zip(map(label, made), HISTORIES))
+    kept = scores.assign(history=scores["predictor"].map(lengths))
+    return _means(kept[kept["history"] <= longest], ["trace", "history", "state"])
+
+
+def by_layer_frame(scores: pd.DataFrame) -> pd.DataFrame:
+    """Error and noise of each layer over all cutoffs in the stable state, by the preferred predictor."""
+    chosen = _preferred(scores)
+    return _means(chosen[chosen["state"] == STABLE], ["trace", "predictor", "horizon", "layer"])
+
+
+def worst_experts_frame(shares: pd.DataFrame) -> pd.DataFrame:
+    """The experts that cause most of the error: their mean share and error, and their part of the layer's error."""
+    chosen = _preferred(shares)
+    chosen = chosen[chosen["horizon"] == HORIZON] if (chosen["horizon"] == HORIZON).any() else chosen
+    keys = ["trace", "predictor", "horizon", "layer"]
+    apart = chosen.assign(error=(chosen["predicted"] - chosen["actual"]).abs())
+    means = apart.groupby([*keys, "expert"], sort=False)[["actual", "error"]].mean().reset_index()
+    part = means["error"] / means.groupby(keys)["error"].transform("sum")
+    found = means.assign(part_of_error=part).rename(columns={"actual": "share"})
+    worst: pd.DataFrame = found.nlargest(MOST_EXPERTS, "error") if len(found) else found
+    return worst
+
+
+def sentence_frame(layers: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """One row with the answer in words: from when on, how well, and how much of the rest is noise."""
+    import pandas as pd
+
+    chosen = _preferred(scores)
+    stable = chosen[(chosen["state"] == STABLE) & chosen["error_rate"].notna()]
+    horizons = sorted(stable["horizon"].unique())
+    if not horizons:
+        text = "No layer is stable at a cutoff that can be scored."
+    else:
+        horizon = HORIZON if HORIZON in horizons else horizons[-1]
+        at = stable[stable["horizon"] == horizon]
+        error, noise, step_error, step_noise = (100 * at[name].mean() for name in MEASURES)
+        text = (
+            f"{_since(layers)} the load of the next {horizon:,} steps is known to {error:.1f} % "
+            f"({at['predictor'].iloc[0]}; sampling noise alone would be {noise:.1f} %); "
+            f"step by step the error is {step_error:.1f} %, of which sampling noise is {step_noise:.1f}."
+        )
+    return pd.DataFrame({"trace": [layers["trace"].iloc[0]], "sentence": [text]})
+
+
+def _since(layers: pd.DataFrame) -> str:
+    settled = layers["settle_step"].dropna()
+    if len(settled) == len(layers):
+        return f"From step {int(settled.max()):,} on, when all layers have settled,"
+    return f"While stable, as {len(settled)} of {len(layers)} layers are at the end,"
+
+
+def _preferred(frame: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the first of `PREFERRED` that is there, or of the first predictor."""
+    there = list(frame["predictor"].unique())
+    chosen = next((name for name in PREFERRED if name in there), there[0] if there else "")
+    return frame[frame["predictor"] == chosen]
+
+
+def _means(scores: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    known = scores.dropna(subset="error_rate")
+    means = known.groupby(keys, sort=False)[MEASURES].mean().reset_index()
+    counted = known.groupby(keys, sort=False).size().to_numpy()
+    found: pd.DataFrame = means.assign(noise_part=means["step_noise"] / means["step_error_rate"], scored=counted)
+    return found.sort_values(keys, ignore_index=True)

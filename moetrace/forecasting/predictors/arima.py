@@ -1,0 +1,200 @@
+"""`arima`: ARIMA(p, d, q) on block means of the shares, through statsmodels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moetrace.analysis.variogram import block_means, weights
+from moetrace.forecasting.predictors.base import OK, Fitted, Forecast, Predictor, hold
+from moetrace.trace import LayerLoad, Shares
+
+# A root this close to the unit circle is an estimate that ran into the border: its forecasts explode
+# or hardly react. statsmodels' own transformation keeps roots outside the circle, not away from it.
+LEAST_ROOT = 1.001
+# Standard deviations of its history that a forecast may move away from its mean.
+LARGEST_MOVE = 20
+
+
+@dataclass(frozen=True)
+class Arima(Predictor):
+    """ARIMA of *order* (p, d, q) on means of *block* steps over the last *history* steps.
+
+    Without autoregression (p = 0, d = 1) the moving-average parameters are shared by the experts of a
+    layer: their differenced, scaled series are fitted as one, which is steadier than a fit for each
+    and takes one fit instead of one for each expert. With it, each expert has parameters of its own.
+
+    Defaults by measurement on the sample trace gpt-moe-8e-a (`benchmarks/README.md`): (0,1,1), a local
+    level, on means of 50 steps. The paper has (5,1,5) on single steps: ``arima:order=5,1,5:block=1``.
+    """
+
+    name = "arima"
+    # Shared parameters move so slowly that fitting them more often made no forecast better on that trace.
+    refit_growth = 1.15
+    order: tuple[int, int, int] = (0, 1, 1)
+    block: int = 50
+    history: int = 2500
+
+    @property
+    def needs(self) -> int:
+        """Enough blocks for twice as many differences as parameters, and at least 8."""
+        return self.block * max(8, 2 * (self.order[0] + self.order[2]) + self.order[1])
+
+    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
+        """Estimate the shared parameters, where there are any."""
+        if not self.shares_parameters:
+            return FittedArima(self, None)
+        means = [self.means(history) for history in histories]
+        return FittedArima(self, _shared_parameters(means, self.order[2]))
+
+    @property
+    def shares_parameters(self) -> bool:
+        """Whether the experts of a layer have their parameters in common."""
+        p, d, q = self.order
+        return p == 0 and d == 1 and q > 0
+
+    def means(self, history: LayerLoad) -> Shares:
+        """The block means that are fitted, shape (blocks, experts)."""
+        return block_means(history.last(self.history), history.rows(self.block))
+
+
+@dataclass(frozen=True, eq=False)
+class FittedArima(Fitted):
+    """Shared *parameters*, or None where each expert is fitted when it is forecast."""
+
+    settings: Arima
+    parameters: np.ndarray[Any, np.dtype[np.float64]] | None
+
+    def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
+        """Forecast block by block; an expert whose fit fails keeps the mean of its last 1,000 steps."""
+        block_steps = history.rows(self.settings.block) * history.stride
+        means = self.settings.means(history)
+        blocks = -(-horizon // block_steps)
+        if self.settings.shares_parameters:
+            rows, failures = _forecast_together(means, self.parameters, blocks)
+        else:
+            rows, failures = _forecast_each(means, self.settings.order, blocks)
+        fallback = history.last(1000).mean_shares
+        rows[:, list(failures)] = fallback[list(failures)]
+        return Forecast(hold(rows, block_steps, horizon), _status(list(failures.values()), history.experts))
+
+
+def _status(failures: list[str], experts: int) -> str:
+    if not failures:
+        return OK
+    return f"fallback:window_mean:{len(failures)}/{experts}:{max(set(failures), key=failures.count)}"
+
+
+def _shared_parameters(means: Sequence[Shares], q: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+    """Moving-average parameters of all series together, shape (q,), or None if the fit failed.
+
+    The differences of each expert, over the square root of its share (which makes their variances
+    alike), are laid end to end with q + 1 gaps between: no memory of a moving average reaches across.
+    """
+    pieces = []
+    for blocks in means:
+        scaled = np.diff(blocks, axis=0) * np.sqrt(weights(blocks.mean(axis=0)))  # (blocks - 1, experts)
+        gap = np.full((q + 1, scaled.shape[1]), np.nan)
+        pieces.append(np.concatenate([scaled, gap]).T.ravel())
+    series = np.concatenate(pieces)
+    scale = np.nanstd(series)
+    if not scale > 0:
+        return None
+    # The variance follows from the others and is not searched for: half the time, the same parameters.
+    parameters, problem = _estimate(series / scale, (0, 0, q), concentrate_scale=True)
+    return None if problem else parameters
+
+
+def _estimate(
+    series: Any, order: tuple[int, int, int], trend: str = "n", *, concentrate_scale: bool = False
+) -> tuple[Any, str | None]:
+    """Parameters and None, or None and the name of what went wrong."""
+    from statsmodels.tsa.arima.model import ARIMA
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each is checked for below and named in the status
+        try:
+            fit = ARIMA(series, order=order, trend=trend, concentrate_scale=concentrate_scale).fit(cov_type="none")
+        except (ValueError, np.linalg.LinAlgError):
+            return None, "failed"
+    if not np.isfinite(fit.params).all():
+        return None, "failed"
+    if not fit.mle_retvals["converged"]:
+        return None, "not_converged"
+    roots = np.abs(np.concatenate([np.atleast_1d(fit.arroots), np.atleast_1d(fit.maroots)]))
+    if roots.size and roots.min() < LEAST_ROOT:
+        return None, "not_invertible" if np.abs(fit.maroots).min(initial=np.inf) < LEAST_ROOT else "not_stationary"
+    return fit.params, None
+
+
+def _forecast_together(means: Shares, moving: Any, blocks: int) -> tuple[Shares, dict[int, str]]:
+    """The next *blocks* means of all experts, (blocks, experts), and what went wrong by expert.
+
+    With p = 0, d = 1 the differences are a moving average with the parameters *moving* (q,), and what
+    is expected of the next one is linear in the surprises before it (Brockwell and Davis 1991, section
+    5.3), with the same weights for every expert: the exact filter, from the first block on.
+    """
+    moved = np.diff(means, axis=0)  # (blocks - 1, experts)
+    if moving is None:
+        return np.repeat(means[-1:], blocks, axis=0), dict.fromkeys(_live(means), "failed")
+    n, q = len(moved), len(moving)
+    weight = _innovation_weights(moving, n + q)[:, ::-1]  # the oldest surprise first, as they lie
+    surprises = np.zeros((q + n + q, means.shape[1]))  # none before the first, none after the last
+    for i in range(n):
+        surprises[q + i] = moved[i] - weight[i] @ surprises[i : i + q]
+    coming = np.stack([weight[i] @ surprises[i : i + q] for i in range(n, n + q)])  # (q, experts)
+    moves = np.zeros((blocks, means.shape[1]))
+    moves[:q] = coming[:blocks]
+    rows = means[-1] + np.cumsum(moves, axis=0)
+    return rows, {expert: "diverged" for expert in _live(means) if _diverged(rows[:, expert], means[:, expert])}
+
+
+def _innovation_weights(moving: Any, n: int) -> Any:
+    """How much each of the last q surprises, the newest first, tells of the next value, for *n* values, (n, q)."""
+    from statsmodels.tsa.arima_process import arma_acovf
+    from statsmodels.tsa.stattools import innovations_algo
+
+    covariance = arma_acovf([1.0], [1.0, *moving], nobs=len(moving) + 1)
+    return innovations_algo(covariance, nobs=n)[0]
+
+
+def _live(means: Shares) -> list[int]:
+    """The experts whose share moves; a dead one above all does not, and keeps its share."""
+    return np.flatnonzero(means.std(axis=0) > 0).tolist()
+
+
+def _diverged(values: Any, series: Any) -> bool:
+    return not np.isfinite(values).all() or np.abs(values - series.mean()).max() > LARGEST_MOVE * series.std()
+
+
+def _forecast_each(means: Shares, order: tuple[int, int, int], blocks: int) -> tuple[Shares, dict[int, str]]:
+    """The next *blocks* means of each expert by a fit of its own, (blocks, experts), and what went wrong by expert."""
+    rows, failures = np.repeat(means[-1:], blocks, axis=0), {}
+    for expert in _live(means):
+        values, problem = _forecast_series(means[:, expert], order, blocks)
+        if problem:
+            failures[expert] = problem
+        else:
+            rows[:, expert] = values
+    return rows, failures
+
+
+def _forecast_series(series: Any, order: tuple[int, int, int], blocks: int) -> tuple[Any, str | None]:
+    """The next *blocks* values of one expert and None, or None and the name of what went wrong."""
+    from statsmodels.tsa.arima.model import ARIMA
+
+    level, scale = series.mean(), series.std()
+    scaled = (series - level) / scale  # shares of 1/256 are too small for the optimiser's tolerances
+    trend = "n" if order[1] else "c"
+    parameters, problem = _estimate(scaled, order, trend)
+    if problem:
+        return None, problem
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about starting values, which are not used here
+        values = ARIMA(scaled, order=order, trend=trend).filter(parameters, cov_type="none").forecast(blocks)
+    values = level + scale * values
+    return (None, "diverged") if _diverged(values, series) else (values, None)

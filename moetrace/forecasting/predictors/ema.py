@@ -1,0 +1,34 @@
+"""`ema`: an exponential moving average of the shares, as MindSpeed plans by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moetrace.errors import SettingError
+from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, constant
+from moetrace.trace import LayerLoad
+
+
+@dataclass(frozen=True)
+class ExponentialAverage(Predictor, Fitted):
+    """Each logged step moves the average by ``1 - decay``; 0.9 is MindSpeed's default."""
+
+    name = "ema"
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise SettingError(f"ema:decay is between 0 and 1, not {self.decay:g}")
+
+    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - nothing to learn
+        """Nothing to learn."""
+        return self
+
+    def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
+        """Constant shares."""
+        age = np.arange(len(history.steps))[::-1]
+        weight = self.decay**age
+        return Forecast(constant(weight @ history.shares / weight.sum(), horizon))

@@ -1,0 +1,208 @@
+"""`lstm`: one small network for all experts: the recent course of a share in, its next course out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from zipfile import BadZipFile
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.analysis.variogram import block_means
+from moetrace.errors import SettingError
+from moetrace.files import replacing
+from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, hold
+from moetrace.forecasting.predictors.level import gain_of, levels
+from moetrace.trace import LayerLoad, Shares
+
+if TYPE_CHECKING:
+    from moetrace.forecasting.predictors.network import Network
+
+# Keeps an idle expert, and a layer that never moves, from dividing by nothing.
+FLOOR = 1e-6
+# Blocks of the shortest window; what is missing of a whole one is filled with 0, the level.
+LEAST_BLOCKS = 4
+
+
+@dataclass(frozen=True)
+class Lstm(Predictor):
+    """An LSTM on means of *block* steps, with one set of weights for all experts of all layers.
+
+    It sees the last *lookback* blocks of one expert, as the difference from its level (`predictors.level`),
+    in units of how much the layer's experts moved in that time. It answers, in the same units, how
+    far the next *segments* stretches of *segment* blocks will be from that level. That unit carries
+    over to other runs and other numbers of experts; it is also what keeps the network from expecting
+    the liveliness of the early steps, which it was trained on, for ever.
+
+    The last layer starts at 0, so that an untrained network forecasts the level; *updates* steps of
+    training move it from there as far as the history gives reason to. Chosen on gpt-moe-8e-a: more
+    updates or a larger network learn the past better and the future worse.
+    """
+
+    name = "lstm"
+    refit_growth = 1.5
+    pools_layers = True
+
+    block: int = 50
+    lookback: int = 20
+    segments: int = 8
+    segment: int = 5
+    hidden: int = 8
+    updates: int = 100
+    seed: int = 0
+
+    @property
+    def needs(self) -> int:
+        """The shortest window and the segment after it."""
+        return self.block * (LEAST_BLOCKS + self.segment)
+
+    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
+        """Train on windows drawn from all moments of all experts of *histories*; untrained where there is none."""
+        from moetrace.forecasting.predictors.network import BATCH, train
+
+        # Means are a fiftieth of the load; of the windows, which are many times that, only those drawn are made.
+        courses = [TrainingCourse.of(history, self) for history in histories]
+        windows = sum(course.windows for course in courses)
+        updates = self.updates if windows else 0
+        drawn = np.random.default_rng(self.seed).integers(0, max(1, windows), updates * BATCH)
+        batches = Examples(
+            *(part.reshape(updates, BATCH, *part.shape[1:]) for part in drawn_windows(courses, drawn, self))
+        )
+        return FittedLstm(self, train(batches, self.hidden, self.segments, self.seed))
+
+    def load(self, path: Path) -> Fitted:
+        """The weights that `FittedLstm.save` wrote; raises `SettingError` for any other file."""
+        return FittedLstm.load(path)
+
+
+class Examples(NamedTuple):
+    """Training windows; *known* is 1 where the segment had passed by the end of the history.
+
+    *inputs* (..., lookback), *targets* and *known* (..., segments), *weight* (...).
+    """
+
+    inputs: NDArray[np.float32]
+    targets: NDArray[np.float32]
+    known: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+
+class Window(NamedTuple):
+    """One moment of a layer: *inputs* (experts, lookback), *base* and *unit* (experts,)."""
+
+    inputs: Shares
+    base: Shares
+    unit: Shares
+
+
+def window_at(settings: Lstm, means: Shares, levels: Shares) -> Window:
+    """The window that ends with the last of *means* and *levels*, both (blocks, experts); 0 before the first."""
+    seen = means[-settings.lookback :]
+    base = levels[-1]
+    root = np.sqrt(np.maximum(base, FLOOR))
+    moved = np.sqrt(np.square((seen - seen.mean(axis=0)) / root).mean())  # one number for the layer
+    unit = root * max(float(moved), FLOOR)
+    inputs = np.zeros((settings.lookback, means.shape[1]))
+    inputs[-len(seen) :] = (seen - base) / unit
+    return Window(inputs.T, base, unit)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingCourse:
+    """The block means of a layer, (blocks, experts), and the gain of its level.
+
+    *moments* are the ends of windows that have a whole segment after them.
+    """
+
+    means: Shares
+    gain: float
+    moments: range
+
+    @classmethod
+    def of(cls, history: LayerLoad, settings: Lstm) -> TrainingCourse:
+        means = block_means(history, history.rows(settings.block))
+        return cls(means, gain_of(history), range(LEAST_BLOCKS, len(means) - settings.segment + 1))
+
+    @property
+    def windows(self) -> int:
+        """Windows of all experts, numbered moment by moment."""
+        return len(self.moments) * int(self.means.shape[1])
+
+
+def drawn_windows(courses: Sequence[TrainingCourse], drawn: NDArray[np.int64], settings: Lstm) -> Examples:
+    """The windows of the numbers *drawn*, counted through all *courses*."""
+    n, segments = len(drawn), settings.segments
+    examples = Examples(
+        *(np.zeros(shape, np.float32) for shape in ((n, settings.lookback), (n, segments), (n, segments), n))
+    )
+    start = 0
+    for course in courses:
+        own = np.flatnonzero((start <= drawn) & (drawn < start + course.windows))
+        moment, expert = np.divmod(drawn[own] - start, course.means.shape[1])
+        followed = levels(course.means, course.gain)
+        for i in np.unique(moment):
+            there = moment == i
+            made = _examples_at(settings, course.means, followed, course.moments[i])
+            for part, whole in zip(examples, made):
+                part[own[there]] = whole[expert[there]]
+        start += course.windows
+    return examples
+
+
+def _examples_at(settings: Lstm, means: Shares, levels: Shares, end: int) -> Examples:
+    """The windows of all experts that end at the block *end*."""
+    window = window_at(settings, means[:end], levels[:end])
+    targets = np.zeros((means.shape[1], settings.segments))
+    known = np.zeros_like(targets)
+    for i in range(settings.segments):
+        a = end + i * settings.segment
+        b = a + settings.segment
+        if b <= len(means):
+            targets[:, i] = (means[a:b].mean(axis=0) - window.base) / window.unit
+            known[:, i] = 1
+    weight = np.sqrt(window.base * means.shape[1])
+    return Examples(*(part.astype(np.float32) for part in (window.inputs, targets, known, weight)))
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLstm(Fitted):
+    """Trained weights, good for any layer of any trace."""
+
+    settings: Lstm
+    network: Network
+
+    def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
+        """All segments at once; the last one holds for steps beyond them."""
+        from moetrace.forecasting.predictors.network import apply
+
+        rows = history.rows(self.settings.block)
+        means = block_means(history, rows)
+        window = window_at(self.settings, means, levels(means, gain_of(history)))
+        moves: Any = apply(self.network, window.inputs)  # (experts, segments)
+        shares = window.base + (moves * window.unit[:, None]).T  # (segments, experts)
+        return Forecast(hold(shares, rows * history.stride * self.settings.segment, horizon))
+
+    def save(self, path: Path) -> None:
+        """Write settings and weights to *path*, a NumPy archive without pickles, atomically."""
+        from moetrace.forecasting.predictors.network import arrays_of
+
+        with replacing(path) as partial, partial.open("wb") as file:
+            arrays: dict[str, Any] = arrays_of(self.network)
+            np.savez(file, settings=np.array(json.dumps(asdict(self.settings))), **arrays)
+
+    @classmethod
+    def load(cls, path: Path) -> FittedLstm:
+        """What `save` wrote; raises `SettingError` for any other file."""
+        from moetrace.forecasting.predictors.network import from_arrays
+
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            settings = Lstm(**json.loads(str(arrays.pop("settings"))))
+            return cls(settings, from_arrays(arrays, settings.hidden, settings.segments))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+            raise SettingError(f"{path} holds no weights that `FittedLstm.save` wrote: {error}") from error

@@ -1,0 +1,47 @@
+"""How wrong a forecast is: every definition under its own name.
+
+p[t, e] is the share of expert e in step t after the cutoff, n[t] the tokens of that step,
+q[t, e] the predicted share; all for one layer.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from moetrace.trace import Counts, Shares
+
+
+class Errors(NamedTuple):
+    """The errors of one forecast of one layer, as fractions.
+
+    *error_rate* is ``sum_e |Q[e] - P[e]|``, with the shares of the load over the whole horizon
+    ``P[e] = sum_t c[t, e] / sum_t n[t]`` and ``Q[e] = sum_t n[t] q[t, e] / sum_t n[t]``.
+    Because shares sum to 1 it is the load-weighted relative error (WAPE).
+    *step_error_rate* is ``mean_t sum_e |q[t, e] - p[t, e]|``.
+    *mape* is ``mean_e |Q[e] - P[e]| / P[e]`` over the experts with any load; *idle_experts* counts the
+    others. *abs_points* is ``mean_e |Q[e] - P[e]|``.
+    """
+
+    error_rate: float
+    step_error_rate: float
+    mape: float
+    idle_experts: int
+    abs_points: float
+
+
+def errors(forecast: Shares, counts: Counts) -> Errors:
+    """The errors of *forecast* against *counts*, both of shape (steps, experts)."""
+    totals = counts.sum(axis=1)  # (steps,)
+    predicted = totals @ forecast / totals.sum()  # (experts,)
+    actual = counts.sum(axis=0) / totals.sum()  # (experts,)
+    apart = np.abs(predicted - actual)
+    loaded = actual > 0
+    return Errors(
+        error_rate=float(apart.sum()),
+        step_error_rate=float(np.abs(forecast - counts / totals[:, None]).sum(axis=1).mean()),
+        mape=float((apart[loaded] / actual[loaded]).mean()),
+        idle_experts=int((~loaded).sum()),
+        abs_points=float(apart.mean()),
+    )

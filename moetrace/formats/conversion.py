@@ -1,0 +1,240 @@
+"""From a dump of any known kind to the canonical file, or to a trace in memory."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moetrace.doctor.catalogue import refuse
+from moetrace.errors import TraceError
+from moetrace.files import replacing
+from moetrace.formats import canonical
+from moetrace.formats.canonical import open_trace, save_trace
+from moetrace.formats.errors import read_safely, readable, require
+from moetrace.formats.fingerprint import fingerprinting
+from moetrace.formats.readers import chosen_format
+from moetrace.formats.readers.parquet import ParquetFormat
+from moetrace.formats.readers.remote import Location, Uri, location, read_uri
+from moetrace.formats.stream.blocks import Grid, OutOfOrder
+from moetrace.formats.stream.cells import Block, ReadOptions, Source, readings_of
+from moetrace.formats.stream.merge import blocks_of, by_rank, merged
+from moetrace.formats.stream.sort import in_order
+from moetrace.formats.stream.transform import refined
+from moetrace.trace import LoadTrace, Steps, TraceInfo, gap_findings
+
+# Formats of which some dumps tell prefill from decode.
+TELLING_PHASES = ("sglang", "omni-infer", "mindie")
+
+Progress = Callable[[int, int | None], None]
+"""Called with the cells read so far, and their number in all where that is known."""
+
+
+def convert(
+    source: Location | Sequence[Location],
+    destination: Path,
+    *,
+    name: str,
+    options: ReadOptions = ReadOptions(),
+    forced: str | None = None,
+    progress: Progress | None = None,
+) -> TraceInfo:
+    """Read the dump *source* and write it as the canonical file *destination*, atomically.
+
+    Several sources become one trace as ``options.merge`` says. Streams where the rows come in the order
+    of their steps. Returns what is known of the trace.
+    Raises `TraceError` naming file, column and the first bad row or step, or a finding that is an error.
+    """
+    paths = [source] if isinstance(source, Location) else list(source)
+    settings = {**options.as_settings(), **({"from": forced} if forced else {})}
+    with fingerprinting(paths) as mark:
+
+        def known() -> dict[str, Any]:
+            return {"name": name, "source": named(paths), "settings": settings, "fingerprint": mark.result()}
+
+        if forced is None and _as_it_is(paths, options):
+            trace = open_trace(str(paths[0]))
+            chosen = trace.select(options.layers or None, options.first, options.last)
+            save_trace(replace(chosen, info=replace(trace.info, **known())), destination)
+            return open_trace(destination).info
+        return _written(_read(paths, options, forced), destination, options, progress, known)
+
+
+def read_trace(
+    source: str | Location | Sequence[str | Location],
+    *,
+    options: ReadOptions = ReadOptions(),
+    forced: str | None = None,
+) -> LoadTrace:
+    """The trace in a dump of any known format, held in memory; a canonical file is opened lazily.
+
+    Several sources become one trace as ``options.merge`` says.
+    Raises `TraceError` naming file, column and the first bad row or step, a finding that is an error, or the
+    memory that it would take.
+    """
+    given = [source] if isinstance(source, str | Location) else list(source)
+    paths = [location(part) if isinstance(part, str) else part for part in given]
+    if forced is None and _as_it_is(paths, options):
+        return open_trace(str(paths[0])).select(options.layers or None, options.first, options.last)
+    dump = _read(paths, options, forced)
+    try:
+        flow = _flow(dump, options, None)
+        whole = _held(flow.blocks, dump.where)
+    except OutOfOrder:
+        flow = _flow(dump._replace(source=in_order(dump.source, Path(tempfile.gettempdir()))), options, None)
+        whole = _held(flow.blocks, dump.where)
+    steps, counts = (np.concatenate(parts) for parts in zip(*whole))
+    trace = LoadTrace.from_counts(counts, name=paths[0].stem, steps=steps, layers=flow.grid.layers.tolist())
+    return replace(trace, info=replace(trace.info, source=named(paths), **flow.about(trace.steps)))
+
+
+def _held(blocks: Iterator[Block], where: str) -> list[Block]:
+    """All blocks; raises `TraceError` where they grow beyond memory."""
+    held: list[Block] = []
+    cells = 0
+    for block in blocks:
+        cells += block.counts.size
+        # Held once in blocks and once as a whole, and the blocks are here already.
+        require(cells * 8, where, f"a trace of over {cells:,} counts", "ingest it, and open what comes of it")
+        held.append(block)
+    return held
+
+
+def named(paths: Sequence[Location]) -> str:
+    """The names of sources, as the metadata of a trace have them."""
+    return ", ".join(path.name for path in paths[:3]) + (f", ... ({len(paths)} files)" if len(paths) > 3 else "")
+
+
+class _Dump(NamedTuple):
+    """What is read, and the name of its format."""
+
+    source: Source
+    format: str
+    where: str
+
+
+class _Flow(NamedTuple):
+    """A trace on its way: its blocks, and what is known of it, given its steps, once they have passed.
+
+    *about* raises `TraceError` for a finding that is an error.
+    """
+
+    grid: Grid
+    blocks: Iterator[Block]
+    about: Callable[[Steps], dict[str, Any]]
+
+
+def _written(
+    dump: _Dump, destination: Path, options: ReadOptions, progress: Progress | None, known: Callable[[], dict[str, Any]]
+) -> TraceInfo:
+    """Stream *dump* into the canonical file; *known* is asked at the end for what the dump itself does not say."""
+    with replacing(destination) as at:
+        wide = False
+        # The cheap way first; anew in order, or with 64-bit counts, where it does not do.
+        for _ in range(3):
+            try:
+                flow = _flow(dump, options, progress)
+                about = partial(_info, flow, known)
+                return canonical.write_blocks(at, flow.grid.layers, flow.blocks, about, wide=wide)
+            except OutOfOrder:
+                dump = dump._replace(source=in_order(dump.source, destination.parent))
+            except canonical.CountsTooLarge:
+                wide = True
+    raise AssertionError("ordered 64-bit counts always fit")
+
+
+def _info(flow: _Flow, known: Callable[[], dict[str, Any]], steps: Steps) -> TraceInfo:
+    return TraceInfo(versions=_versions(), **known(), **flow.about(steps))
+
+
+def _as_it_is(paths: Sequence[Location], options: ReadOptions) -> bool:
+    """Whether the source is a canonical file of which at most layers and steps are selected."""
+    path = paths[0]
+    return len(paths) == 1 and options.bin is None and isinstance(path, Path) and canonical.is_canonical(path)
+
+
+def _read(paths: Sequence[Location], options: ReadOptions, forced: str | None) -> _Dump:
+    if len(paths) == 1:
+        source, format = _opened(paths[0], options, forced)
+        return _Dump(source, format, str(paths[0]))
+    if options.merge is None:
+        raise TraceError(named(paths), "are several sources", "say how they become one trace with --merge")
+    paths = by_rank(paths)
+    sources, formats = zip(*(_opened(path, options, forced) for path in paths))
+    whole = merged(sources, paths, options.merge)
+    return _Dump(whole, ", ".join(dict.fromkeys(formats)), whole.where)
+
+
+def _opened(path: Location, options: ReadOptions, forced: str | None) -> tuple[Source, str]:
+    """The start of one source, and the name of its format."""
+    if isinstance(path, Uri):
+        return read_uri(path, options), ParquetFormat.name
+    with readable(str(path)):
+        return _opened_path(path, options, forced)
+
+
+def _opened_path(path: Path, options: ReadOptions, forced: str | None) -> tuple[Source, str]:
+    format = chosen_format(path, forced)
+    if options.phase is not None and format.name not in TELLING_PHASES:
+        raise TraceError(str(path), "does not tell prefill from decode", "leave --phase out")
+    source = format.read(path, options)
+    return source if source.where else replace(source, where=str(path)), format.name
+
+
+def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
+    """Start the stream; what was noticed in an earlier try is forgotten."""
+    readings = readings_of(dump.source)
+    for reading in readings:
+        reading.watch.clear()
+    with readable(dump.where):
+        stream = blocks_of(dump.source, options.accept, _reporter(dump.source, progress))
+    grid, blocks, seen = refined(stream, options, dump.where, readings[0].watch)
+    blocks = read_safely(blocks, dump.where)
+
+    def about(steps: Steps) -> dict[str, Any]:
+        raw = [finding for reading in readings for finding in (*reading.findings, *reading.watch.findings)]
+        findings = [*dict.fromkeys(raw), *seen.findings(options)]
+        refuse(findings, options.accept, dump.where)
+        return {
+            "format": dump.format,
+            "assumptions": _assumptions(dump.source, options),
+            "findings": (*findings, *gap_findings(steps)),
+            "tokens_per_step": seen.tokens_per_step,
+            **({"top_k": options.top_k} if options.top_k is not None else {}),
+            **readings[0].known,
+        }
+
+    return _Flow(grid, blocks, about)
+
+
+def _assumptions(source: Source, options: ReadOptions) -> tuple[str, ...]:
+    texts = list(source.assumptions)
+    texts += [text for reading in readings_of(source) for text in reading.assumptions]
+    if options.bin is not None:
+        texts.append(f"each step is the sum of {options.bin} logged passes, numbered from 1")
+    return tuple(dict.fromkeys(texts))
+
+
+def _reporter(source: Source, progress: Progress | None) -> Callable[[int], None]:
+    rows = [reading.rows for reading in readings_of(source)]
+    total = sum(n or 0 for n in rows) if all(rows) else None
+    done = 0
+
+    def report(cells: int) -> None:
+        nonlocal done
+        done += cells
+        if progress is not None:
+            progress(done, total)
+
+    return report
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {package: version(package) for package in ("moetrace", "pyarrow", "numpy")}

@@ -1,0 +1,108 @@
+"""The formats by name: one module for each kind of dump. A new one is a module and a line in `FORMATS`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moetrace.errors import TraceError
+from moetrace.formats.errors import readable
+from moetrace.formats.readers.megatron import MegatronFormat, MegatronRouterFormat
+from moetrace.formats.readers.mindie import MindieFormat
+from moetrace.formats.readers.numpy import NumpyFormat
+from moetrace.formats.readers.omni import OmniFormat
+from moetrace.formats.readers.parquet import ParquetFormat
+from moetrace.formats.readers.parts import PartsFormat
+from moetrace.formats.readers.remote import Location, Uri
+from moetrace.formats.readers.routing import RoutingFormat
+from moetrace.formats.readers.sglang import SglangFormat
+from moetrace.formats.readers.tensorboard import TensorboardFormat
+from moetrace.formats.readers.tensorrt import TensorrtFormat
+from moetrace.formats.readers.text import CsvFormat, JsonLinesFormat, head_of
+from moetrace.formats.stream.cells import Format
+
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (
+        # Formats with a mark of their own come first: a table is only what none of them claims.
+        PartsFormat(),
+        MegatronFormat(),
+        MegatronRouterFormat(),
+        SglangFormat(),
+        TensorrtFormat(),
+        TensorboardFormat(),
+        OmniFormat(),
+        MindieFormat(),
+        RoutingFormat(),
+        ParquetFormat(),
+        CsvFormat(),
+        JsonLinesFormat(),
+        NumpyFormat(),
+    )
+}
+
+
+def sources_in(path: Location) -> list[Location]:
+    """The sources that *path* stands for: itself, or every trace file lying in the folder.
+
+    Raises `TraceError` when there is none.
+    """
+    if isinstance(path, Uri):
+        return [path]
+    with readable(str(path)):
+        if not path.exists():
+            raise TraceError(str(path), "does not exist", "check the path")
+        if not path.is_file() and not path.is_dir():
+            raise TraceError(str(path), "is neither a file nor a folder", "give a file that was written to a disk")
+    if path.is_file() or _format_of(path) is not None:
+        return [path]
+    try:
+        children = sorted(path.iterdir())
+    except OSError as error:
+        raise TraceError(str(path), f"cannot be read: {error.strerror}", "check its permissions") from error
+    found: list[Location] = [child for child in children if child.is_file() and _format_of(child) is not None]
+    if not found:
+        raise TraceError(str(path), "holds no trace files", f"known formats: {', '.join(FORMATS)}")
+    return found
+
+
+def _format_of(path: Path) -> Format | None:
+    try:
+        return next((format for format in FORMATS.values() if format.claims(path)), None)
+    except OSError:  # a folder that may not be looked into, a file that is gone by now
+        return None
+
+
+def chosen_format(path: Path, forced: str | None = None) -> Format:
+    """The format *forced* by name, or the first that claims *path*; raises `TraceError` if none does."""
+    refuse_lookalikes(path)
+    if forced is not None:
+        if forced not in FORMATS:
+            raise TraceError(forced, "is not a known format", f"known formats: {', '.join(FORMATS)}")
+        return FORMATS[forced]
+    found = _format_of(path)
+    if found is None:
+        raise TraceError(str(path), "is in no known format", f"known formats: {', '.join(FORMATS)}; --from forces one")
+    return found
+
+
+# A mark in the head of the text, what the dump is, and what to do instead.
+REASONS = (
+    (
+        '"window_expert_load"',
+        "holds sums over windows that overlap from row to row (window-sums), of physical experts",
+        "record the counts of single passes: `expert_load_pass`, added up by physical_to_logical_map",
+    ),
+    (
+        "[expert load statistics",
+        "is a log of --print-expert-load: the smoothed load of devices, not of experts",
+        "log num_tokens_per_expert of each layer and step instead",
+    ),
+)
+
+
+def refuse_lookalikes(path: Path) -> None:
+    """Raise `TraceError` for a dump that no format can make counts of."""
+    head = head_of(path) if path.is_file() else ""
+    for mark, problem, way_out in REASONS:
+        if mark in head:
+            raise TraceError(str(path), problem, way_out)

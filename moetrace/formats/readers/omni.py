@@ -1,0 +1,83 @@
+"""Omni-infer's activation counts: a CSV of layers by experts for each range of steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.doctor.collector import Watch
+from moetrace.errors import TraceError
+from moetrace.formats.errors import one_line
+from moetrace.formats.readers.text import opened
+from moetrace.formats.stream.cells import Cells, Reading, ReadOptions, dense_cells
+from moetrace.formats.stream.merge import by_rank
+from moetrace.formats.stream.tables import Values
+
+NAME = re.compile(r"topk_ids_count_.*?_(?P<phase>prefill|decode|all)_step(?P<first>\d{1,15})to(?P<last>\d{1,15})\.csv")
+LAYER = re.compile(r"layer_(\d{1,15})")
+# Text of one matrix: 1,000 layers of 4,000 experts. A packed file can hold any amount of it.
+MOST_BYTES = 64 << 20
+
+
+class OmniFormat:
+    """A folder of `topk_ids_count_<time>_<mode>_step<a>to<b>.csv`, each the sum over its steps."""
+
+    name = "omni-infer"
+    needs = "the folder of topk_ids_count_<time>_<mode>_step<a>to<b>.csv; --phase where it holds prefill and decode"
+
+    def claims(self, path: Path) -> bool:
+        """One such file, or a folder with any."""
+        return bool(_files(path))
+
+    def read(self, path: Path, options: ReadOptions) -> Reading:
+        """Every file is one step, numbered by the last step of its range."""
+        files = [(match, file) for match, file in _files(path) if options.phase in (None, match["phase"])]
+        if not files:
+            raise TraceError(str(path), "holds no file topk_ids_count_<time>_<mode>_step<a>to<b>.csv", "check --phase")
+        phases = sorted({match["phase"] for match, _ in files})
+        if len(phases) > 1:
+            raise TraceError(str(path), f"holds counts of {' and '.join(phases)}", "choose one with --phase")
+        files.sort(key=lambda found: int(found[0]["last"]))
+        spans = {int(match["last"]) - int(match["first"]) for match, _ in files}
+        said = ["each file is one step, the sum over its range, numbered by the last step of it"]
+        said += [f"ranges are of {min(spans) + 1} to {max(spans) + 1} steps"] if len(spans) > 1 else []
+        watch = Watch()
+        values = Values(options, watch)
+        cells = lambda: (_cells(file, int(match["last"]), values) for match, file in files)  # noqa: E731
+        return Reading(cells, assumptions=tuple(said), where=str(path), watch=watch)
+
+
+def _files(path: Path) -> list[tuple[re.Match[str], Path]]:
+    inside: Iterator[Path] = path.iterdir() if path.is_dir() else iter([path])
+    found = [(NAME.fullmatch(child.name), child) for child in by_rank(list(inside))]
+    return [(match, child) for match, child in found if match]
+
+
+def _cells(path: Path, step: int, values: Values) -> Cells:
+    import pyarrow as pa
+    import pyarrow.csv as pc
+
+    try:
+        with opened(path) as stream:
+            text = stream.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise ValueError(f"it is longer than {MOST_BYTES >> 20} MiB")
+        table = pc.read_csv(pa.BufferReader(text))
+        labels = table.column(0).to_pylist()
+        counts = np.stack([_numbers(column) for column in table.columns[1:]], axis=1)  # (layers, experts)
+        layers = [int(LAYER.fullmatch(label)[1]) for label in labels]  # type: ignore[index]
+    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
+        raise TraceError(
+            str(path), f"is no matrix of layers by experts: {one_line(error)}", "rows layer_0 ..., columns ep_0 ..."
+        ) from error
+    return dense_cells(np.array([step]), layers, values.counts(counts, "ep", 0, str(path))[None])
+
+
+def _numbers(column: Any) -> NDArray[Any]:
+    numbers: NDArray[Any] = column.to_numpy()
+    return numbers

@@ -1,0 +1,198 @@
+"""Parquet as loggers write it: one file, or a hive-partitioned folder as one trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from moetrace.errors import TraceError
+from moetrace.formats.errors import one_line, require
+from moetrace.formats.stream.cells import Cells, Reading, ReadOptions
+from moetrace.formats.stream.tables import Layout, few_columns, match_layout
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+    import pyarrow.parquet as pq
+
+# Cells handed on at a time: 6 MiB in NumPy, which also fits the caches. Not a power of two: where it is one,
+# pyarrow's reader finds its memory a little too small, doubles it and copies, which takes a third of its time.
+BATCH_CELLS = 3 << 16
+# Of a table with a column for each expert some rows at a time all the same: each column has its price.
+WIDE_ROWS = 64
+WIDE_CELLS = 1 << 20
+# Bytes of compressed columns read ahead, all together and of one at most.
+BUFFER_BYTES = 64 << 20
+COLUMN_BYTES = 1 << 20
+
+
+class ParquetFormat:
+    """Any Parquet file or hive-partitioned folder whose columns name step, layer and experts."""
+
+    name = "parquet"
+    needs = "columns step, layer, expert, tokens; or step, layer, expert_0 ...; or step, layer, counts: list"
+
+    def claims(self, path: Path) -> bool:
+        """A file that begins and ends with Parquet's magic, or a folder of `key=value` folders."""
+        if path.is_dir():
+            return is_hive(path)
+        try:
+            with path.open("rb") as file:
+                head = file.read(4)
+        except OSError:
+            return False
+        return head == b"PAR1" or path.suffix.lower() in {".parquet", ".pq"}
+
+    def read(self, path: Path, options: ReadOptions) -> Reading:
+        """Match the columns to a layout and stream the rows."""
+        where = str(path)
+        if path.is_file() and path.stat().st_size == 0:
+            raise TraceError(where, "is empty", "is it the right file?")
+        try:
+            files = _one_file(path) if path.is_file() else _hive(path)
+        except TraceError:
+            raise
+        except Exception as error:  # pyarrow raises a dozen types on damaged files
+            raise TraceError(where, f"cannot be read as Parquet: {one_line(error)}", "write the file again") from error
+        return files.reading(where, options)
+
+
+class Piece(NamedTuple):
+    """A file on a file system, and what the names of its folders say: columns with one value each."""
+
+    system: Any
+    path: str
+    keys: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Parquet files with the same columns, one after the other, *rows* in all."""
+
+    schema: pa.Schema
+    rows: int
+    pieces: Sequence[Piece]
+
+    def reading(self, where: str, options: ReadOptions) -> Reading:
+        """The reading of all of them; raises `TraceError` when no layout fits."""
+        layout = match_layout(self.schema, where, options)
+        return Reading(
+            cells=lambda: _stream(self.pieces, layout, where),
+            rows=self.rows * layout.width,
+            assumptions=layout.assumptions,
+            where=where,
+            watch=layout.watch,
+        )
+
+
+def files_of(data: ds.Dataset) -> Files:
+    """The files of an Arrow data set."""
+    import pyarrow.dataset as ds
+
+    fragments = data.get_fragments()
+    pieces = [Piece(part.filesystem, part.path, ds.get_partition_keys(part.partition_expression)) for part in fragments]
+    return Files(data.schema, data.count_rows(), pieces)
+
+
+def _one_file(path: Path) -> Files:
+    """Without a data set, which loads pandas and says less clearly what is wrong with its only file."""
+    import pyarrow.fs as pf
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        few_columns(file.metadata.num_columns, str(path))
+        return Files(file.schema_arrow, file.metadata.num_rows, [Piece(pf.LocalFileSystem(), str(path), {})])
+
+
+def _hive(path: Path) -> Files:
+    import pyarrow.dataset as ds
+
+    return files_of(ds.dataset(path, format="parquet", partitioning="hive"))
+
+
+def is_hive(path: Path) -> bool:
+    """Whether a folder holds folders named ``key=value``."""
+    return any(child.is_dir() and "=" in child.name for child in path.iterdir())
+
+
+def _stream(pieces: Sequence[Piece], layout: Layout, where: str) -> Iterator[Cells]:
+    row = 0
+    try:
+        for batch in _batches(pieces, layout, where):
+            if batch.num_rows:
+                yield layout.cells(batch, row, where)
+            row += batch.num_rows
+    except (TraceError, MemoryError, GeneratorExit):
+        raise
+    except Exception as error:  # pyarrow raises a dozen types on damaged files
+        raise TraceError(where, f"cannot be read after row {row}: {one_line(error)}", "write the file again") from error
+
+
+def _batches(pieces: Sequence[Piece], layout: Layout, where: str) -> Iterator[pa.RecordBatch]:
+    """The wanted columns of every file, a batch at a time, with what the names of its folders say.
+
+    Not by a scan of the data set: that decodes whole row groups, which may be of any size, and several ahead.
+    """
+    import pyarrow.parquet as pq
+
+    for system, path, inside in pieces:
+        columns = [name for name in layout.columns if name not in inside]
+        buffer = max(1 << 12, min(COLUMN_BYTES, BUFFER_BYTES // len(layout.columns)))
+        with system.open_input_file(path) as raw:
+            file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True)
+            _check_rows(file.metadata, where)
+            row = 0
+            rows = _rows_at_once(file.metadata, layout, where)
+            # One thread decodes while another writes: more of them would be in each other's way.
+            for batch in file.iter_batches(rows, columns=columns, use_threads=False):
+                yield _with_keys(batch, {name: inside[name] for name in layout.columns if name in inside})
+                row += batch.num_rows
+            if row != file.metadata.num_rows:
+                problem = f"says that it has {file.metadata.num_rows:,} rows, and only {row:,} are there"
+                raise TraceError(where, problem, "write the file again")
+
+
+def _rows_at_once(metadata: pq.FileMetaData, layout: Layout, where: str) -> int:
+    """Rows that make a batch; raises `TraceError` when a single one does not fit in memory."""
+    cells = layout.width if layout.width > 1 else longest_list(metadata, where)
+    return max(1, BATCH_CELLS // cells, min(WIDE_ROWS, WIDE_CELLS // cells))
+
+
+def _check_rows(metadata: pq.FileMetaData, where: str) -> None:
+    """Raise `TraceError` where the footer contradicts itself: pyarrow believes whichever number it looks at.
+
+    The columns of a row group are not asked: on some damaged files that aborts the process.
+    """
+    said = sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    if said != metadata.num_rows:
+        problem = f"says that it has {metadata.num_rows:,} rows, and {said:,} in its row groups"
+        raise TraceError(where, problem, "write the file again")
+
+
+def longest_list(metadata: pq.FileMetaData, where: str) -> int:
+    """The mean length of the lists in a column, of the row group where it is longest; 1 without lists.
+
+    Raises `TraceError` when a single one does not fit in memory.
+    """
+    lists = [i for i in range(metadata.num_columns) if metadata.schema.column(i).max_repetition_level]
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)] if lists else []
+    longest = max(
+        (-(-group.column(i).num_values // group.num_rows) for group in groups for i in lists if group.num_rows > 0),
+        default=1,
+    )
+    # Levels, values and four columns of cells.
+    require(longest * 48, where, f"one row of it, a list of {longest:,},", "log one list for each step and layer")
+    return max(1, longest)
+
+
+def _with_keys(batch: pa.RecordBatch, keys: Mapping[str, Any]) -> pa.RecordBatch:
+    """The batch with a column for each of the *keys* of its folders."""
+    import pyarrow as pa
+
+    for name, value in keys.items():
+        batch = batch.append_column(name, pa.array([value]).take(pa.array(np.zeros(batch.num_rows, np.int8))))
+    return batch

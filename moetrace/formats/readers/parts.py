@@ -1,0 +1,149 @@
+"""A folder of parts: the blocks of steps a recorder has written of a trace so far.
+
+Each part is a canonical file, numbered in the order of writing. Where a part begins at a step that
+was recorded before, training went back to a checkpoint: what earlier parts hold from that step on
+belongs to a run that was given up, and is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from moetrace.doctor.catalogue import found
+from moetrace.errors import TraceError
+from moetrace.formats.canonical import open_trace
+from moetrace.formats.stream.cells import Reading, ReadOptions, dense_cells
+from moetrace.trace import Counts, Finding, LoadTrace, gap_findings
+
+MARKER = "moetrace-parts.txt"
+MARKER_TEXT = """\
+The blocks of a trace that a moetrace recorder is writing, or was writing when it was stopped.
+The folder can be read as it is, with `moetrace ingest` and the path of this folder.
+"""
+
+
+def part_path(folder: Path, number: int) -> Path:
+    """Where the part with that *number* lies in *folder*."""
+    return folder / f"part-{number:08d}.parquet"
+
+
+def part_paths(folder: Path) -> list[Path]:
+    """The parts lying in *folder*, in the order in which they were written."""
+    return sorted(folder.glob("part-*.parquet"))
+
+
+def is_parts(path: Path) -> bool:
+    """Whether *path* is a folder that a recorder writes, or wrote, its parts to."""
+    return (path / MARKER).is_file()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts that count, each without the steps that a later one replaces, and what was noticed.
+
+    *pieces* follow each other in the order of their steps.
+    """
+
+    pieces: tuple[LoadTrace, ...]
+    findings: tuple[Finding, ...]
+
+
+def open_parts(folder: Path) -> Parts:
+    """Open every part of *folder*; raises `TraceError` when there is none, or one is damaged."""
+    written = [open_trace(path) for path in part_paths(folder)]
+    if not written:
+        raise TraceError(str(folder), "holds no block yet", "let the recorder reach the end of its first block")
+    first = written[0]
+    for path, part in zip(part_paths(folder), written):
+        if (part.layers, part.experts) != (first.layers, first.experts):
+            raise TraceError(str(path), "has other layers or experts than the parts before", "record into a new path")
+    earlier = tuple(finding for finding in first.info.findings if finding.name == "restart")
+    return Parts(tuple(_trimmed(written)), earlier + _restarts(written))
+
+
+def read_parts(folder: str | Path) -> LoadTrace:
+    """The trace in a folder of parts, read one layer at a time.
+
+    Raises `TraceError` when there is no part yet, or one is damaged.
+    """
+    parts = open_parts(Path(folder))
+    steps = np.concatenate([piece.steps for piece in parts.pieces])
+    latest = parts.pieces[-1]
+
+    def read_layer(number: int) -> Counts:
+        return np.concatenate([piece.read_layer(number) for piece in parts.pieces])
+
+    tokens = {piece.info.tokens_per_step for piece in parts.pieces}
+    info = replace(
+        latest.info,
+        format=PartsFormat.name,
+        tokens_per_step=tokens.pop() if len(tokens) == 1 else None,
+        findings=parts.findings + gap_findings(steps),
+    )
+    return LoadTrace(info, steps, latest.layers, latest.experts, read_layer)
+
+
+def _trimmed(written: Sequence[LoadTrace]) -> Iterator[LoadTrace]:
+    """The parts without what later ones replace, those wholly replaced left out."""
+    starts = [int(part.steps[0]) for part in written]
+    for i, part in enumerate(written):
+        end = min(starts[i + 1 :], default=None)
+        if end is None or part.steps[-1] < end:
+            yield part
+        elif starts[i] < end:
+            yield part.select(last=end - 1)
+
+
+def _restarts(written: Sequence[LoadTrace]) -> tuple[Finding, ...]:
+    """One finding for each time the steps went back."""
+    findings = []
+    for i in range(1, len(written)):
+        first, before = int(written[i].steps[0]), int(written[i - 1].steps[-1])
+        if first <= before:
+            again = _reached(written[i:])
+            findings.append(_restart(first, before, again))
+    return tuple(findings)
+
+
+def _reached(written: Sequence[LoadTrace]) -> int:
+    """The last step of the first part and those that go on from it."""
+    last = int(written[0].steps[-1])
+    for part in written[1:]:
+        if part.steps[0] <= last:
+            break
+        last = int(part.steps[-1])
+    return last
+
+
+def _restart(first: int, before: int, again: int) -> Finding:
+    evidence = f"steps {first} to {min(before, again)} were recorded again after a restart"
+    if again < before:
+        evidence += f"; steps {again + 1} to {before} of the run that was given up are left out"
+    return found("restart", f"step {first}", evidence)
+
+
+class PartsFormat:
+    """The folder of parts of a recorder that has not been closed."""
+
+    name = "parts"
+    needs = "the folder beside a trace that a moetrace recorder is writing, or was writing when it was stopped"
+
+    def claims(self, path: Path) -> bool:
+        """A folder with a recorder's marker."""
+        return is_parts(path)
+
+    def read(self, path: Path, options: ReadOptions) -> Reading:  # noqa: ARG002 - parts hold counts, whole ones
+        """Open the parts and stream their cells in the order of their steps."""
+        parts = open_parts(path)
+        info = parts.pieces[-1].info
+        return Reading(
+            cells=lambda: (dense_cells(piece.steps, piece.layers, piece.counts) for piece in parts.pieces),
+            rows=sum(len(piece.steps) * len(piece.layers) * piece.experts for piece in parts.pieces),
+            assumptions=info.assumptions,
+            findings=parts.findings,
+            known={"model": info.model, "top_k": info.top_k, "notes": info.notes},
+        )

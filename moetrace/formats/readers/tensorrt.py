@@ -1,0 +1,109 @@
+"""TensorRT-LLM's expert statistics: `meta_info.json` and a safetensors file for each rank."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moetrace.doctor.collector import Watch
+from moetrace.errors import TraceError
+from moetrace.formats.errors import one_line
+from moetrace.formats.stream.cells import Cells, Merged, Reading, ReadOptions, Source, dense_cells
+from moetrace.formats.stream.merge import by_rank, check_ranks
+from moetrace.formats.stream.tables import Values
+
+META = "meta_info.json"
+RANK = re.compile(r"rank\d+\.safetensors")
+KEY = re.compile(r"(\d{1,15})_(\d{1,15})")
+
+
+class TensorrtFormat:
+    """The folder of EXPERT_STATISTIC_PATH: tensors ``{iteration}_{layer}``, the ranks added up."""
+
+    name = "tensorrt-llm"
+    needs = f"the folder of EXPERT_STATISTIC_PATH with {META} and rank<R>.safetensors; the extra safetensors"
+
+    def claims(self, path: Path) -> bool:
+        """A folder with both kinds of files."""
+        return (path / META).is_file() and bool(_ranks(path))
+
+    def read(self, path: Path, options: ReadOptions) -> Source:
+        """Ranks with the same layers are added up; others are pipeline stages."""
+        if not path.is_dir() or not _ranks(path):
+            raise TraceError(str(path), "is no folder with rank<R>.safetensors", "give the folder of the statistics")
+        files = _ranks(path)
+        check_ranks(files)
+        top_k = _top_k(path / META)
+        stages: dict[tuple[int, ...], list[Source]] = defaultdict(list)
+        for file in files:
+            keys = _keys(file)
+            layers = tuple(sorted({layer for _, layer in keys}))
+            stages[layers].append(_reading(file, keys, top_k, options))
+        sums: list[Source] = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
+        return Merged(tuple(sums), "layers", str(path), (f"{len(files)} ranks: their tokens are added up",))
+
+
+def _ranks(folder: Path) -> list[Path]:
+    inside = folder.iterdir() if folder.is_dir() else []
+    return by_rank([child for child in inside if RANK.fullmatch(child.name)])
+
+
+def _top_k(path: Path) -> int | None:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        found = known.get("num_experts_per_token")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise TraceError(str(path), f"cannot be read: {one_line(error)}", "it is written by rank 0") from error
+    return found if isinstance(found, int) else None
+
+
+def _opened(path: Path) -> Any:
+    try:
+        from safetensors import safe_open
+    except ImportError as error:
+        raise TraceError(
+            str(path), "is a safetensors file", 'install safetensors: pip install "moetrace[safetensors]"'
+        ) from error
+    return safe_open(path, framework="numpy")
+
+
+def _keys(path: Path) -> list[tuple[int, int]]:
+    """The (iteration, layer) of every tensor, sorted; raises `TraceError` for another name."""
+    try:
+        with _opened(path) as file:
+            names = list(file.keys())
+    except TraceError:
+        raise
+    except Exception as error:  # the library raises a type of its own on damaged files
+        raise TraceError(str(path), f"is no safetensors file: {one_line(error)}", "write it again") from error
+    strange = [name for name in names if not KEY.fullmatch(name)]
+    if strange or not names:
+        raise TraceError(str(path), f"has {strange[0]!r} among its tensors" if strange else "holds no tensors",
+                         "statistics have tensors named {iteration}_{layer}")  # fmt: skip
+    return sorted((int(step), int(layer)) for step, layer in (name.split("_") for name in names))
+
+
+def _reading(path: Path, keys: list[tuple[int, int]], top_k: int | None, options: ReadOptions) -> Reading:
+    watch = Watch()
+    known = {} if top_k is None else {"top_k": top_k}
+    cells = lambda: _cells(path, keys, Values(options, watch))  # noqa: E731 - opened anew by each call
+    return Reading(cells, where=str(path), known=known, watch=watch)
+
+
+def _cells(path: Path, keys: list[tuple[int, int]], values: Values) -> Iterator[Cells]:
+    try:
+        with _opened(path) as file:
+            for step, layer in keys:
+                raw = file.get_tensor(f"{step}_{layer}").reshape(1, 1, -1)
+                counts = values.counts(raw, f"{step}_{layer}", 0, str(path))
+                yield dense_cells(np.array([step]), [layer], counts)
+    except (TraceError, MemoryError, GeneratorExit):
+        raise
+    except Exception as error:  # the library raises a type of its own on damaged files
+        raise TraceError(str(path), f"cannot be read: {one_line(error)}", "write it again") from error

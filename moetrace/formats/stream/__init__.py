@@ -1,0 +1,1 @@
+"""From the rows of a dump to blocks of whole steps: tables, sorting, merging, selecting."""

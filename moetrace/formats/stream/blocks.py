@@ -1,0 +1,230 @@
+"""From a stream of cells to complete blocks of steps, with nothing dropped or repaired in silence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.doctor.collector import Watch
+from moetrace.errors import TraceError
+from moetrace.formats.errors import require
+from moetrace.formats.stream.cells import Block, Cells, starts_of
+
+# Cells put in order at a time where a stream lists them in any order: 32 MiB of counts.
+BLOCK_CELLS = 1 << 22
+# Beyond 2**53 a float no longer tells neighbouring numbers apart, and some writer will have used one.
+HIGHEST = 2**53
+
+
+class OutOfOrder(Exception):
+    """A step came after a later one; the stream has to be put in order first."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The layers' numbers and the number of experts, as the first steps have them.
+
+    *first_expert* is the number of the first expert, 0 or 1.
+    """
+
+    layers: NDArray[np.int64]
+    experts: int
+    first_expert: int = 0
+
+    @property
+    def cells(self) -> int:
+        """Cells of one step."""
+        return len(self.layers) * self.experts
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """How to deal with one stream: its name in errors, who hears of findings, and which are accepted."""
+
+    where: str
+    watch: Watch
+    accept: Sequence[str] = ()
+
+
+def assemble(cells: Iterable[Cells], job: Assembly) -> tuple[Grid, Iterator[Block]]:
+    """The grid of a stream whose steps never go backwards, and its complete blocks.
+
+    Raises `OutOfOrder` (also while the blocks are drawn) when they do,
+    and `TraceError` for a hole or a repetition.
+    """
+    pieces = _whole_steps(cells, job.where)
+    first = next(pieces, None)
+    if first is None:
+        raise TraceError(job.where, "holds no rows", "is it the right file?")
+    grid = _grid_of(first, job.where)
+    return grid, (_dense(piece, grid, job) for piece in chain([first], pieces))
+
+
+def join(pieces: list[Cells]) -> Cells:
+    """The cells of several pieces, one after the other."""
+    return pieces[0] if len(pieces) == 1 else Cells(*(np.concatenate(columns) for columns in zip(*pieces)))
+
+
+def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
+    """The stream cut between steps: no step is in two pieces, as long as steps never go backwards."""
+    held: list[Cells] = []
+    size = 0
+    latest = None
+    for piece in cells:
+        if not len(piece.step):
+            continue
+        if (latest is not None and piece.step[0] < latest) or (piece.step[1:] < piece.step[:-1]).any():
+            raise OutOfOrder
+        latest = piece.step[-1]
+        _check_numbers("step", piece.step[[0, -1]], where)
+        cut = int(np.searchsorted(piece.step, latest, "left"))
+        # A piece within one step only adds to what is held: joining once keeps this linear.
+        if cut == 0 and (not held or held[-1].step[-1] == latest):
+            held.append(piece)
+            # A small file may hold any number of rows of one step.
+            size += len(piece.step)
+            require(size * 96, where, f"step {latest}, with more than {size:,} rows,", "log each expert once a step")
+            continue
+        # Only the step that was begun earlier is copied.
+        begun = int(np.searchsorted(piece.step, held[-1].step[-1], "right")) if held else 0
+        if held:
+            yield join([*held, piece.part(0, begun)])
+        if begun < cut:
+            yield piece.part(begun, cut)
+        # A copy: as a part of it the whole piece would stay in memory.
+        held = [Cells(*(column.copy() for column in piece.part(cut, len(piece.step))))]
+        size = len(held[0].step)
+    if held:
+        yield join(held)
+
+
+def _grid_of(cells: Cells, where: str) -> Grid:
+    layers = np.unique(cells.layer)
+    experts = np.unique(cells.expert)
+    start = int(experts[0])
+    _check_numbers("layer", layers[[0, -1]], where)
+    _check_numbers("expert", experts[[0, -1]], where)
+    if layers[0] < 0 or start < 0:
+        raise TraceError(where, "a layer or expert has a negative number", "number them from 0")
+    if start > 1 or len(experts) != experts[-1] - start + 1:
+        missing = 0 if start > 1 else start + int(np.flatnonzero(np.diff(experts) > 1)[0]) + 1
+        raise TraceError(
+            where,
+            f"expert {missing} is missing",
+            "log every expert of every layer in every step, with 0 where it is idle",
+        )
+    grid = Grid(layers, len(experts), start)
+    # Complete steps have as many cells as the grid, so only a made-up file wants much here.
+    require(grid.cells * 32, where, f"a step of {len(layers):,} layers of {len(experts):,} experts", "check its rows")
+    return grid
+
+
+def _check_numbers(name: str, ends: NDArray[np.int64], where: str) -> None:
+    """Raise `TraceError` where the lowest or the highest number is so large that differences would overflow."""
+    for number in ends.tolist():
+        if abs(number) > HIGHEST:
+            raise TraceError(where, f"has a {name} {number}", f"number them up to {HIGHEST:,}")
+
+
+def _dense(cells: Cells, grid: Grid, job: Assembly) -> Block:
+    """Cells of whole steps as one dense block."""
+    starts = starts_of(cells.step)  # (steps,)
+    steps = cells.step[starts]
+    if _regular(cells, grid, starts):
+        return Block(steps, cells.count.reshape(len(steps), len(grid.layers), grid.experts))
+    return _in_parts(cells, grid, starts, job)
+
+
+def _in_parts(cells: Cells, grid: Grid, starts: NDArray[np.intp], job: Assembly) -> Block:
+    """The block of cells in any order, so many steps at a time that holes take no memory."""
+    borders = np.append(starts, len(cells.step))
+    at_once = max(1, BLOCK_CELLS // grid.cells)
+    parts = []
+    for a in range(0, len(starts), at_once):
+        b = min(len(starts), a + at_once)
+        part = cells.part(borders[a], borders[b])
+        parts.append(_scatter(part, grid, part.step[borders[a:b] - borders[a]], job))
+    return parts[0] if len(parts) == 1 else Block(*(np.concatenate(columns) for columns in zip(*parts)))
+
+
+def _regular(cells: Cells, grid: Grid, starts: NDArray[np.intp]) -> bool:
+    """Whether every step lists layer by layer, expert by expert: the order most loggers write."""
+    if len(cells.step) != len(starts) * grid.cells or (np.diff(starts) != grid.cells).any():
+        return False
+    layer = cells.layer.reshape(-1, len(grid.layers), grid.experts)
+    expert = cells.expert.reshape(-1, grid.experts)
+    return bool(
+        (layer == grid.layers[:, None]).all()
+        and (expert == np.arange(grid.first_expert, grid.first_expert + grid.experts)).all()
+    )
+
+
+def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], job: Assembly) -> Block:
+    """The block of cells in any order within their steps; incomplete steps are left out if that is accepted."""
+    shape = (len(steps), len(grid.layers), grid.experts)
+    cell = _places(cells, grid, steps, job.where)
+    hits = np.bincount(cell, minlength=len(steps) * grid.cells).reshape(shape)
+    there = np.asarray(hits.any(axis=2))  # (steps, layers)
+    incomplete = np.asarray(~there.all(axis=1))  # (steps,)
+    if "incomplete" in job.accept and incomplete.any():
+        layer = grid.layers[~there[incomplete][0]][0]
+        evidence = f"layer {layer} is missing, and the step is left out"
+        job.watch.say("incomplete", f"step {steps[incomplete][0]}", evidence, int(incomplete.sum()))
+    else:
+        incomplete[:] = False
+    if (hits[~incomplete] != 1).any():
+        _raise_for(np.where(incomplete[:, None, None], 1, hits), grid, steps, job.where)
+    counts = np.empty(hits.size, np.int64)
+    counts[cell] = cells.count
+    return Block(steps[~incomplete], counts.reshape(shape)[~incomplete])
+
+
+def _places(cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str) -> NDArray[np.int64]:
+    """Where each cell lies in (step, layer, expert) order, shape (cells,)."""
+    layer = np.searchsorted(grid.layers, cells.layer).clip(max=len(grid.layers) - 1)
+    strange = np.flatnonzero(grid.layers[layer] != cells.layer)
+    if strange.size:
+        i = strange[0]
+        raise TraceError(
+            f"{where}, step {cells.step[i]}",
+            f"layer {cells.layer[i]} is there, but was missing in an earlier step",
+            "log every layer in every step",
+        )
+    expert = cells.expert - grid.first_expert
+    strange = np.flatnonzero((expert < 0) | (expert >= grid.experts))
+    if strange.size:
+        i = strange[0]
+        raise TraceError(
+            f"{where}, step {cells.step[i]}, layer {cells.layer[i]}",
+            f"expert {cells.expert[i]} is there, but other steps have experts "
+            f"{grid.first_expert} to {grid.first_expert + grid.experts - 1}",
+            "every layer needs the same number of experts",
+        )
+    places: NDArray[np.int64] = (np.searchsorted(steps, cells.step) * len(grid.layers) + layer) * grid.experts + expert
+    return places
+
+
+def _raise_for(hits: NDArray[np.intp], grid: Grid, steps: NDArray[np.int64], where: str) -> None:
+    step, layer, expert = np.argwhere(hits != 1)[0]
+    place = f"{where}, step {steps[step]}, layer {grid.layers[layer]}"
+    if hits[step, layer, expert] > 1:
+        raise TraceError(
+            place,
+            f"expert {expert + grid.first_expert} is there {hits[step, layer, expert]} times",
+            "keep one row for each step, layer and expert; ranks in one file go into a file each, for --merge",
+        )
+    if not hits[step, layer].any():
+        raise TraceError(
+            place,
+            "the layer is missing in this step (incomplete)",
+            "log every layer in every step, or leave such steps out with --accept incomplete",
+        )
+    raise TraceError(
+        place,
+        f"there are {np.count_nonzero(hits[step, layer])} experts where others have {grid.experts}",
+        "log every expert of every layer, with 0 where it is idle",
+    )

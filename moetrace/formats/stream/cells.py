@@ -1,0 +1,148 @@
+"""What a format is: something that claims a file and streams its cells."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.doctor.collector import Watch
+from moetrace.trace import Counts, Finding, Steps
+
+# A file for each layer, its number in the name.
+LAYER_IN_NAME = re.compile(r"(?:.*[_.-])?layer[_=.-]?(\d{1,15})", re.IGNORECASE)
+
+Merge = Literal["sum", "experts", "layers", "steps"]
+
+
+class Cells(NamedTuple):
+    """A piece of a log, one entry per (step, layer, expert); all four arrays of shape (cells,)."""
+
+    step: Steps
+    layer: NDArray[np.int64]
+    expert: NDArray[np.int64]
+    count: Counts  # type: ignore[assignment]  # a tuple has a method of that name, which nobody needs here
+
+    def part(self, start: int, end: int) -> Cells:
+        """The entries from *start* up to *end*, not copied."""
+        return Cells(*(column[start:end] for column in self))
+
+
+class Block(NamedTuple):
+    """Consecutive steps, complete: *steps* (steps,), *counts* (steps, layers, experts)."""
+
+    steps: Steps
+    counts: Counts
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the user says about a dump that the dump does not say itself, and what of it to take.
+
+    *tokens_per_step* is what one layer routes in one step, top-k times its *tokens*; it turns shares
+    into counts. *experts* is the number of experts of a layer in the model. *stages* is the number
+    of pipeline stages of a run, *pattern* a regular expression for the tags of scalars, *phase* the
+    passes to take where a dump tells them apart. *merge* says how many sources become one trace,
+    *bin* how many passes one step; *layers*, *first* and *last* select from the source, before that.
+    *accept* names the findings that shall not stop the reading.
+    """
+
+    tokens_per_step: int | None = None
+    tokens: int | None = None
+    top_k: int | None = None
+    experts: int | None = None
+    stages: int | None = None
+    pattern: str | None = None
+    phase: Literal["prefill", "decode"] | None = None
+    merge: Merge | None = None
+    bin: int | None = None
+    layers: tuple[int, ...] = ()
+    first: int | None = None
+    last: int | None = None
+    accept: tuple[str, ...] = ()
+
+    def as_settings(self) -> dict[str, Any]:
+        """The options that were given, for the trace's metadata."""
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        return {key: value for key, value in plain.items() if value not in (None, [])}
+
+    @property
+    def expected(self) -> int | None:
+        """Tokens that a layer routes in a step, where the user said so."""
+        if self.tokens_per_step is not None:
+            return self.tokens_per_step
+        return self.tokens * self.top_k if self.tokens is not None and self.top_k is not None else None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A dump about to be read: *cells* starts the stream anew each time it is called.
+
+    *rows* is the number of cells where the format knows it beforehand, for progress; *where* names
+    the dump in errors; *watch* collects what the stream shows as it passes.
+    """
+
+    cells: Callable[[], Iterator[Cells]]
+    rows: int | None = None
+    assumptions: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    known: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+    watch: Watch = field(default_factory=Watch)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Several dumps that are one trace: *how* their steps, layers, experts or counts come together."""
+
+    parts: tuple[Reading | Merged, ...]
+    how: Merge
+    where: str
+    assumptions: tuple[str, ...] = ()
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The dumps at the bottom."""
+        return tuple(reading for part in self.parts for reading in readings_of(part))
+
+
+Source = Reading | Merged
+
+
+def readings_of(source: Source) -> tuple[Reading, ...]:
+    """The dumps that a source reads."""
+    return (source,) if isinstance(source, Reading) else source.readings
+
+
+class Format(Protocol):
+    """One kind of dump. Modules of this package are its implementations."""
+
+    name: str
+    needs: str
+
+    def claims(self, path: Path) -> bool:
+        """Whether *path*, a file or a folder, is a dump of this kind; never raises."""
+
+    def read(self, path: Path, options: ReadOptions) -> Source:
+        """Start reading *path*; raises `TraceError` for what can be told from the header."""
+
+
+def starts_of(step: Steps) -> NDArray[np.intp]:
+    """Where another step begins in *step* (cells,), which is not empty; shape (steps,)."""
+    return np.flatnonzero(np.append(True, step[1:] != step[:-1]))
+
+
+def dense_cells(steps: Steps, layers: Sequence[int] | NDArray[np.int64], counts: Counts) -> Cells:
+    """The cells of *counts* (steps, layers, experts), in the order of `numpy.ravel`."""
+    experts = counts.shape[2]
+    return Cells(
+        np.repeat(steps, counts.shape[1] * experts),
+        np.tile(np.repeat(np.asarray(layers, np.int64), experts), len(steps)),
+        np.tile(np.arange(experts), len(steps) * counts.shape[1]),
+        counts.ravel(),
+    )

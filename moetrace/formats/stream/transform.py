@@ -1,0 +1,164 @@
+"""What is done to blocks between the dump and the trace: selecting, adding up passes, looking at totals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.doctor.catalogue import of_expected, of_factor, of_roughness, of_totals
+from moetrace.doctor.collector import Factor, Watch
+from moetrace.errors import TraceError
+from moetrace.formats.stream.blocks import Grid
+from moetrace.formats.stream.cells import Block, ReadOptions
+from moetrace.formats.stream.merge import Stream
+from moetrace.trace import Counts, Finding, Steps
+
+# Roughness is told from the first steps alone: so many cells of them, and at least so many steps.
+ROUGH_CELLS = 1 << 20
+ROUGH_STEPS = 100
+
+
+@dataclass
+class Examined:
+    """What the blocks of a trace showed as they passed: totals (steps, layers) and what gives errors away.
+
+    *beginning* are the blocks that roughness is told from, *rows* the steps that passed.
+    """
+
+    layers: Sequence[int] = ()
+    beginning: list[Block] = field(default_factory=list)
+    rows: int = 0
+    totals: list[Counts] = field(default_factory=list)
+    steps: list[Steps] = field(default_factory=list)
+    factor: Factor = field(default_factory=Factor)
+
+    def add(self, block: Block, totals: Counts) -> None:
+        """Take in the next block, of which *totals* (steps, layers) are the tokens over all experts."""
+        if self.rows < _enough(block):
+            self.beginning.append(block)
+        self.rows += len(block.steps)
+        self.steps.append(block.steps)
+        self.totals.append(totals)
+        self.factor.add(block.counts)
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """The tokens of a layer in a step, None where they vary."""
+        first = int(self.totals[0].flat[0])
+        return first if all((totals == first).all() for totals in self.totals) else None
+
+    def findings(self, options: ReadOptions) -> list[Finding]:
+        """What all of it gives away, against the tokens that *options* expect of a layer in a step."""
+        totals, steps = np.concatenate(self.totals), np.concatenate(self.steps)
+        found = self._roughness(steps)
+        found += of_factor(self.factor.divisor, self.factor.counts)
+        found += of_totals(totals, steps, self.layers)
+        if options.expected is None:
+            return found
+        expected = options.expected * (options.bin or 1)
+        # The last step may be a part of one where passes or tokens were counted into steps.
+        counted = options.bin is not None or options.tokens is not None
+        whole = len(totals) - (counted and len(totals) > 1 and bool((totals[-1] < expected).all()))
+        return found + of_expected(totals[:whole], steps[:whole], self.layers, expected)
+
+    def _roughness(self, steps: Steps) -> list[Finding]:
+        """Of the first layer that gives something away; a layer at a time, to touch little memory."""
+        enough = _enough(self.beginning[0])
+        for i, layer in enumerate(self.layers):
+            counts = np.concatenate([block.counts[:, i] for block in self.beginning])[:enough]
+            if found := of_roughness(counts, steps[: len(counts)], layer):
+                return found
+        return []
+
+
+def _enough(block: Block) -> int:
+    """Steps that roughness is told from."""
+    cells: int = block.counts[0].size
+    return max(ROUGH_STEPS, ROUGH_CELLS // cells)
+
+
+def refined(stream: Stream, options: ReadOptions, where: str, watch: Watch) -> tuple[Grid, Iterator[Block], Examined]:
+    """The blocks as they go into the trace: layers and steps selected, passes added up, none empty.
+
+    Raises `TraceError` when a layer is not there, no step is left, or a layer has no tokens in a step.
+    """
+    grid, blocks = _selected(stream, options, where)
+    if options.bin is not None:
+        blocks = _binned(blocks, options.bin)
+    seen = Examined(grid.layers.tolist())
+    return grid, _examined(blocks, seen, where, watch, options.accept), seen
+
+
+def _selected(stream: Stream, options: ReadOptions, where: str) -> Stream:
+    grid, blocks = stream
+    wanted: NDArray[np.int64] = np.array(sorted(set(options.layers)) or grid.layers, np.int64)
+    strange = np.setdiff1d(wanted, grid.layers)
+    if strange.size:
+        there = ", ".join(str(n) for n in grid.layers)
+        raise TraceError(where, f"has no layer {strange[0]}", f"choose --layers among {there}")
+    at = np.searchsorted(grid.layers, wanted)
+    first = -np.inf if options.first is None else options.first
+    last = np.inf if options.last is None else options.last
+
+    def chosen() -> Iterator[Block]:
+        for steps, counts in blocks:
+            inside = (steps >= first) & (steps <= last)
+            every = bool(inside.all()) and len(at) == len(grid.layers)
+            yield Block(steps, counts) if every else Block(steps[inside], counts[inside][:, at])
+
+    return replace(grid, layers=wanted), chosen()
+
+
+def _binned(blocks: Iterator[Block], passes: int) -> Iterator[Block]:
+    """Every *passes* logged passes added up into one step, numbered from 1; the last may hold fewer."""
+    held: Counts | None = None
+    done = 0
+    for block in blocks:
+        counts = block.counts if held is None else np.concatenate([held, block.counts])
+        n = len(counts) // passes
+        if n:
+            yield _sums(counts[: n * passes], passes, done)
+        held, done = counts[n * passes :], done + n
+    if held is not None and len(held):
+        yield _sums(held, len(held), done)
+
+
+def _sums(counts: Counts, passes: int, done: int) -> Block:
+    sums = counts.reshape(-1, passes, *counts.shape[1:]).sum(axis=1)  # (steps, layers, experts)
+    return Block(done + 1 + np.arange(len(sums)), sums)
+
+
+def _examined(
+    blocks: Iterator[Block], seen: Examined, where: str, watch: Watch, accept: Sequence[str]
+) -> Iterator[Block]:
+    """Blocks in which every layer has tokens in every step; others are refused, or left out if that is accepted."""
+    for block in blocks:
+        totals = block.counts.sum(axis=2)  # (steps, layers)
+        full = totals.all(axis=1)  # (steps,)
+        if not full.all():
+            _say_empty(block.steps, totals, seen.layers, where, watch, accept)
+            block, totals = Block(block.steps[full], block.counts[full]), totals[full]
+        if len(block.steps):
+            seen.add(block, totals)
+            yield block
+    if not seen.rows:
+        raise TraceError(where, "has no step left", "choose other --steps, or accept fewer findings")
+
+
+def _say_empty(
+    steps: Steps, totals: Counts, layers: Sequence[int], where: str, watch: Watch, accept: Sequence[str]
+) -> None:
+    """Note the steps in which a layer has no tokens; raises `TraceError` unless that is accepted."""
+    empty = np.argwhere(totals == 0)
+    step = int(steps[empty[0, 0]])
+    if "empty" not in accept:
+        raise TraceError(
+            f"{where}, step {step}, layer {layers[empty[0, 1]]}",
+            "the layer has no tokens at all (empty)",
+            "leave such steps out with --accept empty, or add passes up into steps with --bin N",
+        )
+    times = len(np.unique(empty[:, 0]))
+    watch.say("empty", f"step {step}", "a layer has no tokens, and the step is left out", times)

@@ -1,0 +1,1 @@
+"""What is gained by placing experts by a forecast? Plans, their replay on a trace, and the files of serving systems."""

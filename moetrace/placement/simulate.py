@@ -1,0 +1,154 @@
+"""Frames about plans: how even the load was that came after them, and which one to take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from moetrace.analysis.states import STABLE, TRANSIENT
+from moetrace.forecasting.backtest import Backtest
+from moetrace.forecasting.summary import paired_interval
+from moetrace.placement.plan import evenness, in_order, place, replan
+from moetrace.trace import LayerLoad, LoadTrace, Shares
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IN_ORDER = "in_order"
+WINDOW_MEAN = "window_mean"
+ORACLE = "oracle"
+# What serving systems plan by: the load of the last 1,000 passes (SGLang, vLLM).
+WINDOW = 1000
+SCORE_COLUMNS = ("trace", "layer", "horizon", "cutoff", "state", "strategy", "peak_over_mean", "balance", "moved")
+
+
+def placement_frame(
+    trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0, least_gain: float = 0.0
+) -> pd.DataFrame:
+    """One row per layer, horizon, cutoff and strategy: a plan made at the cutoff, on the load of the horizon after it.
+
+    The strategies: ``in_order``, neighbours together; the forecast of each predictor of *test*;
+    ``window_mean``, the load of the last 1,000 steps; ``oracle``, the load that came. *moved* is the
+    part of the slots that change from the plan of the cutoff before, from ``in_order`` at the first;
+    one that would not gain more than *least_gain* is not made.
+    One layer at a time. Raises `SettingError` where the slots do not fill the *gpus* evenly.
+    """
+    import pandas as pd
+
+    rows: list[dict[str, Any]] = []
+    states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
+    start = in_order(trace.experts, gpus)
+    for layer in trace.layers if len(test.shares) else ():
+        known = Known.of(trace.layer(layer), test)
+        for horizon, strategy in product(known.horizons, known.strategies):
+            last = start
+            for cutoff in known.cutoffs(horizon):
+                share = known.shares(strategy, cutoff, horizon)
+                if share is None and strategy != IN_ORDER:
+                    continue
+                before, last = last, start if share is None else replan(last, share, redundant, least_gain)
+                key = (trace.name, layer, horizon, cutoff, states[layer, cutoff], strategy)
+                found = evenness(last, known.load.after(cutoff, horizon).counts)
+                rows.append(dict(zip(SCORE_COLUMNS, (*key, *found, last.moved(before)))))
+    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+
+
+@dataclass(frozen=True, eq=False)
+class Known:
+    """What each strategy plans by for one layer: *forecasts* by predictor, horizon and cutoff, or the load itself."""
+
+    load: LayerLoad
+    forecasts: Mapping[tuple[str, int, int], Shares]
+
+    @classmethod
+    def of(cls, load: LayerLoad, test: Backtest) -> Known:
+        """From the forecasts that were tested."""
+        own = test.shares[test.shares["layer"] == load.layer]
+        said = own.groupby(["predictor", "horizon", "cutoff"], sort=False)["forecast"]
+        return cls(load, {key: shares.to_numpy() for key, shares in said})  # type: ignore[misc]  # Hashable
+
+    @property
+    def horizons(self) -> list[int]:
+        """The horizons there are forecasts for."""
+        return list(dict.fromkeys(horizon for _, horizon, _ in self.forecasts))
+
+    def cutoffs(self, horizon: int) -> list[int]:
+        """The cutoffs at which some predictor has a forecast of *horizon*, increasing."""
+        return sorted({cutoff for _, h, cutoff in self.forecasts if h == horizon})
+
+    @property
+    def strategies(self) -> list[str]:
+        """All of them, the predictors in the order they were tested in."""
+        return list(dict.fromkeys([IN_ORDER, *(name for name, _, _ in self.forecasts), WINDOW_MEAN, ORACLE]))
+
+    def shares(self, strategy: str, cutoff: int, horizon: int) -> Shares | None:
+        """The shares that *strategy* plans by, None where it has no forecast or does not plan."""
+        if strategy == ORACLE:
+            return self.load.after(cutoff, horizon).mean_shares
+        if strategy == WINDOW_MEAN and (strategy, horizon, cutoff) not in self.forecasts:
+            return self.load.until(cutoff).last(WINDOW).mean_shares
+        return self.forecasts.get((strategy, horizon, cutoff))
+
+
+def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """Means over layers and cutoffs, one row per trace, horizon, strategy and state, and for all.
+
+    *above_oracle* is how much higher the peak is than with a plan that knew the load. *difference* is
+    that of ``peak_over_mean`` from ``window_mean`` at the same layers and cutoffs, with a 95 % interval
+    from a paired bootstrap.
+    """
+    import pandas as pd
+
+    keys, cell = ["trace", "horizon", "strategy", "state"], ["trace", "layer", "horizon", "cutoff"]
+    peaks = scores.pivot_table(index=cell, columns="strategy", values="peak_over_mean").reset_index()
+    known = scores.merge(peaks[[*cell, WINDOW_MEAN, ORACLE]], on=cell) if len(scores) else scores
+    both = pd.concat([known, known.assign(state="all")], ignore_index=True)
+    # One that was too short in the first layer comes up after the oracle, which stays the last.
+    asked = [name for name in scores["strategy"].unique() if name != ORACLE]
+    both["strategy"] = pd.Categorical(both["strategy"], [*asked, ORACLE])
+    both["state"] = pd.Categorical(both["state"], (TRANSIENT, STABLE, "all"))
+    rows = []
+    for key, group in both.groupby(keys, observed=True):
+        low, middle, high = paired_interval(group.assign(apart=group["peak_over_mean"] - group[WINDOW_MEAN]), seed)
+        rows.append(
+            dict(zip(keys, key))
+            | {name: group[name].mean() for name in ("peak_over_mean", "balance", "moved")}
+            | {
+                "above_oracle": (group["peak_over_mean"] - group[ORACLE]).mean(),
+                "difference": middle,
+                "difference_low": low,
+                "difference_high": high,
+                "cutoffs": group["cutoff"].nunique(),
+                "scored": len(group),
+            }
+        )
+    measures = ["peak_over_mean", "above_oracle", "difference", "difference_low", "difference_high", "balance", "moved"]
+    return pd.DataFrame(rows, columns=[*keys, *measures, "cutoffs", "scored"])
+
+
+def best_strategy(scores: pd.DataFrame, predictors: list[str]) -> str:
+    """The one of *predictors* whose plans had the lowest peak where all of them were scored, else the first."""
+    own = scores[scores["strategy"].isin(predictors)]
+    cells = own.pivot_table(index=["layer", "horizon", "cutoff"], columns="strategy", values="peak_over_mean")
+    shared = cells.reindex(columns=predictors).dropna()
+    return str(shared.mean().idxmin()) if len(shared) else predictors[0]
+
+
+def plans_frame(trace: LoadTrace, means: pd.DataFrame, predictor: str, gpus: int, redundant: int = 0) -> pd.DataFrame:
+    """The plan of each layer for the steps after the end of *trace*: one row per layer and GPU, with its experts.
+
+    *means* is that of `means_frame`. *expected* is the part of the layer's load on the GPU if the forecast is right.
+    """
+    import pandas as pd
+
+    own = means[(means["trace"] == trace.name) & (means["predictor"] == predictor)]
+    rows = []
+    for layer, experts in own.groupby("layer", sort=False):
+        share = experts["share"].to_numpy()
+        plan = place(share, gpus, redundant).aligned(in_order(len(share), gpus))
+        key = {"trace": trace.name, "layer": layer, "predictor": predictor}
+        for gpu, (held, expected) in enumerate(zip(plan.experts, plan.parts @ share)):
+            rows.append(key | {"gpu": gpu, "experts": held, "expected": float(expected)})
+    return pd.DataFrame(rows, columns=["trace", "layer", "predictor", "gpu", "experts", "expected"])

@@ -1,0 +1,185 @@
+"""The workspace: a plain folder with the traces and what was made of them. No hidden state."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moetrace.errors import TraceError, WorkspaceError
+from moetrace.files import replacing, sweep, writing
+from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
+from moetrace.trace import Finding, LoadTrace
+
+if TYPE_CHECKING:
+    import pandas as pd
+from moetrace.workspace.results import FOLDER, Store
+
+DEFAULT_FOLDER = "moetrace-out"
+# What is safe as a file name on every system and readable in a table.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ +=@-]{0,119}")
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """A trace after `Workspace.ingest`; *unchanged* if it was there already."""
+
+    trace: LoadTrace
+    path: Path
+    unchanged: bool
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """``traces/<name>.parquet`` under *root*, results beside it."""
+
+    root: Path
+
+    def trace_path(self, name: str) -> Path:
+        """Where the trace *name* lies; raises `WorkspaceError` for a name that is no file name."""
+        if not NAME.fullmatch(name):
+            raise WorkspaceError(
+                f"{name!r} cannot be the name of a trace: use letters, digits and . _ - + = @ (give one with --name)"
+            )
+        return self.root / "traces" / f"{name}.parquet"
+
+    def result_path(self, *parts: str) -> Path:
+        """Where a result lies."""
+        return self.root.joinpath(*parts)
+
+    @property
+    def store(self) -> Store:
+        """The results of all traces, as `predict` and `report` compute them."""
+        return Store(self.result_path(FOLDER))
+
+    def names(self) -> list[str]:
+        """The names of the traces, sorted."""
+        return sorted(path.stem for path in (self.root / "traces").glob("*.parquet") if not path.name.startswith("."))
+
+    def path_of(self, trace: str) -> Path:
+        """The file of a trace given by name or by path.
+
+        Raises `WorkspaceError` naming what there is when it is neither.
+        """
+        if NAME.fullmatch(trace) and self.trace_path(trace).exists():
+            return self.trace_path(trace)
+        if Path(trace).is_file():
+            return Path(trace)
+        known = ", ".join(self.names()) or "none yet: run `moetrace ingest`"
+        raise WorkspaceError(f"there is no trace {trace!r} in {self.root} and no such file; traces there: {known}")
+
+    def chosen(self, traces: Iterable[str]) -> list[str]:
+        """*traces*, or the names of all there are when none is given; raises when there are none."""
+        given = list(dict.fromkeys(traces)) or self.names()
+        if not given:
+            raise WorkspaceError(f"{self.root} holds no traces: run `moetrace ingest` first")
+        return given
+
+    def open(self, trace: str) -> LoadTrace:
+        """The trace of that name or path."""
+        return open_trace(self.path_of(trace))
+
+    def ingest(
+        self,
+        source: Location | Sequence[Location],
+        *,
+        name: str | None = None,
+        options: ReadOptions = ReadOptions(),
+        forced: str | None = None,
+        force: bool = False,
+        progress: Progress | None = None,
+    ) -> Ingested:
+        """Read *source* into the trace *name* (its stem, unless given).
+
+        Several sources become one trace, as ``options.merge`` says, named by their folder.
+        The same unchanged source again does nothing. Another source under a taken name raises
+        `WorkspaceError`, unless *force*.
+        """
+        sources = [source] if isinstance(source, Location) else list(source)
+        path = self.trace_path(name or name_of(sources))
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
+        if path.exists() and not force:
+            return self._unchanged(sources, path, options, forced)
+        convert(sources, path, name=path.stem, options=options, forced=forced, progress=progress)
+        return Ingested(open_trace(path), path, unchanged=False)
+
+    def _unchanged(self, sources: Sequence[Location], path: Path, options: ReadOptions, forced: str | None) -> Ingested:
+        try:
+            trace = open_trace(path)
+        except TraceError as error:
+            raise WorkspaceError(f"{error} (with --force)") from error
+        settings = options.as_settings() | ({"from": forced} if forced else {})
+        if trace.info.fingerprint == fingerprint(*sources) and trace.info.settings == settings:
+            return Ingested(trace, path, unchanged=True)
+        raise WorkspaceError(
+            f"the name {path.stem!r} is taken by a trace of {trace.info.source}"
+            f"{'' if trace.info.settings == settings else ', read with other options'}: "
+            f"choose another with --name, or replace it with --force"
+        )
+
+    def remove(self, name: str) -> Path:
+        """Delete the trace *name* and what was computed of it; raises `WorkspaceError` when there is none."""
+        path = self.trace_path(name)
+        if not path.exists():
+            raise WorkspaceError(f"there is no trace {name!r} in {self.root}; traces there: {', '.join(self.names())}")
+        path.unlink()
+        self.store.remove(name)
+        return path
+
+
+def name_of(sources: Sequence[Location]) -> str:
+    """The name of a trace of *sources*: the stem of one, the folder of several."""
+    first = sources[0]
+    if len(sources) > 1:
+        return (first.resolve() if isinstance(first, Path) else first.path).parent.name
+    return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", first.stem, flags=re.IGNORECASE)
+
+
+def write_text(path: Path, text: str, *, force: bool) -> None:
+    """Write *text* to *path*, atomically; raises `WorkspaceError` when it exists and not *force*."""
+    if path.exists() and not force:
+        raise WorkspaceError(f"{path} exists: replace it with --force")
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write *content* to *path*, atomically, replacing what was there; returns the path."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+    return path
+
+
+def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:
+    """One row per trace: its size, source and what was noticed."""
+    import pandas as pd
+
+    rows = [
+        {
+            "trace": trace.name,
+            "steps": len(trace.steps),
+            "first_step": int(trace.steps[0]),
+            "last_step": int(trace.steps[-1]),
+            "stride": trace.stride,
+            "layers": len(trace.layers),
+            "experts": trace.experts,
+            "tokens_per_step": trace.info.tokens_per_step,
+            "format": trace.info.format,
+            "source": trace.info.source,
+            "fingerprint": trace.info.fingerprint,
+            "findings": ", ".join(finding.name for finding in trace.info.findings),
+        }
+        for trace in traces
+    ]
+    return pd.DataFrame(rows).astype({"tokens_per_step": "Int64"} if rows else {})
+
+
+def findings_frame(trace: str, findings: Iterable[Finding]) -> pd.DataFrame:
+    """One row per finding of the doctor."""
+    import pandas as pd
+
+    rows = [{"trace": trace, **vars(finding)} for finding in findings]
+    return pd.DataFrame(rows, columns=["trace", *Finding.__dataclass_fields__])

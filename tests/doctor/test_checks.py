@@ -1,0 +1,179 @@
+"""The trace doctor: for each finding the smallest input that triggers it, and clean traces that do not."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import SAMPLE, long_table
+
+from moetrace import LoadTrace, ReadOptions, TraceError, examine, read_trace
+from moetrace.doctor.catalogue import ERROR, KINDS
+from moetrace.doctor.checks import failing
+from moetrace.synthetic import Course, synthetic_trace
+
+ACCEPT_ALL = tuple(KINDS)
+
+
+def drawn(*shares, steps=60, tokens=100, layers=1, seed=1):
+    """Counts of *tokens* drawn in each step and layer."""
+    return np.random.default_rng(seed).multinomial(tokens, shares, (steps, layers))
+
+
+def array(counts, folder, **options):
+    """The trace of an .npy file of counts, every finding accepted."""
+    np.save(folder / "dump.npy", counts)
+    return read_trace(folder / "dump.npy", options=ReadOptions(accept=ACCEPT_ALL, **options))
+
+
+def table(rows, folder, **columns):
+    """The trace of a long Parquet file of rows (step, layer, expert, tokens), every finding accepted."""
+    step, layer, expert, tokens = (list(part) for part in zip(*rows))
+    names = {"step": step, "layer": layer, "expert": expert, "tokens": tokens}
+    pq.write_table(
+        pa.table({columns.get(name, name): values for name, values in names.items()}), folder / "dump.parquet"
+    )
+    return read_trace(folder / "dump.parquet", options=ReadOptions(accept=ACCEPT_ALL))
+
+
+def steps_of(*steps):
+    """One layer of two experts at those steps."""
+    return [(step, 0, expert, 3 + expert) for step in steps for expert in range(2)]
+
+
+def dump(document, folder):
+    """The trace of a dump of SGLang's recorder."""
+    torch = pytest.importorskip("torch")
+    torch.save({key: torch.tensor(value) for key, value in document.items()}, folder / "dump.pt")
+    return read_trace(folder / "dump.pt", options=ReadOptions(accept=ACCEPT_ALL))
+
+
+def with_float32(folder):
+    """One float32 count of 2^24, where the next whole number cannot be told apart."""
+    pq.write_table(
+        pa.table({"step": [1], "counts": pa.array([[2.0**24, 1.0]], pa.list_(pa.float32()))}), folder / "d.parquet"
+    )
+    return read_trace(folder / "d.parquet")
+
+
+TRIGGERS = {
+    "restart": lambda folder: table(steps_of(1, 2, 3, 2, 3), folder),
+    "repeated": lambda folder: table(steps_of(1, 2, 1, 2), folder),
+    "gap": lambda folder: table(steps_of(1, 2, 5), folder),
+    "empty": lambda folder: array([[[1, 2]], [[0, 0]]], folder),
+    "incomplete": lambda folder: table([(1, 0, 0, 5), (1, 1, 0, 5), (2, 0, 0, 5)], folder),
+    "padded": lambda folder: dump({"logical_count": [[[1, 2]], [[0, 0]]]}, folder),
+    "wrapped": lambda folder: dump({"logical_count": [[[1, 2]], [[0, 0]], [[2, 1]]]}, folder),
+    "smoothed": lambda folder: array(np.cumsum(drawn(0.5, 0.5, steps=80), axis=0)[20:] - np.cumsum(drawn(0.5, 0.5, steps=80), axis=0)[:60], folder),
+    "cumulative": lambda folder: array(np.cumsum(drawn(0.5, 0.5, steps=20), axis=0), folder),
+    "physical": lambda folder: table(steps_of(1), folder, tokens="global_physical_count"),
+    "float32": with_float32,
+    "tokens-differ": lambda folder: array([[[1, 2]]], folder, tokens=3, top_k=2),
+    "doubled": lambda folder: array([[[1, 2], [3, 3]], [[4, 1], [5, 5]]], folder),
+    "multiplied": lambda folder: array(4 * drawn(0.5, 0.5, steps=16), folder),
+    "batch-change": lambda folder: array([[[40, 60]]] * 5 + [[[90, 60]]] * 5, folder),
+    "tokens-vary": lambda folder: array([[[1, 2]], [[2, 2]]], folder),
+    "dead": lambda folder: array([[[1, 0]]], folder),
+    "collapse": lambda folder: array([[[91, 4, 5]]], folder),
+    "drift": lambda folder: array(np.concatenate([drawn(0.5, 0.5, steps=1000), drawn(0.6, 0.4, steps=1000)]), folder),
+}  # fmt: skip
+
+
+def test_every_finding_of_the_catalogue_has_a_trigger():
+    """A finding that nothing triggers is not tested."""
+    assert sorted(KINDS) == sorted(TRIGGERS)
+
+
+@pytest.mark.parametrize("name", TRIGGERS)
+def test_the_smallest_trigger_makes_the_finding(tmp_path, name):
+    """With the severity and the advice of the catalogue, a place and evidence."""
+    trace = TRIGGERS[name](tmp_path)
+
+    (finding,) = [found for found in examine(trace) if found.name == name]
+
+    assert (KINDS[name].severity, KINDS[name].advice) == (finding.severity, finding.advice)
+    assert finding.place
+    assert finding.evidence
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.severity == ERROR])
+def test_an_error_stops_the_reading_until_it_is_accepted(tmp_path, name, monkeypatch):
+    """Nothing wrong is taken in silence."""
+    monkeypatch.setitem(globals(), "ACCEPT_ALL", ())
+
+    with pytest.raises(TraceError, match=rf"\({name}\).*--accept {name}"):
+        TRIGGERS[name](tmp_path)
+
+
+CLEAN = {
+    "uniform": lambda: drawn(*[1 / 8] * 8, steps=2000, layers=2),
+    "skewed": lambda: drawn(0.6, 0.3, 0.05, 0.05, steps=2000, tokens=5000),
+    "collapsed halfway": lambda: drawn(0.88, 0.06, 0.06, steps=200, tokens=1000),
+    "few tokens": lambda: drawn(0.5, 0.5, steps=500, tokens=9),
+    "the same in every step": lambda: np.tile([[[5, 7, 4, 9]]], (100, 1, 1)),
+    "topics": lambda: (
+        synthetic_trace([Course(steps=2000, experts=16, concentration=500, changes=((1, 0.001),))]).counts
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_a_clean_trace_has_no_finding(tmp_path, name):
+    """From its rows to its counts."""
+    np.save(tmp_path / "dump.npy", CLEAN[name]())
+
+    assert [] == examine(read_trace(tmp_path / "dump.npy"))
+
+
+def test_the_sample_trace_has_no_error():
+    """A real training run: the load moves, and nothing is wrong with the log."""
+    assert [] == [found for found in examine(read_trace(SAMPLE)) if found.severity == ERROR]
+
+
+def test_one_expert_with_all_tokens_is_collapsed_and_not_smoothed(tmp_path):
+    """The noise of a share near 1 is small, and rightly so."""
+    trace = array(drawn(0.97, 0.02, 0.01, steps=100, tokens=10_000), tmp_path)
+
+    assert ["collapse"] == [found.name for found in examine(trace)]
+
+
+def test_a_moving_average_is_smoothed(tmp_path):
+    """Weight 0.1 for the new step, as balancers keep it."""
+    counts = drawn(0.4, 0.3, 0.2, 0.1, steps=200, tokens=100_000).astype(float)
+    for i in range(1, len(counts)):
+        counts[i] = 0.9 * counts[i - 1] + 0.1 * counts[i]
+
+    trace = array(np.rint(counts).astype(int), tmp_path)
+
+    assert "smoothed" in [found.name for found in examine(trace)]
+
+
+def test_a_finding_of_the_reader_is_not_made_again(small, tmp_path):
+    """What is in the metadata is shown once."""
+    pq.write_table(long_table(small.select(last=40)), tmp_path / "dump.parquet")
+    trace = array([[[1, 2]], [[2, 2]]], tmp_path)
+
+    assert ["tokens-vary"] == [found.name for found in examine(trace)]
+
+
+def test_accepted_errors_do_not_fail_a_check(tmp_path):
+    """Whoever accepted them knows."""
+    trace = array(np.cumsum(drawn(0.5, 0.5, steps=20), axis=0), tmp_path)
+    accepted = LoadTrace.from_counts(trace.counts).info
+    findings = examine(trace)
+
+    assert ["cumulative"] == [
+        found.name for found in failing(findings, LoadTrace.from_counts(trace.counts, info=accepted))
+    ]
+
+
+def test_check_fails_for_what_is_named(moetrace, tmp_path):
+    """For watch-dogs and CI."""
+    np.save(tmp_path / "run.npy", drawn(0.95, 0.03, 0.02, steps=100))
+    moetrace("ingest", tmp_path / "run.npy")
+
+    assert 0 == moetrace("check").code
+    assert 1 == moetrace("check", "--fail-on", "dead,collapse").code
+    assert 0 == moetrace("check", "--fail-on", "drift").code
+    assert 2 == moetrace("check", "--fail-on", "nothing").code
+    shown = moetrace("check", "--json").json["findings"]
+    assert [("collapse", "warning", "layer 0")] == [(row["name"], row["severity"], row["place"]) for row in shown]

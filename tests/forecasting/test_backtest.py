@@ -1,0 +1,262 @@
+"""The backtest: what it shows a predictor, when it fits, and what it makes of the answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from moetrace import LoadTrace, SettingError, TooShortError, evaluate, forecast_end, predictor
+from moetrace.forecasting.forecasts import repaired
+from moetrace.forecasting.predictors import PREDICTORS, base
+from moetrace.forecasting.windows import default_cutoffs, longest_scorable, scorable
+from moetrace.synthetic import settling, synthetic_trace
+from moetrace.trace import LayerLoad
+
+
+@dataclass(frozen=True)
+class Saying(base.Predictor, base.Fitted):
+    """Always forecasts the same shares."""
+
+    name = "saying"
+    shares: tuple[float, ...] = (0.5, 0.5)
+
+    def fit(self, histories: Sequence[LayerLoad]) -> base.Fitted:  # noqa: ARG002 - nothing to learn
+        return self
+
+    def forecast(self, history: LayerLoad, horizon: int) -> base.Forecast:  # noqa: ARG002 - it has made up its mind
+        return base.Forecast(base.constant(np.array(self.shares), horizon))
+
+
+SEEN: list[tuple[str, int, int]] = []
+
+
+@dataclass(frozen=True)
+class Watching(Saying):
+    """Notes what it is shown."""
+
+    name = "watching"
+    pools_layers = False
+
+    def fit(self, histories: Sequence[LayerLoad]) -> base.Fitted:
+        SEEN.extend(("fit", load.layer, int(load.steps[-1])) for load in histories)
+        return self
+
+    def forecast(self, history: LayerLoad, horizon: int) -> base.Forecast:
+        SEEN.append(("forecast", history.layer, int(history.steps[-1])))
+        return base.Forecast(base.constant(history.mean_shares, horizon))
+
+
+class WatchingAll(Watching):
+    """Notes the same, with one fit for all layers."""
+
+    name = "watching_all"
+    pools_layers = True
+
+
+class Seldom(Watching):
+    """Is fitted anew when its history has doubled."""
+
+    name = "seldom"
+    refit_growth = 2.0
+
+
+class Demanding(Watching):
+    """Needs 40 steps of history."""
+
+    name = "demanding"
+    needs = 40
+
+
+@pytest.fixture
+def even():
+    """Two layers of two experts, 50 tokens each, over 100 steps from step 1."""
+    return LoadTrace.from_counts(np.full((100, 2, 2), 50), name="even")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_seen():
+    SEEN.clear()
+
+
+def test_known_forecasts_have_known_scores(even):
+    """A forecast of 0.6 and 0.4 of an even load errs by 0.2 in sum, 0.1 on average, 20 % of each."""
+    scores = evaluate(even, [Saying((0.6, 0.4))], [10], [50]).scores
+
+    assert [1, 0] == sorted(scores["layer"], reverse=True)
+    for name, expected in {"error_rate": 0.2, "step_error_rate": 0.2, "mape": 0.2, "abs_points": 0.1}.items():
+        assert expected == pytest.approx(scores[name])
+
+
+def test_the_forecast_is_repaired_before_it_is_scored(even):
+    """Negative shares are cut and the rest scaled to 1."""
+    scores = evaluate(even, [Saying((1.2, -0.2))], [10], [50]).scores
+
+    assert 1.0 == pytest.approx(scores["error_rate"])
+
+
+def test_nothing_left_after_the_repair_is_an_even_forecast():
+    """Shares of nothing, or not a number, become equal ones."""
+    found = repaired(base.Forecast(np.array([[-1.0, 0.0], [np.nan, np.nan], [1.0, 3.0]])))
+
+    assert np.array_equal([[0.5, 0.5], [0.5, 0.5], [0.25, 0.75]], found)
+
+
+@pytest.mark.parametrize("made", [Watching(), WatchingAll()])
+def test_a_predictor_is_shown_nothing_after_the_cutoff(even, made):
+    """Fits and forecasts at a cutoff end with it, layer by layer."""
+    evaluate(even, [made], [10], [30, 60])
+
+    assert {("fit", 0, 30), ("forecast", 0, 30), ("fit", 1, 60), ("forecast", 1, 60)} <= set(SEEN)
+    assert {30, 60} == {last for _, _, last in SEEN}
+
+
+@pytest.mark.parametrize("name", PREDICTORS)
+def test_scores_at_a_cutoff_do_not_depend_on_what_comes_after_the_horizon(name):
+    """A trace cut behind the horizon gives the same scores, state and noise included."""
+    spec = {"lstm": "lstm:updates=3"}.get(name, name)
+    trace = synthetic_trace([settling(800, steps=2600, tokens=3000)], seed=4)
+    whole = evaluate(trace, [predictor(spec)], [500], [1500]).scores
+    cut = evaluate(trace.select(last=2000), [predictor(spec)], [500], [1500]).scores
+
+    seconds = ["fit_seconds", "forecast_seconds"]
+    assert whole.drop(columns=seconds).to_dict() == cut.drop(columns=seconds).to_dict()
+
+
+def test_a_predictor_is_fitted_as_seldom_as_it_says(even):
+    """Refitted when the history has doubled, moved forward in between."""
+    evaluate(even.select(layers=[0]), [Seldom()], [5], [10, 15, 20, 30, 45])
+
+    assert [10, 20, 45] == [last for what, _, last in SEEN if what == "fit"]
+    assert [10, 15, 20, 30, 45] == [last for what, _, last in SEEN if what == "forecast"]
+
+
+def test_too_short_a_history_is_a_status_without_a_score(even):
+    """Nothing is fitted, and the row says why it is empty."""
+    scores = evaluate(even.select(layers=[0]), [Demanding()], [10], [20, 50]).scores
+
+    assert ["too_short", "ok"] == scores["status"].tolist()
+    assert [True, False] == scores["error_rate"].isna().tolist()
+    assert [50] == [last for what, _, last in SEEN if what == "fit"]
+
+
+def test_skill_is_measured_against_window_mean(even):
+    """window_mean has none; a worse forecast has less than none."""
+    counts = np.full((100, 1, 2), 50)
+    counts[60:, 0, 0] += 10
+    moved = LoadTrace.from_counts(counts)
+    scores = evaluate(moved, [predictor("window_mean"), Saying((0.2, 0.8))], [20], [60]).scores
+
+    assert 0 == scores["skill"][0]
+    assert scores["skill"][1] < 0
+    assert scores["window_mean_error_rate"][1] == scores["error_rate"][0]
+
+
+def test_horizons_the_trace_does_not_cover_are_left_out(even):
+    """A cutoff is scored for the horizons that were recorded after it, and only those."""
+    scores = evaluate(even.select(layers=[0]), [Saying()], [10, 60], [30, 85, 95]).scores
+
+    assert [(30, 10), (30, 60), (85, 10)] == list(zip(scores["cutoff"], scores["horizon"]))
+
+
+def test_steps_logged_now_and_then_are_matched_by_number():
+    """A forecast for every step is compared with the steps that were logged."""
+    counts = np.full((20, 1, 2), 5)
+    sparse = LoadTrace.from_counts(counts, steps=np.arange(0, 200, 10))
+    scores = evaluate(sparse, [Saying((0.7, 0.3))], [50], [100]).scores
+
+    assert 0.4 == pytest.approx(scores["error_rate"][0])
+
+
+def test_default_cutoffs_are_500_and_every_thousand():
+    """Counted from the last thousand before the start."""
+
+    def trace(first, last):
+        return LoadTrace.from_counts(np.ones((last - first + 1, 1, 2)), steps=np.arange(first, last + 1))
+
+    assert [500, 1000, 2000, 3000] == default_cutoffs(trace(0, 3500))
+    assert [100_500, 101_000, 102_000] == default_cutoffs(trace(100_000, 102_500))
+    assert [200, 300, 400] == default_cutoffs(trace(1, 450), first=200, every=100)
+
+
+def test_which_horizons_can_be_scored(even):
+    """What was recorded after the cutoff decides."""
+    assert [30, 50] == scorable(even, [0, 30, 50, 60, 99], 50)
+    assert 60 == longest_scorable(even, first=40)
+
+
+def test_a_horizon_without_a_logged_step_cannot_be_scored():
+    """A gap, or a stride, may be longer than the horizon."""
+    counts = np.random.default_rng(0).integers(1, 9, (200, 1, 4))
+    gap = LoadTrace.from_counts(counts, steps=np.r_[0:100, 300:400])
+    sparse = LoadTrace.from_counts(counts, steps=np.arange(0, 2000, 10))
+
+    assert [90, 250] == scorable(gap, [90, 99, 150, 250], 100)
+    assert [25] == scorable(sparse, [20, 25], 5)
+    assert [310] == evaluate(gap, [predictor("window_mean")], [50], [99, 150, 310]).scores["cutoff"].tolist()
+
+
+def test_a_trace_too_short_to_score_has_no_scores(even):
+    """Empty frames with all their columns."""
+    found = evaluate(even, [Saying()], [1000])
+
+    assert (0, 0) == (len(found.scores), len(found.shares))
+    assert "error_rate" in found.scores.columns
+
+
+def test_the_forecast_after_the_end_starts_with_the_next_step(even):
+    """One per predictor and layer, repaired."""
+    found = list(forecast_end(even, [Saying((3.0, 1.0)), Watching()], 7))
+
+    said = "saying:shares=3.0,1.0"
+    assert [(said, 0), ("watching", 0), (said, 1), ("watching", 1)] == [(f.predictor, f.layer) for f in found]
+    assert {101} == {f.first_step for f in found}
+    assert np.allclose([[0.75, 0.25]] * 7, found[0].shares)
+
+
+def test_a_trace_too_short_for_every_predictor_is_an_error(even):
+    """With what is needed; one that can do it is enough."""
+    short = even.select(last=20)
+
+    with pytest.raises(TooShortError, match="needs 40"):
+        list(forecast_end(short, [Demanding()], 5))
+    assert 2 == len(list(forecast_end(short, [Demanding(), Saying()], 5)))
+
+
+def test_progress_ends_with_all_done(even):
+    """Pooled fits and layers are the pieces of work."""
+    told = []
+    evaluate(even, [WatchingAll(), Saying()], [10], [30, 60], lambda done, total: told.append((done, total)))
+
+    assert [(1, 3), (2, 3), (3, 3)] == told
+
+
+def test_nonsense_is_refused(even):
+    """A horizon of no steps, and the same predictor twice."""
+    with pytest.raises(SettingError, match="horizon"):
+        evaluate(even, [Saying()], [0])
+    with pytest.raises(SettingError, match="given twice"):
+        evaluate(even, [Saying(), Saying()], [10])
+
+
+def test_a_layer_read_twice_is_the_same(even):
+    """The predictor is handed the trace's own counts, unchanged."""
+    before = even.counts.copy()
+    evaluate(even, [Watching()], [10], [30])
+
+    assert np.array_equal(before, even.counts)
+
+
+def test_what_is_trained_on_another_run_never_sees_this_one(even):
+    """One fit, on every layer of the other run, applied at every cutoff."""
+    other = LoadTrace.from_counts(np.full((77, 3, 2), 9), name="other")
+    evaluate(even, [WatchingAll(), Watching()], [10], [30, 60], train_on=[other])
+
+    assert [("fit", 0, 77), ("fit", 1, 77), ("fit", 2, 77)] == SEEN[:3]
+    assert {30, 60, 77} == {last for _, _, last in SEEN}
+
+
+def test_a_run_is_not_predicted_by_what_was_trained_on_it(even):
+    """That would be no test."""
+    with pytest.raises(SettingError, match="even itself"):
+        evaluate(even, [WatchingAll()], [10], [30], train_on=[even])

@@ -1,0 +1,106 @@
+"""Intervals: they hold as often as they say, and are scaled by what was missed before."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moetrace import LoadTrace, evaluate, forecast_end, predictor
+from moetrace.forecasting.intervals import bounds, scale, spread, squared_miss
+from moetrace.synthetic import Course, synthetic_trace
+
+
+def wandering(seed, experts, tokens, volatility, concentration):
+    """A synthetic layer that moves as lively all along."""
+    changes = ((1, volatility),)
+    course = Course(steps=7000, experts=experts, tokens=tokens, changes=changes, concentration=concentration)
+    return synthetic_trace([course], seed=seed)
+
+
+def test_intervals_cover_as_often_as_they_say():
+    """Within 3 points of 80 and 95 % over many synthetic series of different noise and drift."""
+    kinds = [(8, 2000, 0.001, None), (16, 50_000, 0.001, None), (64, 20_000, 0.0005, None), (32, 4096, 0.001, 200)]
+    held = []
+    for seed in range(12):
+        trace = wandering(seed, *kinds[seed % len(kinds)])
+        held.append(evaluate(trace, [predictor("level")], [1000], [2500, 3500, 4500, 5500]).scores)
+    found = [np.mean([part[name].mean() for part in held]) for name in ("coverage_80", "coverage_95")]
+
+    assert 0.80 == pytest.approx(found[0], abs=0.03)
+    assert 0.95 == pytest.approx(found[1], abs=0.03)
+
+
+def test_the_deviation_equals_its_naive_twin_where_the_load_stands_still():
+    """It is at least the sampling of the horizon's mean, and not twice as much for not knowing the level."""
+    share = np.array([0.5, 0.3, 0.2])
+    counts = np.random.default_rng(0).multinomial(1000, share, size=20_000)
+    load = LoadTrace.from_counts(counts[:, None]).layer(0)
+    sampling = np.sqrt(share * (1 - share) / 1000 / 1000)
+
+    found = spread(load, 1000)
+
+    assert (sampling <= found).all()
+    assert (found < 2 * sampling).all()
+
+
+def test_the_longer_the_horizon_the_less_is_known_of_a_moving_load():
+    """And hardly the less of a still one."""
+    moving = wandering(0, 8, 50_000, 0.003, None).layer(0)
+    still = wandering(0, 8, 2000, 0.00001, None).layer(0)
+
+    assert (spread(moving, 4000) > 1.5 * spread(moving, 500)).all()
+    assert (spread(still, 4000) < 1.2 * spread(still, 500)).all()
+
+
+def test_the_deviation_sees_nothing_after_the_cutoff():
+    """NaN in every later step changes nothing."""
+    load = wandering(1, 8, 2000, 0.001, None).layer(0)
+    blind = replace(load, counts=np.where(load.steps[:, None] > 3000, np.nan, load.counts))
+
+    assert np.array_equal(spread(load.until(3000), 1000), spread(blind.until(3000), 1000))
+
+
+def test_misses_of_earlier_cutoffs_scale_the_formula():
+    """None leaves it alone; many outweigh it; those that are not known yet do not count."""
+    assert 1.0 == scale([])
+    assert 3.0 == pytest.approx(scale([9.0] * 1000), rel=0.01)
+    assert scale([4.0]) == scale([4.0, float("nan")])
+    assert 1.0 < scale([4.0]) < 2.0
+
+
+def test_a_squared_miss_of_the_right_size_is_one():
+    """Errors of one deviation each; an expert without deviation is left out."""
+    assert 1.0 == pytest.approx(
+        squared_miss(np.array([0.5, 0.5, 0.0]), np.array([0.4, 0.7, 0.0]), np.array([0.1, 0.2, 0.0]))
+    )
+    assert 0.0 == squared_miss(np.array([1.0]), np.array([1.0]), np.array([0.0]))
+
+
+def test_bounds_stay_within_0_and_1():
+    """And the wider interval holds the narrower one."""
+    ends = bounds(np.array([0.01, 0.99]), np.array([0.1, 0.1]))
+
+    assert (ends["low_95"] <= ends["low_80"]).all()
+    assert (ends["high_95"] >= ends["high_80"]).all()
+    assert min(ends["low_95"]) == 0
+    assert max(ends["high_95"]) == 1
+
+
+def test_the_scale_uses_only_cutoffs_whose_horizon_has_passed():
+    """A trace cut after the horizon of the last cutoff has the same intervals there."""
+    trace = wandering(2, 8, 2000, 0.001, None)
+    whole = evaluate(trace, [predictor("ema")], [1000], [2000, 2500, 3500]).shares
+    alone = evaluate(trace.select(last=3500), [predictor("ema")], [1000], [2000, 2500]).shares
+
+    assert whole[whole["cutoff"] == 2500].to_dict("list") == alone[alone["cutoff"] == 2500].to_dict("list")
+
+
+def test_the_forecast_after_the_end_is_as_uncertain_as_the_scores_taught():
+    """A predictor that missed by far has a wider interval."""
+    trace = wandering(3, 8, 2000, 0.001, None)
+    made = [predictor("ema")]
+    scores = evaluate(trace, made, [500]).scores
+    (naive,) = forecast_end(trace, made, 500)
+    (taught,) = forecast_end(trace, made, 500, scores=scores)
+
+    assert (taught.deviation > naive.deviation).all()

@@ -1,0 +1,75 @@
+"""What can be predicted: tables and a sentence that follow from the scores."""
+
+import pandas as pd
+import pytest
+
+from moetrace import evaluate, predictor
+from moetrace.analysis.tables import state_frames
+from moetrace.forecasting.predictability import predictability_frames, sentence_frame, worst_experts_frame
+
+
+@pytest.fixture(scope="module")
+def frames(settled):
+    """Of the synthetic trace with one layer that settles and one that never does."""
+    test = evaluate(settled, [predictor("window_mean"), predictor("level")], [500, 1000])
+    return predictability_frames(settled, state_frames(settled)["layers"], test)
+
+
+def test_errors_are_compared_by_horizon(frames):
+    """One row per horizon and state; the noise of the mean falls as the horizon grows."""
+    stable = frames["by_horizon"][frames["by_horizon"]["state"] == "stable"].set_index("horizon")
+
+    assert [10, 30, 100, 300, 1000] == [h for h in stable.index if h <= 1000]
+    assert stable["error_noise"].is_monotonic_decreasing
+    assert (stable["step_noise"] / stable["step_error_rate"]).tolist() == stable["noise_part"].tolist()
+
+
+def test_histories_are_compared_at_the_same_cutoffs(frames):
+    """Every length is scored as often as the others of its state."""
+    by_history = frames["by_history"]
+
+    assert {100, 200, 500, 1000, 2000} == set(by_history["history"])
+    assert all(part["scored"].nunique() == 1 for _, part in by_history.groupby("state"))
+
+
+def test_layers_are_told_apart(frames):
+    """Only those that were stable at some cutoff, by the preferred predictor."""
+    assert {0} == set(frames["by_layer"]["layer"])
+    assert {"level"} == set(frames["by_layer"]["predictor"])
+
+
+def test_the_experts_that_cause_the_error_are_named():
+    """By the mean of their absolute error; the parts of a layer sum to 1."""
+    rows = [
+        ("t", "level", 1, 1000, cutoff, expert, 0.5, 0.5 + error)
+        for cutoff in (1, 2)
+        for expert, error in enumerate([0.0, 0.1, -0.3])
+    ]
+    shares = pd.DataFrame(
+        rows, columns=["trace", "predictor", "layer", "horizon", "cutoff", "expert", "predicted", "actual"]
+    )
+    worst = worst_experts_frame(shares)
+
+    assert [2, 1, 0] == worst["expert"].tolist()
+    assert [0.75, 0.25, 0.0] == pytest.approx(worst["part_of_error"])
+
+
+def test_the_sentence_says_from_when_on_and_how_well():
+    """With the settle step of the last layer to settle, the error and the noise."""
+    layers = pd.DataFrame({"trace": ["t", "t"], "settle_step": pd.array([500, 4200], "Int64")})
+    row = {"predictor": "auto", "horizon": 1000, "state": "stable", "error_rate": 0.016, "error_noise": 0.006}
+    scores = pd.DataFrame([row | {"step_error_rate": 0.15, "step_noise": 0.14}])
+    said = sentence_frame(layers, scores)["sentence"][0]
+
+    assert said.startswith("From step 4,200 on")
+    assert "1.6 %" in said
+    assert "14.0" in said
+
+
+def test_the_sentence_is_honest_about_layers_that_do_not_settle(frames, settled):
+    """It counts them; and where nothing is stable it says only that."""
+    layers = state_frames(settled)["layers"]
+    nothing = evaluate(settled, [predictor("ema")], [99_999]).scores
+
+    assert "1 of 2 layers" in frames["sentence"]["sentence"][0]
+    assert "No layer is stable" in sentence_frame(layers, nothing)["sentence"][0]

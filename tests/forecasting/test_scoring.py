@@ -1,0 +1,86 @@
+"""Errors and imbalance: each equals a plain loop over the definition."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from moetrace.analysis.imbalance import IMBALANCE
+from moetrace.forecasting.scoring import errors
+
+RNG = np.random.default_rng(0)
+COUNTS = RNG.multinomial(50, [0.5, 0.3, 0.2, 0.0], size=20) * RNG.integers(1, 4, size=(20, 1))
+FORECAST = RNG.dirichlet([3, 2, 1, 1], size=20)
+
+
+def naive_errors(forecast, counts):
+    """The definitions, step by step and expert by expert."""
+    steps, experts = counts.shape
+    tokens = sum(counts[t][e] for t in range(steps) for e in range(experts))
+    rate = step_rate = points = 0.0
+    relative = []
+    for e in range(experts):
+        actual = sum(counts[t][e] for t in range(steps)) / tokens
+        predicted = sum(sum(counts[t]) * forecast[t][e] for t in range(steps)) / tokens
+        rate += abs(predicted - actual)
+        points += abs(predicted - actual) / experts
+        if actual > 0:
+            relative.append(abs(predicted - actual) / actual)
+    for t in range(steps):
+        step_rate += sum(abs(forecast[t][e] - counts[t][e] / sum(counts[t])) for e in range(experts)) / steps
+    return rate, step_rate, sum(relative) / len(relative), experts - len(relative), points
+
+
+def test_errors_equal_their_naive_twin():
+    """Vectorised and looped agree, an idle expert included."""
+    assert naive_errors(FORECAST, COUNTS) == pytest.approx(tuple(errors(FORECAST, COUNTS)), rel=1e-12)
+
+
+def test_a_perfect_forecast_has_no_error():
+    """Predicting what happens gives 0 everywhere."""
+    found = errors(COUNTS / COUNTS.sum(axis=1, keepdims=True), COUNTS)
+
+    assert pytest.approx(tuple(found), abs=1e-15) == (0, 0, 0, 1, 0)
+
+
+def test_the_error_rate_ignores_what_averages_out():
+    """Errors of opposite sign in two steps cancel in error_rate, not in step_error_rate."""
+    found = errors(np.array([[0.6, 0.4], [0.4, 0.6]]), np.array([[50, 50], [50, 50]]))
+
+    assert pytest.approx(found.error_rate) == 0
+    assert pytest.approx(found.step_error_rate) == 0.2
+
+
+def naive_gini(load):
+    """Mean absolute difference of all pairs over twice the mean."""
+    n = len(load)
+    return sum(abs(a - b) for a in load for b in load) / (2 * n * n * (sum(load) / n))
+
+
+NAIVE = {
+    "mean_over_max": lambda x: (sum(x) / len(x)) / max(x),
+    "max_over_mean": lambda x: max(x) / (sum(x) / len(x)),
+    "max_violation": lambda x: (max(x) - sum(x) / len(x)) / (sum(x) / len(x)),
+    "cv": lambda x: (sum((v - sum(x) / len(x)) ** 2 for v in x) / len(x)) ** 0.5 / (sum(x) / len(x)),
+    "entropy": lambda x: -sum(v / sum(x) * np.log(v / sum(x)) for v in x if v / sum(x) > 0) / np.log(len(x)),
+    "dead_fraction": lambda x: sum(v == 0 for v in x) / len(x),
+    "gini": naive_gini,
+}
+
+
+@pytest.mark.parametrize("name", IMBALANCE)
+@given(load=hnp.arrays(np.float64, st.integers(2, 9), elements=st.floats(0, 100)).filter(lambda x: x.sum() > 1e-3))
+def test_imbalance_equals_its_naive_twin(name, load):
+    """Every definition agrees with a loop."""
+    measure, _ = IMBALANCE[name]
+
+    assert NAIVE[name](load.tolist()) == pytest.approx(measure(load), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "best"), [("mean_over_max", 1), ("max_violation", 0), ("cv", 0), ("gini", 0), ("entropy", 1)]
+)
+def test_equal_loads_are_best(name, best):
+    """Every definition calls equal loads its best value."""
+    assert best == pytest.approx(IMBALANCE[name][0](np.full(8, 0.125)))

@@ -1,0 +1,274 @@
+"""Plans of experts on GPUs: how good, how even, how much they move, and what the command says."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrace import LoadTrace, SettingError, evaluate, predictor
+from moetrace.placement.plan import Plan, evenness, in_order, place, replan, slots_of
+from moetrace.placement.simulate import best_strategy, placement_frame, placement_summary
+from moetrace.synthetic import settling, synthetic_trace
+
+
+def lowest_peak(shares, gpus):
+    """The load of the busiest GPU under the best of all plans without copies, by trying them."""
+    slots = len(shares) // gpus
+
+    def rest(left, peak):
+        if not left:
+            return peak
+        first, *others = left
+        return min(
+            rest([e for e in others if e not in chosen], max(peak, shares[[first, *chosen]].sum()))
+            for chosen in itertools.combinations(others, slots - 1)
+        )
+
+    return rest(list(range(len(shares))), 0.0)
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(8, 2), (8, 4), (6, 3), (9, 3)]))
+def test_a_plan_is_hardly_worse_than_the_best_of_all(seed, shape):
+    """Against every plan there is; never better, which would be a wrong count."""
+    experts, gpus = shape
+    shares = np.random.default_rng(seed).dirichlet(np.full(experts, 1.5))
+
+    peak = (place(shares, gpus).parts @ shares).max()
+
+    assert lowest_peak(shares, gpus) - 1e-12 <= peak <= 1.06 * lowest_peak(shares, gpus)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.integers(1, 6), st.integers(0, 3))
+def test_slots_are_filled_evenly_and_no_expert_is_forgotten(seed, gpus, slots, copies):
+    """Every GPU the same number, every expert somewhere, none of them twice on one GPU without need."""
+    redundant = min(copies * gpus, gpus * slots - gpus)
+    experts = gpus * slots - redundant
+    redundant = min(redundant, experts * (gpus - 1) // gpus * gpus)
+    experts = gpus * slots - redundant
+    shares = np.random.default_rng(seed).dirichlet(np.ones(experts))
+
+    held = place(shares, gpus, redundant).held
+
+    assert (gpus, experts) == held.shape
+    assert [slots] * gpus == held.sum(axis=1).tolist()
+    assert held.sum(axis=0).min() >= 1
+    assert held.sum(axis=0).max() <= gpus
+
+
+def test_copies_go_to_the_busiest():
+    """Half of the load on one expert of eight: alone it is twice the mean, in four copies the load is even."""
+    shares = np.array([0.5, *[0.5 / 7] * 7])
+
+    alone, copied = (evenness(place(shares, 4, redundant), 1000 * shares[None]) for redundant in (0, 4))
+
+    assert alone.peak_over_mean == pytest.approx(4 * (0.5 + 0.5 / 7))
+    assert copied.peak_over_mean < 1.2
+
+
+def test_evenness_is_what_counting_token_by_token_gives(settled):
+    """A naive twin: the load of each GPU in each step, one slot after the other."""
+    counts = settled.layer(0).counts[:50]
+    plan = place(counts.sum(axis=0) / counts.sum(), 4, 4)
+    loads = np.zeros((50, 4))
+    for gpu, experts in enumerate(plan.experts):
+        for expert in experts:
+            loads[:, gpu] += counts[:, expert] / sum(held.count(expert) for held in plan.experts)
+
+    found = evenness(plan, counts)
+
+    assert found.peak_over_mean == pytest.approx(loads.sum(axis=0).max() / loads.sum(axis=0).mean())
+    assert found.balance == pytest.approx(sum(step.mean() for step in loads) / sum(step.max() for step in loads))
+
+
+@settings(deadline=None)  # the first of them imports scipy
+@given(st.integers(0, 2**32 - 1))
+def test_renaming_moves_as_few_as_can_be(seed):
+    """Against every order of the GPUs; the plan itself stays the same."""
+    rng = np.random.default_rng(seed)
+    before, plan = (place(rng.dirichlet(np.ones(12)), 4) for _ in range(2))
+
+    found = plan.aligned(before)
+
+    assert sorted(map(tuple, plan.held.tolist())) == sorted(map(tuple, found.held.tolist()))
+    assert found.moved(before) == min(Plan(plan.held[list(o)]).moved(before) for o in itertools.permutations(range(4)))
+    assert 0 == plan.aligned(plan).moved(plan)
+
+
+def test_a_plan_is_kept_unless_a_new_one_gains_enough():
+    """None is made for nothing; where slots are added, a new one is always made."""
+    before = place(np.array([0.3, 0.3, 0.1, 0.1, 0.1, 0.1]), 3)
+    hot = np.full(6, 0.1)
+    hot[before.experts[0]] = 0.3  # both of one GPU
+    new = place(hot, 3).aligned(before)
+    gain = before.peak_over_mean(hot) - new.peak_over_mean(hot)
+
+    assert 0 < gain
+    assert np.array_equal(new.held, replan(before, hot, least_gain=gain / 2).held)
+    assert replan(before, hot, least_gain=2 * gain) is before
+    assert replan(before, before.parts.sum(axis=0) / 6) is before
+    assert 9 == replan(before, hot, redundant=3, least_gain=9.0).held.sum()
+
+
+@pytest.mark.parametrize(
+    ("experts", "gpus", "redundant", "said"),
+    [
+        (8, 3, 0, "try --redundant 1"),
+        (8, 16, 0, "try --redundant 8"),
+        (8, 4, 28, "more than one of each"),
+        (8, 4, 999, "more than one of each"),
+    ],
+)
+def test_slots_that_do_not_fit_are_refused(experts, gpus, redundant, said):
+    """With what would fit."""
+    with pytest.raises(SettingError, match=said):
+        slots_of(experts, gpus, redundant)
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Scores of plans on a synthetic layer that settles at step 1,500, and the trace."""
+    trace = synthetic_trace([settling(1500, steps=4000, tokens=8000)], name="made", seed=5)
+    test = evaluate(trace, [predictor("sw_avg"), predictor("window_mean")], [500], [1000, 2000, 3000])
+    return trace, test, placement_frame(trace, test, 4)
+
+
+def test_every_strategy_is_scored_at_every_cutoff(scored):
+    """In order, by each forecast, and by what came; a plan that knew the load is the most even one."""
+    _, _, scores = scored
+    peaks = scores.pivot_table(index="cutoff", columns="strategy", values="peak_over_mean")
+
+    assert ["in_order", "sw_avg", "window_mean", "oracle"] == scores["strategy"].unique().tolist()
+    assert not peaks.isna().any(axis=None)
+    assert (peaks["oracle"] <= peaks[["in_order", "sw_avg", "window_mean"]].min(axis=1) + 0.01).all()
+    assert 0 == scores[scores["strategy"] == "in_order"]["moved"].max()
+
+
+def test_the_window_mean_is_there_whoever_was_asked(scored):
+    """Computed from the trace where it is no predictor of the backtest, it is the same."""
+    trace, _, scores = scored
+    alone = placement_frame(trace, evaluate(trace, [predictor("sw_avg")], [500], [1000, 2000, 3000]), 4)
+
+    for column in ("peak_over_mean", "balance", "moved"):
+        own, other = (frame[frame["strategy"] == "window_mean"][column].tolist() for frame in (scores, alone))
+        assert own == pytest.approx(other)
+
+
+def test_a_plan_knows_nothing_of_what_comes(scored):
+    """It is the one made from the history alone, also where load and totals turn around after the cutoff."""
+    trace, test, _ = scored
+    counts = trace.counts.copy()
+    counts[trace.steps > 3000] = counts[trace.steps > 3000][..., ::-1]
+    counts[trace.steps > 3300] *= 50
+    other = LoadTrace.from_counts(counts, name="made", steps=trace.steps)
+    turned = evaluate(other, [predictor("sw_avg")], [500], [3000])
+    scores = placement_frame(other, turned, 4).set_index("strategy")
+    before = test.shares[(test.shares["predictor"] == "sw_avg") & (test.shares["cutoff"] == 3000)]
+    known = {
+        "sw_avg": before["forecast"].to_numpy(),
+        "window_mean": trace.layer(0).until(3000).last(1000).mean_shares,
+    }
+
+    for strategy, shares in known.items():
+        expected = evenness(place(shares, 4), other.layer(0).after(3000, 500).counts)
+        assert scores.loc[strategy, "peak_over_mean"] == pytest.approx(expected.peak_over_mean)
+    assert scores.loc["oracle", "peak_over_mean"] < scores.loc["window_mean", "peak_over_mean"]
+
+
+def test_the_summary_is_relative_to_the_window_mean(scored):
+    """Which differs from itself by nothing, and from the oracle by what stands above it."""
+    _, _, scores = scored
+    summary = placement_summary(scores).set_index(["strategy", "state"])
+
+    assert 0 == summary.loc[("window_mean", "all"), "difference"]
+    assert summary.loc[("oracle", "all"), "difference"] == pytest.approx(
+        -summary.loc[("window_mean", "all"), "above_oracle"]
+    )
+    assert 3 == summary.loc[("oracle", "all"), "cutoffs"]
+
+
+def test_the_command_scores_plans_and_writes_one(moetrace, settled, tmp_path):
+    """JSON with the fields other programs rely on, and a map as vllm-ascend and MindIE read it."""
+    from moetrace import save_trace
+
+    save_trace(settled, tmp_path / "settled.parquet")
+    moetrace("ingest", tmp_path / "settled.parquet")
+    argv = ("place", "--gpus", "4", "--redundant", "4", "--predictor", "sw_avg", "--cutoffs", "1000,2000")
+
+    found = moetrace(*argv, "--json").json
+    written = json.loads((tmp_path / "cwd" / found["files"][0]).read_text())
+
+    assert {"trace", "layer", "cutoff", "strategy", "balance", "peak_over_mean"} <= set(found["scores"][0])
+    assert {"in_order", "sw_avg", "window_mean", "oracle"} == {row["strategy"] for row in found["scores"]}
+    assert settled.experts == len({e for row in found["plans"] if row["layer"] == 0 for e in row["experts"]})
+    assert [2, 4] == [written["moe_layer_count"], written["layer_list"][0]["device_count"]]
+    assert 1 == pytest.approx(sum(row["expected"] for row in found["plans"] if row["layer"] == 0))
+    assert "peak" in moetrace(*argv).out
+
+
+def test_no_expert_moves_where_no_plan_gains_enough(moetrace, settled, tmp_path):
+    """With --least-gain, and some without it."""
+    from moetrace import save_trace
+
+    save_trace(settled, tmp_path / "settled.parquet")
+    argv = ("place", tmp_path / "settled.parquet", "--gpus", "4", "--predictor", "window_mean", "--first", "300")
+
+    always, never = (
+        sum(row["moved"] for row in moetrace(*argv, "--least-gain", gain, "--json").json["scores"])
+        for gain in ("0", "9")
+    )
+
+    assert 0 == never < always
+
+
+def test_the_best_is_judged_where_all_were_scored():
+    """A predictor that was too short where it is hard does not win by that."""
+    import pandas as pd
+
+    rows = [("level", 500, 1.9), ("level", 1000, 1.1), ("arima", 1000, 1.2)]
+    scores = pd.DataFrame(
+        [{"layer": 0, "horizon": 100, "cutoff": c, "strategy": s, "peak_over_mean": p} for s, c, p in rows]
+    )
+
+    assert "level" == best_strategy(scores, ["arima", "level"])
+    assert "arima" == best_strategy(scores[:0], ["arima", "level"])
+
+
+def test_a_plan_stays_in_the_workspace(moetrace, settled, tmp_path):
+    """Whatever a trace is called; a second trace of the name is refused, and part of the layers is no plan."""
+    from dataclasses import replace
+
+    from moetrace import save_trace
+
+    for path, name in (("a", "../../escaped"), ("b", "../../escaped")):
+        save_trace(replace(settled, info=replace(settled.info, name=name)), tmp_path / f"{path}.parquet")
+    argv = ("--gpus", "4", "--predictor", "window_mean", "--cutoffs", "2000")
+
+    both = moetrace("place", tmp_path / "a.parquet", tmp_path / "b.parquet", *argv)
+    some = moetrace("place", tmp_path / "a.parquet", *argv, "--layers", "1", "--json")
+
+    assert 3 == both.code
+    assert "is of another trace of this name" in both.err
+    assert not (tmp_path / "escaped-4-gpus.json").exists()
+    assert [] == some.json["files"]
+    assert "leave --layers out" in some.err
+
+
+def test_gpus_that_do_not_fit_are_one_line(moetrace, settled, tmp_path):
+    """Exit code 1, before anything is computed."""
+    from moetrace import save_trace
+
+    save_trace(settled, tmp_path / "settled.parquet")
+    moetrace("ingest", tmp_path / "settled.parquet")
+
+    done = moetrace("place", "--gpus", "3")
+
+    assert (1, 1) == (done.code, done.err.count("\n"))
+    assert "8 experts and 0 copies do not fill 3 GPUs evenly" in done.err
+
+
+def test_in_order_keeps_neighbours_together():
+    """As frameworks do; what is left over goes to the first ones."""
+    assert [[0, 1], [2], [3]] == in_order(4, 3).experts

@@ -1,0 +1,113 @@
+"""The store: what goes in comes out, damage is one line, and names say what a result depends on."""
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from moetrace import WorkspaceError, predictor, save_trace
+from moetrace.forecasting.forecasts import Coming
+from moetrace.workspace.results import Result, Store, layer_digests, safe, settings_of, write_forecast
+
+RESULT = Result("a trace", "arima:order=5,1,5", 3, 1000, "0123")
+COMING = Coming("p", 3, 11, np.array([[0.25, 0.75], [0.1 + 0.2, 0.7]]), np.array([1 / 3, 0.1]), "ok")
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty one."""
+    return Store(tmp_path / "parts")
+
+
+def test_scores_and_shares_come_back(store):
+    """Both frames, to the last bit."""
+    scores = pd.DataFrame({"predictor": ["p", "p"], "cutoff": [1, 2], "error_rate": [0.1, float("nan")]})
+    shares = pd.DataFrame({"expert": [0, 1], "predicted": [1 / 3, 2 / 3]})
+    assert not store.has_scores(RESULT)
+    store.put_scores(RESULT, scores, shares)
+
+    assert store.has_scores(RESULT)
+    pd.testing.assert_frame_equal(scores, store.scores(RESULT), check_exact=True)
+    pd.testing.assert_frame_equal(shares, store.shares(RESULT), check_exact=True)
+
+
+def test_a_forecast_comes_back(store):
+    """Shares, deviation and status, to the last bit."""
+    store.put_forecast(RESULT, COMING)
+    found = store.forecast(RESULT)
+
+    assert np.array_equal(COMING.shares, found.shares)
+    assert np.array_equal(COMING.deviation, found.deviation)
+    assert (COMING[:3], "ok", "ok") == (found[:3], found.status, store.status(RESULT))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-20], lambda _: b"", lambda data: data[:80] + b"xx" + data[82:]])
+def test_damage_is_one_line_with_the_way_out(store, damage):
+    """A file cut short, an empty one, flipped bytes."""
+    store.put_forecast(RESULT, COMING)
+    (path,) = store.root.rglob("*.parquet")
+    path.write_bytes(damage(path.read_bytes()))
+
+    with pytest.raises(WorkspaceError, match=r"forecast.parquet cannot be read: delete it") as raised:
+        store.forecast(RESULT)
+    assert "\n" not in str(raised.value)
+
+
+def test_removing_takes_the_results_of_one_trace(store):
+    """And no other; nothing to remove is no error."""
+    other = Result("b", "p", 0, 10, "k")
+    store.put_forecast(RESULT, COMING)
+    store.put_forecast(other, COMING)
+    store.remove("a trace")
+    store.remove("never heard of")
+
+    assert (False, True) == (store.has_forecast(RESULT), store.has_forecast(other))
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "../x", ".", "", "lstm:seed=3", "x" * 300, "C:\\x"])
+def test_names_stay_inside_the_folder(name):
+    """Whatever a trace or a predictor is called."""
+    assert not set("/\\:.") & set(safe(name))
+    assert 0 < len(safe(name)) <= 100
+
+
+def test_settings_tell_predictors_apart():
+    """The default spelled out is the default; anything else is another."""
+    assert settings_of(predictor("sw_avg")) == settings_of(predictor("sw_avg:window=500"))
+    assert settings_of(predictor("sw_avg")) != settings_of(predictor("sw_avg:window=501"))
+    assert settings_of(predictor("sw_avg")) != settings_of(predictor("window_mean"))
+
+
+def test_digests_are_those_of_the_counts(small, tmp_path):
+    """A layer that is the same in another trace has the same."""
+    save_trace(small, tmp_path / "a.parquet")
+    save_trace(small.select(layers=[5]), tmp_path / "b.parquet")
+
+    both, one = layer_digests(tmp_path / "a.parquet"), layer_digests(tmp_path / "b.parquet")
+    assert {5: both[5]} == one
+    assert both[3] != both[5]
+
+
+def test_the_forecast_file_has_a_row_for_every_step(tmp_path):
+    """Columns as documented, shares as lists."""
+    coming = Coming("p", 3, 11, np.array([[0.25, 0.75], [0.5, 0.5]]), np.array([0.1, 0.1]), "ok")
+    write_forecast(tmp_path / "f.parquet", [("a", coming), ("b", coming)])
+    rows = pq.read_table(tmp_path / "f.parquet").to_pylist()
+
+    assert {"trace": "a", "predictor": "p", "layer": 3, "step": 12, "shares": [0.5, 0.5]} == rows[1]
+    assert [("a", 11), ("a", 12), ("b", 11), ("b", 12)] == [(row["trace"], row["step"]) for row in rows]
+
+
+def test_the_same_forecast_file_is_not_written_again(tmp_path):
+    """The key decides; a damaged file is replaced."""
+    path = tmp_path / "f.parquet"
+    write_forecast(path, [("a", COMING)], "key")
+    write_forecast(path, iter([("b", COMING)]), "key")
+    assert {"a"} == set(pq.read_table(path)["trace"].to_pylist())
+
+    write_forecast(path, [("b", COMING)], "another")
+    assert {"b"} == set(pq.read_table(path)["trace"].to_pylist())
+
+    path.write_bytes(b"")
+    write_forecast(path, [("b", COMING)], "another")
+    assert {"b"} == set(pq.read_table(path)["trace"].to_pylist())

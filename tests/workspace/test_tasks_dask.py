@@ -1,0 +1,79 @@
+"""The same work on a Dask cluster: a scheduler and two workers on this machine, one of which is lost on the way."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from test_tasks import assert_same, path, work  # noqa: F401 - `path` is a fixture
+
+from moetrace import WorkspaceError
+from moetrace.workspace.results import Store
+from moetrace.workspace.tasks import compute
+
+pytest.importorskip("distributed", reason="Dask is not installed: pip install 'moetrace[dask]'")
+# Of the libraries, about sockets and loops they leave to be collected.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture
+def cluster(tmp_path):
+    """The address of a scheduler, and the processes of two workers."""
+    file = tmp_path / "scheduler.json"
+    common = ["--scheduler-file", file]
+    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", *common, "--host", "127.0.0.1", "--port", "0"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", *common, "--no-nanny", "--nthreads", "1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    processes = [subprocess.Popen([*scheduler, "--no-dashboard"], **quiet)]
+    processes += [subprocess.Popen([*worker, "--no-dashboard"], **quiet) for _ in range(2)]
+    yield _address(file), processes[1:]
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _address(file):
+    """Where the scheduler listens, once two workers have found it."""
+    from distributed import Client
+
+    while not file.exists():
+        time.sleep(0.05)
+    with Client(scheduler_file=str(file), set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=30)
+        return client.scheduler.address
+
+
+def test_a_cluster_that_loses_a_worker_makes_the_same(path, tmp_path, cluster):  # noqa: F811
+    """Its layers are done by the other; results equal those of one process to the last bit."""
+    address, workers = cluster
+    asked = work(path, "sw_avg", "arima", "level", ahead=True)
+    store = Store(tmp_path / "parts")
+    lost = threading.Thread(target=_kill_at_first_result, args=(store, workers[0]))
+    lost.start()
+    found = compute(asked, store, dask=address)
+    lost.join()
+
+    assert (36, 0) == (found.made, found.found)
+    assert -signal.SIGKILL == workers[0].wait()
+    assert workers[1].poll() is None
+    assert_same(compute(asked, Store(tmp_path / "local")), found)
+
+
+def _kill_at_first_result(store, worker):
+    while not list(store.root.rglob("*.scores.parquet")):
+        time.sleep(0.005)
+    worker.kill()
+
+
+def test_a_cluster_that_is_not_there_is_one_line(path, tmp_path, monkeypatch):  # noqa: F811
+    """With the address."""
+    monkeypatch.setattr("moetrace.workspace.tasks.PATIENCE", 1)
+
+    with pytest.raises(WorkspaceError, match=r"no Dask cluster with workers answers at tcp://127.0.0.1:1"):
+        compute(work(path), Store(tmp_path / "parts"), dask="tcp://127.0.0.1:1")

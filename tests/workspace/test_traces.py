@@ -1,0 +1,150 @@
+"""The workspace: names, what is there already, and files that are whole or not there."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from fuzz import kills
+
+from moetrace import ReadOptions, TraceError, Workspace, WorkspaceError
+from moetrace.files import replacing, sweep
+from moetrace.workspace.traces import write_text
+
+
+@pytest.fixture
+def place(tmp_path):
+    """An empty workspace."""
+    return Workspace(tmp_path / "out")
+
+
+def test_a_source_becomes_a_trace_named_by_its_stem(place, long_file, small):
+    """And is found again by name or by path."""
+    done = place.ingest(long_file)
+
+    assert ("small", False) == (done.trace.name, done.unchanged)
+    assert ["small"] == place.names()
+    assert np.array_equal(small.counts, place.open("small").counts)
+    assert np.array_equal(small.counts, place.open(str(done.path)).counts)
+
+
+def test_the_same_source_again_does_nothing(place, long_file):
+    """The file is not even touched."""
+    path = place.ingest(long_file).path
+    before = path.stat().st_mtime_ns
+
+    assert place.ingest(long_file).unchanged
+    assert before == path.stat().st_mtime_ns
+
+
+def test_another_source_under_a_taken_name_is_refused(place, long_file):
+    """The error names both ways out, and each of them works."""
+    place.ingest(long_file)
+    table = pq.read_table(long_file)
+    pq.write_table(table.slice(0, 8), long_file)
+
+    with pytest.raises(WorkspaceError, match=r"--name, or .* --force"):
+        place.ingest(long_file)
+    assert 60 == len(place.open("small").steps)
+    assert 1 == len(place.ingest(long_file, name="other").trace.steps)
+    assert 1 == len(place.ingest(long_file, force=True).trace.steps)
+
+
+def test_other_options_are_another_source(place, long_file):
+    """What was read differently is not the same."""
+    place.ingest(long_file)
+
+    with pytest.raises(WorkspaceError, match="other options"):
+        place.ingest(long_file, options=ReadOptions(tokens_per_step=100))
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "x" * 200, "a\nb"])
+def test_names_that_are_no_file_names_are_refused(place, long_file, name):
+    """Nothing is written outside the workspace."""
+    with pytest.raises(WorkspaceError):
+        place.trace_path(name)
+
+
+def test_a_damaged_trace_is_replaced_only_by_force(place, long_file):
+    """The way out is in the message."""
+    path = place.ingest(long_file).path
+    path.write_bytes(path.read_bytes()[:-20])
+
+    with pytest.raises(WorkspaceError, match="--force"):
+        place.ingest(long_file)
+    assert not place.ingest(long_file, force=True).unchanged
+
+
+def test_unknown_traces_are_named_with_those_there_are(place, long_file):
+    """Also when there are none yet."""
+    with pytest.raises(WorkspaceError, match="moetrace ingest"):
+        place.chosen([])
+    place.ingest(long_file)
+    with pytest.raises(WorkspaceError, match="traces there: small"):
+        place.path_of("smal")
+    with pytest.raises(WorkspaceError, match="traces there: small"):
+        place.remove("smal")
+
+
+def test_remove_deletes_the_trace_and_not_its_source(place, long_file):
+    """Only the canonical file goes."""
+    place.ingest(long_file)
+    place.remove("small")
+
+    assert [] == place.names()
+    assert long_file.exists()
+
+
+def test_a_failed_ingest_leaves_nothing(place, tmp_path):
+    """No trace, no partial file."""
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1")
+
+    with pytest.raises(TraceError):
+        place.ingest(tmp_path / "bad.parquet")
+    assert [] == list((place.root / "traces").iterdir())
+
+
+def test_what_a_dead_process_left_is_swept(tmp_path):
+    """What a living one is writing stays."""
+    node = os.uname().nodename
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = tmp_path / f".partial-{node}-{dead.stdout.strip()}-x.parquet"
+    ours = tmp_path / f".partial-{node}-{os.getpid()}-y.parquet"
+    left.touch()
+    ours.touch()
+    sweep(tmp_path)
+
+    assert [ours] == list(tmp_path.iterdir())
+
+
+def test_an_error_while_writing_keeps_the_old_file(tmp_path):
+    """And no temporary one."""
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write_half():
+        with replacing(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert "old" == path.read_text()
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_a_killed_ingest_leaves_the_old_trace_or_the_new_one(tmp_path):
+    """Killed at five moments while it replaces a trace; the next ingest sweeps up. `make fuzz` kills fifty times."""
+    assert {"old", "new"} >= set(kills.outcomes(5, tmp_path))
+
+
+def test_a_file_the_user_named_is_not_replaced_unasked(tmp_path):
+    """Without force it is an error."""
+    write_text(tmp_path / "x", "one", force=False)
+
+    with pytest.raises(WorkspaceError, match="--force"):
+        write_text(tmp_path / "x", "two", force=False)
+    write_text(tmp_path / "x", "two", force=True)
+    assert "two" == (tmp_path / "x").read_text()
