@@ -13,6 +13,7 @@ from conftest import ROOT
 ORDER = [
     "errors",
     "files",
+    "settings",
     "trace",
     "synthetic",
     "analysis",

@@ -1,0 +1,116 @@
+"""Things chosen by a spec, ``name:setting=value:setting=value``: predictors, and formats of dumps.
+
+A thing is a frozen dataclass with a `name`; its fields are its settings, and their types say what is allowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from difflib import get_close_matches
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from moetrace.errors import SettingError
+
+Thing = TypeVar("Thing")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> SettingError:
+    """That there is no *kind* of that *name*, with the one that was probably meant and all there are."""
+    names = list(known)
+    close = get_close_matches(name, names, n=1)
+    there_are = f"did you mean {close[0]}? There are" if close else "there are"
+    return SettingError(f"there is no {kind} {name!r}; {there_are} {', '.join(names)}")
+
+
+def with_settings(thing: Thing, text: str) -> Thing:
+    """*thing* with the settings in *text*, ``setting=value:setting=value``.
+
+    Raises `SettingError` naming the settings that it has, or what a value has to be.
+    """
+    types = setting_types(thing)
+    parts = _parts(text, types)
+    return replace(thing, **dict(_setting(thing, part, types) for part in parts))  # type: ignore[type-var]
+
+
+def setting_types(thing: object) -> dict[str, Any]:
+    """The settings of a dataclass and their types; an optional one has the type it has when it is given."""
+    hints = get_type_hints(type(thing))
+    return {field.name: _given(hints[field.name]) for field in fields(thing)}  # type: ignore[arg-type]
+
+
+def label(thing: Any) -> str:
+    """The shortest spec that makes *thing* again: its name and the settings that are not the defaults."""
+    default = type(thing)()
+    changed = [f.name for f in fields(thing) if getattr(thing, f.name) != getattr(default, f.name)]
+    return ":".join([thing.name, *(f"{name}={_text(getattr(thing, name))}" for name in changed)])
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return ",".join(str(part) for part in value) if isinstance(value, tuple) else str(value).lower()
+
+
+def _given(kind: Any) -> Any:
+    """The type without the None of an optional setting."""
+    if get_origin(kind) in (Union, UnionType):
+        return next(part for part in get_args(kind) if part is not type(None))
+    return kind
+
+
+def _parts(text: str, types: dict[str, Any]) -> list[str]:
+    """*text* cut at its colons; the value of a setting that is text may hold some, as regular expressions do."""
+    parts: list[str] = []
+    for part in text.split(":") if text else []:
+        free = bool(parts) and types.get(parts[-1].partition("=")[0]) is str
+        if free and part.partition("=")[0] not in types:
+            parts[-1] += f":{part}"
+        else:
+            parts.append(part)
+    return parts
+
+
+def _setting(thing: Any, text: str, types: dict[str, Any]) -> tuple[str, object]:
+    name, given, value = text.partition("=")
+    if not given or name not in types:
+        raise SettingError(f"{thing.name} has no setting {name!r}; it has {', '.join(types) or 'none'}")
+    kind = types[name]
+    least = 0 if name == "seed" or _default(thing, name) == 0 else 1
+    try:
+        return name, _parsed(value, kind, least)
+    except (KeyError, ValueError):
+        raise SettingError(f"{thing.name}:{name} is {_type_name(kind, least)}, not {value!r}") from None
+
+
+def _default(thing: object, name: str) -> object:
+    return next(field.default for field in fields(thing) if field.name == name)  # type: ignore[arg-type]
+
+
+def _parsed(value: str, kind: Any, least: int) -> object:
+    if kind is bool:
+        return {"true": True, "false": False}[value.lower()]
+    if kind is str:
+        return value
+    if get_origin(kind) is Literal:
+        return {str(choice): choice for choice in get_args(kind)}[value]
+    if kind is int or kind is float:
+        number = int(value) if kind is int else float(value)
+        if not number >= (least if kind is int else 0):
+            raise ValueError
+        return number
+    p, d, q = (int(part) for part in value.split(","))
+    if min(p, d, q) < 0:
+        raise ValueError
+    return p, d, q
+
+
+def _type_name(kind: Any, least: int) -> str:
+    if kind is bool:
+        return "true or false"
+    if get_origin(kind) is Literal:
+        return " or ".join(str(choice) for choice in get_args(kind))
+    if kind is int:
+        return "a whole number above 0" if least else "a whole number, 0 or more"
+    return "a number, 0 or more" if kind is float else "three whole numbers p,d,q"
