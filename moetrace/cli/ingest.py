@@ -10,7 +10,7 @@ import typer
 from moetrace.cli.shared import Shared, Table, with_options
 
 if TYPE_CHECKING:
-    from moetrace.formats import Location
+    from moetrace.formats import Location, ReadOptions
     from moetrace.workspace.traces import Ingested
 
 DEFAULT_SOURCE = "sample_traces"
@@ -64,7 +64,12 @@ def ingest(
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the trace, for a single source.")] = None,
     from_: Annotated[
-        str | None, typer.Option("--from", help="Format of the sources, if it is not to be guessed.")
+        str | None,
+        typer.Option(
+            "--from",
+            help="Format of the sources, NAME or NAME:setting=value; told from the files unless given.",
+            metavar="FORMAT",
+        ),
     ] = None,
     merge: Merges = None,
     bin_: Bin = None,
@@ -91,15 +96,12 @@ def ingest(
         return
     from moetrace.formats import ReadOptions
 
+    format = _spec(from_, {"stages": stages, "experts": experts, "pattern": pattern, "phase": phase})
     layers, first, last = shared.selection()
     options = ReadOptions(
         tokens_per_step=tokens_per_step,
         tokens=tokens,
         top_k=top_k,
-        experts=experts,
-        stages=stages,
-        pattern=pattern,
-        phase=phase.value if phase else None,
         merge=merge.value if merge else None,
         bin=bin_,
         layers=tuple(layers or ()),
@@ -108,14 +110,35 @@ def ingest(
         accept=_known(accept or []),
     )
     groups = _groups(sources or [DEFAULT_SOURCE], merge is not None, name)
+    _check_settings([source for group in groups.values() for source in group], options, format)
 
     def one(key: str) -> Ingested:
         with shared.progress(key) as progress:
             return shared.place().ingest(
-                groups[key], name=name, options=options, forced=from_, force=shared.force, progress=progress
+                groups[key], name=name, options=options, format=format, force=shared.force, progress=progress
             )
 
     _show(shared, shared.each(list(groups), one))
+
+
+def _spec(named: str | None, flags: dict[str, object]) -> str | None:
+    """The spec of the format: what ``--from`` says, and the flags that are short for a setting."""
+    given = "".join(f":{name}={value}" for name, value in flags.items() if value is not None)
+    return f"{named or ''}{given}" or None
+
+
+def _check_settings(sources: list[Location], options: ReadOptions, format: str | None) -> None:
+    """Usage error before anything is written where the format of a source does not take a setting."""
+    from moetrace.errors import SettingError, TraceError
+    from moetrace.formats import reader_of
+
+    for source in sources:
+        try:
+            reader_of(source, options, format)
+        except SettingError as error:
+            raise typer.BadParameter(f"{source}: {error}") from error
+        except TraceError:
+            continue  # said when it is read
 
 
 def _groups(given: list[str], merge: bool, name: str | None) -> dict[str, list[Location]]:
@@ -186,8 +209,13 @@ def _list_formats(shared: Shared) -> None:
     import pandas as pd
 
     from moetrace.formats import FORMATS
+    from moetrace.settings import setting_types
 
-    frame = pd.DataFrame([{"format": name, "needs": format.needs} for name, format in FORMATS.items()])
+    rows = [
+        {"format": name, "settings": ", ".join(setting_types(format)), "needs": format.needs}
+        for name, format in FORMATS.items()
+    ]
+    frame = pd.DataFrame(rows)
     shared.emit({"formats": Table("Known formats", frame)}, {"formats": frame.to_dict("records")})
 
 

@@ -1,10 +1,10 @@
 """How does a dump become a trace? Readers of every known kind, the stream they feed, the canonical file, and back."""
 
 from moetrace.formats.canonical import open_trace, save_trace
-from moetrace.formats.conversion import Progress, convert, named, read_trace
+from moetrace.formats.conversion import Progress, convert, named, read_trace, reader_of
 from moetrace.formats.fingerprint import fingerprint
 from moetrace.formats.readers import FORMATS, sources_in
-from moetrace.formats.readers.remote import Location, location
+from moetrace.formats.readers.parquet import Location, location
 from moetrace.formats.stream.cells import ReadOptions
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "named",
     "open_trace",
     "read_trace",
+    "reader_of",
     "save_trace",
     "sources_in",
 ]

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from moetrace.doctor.catalogue import refuse
-from moetrace.errors import TraceError
+from moetrace.errors import SettingError, TraceError
 from moetrace.files import replacing
 from moetrace.formats import canonical
 from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.errors import read_safely, readable, require
 from moetrace.formats.fingerprint import fingerprinting
 from moetrace.formats.readers import chosen_format
-from moetrace.formats.readers.parquet import ParquetFormat
-from moetrace.formats.readers.remote import Location, Uri, location, read_uri
+from moetrace.formats.readers.parquet import Location, ParquetFormat, Uri, location
 from moetrace.formats.stream.blocks import Grid, OutOfOrder
-from moetrace.formats.stream.cells import Block, ReadOptions, Source, readings_of
+from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, readings_of
 from moetrace.formats.stream.merge import blocks_of, by_rank, merged
 from moetrace.formats.stream.sort import in_order
 from moetrace.formats.stream.transform import refined
 from moetrace.trace import LoadTrace, Steps, TraceInfo, gap_findings
-
-# Formats of which some dumps tell prefill from decode.
-TELLING_PHASES = ("sglang", "omni-infer", "mindie")
 
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
@@ -41,47 +37,50 @@ def convert(
     *,
     name: str,
     options: ReadOptions = ReadOptions(),
-    forced: str | None = None,
+    format: str | None = None,
     progress: Progress | None = None,
 ) -> TraceInfo:
     """Read the dump *source* and write it as the canonical file *destination*, atomically.
 
-    Several sources become one trace as ``options.merge`` says. Streams where the rows come in the order
-    of their steps. Returns what is known of the trace.
-    Raises `TraceError` naming file, column and the first bad row or step, or a finding that is an error.
+    *format* is its format with its settings, ``name:setting=value``; without a name, the settings of the one
+    that is told from the file. Several sources become one trace as ``options.merge`` says.
+    Streams where the rows come in the order of their steps. Returns what is known of the trace.
+    Raises `TraceError` naming file, column and the first bad row or step, or a finding that is an error, and
+    `SettingError` for a setting that the format has not.
     """
     paths = [source] if isinstance(source, Location) else list(source)
-    settings = {**options.as_settings(), **({"from": forced} if forced else {})}
+    settings = options.as_settings(format)
     with fingerprinting(paths) as mark:
 
         def known() -> dict[str, Any]:
             return {"name": name, "source": named(paths), "settings": settings, "fingerprint": mark.result()}
 
-        if forced is None and _as_it_is(paths, options):
+        if format is None and _as_it_is(paths, options):
             trace = open_trace(str(paths[0]))
             chosen = trace.select(options.layers or None, options.first, options.last)
             save_trace(replace(chosen, info=replace(trace.info, **known())), destination)
             return open_trace(destination).info
-        return _written(_read(paths, options, forced), destination, options, progress, known)
+        return _written(_read(paths, options, format), destination, options, progress, known)
 
 
 def read_trace(
     source: str | Location | Sequence[str | Location],
     *,
     options: ReadOptions = ReadOptions(),
-    forced: str | None = None,
+    format: str | None = None,
 ) -> LoadTrace:
     """The trace in a dump of any known format, held in memory; a canonical file is opened lazily.
 
-    Several sources become one trace as ``options.merge`` says.
+    *format* is its format with its settings, ``name:setting=value``; without a name, the settings of the one
+    that is told from the file. Several sources become one trace as ``options.merge`` says.
     Raises `TraceError` naming file, column and the first bad row or step, a finding that is an error, or the
-    memory that it would take.
+    memory that it would take, and `SettingError` for a setting that the format has not.
     """
     given = [source] if isinstance(source, str | Location) else list(source)
     paths = [location(part) if isinstance(part, str) else part for part in given]
-    if forced is None and _as_it_is(paths, options):
+    if format is None and _as_it_is(paths, options):
         return open_trace(str(paths[0])).select(options.layers or None, options.first, options.last)
-    dump = _read(paths, options, forced)
+    dump = _read(paths, options, format)
     try:
         flow = _flow(dump, options, None)
         whole = _held(flow.blocks, dump.where)
@@ -158,32 +157,40 @@ def _as_it_is(paths: Sequence[Location], options: ReadOptions) -> bool:
     return len(paths) == 1 and options.bin is None and isinstance(path, Path) and canonical.is_canonical(path)
 
 
-def _read(paths: Sequence[Location], options: ReadOptions, forced: str | None) -> _Dump:
+def _read(paths: Sequence[Location], options: ReadOptions, format: str | None) -> _Dump:
     if len(paths) == 1:
-        source, format = _opened(paths[0], options, forced)
-        return _Dump(source, format, str(paths[0]))
+        source, name = _opened(paths[0], options, format)
+        return _Dump(source, name, str(paths[0]))
     if options.merge is None:
         raise TraceError(named(paths), "are several sources", "say how they become one trace with --merge")
     paths = by_rank(paths)
-    sources, formats = zip(*(_opened(path, options, forced) for path in paths))
+    sources, names = zip(*(_opened(path, options, format) for path in paths))
     whole = merged(sources, paths, options.merge)
-    return _Dump(whole, ", ".join(dict.fromkeys(formats)), whole.where)
+    return _Dump(whole, ", ".join(dict.fromkeys(names)), whole.where)
 
 
-def _opened(path: Location, options: ReadOptions, forced: str | None) -> tuple[Source, str]:
+def _opened(path: Location, options: ReadOptions, format: str | None) -> tuple[Source, str]:
     """The start of one source, and the name of its format."""
-    if isinstance(path, Uri):
-        return read_uri(path, options), ParquetFormat.name
     with readable(str(path)):
-        return _opened_path(path, options, forced)
+        reader = reader_of(path, options, format)
+        if isinstance(path, Uri):
+            return ParquetFormat.read(cast("ParquetFormat", reader), path), reader.name
+        source = reader.read(path)
+    return source if source.where else replace(source, where=str(path)), reader.name
 
 
-def _opened_path(path: Path, options: ReadOptions, forced: str | None) -> tuple[Source, str]:
-    format = chosen_format(path, forced)
-    if options.phase is not None and format.name not in TELLING_PHASES:
-        raise TraceError(str(path), "does not tell prefill from decode", "leave --phase out")
-    source = format.read(path, options)
-    return source if source.where else replace(source, where=str(path)), format.name
+def reader_of(path: Location, options: ReadOptions, format: str | None) -> Format:
+    """The format that reads *path*, with the settings in the spec *format* and those that *options* imply.
+
+    Raises `SettingError` for what it does not take, `TraceError` if *path* is in no known format.
+    """
+    reader = chosen_format(path, format)
+    has = {field.name for field in fields(reader)}
+    if options.tokens is not None and options.top_k is None and "tokens" not in has:
+        raise SettingError(f"{reader.name} is not cut into steps of --tokens; totals are checked with --top-k as well")
+    implied = {"tokens": options.tokens, "tokens_per_step": options.expected}
+    missing = {name: value for name, value in implied.items() if name in has and getattr(reader, name) is None}
+    return replace(reader, **missing)
 
 
 def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow:

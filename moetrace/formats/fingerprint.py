@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 from moetrace.errors import TraceError
-from moetrace.formats.readers.remote import Location, Uri, mark_of
+from moetrace.formats.readers.parquet import Location, Uri, mark_of
 
 
 def fingerprint(*paths: Location) -> str:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import TraceError, WorkspaceError
 from moetrace.files import replacing, sweep, writing
@@ -87,11 +87,11 @@ class Workspace:
         *,
         name: str | None = None,
         options: ReadOptions = ReadOptions(),
-        forced: str | None = None,
+        format: str | None = None,
         force: bool = False,
         progress: Progress | None = None,
     ) -> Ingested:
-        """Read *source* into the trace *name* (its stem, unless given).
+        """Read *source* into the trace *name* (its stem, unless given), as *format* with its settings if given.
 
         Several sources become one trace, as ``options.merge`` says, named by their folder.
         The same unchanged source again does nothing. Another source under a taken name raises
@@ -103,16 +103,15 @@ class Workspace:
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path.parent)
         if path.exists() and not force:
-            return self._unchanged(sources, path, options, forced)
-        convert(sources, path, name=path.stem, options=options, forced=forced, progress=progress)
+            return self._unchanged(sources, path, options.as_settings(format))
+        convert(sources, path, name=path.stem, options=options, format=format, progress=progress)
         return Ingested(open_trace(path), path, unchanged=False)
 
-    def _unchanged(self, sources: Sequence[Location], path: Path, options: ReadOptions, forced: str | None) -> Ingested:
+    def _unchanged(self, sources: Sequence[Location], path: Path, settings: dict[str, Any]) -> Ingested:
         try:
             trace = open_trace(path)
         except TraceError as error:
             raise WorkspaceError(f"{error} (with --force)") from error
-        settings = options.as_settings() | ({"from": forced} if forced else {})
         if trace.info.fingerprint == fingerprint(*sources) and trace.info.settings == settings:
             return Ingested(trace, path, unchanged=True)
         raise WorkspaceError(

@@ -61,6 +61,13 @@ def test_ranks_are_merged_under_the_name_of_their_folder(moetrace, small, tmp_pa
         (["--merge", "product"], 2, "'product'"),
         (["--accept", "nothing"], 2, "there is no finding 'nothing'"),
         (["--bin", "0"], 2, "--bin"),
+        (["--from", "parqet"], 2, "did you mean parquet?"),
+        (["--from", "parquet:stages=2"], 2, "parquet has no setting 'stages'; it has tokens_per_step, experts"),
+        (["--from", "parquet:experts=many"], 2, "parquet:experts is a whole number above 0, not 'many'"),
+        (["--stages", "2"], 2, "parquet has no setting 'stages'"),
+        (["--pattern", "x"], 2, "parquet has no setting 'pattern'"),
+        (["--phase", "decode"], 2, "parquet has no setting 'phase'"),
+        (["--tokens", "5"], 2, "with --top-k as well"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(moetrace, long_file, argv, code, said):
@@ -69,6 +76,35 @@ def test_options_that_make_no_sense_are_refused(moetrace, long_file, argv, code,
 
     assert code == done.code
     assert said in done.err
+
+
+def test_a_flag_is_short_for_a_setting_of_the_format(moetrace, small, tmp_path):
+    """It is part of what the trace is, as the setting is; a format that has none of that name refuses it."""
+    frame = long_table(small).to_pandas()
+    frame["utilization"] = frame.pop("tokens") / 25
+    frame.to_csv(tmp_path / "dump.csv", index=False)
+    argv = ("ingest", tmp_path / "dump.csv", "--tokens-per-step", 100)
+
+    done = moetrace(*argv, "--experts", 4, "--json")
+    again = moetrace(*argv, "--experts", 4)
+    named = moetrace(*argv, "--from", "csv:experts=4", "--name", "other", "--json")
+
+    assert {"tokens_per_step": 100, "from": ":experts=4"} == done.json["traces"][0]["settings"]
+    assert "nothing to do" in again.err
+    first, other = (open_trace(run.json["traces"][0]["path"]) for run in (done, named))
+    assert np.array_equal(small.counts, first.counts)
+    assert np.array_equal(small.counts, other.counts)
+
+
+def test_a_setting_that_one_of_the_sources_does_not_take_is_a_usage_error(moetrace, small, long_file, tmp_path):
+    """Nothing is written, also not of the others."""
+    np.save(tmp_path / "dump.npy", small.counts)
+
+    done = moetrace("ingest", long_file, tmp_path / "dump.npy", "--experts", 4)
+
+    assert 2 == done.code
+    assert "numpy has no setting 'experts'; it has tokens_per_step" in done.err
+    assert [] == moetrace("list", "--json").json["traces"]
 
 
 def test_a_finding_that_is_an_error_stops_the_ingest_until_accepted(moetrace, small, long_file):

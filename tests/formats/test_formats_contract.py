@@ -1,5 +1,7 @@
 """What holds for every registered format."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 from dumps import DUMPS, OPTIONS
@@ -7,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from moetrace import LoadTrace, ReadOptions, TraceError, read_trace
+from moetrace import LoadTrace, ReadOptions, SettingError, TraceError, read_trace
 from moetrace.formats import FORMATS, sources_in
 from moetrace.formats.readers import chosen_format
+from moetrace.settings import label, setting_types
 
 # Dumps without numbers of steps: so many passes lie between two; and of those without numbers of layers.
 PASSES = {"sglang": 1, "mindie": 8}
@@ -71,7 +74,7 @@ def test_what_is_no_dump_is_refused_in_one_line(tmp_path, name, content):
     path.write_bytes(content)
 
     with pytest.raises(TraceError, match=r"dump\.bin") as caught:
-        read_trace(path, forced=name).counts  # noqa: B018
+        read_trace(path, format=name).counts  # noqa: B018
     assert "\n" not in str(caught.value)
 
 
@@ -85,7 +88,7 @@ def test_a_truncated_dump_is_refused_or_whole(small, tmp_path, name, share):
     last.write_bytes(content[: int(len(content) * share)])
 
     try:
-        found = read_trace(path, forced=name, options=OPTIONS.get(name, ReadOptions()))
+        found = read_trace(path, format=name, options=OPTIONS.get(name, ReadOptions()))
     except TraceError:
         return
     shared = np.isin(small.steps, found.steps)
@@ -114,6 +117,38 @@ def test_any_counts_survive(tmp_path_factory, name, counts):
 
 
 def test_an_unknown_format_names_the_known_ones(tmp_path):
-    """`--from` with a wrong name lists the right ones."""
-    with pytest.raises(TraceError, match=r"known formats: .*parquet, .*csv"):
+    """`--from` with a wrong name lists the right ones, and the one that was meant."""
+    with pytest.raises(SettingError, match=r"there is no format 'exel'; there are .*parquet, .*csv"):
         chosen_format(tmp_path, "exel")
+    with pytest.raises(SettingError, match=r"did you mean csv\? There are .*parquet, .*csv"):
+        chosen_format(tmp_path, "cvs:experts=4")
+
+
+# A value of each type of setting, and one that it cannot have.
+VALUES = {int: ("8", "x"), str: ("(?P<layer>.)(?P<expert>.)", None), Literal["prefill", "decode"]: ("decode", "both")}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_setting_of_a_format_is_taken_and_one_that_it_has_not_is_refused(tmp_path, name):
+    """Each by its name, told what there is; a label makes the same format again."""
+    types = setting_types(FORMATS[name])
+    for setting, kind in types.items():
+        good, bad = VALUES[kind]
+        taken = chosen_format(tmp_path, f"{name}:{setting}={good}")
+        assert good == str(getattr(taken, setting))
+        assert taken == chosen_format(tmp_path, label(taken))
+        if bad is not None:
+            with pytest.raises(SettingError, match=f"{name}:{setting} is "):
+                chosen_format(tmp_path, f"{name}:{setting}={bad}")
+    with pytest.raises(SettingError, match=f"{name} has no setting 'colour'; it has {', '.join(types) or 'none'}"):
+        chosen_format(tmp_path, f"{name}:colour=red")
+
+
+@pytest.mark.parametrize("name", DUMPS)
+def test_a_setting_without_a_name_is_of_the_format_that_is_told(small, tmp_path, name):
+    """So that only what the dump does not say has to be said."""
+    path = DUMPS[name](small, tmp_path)
+
+    assert name == chosen_format(path, ":").name
+    with pytest.raises(SettingError, match=f"{name} has no setting 'colour'"):
+        read_trace(path, format=":colour=red")

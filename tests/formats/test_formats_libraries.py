@@ -54,12 +54,16 @@ def test_tags_are_matched_by_a_pattern(small, tmp_path):
     ]
     folder = scalars(tmp_path / "runs", rows)
 
-    found = read_trace(folder, options=ReadOptions(pattern=r"L(?P<layer>\d+)\.load\.(?P<expert>\d+)"))
+    found = read_trace(folder, format=r"tensorboard:pattern=L(?P<layer>\d+)\.load\.(?P<expert>\d+)")
 
     assert np.array_equal(small.counts, found.counts)
-    for pattern, said in (("(", "no regular expression"), ("L", "names no layer and expert"), (None, "holds no rows")):
+    for spec, said in (
+        (":pattern=(", "no regular expression"),
+        (":pattern=L", "names no layer and expert"),
+        (None, "holds no rows"),
+    ):
         with pytest.raises(TraceError, match=said):
-            read_trace(folder, options=ReadOptions(pattern=pattern))
+            read_trace(folder, format=spec)
 
 
 def test_two_kinds_of_tags_are_refused(tmp_path):
@@ -80,7 +84,7 @@ def test_utilisation_in_tags_needs_the_totals(small, tmp_path):
 
     with pytest.raises(TraceError, match="utilisation"):
         read_trace(folder)
-    found = read_trace(folder, options=ReadOptions(tokens_per_step=100, experts=4))
+    found = read_trace(folder, options=ReadOptions(tokens_per_step=100), format=":experts=4")
     assert np.array_equal(small.counts[:, :1], found.counts)
 
 
@@ -94,11 +98,11 @@ LOOKALIKES = {
 
 
 @pytest.mark.parametrize("name", LOOKALIKES)
-@pytest.mark.parametrize("forced", [None, "jsonl"])
-def test_lookalikes_are_refused_with_the_reason(tmp_path, name, forced):
+@pytest.mark.parametrize("format", [None, "jsonl"])
+def test_lookalikes_are_refused_with_the_reason(tmp_path, name, format):
     """No format makes counts of them."""
     text, said = LOOKALIKES[name]
     (tmp_path / name).write_text(text)
 
     with pytest.raises(TraceError, match=said):
-        read_trace(tmp_path / name, forced=forced)
+        read_trace(tmp_path / name, format=format)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from dumps import mindie
 
-from moetrace import LoadTrace, ReadOptions, TraceError, read_trace
+from moetrace import LoadTrace, TraceError, read_trace
 
 
 def edited(folder, **changes):
@@ -42,7 +42,7 @@ def test_prefill_and_decode_are_not_mixed(small, tmp_path):
 
     with pytest.raises(TraceError, match=r"prefill and decode.*--phase"):
         read_trace(folder)
-    assert np.array_equal(small.counts, read_trace(folder, options=ReadOptions(phase="prefill")).counts)
+    assert np.array_equal(small.counts, read_trace(folder, format="mindie:phase=prefill").counts)
 
 
 def test_matrices_that_not_every_rank_has_are_left_out(small, tmp_path):
@@ -221,7 +221,7 @@ def test_ranks_are_read_in_small_pieces(tmp_path):
     from moetrace.formats.readers import mindie as module
 
     many = LoadTrace.from_counts(np.random.default_rng(0).integers(1, 9, (3000, 2, 64)))
-    reading = module.MindieFormat().read(mindie(many, tmp_path), ReadOptions()).parts[0]
+    reading = module.MindieFormat().read(mindie(many, tmp_path)).parts[0]
 
     assert max(len(piece.step) for piece in reading.cells()) <= module.RANK_CELLS
 

@@ -38,7 +38,7 @@ def test_replicas_are_added_up_where_the_experts_are_known(tmp_path):
     """Expert-parallel ranks come first in the numbering, then data-parallel ones."""
     four_ranks(tmp_path / "tokens_per_expert")
 
-    found = read_trace(tmp_path / "tokens_per_expert", options=ReadOptions(experts=4))
+    found = read_trace(tmp_path / "tokens_per_expert", format="megatron:experts=4")
 
     assert [[[202, 2, 204, 2]], [[402, 2, 404, 2]]] == found.counts.tolist()
     assert (100, 200) == tuple(found.steps)
@@ -48,7 +48,7 @@ def test_pipeline_stages_are_stacked(tmp_path):
     """Layers are numbered anew in every stage, as its modules are."""
     four_ranks(tmp_path / "tokens_per_expert")
 
-    found = read_trace(tmp_path / "tokens_per_expert", options=ReadOptions(experts=4, stages=2))
+    found = read_trace(tmp_path / "tokens_per_expert", format="megatron:stages=2:experts=4")
 
     assert (1, 3) == found.layers
     assert [[100, 1, 101, 1], [102, 1, 103, 1]] == found.counts[0].tolist()
@@ -68,7 +68,7 @@ def test_ranks_that_make_no_model_are_refused(tmp_path):
     four_ranks(tmp_path / "tokens_per_expert")
 
     with pytest.raises(TraceError, match="4 ranks of 2 experts make no 3 stages"):
-        read_trace(tmp_path / "tokens_per_expert", options=ReadOptions(experts=8, stages=3))
+        read_trace(tmp_path / "tokens_per_expert", format=":experts=8:stages=3")
 
 
 def test_a_restart_in_every_rank_is_one_finding(small, tmp_path):
@@ -165,7 +165,7 @@ def test_an_array_may_hold_layers(tmp_path):
     ids = np.random.default_rng(0).integers(0, 5, (40, 3, 2)).astype(np.int16)
     np.save(tmp_path / "routed_experts.npy", ids)
 
-    found = read_trace(tmp_path / "routed_experts.npy", options=ReadOptions(tokens=10, experts=6))
+    found = read_trace(tmp_path / "routed_experts.npy", format="routing:tokens=10:experts=6")
 
     expected = [[np.bincount(ids[i : i + 10, j].ravel(), minlength=6) for j in range(3)] for i in range(0, 40, 10)]
     assert np.array_equal(expected, found.counts)
@@ -174,18 +174,18 @@ def test_an_array_may_hold_layers(tmp_path):
 
 def test_padding_is_not_counted_and_strange_experts_are_refused(tmp_path):
     """-1 stands for no choice."""
-    for ids, options, expected in (
-        ([[0], [1], [-1], [1]], ReadOptions(tokens=4), [[[1, 2]]]),
-        ([[0], [2]], ReadOptions(tokens=2, experts=2), "expert 2 was chosen"),
-        ([[0], [-2]], ReadOptions(tokens=2), "holds expert -2"),
-        ([[0], [1, 2]], ReadOptions(tokens=2), "another number of experts"),
+    for ids, spec, expected in (
+        ([[0], [1], [-1], [1]], ":tokens=4", [[[1, 2]]]),
+        ([[0], [2]], ":tokens=2:experts=2", "expert 2 was chosen"),
+        ([[0], [-2]], ":tokens=2", "holds expert -2"),
+        ([[0], [1, 2]], ":tokens=2", "another number of experts"),
     ):
         pq.write_table(pa.table({"indices": ids}), tmp_path / "dump.parquet")
         if isinstance(expected, list):
-            assert expected == read_trace(tmp_path / "dump.parquet", options=options).counts.tolist()
+            assert expected == read_trace(tmp_path / "dump.parquet", format=spec).counts.tolist()
         else:
             with pytest.raises(TraceError, match=expected):
-                read_trace(tmp_path / "dump.parquet", options=options)
+                read_trace(tmp_path / "dump.parquet", format=spec)
 
 
 def test_ranges_of_steps_are_steps_of_one_phase(small, tmp_path):
@@ -196,7 +196,7 @@ def test_ranges_of_steps_are_steps_of_one_phase(small, tmp_path):
 
     with pytest.raises(TraceError, match=r"decode and prefill.*--phase"):
         read_trace(folder)
-    assert np.array_equal(small.counts, read_trace(folder, options=ReadOptions(phase="decode")).counts)
+    assert np.array_equal(small.counts, read_trace(folder, format=":phase=decode").counts)
     first.write_text(",ep_0,ep_1\nlayer,1,2\n")
     with pytest.raises(TraceError, match=r"step10to10.csv: is no matrix of layers by experts"):
-        read_trace(folder, options=ReadOptions(phase="decode"))
+        read_trace(folder, format=":phase=decode")

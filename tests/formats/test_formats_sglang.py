@@ -109,10 +109,10 @@ def test_a_phase_is_picked_where_the_dump_tells(small, tmp_path):
     (tmp_path / "tells").mkdir()
     folder = per_pass(tmp_path / "tells", small, MAP, [1, 2, 3] * 20)
 
-    assert small.steps[1::3].tolist() == read_trace(folder, options=ReadOptions(phase="decode")).steps.tolist()
+    assert small.steps[1::3].tolist() == read_trace(folder, format="sglang:phase=decode").steps.tolist()
     for path in (per_pass(tmp_path, small, MAP), stat(tmp_path, small.counts)):
         with pytest.raises(TraceError, match="does not tell prefill from decode"):
-            read_trace(path, options=ReadOptions(phase="prefill"))
+            read_trace(path, format=":phase=prefill")
 
 
 class Hostile:
@@ -130,6 +130,6 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
 
     for path in (tmp_path / "dump.pt", tmp_path / "raw.pt"):
         with pytest.raises(TraceError, match="cannot be opened") as caught:
-            read_trace(path, forced="sglang")
+            read_trace(path, format="sglang")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "was-run").exists()

@@ -98,7 +98,7 @@ def test_utilisation_becomes_counts_where_the_totals_are_known(small, tmp_path):
     frame["utilization"] = frame.pop("tokens") / 25
     frame.to_csv(tmp_path / "dump.csv", index=False)
 
-    found = read_trace(tmp_path / "dump.csv", options=ReadOptions(tokens_per_step=100, experts=4))
+    found = read_trace(tmp_path / "dump.csv", format="csv:tokens_per_step=100:experts=4")
 
     assert np.array_equal(small.counts, found.counts)
 

@@ -121,13 +121,13 @@ def damage(path: Path, seed: int, others: list[bytes]) -> Path:
     return path
 
 
-def outcome(path: Path, forced: str | None) -> str:
+def outcome(path: Path, format: str | None) -> str:
     """What became of reading *path*: read, refused, or what went wrong."""
     from moetrace import TraceError, read_trace
 
     before = _peak()
     try:
-        read_trace(path, forced=forced).counts.sum()
+        read_trace(path, format=format).counts.sum()
         said = "read"
     except TraceError as error:
         said = "refused" if "\n" not in str(error) else "more than a line"

@@ -10,15 +10,15 @@ from moetrace.formats.readers.megatron import MegatronFormat, MegatronRouterForm
 from moetrace.formats.readers.mindie import MindieFormat
 from moetrace.formats.readers.numpy import NumpyFormat
 from moetrace.formats.readers.omni import OmniFormat
-from moetrace.formats.readers.parquet import ParquetFormat
+from moetrace.formats.readers.parquet import Location, ParquetFormat, Uri
 from moetrace.formats.readers.parts import PartsFormat
-from moetrace.formats.readers.remote import Location, Uri
 from moetrace.formats.readers.routing import RoutingFormat
 from moetrace.formats.readers.sglang import SglangFormat
 from moetrace.formats.readers.tensorboard import TensorboardFormat
 from moetrace.formats.readers.tensorrt import TensorrtFormat
 from moetrace.formats.readers.text import CsvFormat, JsonLinesFormat, head_of
 from moetrace.formats.stream.cells import Format
+from moetrace.settings import unknown, with_settings
 
 FORMATS: dict[str, Format] = {
     format.name: format
@@ -72,17 +72,30 @@ def _format_of(path: Path) -> Format | None:
         return None
 
 
-def chosen_format(path: Path, forced: str | None = None) -> Format:
-    """The format *forced* by name, or the first that claims *path*; raises `TraceError` if none does."""
-    refuse_lookalikes(path)
-    if forced is not None:
-        if forced not in FORMATS:
-            raise TraceError(forced, "is not a known format", f"known formats: {', '.join(FORMATS)}")
-        return FORMATS[forced]
-    found = _format_of(path)
+def chosen_format(source: Location, spec: str | None = None) -> Format:
+    """The format that *spec*, ``name:setting=value``, names, or the first that claims *source*, with its settings.
+
+    Without a name, ``:setting=value`` is a setting of the one that claims it.
+    Raises `SettingError` for a format or a setting that there is not, `TraceError` if none claims *source*.
+    """
+    name, _, settings = (spec or "").partition(":")
+    if name and name not in FORMATS:
+        raise unknown("format", name, FORMATS)
+    if isinstance(source, Uri):
+        return with_settings(_by_uri(source, name), settings)
+    refuse_lookalikes(source)
+    found = FORMATS[name] if name else _format_of(source)
     if found is None:
-        raise TraceError(str(path), "is in no known format", f"known formats: {', '.join(FORMATS)}; --from forces one")
-    return found
+        raise TraceError(
+            str(source), "is in no known format", f"known formats: {', '.join(FORMATS)}; --from forces one"
+        )
+    return with_settings(found, settings)
+
+
+def _by_uri(uri: Uri, name: str) -> Format:
+    if name not in ("", ParquetFormat.name):
+        raise TraceError(str(uri), f"cannot be read as {name}", "by URI there is Parquet; copy other dumps to a disk")
+    return FORMATS[ParquetFormat.name]
 
 
 # A mark in the head of the text, what the dump is, and what to do instead.

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import one_line
+from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.text import BLOCK_BYTES, head_of, opened
-from moetrace.formats.stream.cells import Cells, Merged, Reading, ReadOptions, Source
+from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
 from moetrace.formats.stream.choices import Choices, Shape, reading_of, shape_of
 from moetrace.formats.stream.merge import by_rank, check_ranks
 
@@ -40,13 +41,13 @@ def records(path: Path, schema: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     parse = pj.ParseOptions(explicit_schema=pa.schema(schema), unexpected_field_behavior="ignore")
     read = pj.ReadOptions(block_size=4 * BLOCK_BYTES, use_threads=False)
     row = 0
-    try:
-        with pj.open_json(opened(path), read, parse) as batches:
-            for batch in batches:
-                yield row, batch
-                row += batch.num_rows
-    except (pa.ArrowException, OSError) as error:
-        raise TraceError(str(path), f"cannot be read after row {row}: {one_line(error)}", "write it again") from error
+    with (
+        library_errors(str(path), lambda: f"cannot be read after row {row}", "write it again"),
+        pj.open_json(opened(path), read, parse) as batches,
+    ):
+        for batch in batches:
+            yield row, batch
+            row += batch.num_rows
 
 
 def column(batch: Any, name: str, row: int, path: Path) -> NDArray[np.int64]:
@@ -66,11 +67,18 @@ def decoder_only(batch: Any) -> Any:
     return batch.filter(pc.not_equal(pc.fill_null(batch.column("block"), "decoder"), "mtp"))
 
 
+@dataclass(frozen=True)
 class MegatronFormat:
-    """`tokens_per_expert/rank<R>.jsonl`: micro-batches are added up, ranks put together."""
+    """`tokens_per_expert/rank<R>.jsonl`: micro-batches are added up, ranks put together.
 
-    name = "megatron"
-    needs = (
+    *stages* is the number of pipeline stages, *experts* how many a layer has in the whole model.
+    """
+
+    stages: int = 1
+    experts: int | None = None
+
+    name: ClassVar[str] = "megatron"
+    needs: ClassVar[str] = (
         "the folder tokens_per_expert of --save-tokens-per-expert-interval; --experts N (of a layer) where ranks are "
         "replicas too, --stages N with pipeline stages"
     )
@@ -80,14 +88,14 @@ class MegatronFormat:
         files = rank_files(path / "tokens_per_expert" if (path / "tokens_per_expert").is_dir() else path, RANK)
         return bool(files) and '"tpe"' in head_of(files[0]).partition("\n")[0]
 
-    def read(self, path: Path, options: ReadOptions) -> Source:
+    def read(self, path: Path) -> Source:
         """Ranks side by side are experts, then replicas are added up, then pipeline stages are stacked."""
         inside = path / "tokens_per_expert"
         files = rank_files(inside if inside.is_dir() else path, RANK) or [path]
         check_ranks(files)
         local = _local_experts(files[0])
-        stages = options.stages or 1
-        whole = options.experts or local * (len(files) // stages)
+        stages = self.stages
+        whole = self.experts or local * (len(files) // stages)
         parallel = whole // local
         if whole % local or not parallel or len(files) % (parallel * stages):
             raise TraceError(
@@ -96,20 +104,22 @@ class MegatronFormat:
                 "check --experts (of a layer, in the whole model) and --stages, and that no rank is missing",
             )
         replicas = len(files) // (parallel * stages)
-        said = [f"{len(files)} ranks: {parallel} expert-parallel x {replicas} replicas x {stages} pipeline stages"]
-        said += ["" if options.experts else f"{whole} experts: every rank of a stage holds others", NO_MTP]
-        shifts = _shifts([files[i * len(files) // stages] for i in range(stages)], said)
+        assumed = [f"{len(files)} ranks: {parallel} expert-parallel x {replicas} replicas x {stages} pipeline stages"]
+        assumed += ["" if self.experts else f"{whole} experts: every rank of a stage holds others", NO_MTP]
+        shifts = _shifts([files[i * len(files) // stages] for i in range(stages)], assumed)
         readings = [_reading(file, shifts[i * stages // len(files)]) for i, file in enumerate(files)]
-        return _together(readings, parallel, replicas, str(path), tuple(text for text in said if text))
+        return _together(readings, parallel, replicas, str(path), tuple(text for text in assumed if text))
 
 
-def _together(readings: list[Reading], parallel: int, replicas: int, where: str, said: tuple[str, ...]) -> Source:
+def _together(
+    readings: list[Reading], parallel: int, replicas: int, where: str, assumptions: tuple[str, ...]
+) -> Source:
     """Megatron numbers ranks expert-parallel first, then replicas, then stages."""
     groups = [readings[i : i + parallel] for i in range(0, len(readings), parallel)]
     sides: list[Source] = [Merged(tuple(group), "experts", where) for group in groups]
     stages = [sides[i : i + replicas] for i in range(0, len(sides), replicas)]
     sums: list[Source] = [Merged(tuple(group), "sum", where) for group in stages]
-    return Merged(tuple(sums), "layers", where, said)
+    return Merged(tuple(sums), "layers", where, assumptions)
 
 
 def _schema() -> dict[str, Any]:
@@ -161,7 +171,7 @@ def _local_experts(path: Path) -> int:
     return int(cells.expert.max()) + 1
 
 
-def _shifts(firsts: list[Path], said: list[str]) -> list[int]:
+def _shifts(firsts: list[Path], assumed: list[str]) -> list[int]:
     """What to add to the layers of each stage: they are numbered within the stage, as its modules are."""
     if len(firsts) == 1:
         return [0]
@@ -169,21 +179,27 @@ def _shifts(firsts: list[Path], said: list[str]) -> list[int]:
     for path in firsts:
         cells = next(_cells(path))
         ends.append(int(cells.layer.max()) + 1)
-    said.append(f"layers are numbered anew in every stage, of {', '.join(str(end) for end in ends)} layers")
+    assumed.append(f"layers are numbered anew in every stage, of {', '.join(str(end) for end in ends)} layers")
     return [sum(ends[:i]) for i in range(len(ends))]
 
 
+@dataclass(frozen=True)
 class MegatronRouterFormat:
-    """`router_trace_rank<R>.jsonl`: the choices of every token, added up over micro-batches and ranks."""
+    """`router_trace_rank<R>.jsonl`: the choices of every token, added up over micro-batches and ranks.
 
-    name = "megatron-router"
-    needs = "the folder of --moe-routing-trace-path; --experts N where not every expert was chosen"
+    *experts* is how many a layer has.
+    """
+
+    experts: int | None = None
+
+    name: ClassVar[str] = "megatron-router"
+    needs: ClassVar[str] = "the folder of --moe-routing-trace-path; --experts N where not every expert was chosen"
 
     def claims(self, path: Path) -> bool:
         """A folder with router traces, or one of them."""
         return bool(rank_files(path, ROUTER_RANK))
 
-    def read(self, path: Path, options: ReadOptions) -> Source:
+    def read(self, path: Path) -> Source:
         """Ranks with the same layers are replicas and are added up; others are pipeline stages."""
         files = rank_files(path, ROUTER_RANK) or [path]
         check_ranks(files)
@@ -193,14 +209,14 @@ class MegatronRouterFormat:
         for file, shape in zip(files, shapes):
             layers = Shape(shape.layers, experts)
             stages[tuple(shape.layers.tolist())].append(
-                reading_of(lambda file=file: _choices(file), str(file), options, shape=layers, top_k=_top_k(file))  # type: ignore[misc]
+                reading_of(lambda file=file: _choices(file), str(file), self.experts, shape=layers, top_k=_top_k(file))  # type: ignore[misc]
             )
         sums: list[Source] = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
-        said = (
+        assumptions = (
             f"{len(files)} ranks: tokens are added up, {len(stages)} pipeline stages put together",
             NO_MTP,
         )
-        return Merged(tuple(sums), "layers", str(path), said)
+        return Merged(tuple(sums), "layers", str(path), assumptions)
 
 
 def _choices(path: Path) -> Iterator[Choices]:

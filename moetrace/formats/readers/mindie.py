@@ -5,19 +5,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Watch
 from moetrace.errors import TraceError
-from moetrace.formats.errors import one_line
+from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.text import BLOCK_BYTES, opened
-from moetrace.formats.stream.cells import Cells, Merge, Merged, Reading, ReadOptions, dense_cells
+from moetrace.formats.stream.cells import Cells, Merge, Merged, Reading, dense_cells
 from moetrace.formats.stream.merge import by_rank, check_ranks, rank_of
 from moetrace.formats.stream.tables import Values, few_columns
 
@@ -31,11 +31,17 @@ RANK_CELLS = 1 << 16
 LEAST_BYTES = 1 << 16
 
 
+@dataclass(frozen=True)
 class MindieFormat:
-    """The folder of MINDIE_EXPERT_HOTPOT_DUMP_PATH: counters of the experts on each NPU, side by side."""
+    """The folder of MINDIE_EXPERT_HOTPOT_DUMP_PATH: counters of the experts on each NPU, side by side.
 
-    name = "mindie"
-    needs = (
+    *phase* is the one to take where there are both.
+    """
+
+    phase: Literal["prefill", "decode"] | None = None
+
+    name: ClassVar[str] = "mindie"
+    needs: ClassVar[str] = (
         f"the folder of MINDIE_EXPERT_HOTPOT_DUMP_PATH, or its prefill or decode, with {CONFIG} and "
         "<phase>_<rank>.csv; --phase where it holds both"
     )
@@ -44,17 +50,17 @@ class MindieFormat:
         """A folder with rank files and their configuration, or one of such folders named by phase."""
         return bool(_phases(path))
 
-    def read(self, path: Path, options: ReadOptions) -> Merged:
+    def read(self, path: Path) -> Merged:
         """What the counters grew by from each matrix to the next is one step."""
         phases = _phases(path)
-        chosen = {phase: folder for phase, folder in phases.items() if options.phase in (None, phase)}
+        chosen = {phase: folder for phase, folder in phases.items() if self.phase in (None, phase)}
         if not chosen:
             way = "check --phase" if phases else f"give the folder with {CONFIG} and <phase>_<rank>.csv"
-            raise TraceError(str(path), "holds no hotspot dump" + (f" of {options.phase}" if phases else ""), way)
+            raise TraceError(str(path), "holds no hotspot dump" + (f" of {self.phase}" if phases else ""), way)
         if len(chosen) > 1:
             raise TraceError(str(path), "holds counts of prefill and decode", "choose one with --phase")
         ((phase, folder),) = chosen.items()
-        return _read_folder(folder, phase, options)
+        return _read_folder(folder, phase)
 
 
 def _phases(path: Path) -> dict[str, Path]:
@@ -72,7 +78,7 @@ def _ranks(folder: Path, phase: str) -> list[Path]:
     return by_rank([child for match, child in matches if match and match["phase"] == phase and child.is_file()])
 
 
-def _read_folder(folder: Path, phase: str, options: ReadOptions) -> Merged:
+def _read_folder(folder: Path, phase: str) -> Merged:
     config = _config(folder / CONFIG)
     files = [file for file in _ranks(folder, phase) if (rank_of(file) or 0) >= config.shared_devices]
     if not files:
@@ -85,25 +91,23 @@ def _read_folder(folder: Path, phase: str, options: ReadOptions) -> Merged:
         raise TraceError(str(short), f"holds no matrix of {config.layers} layers", "record for longer")
     watch = Watch()
     columns = _logical_experts(config, folder, [size.width for size in sizes], watch)
-    said = [
+    assumptions = [
         f"{len(files)} ranks of {phase}; counters only grow, so a step is what they grew by",
         f"steps count forward passes, one in {config.interval}; layers are numbered from 0, dense ones left out",
     ]
     if any(size.matrices > matrices or size.rest for size in sizes):
-        said.append(f"the first {matrices:,} matrices are taken, which every rank has whole; the rest is left out")
+        assumptions.append(
+            f"the first {matrices:,} matrices are taken, which every rank has whole; the rest is left out"
+        )
     how: Merge = "experts" if columns is None else "sum"
     if columns is not None:
         shared = sum(int((places >= config.experts).sum()) for places in columns)
         left_out = f", {shared} places of shared ones left out" if shared else ""
-        said.append(f"physical experts are added up by {config.map_file}{left_out}")
+        assumptions.append(f"physical experts are added up by {config.map_file}{left_out}")
     block = max(LEAST_BYTES, BLOCK_BYTES // len(files))
     parts = tuple(
         Reading(
-            _cells_of(
-                _Rank(file, config, matrices, block, size.width, None if columns is None else columns[i]),
-                options,
-                watch,
-            ),
+            _cells_of(_Rank(file, config, matrices, block, size.width, None if columns is None else columns[i]), watch),
             rows=matrices * config.layers * (size.width if columns is None else config.experts),
             findings=watch.findings if i == 0 else (),
             known={"top_k": config.top_k} if config.top_k else {},
@@ -111,7 +115,7 @@ def _read_folder(folder: Path, phase: str, options: ReadOptions) -> Merged:
         )
         for i, (file, size) in enumerate(zip(files, sizes))
     )
-    return Merged(parts, how, str(folder), tuple(said))
+    return Merged(parts, how, str(folder), tuple(assumptions))
 
 
 # --- configuration and places ------------------------------------------------------------------
@@ -148,12 +152,9 @@ def _config(path: Path) -> _Config:
 
 
 def _json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise TraceError(str(path), f"is no {what}: {one_line(error)}", "it is written by rank 0") from error
+    text = path.read_bytes()
+    with library_errors(str(path), f"is no {what}", "it is written by rank 0"):
+        found = json.loads(text.decode("utf-8"))
     if not isinstance(found, dict):
         raise TraceError(str(path), f"is no {what}, but a {type(found).__name__}", "it is written by rank 0")
     return found
@@ -189,15 +190,13 @@ def _placement(path: Path, config: _Config, widths: list[int]) -> NDArray[np.int
     Raises `TraceError` where it is not of so many layers and of ranks with so many columns.
     """
     raw = _json(path, "placement of experts")
-    try:
+    with library_errors(str(path), "is no placement of experts", "give the served map"):
         layers = sorted(raw["layer_list"], key=lambda layer: int(layer["layer_id"]))
         numbers = [layer["layer_id"] for layer in layers]
         devices = [sorted(layer["device_list"], key=lambda device: int(device["device_id"])) for layer in layers]
         places = [[device["device_expert"] for device in own[config.shared_devices :]] for own in devices]
         whole = all(type(n) is int and 0 <= n < MOST_EXPERTS for layer in places for device in layer for n in device)
         fits = all([len(device) for device in layer] == widths for layer in places)
-    except (KeyError, TypeError, ValueError) as error:
-        raise TraceError(str(path), f"is no placement of experts: {one_line(error)}", "give the served map") from error
     if len(set(numbers)) != len(numbers) or len(layers) != config.layers:
         raise TraceError(
             str(path), f"places the experts of {len(set(numbers))} layers of {config.layers}", "give the served map"
@@ -224,7 +223,7 @@ class _Size:
     @classmethod
     def of(cls, path: Path, config: _Config) -> _Size:
         rows, last, width = 0, b"", 0
-        with _named(path), closing(opened(path)) as stream:
+        with _rank_errors(path), closing(opened(path)) as stream:
             while block := stream.read(BLOCK_BYTES):
                 width = width or block.partition(b"\n")[0].count(b",") + 1
                 rows, last = rows + block.count(b"\n"), block
@@ -248,8 +247,8 @@ class _Rank:
     experts: NDArray[np.int64] | None
 
 
-def _cells_of(rank: _Rank, options: ReadOptions, watch: Watch) -> Callable[[], Iterator[Cells]]:
-    values = Values(options, watch)
+def _cells_of(rank: _Rank, watch: Watch) -> Callable[[], Iterator[Cells]]:
+    values = Values(watch)
     return lambda: _cells(rank, values)
 
 
@@ -313,18 +312,12 @@ def _batches(rank: _Rank) -> Iterator[Any]:
     # A blank line would be skipped, and shift what follows by a layer; only whole numbers are counters.
     parse = pc.ParseOptions(ignore_empty_lines=False)
     convert = pc.ConvertOptions(column_types={f"f{i}": pa.int64() for i in range(rank.width)})
-    with _named(rank.path), closing(pc.open_csv(opened(rank.path), read, parse, convert)) as batches:
+    with _rank_errors(rank.path), closing(pc.open_csv(opened(rank.path), read, parse, convert)) as batches:
         yield from batches
 
 
-@contextmanager
-def _named(path: Path) -> Iterator[None]:
-    """What a library says of a damaged file becomes a `TraceError` that points to the copy MindIE keeps."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError, ValueError) as error:
-        copy = path.with_name(f"{path.stem}_bak.csv")
-        way = f"its copy {copy.name} may be whole: put it in its place" if copy.exists() else "write the file again"
-        raise TraceError(str(path), f"cannot be read: {one_line(error)}", way) from error
+def _rank_errors(path: Path) -> AbstractContextManager[None]:
+    """What a library raises on a damaged file becomes a `TraceError` that points to the copy MindIE keeps."""
+    copy = path.with_name(f"{path.stem}_bak.csv")
+    way = f"its copy {copy.name} may be whole: put it in its place" if copy.exists() else "write the file again"
+    return library_errors(str(path), "cannot be read", way)

@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Watch
 from moetrace.errors import TraceError
-from moetrace.formats.errors import one_line, require
-from moetrace.formats.stream.cells import LAYER_IN_NAME, Cells, Reading, ReadOptions, dense_cells
+from moetrace.formats.errors import library_errors, require
+from moetrace.formats.stream.cells import LAYER_IN_NAME, Cells, Reading, dense_cells
 from moetrace.formats.stream.tables import Values
 from moetrace.trace import Counts, check_steps
 
@@ -30,11 +30,21 @@ ZIP_MAGIC = b"PK"
 MOST_NAMES = 10_000
 
 
-class NumpyFormat:
-    """An array of counts (steps, layers, experts), or (steps, experts) for one layer."""
+# How errors of the libraries are put.
+NO_DATA = ("cannot be read as NumPy data", "save plain numbers again; nothing is unpickled")
 
-    name = "numpy"
-    needs = (
+
+@dataclass(frozen=True)
+class NumpyFormat:
+    """An array of counts (steps, layers, experts), or (steps, experts) for one layer.
+
+    *tokens_per_step* turns shares into counts.
+    """
+
+    tokens_per_step: int | None = None
+
+    name: ClassVar[str] = "numpy"
+    needs: ClassVar[str] = (
         ".npy (steps, layers, experts), or (steps, experts) in layer_<N>.npy; "
         "or .npz with counts and, where they are not 1, 2, ..., steps and layers"
     )
@@ -43,20 +53,10 @@ class NumpyFormat:
         """A file named .npy or .npz."""
         return path.is_file() and path.suffix.lower() in {".npy", ".npz"}
 
-    def read(self, path: Path, options: ReadOptions) -> Reading:
+    def read(self, path: Path) -> Reading:
         """Look at the headers; what is streamed later is read from the file in pieces."""
-        try:
-            arrays = stored_arrays(path)
-            return _reading(arrays, path, options)
-        except (TraceError, MemoryError):
-            raise
-        except Exception as error:  # zipfile and NumPy raise half a dozen types on damaged files
-            raise _unreadable(str(path), error) from error
-
-
-def _unreadable(where: str, error: Exception) -> TraceError:
-    problem = f"cannot be read as NumPy data: {one_line(error)}"
-    return TraceError(where, problem, "save plain numbers again; nothing is unpickled")
+        with library_errors(str(path), *NO_DATA):
+            return _reading(stored_arrays(path), path, self.tokens_per_step)
 
 
 @dataclass(frozen=True)
@@ -66,23 +66,23 @@ class _Log:
     rows: Callable[[int], Iterator[NDArray[np.int64]]]
     shape: tuple[int, int, int]
     key: str
-    said: tuple[str, ...]
+    assumptions: tuple[str, ...]
 
 
-def _reading(arrays: Mapping[str, Stored], path: Path, options: ReadOptions) -> Reading:
+def _reading(arrays: Mapping[str, Stored], path: Path, tokens_per_step: int | None) -> Reading:
     where = str(path)
     log = _log(arrays, path)
-    steps, told = _numbers(arrays, "steps", 1, log.shape[0], where)
-    layers, also = _numbers(arrays, "layers", 0, log.shape[1], where)
+    steps, of_steps = _numbers(arrays, "steps", 1, log.shape[0], where)
+    layers, of_layers = _numbers(arrays, "layers", 0, log.shape[1], where)
     named = LAYER_IN_NAME.fullmatch(path.stem)
     if named and "layers" not in arrays and len(layers) == 1:
-        layers, also = np.array([int(named[1])]), (f"layer {named[1]}, by the name of the file",)
+        layers, of_layers = np.array([int(named[1])]), (f"layer {named[1]}, by the name of the file",)
     watch = Watch()
-    values = Values(options, watch)
+    values = Values(watch, tokens_per_step, log.shape[2])
     return Reading(
         cells=lambda: _stream(log, steps, layers, values, where),
         rows=log.shape[0] * log.shape[1] * log.shape[2],
-        assumptions=(*log.said, *told, *also),
+        assumptions=(*log.assumptions, *of_steps, *of_layers),
         where=where,
         watch=watch,
     )
@@ -96,27 +96,27 @@ def _log(arrays: Mapping[str, Stored], path: Path) -> _Log:
     key = next((name for name in COUNTS_KEYS if name in arrays), next(iter(arrays)) if len(arrays) == 1 else None)
     if key is None:
         raise TraceError(where, f"holds {_shown(arrays)}, and none is the counts", "name it `counts`")
-    said = [] if key in COUNTS_KEYS else [f"array {key} is the counts"]
+    assumptions = [] if key in COUNTS_KEYS else [f"array {key} is the counts"]
     counts = arrays[key]
     if len(counts.shape) == 2:
         counts = replace(counts, shape=(counts.shape[0], 1, counts.shape[1]))
-        said.append("two dimensions are steps and experts: one layer")
+        assumptions.append("two dimensions are steps and experts: one layer")
     if len(counts.shape) != 3 or min(counts.shape) < 1:
         raise TraceError(where, f"counts have the shape {counts.shape}", "give an array (steps, layers, experts)")
     steps, layers, experts = counts.shape
-    return _Log(lambda rows: counts.rows(rows, where), (steps, layers, experts), key, tuple(said))
+    return _Log(lambda rows: counts.rows(rows, where), (steps, layers, experts), key, tuple(assumptions))
 
 
 def _of_layers(loads: Stored, where: str) -> _Log:
     """Counts that are stored layer by layer (layers, passes, experts), which have to be held whole."""
     layers, passes, experts = loads.shape
-    said = "loads are (layers, passes, experts); each forward pass is a step"
+    assumption = "loads are (layers, passes, experts); each forward pass is a step"
 
     def rows(size: int) -> Iterator[NDArray[np.int64]]:
         cube = np.moveaxis(loads.whole(where), 0, 1)
         return (cube[a : a + size] for a in range(0, passes, size))
 
-    return _Log(rows, (passes, layers, experts), "loads", (said,))
+    return _Log(rows, (passes, layers, experts), "loads", (assumption,))
 
 
 def _shown(arrays: Mapping[str, Stored]) -> str:
@@ -140,15 +140,11 @@ def _stream(
 ) -> Iterator[Cells]:
     size = max(1, BATCH_CELLS // (log.shape[1] * log.shape[2]))
     start = 0
-    try:
+    with library_errors(where, *NO_DATA):
         for part in log.rows(size):
             counts: Counts = values.counts(part, log.key, start, where)
             yield dense_cells(steps[start : start + len(part)], layers, counts)
             start += len(part)
-    except (TraceError, MemoryError, GeneratorExit):
-        raise
-    except Exception as error:  # zipfile raises half a dozen types on damaged files
-        raise _unreadable(where, error) from error
 
 
 # --- arrays in files ---------------------------------------------------------------------------

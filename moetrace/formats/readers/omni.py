@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Watch
 from moetrace.errors import TraceError
-from moetrace.formats.errors import one_line
+from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.text import opened
-from moetrace.formats.stream.cells import Cells, Reading, ReadOptions, dense_cells
+from moetrace.formats.stream.cells import Cells, Reading, dense_cells
 from moetrace.formats.stream.merge import by_rank
 from moetrace.formats.stream.tables import Values
 
@@ -24,19 +25,27 @@ LAYER = re.compile(r"layer_(\d{1,15})")
 MOST_BYTES = 64 << 20
 
 
+@dataclass(frozen=True)
 class OmniFormat:
-    """A folder of `topk_ids_count_<time>_<mode>_step<a>to<b>.csv`, each the sum over its steps."""
+    """A folder of `topk_ids_count_<time>_<mode>_step<a>to<b>.csv`, each the sum over its steps.
 
-    name = "omni-infer"
-    needs = "the folder of topk_ids_count_<time>_<mode>_step<a>to<b>.csv; --phase where it holds prefill and decode"
+    *phase* is the one to take where there are both.
+    """
+
+    phase: Literal["prefill", "decode"] | None = None
+
+    name: ClassVar[str] = "omni-infer"
+    needs: ClassVar[str] = (
+        "the folder of topk_ids_count_<time>_<mode>_step<a>to<b>.csv; --phase where it holds prefill and decode"
+    )
 
     def claims(self, path: Path) -> bool:
         """One such file, or a folder with any."""
         return bool(_files(path))
 
-    def read(self, path: Path, options: ReadOptions) -> Reading:
+    def read(self, path: Path) -> Reading:
         """Every file is one step, numbered by the last step of its range."""
-        files = [(match, file) for match, file in _files(path) if options.phase in (None, match["phase"])]
+        files = [(match, file) for match, file in _files(path) if self.phase in (None, match["phase"])]
         if not files:
             raise TraceError(str(path), "holds no file topk_ids_count_<time>_<mode>_step<a>to<b>.csv", "check --phase")
         phases = sorted({match["phase"] for match, _ in files})
@@ -44,12 +53,12 @@ class OmniFormat:
             raise TraceError(str(path), f"holds counts of {' and '.join(phases)}", "choose one with --phase")
         files.sort(key=lambda found: int(found[0]["last"]))
         spans = {int(match["last"]) - int(match["first"]) for match, _ in files}
-        said = ["each file is one step, the sum over its range, numbered by the last step of it"]
-        said += [f"ranges are of {min(spans) + 1} to {max(spans) + 1} steps"] if len(spans) > 1 else []
+        assumptions = ["each file is one step, the sum over its range, numbered by the last step of it"]
+        assumptions += [f"ranges are of {min(spans) + 1} to {max(spans) + 1} steps"] if len(spans) > 1 else []
         watch = Watch()
-        values = Values(options, watch)
+        values = Values(watch)
         cells = lambda: (_cells(file, int(match["last"]), values) for match, file in files)  # noqa: E731
-        return Reading(cells, assumptions=tuple(said), where=str(path), watch=watch)
+        return Reading(cells, assumptions=tuple(assumptions), where=str(path), watch=watch)
 
 
 def _files(path: Path) -> list[tuple[re.Match[str], Path]]:
@@ -62,7 +71,7 @@ def _cells(path: Path, step: int, values: Values) -> Cells:
     import pyarrow as pa
     import pyarrow.csv as pc
 
-    try:
+    with library_errors(str(path), "is no matrix of layers by experts", "rows layer_0 ..., columns ep_0 ..."):
         with opened(path) as stream:
             text = stream.read(MOST_BYTES + 1)
         if len(text) > MOST_BYTES:
@@ -71,10 +80,6 @@ def _cells(path: Path, step: int, values: Values) -> Cells:
         labels = table.column(0).to_pylist()
         counts = np.stack([_numbers(column) for column in table.columns[1:]], axis=1)  # (layers, experts)
         layers = [int(LAYER.fullmatch(label)[1]) for label in labels]  # type: ignore[index]
-    except (pa.ArrowException, OSError, ValueError, TypeError) as error:
-        raise TraceError(
-            str(path), f"is no matrix of layers by experts: {one_line(error)}", "rows layer_0 ..., columns ep_0 ..."
-        ) from error
     return dense_cells(np.array([step]), layers, values.counts(counts, "ep", 0, str(path))[None])
 
 

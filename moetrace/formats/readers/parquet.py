@@ -1,18 +1,20 @@
-"""Parquet as loggers write it: one file, or a hive-partitioned folder as one trace."""
+"""Parquet as loggers write it: a file or a hive-partitioned folder as one trace, on disk or by URI."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import one_line, require
-from moetrace.formats.stream.cells import Cells, Reading, ReadOptions
-from moetrace.formats.stream.tables import Layout, few_columns, match_layout
+from moetrace.formats.errors import library_errors, require
+from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.tables import Layout, TableFormat, Values, few_columns, match_layout
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,11 +32,48 @@ BUFFER_BYTES = 64 << 20
 COLUMN_BYTES = 1 << 20
 
 
-class ParquetFormat:
+@dataclass(frozen=True)
+class Uri:
+    """A source that is no local path, such as ``s3://bucket/run7``."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+    @property
+    def path(self) -> PurePosixPath:
+        """The part after the bucket or host."""
+        parts = urlsplit(self.text)
+        return PurePosixPath(parts.path if parts.path.strip("/") else parts.netloc)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self.path.name
+
+    @property
+    def stem(self) -> str:
+        """The last part of the path without its ending."""
+        return self.path.stem
+
+
+Location = Path | Uri
+
+
+def location(text: str) -> Location:
+    """The path or URI that *text* is."""
+    return Uri(text) if "://" in text else Path(text)
+
+
+@dataclass(frozen=True)
+class ParquetFormat(TableFormat):
     """Any Parquet file or hive-partitioned folder whose columns name step, layer and experts."""
 
-    name = "parquet"
-    needs = "columns step, layer, expert, tokens; or step, layer, expert_0 ...; or step, layer, counts: list"
+    name: ClassVar[str] = "parquet"
+    needs: ClassVar[str] = (
+        "columns step, layer, expert, tokens; or step, layer, expert_0 ...; or step, layer, counts: list"
+    )
 
     def claims(self, path: Path) -> bool:
         """A file that begins and ends with Parquet's magic, or a folder of `key=value` folders."""
@@ -47,18 +86,16 @@ class ParquetFormat:
             return False
         return head == b"PAR1" or path.suffix.lower() in {".parquet", ".pq"}
 
-    def read(self, path: Path, options: ReadOptions) -> Reading:
+    def read(self, path: Location) -> Reading:
         """Match the columns to a layout and stream the rows."""
+        if isinstance(path, Uri):
+            return _files_at(path).reading(str(path), self.values())
         where = str(path)
         if path.is_file() and path.stat().st_size == 0:
             raise TraceError(where, "is empty", "is it the right file?")
-        try:
+        with library_errors(where, "cannot be read as Parquet", "write the file again"):
             files = _one_file(path) if path.is_file() else _hive(path)
-        except TraceError:
-            raise
-        except Exception as error:  # pyarrow raises a dozen types on damaged files
-            raise TraceError(where, f"cannot be read as Parquet: {one_line(error)}", "write the file again") from error
-        return files.reading(where, options)
+        return files.reading(where, self.values())
 
 
 class Piece(NamedTuple):
@@ -77,9 +114,9 @@ class Files:
     rows: int
     pieces: Sequence[Piece]
 
-    def reading(self, where: str, options: ReadOptions) -> Reading:
+    def reading(self, where: str, values: Values) -> Reading:
         """The reading of all of them; raises `TraceError` when no layout fits."""
-        layout = match_layout(self.schema, where, options)
+        layout = match_layout(self.schema, where, values)
         return Reading(
             cells=lambda: _stream(self.pieces, layout, where),
             rows=self.rows * layout.width,
@@ -121,15 +158,11 @@ def is_hive(path: Path) -> bool:
 
 def _stream(pieces: Sequence[Piece], layout: Layout, where: str) -> Iterator[Cells]:
     row = 0
-    try:
+    with library_errors(where, lambda: f"cannot be read after row {row}", "write the file again"):
         for batch in _batches(pieces, layout, where):
             if batch.num_rows:
                 yield layout.cells(batch, row, where)
             row += batch.num_rows
-    except (TraceError, MemoryError, GeneratorExit):
-        raise
-    except Exception as error:  # pyarrow raises a dozen types on damaged files
-        raise TraceError(where, f"cannot be read after row {row}: {one_line(error)}", "write the file again") from error
 
 
 def _batches(pieces: Sequence[Piece], layout: Layout, where: str) -> Iterator[pa.RecordBatch]:
@@ -167,9 +200,9 @@ def _check_rows(metadata: pq.FileMetaData, where: str) -> None:
 
     The columns of a row group are not asked: on some damaged files that aborts the process.
     """
-    said = sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-    if said != metadata.num_rows:
-        problem = f"says that it has {metadata.num_rows:,} rows, and {said:,} in its row groups"
+    rows = sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    if rows != metadata.num_rows:
+        problem = f"says that it has {metadata.num_rows:,} rows, and {rows:,} in its row groups"
         raise TraceError(where, problem, "write the file again")
 
 
@@ -196,3 +229,52 @@ def _with_keys(batch: pa.RecordBatch, keys: Mapping[str, Any]) -> pa.RecordBatch
     for name, value in keys.items():
         batch = batch.append_column(name, pa.array([value]).take(pa.array(np.zeros(batch.num_rows, np.int8))))
     return batch
+
+
+# --- by URI ------------------------------------------------------------------------------------
+
+
+def _files_at(uri: Uri) -> Files:
+    """The Parquet file, or all those of a folder or a hive-partitioned data set, at *uri*."""
+    import pyarrow.dataset as ds
+    import pyarrow.fs as pf
+
+    system, path = _opened(uri)
+    with library_errors(str(uri), "cannot be read as Parquet", "check the URI and access"):
+        folder = system.get_file_info(path).type == pf.FileType.Directory
+        return files_of(ds.dataset(path, filesystem=system, format="parquet", partitioning="hive" if folder else None))
+
+
+def mark_of(uri: Uri) -> str:
+    """A fingerprint of the names, sizes and times of the files at *uri*; their content is not fetched for it."""
+    import pyarrow.fs as pf
+
+    system, path = _opened(uri)
+    with library_errors(str(uri), "cannot be read", "check the URI and access"):
+        there = system.get_file_info(path)
+        folder = there.type == pf.FileType.Directory
+        files = system.get_file_info(pf.FileSelector(path, recursive=True)) if folder else [there]
+    lines = sorted(f"{file.path} {file.size} {file.mtime_ns}" for file in files if file.type == pf.FileType.File)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _opened(uri: Uri) -> tuple[Any, str]:
+    """The file system of *uri* and the path on it: pyarrow's own, or else one of fsspec."""
+    import pyarrow as pa
+    import pyarrow.fs as pf
+
+    try:
+        system, path = pf.FileSystem.from_uri(uri.text)
+        return system, path
+    except (pa.ArrowException, OSError, ValueError):
+        pass  # a scheme, or a build of pyarrow, without it
+    try:
+        from fsspec.core import url_to_fs
+    except ImportError as error:
+        scheme = urlsplit(uri.text).scheme
+        raise TraceError(
+            str(uri), f"pyarrow opens no {scheme}://", 'install fsspec: pip install "moetrace[fsspec]"'
+        ) from error
+    with library_errors(str(uri), "cannot be opened", "check the URI and its back end"):
+        system, path = url_to_fs(uri.text)
+    return pf.PyFileSystem(pf.FSSpecHandler(system)), path

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from moetrace.doctor.catalogue import found
 from moetrace.errors import TraceError
 from moetrace.formats.canonical import open_trace
-from moetrace.formats.stream.cells import Reading, ReadOptions, dense_cells
+from moetrace.formats.stream.cells import Reading, dense_cells
 from moetrace.trace import Counts, Finding, LoadTrace, gap_findings
 
 MARKER = "moetrace-parts.txt"
@@ -126,17 +127,20 @@ def _restart(first: int, before: int, again: int) -> Finding:
     return found("restart", f"step {first}", evidence)
 
 
+@dataclass(frozen=True)
 class PartsFormat:
     """The folder of parts of a recorder that has not been closed."""
 
-    name = "parts"
-    needs = "the folder beside a trace that a moetrace recorder is writing, or was writing when it was stopped"
+    name: ClassVar[str] = "parts"
+    needs: ClassVar[str] = (
+        "the folder beside a trace that a moetrace recorder is writing, or was writing when it was stopped"
+    )
 
     def claims(self, path: Path) -> bool:
         """A folder with a recorder's marker."""
         return is_parts(path)
 
-    def read(self, path: Path, options: ReadOptions) -> Reading:  # noqa: ARG002 - parts hold counts, whole ones
+    def read(self, path: Path) -> Reading:
         """Open the parts and stream their cells in the order of their steps."""
         parts = open_parts(path)
         info = parts.pieces[-1].info

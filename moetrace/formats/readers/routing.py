@@ -6,16 +6,16 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import one_line
+from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
-from moetrace.formats.readers.text import BLOCK_BYTES, ends_with, head_of, opened
-from moetrace.formats.stream.cells import LAYER_IN_NAME, Reading, ReadOptions
+from moetrace.formats.readers.text import BLOCK_BYTES, WRITE_AGAIN, ends_with, head_of, opened
+from moetrace.formats.stream.cells import LAYER_IN_NAME, Reading
 from moetrace.formats.stream.choices import Choices, reading_of
 from moetrace.formats.stream.tables import COUNT_NAMES, LAYER_NAMES, STEP_NAMES, numbers
 
@@ -30,11 +30,18 @@ MOST_CHOICES = 1 << 20
 IN_STEP_FOLDER = re.compile(r"(?:iter|step|iteration)[_=-]?(\d{1,15})", re.IGNORECASE)
 
 
+@dataclass(frozen=True)
 class RoutingFormat:
-    """Token-level routing: a list of chosen experts for each token, as Parquet, JSON lines or .npy."""
+    """Token-level routing: a list of chosen experts for each token, as Parquet, JSON lines or .npy.
 
-    name = "routing"
-    needs = (
+    *tokens* of a layer are a step where the log names none; *experts* is how many a layer has.
+    """
+
+    tokens: int | None = None
+    experts: int | None = None
+
+    name: ClassVar[str] = "routing"
+    needs: ClassVar[str] = (
         "chosen experts per token: Parquet or JSON lines with topk_ids, indices, ...; .npy (tokens, layers, k) named "
         "so or with --from routing; folders iter_<N>/layer_<N>.parquet; --tokens N where there is no step"
     )
@@ -51,26 +58,55 @@ class RoutingFormat:
         except Exception:  # noqa: BLE001 - whatever cannot be read is no table of choices
             return False
 
-    def read(self, path: Path, options: ReadOptions) -> Reading:
-        """Count the choices into the steps that the log names, or into steps of ``options.tokens``."""
+    def read(self, path: Path) -> Reading:
+        """Count the choices into the steps that the log names, or into steps of so many tokens."""
         if path.is_dir():
-            return _read_folder(path, options)
+            return self._read_folder(path)
         if path.suffix.lower() == ".npy":
-            return _read_array(path, options)
+            return self._read_array(path)
         table = Table(path)
         step, layer, _ = table.roles
-        said = [
+        assumptions = [
             f"column {name} is the {role}"
             for role, name in (("step", step), ("layer", layer))
             if name not in (None, role)
         ]
         if layer is None:
-            said.append("no layer column: one layer, number 0")
+            assumptions.append("no layer column: one layer, number 0")
         if step is None:
-            said.append(_by_tokens(str(path), options))
+            assumptions.append(_by_tokens(str(path), self.tokens))
         return reading_of(
-            lambda: _pieces(table, options), str(path), options, top_k=table.width(), assumptions=tuple(said)
+            lambda: _pieces(table, self.tokens),
+            str(path),
+            self.experts,
+            top_k=table.width(),
+            assumptions=tuple(assumptions),
         )
+
+    def _read_folder(self, folder: Path) -> Reading:
+        tables = [Table(path, step, layer) for step, steps in _by_step(folder) for layer, path in _by_layer(steps)]
+        if not tables:
+            raise TraceError(
+                str(folder), "holds no folders iter_<N> with files layer_<N>.parquet", "give the folder above"
+            )
+
+        def pieces() -> Iterator[Choices]:
+            for table in tables:
+                yield from _pieces(table, None)
+
+        assumption = "the step is the number in the name of the folder, the layer that in the name of the file"
+        return reading_of(pieces, str(folder), self.experts, top_k=tables[0].width(), assumptions=(assumption,))
+
+    def _read_array(self, path: Path) -> Reading:
+        where = str(path)
+        with library_errors(where, "cannot be read as NumPy data", "save plain numbers again"):
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or 0 in array.shape:
+            problem = f"is {array.dtype} of shape {array.shape}"
+            raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
+        assumptions = (_by_tokens(where, self.tokens), "layers are numbered from 0")
+        pieces: Callable[[], Iterator[Choices]] = lambda: _of_array(array, self.tokens or 1)  # noqa: E731
+        return reading_of(pieces, where, self.experts, top_k=array.shape[-1], assumptions=assumptions)
 
 
 def _simple(name: str) -> str:
@@ -97,10 +133,10 @@ def _choice_column(names: list[str]) -> str | None:
     return next((by_simple[name] for name in CHOICE_NAMES if name in by_simple), None)
 
 
-def _by_tokens(where: str, options: ReadOptions) -> str:
-    if options.tokens is None:
+def _by_tokens(where: str, tokens: int | None) -> str:
+    if tokens is None:
         raise TraceError(where, "names no step", "say how many tokens one step has with --tokens N")
-    return f"every {options.tokens:,} tokens of a layer are one step"
+    return f"every {tokens:,} tokens of a layer are one step"
 
 
 @dataclass(frozen=True)
@@ -115,10 +151,8 @@ class Table:
     @property
     def roles(self) -> tuple[str | None, str | None, str]:
         """The columns of step, layer and choices; raises `TraceError` when there are no choices."""
-        try:
+        with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
             names = _names(self.path)
-        except Exception as error:  # pyarrow raises a dozen types on damaged files
-            raise TraceError(str(self.path), f"cannot be read: {one_line(error)}", "write the file again") from error
         by_simple = {_simple(name): name for name in reversed(names)}
         step, layer = (
             next((by_simple[n] for n in wanted if n in by_simple), None) for wanted in (BATCH_NAMES, LAYER_NAMES)
@@ -134,13 +168,12 @@ class Table:
 
     def batches(self) -> Iterator[Any]:
         """The Arrow batches of the file; raises `TraceError` where it is damaged."""
-        import pyarrow as pa
         import pyarrow.json as pj
         import pyarrow.parquet as pq
 
         step, layer, choices = self.roles
         columns = [name for name in (step, layer, choices) if name]
-        try:
+        with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
             if ends_with(self.path, ".parquet", ".pq"):
                 reading = {"pre_buffer": False, "buffer_size": COLUMN_BYTES, "page_checksum_verification": True}
                 with pq.ParquetFile(self.path, **reading) as file:
@@ -151,8 +184,6 @@ class Table:
             with pj.open_json(opened(self.path), read) as batches:
                 for batch in batches:
                     yield batch.select(columns)
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            raise TraceError(str(self.path), f"cannot be read: {one_line(error)}", "write the file again") from error
 
     def width(self) -> int | None:
         """Experts chosen by each token, as the first row has it."""
@@ -185,7 +216,7 @@ def _flat(lists: Any, name: str, where: str) -> tuple[NDArray[np.int64], NDArray
     return last_row, values.reshape(len(last_row), -1).astype(np.int64)
 
 
-def _pieces(table: Table, options: ReadOptions) -> Iterator[Choices]:
+def _pieces(table: Table, tokens: int | None) -> Iterator[Choices]:
     step_name, layer_name, name = table.roles
     where = str(table.path)
     row = 0
@@ -200,7 +231,7 @@ def _pieces(table: Table, options: ReadOptions) -> Iterator[Choices]:
         elif table.step is not None:
             step = np.full(len(of_token), table.step)
         else:
-            step = _places(layer, seen) // (options.tokens or 1) + 1
+            step = _places(layer, seen) // (tokens or 1) + 1
             order = np.argsort(step, kind="stable")
             step, layer, chosen = step[order], layer[order], chosen[order]
         row += batch.num_rows
@@ -232,34 +263,6 @@ def _by_step(folder: Path) -> list[tuple[int, Path]]:
 def _by_layer(folder: Path) -> list[tuple[int, Path]]:
     found = [(LAYER_IN_NAME.fullmatch(child.stem), child) for child in folder.glob("*.parquet")]
     return sorted((int(match[1]), child) for match, child in found if match)
-
-
-def _read_folder(folder: Path, options: ReadOptions) -> Reading:
-    tables = [Table(path, step, layer) for step, steps in _by_step(folder) for layer, path in _by_layer(steps)]
-    if not tables:
-        raise TraceError(str(folder), "holds no folders iter_<N> with files layer_<N>.parquet", "give the folder above")
-
-    def pieces() -> Iterator[Choices]:
-        for table in tables:
-            yield from _pieces(table, options)
-
-    said = "the step is the number in the name of the folder, the layer that in the name of the file"
-    return reading_of(pieces, str(folder), options, top_k=tables[0].width(), assumptions=(said,))
-
-
-def _read_array(path: Path, options: ReadOptions) -> Reading:
-    where = str(path)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # NumPy raises half a dozen types on damaged files
-        raise TraceError(
-            where, f"cannot be read as NumPy data: {one_line(error)}", "save plain numbers again"
-        ) from error
-    if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or 0 in array.shape:
-        raise TraceError(where, f"is {array.dtype} of shape {array.shape}", "give expert numbers (tokens, [layers,] k)")
-    said = (_by_tokens(where, options), "layers are numbered from 0")
-    pieces: Callable[[], Iterator[Choices]] = lambda: _of_array(array, options.tokens or 1)  # noqa: E731
-    return reading_of(pieces, where, options, top_k=array.shape[-1], assumptions=said)
 
 
 def _of_array(array: NDArray[Any], tokens: int) -> Iterator[Choices]:

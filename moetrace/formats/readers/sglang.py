@@ -7,30 +7,37 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Watch
 from moetrace.errors import TraceError
-from moetrace.formats.errors import one_line, require
-from moetrace.formats.stream.cells import Cells, Merged, Reading, ReadOptions, Source, dense_cells
+from moetrace.formats.errors import library_errors, require
+from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
 from moetrace.formats.stream.merge import by_rank, check_ranks
 from moetrace.formats.stream.tables import Values
 
 RANK = re.compile(r"expert_distribution_recorder_[\d.]+_\d+\.pt")
 # Forward modes of SGLang, by the numbers in per_token dumps; 3 is a mix of both, 4 an idle pass.
-MODES = {"prefill": 1, "decode": 2}
+Phase = Literal["prefill", "decode"]
+MODES: dict[Phase, int] = {"prefill": 1, "decode": 2}
 # SGLang's buffer if nothing else is set; one that is full to the last place may have gone round.
 DEFAULT_BUFFER = 1000
 
 
+@dataclass(frozen=True)
 class SglangFormat:
-    """`.pt` files of the recorder, opened with a restricted unpickler that builds tensors alone."""
+    """`.pt` files of the recorder, opened with a restricted unpickler that builds tensors alone.
 
-    name = "sglang"
-    needs = "a .pt file of the recorder, or a folder with those of all ranks; the extra torch"
+    *phase* is the one to take where the records tell.
+    """
+
+    phase: Phase | None = None
+
+    name: ClassVar[str] = "sglang"
+    needs: ClassVar[str] = "a .pt file of the recorder, or a folder with those of all ranks; the extra torch"
 
     def claims(self, path: Path) -> bool:
         """A .pt file, or a folder with such of several ranks."""
@@ -41,15 +48,15 @@ class SglangFormat:
         with path.open("rb") as file:
             return file.read(2) == b"PK"
 
-    def read(self, path: Path, options: ReadOptions) -> Source:
+    def read(self, path: Path) -> Source:
         """One buffer of passes, or the records of every rank, added up."""
         if not path.is_dir():
-            return _read_file(path, options)
+            return _read_file(path, self.phase)
         files = _ranks(path)
         if not files:
             raise TraceError(str(path), "holds no rank files of the recorder", "give the folder that it writes to")
         check_ranks(files)
-        readings = tuple(_read_file(file, options) for file in files)
+        readings = tuple(_read_file(file, self.phase) for file in files)
         return Merged(readings, "sum", str(path), (f"{len(files)} ranks are added up", *readings[0].assumptions))
 
 
@@ -64,16 +71,8 @@ def loaded(path: Path) -> dict[str, Any]:
     except ImportError as error:
         raise TraceError(str(path), "is a torch file", 'install torch: pip install "moetrace[torch]"') from error
     require(4 * _unpacked(path), str(path), "what it unpacks to", "record fewer passes in a file")
-    try:
+    with library_errors(str(path), "cannot be opened", "dump it again; nothing but tensors is read"):
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises a dozen types on damaged files
-        raise TraceError(
-            str(path),
-            f"cannot be opened: {one_line(error)}",
-            "dump it again; nothing but tensors is read",
-        ) from error
     if not isinstance(found, dict):
         raise TraceError(str(path), f"holds a {type(found).__name__}", "give a dump of SGLang's recorder")
     return found
@@ -88,10 +87,10 @@ def _unpacked(path: Path) -> int:
         return 0
 
 
-def _read_file(path: Path, options: ReadOptions) -> Reading:
+def _read_file(path: Path, phase: Phase | None) -> Reading:
     document = loaded(path)
     if "records" in document:
-        return _records(document, path, options)
+        return _records(document, path, phase)
     counts = _array(document.get("logical_count"), path)
     if counts is not None:
         # A tensor may be a view that repeats one number any number of times.
@@ -100,21 +99,18 @@ def _read_file(path: Path, options: ReadOptions) -> Reading:
         raise TraceError(
             str(path), f"holds {', '.join(map(str, document)) or 'nothing'}", "a dump has logical_count or records"
         )
-    if options.phase is not None:
+    if phase is not None:
         raise TraceError(str(path), "does not tell prefill from decode", "record with mode per_token for --phase")
     cube = counts if counts.ndim == 3 else counts[None]
     steps = np.arange(1, len(cube) + 1)
-    said = ("passes are numbered from 1 in the order of the buffer",)
-    return _Passes(str(path), steps, cube, Watch()).unpadded().reading(options, said)
+    assumptions = ("passes are numbered from 1 in the order of the buffer",)
+    return _Passes(str(path), steps, cube, Watch()).unpadded().reading(assumptions)
 
 
 def _array(value: Any, path: Path) -> NDArray[Any] | None:
     """A tensor or nested list as an array; raises `TraceError` where it is none of numbers."""
-    try:
-        array = None if value is None else np.asarray(value)
-    except Exception as error:  # a tensor that NumPy has no type for, a ragged list
-        raise TraceError(str(path), f"holds no numbers: {one_line(error)}", "dump it again") from error
-    return array
+    with library_errors(str(path), "holds no numbers", "dump it again"):
+        return None if value is None else np.asarray(value)
 
 
 @dataclass(frozen=True)
@@ -145,20 +141,19 @@ class _Passes:
             self.watch.say("wrapped", f"step {idle}", evidence, end - len(used))
         return _Passes(self.where, self.steps[:end], self.counts[:end], self.watch)
 
-    def reading(self, options: ReadOptions, said: tuple[str, ...]) -> Reading:
+    def reading(self, assumptions: tuple[str, ...]) -> Reading:
         """The cells of the layers that route anything."""
         layers = np.flatnonzero(self.counts.any(axis=(0, 2)))
         dense = np.setdiff1d(np.arange(self.counts.shape[1]), layers)
         if dense.size:
             shown = ", ".join(str(n) for n in dense[:8])
-            said = (*said, f"layers without any token are dense ones and left out: {shown}")
-        values = Values(options, self.watch)
-        heard = self.watch.findings
+            assumptions = (*assumptions, f"layers without any token are dense ones and left out: {shown}")
+        values = Values(self.watch)
         return Reading(
             cells=lambda: self._cells(layers, values),
             rows=len(self.steps) * len(layers) * self.counts.shape[2],
-            assumptions=said,
-            findings=heard,
+            assumptions=assumptions,
+            findings=self.watch.findings,
             where=self.where,
             watch=self.watch,
         )
@@ -167,40 +162,36 @@ class _Passes:
         yield dense_cells(self.steps, layers, values.counts(self.counts[:, layers], "logical_count", 0, self.where))
 
 
-def _records(document: dict[str, Any], path: Path, options: ReadOptions) -> Reading:
+def _records(document: dict[str, Any], path: Path, phase: Phase | None) -> Reading:
     """The passes of a rank, physical experts added up to logical ones."""
-    records = [record for record in document["records"] if _wanted(record, options, path)]
+    records = [record for record in document["records"] if _wanted(record, phase, path)]
     if not records:
         raise TraceError(str(path), "holds no such pass", "check --phase, and record while requests are served")
-    try:
+    with library_errors(str(path), "has a record that is none", "give a per_pass or per_token dump"):
         steps = np.array([int(record["forward_pass_id"]) for record in records])
         physical = np.stack([np.asarray(record["global_physical_count"]) for record in records])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise TraceError(
-            str(path), f"has a record that is none: {one_line(error)}", "give a per_pass or per_token dump"
-        ) from error
     watch = Watch()
     mapping = _array(document.get("last_physical_to_logical_map"), path)
     if mapping is None:
         watch.say("physical", "every layer", "counts are of physical experts, and no map says which expert they hold")
-        return _Passes(str(path), steps, physical, watch).reading(options, ())
+        return _Passes(str(path), steps, physical, watch).reading(())
     if mapping.shape != physical.shape[1:] or mapping.dtype.kind not in "iu" or mapping.min() < 0:
         raise TraceError(
             str(path),
             f"has a map {mapping.dtype} {mapping.shape} for counts of {physical.shape[1:]}",
             "both are whole numbers (layers, physical experts)",
         )
-    said = "physical experts are added up by the last map, which may have changed while it was recorded"
-    return _Passes(str(path), steps, _logical(physical, mapping), watch).reading(options, (said,))
+    assumption = "physical experts are added up by the last map, which may have changed while it was recorded"
+    return _Passes(str(path), steps, _logical(physical, mapping), watch).reading((assumption,))
 
 
-def _wanted(record: Any, options: ReadOptions, path: Path) -> bool:
+def _wanted(record: Any, phase: Phase | None, path: Path) -> bool:
     """Whether a record is of the phase asked for; raises `TraceError` where it does not tell."""
-    if options.phase is None:
+    if phase is None:
         return True
     if not isinstance(record, dict) or "forward_mode" not in record:
         raise TraceError(str(path), "does not tell prefill from decode", "record with mode per_token for --phase")
-    return bool(record["forward_mode"] == MODES[options.phase])
+    return bool(record["forward_mode"] == MODES[phase])
 
 
 def _logical(physical: NDArray[Any], mapping: NDArray[Any]) -> NDArray[np.int64]:

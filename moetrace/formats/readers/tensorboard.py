@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from moetrace.doctor.collector import Watch
 from moetrace.errors import TraceError
-from moetrace.formats.errors import one_line
-from moetrace.formats.stream.cells import Cells, Reading, ReadOptions
-from moetrace.formats.stream.tables import SHARE_NAMES, UTILISATION_NAMES, Values
+from moetrace.formats.errors import library_errors
+from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.tables import SHARE_NAMES, UTILISATION_NAMES, TableFormat, Values
 
 MARK = ".tfevents."
 PATTERN = r"layer[_/.-]?(?P<layer>\d{1,15}).*?expert[_/.-]?(?P<expert>\d{1,15})"
@@ -23,21 +23,27 @@ MOST_DIGITS = 15
 BATCH = 1 << 16
 
 
-class TensorboardFormat:
-    """Event files whose tags name a layer and an expert, such as ``moe/layer_3/expert_7``."""
+@dataclass(frozen=True)
+class TensorboardFormat(TableFormat):
+    """Event files whose tags name a layer and an expert, such as ``moe/layer_3/expert_7``.
 
-    name = "tensorboard"
-    needs = "event files with tags like layer_3/expert_7, or --pattern; the extra tensorboard"
+    *pattern* is a regular expression for the tags, with the groups ``layer`` and ``expert``.
+    """
+
+    pattern: str | None = None
+
+    name: ClassVar[str] = "tensorboard"
+    needs: ClassVar[str] = "event files with tags like layer_3/expert_7, or --pattern; the extra tensorboard"
 
     def claims(self, path: Path) -> bool:
         """An event file, or a folder with such."""
         return MARK in path.name if path.is_file() else any(MARK in child.name for child in path.iterdir())
 
-    def read(self, path: Path, options: ReadOptions) -> Reading:
+    def read(self, path: Path) -> Reading:
         """Stream the scalars whose tags match; several files of a folder follow each other by name."""
         files = sorted(child for child in path.iterdir() if MARK in child.name) if path.is_dir() else [path]
         try:
-            pattern = re.compile(options.pattern or PATTERN, re.IGNORECASE)
+            pattern = re.compile(self.pattern or PATTERN, re.IGNORECASE)
         except re.error as error:
             raise TraceError(
                 str(path), f"--pattern is no regular expression: {error}", "see the Python manual"
@@ -46,11 +52,12 @@ class TensorboardFormat:
             raise TraceError(
                 str(path), "--pattern names no layer and expert", "use (?P<layer>\\d+) and (?P<expert>\\d+)"
             )
-        watch = Watch()
-        values = Values(options, watch)
-        said = (f"tags are matched by {pattern.pattern}",)
+        values = self.values()
         return Reading(
-            lambda: _cells(files, pattern, values, str(path)), assumptions=said, where=str(path), watch=watch
+            lambda: _cells(files, pattern, values, str(path)),
+            assumptions=(f"tags are matched by {pattern.pattern}",),
+            where=str(path),
+            watch=values.watch,
         )
 
 
@@ -121,7 +128,5 @@ def _events(path: Path) -> Iterator[Any]:
         ) from error
     if path.stat().st_size == 0:
         raise TraceError(str(path), "is empty", "is it the right file?")
-    try:
+    with library_errors(str(path), "cannot be read", "write it again"):
         yield from LegacyEventFileLoader(str(path)).Load()
-    except Exception as error:  # protobuf and the record reader raise types of their own
-        raise TraceError(str(path), f"cannot be read: {one_line(error)}", "write it again") from error

@@ -6,15 +6,16 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from moetrace.doctor.collector import Watch
 from moetrace.errors import TraceError
-from moetrace.formats.errors import one_line
-from moetrace.formats.stream.cells import Cells, Merged, Reading, ReadOptions, Source, dense_cells
+from moetrace.formats.errors import library_errors
+from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
 from moetrace.formats.stream.merge import by_rank, check_ranks
 from moetrace.formats.stream.tables import Values
 
@@ -23,17 +24,20 @@ RANK = re.compile(r"rank\d+\.safetensors")
 KEY = re.compile(r"(\d{1,15})_(\d{1,15})")
 
 
+@dataclass(frozen=True)
 class TensorrtFormat:
     """The folder of EXPERT_STATISTIC_PATH: tensors ``{iteration}_{layer}``, the ranks added up."""
 
-    name = "tensorrt-llm"
-    needs = f"the folder of EXPERT_STATISTIC_PATH with {META} and rank<R>.safetensors; the extra safetensors"
+    name: ClassVar[str] = "tensorrt-llm"
+    needs: ClassVar[str] = (
+        f"the folder of EXPERT_STATISTIC_PATH with {META} and rank<R>.safetensors; the extra safetensors"
+    )
 
     def claims(self, path: Path) -> bool:
         """A folder with both kinds of files."""
         return (path / META).is_file() and bool(_ranks(path))
 
-    def read(self, path: Path, options: ReadOptions) -> Source:
+    def read(self, path: Path) -> Source:
         """Ranks with the same layers are added up; others are pipeline stages."""
         if not path.is_dir() or not _ranks(path):
             raise TraceError(str(path), "is no folder with rank<R>.safetensors", "give the folder of the statistics")
@@ -44,7 +48,7 @@ class TensorrtFormat:
         for file in files:
             keys = _keys(file)
             layers = tuple(sorted({layer for _, layer in keys}))
-            stages[layers].append(_reading(file, keys, top_k, options))
+            stages[layers].append(_reading(file, keys, top_k))
         sums: list[Source] = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
         return Merged(tuple(sums), "layers", str(path), (f"{len(files)} ranks: their tokens are added up",))
 
@@ -55,11 +59,8 @@ def _ranks(folder: Path) -> list[Path]:
 
 
 def _top_k(path: Path) -> int | None:
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        found = known.get("num_experts_per_token")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
-        raise TraceError(str(path), f"cannot be read: {one_line(error)}", "it is written by rank 0") from error
+    with library_errors(str(path), "cannot be read", "it is written by rank 0"):
+        found = json.loads(path.read_text(encoding="utf-8")).get("num_experts_per_token")
     return found if isinstance(found, int) else None
 
 
@@ -75,35 +76,25 @@ def _opened(path: Path) -> Any:
 
 def _keys(path: Path) -> list[tuple[int, int]]:
     """The (iteration, layer) of every tensor, sorted; raises `TraceError` for another name."""
-    try:
-        with _opened(path) as file:
-            names = list(file.keys())
-    except TraceError:
-        raise
-    except Exception as error:  # the library raises a type of its own on damaged files
-        raise TraceError(str(path), f"is no safetensors file: {one_line(error)}", "write it again") from error
-    strange = [name for name in names if not KEY.fullmatch(name)]
-    if strange or not names:
-        raise TraceError(str(path), f"has {strange[0]!r} among its tensors" if strange else "holds no tensors",
+    with library_errors(str(path), "is no safetensors file", "write it again"), _opened(path) as file:
+        names = list(file.keys())
+    other = [name for name in names if not KEY.fullmatch(name)]
+    if other or not names:
+        raise TraceError(str(path), f"has {other[0]!r} among its tensors" if other else "holds no tensors",
                          "statistics have tensors named {iteration}_{layer}")  # fmt: skip
     return sorted((int(step), int(layer)) for step, layer in (name.split("_") for name in names))
 
 
-def _reading(path: Path, keys: list[tuple[int, int]], top_k: int | None, options: ReadOptions) -> Reading:
+def _reading(path: Path, keys: list[tuple[int, int]], top_k: int | None) -> Reading:
     watch = Watch()
     known = {} if top_k is None else {"top_k": top_k}
-    cells = lambda: _cells(path, keys, Values(options, watch))  # noqa: E731 - opened anew by each call
+    cells = lambda: _cells(path, keys, Values(watch))  # noqa: E731 - opened anew by each call
     return Reading(cells, where=str(path), known=known, watch=watch)
 
 
 def _cells(path: Path, keys: list[tuple[int, int]], values: Values) -> Iterator[Cells]:
-    try:
-        with _opened(path) as file:
-            for step, layer in keys:
-                raw = file.get_tensor(f"{step}_{layer}").reshape(1, 1, -1)
-                counts = values.counts(raw, f"{step}_{layer}", 0, str(path))
-                yield dense_cells(np.array([step]), [layer], counts)
-    except (TraceError, MemoryError, GeneratorExit):
-        raise
-    except Exception as error:  # the library raises a type of its own on damaged files
-        raise TraceError(str(path), f"cannot be read: {one_line(error)}", "write it again") from error
+    with library_errors(str(path), "cannot be read", "write it again"), _opened(path) as file:
+        for step, layer in keys:
+            raw = file.get_tensor(f"{step}_{layer}").reshape(1, 1, -1)
+            counts = values.counts(raw, f"{step}_{layer}", 0, str(path))
+            yield dense_cells(np.array([step]), [layer], counts)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import one_line
-from moetrace.formats.stream.cells import Cells, Reading, ReadOptions
-from moetrace.formats.stream.tables import Layout, few_columns, match_layout
+from moetrace.formats.errors import library_errors
+from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.tables import Layout, TableFormat, Values, few_columns, match_layout
 
 # Bytes of text parsed at a time; a row cannot be longer.
 BLOCK_BYTES = 8 << 20
 HEAD_BYTES = 1 << 16
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+# What to do about a file that cannot be read.
+WRITE_AGAIN = "write the file again"
 DELIMITERS = ",\t;|"
 
 
@@ -54,17 +57,20 @@ def ends_with(path: Path, *suffixes: str) -> bool:
     )
 
 
-class CsvFormat:
+@dataclass(frozen=True)
+class CsvFormat(TableFormat):
     """Delimited text with a header, long or wide: ``, ; | `` or tabs, plain, gzip or zstd, UTF-8."""
 
-    name = "csv"
-    needs = "a header with the columns of the parquet format, long or wide; plain, .gz or .zst; any of , ; | and tabs"
+    name: ClassVar[str] = "csv"
+    needs: ClassVar[str] = (
+        "a header with the columns of the parquet format, long or wide; plain, .gz or .zst; any of , ; | and tabs"
+    )
 
     def claims(self, path: Path) -> bool:
         """A file named .csv or .tsv, whatever its delimiter, or compressed one."""
         return path.is_file() and ends_with(path, ".csv", ".tsv")
 
-    def read(self, path: Path, options: ReadOptions) -> Reading:
+    def read(self, path: Path) -> Reading:
         """Match the header to a layout and stream the rows."""
         import pyarrow.csv as pc
 
@@ -79,49 +85,42 @@ class CsvFormat:
         read = pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
         convert = pc.ConvertOptions(strings_can_be_null=True)
         assumed = () if delimiter == "," else (f"columns are separated by {delimiter!r}",)
-        return reading_of(path, lambda: pc.open_csv(opened(path), read, parse, convert), options, assumed)
+        return reading_of(path, lambda: pc.open_csv(opened(path), read, parse, convert), self.values(), assumed)
 
 
 def _columns_of(path: Path, delimiter: str) -> int:
     """The number of columns of the first line; raises `TraceError` where the file cannot be unpacked."""
-    try:
-        with closing(opened(path)) as stream:
-            return int(stream.read(BLOCK_BYTES).partition(b"\n")[0].count(delimiter.encode())) + 1
-    except Exception as error:  # pyarrow raises several types on damaged archives
-        raise TraceError(str(path), f"cannot be read: {one_line(error)}", "write the file again") from error
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
+        return int(stream.read(BLOCK_BYTES).partition(b"\n")[0].count(delimiter.encode())) + 1
 
 
-class JsonLinesFormat:
+@dataclass(frozen=True)
+class JsonLinesFormat(TableFormat):
     """One JSON object a line, long, wide or with the counts of a layer in a list; plain, gzip or zstd."""
 
-    name = "jsonl"
-    needs = "one JSON object a line with the names of the parquet format; plain, .gz or .zst"
+    name: ClassVar[str] = "jsonl"
+    needs: ClassVar[str] = "one JSON object a line with the names of the parquet format; plain, .gz or .zst"
 
     def claims(self, path: Path) -> bool:
         """A file named .jsonl or .ndjson, compressed or not."""
         return path.is_file() and ends_with(path, ".jsonl", ".ndjson")
 
-    def read(self, path: Path, options: ReadOptions) -> Reading:
+    def read(self, path: Path) -> Reading:
         """Match the keys to a layout and stream the lines."""
         import pyarrow.json as pj
 
         read = pj.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
-        return reading_of(path, lambda: pj.open_json(opened(path), read), options)
+        return reading_of(path, lambda: pj.open_json(opened(path), read), self.values())
 
 
-def reading_of(
-    path: Path, open_batches: Callable[[], Any], options: ReadOptions, assumed: tuple[str, ...] = ()
-) -> Reading:
+def reading_of(path: Path, open_batches: Callable[[], Any], values: Values, assumed: tuple[str, ...] = ()) -> Reading:
     """The reading of a table that *open_batches* opens anew each time, as an Arrow batch reader."""
     where = str(path)
     if path.stat().st_size == 0:
         raise TraceError(where, "is empty", "is it the right file?")
-    try:
-        with closing(open_batches()) as batches:
-            schema = batches.schema
-    except Exception as error:  # pyarrow raises a dozen types on damaged files
-        raise TraceError(where, f"cannot be read: {one_line(error)}", "write the file again") from error
-    layout = match_layout(schema, where, options)
+    with library_errors(where, "cannot be read", WRITE_AGAIN), closing(open_batches()) as batches:
+        schema = batches.schema
+    layout = match_layout(schema, where, values)
     return Reading(
         cells=lambda: _cells(open_batches, layout, where),
         assumptions=(*assumed, *layout.assumptions),
@@ -132,13 +131,11 @@ def reading_of(
 
 def _cells(open_batches: Callable[[], Any], layout: Layout, where: str) -> Iterator[Cells]:
     row = 0
-    try:
-        with closing(open_batches()) as batches:
-            for batch in batches:
-                if batch.num_rows:
-                    yield layout.cells(batch.select(layout.columns), row, where)
-                row += batch.num_rows
-    except (TraceError, MemoryError, GeneratorExit):
-        raise
-    except Exception as error:  # pyarrow raises a dozen types on damaged files
-        raise TraceError(where, f"cannot be read after row {row}: {one_line(error)}", "write the file again") from error
+    with (
+        library_errors(where, lambda: f"cannot be read after row {row}", WRITE_AGAIN),
+        closing(open_batches()) as batches,
+    ):
+        for batch in batches:
+            if batch.num_rows:
+                yield layout.cells(batch.select(layout.columns), row, where)
+            row += batch.num_rows

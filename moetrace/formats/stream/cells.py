@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,23 +42,17 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the user says about a dump that the dump does not say itself, and what of it to take.
+    """What to take of a dump of any format, and which totals it should have; settings of a format are its own.
 
-    *tokens_per_step* is what one layer routes in one step, top-k times its *tokens*; it turns shares
-    into counts. *experts* is the number of experts of a layer in the model. *stages* is the number
-    of pipeline stages of a run, *pattern* a regular expression for the tags of scalars, *phase* the
-    passes to take where a dump tells them apart. *merge* says how many sources become one trace,
-    *bin* how many passes one step; *layers*, *first* and *last* select from the source, before that.
+    *tokens_per_step* is what one layer routes in one step, *top_k* times its *tokens*: totals are checked
+    against it, and a format with a setting of that name gets it. *merge* says how many sources become one
+    trace, *bin* how many passes one step; *layers*, *first* and *last* select from the source, before that.
     *accept* names the findings that shall not stop the reading.
     """
 
     tokens_per_step: int | None = None
     tokens: int | None = None
     top_k: int | None = None
-    experts: int | None = None
-    stages: int | None = None
-    pattern: str | None = None
-    phase: Literal["prefill", "decode"] | None = None
     merge: Merge | None = None
     bin: int | None = None
     layers: tuple[int, ...] = ()
@@ -66,10 +60,11 @@ class ReadOptions:
     last: int | None = None
     accept: tuple[str, ...] = ()
 
-    def as_settings(self) -> dict[str, Any]:
-        """The options that were given, for the trace's metadata."""
+    def as_settings(self, format: str | None = None) -> dict[str, Any]:
+        """The options that were given, and the spec of the format if there was one, for the trace's metadata."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-        return {key: value for key, value in plain.items() if value not in (None, [])}
+        given = {key: value for key, value in plain.items() if value not in (None, [])}
+        return {**given, "from": format} if format else given
 
     @property
     def expected(self) -> int | None:
@@ -120,15 +115,16 @@ def readings_of(source: Source) -> tuple[Reading, ...]:
 
 
 class Format(Protocol):
-    """One kind of dump. Modules of this package are its implementations."""
+    """One kind of dump: a frozen dataclass whose fields are its settings, reachable as ``name:setting=value``."""
 
-    name: str
-    needs: str
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+    name: ClassVar[str]
+    needs: ClassVar[str]
 
     def claims(self, path: Path) -> bool:
         """Whether *path*, a file or a folder, is a dump of this kind; never raises."""
 
-    def read(self, path: Path, options: ReadOptions) -> Source:
+    def read(self, path: Path) -> Source:
         """Start reading *path*; raises `TraceError` for what can be told from the header."""
 
 

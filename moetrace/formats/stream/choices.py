@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moetrace.errors import TraceError
 from moetrace.formats.errors import require
 from moetrace.formats.stream.blocks import BLOCK_CELLS
-from moetrace.formats.stream.cells import Cells, Reading, ReadOptions, dense_cells, starts_of
+from moetrace.formats.stream.cells import Cells, Reading, dense_cells, starts_of
 
 
 class Choices(NamedTuple):
@@ -80,7 +80,7 @@ def _few_steps(pieces: Iterable[Choices], most: int) -> Iterator[Choices]:
 def reading_of(
     pieces: Callable[[], Iterator[Choices]],
     where: str,
-    options: ReadOptions,
+    experts: int | None,
     *,
     shape: Shape | None = None,
     top_k: int | None = None,
@@ -88,20 +88,20 @@ def reading_of(
 ) -> Reading:
     """The reading of a routing log that *pieces* opens anew each time it is called.
 
-    Raises `TraceError` when an expert was chosen that ``options.experts`` says there is not.
+    Raises `TraceError` when an expert was chosen beyond the *experts* there should be.
     """
     found = shape or shape_of(pieces(), where)
-    said = list(assumptions)
-    if options.experts is None:
-        said.append(f"{found.experts} experts: the highest that was chosen is {found.experts - 1}")
-    elif found.experts > options.experts:
+    assumed = list(assumptions)
+    if experts is None:
+        assumed.append(f"{found.experts} experts: the highest that was chosen is {found.experts - 1}")
+    elif found.experts > experts:
         raise TraceError(
-            where, f"expert {found.experts - 1} was chosen", f"with --experts {options.experts} the last is one less"
+            where, f"expert {found.experts - 1} was chosen", f"with --experts {experts} the last is one less"
         )
-    whole = Shape(found.layers, options.experts or found.experts)
+    whole = Shape(found.layers, experts or found.experts)
     cells = len(whole.layers) * whole.experts
     require(
         cells * 64, where, f"a step of {len(whole.layers):,} layers of {whole.experts:,} experts", "check its numbers"
     )
     known = {} if top_k is None else {"top_k": top_k}
-    return Reading(lambda: counted(pieces(), whole), where=where, assumptions=tuple(said), known=known)
+    return Reading(lambda: counted(pieces(), whole), where=where, assumptions=tuple(assumed), known=known)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Watch
 from moetrace.errors import TraceError
 from moetrace.formats.arrow import to_numpy
-from moetrace.formats.stream.cells import Cells, ReadOptions
+from moetrace.formats.stream.cells import Cells
 from moetrace.trace import Counts, whole_counts
 
 if TYPE_CHECKING:
@@ -54,8 +54,23 @@ class Layout:
     watch: Watch
 
 
-def match_layout(schema: pa.Schema, where: str, options: ReadOptions) -> Layout:
-    """The layout whose columns are there; raises `TraceError` when none is."""
+@dataclass(frozen=True)
+class TableFormat:
+    """The settings of a format whose values may be shares or utilisation.
+
+    *tokens_per_step* turns shares into counts, and with the *experts* of a layer utilisation as well.
+    """
+
+    tokens_per_step: int | None = None
+    experts: int | None = None
+
+    def values(self) -> Values:
+        """How the values of one dump become counts."""
+        return Values(Watch(), self.tokens_per_step, self.experts)
+
+
+def match_layout(schema: pa.Schema, where: str, reader: Values) -> Layout:
+    """The layout whose columns are there, their values taken by *reader*; raises `TraceError` when none is."""
     try:
         names = schema.names
     except UnicodeDecodeError as error:
@@ -68,7 +83,6 @@ def match_layout(schema: pa.Schema, where: str, options: ReadOptions) -> Layout:
     wide = {name: match for name in names if (match := WIDE.match(name))}
     expert = _first(named, EXPERT_NAMES)
     value = _first(named, VALUE_NAMES)
-    reader = Values(options, Watch())
     if value and _is_list(schema.field(value).type):
         return _nested(step, layer, value, reader)
     if expert and value:
@@ -246,10 +260,14 @@ def _layers_of(batch: pa.RecordBatch, layer: str | None, row: int, where: str) -
 
 @dataclass(frozen=True)
 class Values:
-    """How the values of a dump become counts; *watch* hears what is odd about them."""
+    """How the values of a dump become counts; *watch* collects what is odd about them.
 
-    options: ReadOptions
+    *tokens* is what a layer routes in a step, *experts* how many a layer has, where they are known.
+    """
+
     watch: Watch
+    tokens: int | None = None
+    experts: int | None = None
 
     def counts(self, values: NDArray[Any], column: str, row: int, where: str) -> Counts:
         """*values* as counts of the same shape; shares become counts where the tokens of a step are known.
@@ -277,7 +295,7 @@ class Values:
 
     def _unit(self, simple: str, column: str, where: str) -> Unit | None:
         """What a value of 1 is in tokens; None for counts."""
-        tokens, experts = self.options.expected, self.options.experts
+        tokens, experts = self.tokens, self.experts
         if simple in UTILISATION_NAMES:
             if tokens is None or experts is None:
                 raise TraceError(
