@@ -43,22 +43,20 @@ def make(path: Path, layers: int, experts: int, steps: int) -> None:
 
 def predict(path: Path, jobs: int, specs: list[str]) -> dict[str, float]:
     """Seconds, and the sum of the largest resident sets of this process and its workers in MiB."""
-    from moetrace.forecasting.summary import summary_frame
-    from moetrace.forecasting.windows import covered_horizons
-    from moetrace.workspace.results import Store, write_forecast
-    from moetrace.workspace.tasks import compute
-    from moetrace.workspace.work import Source, Work
+    from moetrace import ResultFolder, evaluate, open_trace, runner, summary_frame
+    from moetrace.workspace.results import write_forecast
 
-    source = Source(path)
-    trace = source.open()
+    trace = open_trace(path)
     end = int(trace.steps[-1])
     cutoffs = [int(cutoff) for cutoff in np.linspace(end / 4, end - max(HORIZONS), 5)]
-    work = Work(source, [predictor(s) for s in specs], HORIZONS, covered_horizons(trace, HORIZONS, cutoffs), ahead=True)
-    told = lambda done, total: print(done, total, round(time.perf_counter() - began), file=sys.stderr)  # noqa: E731
+    show = lambda done, total: print(done, total, round(time.perf_counter() - began), file=sys.stderr)  # noqa: E731
     began = time.perf_counter()
-    results = compute(work, Store(path.parent / "parts"), told if jobs > 1 else None, jobs=jobs)
-    write_forecast(path.parent / "forecast.parquet", results.forecasts())
-    summary_frame(results.scores)
+    test = evaluate(
+        trace, [predictor(spec) for spec in specs], HORIZONS, cutoffs, show if jobs > 1 else None,
+        ahead=True, results=ResultFolder(path.parent / "parts"), run=runner(jobs),
+    )  # fmt: skip
+    write_forecast(path.parent / "forecast.parquet", test.forecasts())
+    summary_frame(test.scores)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "mib": largest_resident("self") + sum(map(largest_resident, children()))}
 

@@ -5,59 +5,126 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moetrace.analysis.fluctuation import fluctuation
+    from moetrace.analysis.imbalance import IMBALANCE
     from moetrace.analysis.states import classify, state_at
+    from moetrace.analysis.tables import state_frames
     from moetrace.analysis.variogram import horizon_noise, motion
     from moetrace.doctor.checks import examine
     from moetrace.errors import MoetraceError, SettingError, TooShortError, TraceError, WorkspaceError
     from moetrace.forecasting.backtest import Backtest, evaluate
-    from moetrace.forecasting.forecasts import forecast_end
     from moetrace.forecasting.predictors import predictor
+    from moetrace.forecasting.predictors.arima import Arima
+    from moetrace.forecasting.predictors.auto import Auto
+    from moetrace.forecasting.predictors.ema import Ema
+    from moetrace.forecasting.predictors.level import Level
+    from moetrace.forecasting.predictors.lstm import Lstm
+    from moetrace.forecasting.predictors.sw_avg import SwAvg
+    from moetrace.forecasting.predictors.window_mean import WindowMean
+    from moetrace.forecasting.study import Study, study
+    from moetrace.forecasting.summary import means_frame, summary_frame
     from moetrace.formats import ReadOptions, open_trace, read_trace, save_trace
+    from moetrace.formats.export import export_trace
+    from moetrace.placement.plan import Plan
+    from moetrace.placement.replanning import replanning_frame
+    from moetrace.placement.simulate import placement_frame
+    from moetrace.placement.study import Placement, place
     from moetrace.record import Recorder
+    from moetrace.record.follow import follow
+    from moetrace.report.study import report
+    from moetrace.synthetic import Course, settling, synthetic_trace
     from moetrace.trace import Finding, LayerLoad, LoadTrace, TraceInfo
+    from moetrace.workspace.results import ResultFolder
+    from moetrace.workspace.tasks import runner
     from moetrace.workspace.traces import Workspace
 
 # Imported when first asked for: `moetrace --help` must not wait for NumPy and Arrow.
-_HOME = {
-    "Backtest": "forecasting.backtest", "evaluate": "forecasting.backtest", "forecast_end": "forecasting.forecasts",
-    "examine": "doctor.checks",
-    "MoetraceError": "errors", "SettingError": "errors", "TooShortError": "errors", "TraceError": "errors",
-    "WorkspaceError": "errors",
-    "ReadOptions": "formats", "open_trace": "formats", "read_trace": "formats", "save_trace": "formats",
-    "horizon_noise": "analysis.variogram", "motion": "analysis.variogram",
-    "predictor": "forecasting.predictors",
-    "Recorder": "record",
-    "classify": "analysis.states", "fluctuation": "analysis.fluctuation", "state_at": "analysis.states",
-    "Finding": "trace", "LayerLoad": "trace", "LoadTrace": "trace", "TraceInfo": "trace",
-    "Workspace": "workspace.traces",
-}  # fmt: skip
+_HOMES = {
+    "analysis.fluctuation": ("fluctuation",),
+    "analysis.imbalance": ("IMBALANCE",),
+    "analysis.states": ("classify", "state_at"),
+    "analysis.tables": ("state_frames",),
+    "analysis.variogram": ("horizon_noise", "motion"),
+    "doctor.checks": ("examine",),
+    "errors": ("MoetraceError", "SettingError", "TooShortError", "TraceError", "WorkspaceError"),
+    "forecasting.backtest": ("Backtest", "evaluate"),
+    "forecasting.predictors": ("predictor",),
+    "forecasting.predictors.arima": ("Arima",),
+    "forecasting.predictors.auto": ("Auto",),
+    "forecasting.predictors.ema": ("Ema",),
+    "forecasting.predictors.level": ("Level",),
+    "forecasting.predictors.lstm": ("Lstm",),
+    "forecasting.predictors.sw_avg": ("SwAvg",),
+    "forecasting.predictors.window_mean": ("WindowMean",),
+    "forecasting.study": ("Study", "study"),
+    "forecasting.summary": ("means_frame", "summary_frame"),
+    "formats": ("ReadOptions", "open_trace", "read_trace", "save_trace"),
+    "formats.export": ("export_trace",),
+    "placement.plan": ("Plan",),
+    "placement.replanning": ("replanning_frame",),
+    "placement.simulate": ("placement_frame",),
+    "placement.study": ("Placement", "place"),
+    "record": ("Recorder",),
+    "record.follow": ("follow",),
+    "report.study": ("report",),
+    "synthetic": ("Course", "settling", "synthetic_trace"),
+    "trace": ("Finding", "LayerLoad", "LoadTrace", "TraceInfo"),
+    "workspace.results": ("ResultFolder",),
+    "workspace.tasks": ("runner",),
+    "workspace.traces": ("Workspace",),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "IMBALANCE",
+    "Arima",
+    "Auto",
     "Backtest",
+    "Course",
+    "Ema",
     "Finding",
     "LayerLoad",
+    "Level",
     "LoadTrace",
+    "Lstm",
     "MoetraceError",
+    "Placement",
+    "Plan",
     "ReadOptions",
     "Recorder",
+    "ResultFolder",
     "SettingError",
+    "Study",
+    "SwAvg",
     "TooShortError",
     "TraceError",
     "TraceInfo",
+    "WindowMean",
     "Workspace",
     "WorkspaceError",
     "classify",
     "evaluate",
     "examine",
+    "export_trace",
     "fluctuation",
-    "forecast_end",
+    "follow",
     "horizon_noise",
+    "means_frame",
     "motion",
     "open_trace",
+    "place",
+    "placement_frame",
     "predictor",
     "read_trace",
+    "replanning_frame",
+    "report",
+    "runner",
     "save_trace",
+    "settling",
     "state_at",
+    "state_frames",
+    "study",
+    "summary_frame",
+    "synthetic_trace",
 ]
 
 
@@ -69,3 +136,7 @@ def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(import_module(f"moetrace.{_HOME[name]}"), name)
     raise AttributeError(f"module 'moetrace' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

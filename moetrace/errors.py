@@ -1,5 +1,10 @@
 """The errors a user or a file can cause; each reads as one line and names the way out."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import islice
+
 
 class MoetraceError(Exception):
     """Anything moetrace cannot go on from; the command line prints it as one line."""
@@ -21,12 +26,32 @@ class TraceError(MoetraceError):
         return f"{where}: {problem}; {way_out}"
 
 
+def known_names(name: str, names: Iterable[str]) -> str:
+    """What could have been meant by *name*, which is none of *names*: the nearest of them, or all there are."""
+    from difflib import get_close_matches
+
+    known = list(names)
+    near = get_close_matches(name, known, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"there are {', '.join(known[:20])}" + (f", ... ({len(known)})" if len(known) > 20 else "")
+
+
+def shown(items: Collection[object], most: int = 8) -> str:
+    """The first *most* of *items* with commas between them, and how many there are where that is not all."""
+    texts = ", ".join(str(item) for item in islice(items, most))
+    return texts + (f", ... ({len(items)})" if len(items) > most else "")
+
+
 class WorkspaceError(MoetraceError):
     """A name, a folder or an output that cannot be used as asked."""
 
 
 class SettingError(MoetraceError):
-    """A setting of a predictor, or a selection of layers or steps, that makes no sense."""
+    """What was asked for makes no sense or is not there: a setting, a layer, a step, a name, a horizon.
+
+    The command line takes it for a mistake in how it was called: exit code 2.
+    """
 
 
 class TooShortError(MoetraceError):

@@ -1,12 +1,15 @@
-"""Files that are there whole or not at all, and folders that are gone when nobody needs them."""
+"""Files that are there whole or not at all, temporary folders, and names that are safe as paths."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,26 +23,32 @@ OF_WRITING = {
     errno.EROFS: "choose another folder with --workspace or --output",
     errno.EFBIG: "choose another folder with --workspace or --output",
 }
+# What is safe in a file name of any system, and readable; a dot too, except at either end.
+UNSAFE = re.compile(r"[^A-Za-z0-9_=,+@ .-]|^\.|\.$|^ | $|%")
+# File names may have 255 bytes on common file systems, and endings come after these.
+LONGEST = 100
+DIGITS = 16
 _being_written: set[Path] = set()
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, named: Callable[[Path], Path] | None = None) -> Iterator[Path]:
     """A temporary path beside *path* that takes its place when the block ends without an error.
 
     The file is synced, then moved: a reader sees the old file or the new one, never a part.
+    *named*, where given, tells the final path from the file itself, which its digest may be part of.
     Raises `WorkspaceError` naming *path* when the disk is full, or the folder may not be written to.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
         os.close(handle)
-        with _replacing(path, Path(name)) as partial:
+        with _replacing(path, Path(name), named) as partial:
             yield partial
 
 
 @contextmanager
-def _replacing(path: Path, partial: Path) -> Iterator[Path]:
+def _replacing(path: Path, partial: Path, named: Callable[[Path], Path] | None) -> Iterator[Path]:
     _being_written.add(partial)
     try:
         yield partial
@@ -47,7 +56,7 @@ def _replacing(path: Path, partial: Path) -> Iterator[Path]:
         os.umask(umask)
         partial.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
         _sync(partial)
-        partial.replace(path)
+        partial.replace(named(partial) if named else path)
         _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
@@ -86,7 +95,7 @@ def discard() -> None:
 
 def _prefix() -> str:
     """How the names of temporary files begin: by machine and process, so that a sweep knows whose they are."""
-    return f"{PREFIX}{os.uname().nodename}-{os.getpid()}-"
+    return f"{PREFIX}{platform.node()}-{os.getpid()}-"
 
 
 def _remove(partial: Path) -> None:
@@ -106,7 +115,7 @@ def _sync(path: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what processes of this machine that no longer live left half-written in *folder*."""
-    mine = f"{PREFIX}{os.uname().nodename}-"
+    mine = f"{PREFIX}{platform.node()}-"
     for partial in folder.glob(f"{mine}*"):
         process = partial.name.removeprefix(mine).partition("-")[0]
         if process.isdigit() and not _lives(int(process)):
@@ -121,3 +130,37 @@ def _lives(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def write_text(path: Path, text: str, *, force: bool) -> None:
+    """Write *text* to *path*, atomically; raises `WorkspaceError` when it exists and not *force*."""
+    if path.exists() and not force:
+        raise WorkspaceError(f"{path} exists: replace it with --force")
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write *content* to *path*, atomically, replacing what was there; returns the path."""
+    with replacing(path) as partial:
+        partial.write_bytes(content)
+    return path
+
+
+def file_name(name: str) -> str:
+    """*name* as a file name of any system; two names never become one.
+
+    What is not safe is written as ``%`` and its bytes in hexadecimal digits; a name that is too long ends in a
+    digest of the whole.
+
+    >>> file_name("gpt-moe-8e-a"), file_name("../x"), file_name("arima:order=5,1,5")
+    ('gpt-moe-8e-a', '%2E.%2Fx', 'arima%3Aorder=5,1,5')
+    """
+    safe = UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in _bytes(found[0])), name) or "%"
+    if len(safe) <= LONGEST:
+        return safe
+    return f"{safe[: LONGEST - DIGITS - 1].rstrip('. ')}%{hashlib.sha256(_bytes(name)).hexdigest()[:DIGITS]}"
+
+
+def _bytes(text: str) -> bytes:
+    """Also of what is no UTF-8, as the names of files may be."""
+    return text.encode("utf-8", "surrogatepass")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -11,11 +12,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moetrace.errors import SettingError, TraceError
+from moetrace.errors import SettingError, TraceError, shown
 
 Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
 Steps = NDArray[np.int64]
+
+# The largest whole number up to which a float counts every one; from there on neighbours look the same.
+FLOAT32_EXACT = 2**24
+FLOAT64_EXACT = 2**53
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,8 @@ class LoadTrace:
 
     *steps* has shape (steps,) and increases strictly; *layers* holds the layers' numbers in the
     model, increasing; *read_layer* returns the counts of one layer, shape (steps, experts), and
-    raises `TraceError` where they are not what was once written.
+    raises `TraceError` where they are not what was once written. *digests* are those of the layers'
+    counts, where a file keeps them.
     Build one with `LoadTrace.from_counts`, or open one with `moetrace.open_trace`.
     """
 
@@ -138,6 +144,7 @@ class LoadTrace:
     layers: tuple[int, ...]
     experts: int
     read_layer: Callable[[int], Counts] = field(repr=False)
+    digests: Mapping[int, str] = field(default_factory=dict, repr=False)
 
     @classmethod
     def from_counts(
@@ -189,8 +196,13 @@ class LoadTrace:
     def layer(self, number: int) -> LayerLoad:
         """The load of the layer with that *number* in the model."""
         if number not in self.layers:
-            raise SettingError(f"{self.name} has no layer {number}; it has {_listed(self.layers)}")
+            raise SettingError(f"{self.name} has no layer {number}; it has {shown(self.layers, 12)}")
         return LayerLoad(self.name, number, self.steps, self.read_layer(number))
+
+    def digest(self, number: int) -> str:
+        """What tells the counts of one layer from any other, as hexadecimal digits."""
+        known = self.digests.get(number)
+        return known or hashlib.sha256(np.ascontiguousarray(self.read_layer(number), "<i8").data).hexdigest()
 
     def by_layer(self) -> Iterator[LayerLoad]:
         """The layers one after the other, each read when it is its turn."""
@@ -211,7 +223,7 @@ class LoadTrace:
         wanted = self.layers if layers is None else tuple(sorted(set(layers)))
         unknown = [number for number in wanted if number not in self.layers]
         if unknown:
-            raise SettingError(f"{self.name} has no layer {unknown[0]}; it has {_listed(self.layers)}")
+            raise SettingError(f"{self.name} has no layer {unknown[0]}; it has {shown(self.layers, 12)}")
         a = 0 if first is None else int(np.searchsorted(self.steps, first, "left"))
         b = len(self.steps) if last is None else int(np.searchsorted(self.steps, last, "right"))
         if a >= b:
@@ -232,23 +244,6 @@ def gaps(steps: Steps) -> list[tuple[int, int]]:
     return [(int(steps[i]), int(steps[i + 1])) for i in wide]
 
 
-def gap_findings(steps: Steps) -> tuple[Finding, ...]:
-    """The finding that steps are missing inside the trace, if they are."""
-    found = gaps(steps)
-    if not found:
-        return ()
-    shown = ", ".join(f"{a} to {b}" for a, b in found[:3]) + (", ..." if len(found) > 3 else "")
-    return (
-        Finding(
-            "gap",
-            "warning",
-            f"after step {found[0][0]}",
-            f"{len(found)} gaps in the steps (stride {stride_of(steps)}): {shown}",
-            "windows and horizons count steps, so those across a gap hold fewer rows",
-        ),
-    )
-
-
 def whole_counts(values: NDArray[Any], where: str, column: str, first_row: int = 0) -> Counts:
     """*values* as int64 of the same shape, or a `TraceError` naming the first that is no count.
 
@@ -261,8 +256,7 @@ def whole_counts(values: NDArray[Any], where: str, column: str, first_row: int =
         bad, reason = values < 0, "is negative"
     elif values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
-            # 2**53: beyond it a float no longer tells neighbouring whole numbers apart.
-            bad = ~((values >= 0) & (values <= 2.0**53) & (np.floor(values) == values))
+            bad = ~((values >= 0) & (values <= FLOAT64_EXACT) & (np.floor(values) == values))
         reason = "is not a whole, non-negative number"
     else:
         raise TraceError(f"{where}, column {column}", f"holds {values.dtype}, not numbers", "give counts of tokens")
@@ -299,8 +293,3 @@ def check_totals(counts: Counts, steps: Steps, layers: Sequence[int], where: str
             "the layer has no tokens at all",
             "leave the step out of the log, or log what was routed",
         )
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    shown = ", ".join(str(n) for n in numbers[:12])
-    return shown + (f", ... ({len(numbers)})" if len(numbers) > 12 else "")

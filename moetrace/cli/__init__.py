@@ -12,8 +12,10 @@ import typer
 
 from moetrace.cli import export, ingest, place, predict, report, states, traces
 from moetrace.cli.shared import INTERRUPTED, say
-from moetrace.errors import MoetraceError
+from moetrace.errors import MoetraceError, SettingError
 from moetrace.files import discard
+
+USAGE = 2
 
 app = typer.Typer(
     name="moetrace",
@@ -61,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if "MOETRACE_DEBUG" in os.environ:
             raise
         say(_line(error))
-        return 1
+        return USAGE if isinstance(error, SettingError) else 1
     return 0
 
 

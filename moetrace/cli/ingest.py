@@ -114,7 +114,7 @@ def ingest(
 
     def one(key: str) -> Ingested:
         with shared.progress(key) as progress:
-            return shared.place().ingest(
+            return shared.folder().ingest(
                 groups[key], name=name, options=options, format=format, force=shared.force, progress=progress
             )
 
@@ -158,10 +158,11 @@ def _groups(given: list[str], merge: bool, name: str | None) -> dict[str, list[L
 
 def _known(accept: list[str]) -> tuple[str, ...]:
     from moetrace.doctor.catalogue import KINDS
+    from moetrace.settings import unknown
 
-    unknown = [name for name in accept if name not in KINDS]
-    if unknown:
-        raise typer.BadParameter(f"there is no finding {unknown[0]!r}; there are {', '.join(KINDS)}")
+    strange = [name for name in accept if name not in KINDS]
+    if strange:
+        raise unknown("finding", strange[0], KINDS)
     return tuple(sorted(set(accept)))
 
 

@@ -1,23 +1,24 @@
-"""`moetrace predict`, and what it shares with `report`."""
+"""`moetrace predict`, and the options it shares with `report` and `place`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.shared import Shared, Table, with_options
+from moetrace.cli.shared import Shared, Table, steps_of, with_options
 from moetrace.forecasting.predictors import PREDICTORS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
+    from moetrace.forecasting.backtest import Backtest
     from moetrace.forecasting.predictors.base import Predictor
     from moetrace.trace import LoadTrace
-    from moetrace.workspace.work import Results, Source, Work
 
 SUMMARY_COLUMNS = (
     "predictor", "state", "error_rate", "error_noise", "difference", "difference_low", "difference_high",
@@ -57,22 +58,34 @@ class Protocol:
 
         return [predictor(spec, self.seed) for spec in (self.predictor or PREDICTORS)]
 
-    def others(self, shared: Shared) -> list[Source]:
-        """The runs to train on."""
-        return [shared.source(name, whole=True) for name in self.train_on or []]
+    def looks(self, trace: LoadTrace, horizons: Sequence[int], *, explicit: bool = True) -> list[int]:
+        """The cutoffs; raises `SettingError` where an *explicit* horizon or cutoff cannot be scored."""
+        from moetrace.forecasting.windows import checked_cutoffs, default_cutoffs
 
-    def note_training(self, shared: Shared) -> None:
-        """Say which runs were trained on, where a predictor did."""
-        others = ", ".join(other.path.stem for other in self.others(shared))
-        trained = [made.name for made in self.predictors() if made.pools_layers]
+        asked = steps_of(self.cutoffs) if self.cutoffs else None
+        default = default_cutoffs(trace, self.first, self.every) or [self.first]
+        if asked is None and not explicit:
+            return default
+        return checked_cutoffs(trace, horizons, asked or default, explicit=asked is not None)
+
+    def settings(self, shared: Shared) -> dict[str, Any]:
+        """What `evaluate` and everything built on it wants to know besides trace, predictors, horizons and cutoffs."""
+        from moetrace.workspace.tasks import runner
+
+        workspace = shared.folder()
+        return {
+            "train_on": [workspace.open(name) for name in self.train_on or []],
+            "results": workspace.results(shared.note),
+            "run": runner(self.jobs, self.dask),
+        }
+
+    def trained_on(self, shared: Shared) -> list[str]:
+        """The names of the runs to train on; a note says which predictors were."""
+        others = [shared.folder().path_of(name).stem for name in self.train_on or []]
+        trained = [predictor.name for predictor in self.predictors() if predictor.pools_layers]
         if others and trained:
-            shared.note(f"{', '.join(trained)} was trained on {others} and on nothing else")
-
-    def looks(self, trace: LoadTrace) -> list[int]:
-        """The cutoffs."""
-        from moetrace.forecasting.windows import default_cutoffs
-
-        return steps_of(self.cutoffs) if self.cutoffs else default_cutoffs(trace, self.first, self.every)
+            shared.note(f"{', '.join(trained)} was trained on {', '.join(others)} and on nothing else")
+        return others
 
 
 @with_options
@@ -95,76 +108,64 @@ def predict(
     Example: moetrace predict gpt-moe-8e-a --horizon 2000 --predictor sw_avg:window=300
     """
     from moetrace.analysis.tables import stacked
+    from moetrace.forecasting.backtest import evaluate
     from moetrace.forecasting.summary import means_frame, summary_frame
-    from moetrace.report.tables import csv, records
-    from moetrace.workspace.results import key_of, write_forecast
-    from moetrace.workspace.traces import write_bytes
+    from moetrace.report.tables import records
 
-    others = protocol.others(shared)
-    names = shared.place().chosen(traces or [])
-    done = shared.each(names, lambda name: tested(shared, name, protocol, [horizon], ahead=True))
-    path = shared.place().result_path("predict", f"forecast-{horizon}.parquet")
-    key = key_of([(result.trace, result.predictor, result.key) for results in done for result in results.ahead()])
-    write_forecast(path, chain.from_iterable(results.forecasts() for results in done), key)
-    scores = stacked([results.scores for results in done])
+    predictors, settings = protocol.predictors(), protocol.settings(shared)
+    files: dict[str, tuple[str, str]] = {}
+
+    def one(given: str, trace: LoadTrace) -> Backtest:
+        cutoffs = protocol.looks(trace, [horizon])
+        with shared.progress(f"predictions of {trace.name}") as progress:
+            test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **settings)
+        shared.note_reused(trace.name, test.computed, test.reused)
+        files[trace.name] = _write(shared, given, test, horizon)
+        return test
+
+    done = shared.each_trace(traces, one)
+    scores = stacked([test.scores for test in done])
     summary = summary_frame(scores, protocol.seed)
-    means = means_frame(chain.from_iterable(results.forecasts() for results in done), horizon)
-    beside = write_bytes(path.with_name(f"means-{horizon}.csv"), csv(means).encode())
-    document = {"horizon": horizon, "scores": records(scores), "summary": records(summary), "forecast": str(path)}
-    document |= {"means": str(beside), "trained_on": [other.path.stem for other in others]}
-    shared.note(f"wrote {path}, and the mean of each expert with its intervals to {beside.name}")
-    protocol.note_training(shared)
-    said = [row for results in done for row in results.statuses()]
+    ahead = [forecast for test in done for forecast in _statuses(test)]
+    document = {
+        "horizon": horizon,
+        "scores": records(scores),
+        "summary": records(summary),
+        "forecasts": {name: forecast for name, (forecast, _) in files.items()},
+        "means": {name: means for name, (_, means) in files.items()},
+        "statuses": ahead,
+        "trained_on": protocol.trained_on(shared),
+    }
+    if len(files) == 1:
+        document["forecast"] = next(iter(files.values()))[0]
+    means = means_frame(chain.from_iterable(test.forecasts() for test in done), horizon)
     tables = score_tables(summary, scores) | {"means": Table("Means", means, printed=False)}
-    shared.emit(tables, document | {"forecasts": said})
+    shared.emit(tables, document)
 
 
-def tested(shared: Shared, name: str, protocol: Protocol, horizons: list[int], *, ahead: bool) -> Results:
-    """The results of one trace, computed or found; a note says which horizon could not be scored, and why."""
-    from moetrace.forecasting.forecasts import able_at_end
-    from moetrace.forecasting.windows import covered_horizons
-    from moetrace.workspace.work import Work
+def _write(shared: Shared, given: str, test: Backtest, horizon: int) -> tuple[str, str]:
+    """Write the forecast of the steps after the end, and the mean of each expert beside it; their paths."""
+    from moetrace.files import write_bytes
+    from moetrace.forecasting.keys import key_of
+    from moetrace.forecasting.summary import means_frame
+    from moetrace.report.tables import csv
+    from moetrace.workspace.results import write_forecast
 
-    source, predictors = shared.source(name), protocol.predictors()
-    trace = source.open()
-    able_at_end(trace, predictors)
-    cutoffs = protocol.looks(trace)
-    _note_unscorable(shared, trace, horizons, cutoffs or [protocol.first])
-    covered = covered_horizons(trace, horizons, cutoffs)
-    return computed(shared, Work(source, predictors, horizons, covered, ahead, protocol.others(shared)), protocol)
-
-
-def computed(shared: Shared, work: Work, protocol: Protocol) -> Results:
-    """The results of some work, computed or found, under a progress bar."""
-    from moetrace.workspace.tasks import compute
-
-    name = work.trace.name
-    with shared.progress(f"predictions of {name}") as progress:
-        results = compute(work, shared.place().store, progress, jobs=protocol.jobs, dask=protocol.dask)
-    if results.found:
-        which = f"all {results.found}" if not results.made else f"{results.found} of {results.found + results.made}"
-        shared.note(f"{name}: {which} results are there already")
-    return results
+    path = shared.folder().result_path("predict", given, f"forecast-{horizon}.parquet")
+    key = key_of([(result.trace, result.predictor, result.key) for result in test.evaluation.forecast_ahead])
+    write_forecast(path, test.forecasts(), key)
+    beside = path.with_name(f"means-{horizon}.csv")
+    write_bytes(beside, csv(means_frame(test.forecasts(), horizon)).encode())
+    shared.note(f"wrote {path}, and the mean of each expert with its intervals to {beside.name}")
+    return str(path), str(beside)
 
 
-def _note_unscorable(shared: Shared, trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int]) -> None:
-    from moetrace.forecasting.windows import longest_scorable, scorable
-
-    for horizon in horizons:
-        if not scorable(trace, cutoffs, horizon):
-            start = int(trace.steps[0])
-            first = min((cutoff for cutoff in cutoffs if cutoff >= start), default=start)
-            longest = longest_scorable(trace, first - start + 1)
-            way_out = f"the longest that can be is {longest}" if longest else "it has too few steps for any"
-            shared.note(f"{trace.name}: a horizon of {horizon} cannot be scored at these cutoffs; {way_out}")
-
-
-def steps_of(text: str) -> list[int]:
-    """Steps as an option has them, such as 3000,4000."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of steps such as 3000,4000") from None
+def _statuses(test: Backtest) -> list[dict[str, object]]:
+    """``trace, predictor, layer, status`` of each forecast of the steps after the end."""
+    return [
+        {"trace": ahead.trace, "predictor": ahead.predictor, "layer": ahead.layer, "status": ahead.status}
+        for ahead in test.forecasts()
+    ]
 
 
 def score_tables(summary: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Table]:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.predict import Protocol, score_tables, tested
-from moetrace.cli.shared import Shared, with_options
+from moetrace.cli.predict import Protocol, score_tables
+from moetrace.cli.shared import Shared, steps_of, with_options
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from moetrace.trace import LoadTrace
 
 HORIZONS = "1000,2000"
 
@@ -21,7 +21,7 @@ def report(
     protocol: Protocol,
     shared: Shared,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
-    horizons: Annotated[str, typer.Option(help="Horizons in steps.", metavar="STEPS")] = HORIZONS,
+    horizons: Annotated[str | None, typer.Option(help="Horizons in steps; 1000,2000 if none.", metavar="STEPS")] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Where the report goes; `report` in the workspace if not given.")
     ] = None,
@@ -35,42 +35,36 @@ def report(
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
     """
     from moetrace.analysis.tables import stacked
-    from moetrace.report.study import files_of
+    from moetrace.forecasting.study import Study, study
+    from moetrace.report.study import report as write_report
     from moetrace.report.tables import records
-    from moetrace.workspace.traces import write_bytes
 
-    asked = _horizons(horizons)
-    names = shared.place().chosen(traces or [])
-    studies = dict(shared.each(names, lambda name: _study(shared, name, protocol, asked)))
-    into = folder or shared.place().result_path("report")
-    files = [write_bytes(into / name, content) for name, content in files_of(studies, _facts(protocol, asked))]
-    shared.note(f"wrote {len(files)} files to {into}")
+    asked, predictors, settings = horizons_of(horizons or HORIZONS), protocol.predictors(), protocol.settings(shared)
+
+    def one(_given: str, trace: LoadTrace) -> Study:
+        cutoffs = protocol.looks(trace, asked, explicit=horizons is not None)
+        with shared.progress(f"predictions of {trace.name}") as progress:
+            found = study(trace, predictors, asked, cutoffs, progress, seed=protocol.seed, **settings)
+        shared.note_reused(trace.name, found.computed, found.reused)
+        return found
+
+    studies = {found.trace: found.frames for found in shared.each_trace(traces, one)}
+    into = folder or shared.folder().root / "report"
+    facts = _facts(protocol, asked)
+    files = write_report(studies, into, facts)
+    shared.note(f"wrote {len(files)} files to {into}: open {files[-1]}")
     summary, scores = (stacked([frames[key] for frames in studies.values()]) for key in ("summary", "scores"))
-    document = {"folder": str(into), "files": [str(path) for path in files], "summary": records(summary)}
-    shared.emit(score_tables(summary, scores), document | {"scores": records(scores)})
+    document: dict[str, Any] = {"folder": str(into), "page": str(files[-1]), "files": [str(path) for path in files]}
+    document |= {"summary": records(summary), "scores": records(scores)}
+    shared.emit(score_tables(summary, scores), document)
 
 
-def _horizons(text: str) -> list[int]:
-    try:
-        found = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        found = [0]
+def horizons_of(text: str) -> list[int]:
+    """Horizons as an option has them, such as 1000,2000."""
+    found = sorted(set(steps_of(text)))
     if found[0] < 1:
         raise typer.BadParameter(f"{text!r} is not a list of horizons such as 1000,2000")
     return found
-
-
-def _study(shared: Shared, name: str, protocol: Protocol, horizons: list[int]) -> tuple[str, dict[str, pd.DataFrame]]:
-    from moetrace.analysis.tables import course_frames, state_frames
-    from moetrace.forecasting.predictability import predictability_frames
-    from moetrace.forecasting.summary import score_frames
-
-    results = tested(shared, name, protocol, horizons, ahead=False)
-    trace, test = results.work.trace, results.backtest
-    states = state_frames(trace)
-    with shared.progress(f"what can be predicted of {trace.name}"):
-        known = predictability_frames(trace, states["layers"], test)
-    return trace.name, states | course_frames(trace) | score_frames(test, protocol.seed) | known
 
 
 def _facts(protocol: Protocol, horizons: list[int]) -> dict[str, str]:

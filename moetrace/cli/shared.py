@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from moetrace.errors import MoetraceError, WorkspaceError
+from moetrace.errors import MoetraceError, SettingError, WorkspaceError
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from moetrace.trace import LoadTrace
     from moetrace.workspace.traces import Workspace
-    from moetrace.workspace.work import Source
 
 SCHEMA_VERSION = 1
 DONE_WITH_SKIPS = 3
@@ -67,7 +66,15 @@ def _layers(text: str) -> list[int]:
         raise typer.BadParameter(f"{text!r} is not a list of layers such as 2,4") from None
 
 
-def _steps(text: str) -> tuple[int | None, int | None]:
+def steps_of(text: str) -> list[int]:
+    """Steps as an option has them, such as 3000,4000."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of steps such as 3000,4000") from None
+
+
+def _range(text: str) -> tuple[int | None, int | None]:
     first, colon, last = text.partition(":")
     try:
         if not colon:
@@ -101,7 +108,7 @@ class Shared:
         """Whether the result is to be JSON."""
         return self.json or self.format is Format.JSON
 
-    def place(self) -> Workspace:
+    def folder(self) -> Workspace:
         """The workspace."""
         from moetrace.workspace.traces import Workspace
 
@@ -109,24 +116,28 @@ class Shared:
 
     def open(self, trace: str) -> LoadTrace:
         """The trace of that name or path, reduced to the layers and steps asked for."""
-        return self.source(trace).open()
+        return self.selected(self.folder().open(trace))
 
-    def source(self, trace: str, *, whole: bool = False) -> Source:
-        """Where the trace of that name or path lies, and what of it was asked for, all of it if *whole*."""
-        from moetrace.workspace.work import Source
-
-        layers, first, last = (None, None, None) if whole else self.selection()
-        path = self.place().path_of(trace).resolve()
-        return Source(path, tuple(layers) if layers is not None else None, first, last)
+    def selected(self, trace: LoadTrace) -> LoadTrace:
+        """*trace*, reduced to the layers and steps asked for."""
+        return trace.select(*self.selection())
 
     def selection(self) -> tuple[list[int] | None, int | None, int | None]:
         """The layers, the first and the last step asked for; None where nothing was."""
         layers = _layers(self.layers) if self.layers else None
-        return layers, *(_steps(self.steps) if self.steps else (None, None))
+        return layers, *(_range(self.steps) if self.steps else (None, None))
+
+    def each_trace(self, traces: Sequence[str] | None, work: Callable[[str, LoadTrace], T]) -> list[T]:
+        """What *work* makes of each trace chosen, given as it was named and opened; all there are if none is named."""
+        workspace = self.folder()
+        given = workspace.chosen(traces or [])
+        named = workspace.named_apart(given)
+        return self.each(list(given), lambda name: work(name, self.selected(workspace.open(name, named[name]))))
 
     def each(self, names: Sequence[str], work: Callable[[str], T]) -> list[T]:
         """What *work* makes of each of *names*; one that fails is skipped, unless all do."""
-        results = []
+        results: list[T] = []
+        mistakes: list[SettingError] = []
         for name in names:
             try:
                 results.append(work(name))
@@ -134,10 +145,23 @@ class Shared:
                 if len(names) == 1:
                     raise
                 self.skipped.append({"name": name, "error": str(error)})
-                say(f"skipped {name}: {error}")
+                if isinstance(error, SettingError):
+                    mistakes.append(error)
+                else:
+                    say(f"skipped {name}: {error}")
+        if mistakes and not results and len(mistakes) == len(self.skipped):
+            raise mistakes[0]  # a mistake in how the command was called is said once
+        for mistake in mistakes:
+            say(f"skipped: {mistake}")
         if not results:
             raise WorkspaceError(f"nothing could be done: all {len(names)} failed")
         return results
+
+    def note_reused(self, trace: str, computed: int, reused: int) -> None:
+        """Say how many results were there already, if any were."""
+        if reused:
+            which = f"all {reused}" if not computed else f"{reused} of {reused + computed}"
+            self.note(f"{trace}: {which} results are there already")
 
     def note(self, text: str) -> None:
         """A line on stderr, unless quiet."""
@@ -172,7 +196,7 @@ class Shared:
         else:
             text = None
         if self.output is not None:
-            from moetrace.workspace.traces import write_text
+            from moetrace.files import write_text
 
             write_text(self.output, text if text is not None else _plain(tables), force=self.force)
             self.note(f"wrote {self.output}")

@@ -14,6 +14,8 @@ from moetrace.cli.shared import Shared, Table, with_options
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moetrace.trace import LoadTrace
+
 NOT_SETTLED = 4
 COLLAPSED = 5
 LAYERS = (
@@ -68,12 +70,11 @@ def states(
         _follow(shared, traces or [], poll, until_settled)
         return
 
-    def one(name: str) -> dict[str, pd.DataFrame]:
-        trace = shared.open(name)
+    def one(_given: str, trace: LoadTrace) -> dict[str, pd.DataFrame]:
         with shared.progress(f"states of {trace.name}") as progress:
             return state_frames(trace, experts=experts, sensitivity=sensitivity, progress=progress)
 
-    found = shared.each(shared.place().chosen(traces or []), one)
+    found = shared.each_trace(traces, one)
     frames = {name: stacked([part[name] for part in found]) for name in found[0]}
     tables = {name: table(frames[name]) for name, table in TABLES.items() if name in frames}
     # The paper's measures are columns of the same frame, too many for one table on a terminal.

@@ -22,7 +22,7 @@ def list_(shared: Shared) -> None:
     from moetrace.report.tables import records
     from moetrace.workspace.traces import traces_frame
 
-    names = shared.place().names()
+    names = shared.folder().names()
     opened = shared.each(names, shared.open) if names else []
     frame = traces_frame(opened)
     columns = ["trace", "steps", "layers", "experts", "tokens_per_step", "format", "source", "findings"]
@@ -37,7 +37,7 @@ def remove(shared: Shared, names: Annotated[list[str], typer.Argument(help="Name
     \b
     Example: moetrace remove gpt-moe-8e-a
     """
-    removed = shared.each(names, lambda name: str(shared.place().remove(name)))
+    removed = shared.each(names, lambda name: str(shared.folder().remove(name)))
     for path in removed:
         shared.note(f"removed {path}")
     shared.emit({}, {"removed": removed})
@@ -62,7 +62,7 @@ def check(
     from moetrace.report.tables import records
 
     named = _findings_named(fail_on)
-    names = shared.place().chosen(traces or [])
+    names = shared.folder().chosen(traces or [])
     done = shared.each(names, lambda name: _checked(shared, name, named))
     frame = stacked([part for part, _ in done])
     if frame.empty:
@@ -74,11 +74,12 @@ def check(
 
 def _findings_named(text: str | None) -> tuple[str, ...]:
     from moetrace.doctor.catalogue import KINDS
+    from moetrace.settings import unknown
 
     names = tuple(text.split(",")) if text else ()
-    unknown = [name for name in names if name not in KINDS]
-    if unknown:
-        raise typer.BadParameter(f"there is no finding {unknown[0]!r}; there are {', '.join(KINDS)}")
+    strange = [name for name in names if name not in KINDS]
+    if strange:
+        raise unknown("finding", strange[0], KINDS)
     return names
 
 

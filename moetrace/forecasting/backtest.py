@@ -1,220 +1,292 @@
-"""Cutoffs, fits, forecasts, scores: the one loop that drives every predictor.
+"""The backtest: predictors, cutoffs, horizons, layers: the one loop that drives every predictor.
 
-At each cutoff a predictor is given the history up to it and nothing else; what it says about the
-steps after it is compared with what then happened.
+At each cutoff a predictor is given the history up to it and nothing else; what it forecasts of the steps
+after it is compared with what then happened. The unit of work is a layer, or a fit that serves all
+layers. Each result is kept as it is made, in memory or wherever a `Results` keeps it, under a name that
+says what it depends on; what is kept already is not made again. Who does the work, this process or many,
+is up to the caller.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from moetrace.analysis.states import state_at
 from moetrace.analysis.tables import stacked
-from moetrace.analysis.variogram import horizon_noise
-from moetrace.forecasting import intervals
-from moetrace.forecasting.fits import Pooled, pooled_fits
-from moetrace.forecasting.forecasts import Progress, check_distinct, forecasts, repaired, ticking
-from moetrace.forecasting.predictors import BASELINE, label, predictor
-from moetrace.forecasting.predictors.base import Forecast, Predictor
-from moetrace.forecasting.scoring import Errors, errors
-from moetrace.forecasting.windows import Covered, covered_horizons
-from moetrace.trace import Counts, LayerLoad, LoadTrace, Shares
+from moetrace.errors import TooShortError
+from moetrace.forecasting.evaluation import Evaluation, Result, SharedFit
+from moetrace.forecasting.fitting import Histories, TimedFit, fit, has_history, refits
+from moetrace.forecasting.layers import SHARE_COLUMNS, EndForecast, Reference, Score, forecast_end, score_layer
+from moetrace.forecasting.predictors import label
+from moetrace.forecasting.predictors.base import Predictor
+from moetrace.forecasting.results import InMemory, Results
+from moetrace.forecasting.windows import Windows, evaluation_windows
+from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TOO_SHORT = "too_short"
-
-
-class Score(NamedTuple):
-    """One forecast of one layer, scored over one horizon; the columns of the scores frame.
-
-    Errors and noise are fractions as `metrics.Errors` and `noise` define them, NaN where the history
-    was too short. *state* is the layer's as it could be told at the cutoff. *skill* is
-    ``1 - error_rate / error_rate of window_mean`` at the same cutoff: 0 is no better than what
-    serving systems do. *coverage_80* and *coverage_95* are the parts of the experts whose share lay
-    inside their interval, *squared_miss* the squared error in the interval's own unit before it was
-    scaled. *status* is ``ok``, ``too_short`` or the fallback that stood in.
-    """
-
-    trace: str
-    predictor: str
-    layer: int
-    horizon: int
-    cutoff: int
-    state: str
-    error_rate: float
-    error_noise: float
-    step_error_rate: float
-    step_noise: float
-    mape: float
-    idle_experts: int
-    abs_points: float
-    window_mean_error_rate: float
-    skill: float
-    coverage_80: float
-    coverage_95: float
-    squared_miss: float
-    status: str
-    fit_seconds: float
-    forecast_seconds: float
-
-
-SHARE_COLUMNS = (
-    "trace", "predictor", "layer", "horizon", "cutoff", "expert", "forecast", "predicted", "actual",
-    "low_80", "high_80", "low_95", "high_95",
-)  # fmt: skip
+Progress = Callable[[int, int], None]
+"""Called with the tasks done, and their number: a layer is one, and so is a fit that serves all layers."""
 
 
 @dataclass(frozen=True, eq=False)
 class Backtest:
-    """*scores*: one row per `Score`; *shares*: predicted and actual share of each expert over each horizon.
+    """What came of an evaluation, read when it is asked for.
 
-    The columns of *shares* are `SHARE_COLUMNS`; the intervals are those of the predicted share.
+    *computed* is the number of results that are new, *reused* of those that were kept already; the scores
+    and the forecast of a layer by a predictor over a horizon are two.
     """
 
-    scores: pd.DataFrame
-    shares: pd.DataFrame
+    evaluation: Evaluation
+    results: Results
+    computed: int
+    reused: int
+
+    @cached_property
+    def scores(self) -> pd.DataFrame:
+        """One row per `Score`, by layer, predictor, cutoff and horizon."""
+        return self._frame(self.results.scores, Score._fields)
+
+    @cached_property
+    def shares(self) -> pd.DataFrame:
+        """Predicted and actual share of each expert over each horizon, with intervals: `SHARE_COLUMNS`."""
+        return self._frame(self.results.shares, SHARE_COLUMNS)
+
+    def forecasts(self) -> Iterator[EndForecast]:
+        """The forecast of the steps after the end, for each layer, predictor and horizon, one at a time."""
+        return (self.results.forecast(result) for result in self.evaluation.forecast_ahead)
+
+    def _frame(self, read: Callable[[Result], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+        by_predictor: dict[tuple[int, str], list[pd.DataFrame]] = {}
+        for result in self.evaluation.scored:
+            by_predictor.setdefault((result.layer, result.predictor), []).append(read(result))
+        parts = [stacked(frames, columns) for frames in by_predictor.values()]
+        # A stable sort, so that the experts of a cutoff stay in their order.
+        ordered = [part.sort_values(["cutoff", "horizon"], kind="stable", ignore_index=True) for part in parts]
+        return stacked(ordered, columns)
+
+
+# --- the loop ---------------------------------------------------------------------------------
+
+
+class Task(Protocol):
+    """A unit of work that can be sent to another process."""
+
+    def run(self) -> Results | None:
+        """Do it, keep what comes of it, and hand it over."""
+
+
+Run = Callable[[Sequence[Task]], Iterable[Results | None]]
+"""Runs tasks and yields what each hands over when it is done."""
+
+
+def in_turn(tasks: Sequence[Task]) -> Iterator[Results | None]:
+    """Run *tasks* one after the other in this process."""
+    return (task.run() for task in tasks)
 
 
 def evaluate(
     trace: LoadTrace,
     predictors: Sequence[Predictor],
     horizons: Sequence[int],
-    cutoffs: Sequence[int] | None = None,
+    cutoffs: Sequence[int] | Windows | None = None,
     progress: Progress | None = None,
     *,
+    ahead: bool = False,
     train_on: Sequence[LoadTrace] = (),
+    results: Results | None = None,
+    run: Run = in_turn,
 ) -> Backtest:
     """Score *predictors* at every one of *cutoffs* and *horizons* that the trace covers.
 
-    One forecast to the longest horizon is made at a cutoff; the shorter ones are its beginnings,
-    except for a predictor that forecasts each horizon by itself. Both frames are empty where the
-    trace is too short for every horizon. Predictors with one fit for all layers learn from the runs
-    *train_on* instead of from the history, where given.
-    Raises `SettingError` for a horizon that is not positive or a predictor given twice.
+    *cutoffs* are the default ones if None; a mapping says which horizons are scored at which. With *ahead*
+    the steps after the end of the trace are forecast too. Both frames are empty where the trace is too short
+    for every horizon. Predictors with one fit for all layers learn from the runs *train_on* instead of from
+    the history, where given. *results* keeps what is made and hands out what it has (memory, unless given);
+    *run* runs the tasks (`moetrace.workspace.tasks` has cores and clusters).
+    Raises `SettingError` for a horizon that is not positive, a predictor given twice, or a trace that is one
+    of *train_on*; `TooShortError` when *ahead* is asked and the trace is too short for every predictor.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> test = mt.evaluate(trace, [mt.SwAvg(window=300)], horizons=[500], cutoffs=[1000])
+    >>> test.scores[["predictor", "cutoff", "horizon"]].to_dict("records")
+    [{'predictor': 'sw_avg:window=300', 'cutoff': 1000, 'horizon': 500}]
     """
-    covered = covered_horizons(trace, horizons, cutoffs)
-    check_distinct(predictors)
-    tick = ticking(predictors, len(trace.layers), progress)
-    pooled = pooled_fits(trace, predictors, list(covered), train_on, tick)
-    parts = []
-    for load in trace.by_layer():
-        facts = Facts.of(load, covered)
-        parts += [score_layer(facts, made, pooled) for made in predictors]
-        tick()
-    return joined(parts)
+    windows = cutoffs if isinstance(cutoffs, Mapping) else evaluation_windows(trace, horizons, cutoffs)
+    asked = Evaluation(trace, predictors, sorted(set(horizons)), windows, ahead, train_on)
+    if ahead:
+        check_able(trace, predictors)
+    kept = InMemory() if results is None else results
+    kept.begin(trace.name)
+    tasks = _layer_tasks(asked, kept)
+    fits = _fit_tasks(asked, tasks, kept)
+    for done, handed_over in enumerate(_run_all(fits, tasks, run), 1):
+        kept.merge(handed_over)
+        if progress is not None:
+            progress(done, len(fits) + len(tasks))
+    computed = sum(len(pending) for task in tasks for pending in task.pending)
+    return Backtest(asked, kept, computed, len(asked.scored) + len(asked.forecast_ahead) - computed)
 
 
-def joined(parts: Sequence[Backtest]) -> Backtest:
-    """The scores and shares of many layers and predictors as one."""
-    return Backtest(
-        stacked([part.scores for part in parts], Score._fields), stacked([part.shares for part in parts], SHARE_COLUMNS)
-    )
-
-
-# --- one layer --------------------------------------------------------------------------------
-
-Cell = tuple[int, int]
-"""A cutoff and a horizon."""
-
-
-@dataclass(frozen=True, eq=False)
-class Facts:
-    """What the scores of a layer have in common, whatever the predictor, by cutoff or by `Cell`."""
-
-    load: LayerLoad
-    covered: Covered
-    states: Mapping[int, str]
-    noise: Mapping[Cell, tuple[float, float]]
-    spread: Mapping[Cell, Shares]
-    window_mean: Mapping[Cell, float]
-
-    @classmethod
-    def of(cls, load: LayerLoad, covered: Covered) -> Facts:
-        """The facts of a layer at the cutoffs and horizons that are *covered*."""
-        _once = load.shares  # for every history that is cut from the layer
-        cells = [(cutoff, horizon) for cutoff, horizons in covered.items() for horizon in horizons]
-        baseline = {cutoff: said for cutoff, said, *_ in forecasts(load, predictor(BASELINE), {}, covered)}
-        return cls(
-            load,
-            covered,
-            {cutoff: state_at(load, cutoff) for cutoff in covered},
-            {cell: horizon_noise(load, *cell) for cell in cells},
-            {(cutoff, horizon): intervals.spread(load.until(cutoff), horizon) for cutoff, horizon in cells},
-            {(c, h): errors(*matched(load, repaired(baseline[c][h]), c, h)).error_rate for c, h in cells},
+def check_able(trace: LoadTrace, predictors: Sequence[Predictor]) -> None:
+    """Raise `TooShortError` when the whole of *trace* is too short a history for every one of *predictors*."""
+    start, end = int(trace.steps[0]), int(trace.steps[-1])
+    if not any(has_history(predictor, start, end) for predictor in predictors):
+        least = min(predictors, key=lambda predictor: predictor.needs)
+        raise TooShortError(
+            f"{trace.name} has {end - start + 1} steps and {least.name} needs {least.needs} to fit: "
+            "record more steps, or use --predictor window_mean"
         )
 
 
-def score_layer(facts: Facts, made: Predictor, pooled: Pooled) -> Backtest:
-    """Every score of one predictor on one layer, and the shares it was computed from."""
-    import pandas as pd
-
-    scores: list[Score] = []
-    shares: list[pd.DataFrame] = []
-    misses: dict[Cell, float] = {}
-    for said in forecasts(facts.load, made, pooled, facts.covered):
-        cutoff = said.cutoff
-        for horizon in facts.covered[cutoff]:
-            forecast = said.forecasts.get(horizon)
-            earlier = [miss for (c, h), miss in misses.items() if h == horizon and c + h <= cutoff]
-            found, experts = _scored(facts, forecast, (cutoff, horizon), intervals.scale(earlier))
-            misses[cutoff, horizon] = found["squared_miss"]
-            status = TOO_SHORT if forecast is None else forecast.status
-            key = (facts.load.trace, label(made), facts.load.layer, horizon, cutoff)
-            values: dict[str, Any] = dict(zip(Score._fields, (*key, facts.states[cutoff]))) | found
-            seconds: dict[str, Any] = {"fit_seconds": said.fit_seconds, "forecast_seconds": said.forecast_seconds}
-            scores.append(Score(**values, **seconds, status=status))
-            if experts is not None:
-                shares.append(pd.DataFrame({**dict(zip(SHARE_COLUMNS, key)), **experts}))
-    return Backtest(pd.DataFrame(scores, columns=Score._fields), stacked(shares, SHARE_COLUMNS))
+def _run_all(fits: Sequence[FitTask], layers: Sequence[LayerTask], run: Run) -> Iterator[Results | None]:
+    """The fits that serve all layers first: the layers need them."""
+    yield from run(fits)
+    yield from run(layers)
 
 
-def _scored(
-    facts: Facts, forecast: Forecast | None, cell: Cell, scale: float
-) -> tuple[dict[str, Any], dict[str, Shares] | None]:
-    """The measured fields of a `Score`, and the shares of the experts, None where there is no forecast."""
-    step_noise, error_noise = facts.noise[cell]
-    reference = facts.window_mean[cell]
-    known = {"error_noise": error_noise, "step_noise": step_noise, "window_mean_error_rate": reference}
-    if forecast is None:
-        return known | _NOTHING._asdict() | dict.fromkeys(("skill", "squared_miss", *COVERAGE), float("nan")), None
-    predicted, counts = matched(facts.load, repaired(forecast), *cell)
-    found = errors(predicted, counts)
-    experts = _shares(predicted, counts, facts.spread[cell] * scale)
-    held = {name: float(_inside(experts, name.removeprefix("coverage_")).mean()) for name in COVERAGE}
-    miss = intervals.squared_miss(experts["predicted"], experts["actual"], facts.spread[cell])
-    skill = 1 - found.error_rate / reference if reference > 0 else float("nan")
-    return known | found._asdict() | held | {"skill": skill, "squared_miss": miss}, experts
+@dataclass(frozen=True)
+class Pending:
+    """What is not kept yet of one predictor and layer: *scores*, and forecasts *ahead*."""
+
+    predictor: Predictor
+    scores: tuple[Result, ...]
+    ahead: tuple[Result, ...]
+
+    def __len__(self) -> int:
+        return len(self.scores) + len(self.ahead)
+
+    def windows(self, windows: Windows) -> Windows:
+        """The part of *windows* whose horizons have to be scored."""
+        return _of_horizons(windows, {result.horizon for result in self.scores})
 
 
-COVERAGE = ("coverage_80", "coverage_95")
-_NOTHING = Errors(float("nan"), float("nan"), float("nan"), 0, float("nan"))
+def _of_horizons(windows: Windows, wanted: set[int]) -> Windows:
+    own = {cutoff: [h for h in horizons if h in wanted] for cutoff, horizons in windows.items()}
+    return {cutoff: horizons for cutoff, horizons in own.items() if horizons}
 
 
-def _shares(forecast: Shares, counts: Counts, deviation: Shares) -> dict[str, Shares]:
-    """Predicted and actual share of the load of the horizon, with intervals, each of shape (experts,).
-
-    *forecast* is the mean over the steps, which is known at the cutoff; *predicted* weighs each step by
-    the tokens that then came, as *actual* does.
+@dataclass(frozen=True, eq=False)
+class FitRequest:
+    """A fit for all layers, made at the cutoff *fitted_at* (None: on other runs), and the *part* of its seconds that
+    one score bears.
     """
-    totals = counts.sum(axis=1)
-    predicted, actual = totals @ forecast / totals.sum(), counts.sum(axis=0) / totals.sum()
-    ends = intervals.bounds(predicted, deviation)
-    known = {"expert": np.arange(len(actual)), "forecast": forecast.mean(axis=0)}
-    return known | {"predicted": predicted, "actual": actual, **ends}
+
+    name: SharedFit
+    predictor: Predictor
+    fitted_at: int | None
+    part: float
 
 
-def _inside(experts: Mapping[str, Shares], percent: str) -> NDArray[np.bool_]:
-    return (experts[f"low_{percent}"] <= experts["actual"]) & (experts["actual"] <= experts[f"high_{percent}"])
+@dataclass(frozen=True, eq=False)
+class FitTask:
+    """A fit for all layers of *traces*."""
+
+    request: FitRequest
+    traces: Sequence[LoadTrace]
+    results: Results
+
+    def run(self) -> Results | None:
+        """Fit, and keep it."""
+        histories = Histories(self.traces, self.request.fitted_at)
+        self.results.put_fit(self.request.name, fit(self.request.predictor, histories))
+        return self.results.handed_over()
 
 
-def matched(load: LayerLoad, shares: Shares, cutoff: int, horizon: int) -> tuple[Shares, Counts]:
-    """Forecast and counts of the steps that were logged, both (rows, experts)."""
-    actual = load.after(cutoff, horizon)
-    return shares[actual.steps - cutoff - 1], actual.counts
+@dataclass(frozen=True, eq=False)
+class LayerTask:
+    """The pending results of one layer, and by predictor and cutoff the fits for all layers that they need."""
+
+    trace: LoadTrace
+    layer: int
+    windows: Windows
+    pending: Sequence[Pending]
+    fits: Mapping[tuple[str, int], FitRequest]
+    results: Results
+
+    def run(self) -> Results | None:
+        """Score and forecast, and keep each result as it is made."""
+        load = self.trace.layer(self.layer)
+        scored = _of_horizons(self.windows, {result.horizon for part in self.pending for result in part.scores})
+        reference = Reference.of(load, scored) if scored else None
+        for part in self.pending:
+            shared_fits = self._shared_fits(part.predictor)
+            if reference is not None and part.scores:
+                scores, shares = score_layer(reference, part.predictor, part.windows(self.windows), shared_fits)
+                for result in part.scores:
+                    own = (frame[frame["horizon"] == result.horizon] for frame in (scores, shares))
+                    self.results.put_scores(result, *own)
+            for result in part.ahead:
+                z = self._squared_z(result)
+                forecast = forecast_end(load, part.predictor, result.horizon, z, shared_fits)
+                self.results.put_forecast(result, forecast)
+        return self.results.handed_over()
+
+    def _shared_fits(self, predictor: Predictor) -> dict[int, TimedFit] | None:
+        """The fits for all layers by cutoff, each layer bearing its part of the seconds, of one that has such."""
+        if not predictor.pools_layers:
+            return None
+        own = {cutoff: request for (by, cutoff), request in self.fits.items() if by == label(predictor)}
+        learned = {request.name: self.results.fit(request.name, predictor) for request in own.values()}
+        return {
+            cutoff: TimedFit(learned[request.name].fitted, learned[request.name].seconds * request.part)
+            for cutoff, request in own.items()
+        }
+
+    def _squared_z(self, result: Result) -> list[float]:
+        """Those of the scores at the cutoffs of the trace, none where the horizon is not scored."""
+        scored = any(result.horizon in horizons for horizons in self.windows.values())
+        return self.results.scores(result)["squared_z"].tolist() if scored else []
+
+
+def _layer_tasks(asked: Evaluation, kept: Results) -> list[LayerTask]:
+    """A task for each layer of which something is pending, with all the fits for all layers that they need."""
+    scores = {result for result in asked.scored if not kept.has_scores(result)}
+    ahead = {result for result in asked.forecast_ahead if not kept.has_forecast(result)}
+    pending: dict[int, list[Pending]] = {}
+    for layer in asked.trace.layers:
+        for predictor in asked.predictors:
+            own = [asked.names[layer, label(predictor), horizon] for horizon in asked.horizons]
+            part = Pending(predictor, tuple(r for r in own if r in scores), tuple(r for r in own if r in ahead))
+            if len(part):
+                pending.setdefault(layer, []).append(part)
+    fits = _needed_fits(asked, [part for parts in pending.values() for part in parts])
+    return [LayerTask(asked.trace, layer, asked.windows, parts, fits, kept) for layer, parts in pending.items()]
+
+
+def _needed_fits(asked: Evaluation, pending: Sequence[Pending]) -> dict[tuple[str, int], FitRequest]:
+    """The fits for all layers that the *pending* results need, by predictor and cutoff."""
+    needed: dict[tuple[str, int], FitRequest] = {}
+    for predictor in dict.fromkeys(part.predictor for part in pending if part.predictor.pools_layers):
+        own = [part for part in pending if part.predictor == predictor]
+        scored = list(_of_horizons(asked.windows, {result.horizon for part in own for result in part.scores}))
+        needed |= _fits_at(asked, predictor, scored)
+        if any(part.ahead for part in own):
+            needed |= _fits_at(asked, predictor, [int(asked.trace.steps[-1])])
+    return needed
+
+
+def _fits_at(asked: Evaluation, predictor: Predictor, cutoffs: Sequence[int]) -> dict[tuple[str, int], FitRequest]:
+    name, layers = label(predictor), len(asked.trace.layers)
+    if asked.train_on:
+        request = FitRequest(asked.shared_fit(predictor, None), predictor, None, 1 / max(1, len(cutoffs)) / layers)
+        return {(name, cutoff): request for cutoff in cutoffs}
+    serving = refits(predictor, int(asked.trace.steps[0]), cutoffs)
+    return {
+        (name, cutoff): FitRequest(asked.shared_fit(predictor, at), predictor, at, (cutoff == at) / layers)
+        for cutoff, at in serving.items()
+    }
+
+
+def _fit_tasks(asked: Evaluation, layers: Sequence[LayerTask], kept: Results) -> list[FitTask]:
+    """The fits for all layers that are needed and not kept yet."""
+    needed = {request.name: request for request in layers[0].fits.values()} if layers else {}
+    return [
+        FitTask(request, asked.train_on if request.fitted_at is None else [asked.trace], kept)
+        for name, request in needed.items()
+        if not kept.has_fit(name)
+    ]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moetrace.analysis.states import STABLE
-from moetrace.forecasting.backtest import Backtest, evaluate
+from moetrace.forecasting.backtest import Backtest, Run, evaluate, in_turn
 from moetrace.forecasting.predictors import BASELINE, label, predictor
+from moetrace.forecasting.results import Results
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -27,41 +28,52 @@ MEASURES = ["error_rate", "error_noise", "step_error_rate", "step_noise"]
 
 
 def predictability_frames(
-    trace: LoadTrace, layers: pd.DataFrame, test: Backtest, cutoffs: Sequence[int] | None = None
+    trace: LoadTrace,
+    layers: pd.DataFrame,
+    test: Backtest,
+    cutoffs: Sequence[int] | None = None,
+    *,
+    results: Results | None = None,
+    run: Run = in_turn,
 ) -> dict[str, pd.DataFrame]:
     """The frames ``by_horizon``, ``by_history``, ``by_layer``, ``worst_experts`` and ``sentence`` of a trace.
 
-    *layers* is its layers frame, *test* its backtest, *cutoffs* those of the backtest.
+    *layers* is its layers frame, *test* its backtest, *cutoffs* those of the backtest; *results* and *run* are
+    those of `evaluate`.
     """
     return {
-        "by_horizon": by_horizon_frame(trace, cutoffs),
-        "by_history": by_history_frame(trace, cutoffs),
+        "by_horizon": by_horizon_frame(trace, cutoffs, results, run),
+        "by_history": by_history_frame(trace, cutoffs, results, run),
         "by_layer": by_layer_frame(test.scores),
         "worst_experts": worst_experts_frame(test.shares),
         "sentence": sentence_frame(layers, test.scores),
     }
 
 
-def by_horizon_frame(trace: LoadTrace, cutoffs: Sequence[int] | None = None) -> pd.DataFrame:
+def by_horizon_frame(
+    trace: LoadTrace, cutoffs: Sequence[int] | None = None, results: Results | None = None, run: Run = in_turn
+) -> pd.DataFrame:
     """Error and noise of `level` at horizons from 10 to 4,000 steps, one row per horizon and state.
 
     *noise_part* is the part of the step-by-step error that no forecast can remove.
     """
-    scores = evaluate(trace, [predictor("level")], HORIZONS, cutoffs).scores
+    scores = evaluate(trace, [predictor("level")], HORIZONS, cutoffs, results=results, run=run).scores
     return _means(scores, ["trace", "horizon", "state"])
 
 
-def by_history_frame(trace: LoadTrace, cutoffs: Sequence[int] | None = None) -> pd.DataFrame:
+def by_history_frame(
+    trace: LoadTrace, cutoffs: Sequence[int] | None = None, results: Results | None = None, run: Run = in_turn
+) -> pd.DataFrame:
     """Error over the next 1,000 steps of the mean of the last *history* steps, one row per length and state.
 
     Only cutoffs before which the longest history fits are compared, or all if there are none.
     """
     start = int(trace.steps[0])
-    made = [predictor(f"window_mean:window={history}") for history in HISTORIES]
-    scores = evaluate(trace, made, [HORIZON], cutoffs).scores
+    means = [predictor(f"window_mean:window={history}") for history in HISTORIES]
+    scores = evaluate(trace, means, [HORIZON], cutoffs, results=results, run=run).scores
     longest = max((h for h in HISTORIES if (scores["cutoff"] - start + 1 >= h).any()), default=0)
     scores = scores[scores["cutoff"] - start + 1 >= longest]
-    lengths = dict(zip(map(label, made), HISTORIES))
+    lengths = dict(zip(map(label, means), HISTORIES))
     kept = scores.assign(history=scores["predictor"].map(lengths))
     return _means(kept[kept["history"] <= longest], ["trace", "history", "state"])
 

@@ -1,17 +1,17 @@
-"""Frames about forecasts: scores, their summaries, and what figures of them are drawn from."""
+"""Tables of a backtest: scores, their means by predictor and state, and what figures of them are drawn from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moetrace.analysis.states import STABLE, TRANSIENT
 from moetrace.analysis.tables import stacked
 from moetrace.forecasting.backtest import Backtest
-from moetrace.forecasting.forecasts import Coming
 from moetrace.forecasting.intervals import bounds
+from moetrace.forecasting.layers import EndForecast
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,10 +22,11 @@ LEAST_CUTOFFS = 3
 MEASURES = (
     "error_rate", "error_noise", "step_error_rate", "step_noise", "mape", "abs_points", "coverage_80", "coverage_95",
 )  # fmt: skip
+DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
 def score_frames(test: Backtest, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """The frames ``scores``, ``summary``, ``course`` of the error, ``shares`` and ``last_shares``."""
+    """The tables ``scores``, ``summary``, ``course`` of the error, ``shares`` and ``last_shares``."""
     return {
         "summary": summary_frame(test.scores, seed),
         "scores": test.scores,
@@ -36,49 +37,69 @@ def score_frames(test: Backtest, seed: int = 0) -> dict[str, pd.DataFrame]:
 
 
 def summary_frame(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """Mean errors over layers and cutoffs, one row per trace, predictor, horizon and state, and for all.
+    """Mean errors over layers and cutoffs, one row per trace, horizon, predictor and state, and for all states.
 
     *cutoffs* and *scored* count what was averaged, *too_short* and *fallbacks* what was not scored
     or was forecast by a stand-in. *difference* is the mean of ``error_rate - error_rate of
     window_mean`` over the same layers and cutoffs, with a 95 % interval from a paired bootstrap.
     """
+
+    def more(group: pd.DataFrame, scored: pd.DataFrame) -> dict[str, Any]:
+        baseline = scored["window_mean_error_rate"].sum()
+        return {
+            "skill": 1 - scored["error_rate"].sum() / baseline if baseline > 0 else float("nan"),
+            "too_short": int((group["status"] == "too_short").sum()),
+            "fallbacks": int(group["status"].str.startswith("fallback").sum()),
+            "seconds": scored[["fit_seconds", "forecast_seconds"]].sum(axis=1).mean(),
+        }
+
+    known = scores.assign(apart=scores["error_rate"] - scores["window_mean_error_rate"])
+    keys = ["trace", "horizon", "predictor", "state"]
+    found = summarise(known, keys, MEASURES, more, seed, needs="error_rate")
+    last = ["cutoffs", "scored", "too_short", "fallbacks", "seconds"]
+    return found.reindex(columns=[*keys, *MEASURES, "skill", *DIFFERENCE, *last])
+
+
+def summarise(
+    frame: pd.DataFrame,
+    keys: Sequence[str],
+    measures: Sequence[str],
+    more: Callable[[pd.DataFrame, pd.DataFrame], dict[str, Any]],
+    seed: int,
+    *,
+    needs: str | None = None,
+    order: Sequence[str] | None = None,
+) -> pd.DataFrame:
+    """Means of *measures* and of ``apart`` by *keys*, in which ``state`` is each state and ``all`` of them together.
+
+    ``difference`` is the mean of the column ``apart``, with a 95 % interval from `paired_interval`. *more* gives
+    further columns from a group and from those rows of it that *needs*, a column, is known of; these are what
+    is averaged. Predictors or strategies come in *order*, as they first appear unless given.
+    """
     import pandas as pd
 
-    keys = ["trace", "horizon", "predictor", "state"]
-    both = pd.concat([scores, scores.assign(state="all")], ignore_index=True)
-    # Predictors in the order they were asked for, states in that of a run.
-    both["predictor"] = pd.Categorical(both["predictor"], scores["predictor"].unique())
+    both = pd.concat([frame, frame.assign(state="all")], ignore_index=True)
+    by = next(key for key in keys if key in ("predictor", "strategy"))
+    both[by] = pd.Categorical(both[by], list(order or frame[by].unique()))
     both["state"] = pd.Categorical(both["state"], (TRANSIENT, STABLE, "all"))
     rows = []
-    for key, group in both.groupby(keys, observed=True):
-        scored = group.dropna(subset="error_rate")
-        row = dict(zip(keys, key)) | {name: scored[name].mean() for name in MEASURES}
-        apart = scored.assign(apart=scored["error_rate"] - scored["window_mean_error_rate"])
-        low, middle, high = paired_interval(apart, seed)
-        reference = scored["window_mean_error_rate"].sum()
+    for key, group in both.groupby(list(keys), observed=True, dropna=False):
+        known = group.dropna(subset=needs) if needs else group
+        low, middle, high = paired_interval(known.dropna(subset="apart"), seed)
         rows.append(
-            row
-            | {
-                "skill": 1 - scored["error_rate"].sum() / reference if reference > 0 else float("nan"),
-                "difference": middle,
-                "difference_low": low,
-                "difference_high": high,
-                "cutoffs": scored["cutoff"].nunique(),
-                "scored": len(scored),
-                "too_short": int((group["status"] == "too_short").sum()),
-                "fallbacks": int(group["status"].str.startswith("fallback").sum()),
-                "seconds": scored[["fit_seconds", "forecast_seconds"]].sum(axis=1).mean(),
-            }
+            dict(zip(keys, key))
+            | {name: known[name].mean() for name in measures}
+            | dict(zip(DIFFERENCE, (middle, low, high)))
+            | {"cutoffs": known["cutoff"].nunique(), "scored": len(known)}
+            | more(group, known)
         )
-    columns = [*keys, *MEASURES, "skill", "difference", "difference_low", "difference_high"]
-    columns += ["cutoffs", "scored", "too_short", "fallbacks", "seconds"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows)
 
 
 def paired_interval(scored: pd.DataFrame, seed: int) -> tuple[float, float, float]:
     """2.5 %, mean and 97.5 % of the column *apart*, resampling the cutoffs and the layers of the rows.
 
-    Both are resampled, not single scores: layers share a cutoff's batches, and cutoffs a layer's moods.
+    Both are resampled, not single scores: layers share the batches of a cutoff, and cutoffs share a layer's ways.
     """
     nothing = float("nan")
     if scored.empty:
@@ -104,18 +125,18 @@ def course_frame(scores: pd.DataFrame) -> pd.DataFrame:
     return means
 
 
-def means_frame(forecasts: Iterable[tuple[str, Coming]], horizon: int) -> pd.DataFrame:
+def means_frame(forecasts: Iterable[EndForecast], horizon: int) -> pd.DataFrame:
     """The mean share of each expert over the *horizon* steps after the end, with its 80 % and 95 % intervals.
 
-    *forecasts* are pairs of trace and `Coming`; one row per expert.
+    One row per trace, predictor, layer and expert.
     """
     import pandas as pd
 
     parts = []
-    for trace, coming in forecasts:
-        share = coming.shares.mean(axis=0)
-        key = {"trace": trace, "predictor": coming.predictor, "layer": coming.layer, "horizon": horizon}
-        ends = bounds(share, coming.deviation)
+    for ahead in forecasts:
+        share = ahead.shares.mean(axis=0)
+        key = {"trace": ahead.trace, "predictor": ahead.predictor, "layer": ahead.layer, "horizon": horizon}
+        ends = bounds(share, ahead.forecast_std)
         parts.append(pd.DataFrame({**key, "expert": np.arange(len(share)), "share": share, **ends}))
     return stacked(parts)
 

@@ -9,7 +9,7 @@ import numpy as np
 from moetrace.errors import SettingError
 from moetrace.trace import LoadTrace
 
-Covered = Mapping[int, Sequence[int]]
+Windows = Mapping[int, Sequence[int]]
 """The horizons to score at each cutoff."""
 
 # The first look is early, inside the transient state; then the paper's distance of 1,000 steps.
@@ -51,7 +51,38 @@ def longest_scorable(trace: LoadTrace, first: int = FIRST_CUTOFF) -> int:
     return max(0, int(trace.steps[-1] - trace.steps[0]) + 1 - first)
 
 
-def covered_horizons(trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int] | None = None) -> Covered:
+def checked_cutoffs(
+    trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int], *, explicit: bool = False
+) -> list[int]:
+    """*cutoffs*, each of which some of *horizons* can be scored at, if they were asked for explicitly.
+
+    Raises `SettingError` naming what would work where one of them cannot, or no horizon can be scored at any.
+    """
+    first, last = int(trace.steps[0]), _end(trace)
+    scored = {cutoff for horizon in horizons for cutoff in scorable(trace, cutoffs, horizon)}
+    unscorable = [cutoff for cutoff in cutoffs if cutoff not in scored]
+    shortest = min(horizons)
+    if explicit and unscorable and first <= last - shortest:
+        raise SettingError(
+            f"{trace.name}: cutoff {shown(unscorable)} cannot be scored: a horizon of {shortest:,} steps needs cutoffs "
+            f"from {first:,} to {last - shortest:,}"
+        )
+    if not scored:
+        start = min((cutoff for cutoff in cutoffs if cutoff >= first), default=first)
+        longest = longest_scorable(trace, start - first + 1)
+        way_out = f"the longest horizon is {longest:,}" if longest else "record more steps, or choose an earlier cutoff"
+        raise SettingError(
+            f"{trace.name}: a horizon of {shortest:,} steps cannot be scored at cutoffs from {start:,} on: {way_out}"
+        )
+    return list(cutoffs)
+
+
+def shown(numbers: Sequence[int], most: int = 8) -> str:
+    """The first of *numbers* for an error line."""
+    return ", ".join(f"{n:,}" for n in numbers[:most]) + (f", ... ({len(numbers)})" if len(numbers) > most else "")
+
+
+def evaluation_windows(trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int] | None = None) -> Windows:
     """For each of *cutoffs* (the default ones if None) the *horizons* recorded after it; those with none are left out.
 
     Raises `SettingError` for a horizon that is not positive.
@@ -64,7 +95,7 @@ def covered_horizons(trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequenc
     return {cutoff: there for cutoff, there in covered.items() if there}
 
 
-def replanning_cutoffs(trace: LoadTrace, every: Sequence[int], first: int = FIRST_CUTOFF) -> Covered:
+def replanning_windows(trace: LoadTrace, every: Sequence[int], first: int = FIRST_CUTOFF) -> Windows:
     """The steps at which plans are made by one who makes them every so many steps, for each of *every*.
 
     A plan is for the steps up to the next one, its horizon. All begin after *first* steps and end

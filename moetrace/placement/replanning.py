@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from moetrace.analysis.states import STABLE, TRANSIENT
 from moetrace.forecasting.backtest import Backtest
-from moetrace.forecasting.summary import paired_interval
+from moetrace.forecasting.summary import DIFFERENCE, summarise
 from moetrace.placement.plan import evenness, in_order, replan
-from moetrace.placement.simulate import IN_ORDER, Known
+from moetrace.placement.simulate import IN_ORDER, Strategies
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ def replanning_frame(
 ) -> pd.DataFrame:
     """One row per layer, strategy, distance of the plans and stretch of the shortest distance after each *cutoff*.
 
-    *test* was made at the cutoffs of `replanning_cutoffs`; its horizons are the distances. A plan holds
+    *test* was made at the cutoffs of `replanning_windows`; its horizons are the distances. A plan holds
     until the next one; *replan_every* is empty for the one made at the first cutoff, for the longest
     horizon, and kept to the end. The strategies are those of `placement_frame`; one without a forecast
     goes on with the plan it has, experts in their order at first. *state* is the layer's when the plan
@@ -42,12 +41,14 @@ def replanning_frame(
     rows = [
         {"trace": trace.name, "layer": layer} | row
         for layer in (trace.layers if len(test.shares) else ())
-        for row in _replanned(Known.of(trace.layer(layer), test), test, gpus, redundant, least_gain)
+        for row in _replanned(Strategies.of(trace.layer(layer), test), test, gpus, redundant, least_gain)
     ]
     return pd.DataFrame(rows, columns=REPLANNING_COLUMNS).astype({"replan_every": "Int64"})
 
 
-def _replanned(known: Known, test: Backtest, gpus: int, redundant: int, least_gain: float) -> Iterator[dict[str, Any]]:
+def _replanned(
+    known: Strategies, test: Backtest, gpus: int, redundant: int, least_gain: float
+) -> Iterator[dict[str, Any]]:
     """The rows of one layer."""
     own = test.scores[test.scores["layer"] == known.load.layer]
     states = own.drop_duplicates("cutoff").set_index("cutoff")["state"]
@@ -57,18 +58,18 @@ def _replanned(known: Known, test: Backtest, gpus: int, redundant: int, least_ga
     for strategy, every in product(known.strategies, (*distances, None)):
         if strategy == IN_ORDER and every is not None:
             continue
-        plan, made = in_order(known.load.experts, gpus), None
+        plan, planned_at = in_order(known.load.experts, gpus), None
         for cutoff in looks:
             due = cutoff == begin if every is None else (cutoff - begin) % every == 0
             share = known.shares(strategy, cutoff, every or distances[-1]) if due else None
             before = plan
             if share is not None:
-                plan, made = replan(plan, share, redundant, least_gain), cutoff
+                plan, planned_at = replan(plan, share, redundant, least_gain), cutoff
             yield {
                 "strategy": strategy,
                 "replan_every": every,
                 "cutoff": cutoff,
-                "state": states[cutoff if made is None else made],
+                "state": states[cutoff if planned_at is None else planned_at],
                 **evenness(plan, known.load.after(cutoff, distances[0]).counts)._asdict(),
                 "moved": plan.moved(before) if share is not None and cutoff > begin else None,
             }
@@ -81,30 +82,18 @@ def replanning_summary(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     of the mean GPU's load, with a 95 % interval from a paired bootstrap over layers and stretches.
     *moved* is the part of the slots that one plan changes, *moved_per_1000* what 1,000 steps change.
     """
-    import pandas as pd
-
-    keys = ["trace", "strategy", "state", "replan_every"]
-    cell = ["trace", "strategy", "layer", "cutoff"]
+    keys, cell = ["trace", "strategy", "state", "replan_every"], ["trace", "strategy", "layer", "cutoff"]
     shortest = frame["replan_every"].min()
     often = frame[frame["replan_every"] == shortest].set_index(cell)["peak_over_mean"].rename("often")
-    both = frame.join(often, on=cell)
-    both = pd.concat([both, both.assign(state="all")], ignore_index=True)
-    both["strategy"] = pd.Categorical(both["strategy"], list(dict.fromkeys(frame["strategy"])))
-    both["state"] = pd.Categorical(both["state"], (TRANSIENT, STABLE, "all"))
-    rows = []
-    for key, group in both.groupby(keys, observed=True, dropna=False):
-        apart = group.assign(apart=group["peak_over_mean"] - group["often"]).dropna(subset=["apart"])
-        low, middle, high = paired_interval(apart, seed)
-        rows.append(
-            dict(zip(keys, key))
-            | {name: group[name].mean() for name in ("peak_over_mean", "balance", "moved")}
-            | {"difference": middle, "difference_low": low, "difference_high": high}
-            | {"moved_per_1000": group["moved"].sum() / len(group) * 1000 / shortest}
-            | {"cutoffs": group["cutoff"].nunique(), "scored": len(group)}
-        )
-    measures = ["peak_over_mean", "difference", "difference_low", "difference_high", "balance", "moved"]
-    columns = [*keys, *measures, "moved_per_1000", "cutoffs", "scored"]
-    return pd.DataFrame(rows, columns=columns).astype({"replan_every": "Int64"})
+    known = frame.join(often, on=cell)
+    known = known.assign(apart=known["peak_over_mean"] - known["often"])
+
+    def more(_group: pd.DataFrame, scored: pd.DataFrame) -> dict[str, Any]:
+        return {"moved_per_1000": scored["moved"].sum() / len(scored) * 1000 / shortest}
+
+    found = summarise(known, keys, ("peak_over_mean", "balance", "moved"), more, seed)
+    columns = [*keys, "peak_over_mean", *DIFFERENCE, "balance", "moved", "moved_per_1000", "cutoffs", "scored"]
+    return found.reindex(columns=columns).astype({"replan_every": "Int64"})
 
 
 def plan_holds(summary: pd.DataFrame, strategy: str, state: str) -> int | None:

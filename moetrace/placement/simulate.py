@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from moetrace.analysis.states import STABLE, TRANSIENT
 from moetrace.forecasting.backtest import Backtest
-from moetrace.forecasting.summary import paired_interval
+from moetrace.forecasting.summary import DIFFERENCE, summarise
 from moetrace.placement.plan import evenness, in_order, place, replan
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 
@@ -41,7 +40,7 @@ def placement_frame(
     states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
     start = in_order(trace.experts, gpus)
     for layer in trace.layers if len(test.shares) else ():
-        known = Known.of(trace.layer(layer), test)
+        known = Strategies.of(trace.layer(layer), test)
         for horizon, strategy in product(known.horizons, known.strategies):
             last = start
             for cutoff in known.cutoffs(horizon):
@@ -56,18 +55,18 @@ def placement_frame(
 
 
 @dataclass(frozen=True, eq=False)
-class Known:
+class Strategies:
     """What each strategy plans by for one layer: *forecasts* by predictor, horizon and cutoff, or the load itself."""
 
     load: LayerLoad
     forecasts: Mapping[tuple[str, int, int], Shares]
 
     @classmethod
-    def of(cls, load: LayerLoad, test: Backtest) -> Known:
+    def of(cls, load: LayerLoad, test: Backtest) -> Strategies:
         """From the forecasts that were tested."""
         own = test.shares[test.shares["layer"] == load.layer]
-        said = own.groupby(["predictor", "horizon", "cutoff"], sort=False)["forecast"]
-        return cls(load, {key: shares.to_numpy() for key, shares in said})  # type: ignore[misc]  # Hashable
+        forecasts = own.groupby(["predictor", "horizon", "cutoff"], sort=False)["forecast"]
+        return cls(load, {key: shares.to_numpy() for key, shares in forecasts})  # type: ignore[misc]  # Hashable
 
     @property
     def horizons(self) -> list[int]:
@@ -99,33 +98,21 @@ def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     that of ``peak_over_mean`` from ``window_mean`` at the same layers and cutoffs, with a 95 % interval
     from a paired bootstrap.
     """
-    import pandas as pd
-
     keys, cell = ["trace", "horizon", "strategy", "state"], ["trace", "layer", "horizon", "cutoff"]
     peaks = scores.pivot_table(index=cell, columns="strategy", values="peak_over_mean").reset_index()
-    known = scores.merge(peaks[[*cell, WINDOW_MEAN, ORACLE]], on=cell) if len(scores) else scores
-    both = pd.concat([known, known.assign(state="all")], ignore_index=True)
-    # One that was too short in the first layer comes up after the oracle, which stays the last.
-    asked = [name for name in scores["strategy"].unique() if name != ORACLE]
-    both["strategy"] = pd.Categorical(both["strategy"], [*asked, ORACLE])
-    both["state"] = pd.Categorical(both["state"], (TRANSIENT, STABLE, "all"))
-    rows = []
-    for key, group in both.groupby(keys, observed=True):
-        low, middle, high = paired_interval(group.assign(apart=group["peak_over_mean"] - group[WINDOW_MEAN]), seed)
-        rows.append(
-            dict(zip(keys, key))
-            | {name: group[name].mean() for name in ("peak_over_mean", "balance", "moved")}
-            | {
-                "above_oracle": (group["peak_over_mean"] - group[ORACLE]).mean(),
-                "difference": middle,
-                "difference_low": low,
-                "difference_high": high,
-                "cutoffs": group["cutoff"].nunique(),
-                "scored": len(group),
-            }
-        )
-    measures = ["peak_over_mean", "above_oracle", "difference", "difference_low", "difference_high", "balance", "moved"]
-    return pd.DataFrame(rows, columns=[*keys, *measures, "cutoffs", "scored"])
+    known = scores.merge(peaks[[*cell, WINDOW_MEAN, ORACLE]], on=cell) if len(scores) else scores.assign(apart=[])
+    if len(scores):
+        known = known.assign(apart=known["peak_over_mean"] - known[WINDOW_MEAN])
+
+    def more(_group: pd.DataFrame, scored: pd.DataFrame) -> dict[str, Any]:
+        return {"above_oracle": (scored["peak_over_mean"] - scored[ORACLE]).mean()}
+
+    # A strategy that was too short in the first layer comes up after the oracle, which stays the last.
+    order = [*(name for name in scores["strategy"].unique() if name != ORACLE), ORACLE]
+    measures = ("peak_over_mean", "balance", "moved")
+    found = summarise(known, keys, measures, more, seed, order=order)
+    columns = [*keys, "peak_over_mean", "above_oracle", *DIFFERENCE, "balance", "moved", "cutoffs", "scored"]
+    return found.reindex(columns=columns)
 
 
 def best_strategy(scores: pd.DataFrame, predictors: list[str]) -> str:

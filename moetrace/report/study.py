@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moetrace.files import file_name, write_bytes
 from moetrace.report import figures
 from moetrace.report.pages import Section, as_html, as_markdown
 from moetrace.report.style import png
@@ -39,6 +41,17 @@ SAVED = (
 """The frames that are written as CSV and JSON."""
 
 
+def report(
+    studies: Mapping[str, Mapping[str, pd.DataFrame]], folder: Path, facts: Mapping[str, str] | None = None
+) -> list[Path]:
+    """Write the report on some traces into *folder*; the files, ``report.html`` last.
+
+    *studies* has the frames of each trace by its name, as `moetrace.study` makes them; *facts* are what the page
+    says of how it was made. Raises `WorkspaceError` where a file cannot be written.
+    """
+    return [write_bytes(folder / name, content) for name, content in files_of(studies, facts or {})]
+
+
 def files_of(
     studies: Mapping[str, Mapping[str, pd.DataFrame]], facts: Mapping[str, str]
 ) -> Iterator[tuple[str, bytes]]:
@@ -50,11 +63,11 @@ def files_of(
     for trace, frames in studies.items():
         drawn = {name: png(figure) for name, figure in figures.draw(frames).items()}
         for name, picture in drawn.items():
-            yield f"{trace}-{name}.png", picture
+            yield f"{file_name(trace)}-{name}.png", picture
         for name in SAVED:
-            yield f"{trace}-{name}.csv", csv(frames[name]).encode()
-            yield f"{trace}-{name}.json", json.dumps(records(frames[name]), default=_number).encode()
-        sections += _sections(trace, frames, drawn)
+            yield f"{file_name(trace)}-{name}.csv", csv(frames[name]).encode()
+            yield f"{file_name(trace)}-{name}.json", json.dumps(records(frames[name]), default=_number).encode()
+        sections += _sections(trace, file_name(trace), frames, drawn)
     sections.insert(0, _in_short(studies))
     title = f"Expert load of {', '.join(studies)}"
     yield "report.md", as_markdown(title, sections, facts).encode()
@@ -74,9 +87,11 @@ def _sentence(frames: Mapping[str, pd.DataFrame]) -> str:
     return str(frames["sentence"]["sentence"].iloc[0])
 
 
-def _sections(trace: str, frames: Mapping[str, pd.DataFrame], drawn: Mapping[str, bytes]) -> Sequence[Section]:
+def _sections(
+    trace: str, file: str, frames: Mapping[str, pd.DataFrame], drawn: Mapping[str, bytes]
+) -> Sequence[Section]:
     def shown(*names: str) -> list[tuple[str, str, bytes]]:
-        return [(figures.FIGURES[name][0], f"{trace}-{name}.png", drawn[name]) for name in names if name in drawn]
+        return [(figures.FIGURES[name][0], f"{file}-{name}.png", drawn[name]) for name in names if name in drawn]
 
     def own(name: str) -> pd.DataFrame:
         return frames[name].drop(columns="trace")

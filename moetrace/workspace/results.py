@@ -1,33 +1,33 @@
-"""Results as files: scores, shares, forecasts and fits, each under a name that says what it depends on.
+"""Kept results as files: scores, shares, forecasts and fits, each under a name that says what it depends on.
 
-    <root>/<trace>/<predictor>/layer-3.horizon-1000.<key>.scores.parquet    the rows of `Score`
-                                                          .shares.parquet    the shares they were computed from
-                                                          .forecast.parquet  the steps after the end of the trace
-                               fit.<key>.npz, fit.<key>.json                 one fit for all layers, and its seconds
+    <root>/<trace>/<predictor>/layer-3.horizon-1000.<key>.<digest>.scores.parquet    the rows of `Score`
+                                                                   .shares.parquet    what they were computed from
+                                                                   .forecast.parquet  the steps after the end
+                               fit.<key>.<digest>.npz, fit.<key>.<digest>.json        one fit, and its seconds
 
-A key is the digest of all that a result depends on: what has another input, other settings or other
-code has another name. So a result is there or it is not, and is never out of date.
+The key is the digest of all that a result depends on, so a result is there or it is not, and is never out of
+date. The digest is that of the file itself: a file that is damaged, or lies under another's name, is noticed
+before it is used, and made anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moetrace.errors import WorkspaceError
-from moetrace.files import replacing, sweep
-from moetrace.forecasting.fits import Timed
-from moetrace.forecasting.forecasts import Coming
+from moetrace.files import file_name, replacing, sweep
+from moetrace.forecasting.evaluation import Result, SharedFit
+from moetrace.forecasting.fitting import TimedFit
+from moetrace.forecasting.layers import EndForecast
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.formats.arrow import to_lists
 
@@ -35,164 +35,185 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-FOLDER = "parts"
-"""Where in a workspace the results lie."""
-# File names may have 255 bytes on common file systems.
-LONGEST_NAME = 100
 FORECAST_KEY = b"moetrace.forecast"
+DIGITS = 16
 
 
 @dataclass(frozen=True)
-class Result:
-    """One result by its name; *predictor* is the label, *key* the digest of what it depends on."""
+class ResultFolder:
+    """Results as files under *root*, atomically written, safe for many processes at a time.
 
-    trace: str
-    predictor: str
-    layer: int
-    horizon: int
-    key: str
-
-
-@dataclass(frozen=True)
-class Fit:
-    """One fit for all layers, by its name."""
-
-    trace: str
-    predictor: str
-    key: str
-
-
-@dataclass(frozen=True)
-class Store:
-    """The results under *root*. Whatever is damaged raises `WorkspaceError` when it is read."""
+    *report* is told of each damaged file, which is removed and counts as not kept.
+    """
 
     root: Path
+    report: Callable[[str], None] | None = None
 
-    def has_scores(self, result: Result) -> bool:
-        """Whether its scores, and so its shares, are there."""
-        return self._path(result, "scores").exists()
+    def begin(self, trace: str) -> None:
+        """Remove what killed processes left half-written of a trace."""
+        for folder in (self.root / file_name(trace)).glob("*/"):
+            sweep(folder)
 
-    def has_forecast(self, result: Result) -> bool:
-        """Whether its forecast is there."""
-        return self._path(result, "forecast").exists()
+    def handed_over(self) -> None:
+        """Nothing: whoever asked reads the same files."""
 
-    def put_scores(self, result: Result, scores: pd.DataFrame, shares: pd.DataFrame) -> None:
-        """Keep the rows of one result; the scores come last, so that they are never there without their shares."""
-        _write_frame(self._path(result, "shares"), shares)
-        _write_frame(self._path(result, "scores"), scores)
-
-    def scores(self, result: Result) -> pd.DataFrame:
-        """The scores of *result*, one row per cutoff."""
-        return _read_frame(self._path(result, "scores"))
-
-    def shares(self, result: Result) -> pd.DataFrame:
-        """The shares of *result*, one row per cutoff and expert; no rows where every history was too short."""
-        return _read_frame(self._path(result, "shares"))
-
-    def put_forecast(self, result: Result, coming: Coming) -> None:
-        """Keep the forecast of the steps after the end of the trace."""
-        said = {"predictor": coming.predictor, "layer": coming.layer, "first_step": coming.first_step}
-        said |= {"status": coming.status, "deviation": coming.deviation.tolist()}
-        table = _table({"shares": to_lists(coming.shares)}, {FORECAST_KEY: json.dumps(said).encode()})
-        _write_table(self._path(result, "forecast"), table)
-
-    def status(self, result: Result) -> str:
-        """The status of its forecast."""
-        import pyarrow.parquet as pq
-
-        path = self._path(result, "forecast")
-        with _damage_named(path):
-            return str(json.loads(pq.read_metadata(path).metadata[FORECAST_KEY])["status"])
-
-    def forecast(self, result: Result) -> Coming:
-        """The forecast of the steps after the end of the trace."""
-        path = self._path(result, "forecast")
-        with _damage_named(path):
-            table = _read_table(path)
-            said = json.loads(table.schema.metadata[FORECAST_KEY])
-            flat = table.column("shares").combine_chunks().flatten().to_numpy()
-            return Coming(**{**said, "deviation": np.array(said["deviation"])}, shares=flat.reshape(len(table), -1))
-
-    def put_fit(self, fit: Fit, learned: Timed) -> None:
-        """Keep a fit; its seconds come last, so that they are never there without it."""
-        learned.fitted.save(self._fit_path(fit, "npz"))
-        with replacing(self._fit_path(fit, "json")) as partial:
-            partial.write_text(json.dumps({"seconds": learned.seconds}))
-
-    def has_fit(self, fit: Fit) -> bool:
-        """Whether it is there."""
-        return self._fit_path(fit, "json").exists()
-
-    def fit(self, fit: Fit, made: Predictor) -> Timed:
-        """What the predictor *made* learned."""
-        path = self._fit_path(fit, "json")
-        with _damage_named(path):
-            return Timed(made.load(self._fit_path(fit, "npz")), float(json.loads(path.read_text())["seconds"]))
+    def merge(self, other: object) -> None:
+        """Nothing to take in."""
 
     def remove(self, trace: str) -> None:
         """Delete every result of the trace of that name, where there are any."""
-        shutil.rmtree(self.root / safe(trace), ignore_errors=True)
+        shutil.rmtree(self.root / file_name(trace), ignore_errors=True)
 
-    def sweep(self, trace: str) -> None:
-        """Remove what killed processes left half-written of a trace."""
-        for folder in (self.root / safe(trace)).glob("*/"):
-            sweep(folder)
+    # --- scores and shares ---
 
-    def _path(self, result: Result, kind: str) -> Path:
-        name = f"layer-{result.layer}.horizon-{result.horizon}.{result.key}.{kind}.parquet"
-        return self.root / safe(result.trace) / safe(result.predictor) / name
+    def has_scores(self, result: Result) -> bool:
+        """Whether its scores, and so its shares, are there and sound."""
+        return self._sound(result, "scores") and self._sound(result, "shares")
 
-    def _fit_path(self, fit: Fit, suffix: str) -> Path:
-        return self.root / safe(fit.trace) / safe(fit.predictor) / f"fit.{fit.key}.{suffix}"
+    def put_scores(self, result: Result, scores: pd.DataFrame, shares: pd.DataFrame) -> None:
+        """Keep the rows of one result; the scores come last, so that they are never there without their shares."""
+        import pyarrow as pa
+
+        for kind, frame in (("shares", shares), ("scores", scores)):
+            self._write_table(result, kind, pa.Table.from_pandas(frame, preserve_index=False))
+
+    def scores(self, result: Result) -> pd.DataFrame:
+        """The scores of *result*, one row per cutoff."""
+        return self._read_frame(result, "scores")
+
+    def shares(self, result: Result) -> pd.DataFrame:
+        """The shares of *result*, one row per cutoff and expert; no rows where every history was too short."""
+        return self._read_frame(result, "shares")
+
+    # --- forecasts of the steps after the end ---
+
+    def has_forecast(self, result: Result) -> bool:
+        """Whether its forecast is there and sound."""
+        return self._sound(result, "forecast")
+
+    def put_forecast(self, result: Result, forecast: EndForecast) -> None:
+        """Keep the forecast of the steps after the end of the trace."""
+        import pyarrow as pa
+
+        known = {
+            "trace": forecast.trace,
+            "predictor": forecast.predictor,
+            "layer": forecast.layer,
+            "first_step": forecast.first_step,
+        }
+        known |= {"status": forecast.status, "forecast_std": forecast.forecast_std.tolist()}
+        table = pa.table({"shares": to_lists(forecast.shares)})
+        self._write_table(result, "forecast", table.replace_schema_metadata({FORECAST_KEY: json.dumps(known)}))
+
+    def forecast(self, result: Result) -> EndForecast:
+        """The forecast of the steps after the end of the trace."""
+        with self._read(result, "forecast") as table:
+            known = json.loads(table.schema.metadata[FORECAST_KEY])
+            flat = table.column("shares").combine_chunks().flatten().to_numpy()
+            forecast_std = np.array(known.pop("forecast_std"))
+            return EndForecast(**known, forecast_std=forecast_std, shares=flat.reshape(len(table), -1))
+
+    # --- fits for all layers ---
+
+    def has_fit(self, fit: SharedFit) -> bool:
+        """Whether it is there and sound."""
+        return all(self._found(self._folder(fit), f"fit.{fit.key}", kind) is not None for kind in ("json", "npz"))
+
+    def put_fit(self, fit: SharedFit, learned: TimedFit) -> None:
+        """Keep a fit; its seconds come last, so that they are never there without it."""
+        for kind, write in (
+            ("npz", learned.fitted.save),
+            ("json", lambda path: path.write_text(json.dumps({"seconds": learned.seconds}))),
+        ):
+            with _kept(self._folder(fit), f"fit.{fit.key}", kind) as partial:
+                write(partial)
+
+    def fit(self, fit: SharedFit, predictor: Predictor) -> TimedFit:
+        """What *predictor* learned."""
+        weights, seconds = (self._found(self._folder(fit), f"fit.{fit.key}", kind) for kind in ("npz", "json"))
+        if weights is None or seconds is None:
+            raise _gone(self._folder(fit))
+        with _damage_named(seconds):
+            return TimedFit(predictor.load(weights), float(json.loads(seconds.read_text())["seconds"]))
+
+    # --- files ---
+
+    def _folder(self, of: Result | SharedFit) -> Path:
+        return self.root / file_name(of.trace) / file_name(of.predictor)
+
+    def _sound(self, result: Result, kind: str) -> bool:
+        return self._found(self._folder(result), _stem(result), f"{kind}.parquet") is not None
+
+    def _found(self, folder: Path, stem: str, kind: str) -> Path | None:
+        """The file of that name whose content has the digest in its name; a damaged one is removed."""
+        for path in folder.glob(f"{stem}.*.{kind}"):
+            if path.name == f"{stem}.{_digest(path)}.{kind}":
+                return path
+            path.unlink(missing_ok=True)
+            if self.report is not None:
+                self.report(f"{path} was damaged: it is made anew")
+        return None
+
+    def _write_table(self, result: Result, kind: str, table: pa.Table) -> None:
+        import pyarrow.parquet as pq
+
+        with _kept(self._folder(result), _stem(result), f"{kind}.parquet") as partial:
+            pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
+
+    def _read_frame(self, result: Result, kind: str) -> pd.DataFrame:
+        with self._read(result, kind) as table:
+            frame: pd.DataFrame = table.to_pandas()
+            return frame
+
+    @contextmanager
+    def _read(self, result: Result, kind: str) -> Iterator[pa.Table]:
+        import pyarrow.parquet as pq
+
+        path = next(self._folder(result).glob(f"{_stem(result)}.*.{kind}.parquet"), None)
+        if path is None:
+            raise _gone(self._folder(result))
+        with _damage_named(path):
+            yield pq.read_table(path, page_checksum_verification=True, partitioning=None)
 
 
-def safe(name: str) -> str:
-    """*name* as a file name of any system; two names may become one, which their keys tell apart."""
-    return re.sub(r"[^A-Za-z0-9_=,+@ -]|^\.", "_", name.replace(".", "-"))[:LONGEST_NAME] or "_"
+def _stem(result: Result) -> str:
+    return f"layer-{result.layer}.horizon-{result.horizon}.{result.key}"
 
 
-# --- what a result depends on -----------------------------------------------------------------
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
+    except OSError:  # gone by now, or not readable: not the one that was kept
+        return ""
 
 
-def key_of(*facts: Any) -> str:
-    """The digest of *facts*, anything that JSON can say."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:24]
+@contextmanager
+def _kept(folder: Path, stem: str, kind: str) -> Iterator[Path]:
+    """A temporary file that takes its place under the name with its digest."""
+    with replacing(folder / f"{stem}.{kind}", lambda partial: folder / f"{stem}.{_digest(partial)}.{kind}") as partial:
+        yield partial
 
 
-def settings_of(made: Predictor) -> list[Any]:
-    """What tells one predictor from another: its class, all its settings, and the code that computes."""
-    return [f"{type(made).__module__}.{type(made).__qualname__}", asdict(made), code_digest()]
+def _gone(folder: Path) -> WorkspaceError:
+    return WorkspaceError(f"{folder}: kept results were removed while they were used: run the same command again")
 
 
-@cache
-def code_digest() -> str:
-    """The digest of the source of every module that a result may depend on.
-
-    Whoever changes a predictor sees new numbers, not stored ones; a version number would have to be
-    thought of.
-    """
-    here = Path(__file__).parent
-    digest = hashlib.sha256()
-    for path in sorted([*here.glob("*.py"), *here.glob("predictors/*.py")]):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:  # pyarrow raises a dozen types on damaged files
+        raise WorkspaceError(f"{path} cannot be read: run the same command again, which makes it anew") from error
 
 
-def layer_digests(path: Path) -> dict[int, str]:
-    """The digest of the counts of each layer of the canonical trace file at *path*, as its metadata say."""
-    import pyarrow.parquet as pq
-
-    from moetrace.formats.canonical import DOCUMENT_KEY
-
-    document = json.loads(pq.read_metadata(path).metadata[DOCUMENT_KEY.encode()])
-    return {entry["layer"]: entry["digest"] for entry in document["layers"]}
+# --- the forecast that a user asked for -------------------------------------------------------
 
 
-# --- files ------------------------------------------------------------------------------------
-
-
-def write_forecast(path: Path, forecasts: Iterable[tuple[str, Coming]], key: str = "") -> None:
-    """Write *forecasts*, pairs of trace and `Coming`, as one Parquet file, atomically.
+def write_forecast(path: Path, forecasts: Iterable[EndForecast], key: str = "") -> None:
+    """Write *forecasts* as one Parquet file, atomically.
 
     Does nothing where the file there was written with the same *key*, the digest of what goes into it.
 
@@ -216,14 +237,14 @@ def write_forecast(path: Path, forecasts: Iterable[tuple[str, Coming]], key: str
         return
     with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         writer.add_key_value_metadata({FORECAST_KEY: key.encode()})
-        for trace, coming in forecasts:
-            horizon = len(coming.shares)
-            columns = {
-                "trace": [trace] * horizon,
-                "predictor": [coming.predictor] * horizon,
-                "layer": pa.array(np.full(horizon, coming.layer), pa.int32()),
-                "step": coming.first_step + np.arange(horizon),
-                "shares": to_lists(coming.shares),
+        for forecast in forecasts:
+            horizon = len(forecast.shares)
+            columns: dict[str, Any] = {
+                "trace": [forecast.trace] * horizon,
+                "predictor": [forecast.predictor] * horizon,
+                "layer": pa.array(np.full(horizon, forecast.layer), pa.int32()),
+                "step": forecast.first_step + np.arange(horizon),
+                "shares": to_lists(forecast.shares),
             }
             writer.write_table(pa.table(columns, schema=schema))
 
@@ -238,44 +259,3 @@ def _key_in(path: Path) -> bytes | None:
     except (OSError, pa.ArrowException):
         return None
     return found
-
-
-def _table(columns: dict[str, Any], metadata: dict[bytes, bytes]) -> pa.Table:
-    import pyarrow as pa
-
-    return pa.table(columns).replace_schema_metadata(metadata)
-
-
-def _write_frame(path: Path, frame: pd.DataFrame) -> None:
-    import pyarrow as pa
-
-    _write_table(path, pa.Table.from_pandas(frame, preserve_index=False))
-
-
-def _read_frame(path: Path) -> pd.DataFrame:
-    with _damage_named(path):
-        frame: pd.DataFrame = _read_table(path).to_pandas()
-        return frame
-
-
-def _write_table(path: Path, table: pa.Table) -> None:
-    import pyarrow.parquet as pq
-
-    with replacing(path) as partial:
-        pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
-
-
-def _read_table(path: Path) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(path, page_checksum_verification=True, partitioning=None)
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except MemoryError:
-        raise
-    except Exception as error:  # pyarrow raises a dozen types on damaged files
-        raise WorkspaceError(f"{path} cannot be read: delete it and run the same command again") from error

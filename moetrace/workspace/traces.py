@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moetrace.errors import TraceError, WorkspaceError
-from moetrace.files import replacing, sweep, writing
+from moetrace.errors import SettingError, TraceError, WorkspaceError, known_names
+from moetrace.files import file_name, sweep, writing
 from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
 from moetrace.trace import Finding, LoadTrace
+from moetrace.workspace.results import ResultFolder
 
 if TYPE_CHECKING:
     import pandas as pd
-from moetrace.workspace.results import FOLDER, Store
 
-DEFAULT_FOLDER = "moetrace-out"
 # What is safe as a file name on every system and readable in a table.
+# Kept results, and the commands that write results of their own.
+KEPT = "parts"
+COMMANDS = ("predict", "place")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ +=@-]{0,119}")
 
 
@@ -45,14 +50,20 @@ class Workspace:
             )
         return self.root / "traces" / f"{name}.parquet"
 
-    def result_path(self, *parts: str) -> Path:
-        """Where a result lies."""
-        return self.root.joinpath(*parts)
+    def results(self, report: Callable[[str], None] | None = None) -> ResultFolder:
+        """The kept results of all traces; *report* is told of damaged ones."""
+        return ResultFolder(self.root / KEPT, report)
 
-    @property
-    def store(self) -> Store:
-        """The results of all traces, as `predict` and `report` compute them."""
-        return Store(self.result_path(FOLDER))
+    def result_path(self, command: str, trace: str | Path, name: str = "") -> Path:
+        """Where the results of a *command* about a trace lie, in a folder of their own, or the one called *name*.
+
+        *trace* is a name or a path as `path_of` takes it. Traces that lie elsewhere are told apart by their paths.
+        """
+        path = self.path_of(str(trace)).resolve()
+        folder = file_name(path.stem)
+        if path.parent != (self.root / "traces").resolve():
+            folder += f"%40{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"  # no name becomes one with %40
+        return self.root / command / folder / name
 
     def names(self) -> list[str]:
         """The names of the traces, sorted."""
@@ -61,14 +72,16 @@ class Workspace:
     def path_of(self, trace: str) -> Path:
         """The file of a trace given by name or by path.
 
-        Raises `WorkspaceError` naming what there is when it is neither.
+        Raises `SettingError` naming what there is when it is neither.
         """
         if NAME.fullmatch(trace) and self.trace_path(trace).exists():
             return self.trace_path(trace)
         if Path(trace).is_file():
             return Path(trace)
-        known = ", ".join(self.names()) or "none yet: run `moetrace ingest`"
-        raise WorkspaceError(f"there is no trace {trace!r} in {self.root} and no such file; traces there: {known}")
+        raise SettingError(
+            f"there is no trace {trace!r} in {self.root} and no such file; "
+            + (known_names(trace, self.names()) if self.names() else "none is there yet: run `moetrace ingest`")
+        )
 
     def chosen(self, traces: Iterable[str]) -> list[str]:
         """*traces*, or the names of all there are when none is given; raises when there are none."""
@@ -77,9 +90,16 @@ class Workspace:
             raise WorkspaceError(f"{self.root} holds no traces: run `moetrace ingest` first")
         return given
 
-    def open(self, trace: str) -> LoadTrace:
-        """The trace of that name or path."""
-        return open_trace(self.path_of(trace))
+    def named_apart(self, traces: Iterable[str]) -> dict[str, str]:
+        """A name for each of *traces*: that of its file, with folders above it where two would have one name."""
+        paths = {trace: self.path_of(trace).resolve() for trace in traces}
+        return dict(zip(paths, distinct_names(list(paths.values()))))
+
+    def open(self, trace: str, name: str | None = None) -> LoadTrace:
+        """The trace of that name or path, called *name*, or else like its file."""
+        path = self.path_of(trace).resolve()
+        opened = open_trace(path)
+        return replace(opened, info=replace(opened.info, name=name or path.stem))
 
     def ingest(
         self,
@@ -124,10 +144,23 @@ class Workspace:
         """Delete the trace *name* and what was computed of it; raises `WorkspaceError` when there is none."""
         path = self.trace_path(name)
         if not path.exists():
-            raise WorkspaceError(f"there is no trace {name!r} in {self.root}; traces there: {', '.join(self.names())}")
+            raise SettingError(f"there is no trace {name!r} in {self.root}; {known_names(name, self.names())}")
+        for command in COMMANDS:
+            shutil.rmtree(self.result_path(command, name), ignore_errors=True)
         path.unlink()
-        self.store.remove(name)
+        self.results().remove(name)
         return path
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each of *paths*: its stem, with as many of the folders above it as it takes to tell them apart."""
+    names, depth = [path.stem for path in paths], 0
+    while len(set(names)) < len(set(paths)) and depth < max(len(path.parts) for path in paths):
+        depth += 1
+        twice = {name for name in names if names.count(name) > 1}
+        longer = ["/".join([*path.parts[-1 - depth : -1], path.stem]) for path in paths]
+        names = [new if name in twice else name for name, new in zip(names, longer)]
+    return names
 
 
 def name_of(sources: Sequence[Location]) -> str:
@@ -136,20 +169,6 @@ def name_of(sources: Sequence[Location]) -> str:
     if len(sources) > 1:
         return (first.resolve() if isinstance(first, Path) else first.path).parent.name
     return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", first.stem, flags=re.IGNORECASE)
-
-
-def write_text(path: Path, text: str, *, force: bool) -> None:
-    """Write *text* to *path*, atomically; raises `WorkspaceError` when it exists and not *force*."""
-    if path.exists() and not force:
-        raise WorkspaceError(f"{path} exists: replace it with --force")
-    write_bytes(path, text.encode())
-
-
-def write_bytes(path: Path, content: bytes) -> Path:
-    """Write *content* to *path*, atomically, replacing what was there; returns the path."""
-    with replacing(path) as partial:
-        partial.write_bytes(content)
-    return path
 
 
 def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:

@@ -145,7 +145,7 @@ def test_predict_promises_its_fields_and_writes_the_forecast(ingested):
 def test_predict_says_how_sure_it_is_of_each_expert(ingested):
     """The mean share over the horizon with its intervals, in a file beside the forecast."""
     document = ingested("predict", "--horizon", 700, *QUICK, "--json").json
-    means, forecast = pd.read_csv(document["means"]), pd.read_parquet(document["forecast"])
+    means, forecast = pd.read_csv(document["means"]["settled"]), pd.read_parquet(document["forecast"])
     key = ["trace", "predictor", "layer"]
     shares = {name: np.stack(part["shares"].to_list()).mean(axis=0) for name, part in forecast.groupby(key)}
 
@@ -157,19 +157,30 @@ def test_predict_says_how_sure_it_is_of_each_expert(ingested):
     assert (means["high_80"] <= means["high_95"]).all()
 
 
-def test_a_horizon_that_cannot_be_scored_is_still_forecast(ingested):
-    """With a note that says why and which horizon could be; the scores are empty."""
-    done = ingested("predict", "--horizon", 5000, *QUICK, "--json")
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (("predict", "--horizon", 5000), "the longest horizon is 3,500"),
+        (("report", "--horizons", "5000"), "the longest horizon is 3,500"),
+        (("place", "--gpus", 4, "--horizon", 5000), "the longest horizon is 3,500"),
+        (("predict", "--horizon", 700, "--cutoffs", "2000,3900,50000"), "cutoff 3,900, 50,000 cannot be scored"),
+        (("predict", "--horizon", 700, "--cutoffs", "2000,3900,50000"), "cutoffs from 1 to 3,300"),
+    ],
+)
+def test_what_cannot_be_scored_is_a_usage_error_and_nothing_is_written(ingested, tmp_path, argv, said):
+    """With what would work; what was written before stays as it is."""
+    ingested("predict", "--horizon", 700, *QUICK)
+    before = {path: path.read_bytes() for path in (tmp_path / "cwd").rglob("*") if path.is_file()}
+    done = ingested(*argv, *QUICK)
 
-    assert (0, []) == (done.code, done.json["scores"])
-    assert "cannot be scored" in done.err
-    assert "3500" in done.err
-    assert 4001 == pd.read_parquet(done.json["forecast"])["step"].min()
+    assert (2, "", 1) == (done.code, done.out, done.err.count("\n"))
+    assert said in done.err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "cwd").rglob("*") if path.is_file()}
 
 
 def test_a_trace_too_short_to_fit_anything_is_an_error(ingested):
     """One line, with what is needed."""
-    done = ingested("predict", "--steps", "1:100", "--predictor", "lstm")
+    done = ingested("predict", "--steps", "1:240", "--horizon", 100, "--cutoffs", 100, "--predictor", "lstm")
 
     assert (1, 1) == (done.code, done.err.count("\n"))
 
@@ -252,14 +263,23 @@ def test_usage_errors_have_exit_code_2(ingested, argv, said):
 
 
 @pytest.mark.parametrize(
-    "argv",
-    [("predict", "--predictor", "nope"), ("states", "--layers", "99"), ("states", "nothing"), ("ingest", "nothing")],
+    ("argv", "code", "said"),
+    [
+        (("predict", "--predictor", "sw_agv"), 2, "did you mean 'sw_avg'?"),
+        (("predict", "--predictor", "nope"), 2, "window_mean"),
+        (("states", "--layers", "99"), 2, "it has 0, 1"),
+        (("states", "setled"), 2, "did you mean 'settled'?"),
+        (("check", "--fail-on", "colapse"), 2, "did you mean 'collapse'?"),
+        (("ingest", "nothing"), 1, "does not exist"),
+    ],
 )
-def test_mistakes_have_exit_code_1_and_one_line(ingested, argv):
-    """Naming what there is."""
+def test_mistakes_are_one_line(ingested, argv, code, said):
+    """Naming what could have been meant; the wrong call of a command has exit code 2."""
     done = ingested(*argv)
 
-    assert (1, "", 1) == (done.code, done.out, done.err.count("\n"))
+    assert (code, "") == (done.code, done.out)
+    assert said in done.err
+    assert 1 == done.err.count("\n") or "Usage:" in done.err
 
 
 def test_output_goes_to_a_file_that_is_not_replaced_unasked(ingested, tmp_path):

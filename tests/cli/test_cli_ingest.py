@@ -61,7 +61,7 @@ def test_ranks_are_merged_under_the_name_of_their_folder(moetrace, small, tmp_pa
         (["--merge", "product"], 2, "'product'"),
         (["--accept", "nothing"], 2, "there is no finding 'nothing'"),
         (["--bin", "0"], 2, "--bin"),
-        (["--from", "parqet"], 2, "did you mean parquet?"),
+        (["--from", "parqet"], 2, "did you mean 'parquet'?"),
         (["--from", "parquet:stages=2"], 2, "parquet has no setting 'stages'; it has tokens_per_step, experts"),
         (["--from", "parquet:experts=many"], 2, "parquet:experts is a whole number above 0, not 'many'"),
         (["--stages", "2"], 2, "parquet has no setting 'stages'"),

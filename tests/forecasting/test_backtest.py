@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from moetrace import LoadTrace, SettingError, TooShortError, evaluate, forecast_end, predictor
-from moetrace.forecasting.forecasts import repaired
+from moetrace import LoadTrace, SettingError, TooShortError, evaluate, predictor
+from moetrace.forecasting.layers import repaired
 from moetrace.forecasting.predictors import PREDICTORS, base
 from moetrace.forecasting.windows import default_cutoffs, longest_scorable, scorable
 from moetrace.synthetic import settling, synthetic_trace
@@ -206,7 +206,7 @@ def test_a_trace_too_short_to_score_has_no_scores(even):
 
 def test_the_forecast_after_the_end_starts_with_the_next_step(even):
     """One per predictor and layer, repaired."""
-    found = list(forecast_end(even, [Saying((3.0, 1.0)), Watching()], 7))
+    found = list(evaluate(even, [Saying((3.0, 1.0)), Watching()], [7], [], ahead=True).forecasts())
 
     said = "saying:shares=3.0,1.0"
     assert [(said, 0), ("watching", 0), (said, 1), ("watching", 1)] == [(f.predictor, f.layer) for f in found]
@@ -219,8 +219,8 @@ def test_a_trace_too_short_for_every_predictor_is_an_error(even):
     short = even.select(last=20)
 
     with pytest.raises(TooShortError, match="needs 40"):
-        list(forecast_end(short, [Demanding()], 5))
-    assert 2 == len(list(forecast_end(short, [Demanding(), Saying()], 5)))
+        evaluate(short, [Demanding()], [5], [], ahead=True)
+    assert 2 == len(list(evaluate(short, [Demanding(), Saying()], [5], [], ahead=True).forecasts()))
 
 
 def test_progress_ends_with_all_done(even):
@@ -228,7 +228,7 @@ def test_progress_ends_with_all_done(even):
     told = []
     evaluate(even, [WatchingAll(), Saying()], [10], [30, 60], lambda done, total: told.append((done, total)))
 
-    assert [(1, 3), (2, 3), (3, 3)] == told
+    assert [(1, 4), (2, 4), (3, 4), (4, 4)] == told
 
 
 def test_nonsense_is_refused(even):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moetrace import LoadTrace, evaluate, forecast_end, predictor
+from moetrace import LoadTrace, evaluate, predictor
 from moetrace.forecasting.intervals import bounds, scale, spread, squared_miss
 from moetrace.synthetic import Course, synthetic_trace
 
@@ -99,8 +99,7 @@ def test_the_forecast_after_the_end_is_as_uncertain_as_the_scores_taught():
     """A predictor that missed by far has a wider interval."""
     trace = wandering(3, 8, 2000, 0.001, None)
     made = [predictor("ema")]
-    scores = evaluate(trace, made, [500]).scores
-    (naive,) = forecast_end(trace, made, 500)
-    (taught,) = forecast_end(trace, made, 500, scores=scores)
+    (naive,) = evaluate(trace, made, [500], [], ahead=True).forecasts()
+    (taught,) = evaluate(trace, made, [500], ahead=True).forecasts()
 
-    assert (taught.deviation > naive.deviation).all()
+    assert (taught.forecast_std > naive.forecast_std).all()

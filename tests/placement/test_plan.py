@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,27 +238,28 @@ def test_the_best_is_judged_where_all_were_scored():
 
 
 def test_a_plan_stays_in_the_workspace(moetrace, settled, tmp_path):
-    """Whatever a trace is called; a second trace of the name is refused, and part of the layers is no plan."""
+    """Whatever a trace is called; two traces of one name have plans of their own, and part of the layers is no plan."""
     from dataclasses import replace
 
     from moetrace import save_trace
 
-    for path, name in (("a", "../../escaped"), ("b", "../../escaped")):
-        save_trace(replace(settled, info=replace(settled.info, name=name)), tmp_path / f"{path}.parquet")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        save_trace(replace(settled, info=replace(settled.info, name="../../x")), tmp_path / folder / "run.parquet")
     argv = ("--gpus", "4", "--predictor", "window_mean", "--cutoffs", "2000")
 
-    both = moetrace("place", tmp_path / "a.parquet", tmp_path / "b.parquet", *argv)
-    some = moetrace("place", tmp_path / "a.parquet", *argv, "--layers", "1", "--json")
+    both = moetrace("place", tmp_path / "a/run.parquet", tmp_path / "b/run.parquet", *argv, "--json")
+    some = moetrace("place", tmp_path / "a/run.parquet", *argv, "--layers", "1", "--json")
 
-    assert 3 == both.code
-    assert "is of another trace of this name" in both.err
-    assert not (tmp_path / "escaped-4-gpus.json").exists()
+    assert {"a/run", "b/run"} == {row["trace"] for row in both.json["scores"]}
+    assert 2 == len({Path(file).parent for file in both.json["files"]})
+    assert all(Path(file).resolve().is_relative_to(Path("moetrace-out").resolve()) for file in both.json["files"])
     assert [] == some.json["files"]
     assert "leave --layers out" in some.err
 
 
 def test_gpus_that_do_not_fit_are_one_line(moetrace, settled, tmp_path):
-    """Exit code 1, before anything is computed."""
+    """A mistake in how it was called, said before anything is computed."""
     from moetrace import save_trace
 
     save_trace(settled, tmp_path / "settled.parquet")
@@ -265,7 +267,7 @@ def test_gpus_that_do_not_fit_are_one_line(moetrace, settled, tmp_path):
 
     done = moetrace("place", "--gpus", "3")
 
-    assert (1, 1) == (done.code, done.err.count("\n"))
+    assert (2, 1) == (done.code, done.err.count("\n"))
     assert "8 experts and 0 copies do not fill 3 GPUs evenly" in done.err
 
 

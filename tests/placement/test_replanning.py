@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor
-from moetrace.forecasting.windows import replanning_cutoffs
+from moetrace.forecasting.windows import replanning_windows
 from moetrace.placement.plan import evenness, in_order, place
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
 from moetrace.synthetic import settling, synthetic_trace
@@ -14,11 +14,8 @@ EVERY = [500, 1000]
 
 def judged(trace, every=EVERY, first=500):
     """Backtest at the cutoffs of the plans, and what became of them on 4 GPUs."""
-    covered = replanning_cutoffs(trace, every, first)
-    parts = [evaluate(trace, [predictor("window_mean"), predictor("level")], hs, [c]) for c, hs in covered.items()]
-    from moetrace.forecasting.backtest import joined
-
-    test = joined(parts)
+    windows = replanning_windows(trace, every, first)
+    test = evaluate(trace, [predictor("window_mean"), predictor("level")], every, windows)
     return test, replanning_frame(trace, test, 4)
 
 
@@ -35,7 +32,7 @@ def frame(trace):
 
 def test_plans_of_every_distance_are_compared_on_the_same_steps(trace):
     """From the first cutoff to the last whole stretch of the longest distance."""
-    covered = replanning_cutoffs(trace, EVERY, 500)
+    covered = replanning_windows(trace, EVERY, 500)
 
     assert list(range(500, 4500, 500)) == list(covered)
     assert [[500, 1000], [500]] * 4 == list(covered.values())
@@ -52,16 +49,16 @@ def test_plans_of_every_distance_are_compared_on_the_same_steps(trace):
 def test_distances_that_cannot_be_compared_are_refused(trace, every, said):
     """With the way out."""
     with pytest.raises(SettingError, match=said):
-        replanning_cutoffs(trace, every, 500)
+        replanning_windows(trace, every, 500)
 
 
 def test_sparse_logs_are_planned_in_training_steps():
     """Every tenth step was logged from step 100,000 on; no plan is for steps that a gap swallowed."""
     counts = np.random.default_rng(0).multinomial(5000, np.full(8, 1 / 8), size=(400, 1))
     steps = 100_000 + 10 * np.arange(400)
-    whole = replanning_cutoffs(LoadTrace.from_counts(counts, name="sparse", steps=steps), [500, 1000], 1000)
+    whole = replanning_windows(LoadTrace.from_counts(counts, name="sparse", steps=steps), [500, 1000], 1000)
     kept = (steps < 102_000) | (steps >= 102_700)
-    gap = replanning_cutoffs(LoadTrace.from_counts(counts[kept], name="gap", steps=steps[kept]), [500, 1000], 1000)
+    gap = replanning_windows(LoadTrace.from_counts(counts[kept], name="gap", steps=steps[kept]), [500, 1000], 1000)
 
     assert [100_999, 101_499, 101_999, 102_499, 102_999, 103_499][: len(whole)] == list(whole)
     assert [500] not in [gap.get(101_999)]
@@ -150,7 +147,7 @@ def test_the_command_says_how_long_a_plan_holds(moetrace, settled, tmp_path):
     bad = moetrace(*argv, "--replan", "400,1000")
     found = moetrace(*argv, "--replan", "500,1000", "--json")
 
-    assert (1, 1) == (bad.code, bad.err.count("\n"))
+    assert (2, 1) == (bad.code, bad.err.count("\n"))
     assert "give multiples of the shortest" in bad.err
     assert {"in_order", "level", "window_mean", "oracle"} == {row["strategy"] for row in found.json["replanning"]}
     assert {500, 1000, None} == {row["replan_every"] for row in found.json["stretches"]}

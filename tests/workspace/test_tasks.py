@@ -5,20 +5,26 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace import LoadTrace, SettingError, TraceError, evaluate, forecast_end, open_trace, predictor, save_trace
+from moetrace import (
+    LoadTrace,
+    ResultFolder,
+    SettingError,
+    TraceError,
+    evaluate,
+    open_trace,
+    predictor,
+    runner,
+    save_trace,
+)
 from moetrace.files import replacing
 from moetrace.forecasting.predictors import base
-from moetrace.forecasting.windows import covered_horizons
 from moetrace.synthetic import settling, synthetic_trace
-from moetrace.workspace.results import Store
-from moetrace.workspace.tasks import compute
-from moetrace.workspace.work import Source, Work
 
 HORIZONS = [300, 500]
 FITTED: list[int] = []
@@ -67,17 +73,17 @@ def path(tmp_path_factory):
     return path
 
 
-def work(path, *specs, horizons=HORIZONS, layers=None, last=None, **other):
-    """What to compute of the trace at *path*: window_mean and ema unless *specs* say otherwise."""
-    source = Source(path, layers, last=last)
-    made = [predictor(spec) if isinstance(spec, str) else spec for spec in specs or ("window_mean", "ema")]
-    return Work(source, made, horizons, covered_horizons(source.open(), horizons), **other)
+def computed(path, *specs, results=None, horizons=HORIZONS, layers=None, last=None, jobs=1, dask=None, **other):
+    """What comes of evaluating the trace at *path*: window_mean and ema unless *specs* say otherwise."""
+    trace = open_trace(path).select(layers, last=last)
+    predictors = [predictor(spec) if isinstance(spec, str) else spec for spec in specs or ("window_mean", "ema")]
+    return evaluate(trace, predictors, horizons, results=results, run=runner(jobs, dask), **other)
 
 
 @pytest.fixture
 def store(tmp_path):
-    """An empty one."""
-    return Store(tmp_path / "parts")
+    """An empty folder of results."""
+    return ResultFolder(tmp_path / "parts")
 
 
 def untimed(frame):
@@ -88,52 +94,45 @@ def untimed(frame):
 def assert_same(expected, actual):
     """Scores, shares and forecasts are equal to the last bit."""
     pd.testing.assert_frame_equal(untimed(expected.scores), untimed(actual.scores), check_exact=True)
-    pd.testing.assert_frame_equal(expected.backtest.shares, actual.backtest.shares, check_exact=True)
-    for (_, a), (_, b) in zip(expected.forecasts(), actual.forecasts(), strict=True):
-        assert a[:3] == b[:3]
+    pd.testing.assert_frame_equal(expected.shares, actual.shares, check_exact=True)
+    for a, b in zip(expected.forecasts(), actual.forecasts(), strict=True):
+        assert (a[:4], a.status) == (b[:4], b.status)
         assert np.array_equal(a.shares, b.shares)
-        assert np.array_equal(a.deviation, b.deviation)
+        assert np.array_equal(a.forecast_std, b.forecast_std)
 
 
 ALL = ("sw_avg", "arima", "lstm:updates=3", "auto", "level", "window_mean", "ema")
 
 
-def test_kept_results_are_those_of_evaluate(path, store):
-    """Scores, shares and forecasts of every predictor, in the same order, to the last bit."""
-    found = compute(work(path, *ALL, ahead=True), store)
-    trace, made = open_trace(path), [predictor(spec) for spec in ALL]
-    expected = evaluate(trace, made, HORIZONS)
-
-    pd.testing.assert_frame_equal(untimed(expected.scores), untimed(found.scores), check_exact=True)
-    pd.testing.assert_frame_equal(expected.shares, found.backtest.shares, check_exact=True)
-    for horizon in HORIZONS:
-        kept = [coming for _, coming in found.forecasts() if len(coming.shares) == horizon]
-        for a, b in zip(forecast_end(trace, made, horizon, scores=expected.scores), kept, strict=True):
-            assert (a[:3], a.status) == (b[:3], b.status)
-            assert np.array_equal(a.shares, b.shares)
-            assert np.array_equal(a.deviation, b.deviation)
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_results_in_a_folder_are_those_in_memory(path, store, jobs):
+    """Scores, shares and forecasts of every predictor, in the same order, to the last bit, on one core and two."""
+    assert_same(computed(path, *ALL, ahead=True), computed(path, *ALL, ahead=True, results=store, jobs=jobs))
 
 
-def test_two_processes_make_the_same(path, store, tmp_path):
-    """To the last bit, with what was learned once, here."""
-    asked = work(path, "window_mean", "level", Pooling(), ahead=True)
+def test_processes_hand_over_what_is_kept_in_memory(path):
+    """Without a folder, what workers make comes back to the one that asked."""
+    asked = ("window_mean", "level", Pooling())
+
+    assert_same(computed(path, *asked, ahead=True), computed(path, *asked, ahead=True, jobs=2))
+
+
+def test_progress_counts_fits_and_layers(path, store):
+    """Two fits for all layers are tasks, and so are three layers, whoever does them."""
     told = []
-    found = compute(asked, store, lambda done, total: told.append((done, total)), jobs=2)
+    computed(path, Pooling(), "ema", results=store, jobs=2, progress=lambda done, total: told.append((done, total)))
 
-    assert_same(compute(asked, Store(tmp_path / "serial")), found)
-    assert (told[-1][1], told[-1][1]) == told[-1]
-    assert list(range(1, len(told) + 1)) == [done for done, _ in told]
+    assert [(1, 5), (2, 5), (3, 5), (4, 5), (5, 5)] == told
 
 
 def test_a_second_run_makes_nothing(path, store):
     """And writes nothing."""
-    asked = work(path, "window_mean", Pooling(), ahead=True)
-    first = compute(asked, store)
+    first = computed(path, "window_mean", Pooling(), ahead=True, results=store)
     before = {file: file.stat().st_mtime_ns for file in store.root.rglob("*")}
-    again = compute(asked, store)
+    again = computed(path, "window_mean", Pooling(), ahead=True, results=store)
 
-    assert (24, 0) == (first.made, first.found)
-    assert (0, 24) == (again.made, again.found)
+    assert (24, 0) == (first.computed, first.reused)
+    assert (0, 24) == (again.computed, again.reused)
     assert before == {file: file.stat().st_mtime_ns for file in store.root.rglob("*")}
 
 
@@ -154,66 +153,109 @@ def test_a_second_run_makes_nothing(path, store):
 )
 def test_a_change_makes_what_depends_on_it(path, store, change, made):
     """And nothing else; three layers, two predictors, two horizons are twelve results."""
-    compute(work(path), store)
+    computed(path, results=store)
     asked = dict(change)
 
-    assert made == compute(work(path, *asked.pop("specs", ()), **asked), store).made
+    assert made == computed(path, *asked.pop("specs", ()), results=store, **asked).computed
 
 
 def test_another_layer_is_computed_alone(path, store):
     """Except by a predictor that learns from all layers."""
-    compute(work(path, "ema", Pooling(), layers=(0, 1)), store)
+    computed(path, "ema", Pooling(), layers=(0, 1), results=store)
 
-    assert 2 == compute(work(path, "ema"), store).made
-    assert 6 == compute(work(path, Pooling()), store).made
+    assert 2 == computed(path, "ema", results=store).computed
+    assert 6 == computed(path, Pooling(), results=store).computed
 
 
 def test_other_counts_under_the_same_name_are_computed(path, store, tmp_path):
     """Only the layer that changed; the trace knows its digests."""
-    compute(work(path), store)
+    computed(path, results=store)
     counts = open_trace(path).counts.copy()
     counts[100, 1, :2] += (1, -1)
     changed = LoadTrace.from_counts(counts, name="made")
     save_trace(changed, tmp_path / "made.parquet")
 
-    assert 4 == compute(work(tmp_path / "made.parquet"), store).made
+    assert 4 == computed(tmp_path / "made.parquet", results=store).computed
 
 
-def test_other_code_is_other_results(path, store, monkeypatch):
-    """Whoever changes a predictor is not shown stored numbers."""
-    compute(work(path), store)
-    monkeypatch.setattr("moetrace.workspace.results.code_digest", lambda: "edited")
+@pytest.mark.parametrize("what", ["code_digest", "library_versions"])
+def test_other_code_and_other_libraries_are_other_results(path, store, monkeypatch, what):
+    """Whoever changes a predictor, or installs another NumPy, is not shown kept numbers."""
+    computed(path, results=store)
+    monkeypatch.setattr(f"moetrace.forecasting.keys.{what}", lambda: "changed")
 
-    assert 12 == compute(work(path), store).made
+    assert 12 == computed(path, results=store).computed
 
 
 def test_a_kept_fit_is_not_made_again(path, store):
     """Not even when every score has to be."""
-    first = compute(work(path, Pooling()), store)
-    expected = untimed(first.scores)
+    first = computed(path, Pooling(), results=store)
     for part in store.root.rglob("*.scores.parquet"):
         part.unlink()
     FITTED.clear()
-    again = compute(work(path, Pooling()), store)
+    again = computed(path, Pooling(), results=store)
 
-    assert (6, []) == (again.made, FITTED)
-    pd.testing.assert_frame_equal(expected, untimed(again.scores), check_exact=True)
+    assert (6, []) == (again.computed, FITTED)
+    pd.testing.assert_frame_equal(untimed(first.scores), untimed(again.scores), check_exact=True)
     pd.testing.assert_series_equal(first.scores["fit_seconds"], again.scores["fit_seconds"])
 
 
 def test_other_runs_to_train_on_are_part_of_the_name(path, store, tmp_path):
     """What was learned elsewhere gives other results; the trace itself is refused."""
     other = synthetic_trace([settling(400, steps=1000, experts=6)], name="other", seed=8)
-    save_trace(other, tmp_path / "other.parquet")
-    trained = work(path, Pooling(), train_on=[Source(tmp_path / "other.parquet")])
-    expected = evaluate(open_trace(path), [Pooling()], HORIZONS, train_on=[other]).scores
-    compute(work(path, Pooling()), store)
-    found = compute(trained, store)
+    computed(path, Pooling(), results=store)
+    found = computed(path, Pooling(), train_on=[other], results=store)
 
-    assert 6 == found.made
-    pd.testing.assert_frame_equal(untimed(expected), untimed(found.scores), check_exact=True)
+    assert 6 == found.computed
+    assert_same(computed(path, Pooling(), train_on=[other]), found)
     with pytest.raises(SettingError, match="made itself"):
-        compute(replace(trained, train_on=[Source(path)]), store)
+        computed(path, Pooling(), train_on=[open_trace(path)], results=store)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda _: b"", lambda data: data[:99] + b"x" + data[100:]])
+@pytest.mark.parametrize("kind", ["scores.parquet", "shares.parquet", "forecast.parquet", "npz", "json"])
+def test_damaged_results_are_made_anew(path, tmp_path, kind, damage):
+    """With a note that names the file; the numbers are those of before."""
+    notes = []
+    store = ResultFolder(tmp_path / "parts", notes.append)
+    first = computed(path, Pooling(), ahead=True, results=store)
+    expected = (untimed(first.scores), first.shares, list(first.forecasts()))
+    damaged = next(store.root.rglob(f"*.{kind}"))
+    damaged.write_bytes(damage(damaged.read_bytes()))
+    if kind in {"npz", "json"}:  # which are read only where something has to be made of them
+        for made in [*store.root.rglob("*.scores.parquet"), *store.root.rglob("*.forecast.parquet")]:
+            made.unlink()
+    again = computed(path, Pooling(), ahead=True, results=store)
+
+    assert [f"{damaged} was damaged: it is made anew"] == notes
+    assert again.computed
+    pd.testing.assert_frame_equal(expected[0], untimed(again.scores), check_exact=True)
+    pd.testing.assert_frame_equal(expected[1], again.shares, check_exact=True)
+    assert all(np.array_equal(a.shares, b.shares) for a, b in zip(expected[2], again.forecasts(), strict=True))
+
+
+def test_results_of_one_layer_are_never_those_of_another(path, tmp_path):
+    """A file that was copied over another's is noticed and made anew."""
+    store = ResultFolder(tmp_path / "parts")
+    expected = untimed(computed(path, "ema", results=store).scores)
+    first, second = (next(store.root.rglob(f"layer-{n}.horizon-300.*.scores.parquet")) for n in (0, 1))
+    second.write_bytes(first.read_bytes())
+    again = computed(path, "ema", results=store)
+
+    assert 1 == again.computed
+    pd.testing.assert_frame_equal(expected, untimed(again.scores), check_exact=True)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_trace_that_changes_under_a_run_is_one_line(path, tmp_path, store, jobs):
+    """What was opened is what is read: another trace in its place is no part of the answer."""
+    place = tmp_path / "made.parquet"
+    place.write_bytes(path.read_bytes())
+    trace = open_trace(place)
+    save_trace(LoadTrace.from_counts(trace.counts[:, :, ::-1], name="made"), place)
+
+    with pytest.raises(TraceError, match=r"made.parquet: is damaged: layer [0-2] is not as it was written"):
+        evaluate(trace, [predictor("ema")], HORIZONS, results=store, run=runner(jobs))
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -225,18 +267,18 @@ def test_damage_is_the_same_line_from_every_process(path, tmp_path, store, jobs)
     damaged.write_bytes(data)
 
     with pytest.raises(TraceError, match=r"made.parquet: is damaged: .*; ingest its source again"):
-        compute(work(damaged), store, jobs=jobs)
+        computed(damaged, results=store, jobs=jobs)
 
 
 RUN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[4])
-from test_tasks import work
-from moetrace.workspace.tasks import compute
-from moetrace.workspace.results import Store
+from test_tasks import computed
+from moetrace import ResultFolder
 
-compute(work(Path(sys.argv[1]), "sw_avg", "arima", "level", ahead=True), Store(Path(sys.argv[2])), jobs=int(sys.argv[3]))
+store = ResultFolder(Path(sys.argv[2]))
+computed(Path(sys.argv[1]), "sw_avg", "arima", "level", ahead=True, results=store, jobs=int(sys.argv[3]))
 """
 
 
@@ -257,11 +299,11 @@ def killed(path, store, jobs, parts):
 
 def test_killed_and_run_again_is_as_if_never_killed(path, store, tmp_path):
     """Three kills between results; nothing half-written is left, and what was made is not made again."""
-    asked = work(path, "sw_avg", "arima", "level", ahead=True)
+    asked = ("sw_avg", "arima", "level")
     assert [True] * 3 == [killed(path, store, 1, parts) for parts in (1, 15, 30)]
     there = len(list(store.root.rglob("*.scores.parquet")))
-    resumed = compute(asked, store)
+    resumed = computed(path, *asked, ahead=True, results=store)
 
-    assert 0 < there <= resumed.found < resumed.found + resumed.made == 36
+    assert 0 < there <= resumed.reused < resumed.reused + resumed.computed == 36
     assert [] == list(store.root.rglob(".partial-*"))
-    assert_same(compute(asked, Store(tmp_path / "whole")), resumed)
+    assert_same(computed(path, *asked, ahead=True), resumed)

@@ -7,11 +7,9 @@ import threading
 import time
 
 import pytest
-from test_tasks import assert_same, path, work  # noqa: F401 - `path` is a fixture
+from test_tasks import assert_same, computed, path  # noqa: F401 - `path` is a fixture
 
-from moetrace import WorkspaceError
-from moetrace.workspace.results import Store
-from moetrace.workspace.tasks import compute
+from moetrace import ResultFolder, WorkspaceError
 
 pytest.importorskip("distributed", reason="Dask is not installed: pip install 'moetrace[dask]'")
 # Of the libraries, about sockets and loops they leave to be collected.
@@ -52,17 +50,17 @@ def _address(file):
 def test_a_cluster_that_loses_a_worker_makes_the_same(path, tmp_path, cluster):  # noqa: F811
     """Its layers are done by the other; results equal those of one process to the last bit."""
     address, workers = cluster
-    asked = work(path, "sw_avg", "arima", "level", ahead=True)
-    store = Store(tmp_path / "parts")
+    asked = ("sw_avg", "arima", "level")
+    store = ResultFolder(tmp_path / "parts")
     lost = threading.Thread(target=_kill_at_first_result, args=(store, workers[0]))
     lost.start()
-    found = compute(asked, store, dask=address)
+    found = computed(path, *asked, ahead=True, results=store, dask=address)
     lost.join()
 
-    assert (36, 0) == (found.made, found.found)
+    assert (36, 0) == (found.computed, found.reused)
     assert -signal.SIGKILL == workers[0].wait()
     assert workers[1].poll() is None
-    assert_same(compute(asked, Store(tmp_path / "local")), found)
+    assert_same(computed(path, *asked, ahead=True), found)
 
 
 def _kill_at_first_result(store, worker):
@@ -76,4 +74,4 @@ def test_a_cluster_that_is_not_there_is_one_line(path, tmp_path, monkeypatch):  
     monkeypatch.setattr("moetrace.workspace.tasks.PATIENCE", 1)
 
     with pytest.raises(WorkspaceError, match=r"no Dask cluster with workers answers at tcp://127.0.0.1:1"):
-        compute(work(path), Store(tmp_path / "parts"), dask="tcp://127.0.0.1:1")
+        computed(path, results=ResultFolder(tmp_path / "parts"), dask="tcp://127.0.0.1:1")

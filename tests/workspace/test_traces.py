@@ -9,9 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from fuzz import kills
 
-from moetrace import ReadOptions, TraceError, Workspace, WorkspaceError
-from moetrace.files import replacing, sweep
-from moetrace.workspace.traces import write_text
+from moetrace import ReadOptions, SettingError, TraceError, Workspace, WorkspaceError, save_trace
+from moetrace.files import replacing, sweep, write_text
 
 
 @pytest.fixture
@@ -82,10 +81,50 @@ def test_unknown_traces_are_named_with_those_there_are(place, long_file):
     with pytest.raises(WorkspaceError, match="moetrace ingest"):
         place.chosen([])
     place.ingest(long_file)
-    with pytest.raises(WorkspaceError, match="traces there: small"):
+    with pytest.raises(SettingError, match="did you mean 'small'"):
         place.path_of("smal")
-    with pytest.raises(WorkspaceError, match="traces there: small"):
-        place.remove("smal")
+    with pytest.raises(SettingError, match="there are small"):
+        place.remove("another")
+
+
+def test_a_trace_is_called_like_its_file(place, long_file):
+    """Whatever its metadata say, and after it was renamed by hand."""
+    moved = place.ingest(long_file).path.rename(place.trace_path("other"))
+
+    assert "other" == place.open("other").name
+    assert "other" == place.open(str(moved)).name
+
+
+def test_traces_of_one_name_are_told_apart(place, small, tmp_path):
+    """By as many folders as it takes; their results lie apart too, also from those of a trace in the workspace."""
+    paths = [
+        tmp_path / "x" / "a" / "run.parquet",
+        tmp_path / "y" / "a" / "run.parquet",
+        tmp_path / "y" / "other.parquet",
+    ]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_trace(small, path)
+    place.ingest(paths[0])
+
+    assert ["x/a/run", "y/a/run", "other"] == list(place.named_apart(map(str, paths)).values())
+    folders = [place.result_path("predict", given) for given in ("run", *map(str, paths))]
+    assert place.root / "predict" / "run" == folders[0]
+    assert 4 == len(set(folders))
+
+
+def test_remove_takes_all_results_along_and_no_other(place, small, tmp_path):
+    """What looks alike stays: run-1 beside run.1."""
+    for name in ("run.1", "run-1"):
+        save_trace(small, tmp_path / f"{name}.parquet")
+        place.ingest(tmp_path / f"{name}.parquet")
+        for command in ("predict", "place", "parts"):
+            file = place.root / command / name / "x"
+            file.parent.mkdir(parents=True)
+            file.write_text("x")
+    place.remove("run.1")
+
+    assert [["run-1"]] * 3 == [[p.name for p in (place.root / c).iterdir()] for c in ("predict", "place", "parts")]
 
 
 def test_remove_deletes_the_trace_and_not_its_source(place, long_file):

@@ -15,13 +15,13 @@ __all__ = ["BASELINE", "PREDICTORS", "label", "predictor"]
 
 # Where each lives, not the class itself: naming a predictor must not import what it computes with.
 PREDICTORS = {
-    "sw_avg": "moetrace.forecasting.predictors.sw_avg:SlidingWindowAverage",
+    "sw_avg": "moetrace.forecasting.predictors.sw_avg:SwAvg",
     "arima": "moetrace.forecasting.predictors.arima:Arima",
     "lstm": "moetrace.forecasting.predictors.lstm:Lstm",
     "auto": "moetrace.forecasting.predictors.auto:Auto",
-    "level": "moetrace.forecasting.predictors.level:LocalLevel",
+    "level": "moetrace.forecasting.predictors.level:Level",
     "window_mean": "moetrace.forecasting.predictors.window_mean:WindowMean",
-    "ema": "moetrace.forecasting.predictors.ema:ExponentialAverage",
+    "ema": "moetrace.forecasting.predictors.ema:Ema",
 }
 BASELINE = "window_mean"
 """The predictor that skill is measured against: what serving systems do today."""

@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from moetrace.analysis.variogram import FAR_LAGS, motion
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor
-from moetrace.forecasting.predictors.level import LocalLevel
+from moetrace.forecasting.predictors.level import Level
 from moetrace.forecasting.predictors.window_mean import WindowMean
 from moetrace.trace import LayerLoad
 
 # Unlike each other on purpose: a level that follows quickly, the same with a trend, and what serving
 # systems do with a trend. More candidates with other windows made it worse on gpt-moe-8e-a.
-CANDIDATES: tuple[Predictor, ...] = (LocalLevel(), LocalLevel(trend=0.2), WindowMean(trend=0.3))
+CANDIDATES: tuple[Predictor, ...] = (Level(), Level(trend=0.2), WindowMean(trend=0.3))
 # What is believed of their log errors before there is any evidence: a trend over 2,000 steps is
 # useless to a load that has just begun to move. As much belief as a twentieth of a cutoff.
 PRIOR = (-0.3, 0.0, 0.3)
@@ -90,4 +90,4 @@ def _forecast(made: Predictor, history: LayerLoad, horizon: int) -> Any:
 
 
 def _drift(history: LayerLoad) -> float:
-    return max(motion(history.last(LocalLevel().history), lags=FAR_LAGS).drift, 1e-9)
+    return max(motion(history.last(Level().history), lags=FAR_LAGS).drift, 1e-9)

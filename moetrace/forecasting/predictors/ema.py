@@ -13,7 +13,7 @@ from moetrace.trace import LayerLoad
 
 
 @dataclass(frozen=True)
-class ExponentialAverage(Predictor, Fitted):
+class Ema(Predictor, Fitted):
     """Each logged step moves the average by ``1 - decay``; 0.9 is MindSpeed's default."""
 
     name = "ema"

@@ -19,7 +19,7 @@ HISTORY = 2500
 
 
 @dataclass(frozen=True)
-class LocalLevel(Predictor, Fitted):
+class Level(Predictor, Fitted):
     """The local level model with one noise-to-drift ratio for all experts of a layer.
 
     Noise and drift are read from the variogram of the last *history* steps (`moetrace.analysis.variogram`), and from

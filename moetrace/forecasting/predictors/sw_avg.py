@@ -12,7 +12,7 @@ from moetrace.trace import LayerLoad
 
 
 @dataclass(frozen=True)
-class SlidingWindowAverage(Predictor, Fitted):
+class SwAvg(Predictor, Fitted):
     """The mean of the last *window* steps becomes the next value, and the window slides over it.
 
     Not a constant: the oldest steps leave the window first, so over a long horizon recent steps

@@ -1,0 +1,111 @@
+"""What to compute of a trace, and the name of each result by all that it depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+
+from moetrace.errors import SettingError
+from moetrace.forecasting.fitting import check_other_runs, has_history
+from moetrace.forecasting.keys import key_of, settings_of
+from moetrace.forecasting.predictors import label
+from moetrace.forecasting.predictors.base import Predictor
+from moetrace.forecasting.windows import Windows
+from moetrace.trace import LoadTrace
+
+
+@dataclass(frozen=True)
+class Result:
+    """The name of the results of one layer; *predictor* is the label, *key* the digest of what they depend on."""
+
+    trace: str
+    predictor: str
+    layer: int
+    horizon: int
+    key: str
+
+
+@dataclass(frozen=True)
+class SharedFit:
+    """The name of a fit that serves all layers."""
+
+    trace: str
+    predictor: str
+    key: str
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What to compute of a trace: *predictors* at every cutoff and horizon of *windows*.
+
+    With *ahead* the steps after the end of the trace are forecast too, for each of *horizons*, by the
+    predictors that the whole trace is history enough for. *train_on* are the runs that predictors with
+    one fit for all layers learn from instead.
+    """
+
+    trace: LoadTrace
+    predictors: Sequence[Predictor]
+    horizons: Sequence[int]
+    windows: Windows
+    ahead: bool = False
+    train_on: Sequence[LoadTrace] = ()
+
+    def __post_init__(self) -> None:
+        labels = [label(predictor) for predictor in self.predictors]
+        if len(set(labels)) != len(labels):
+            raise SettingError(f"predictor {next(n for n in labels if labels.count(n) > 1)} is given twice")
+        check_other_runs(self.trace, self.train_on)
+
+    @cached_property
+    def names(self) -> Mapping[tuple[int, str, int], Result]:
+        """The name of every result by layer, label of the predictor and horizon, in the order of the frames."""
+        steps, trained = self._steps_digest, self._trained_on
+        cutoffs = {horizon: self.cutoffs(horizon) for horizon in self.horizons}
+        names = {}
+        for layer, predictor in product(self.trace.layers, self.predictors):
+            name, counts = label(predictor), self.trace.digest(layer)
+            learned = [self._all_layers, trained] if predictor.pools_layers else []
+            for horizon in self.horizons:
+                key = key_of(layer, horizon, settings_of(predictor), counts, steps, cutoffs[horizon], learned)
+                names[layer, name, horizon] = Result(self.trace.name, name, layer, horizon, key)
+        return names
+
+    def cutoffs(self, horizon: int) -> list[int]:
+        """The cutoffs at which *horizon* is scored."""
+        return [cutoff for cutoff, horizons in self.windows.items() if horizon in horizons]
+
+    @property
+    def scored(self) -> list[Result]:
+        """The results that have scores."""
+        horizons = {horizon for horizon in self.horizons if self.cutoffs(horizon)}
+        return [result for result in self.names.values() if result.horizon in horizons]
+
+    @property
+    def forecast_ahead(self) -> list[Result]:
+        """The results that have a forecast of the steps after the end."""
+        able = {label(predictor) for predictor in self.predictors if self._able(predictor)} if self.ahead else set()
+        return [result for result in self.names.values() if result.predictor in able]
+
+    def _able(self, predictor: Predictor) -> bool:
+        """Whether the whole trace is history enough."""
+        return has_history(predictor, int(self.trace.steps[0]), int(self.trace.steps[-1]))
+
+    def shared_fit(self, predictor: Predictor, fitted_at: int | None) -> SharedFit:
+        """The name of the fit for all layers, on the history up to *fitted_at*, or on the other runs if None."""
+        other_runs = fitted_at is None
+        learned_from = [self._trained_on] if other_runs else [self._all_layers, self._steps_digest, fitted_at]
+        return SharedFit(self.trace.name, label(predictor), key_of(settings_of(predictor), learned_from))
+
+    @cached_property
+    def _steps_digest(self) -> str:
+        return key_of(self.trace.steps.tolist())
+
+    @cached_property
+    def _all_layers(self) -> str:
+        return key_of([self.trace.digest(layer) for layer in self.trace.layers])
+
+    @cached_property
+    def _trained_on(self) -> str:
+        return key_of([[run.steps.tolist(), [run.digest(layer) for layer in run.layers]] for run in self.train_on])

@@ -1,0 +1,246 @@
+"""One layer: what a predictor forecasts at each cutoff, and how that compares with what then happened."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.analysis.states import state_at
+from moetrace.analysis.tables import stacked
+from moetrace.analysis.variogram import horizon_noise
+from moetrace.forecasting import intervals
+from moetrace.forecasting.fitting import TimedFit, has_history, layer_fits
+from moetrace.forecasting.predictors import BASELINE, label, predictor
+from moetrace.forecasting.predictors.base import Forecast, Predictor
+from moetrace.forecasting.scoring import Errors, errors
+from moetrace.forecasting.windows import Windows
+from moetrace.trace import Counts, LayerLoad, Shares
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOO_SHORT = "too_short"
+
+Fits = Mapping[int, TimedFit]
+"""The fit that serves at each cutoff."""
+Cell = tuple[int, int]
+"""A cutoff and a horizon."""
+
+
+# --- forecasts --------------------------------------------------------------------------------
+
+
+class CutoffForecasts(NamedTuple):
+    """What a predictor forecasts at a *cutoff*, by horizon; nothing where the history is too short."""
+
+    cutoff: int
+    by_horizon: Mapping[int, Forecast]
+    fit_seconds: float = 0.0
+    forecast_seconds: float = 0.0
+
+
+class EndForecast(NamedTuple):
+    """The forecast of the steps after the end of a trace.
+
+    *shares* is (horizon, experts), repaired; *forecast_std* (experts,) is the standard deviation of their
+    mean, from which `intervals.bounds` makes the intervals.
+    """
+
+    trace: str
+    predictor: str
+    layer: int
+    first_step: int
+    shares: Shares
+    forecast_std: Shares
+    status: str
+
+
+def forecasts(
+    load: LayerLoad, by: Predictor, windows: Windows, shared_fits: Fits | None = None
+) -> Iterator[CutoffForecasts]:
+    """The forecasts of a layer at each cutoff of *windows*, to the horizons given there.
+
+    *shared_fits* are the fits for all layers, of a predictor that has such; any other is fitted here.
+    One forecast to the longest horizon is made at a cutoff; the shorter ones are its beginnings, except for
+    a predictor that forecasts each horizon by itself.
+    """
+    fits = layer_fits(by, load, windows) if shared_fits is None else shared_fits
+    for cutoff, horizons in windows.items():
+        if cutoff not in fits or not has_history(by, int(load.steps[0]), cutoff):
+            yield CutoffForecasts(cutoff, {})
+            continue
+        began = time.perf_counter()
+        history, fitted = load.until(cutoff), fits[cutoff].fitted
+        if by.by_horizon:
+            found = {horizon: fitted.forecast(history, horizon) for horizon in horizons}
+        else:
+            longest = fitted.forecast(history, max(horizons))
+            found = {horizon: Forecast(longest.shares[:horizon], longest.status) for horizon in horizons}
+        yield CutoffForecasts(cutoff, found, fits[cutoff].seconds, time.perf_counter() - began)
+
+
+def repaired(forecast: Forecast) -> Shares:
+    """The shares clipped at 0 and scaled to sum to 1; equal shares where nothing is left."""
+    shares = np.clip(np.nan_to_num(forecast.shares), 0, None)
+    total = shares.sum(axis=1, keepdims=True)
+    return np.where(total > 0, shares / np.where(total > 0, total, 1), 1 / shares.shape[1])
+
+
+def forecast_end(
+    load: LayerLoad, by: Predictor, horizon: int, squared_z: Sequence[float], shared_fits: Fits | None = None
+) -> EndForecast:
+    """The forecast of the *horizon* steps after the end of a layer.
+
+    *squared_z* are those of the scores of earlier cutoffs, which scale the intervals.
+    """
+    end = int(load.steps[-1])
+    forecast_std = intervals.spread(load, horizon) * intervals.scale(squared_z)
+    (found,) = forecasts(load, by, {end: [horizon]}, shared_fits)
+    forecast = found.by_horizon[horizon]
+    return EndForecast(load.trace, label(by), load.layer, end + 1, repaired(forecast), forecast_std, forecast.status)
+
+
+# --- scores -----------------------------------------------------------------------------------
+
+
+class Score(NamedTuple):
+    """One forecast of one layer, scored over one horizon; the columns of the scores frame.
+
+    Errors and noise are fractions as `scoring.Errors` and `variogram` define them, NaN where the history
+    was too short. *state* is the layer's as it could be told at the cutoff. *skill* is
+    ``1 - error_rate / error_rate of window_mean`` at the same cutoff: 0 is no better than what
+    serving systems do. *coverage_80* and *coverage_95* are the parts of the experts whose share lay
+    inside their interval, *squared_z* the mean squared error in units of the formula's standard
+    deviation. *status* is ``ok``, ``too_short`` or the fallback that stood in.
+    """
+
+    trace: str
+    predictor: str
+    layer: int
+    horizon: int
+    cutoff: int
+    state: str
+    error_rate: float
+    error_noise: float
+    step_error_rate: float
+    step_noise: float
+    mape: float
+    idle_experts: int
+    abs_points: float
+    window_mean_error_rate: float
+    skill: float
+    coverage_80: float
+    coverage_95: float
+    squared_z: float
+    status: str
+    fit_seconds: float
+    forecast_seconds: float
+
+
+SHARE_COLUMNS = (
+    "trace", "predictor", "layer", "horizon", "cutoff", "expert", "forecast", "predicted", "actual",
+    "low_80", "high_80", "low_95", "high_95",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """What the scores of a layer have in common, whatever the predictor, by cutoff or by `Cell`."""
+
+    load: LayerLoad
+    states: Mapping[int, str]
+    noise: Mapping[Cell, tuple[float, float]]
+    forecast_std: Mapping[Cell, Shares]
+    window_mean: Mapping[Cell, float]
+
+    @classmethod
+    def of(cls, load: LayerLoad, windows: Windows) -> Reference:
+        """The reference of a layer at the cutoffs and horizons of *windows*."""
+        _once = load.shares  # for every history that is cut from the layer
+        cells = [(cutoff, horizon) for cutoff, horizons in windows.items() for horizon in horizons]
+        baseline = {at.cutoff: at.by_horizon for at in forecasts(load, predictor(BASELINE), windows)}
+        return cls(
+            load,
+            {cutoff: state_at(load, cutoff) for cutoff in windows},
+            {cell: horizon_noise(load, *cell) for cell in cells},
+            {(cutoff, horizon): intervals.spread(load.until(cutoff), horizon) for cutoff, horizon in cells},
+            {(c, h): errors(*matched(load, repaired(baseline[c][h]), c, h)).error_rate for c, h in cells},
+        )
+
+
+def score_layer(
+    reference: Reference, by: Predictor, windows: Windows, shared_fits: Fits | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The scores of one predictor on one layer, and the shares they were computed from.
+
+    One row per `Score`, and one per `SHARE_COLUMNS`; *windows* are those of *reference*, or fewer.
+    """
+    import pandas as pd
+
+    load = reference.load
+    scores: list[Score] = []
+    shares: list[pd.DataFrame] = []
+    squared_z: dict[Cell, float] = {}
+    for at in forecasts(load, by, windows, shared_fits):
+        for horizon in windows[at.cutoff]:
+            forecast = at.by_horizon.get(horizon)
+            earlier = [z for (c, h), z in squared_z.items() if h == horizon and c + h <= at.cutoff]
+            measured, experts = _measured(reference, forecast, (at.cutoff, horizon), intervals.scale(earlier))
+            squared_z[at.cutoff, horizon] = measured["squared_z"]
+            key = (load.trace, label(by), load.layer, horizon, at.cutoff)
+            seconds: dict[str, Any] = {"fit_seconds": at.fit_seconds, "forecast_seconds": at.forecast_seconds}
+            row: dict[str, Any] = dict(zip(Score._fields, (*key, reference.states[at.cutoff]))) | measured | seconds
+            scores.append(Score(**row, status=TOO_SHORT if forecast is None else forecast.status))
+            if experts is not None:
+                shares.append(pd.DataFrame({**dict(zip(SHARE_COLUMNS, key)), **experts}))
+    return pd.DataFrame(scores, columns=Score._fields), stacked(shares, SHARE_COLUMNS)
+
+
+def _measured(
+    reference: Reference, forecast: Forecast | None, cell: Cell, scale: float
+) -> tuple[dict[str, Any], dict[str, Shares] | None]:
+    """The measured fields of a `Score`, and the shares of the experts, None where there is no forecast."""
+    step_noise, error_noise = reference.noise[cell]
+    baseline = reference.window_mean[cell]
+    known = {"error_noise": error_noise, "step_noise": step_noise, "window_mean_error_rate": baseline}
+    if forecast is None:
+        return known | _NOTHING._asdict() | dict.fromkeys(("skill", "squared_z", *COVERAGE), float("nan")), None
+    predicted, counts = matched(reference.load, repaired(forecast), *cell)
+    found = errors(predicted, counts)
+    experts = horizon_shares(predicted, counts, reference.forecast_std[cell] * scale)
+    held = {name: float(_inside(experts, name.removeprefix("coverage_")).mean()) for name in COVERAGE}
+    z = intervals.squared_miss(experts["predicted"], experts["actual"], reference.forecast_std[cell])
+    skill = 1 - found.error_rate / baseline if baseline > 0 else float("nan")
+    return known | found._asdict() | held | {"skill": skill, "squared_z": z}, experts
+
+
+COVERAGE = ("coverage_80", "coverage_95")
+_NOTHING = Errors(float("nan"), float("nan"), float("nan"), 0, float("nan"))
+
+
+def horizon_shares(forecast: Shares, counts: Counts, forecast_std: Shares) -> dict[str, Shares]:
+    """Predicted and actual share of the load of the horizon, with intervals, each of shape (experts,).
+
+    *forecast* is the mean over the steps, which is known at the cutoff; *predicted* weighs each step by
+    the tokens that then came, as *actual* does.
+    """
+    totals = counts.sum(axis=1)
+    predicted, actual = totals @ forecast / totals.sum(), counts.sum(axis=0) / totals.sum()
+    ends = intervals.bounds(predicted, forecast_std)
+    known = {"expert": np.arange(len(actual)), "forecast": forecast.mean(axis=0)}
+    return known | {"predicted": predicted, "actual": actual, **ends}
+
+
+def _inside(experts: Mapping[str, Shares], percent: str) -> NDArray[np.bool_]:
+    return (experts[f"low_{percent}"] <= experts["actual"]) & (experts["actual"] <= experts[f"high_{percent}"])
+
+
+def matched(load: LayerLoad, shares: Shares, cutoff: int, horizon: int) -> tuple[Shares, Counts]:
+    """Forecast and counts of the steps that were logged, both (rows, experts)."""
+    actual = load.after(cutoff, horizon)
+    return shares[actual.steps - cutoff - 1], actual.counts

@@ -1,0 +1,55 @@
+"""Everything about one trace: its states, the errors of forecasts, how well it can be known, its imbalance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moetrace.analysis.tables import course_frames, state_frames
+from moetrace.forecasting.backtest import Progress, Run, check_able, evaluate, in_turn
+from moetrace.forecasting.predictability import predictability_frames
+from moetrace.forecasting.predictors.base import Predictor
+from moetrace.forecasting.results import Results
+from moetrace.forecasting.summary import score_frames
+from moetrace.trace import LoadTrace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# The paper's horizons.
+HORIZONS = (1000, 2000)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The *frames* that a report on the trace of that name is made from; *reused* results were kept before."""
+
+    trace: str
+    frames: dict[str, pd.DataFrame]
+    computed: int
+    reused: int
+
+
+def study(
+    trace: LoadTrace,
+    predictors: Sequence[Predictor],
+    horizons: Sequence[int] = HORIZONS,
+    cutoffs: Sequence[int] | None = None,
+    progress: Progress | None = None,
+    *,
+    train_on: Sequence[LoadTrace] = (),
+    seed: int = 0,
+    results: Results | None = None,
+    run: Run = in_turn,
+) -> Study:
+    """Everything `moetrace.report` shows of *trace*; the arguments are those of `evaluate`.
+
+    Raises `TooShortError` when the trace is too short for every predictor.
+    """
+    check_able(trace, predictors)
+    test = evaluate(trace, predictors, horizons, cutoffs, progress, train_on=train_on, results=results, run=run)
+    states = state_frames(trace)
+    known = predictability_frames(trace, states["layers"], test, results=results, run=run)
+    frames = states | course_frames(trace) | score_frames(test, seed) | known
+    return Study(trace.name, frames, test.computed, test.reused)

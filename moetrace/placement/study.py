@@ -1,0 +1,101 @@
+"""Everything about placing the experts of one trace: plans by every forecast, how often to plan, the plan to deploy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from moetrace.analysis.states import STABLE, TRANSIENT
+from moetrace.forecasting.backtest import Progress, Run, evaluate, in_turn
+from moetrace.forecasting.predictors import label
+from moetrace.forecasting.predictors.base import Predictor
+from moetrace.forecasting.results import Results
+from moetrace.forecasting.summary import means_frame
+from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
+from moetrace.placement.plan import slots_of
+from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
+from moetrace.placement.simulate import best_strategy, placement_frame, placement_summary, plans_frame
+from moetrace.trace import LoadTrace
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """What came of placing the experts of a trace on GPUs.
+
+    *frames* are ``summary``, ``plans`` and ``scores``, and ``replanning`` and ``stretches`` where that was asked;
+    *best* is the predictor whose plans had the lowest peak, by which the plan to deploy is made. *holds* says by
+    state for how many steps a plan holds, None for the rest of the trace. *computed* results are new, *reused*
+    ones were kept.
+    """
+
+    trace: str
+    frames: dict[str, pd.DataFrame]
+    best: str
+    holds: dict[str, int | None] = field(default_factory=dict)
+    computed: int = 0
+    reused: int = 0
+
+    @property
+    def slots(self) -> dict[int, list[list[int]]]:
+        """The plan to deploy: for each layer the experts in the slots of each GPU."""
+        plans = self.frames["plans"]
+        return {layer: plans.loc[plans["layer"] == layer, "experts"].tolist() for layer in plans["layer"].unique()}
+
+
+def place(
+    trace: LoadTrace,
+    predictors: Sequence[Predictor],
+    gpus: int,
+    redundant: int = 0,
+    horizon: int = 1000,
+    cutoffs: Sequence[int] | None = None,
+    progress: Progress | None = None,
+    *,
+    least_gain: float = 0.0,
+    replan_every: Sequence[int] = (),
+    first: int = FIRST_CUTOFF,
+    train_on: Sequence[LoadTrace] = (),
+    seed: int = 0,
+    results: Results | None = None,
+    run: Run = in_turn,
+) -> Placement:
+    """Put the experts of *trace* on *gpus* by every forecast, and score the plans on the load that then came.
+
+    *redundant* slots hold further replicas of busy experts. A plan is for the next *horizon* steps; one that
+    promises no more than *least_gain* of the mean load is not made. With *replan_every* the trace is replayed
+    for one who plans so often, from *first* steps on. *cutoffs*, *train_on*, *results* and *run* are those of
+    `evaluate`.
+    Raises `SettingError` where the slots do not fill the GPUs evenly, or distances of plans do not fit.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> placed = mt.place(trace, [mt.WindowMean()], gpus=4, horizon=500)
+    >>> [len(experts) for experts in placed.slots[0]]
+    [2, 2, 2, 2]
+    """
+    slots_of(trace.experts, gpus, redundant)
+    windows = replanning_windows(trace, replan_every, first) if replan_every else {}
+    shared = {"train_on": train_on, "results": results, "run": run}
+    test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **shared)  # type: ignore[arg-type]
+    scores = placement_frame(trace, test, gpus, redundant, least_gain)
+    means = means_frame(test.forecasts(), horizon)
+    able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
+    best = best_strategy(scores, able)
+    frames = {
+        "summary": placement_summary(scores, seed),
+        "plans": plans_frame(trace, means, best, gpus, redundant),
+        "scores": scores,
+    }
+    if not replan_every:
+        return Placement(trace.name, frames, best, computed=test.computed, reused=test.reused)
+    again = evaluate(trace, predictors, sorted(set(replan_every)), windows, progress, **shared)  # type: ignore[arg-type]
+    stretches = replanning_frame(trace, again, gpus, redundant, least_gain)
+    replanning = replanning_summary(stretches, seed)
+    frames |= {"replanning": replanning, "stretches": stretches}
+    planned_in = set(replanning.loc[replanning["strategy"] == best, "state"])
+    holds = {state: plan_holds(replanning, best, state) for state in (TRANSIENT, STABLE) if state in planned_in}
+    return Placement(trace.name, frames, best, holds, test.computed + again.computed, test.reused + again.reused)
