@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from moetrace.analysis.fluctuation import fluctuation
     from moetrace.analysis.imbalance import IMBALANCE
     from moetrace.analysis.states import classify, state_at
-    from moetrace.analysis.tables import state_frames
+    from moetrace.analysis.tables import states_tables
     from moetrace.analysis.variogram import horizon_noise, motion
     from moetrace.doctor.checks import examine
     from moetrace.errors import MoetraceError, SettingError, TooShortError, TraceError, WorkspaceError
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from moetrace.formats.export import export_trace
     from moetrace.placement.plan import Plan
     from moetrace.placement.replanning import replanning_frame
-    from moetrace.placement.simulate import placement_frame
+    from moetrace.placement.simulate import simulate
     from moetrace.placement.study import Placement, place
     from moetrace.record import Recorder
     from moetrace.record.follow import follow
-    from moetrace.report.study import report
+    from moetrace.report.study import write_report
     from moetrace.synthetic import Course, settling, synthetic_trace
     from moetrace.trace import Finding, LayerLoad, LoadTrace, TraceInfo
     from moetrace.workspace.results import ResultFolder
@@ -42,7 +42,7 @@ _HOMES = {
     "analysis.fluctuation": ("fluctuation",),
     "analysis.imbalance": ("IMBALANCE",),
     "analysis.states": ("classify", "state_at"),
-    "analysis.tables": ("state_frames",),
+    "analysis.tables": ("states_tables",),
     "analysis.variogram": ("horizon_noise", "motion"),
     "doctor.checks": ("examine",),
     "errors": ("MoetraceError", "SettingError", "TooShortError", "TraceError", "WorkspaceError"),
@@ -61,11 +61,11 @@ _HOMES = {
     "formats.export": ("export_trace",),
     "placement.plan": ("Plan",),
     "placement.replanning": ("replanning_frame",),
-    "placement.simulate": ("placement_frame",),
+    "placement.simulate": ("simulate",),
     "placement.study": ("Placement", "place"),
     "record": ("Recorder",),
     "record.follow": ("follow",),
-    "report.study": ("report",),
+    "report.study": ("write_report",),
     "synthetic": ("Course", "settling", "synthetic_trace"),
     "trace": ("Finding", "LayerLoad", "LoadTrace", "TraceInfo"),
     "workspace.results": ("ResultFolder",),
@@ -112,19 +112,19 @@ __all__ = [
     "motion",
     "open_trace",
     "place",
-    "placement_frame",
     "predictor",
     "read_trace",
     "replanning_frame",
-    "report",
     "runner",
     "save_trace",
     "settling",
+    "simulate",
     "state_at",
-    "state_frames",
+    "states_tables",
     "study",
     "summary_frame",
     "synthetic_trace",
+    "write_report",
 ]
 
 

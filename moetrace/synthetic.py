@@ -61,7 +61,12 @@ class Course:
 
 
 def settling(settle_step: int, **course: object) -> Course:
-    """A course that is loud, and quiet from *settle_step* on."""
+    """A course that is loud, and quiet from *settle_step* on.
+
+    >>> import moetrace as mt
+    >>> mt.settling(500, steps=2000).settle_step
+    500
+    """
     return replace(Course(changes=((1, LOUD), (settle_step, QUIET))), **course)  # type: ignore[arg-type]
 
 
@@ -70,6 +75,10 @@ def synthetic_trace(courses: Sequence[Course], *, name: str = "synthetic", seed:
 
     A layer is made when it is read, always the same for the same *seed*; nothing is kept.
     Raises `SettingError` when the courses differ in steps or experts.
+
+    >>> import moetrace as mt
+    >>> mt.synthetic_trace([mt.settling(500, steps=2000)]).counts.shape
+    (2000, 1, 8)
     """
     steps, experts = _shape(courses)
     tokens = {course.tokens for course in courses}

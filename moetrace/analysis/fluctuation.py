@@ -36,6 +36,11 @@ def fluctuation(load: LayerLoad, windows: Sequence[int] = WINDOWS) -> list[Fluct
 
     For the paper's windows that is every 10 steps. Each block is reduced once, to its mean, squared
     deviation, minimum and maximum; windows are put together from blocks.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> [(found.window, found.variance.shape) for found in mt.fluctuation(trace.layer(0))]
+    [(10, (200, 8)), (100, (191, 8)), (200, (181, 8))]
     """
     unit = int(np.gcd.reduce([load.rows(window) for window in windows]))
     blocks = len(load.steps) // unit

@@ -130,6 +130,12 @@ def classify(load: LayerLoad, rule: Rule = RULE) -> LayerStates:
     A layer too short to judge, less than twice the window and the hold together, is transient: stable
     is what has been shown to be. Nothing beyond the last step of *load* is needed, so the state at a
     cutoff is ``classify(load.until(cutoff)).state``.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> found = mt.classify(trace.layer(0))
+    >>> found.state, found.settle_step is not None
+    ('stable', True)
     """
     steps, squared = _movement(load, rule.window)
     ahead = _ahead(load, squared, rule.hold)
@@ -173,7 +179,13 @@ def rank_runs(load: LayerLoad, rule: Rule = RANK_RULE) -> tuple[Run, ...]:
 
 
 def state_at(load: LayerLoad, cutoff: int) -> str:
-    """The state of a layer as it could be told at the *cutoff*, from nothing after it."""
+    """The state of a layer as it could be told at the *cutoff*, from nothing after it.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> mt.state_at(trace.layer(0), 400), mt.state_at(trace.layer(0), 2000)
+    ('transient', 'stable')
+    """
     return classify(load.until(cutoff)).state
 
 

@@ -95,7 +95,7 @@ def _before_and_after(load: LayerLoad, border: int) -> dict[str, float]:
     }
 
 
-def state_frames(
+def states_tables(
     trace: LoadTrace,
     *,
     experts: bool = False,
@@ -105,6 +105,11 @@ def state_frames(
     """The frames ``layers``, ``windows``, ``depth`` and ``movement``; ``experts`` and ``sensitivity`` when asked for.
 
     One layer at a time.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> mt.states_tables(trace)["windows"]["state"].tolist()
+    ['transient', 'stable']
     """
     names = ["layers", "windows", "movement", *["experts"] * experts, *["sensitivity"] * sensitivity]
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in names}

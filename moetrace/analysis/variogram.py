@@ -97,6 +97,12 @@ def motion(load: LayerLoad, block: int = BLOCK, lags: int = LAGS) -> Motion:
 
     With too few steps for two lags of whole blocks the blocks are made smaller; with fewer than three
     rows nothing can be told and both are 0.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> early, late = (mt.motion(trace.layer(0).between(*steps)) for steps in ((1, 499), (1000, 2000)))
+    >>> early.drift > 10 * late.drift
+    True
     """
     rows = min(load.rows(block), max(1, len(load.steps) // 4))
     means = block_means(load, rows)
@@ -140,6 +146,12 @@ def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, fl
 
     Estimated from what happened in the horizon; one shorter than `LEAST_STEPS` borrows from the
     steps before it. Used for scores only: no predictor sees it.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> step_noise, error_noise = mt.horizon_noise(trace.layer(0), cutoff=1000, horizon=500)
+    >>> step_noise > 10 * error_noise
+    True
     """
     actual = load.after(cutoff, horizon)
     seen = load.between(cutoff + horizon - max(horizon, LEAST_STEPS) + 1, cutoff + horizon)

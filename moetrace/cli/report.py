@@ -36,7 +36,7 @@ def report(
     """
     from moetrace.analysis.tables import stacked
     from moetrace.forecasting.study import Study, study
-    from moetrace.report.study import report as write_report
+    from moetrace.report.study import write_report
     from moetrace.report.tables import records
 
     asked, predictors, settings = horizons_of(horizons or HORIZONS), protocol.predictors(), protocol.settings(shared)
@@ -74,7 +74,7 @@ def _facts(protocol: Protocol, horizons: list[int]) -> dict[str, str]:
 
     packages = ("moetrace", "numpy", "statsmodels", "jax", "pyarrow")
     return {
-        "predictors": ", ".join(label(made) for made in protocol.predictors()),
+        "predictors": ", ".join(label(predictor) for predictor in protocol.predictors()),
         "horizons": ", ".join(str(horizon) for horizon in horizons),
         "cutoffs": protocol.cutoffs or f"{protocol.first}, then every {protocol.every} steps",
         "seed": str(protocol.seed),

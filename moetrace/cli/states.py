@@ -63,7 +63,7 @@ def states(
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4
     """
-    from moetrace.analysis.tables import stacked, state_frames
+    from moetrace.analysis.tables import stacked, states_tables
     from moetrace.report.tables import records
 
     if follow:
@@ -72,7 +72,7 @@ def states(
 
     def one(_given: str, trace: LoadTrace) -> dict[str, pd.DataFrame]:
         with shared.progress(f"states of {trace.name}") as progress:
-            return state_frames(trace, experts=experts, sensitivity=sensitivity, progress=progress)
+            return states_tables(trace, experts=experts, sensitivity=sensitivity, progress=progress)
 
     found = shared.each_trace(traces, one)
     frames = {name: stacked([part[name] for part in found]) for name in found[0]}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moetrace.analysis.tables import course_frames, state_frames
+from moetrace.analysis.tables import course_frames, states_tables
 from moetrace.forecasting.backtest import Progress, Run, check_able, evaluate, in_turn
 from moetrace.forecasting.predictability import predictability_frames
 from moetrace.forecasting.predictors.base import Predictor
@@ -43,13 +43,19 @@ def study(
     results: Results | None = None,
     run: Run = in_turn,
 ) -> Study:
-    """Everything `moetrace.report` shows of *trace*; the arguments are those of `evaluate`.
+    """Everything `moetrace.write_report` shows of *trace*; the arguments are those of `evaluate`.
 
     Raises `TooShortError` when the trace is too short for every predictor.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> found = mt.study(trace, [mt.WindowMean()], horizons=[500])
+    >>> found.frames["layers"]["state"].tolist()
+    ['stable']
     """
     check_able(trace, predictors)
     test = evaluate(trace, predictors, horizons, cutoffs, progress, train_on=train_on, results=results, run=run)
-    states = state_frames(trace)
+    states = states_tables(trace)
     known = predictability_frames(trace, states["layers"], test, results=results, run=run)
     frames = states | course_frames(trace) | score_frames(test, seed) | known
     return Study(trace.name, frames, test.computed, test.reused)

@@ -42,6 +42,12 @@ def summary_frame(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     *cutoffs* and *scored* count what was averaged, *too_short* and *fallbacks* what was not scored
     or was forecast by a stand-in. *difference* is the mean of ``error_rate - error_rate of
     window_mean`` over the same layers and cutoffs, with a 95 % interval from a paired bootstrap.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> test = mt.evaluate(trace, [mt.WindowMean(), mt.Level()], horizons=[300], cutoffs=[500, 1000, 1500])
+    >>> mt.summary_frame(test.scores)[["predictor", "state", "cutoffs"]].values.tolist()[-2:]
+    [['level', 'stable', 1], ['level', 'all', 3]]
     """
 
     def more(group: pd.DataFrame, scored: pd.DataFrame) -> dict[str, Any]:
@@ -129,6 +135,13 @@ def means_frame(forecasts: Iterable[EndForecast], horizon: int) -> pd.DataFrame:
     """The mean share of each expert over the *horizon* steps after the end, with its 80 % and 95 % intervals.
 
     One row per trace, predictor, layer and expert.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> test = mt.evaluate(trace, [mt.WindowMean()], horizons=[300], ahead=True)
+    >>> means = mt.means_frame(test.forecasts(), 300)
+    >>> len(means), round(float(means["share"].sum()), 6)
+    (8, 1.0)
     """
     import pandas as pd
 

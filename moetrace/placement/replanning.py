@@ -29,12 +29,20 @@ def replanning_frame(
 
     *test* was made at the cutoffs of `replanning_windows`; its horizons are the distances. A plan holds
     until the next one; *replan_every* is empty for the one made at the first cutoff, for the longest
-    horizon, and kept to the end. The strategies are those of `placement_frame`; one without a forecast
+    horizon, and kept to the end. The strategies are those of `simulate`; one without a forecast
     goes on with the plan it has, experts in their order at first. *state* is the layer's when the plan
     was made, which is what one knows who decides how long it shall hold. *moved* is the part of the slots
     that a plan changes, empty where none is made and at the first cutoff, from which all begin.
     One that would not gain more than *least_gain* is not made, and counts as none moved.
     Raises `SettingError` where the slots do not fill the *gpus* evenly.
+
+    >>> import moetrace as mt
+    >>> from moetrace.forecasting.windows import replanning_windows
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> test = mt.evaluate(trace, [mt.Level()], [500, 1000], replanning_windows(trace, [500, 1000]))
+    >>> frame = mt.replanning_frame(trace, test, gpus=4)
+    >>> sorted(frame["replan_every"].dropna().unique().tolist())
+    [500, 1000]
     """
     import pandas as pd
 

@@ -23,9 +23,7 @@ WINDOW = 1000
 SCORE_COLUMNS = ("trace", "layer", "horizon", "cutoff", "state", "strategy", "peak_over_mean", "balance", "moved")
 
 
-def placement_frame(
-    trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0, least_gain: float = 0.0
-) -> pd.DataFrame:
+def simulate(trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0, least_gain: float = 0.0) -> pd.DataFrame:
     """One row per layer, horizon, cutoff and strategy: a plan made at the cutoff, on the load of the horizon after it.
 
     The strategies: ``in_order``, neighbours together; the forecast of each predictor of *test*;
@@ -33,6 +31,12 @@ def placement_frame(
     part of the slots that change from the plan of the cutoff before, from ``in_order`` at the first;
     one that would not gain more than *least_gain* is not made.
     One layer at a time. Raises `SettingError` where the slots do not fill the *gpus* evenly.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> test = mt.evaluate(trace, [mt.Level()], horizons=[500], cutoffs=[1000])
+    >>> mt.simulate(trace, test, gpus=4)["strategy"].tolist()
+    ['in_order', 'level', 'window_mean', 'oracle']
     """
     import pandas as pd
 

@@ -15,7 +15,7 @@ from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
 from moetrace.placement.plan import slots_of
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
-from moetrace.placement.simulate import best_strategy, placement_frame, placement_summary, plans_frame
+from moetrace.placement.simulate import best_strategy, placement_summary, plans_frame, simulate
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def place(
     windows = replanning_windows(trace, replan_every, first) if replan_every else {}
     shared = {"train_on": train_on, "results": results, "run": run}
     test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **shared)  # type: ignore[arg-type]
-    scores = placement_frame(trace, test, gpus, redundant, least_gain)
+    scores = simulate(trace, test, gpus, redundant, least_gain)
     means = means_frame(test.forecasts(), horizon)
     able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
     best = best_strategy(scores, able)

@@ -191,8 +191,8 @@ def predicted_against_actual(shares: pd.DataFrame) -> Figure:
         axes.bar(at, 100 * actual, color="lightgrey", width=0.9, label="actual")
         size = 4 if len(actual) <= 16 else 2
         for colour, marker, predictor in zip(COLOURS * 9, MARKERS * 9, part.columns):
-            said = part[predictor].reindex(actual.index)
-            axes.plot(at, 100 * said, marker, color=colour, markersize=size, fillstyle="none", label=predictor)
+            predicted = part[predictor].reindex(actual.index)
+            axes.plot(at, 100 * predicted, marker, color=colour, markersize=size, fillstyle="none", label=predictor)
         every = -(-len(actual) // 16)
         axes.set_xticks(at[::every], [str(expert) for expert in actual.index[::every]], fontsize=7)
     one_legend(figure, axes, None)

@@ -41,13 +41,20 @@ SAVED = (
 """The frames that are written as CSV and JSON."""
 
 
-def report(
+def write_report(
     studies: Mapping[str, Mapping[str, pd.DataFrame]], folder: Path, facts: Mapping[str, str] | None = None
 ) -> list[Path]:
     """Write the report on some traces into *folder*; the files, ``report.html`` last.
 
     *studies* has the frames of each trace by its name, as `moetrace.study` makes them; *facts* are what the page
     says of how it was made. Raises `WorkspaceError` where a file cannot be written.
+
+    >>> from pathlib import Path
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> found = mt.study(trace, [mt.WindowMean()], horizons=[500])
+    >>> mt.write_report({found.trace: found.frames}, Path("my-report"))[-1].name
+    'report.html'
     """
     return [write_bytes(folder / name, content) for name, content in files_of(studies, facts or {})]
 

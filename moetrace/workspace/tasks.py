@@ -29,6 +29,13 @@ def runner(jobs: int = 1, dask: str | None = None) -> Run:
     Workers open traces by their paths and read one layer at a time: the cluster has to see the files of trace
     and results under the same paths. The results are the same to the last bit, whoever makes them.
     Running raises `WorkspaceError` for a cluster that does not answer.
+
+    >>> from pathlib import Path
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=1500), mt.settling(900, steps=1500)])
+    >>> test = mt.evaluate(trace, [mt.WindowMean()], [500], results=mt.ResultFolder(Path("kept")), run=mt.runner(1))
+    >>> test.computed, test.reused
+    (2, 0)
     """
     if dask is not None:
         return partial(_on_cluster, dask)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from moetrace import LoadTrace, evaluate, predictor
-from moetrace.analysis.tables import _agree, course_frames, state_frames
+from moetrace.analysis.tables import _agree, course_frames, states_tables
 from moetrace.forecasting.summary import score_frames, summary_frame
 from moetrace.synthetic import settling, synthetic_trace
 from moetrace.workspace.traces import traces_frame
@@ -88,7 +88,7 @@ def test_predictors_keep_the_order_they_were_asked_for():
 
 def test_state_frames_tell_before_from_after(settled):
     """Movement, variance and range are smaller after settling; a layer that never settles has no after."""
-    layers = state_frames(settled)["layers"].set_index("layer")
+    layers = states_tables(settled)["layers"].set_index("layer")
 
     assert layers["movement_before"][0] > 3 * layers["movement_after"][0]
     assert layers["variance_100_before"][0] > layers["variance_100_after"][0]
@@ -98,7 +98,7 @@ def test_state_frames_tell_before_from_after(settled):
 
 def test_fluctuation_of_every_expert_on_request(settled):
     """One row for each expert, window and layer."""
-    experts = state_frames(settled.select(layers=[0]), experts=True)["experts"]
+    experts = states_tables(settled.select(layers=[0]), experts=True)["experts"]
 
     assert 8 * 3 == len(experts)
     assert {10, 100, 200} == set(experts["window"])
@@ -106,7 +106,7 @@ def test_fluctuation_of_every_expert_on_request(settled):
 
 def test_sensitivity_has_a_row_for_every_window_and_threshold(settled):
     """A higher threshold never settles a layer later, at the same window."""
-    frame = state_frames(settled.select(layers=[0]), sensitivity=True)["sensitivity"]
+    frame = states_tables(settled.select(layers=[0]), sensitivity=True)["sensitivity"]
 
     assert 3 * 5 == len(frame)
     assert frame.dropna().groupby("window")["settle_step"].apply(lambda s: s.is_monotonic_decreasing).all()
@@ -114,10 +114,10 @@ def test_sensitivity_has_a_row_for_every_window_and_threshold(settled):
 
 def test_depth_has_thirds_of_the_layers():
     """Shallow, middle and deep, from the layers' numbers; a trace with one layer has one."""
-    layers = state_frames(synthetic_trace([settling(500, steps=1500)] * 5))["depth"]
+    layers = states_tables(synthetic_trace([settling(500, steps=1500)] * 5))["depth"]
 
     assert [("shallow", "0 to 1"), ("middle", "2 to 3"), ("deep", "4")] == list(zip(layers["depth"], layers["layers"]))
-    assert 1 == len(state_frames(synthetic_trace([settling(500, steps=1500)]))["depth"])
+    assert 1 == len(states_tables(synthetic_trace([settling(500, steps=1500)]))["depth"])
 
 
 def test_detectors_that_are_far_apart_differ():

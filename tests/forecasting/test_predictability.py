@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from moetrace import evaluate, predictor
-from moetrace.analysis.tables import state_frames
+from moetrace.analysis.tables import states_tables
 from moetrace.forecasting.predictability import predictability_frames, sentence_frame, worst_experts_frame
 
 
@@ -12,7 +12,7 @@ from moetrace.forecasting.predictability import predictability_frames, sentence_
 def frames(settled):
     """Of the synthetic trace with one layer that settles and one that never does."""
     test = evaluate(settled, [predictor("window_mean"), predictor("level")], [500, 1000])
-    return predictability_frames(settled, state_frames(settled)["layers"], test)
+    return predictability_frames(settled, states_tables(settled)["layers"], test)
 
 
 def test_errors_are_compared_by_horizon(frames):
@@ -68,7 +68,7 @@ def test_the_sentence_says_from_when_on_and_how_well():
 
 def test_the_sentence_is_honest_about_layers_that_do_not_settle(frames, settled):
     """It counts them; and where nothing is stable it says only that."""
-    layers = state_frames(settled)["layers"]
+    layers = states_tables(settled)["layers"]
     nothing = evaluate(settled, [predictor("ema")], [99_999]).scores
 
     assert "1 of 2 layers" in frames["sentence"]["sentence"][0]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor
 from moetrace.placement.plan import Plan, evenness, in_order, place, replan, slots_of
-from moetrace.placement.simulate import best_strategy, placement_frame, placement_summary
+from moetrace.placement.simulate import best_strategy, placement_summary, simulate
 from moetrace.synthetic import settling, synthetic_trace
 
 
@@ -133,7 +133,7 @@ def scored():
     """Scores of plans on a synthetic layer that settles at step 1,500, and the trace."""
     trace = synthetic_trace([settling(1500, steps=4000, tokens=8000)], name="made", seed=5)
     test = evaluate(trace, [predictor("sw_avg"), predictor("window_mean")], [500], [1000, 2000, 3000])
-    return trace, test, placement_frame(trace, test, 4)
+    return trace, test, simulate(trace, test, 4)
 
 
 def test_every_strategy_is_scored_at_every_cutoff(scored):
@@ -150,7 +150,7 @@ def test_every_strategy_is_scored_at_every_cutoff(scored):
 def test_the_window_mean_is_there_whoever_was_asked(scored):
     """Computed from the trace where it is no predictor of the backtest, it is the same."""
     trace, _, scores = scored
-    alone = placement_frame(trace, evaluate(trace, [predictor("sw_avg")], [500], [1000, 2000, 3000]), 4)
+    alone = simulate(trace, evaluate(trace, [predictor("sw_avg")], [500], [1000, 2000, 3000]), 4)
 
     for column in ("peak_over_mean", "balance", "moved"):
         own, other = (frame[frame["strategy"] == "window_mean"][column].tolist() for frame in (scores, alone))
@@ -165,7 +165,7 @@ def test_a_plan_knows_nothing_of_what_comes(scored):
     counts[trace.steps > 3300] *= 50
     other = LoadTrace.from_counts(counts, name="made", steps=trace.steps)
     turned = evaluate(other, [predictor("sw_avg")], [500], [3000])
-    scores = placement_frame(other, turned, 4).set_index("strategy")
+    scores = simulate(other, turned, 4).set_index("strategy")
     before = test.shares[(test.shares["predictor"] == "sw_avg") & (test.shares["cutoff"] == 3000)]
     known = {
         "sw_avg": before["forecast"].to_numpy(),

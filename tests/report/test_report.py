@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from moetrace import evaluate, predictor
-from moetrace.analysis.tables import course_frames, state_frames
+from moetrace.analysis.tables import course_frames, states_tables
 from moetrace.forecasting.predictability import predictability_frames
 from moetrace.forecasting.summary import score_frames
 from moetrace.report import figures
@@ -20,7 +20,7 @@ from moetrace.synthetic import settling, synthetic_trace
 def frames_of(trace, horizons=(300, 1000)):
     """What the report of a trace is drawn from."""
     made = [predictor("window_mean"), predictor("sw_avg"), predictor("ema")]
-    states, test = state_frames(trace), evaluate(trace, made, horizons)
+    states, test = states_tables(trace), evaluate(trace, made, horizons)
     known = predictability_frames(trace, states["layers"], test)
     return states | course_frames(trace) | score_frames(test) | known
 

@@ -32,6 +32,10 @@ def predictor(spec: str, seed: int | None = None) -> Predictor:
 
     One that has a seed gets *seed*, unless the spec gives another.
     Raises `SettingError` naming what there is instead.
+
+    >>> import moetrace as mt
+    >>> mt.predictor("sw_avg:window=300")
+    SwAvg(window=300)
     """
     name, _, settings = spec.partition(":")
     if name not in PREDICTORS:

@@ -146,8 +146,8 @@ def drawn_windows(courses: Sequence[TrainingCourse], drawn: NDArray[np.int64], s
         followed = levels(course.means, course.gain)
         for i in np.unique(moment):
             there = moment == i
-            made = _examples_at(settings, course.means, followed, course.moments[i])
-            for part, whole in zip(examples, made):
+            ending = _examples_at(settings, course.means, followed, course.moments[i])
+            for part, whole in zip(examples, ending):
                 part[own[there]] = whole[expert[there]]
         start += course.windows
     return examples
