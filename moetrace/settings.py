@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import fields, replace
-from difflib import get_close_matches
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from moetrace.errors import SettingError
+from moetrace.errors import SettingError, known_names, shown
 
 Thing = TypeVar("Thing")
 
@@ -19,9 +18,10 @@ Thing = TypeVar("Thing")
 def unknown(kind: str, name: str, known: Iterable[str]) -> SettingError:
     """That there is no *kind* of that *name*, with the one that was probably meant and all there are."""
     names = list(known)
-    close = get_close_matches(name, names, n=1)
-    there_are = f"did you mean {close[0]}? There are" if close else "there are"
-    return SettingError(f"there is no {kind} {name!r}; {there_are} {', '.join(names)}")
+    hint, there_are = known_names(name, names), shown(names, 20)
+    return SettingError(
+        f"there is no {kind} {name!r}; {hint}" + ("" if there_are in hint else f" There are {there_are}")
+    )
 
 
 def with_settings(thing: Thing, text: str) -> Thing:

@@ -76,7 +76,7 @@ def test_types_are_those_of_given_values():
 
 def test_a_slip_is_corrected():
     """The nearest name, and all there are; nothing is made up where none is near."""
-    assert "there is no format 'cvs'; did you mean csv? There are csv, numpy" == str(
+    assert "there is no format 'cvs'; did you mean 'csv'? There are csv, numpy" == str(
         unknown("format", "cvs", ["csv", "numpy"])
     )
     assert "there is no format 'exel'; there are csv, numpy" == str(unknown("format", "exel", ["csv", "numpy"]))

@@ -1,4 +1,4 @@
-"""The catalogue of the doctor: every finding by its name, and what the totals of a trace give away.
+"""The catalogue of the doctor: every finding by its name, and those that totals, steps and counts lead to.
 
 A reader and the doctor both make their findings here, so that one name always means one thing.
 """
@@ -11,14 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import TraceError
-from moetrace.trace import Counts, Finding, Steps, stride_of
+from moetrace.errors import TraceError, shown
+from moetrace.trace import Counts, Finding, Steps, gaps, stride_of
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 # Counts that must share a factor before it is more than luck: 2**-32 for a factor of two.
 LEAST_COUNTS = 32
-# The largest whole number up to which a float32 counter counts every token.
-FLOAT32_EXACT = 2**24
 # Totals that move by a fifth from one step to the next and stay there: a new batch size, where
 # dropped tokens and ragged batches move them by a few percent.
 BATCH_JUMP = 1.2
@@ -26,7 +24,7 @@ BATCH_JUMP = 1.2
 LEVEL_STEPS = 5
 # Levels that a trace may have; one with more of them varies, and no change stands out.
 MOST_LEVELS = 10
-# Steps before the roughness of counts says anything.
+# Steps that it takes to judge the roughness of counts.
 LEAST_ROUGHNESS_STEPS = 20
 # Tokens that are routed one by one differ between steps by about their square root, which makes the
 # roughness about 1, and more where tokens come in topics. A sum over a window that moves on by a tenth of
@@ -45,7 +43,7 @@ class Kind:
 KINDS: dict[str, Kind] = {
     "restart": Kind(NOTE, "nothing to do: the steps recorded last are the ones that count"),
     "repeated": Kind(
-        ERROR, "replicas in one file have to be added up (--merge sum on one file each); for a run begun anew accept it"
+        ERROR, "replicas in one file have to be added up (--merge sum on one file each); accept a run that starts again"
     ),
     "gap": Kind(WARNING, "windows and horizons count steps, so those across a gap hold fewer rows"),
     "empty": Kind(ERROR, "log no idle steps, accept it to leave them out here, or add passes up with --bin"),
@@ -67,7 +65,7 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 
 
-def found(name: str, place: str, evidence: str) -> Finding:
+def finding(name: str, place: str, evidence: str) -> Finding:
     """The finding *name* of the catalogue at *place*, on that *evidence*."""
     kind = KINDS[name]
     return Finding(name, kind.severity, place, evidence, kind.advice)
@@ -84,20 +82,20 @@ def refuse(findings: Sequence[Finding], accepted: Sequence[str], where: str) -> 
             )
 
 
-def of_totals(totals: Counts, steps: Steps, layers: Sequence[int]) -> list[Finding]:
-    """What the totals (steps, layers) of a trace give away."""
+def totals_findings(totals: Counts, steps: Steps, layers: Sequence[int]) -> list[Finding]:
+    """The findings that the totals (steps, layers) of a trace lead to."""
     varying = totals.min() != totals.max()
-    made = _layers_doubled(totals, layers)
+    findings = _layers_doubled(totals, layers)
     changes = _batch_changes(totals[:, 0], steps)
-    made += changes
+    findings += changes
     if varying and not changes:
         low, high = int(totals.min()), int(totals.max())
         evidence = f"tokens per step and layer go from {low:,} to {high:,}"
-        made.append(found("tokens-vary", "the whole trace", evidence))
-    return made
+        findings.append(finding("tokens-vary", "the whole trace", evidence))
+    return findings
 
 
-def of_expected(totals: Counts, steps: Steps, layers: Sequence[int], expected: int) -> list[Finding]:
+def expectation_findings(totals: Counts, steps: Steps, layers: Sequence[int], expected: int) -> list[Finding]:
     """The finding that totals (steps, layers) are not the *expected* tokens of a layer in a step."""
     other = np.argwhere(totals != expected)
     if not other.size:
@@ -108,7 +106,7 @@ def of_expected(totals: Counts, steps: Steps, layers: Sequence[int], expected: i
     evidence = (
         f"{total:,} tokens where {expected:,} were expected{times}; so it is in {len(other):,} of {totals.size:,}"
     )
-    return [found("tokens-differ", f"step {steps[step]}, layer {layers[layer]}", f"{evidence} totals")]
+    return [finding("tokens-differ", f"step {steps[step]}, layer {layers[layer]}", f"{evidence} totals")]
 
 
 def _layers_doubled(totals: Counts, layers: Sequence[int]) -> list[Finding]:
@@ -117,16 +115,16 @@ def _layers_doubled(totals: Counts, layers: Sequence[int]) -> list[Finding]:
     twice = [str(layers[i]) for i in np.flatnonzero((totals == 2 * least[:, None]).all(axis=0)).tolist()]
     if not twice:
         return []
-    evidence = f"the totals of layers {', '.join(twice[:8])} are twice those of the others in every step"
-    return [found("doubled", f"layer {twice[0]}", evidence)]
+    evidence = f"the totals of layers {shown(twice)} are twice those of the others in every step"
+    return [finding("doubled", f"layer {twice[0]}", evidence)]
 
 
-def of_factor(factor: int, counts: int) -> list[Finding]:
+def factor_findings(factor: int, counts: int) -> list[Finding]:
     """The finding that *counts* counts, all of them, are multiples of *factor*."""
     if factor < 2 or counts < LEAST_COUNTS:
         return []
     name = "doubled" if factor == 2 else "multiplied"
-    return [found(name, "the whole trace", f"every one of {counts:,} counts is a multiple of {factor}")]
+    return [finding(name, "the whole trace", f"every one of {counts:,} counts is a multiple of {factor}")]
 
 
 def _batch_changes(totals: Counts, steps: Steps) -> list[Finding]:
@@ -137,15 +135,25 @@ def _batch_changes(totals: Counts, steps: Steps) -> list[Finding]:
     if not 0 < len(jumps) < min(MOST_LEVELS, n / LEVEL_STEPS):
         return []
     borders = [0, *jumps.tolist(), n]
-    made = []
+    findings = []
     for before, at, after in zip(borders, borders[1:], borders[2:]):
         if min(at - before, after - at) >= LEVEL_STEPS:
             old, new = (int(np.median(totals[a:b])) for a, b in ((before, at), (at, after)))
-            made.append(found("batch-change", f"step {steps[at]}", f"tokens per step go from {old:,} to {new:,}"))
-    return made
+            findings.append(finding("batch-change", f"step {steps[at]}", f"tokens per step go from {old:,} to {new:,}"))
+    return findings
 
 
-def of_roughness(counts: NDArray[np.int64], steps: Steps, layer: int) -> list[Finding]:
+def gap_findings(steps: Steps) -> list[Finding]:
+    """The finding that *steps* are missing inside the trace, if they are."""
+    missing = gaps(steps)
+    if not missing:
+        return []
+    spans = shown([f"{a} to {b}" for a, b in missing], 3)
+    evidence = f"{len(missing)} gaps in the steps (stride {stride_of(steps)}): {spans}"
+    return [finding("gap", f"after step {missing[0][0]}", evidence)]
+
+
+def roughness_findings(counts: NDArray[np.int64], steps: Steps, layer: int) -> list[Finding]:
     """Counts (steps, experts) of a layer that change less from step to step than routed tokens can.
 
     For tokens routed independently the sum over experts of (b - a)^2, for neighbouring counts a and b,
@@ -156,11 +164,11 @@ def of_roughness(counts: NDArray[np.int64], steps: Steps, layer: int) -> list[Fi
         return []
     change = np.diff(counts, axis=0)
     if change.min() >= 0 and counts[0].any() and change.any(axis=1).all():
-        return [found("cumulative", f"from step {steps[0]}", "no count ever falls: each step holds those before it")]
+        return [finding("cumulative", f"from step {steps[0]}", "no count ever falls: each step holds those before it")]
     both = 2 * counts.sum(axis=0) - counts[0] - counts[-1]  # (experts,)
     drawn = (both * (1 - both / both.sum())).sum()
     rough = (change.astype(np.float64) ** 2).sum() / max(1, drawn)
     if not 0 < rough < SMOOTH:
         return []
     evidence = f"counts change {rough:.2g} times as much as tokens routed one by one would (stride {stride_of(steps)})"
-    return [found("smoothed", f"layer {layer}", evidence)]
+    return [finding("smoothed", f"layer {layer}", evidence)]

@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from moetrace.analysis.variogram import motion
-from moetrace.doctor.catalogue import ERROR, found, of_factor, of_roughness, of_totals
-from moetrace.trace import Counts, Finding, LayerLoad, LoadTrace, gap_findings
+from moetrace.doctor.catalogue import (
+    ERROR,
+    factor_findings,
+    finding,
+    gap_findings,
+    roughness_findings,
+    totals_findings,
+)
+from moetrace.errors import shown
+from moetrace.trace import Counts, Finding, LayerLoad, LoadTrace
 
 # Steps at the end of a trace that are looked at for experts out of work, and for drift.
 RECENT = 1000
@@ -20,24 +28,29 @@ ROUGH_COUNTS = 1 << 20
 
 
 def examine(trace: LoadTrace) -> list[Finding]:
-    """All findings of *trace*: those its readers made and those its counts show.
+    """All findings of *trace*: those of its readers and those that its counts lead to.
 
-    Reads every layer once, and so also finds damage: raises `TraceError` for it.
+    Reads every layer once. Raises `TraceError` for a damaged one.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> [finding.name for finding in mt.examine(trace)]
+    []
     """
     known = list(trace.info.findings)
     names = {finding.name for finding in known}
-    made: list[Finding] = []
+    findings: list[Finding] = []
     totals: list[Counts] = []
     divisor = nonzero = 0
     for load in trace.by_layer():
-        made += [*idle_experts(load), *_drift(load), *_roughness(load)]
+        findings += [*idle_experts(load), *_drift(load), *_roughness(load)]
         totals.append(load.totals)
         divisor = int(np.gcd.reduce(load.counts, axis=None, initial=divisor)) if divisor != 1 else 1
         nonzero += int(np.count_nonzero(load.counts))
-    made += of_factor(divisor, nonzero)
-    made += of_totals(np.stack(totals, axis=1), trace.steps, trace.layers)
-    made += gap_findings(trace.steps)
-    return known + [finding for finding in made if finding.name not in names]
+    findings += factor_findings(divisor, nonzero)
+    findings += totals_findings(np.stack(totals, axis=1), trace.steps, trace.layers)
+    findings += gap_findings(trace.steps)
+    return known + [finding for finding in findings if finding.name not in names]
 
 
 def failing(findings: list[Finding], trace: LoadTrace, fail_on: tuple[str, ...] = ()) -> list[Finding]:
@@ -52,7 +65,7 @@ def failing(findings: list[Finding], trace: LoadTrace, fail_on: tuple[str, ...] 
 
 def _roughness(load: LayerLoad) -> list[Finding]:
     rows = max(2, ROUGH_COUNTS // load.experts)
-    return of_roughness(load.counts[:rows], load.steps[:rows], load.layer)
+    return roughness_findings(load.counts[:rows], load.steps[:rows], load.layer)
 
 
 def idle_experts(load: LayerLoad) -> list[Finding]:
@@ -60,15 +73,14 @@ def idle_experts(load: LayerLoad) -> list[Finding]:
     recent = load.last(RECENT).counts.sum(axis=0)
     shares = recent / recent.sum()
     place = f"layer {load.layer}"
-    made = []
+    findings = []
     dead = [str(expert) for expert in (recent == 0).nonzero()[0]]
     if dead:
-        shown = f"{', '.join(dead[:8])}{', ...' if dead[8:] else ''}"
-        made.append(found("dead", place, f"no token in the last {RECENT} steps for experts {shown}"))
+        findings.append(finding("dead", place, f"no token in the last {RECENT} steps for experts {shown(dead)}"))
     if len(shares) > 2 and shares.max() > COLLAPSED_SHARE:
         evidence = f"expert {shares.argmax()} has {100 * shares.max():.0f} % of the load of the last {RECENT} steps"
-        made.append(found("collapse", place, evidence))
-    return made
+        findings.append(finding("collapse", place, evidence))
+    return findings
 
 
 def _drift(load: LayerLoad) -> list[Finding]:
@@ -83,4 +95,4 @@ def _drift(load: LayerLoad) -> list[Finding]:
     if drift <= DRIFTED:
         return []
     evidence = f"the shares of the last {RECENT} steps differ by {100 * drift:.0f} % from those of the {RECENT} before"
-    return [found("drift", f"layer {load.layer}", evidence)]
+    return [finding("drift", f"layer {load.layer}", evidence)]

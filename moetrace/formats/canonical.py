@@ -16,11 +16,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +29,7 @@ from moetrace.files import replacing
 from moetrace.formats.arrow import to_arrow, to_lists, to_numpy
 from moetrace.formats.errors import damage_named, damaged, require
 from moetrace.formats.stream.cells import Block
+from moetrace.formats.stream.prefetch import prefetch
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
 
 SCHEMA_VERSION = 1
@@ -38,8 +38,6 @@ DIGEST_KEY = "moetrace.digest"
 # Cells written at a time, a row group for each layer: large enough that the work is done in NumPy and
 # pages are worth their overhead, small enough that so many of any trace fit in memory.
 GROUP_CELLS = 1 << 22
-
-Item = TypeVar("Item")
 
 
 class CountsTooLarge(Exception):
@@ -218,26 +216,17 @@ def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
         yield held
 
 
-def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items and the same errors, each item made by another thread while the one before is in use.
-
-    Decoding, NumPy and compression release the interpreter, so reading and writing share two cores.
-    One item more is in memory than without.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="moetrace-reader") as reader:
-        coming = reader.submit(next, items, None)
-        try:
-            while (item := coming.result()) is not None:
-                coming = reader.submit(next, items, None)
-                yield item
-        finally:
-            del coming  # it keeps an error, the error keeps the stream, and the stream its files
-
-
 def save_trace(trace: LoadTrace, path: Path) -> None:
     """Write *trace* as a canonical file at *path*, atomically, one layer at a time.
 
     Raises `TraceError` when what is read of the trace is damaged.
+
+    >>> import moetrace as mt
+    >>> from pathlib import Path
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> mt.save_trace(trace, Path("run.parquet"))
+    >>> mt.open_trace("run.parquet").experts
+    8
     """
     wide = any(load.counts.max() > np.iinfo(np.int32).max for load in trace.by_layer())
     rows = max(1, GROUP_CELLS // trace.experts)
@@ -260,6 +249,13 @@ def open_trace(path: str | Path) -> LoadTrace:
     """Open a canonical file; layers are read, and checked, when they are asked for.
 
     Raises `TraceError` when it is not one, is damaged, or was written by a later version.
+
+    >>> import moetrace as mt
+    >>> from pathlib import Path
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> mt.save_trace(trace, Path("run.parquet"))
+    >>> mt.open_trace("run.parquet").layer(0).counts.shape
+    (2000, 8)
     """
     path = Path(path)
     with damage_named(path):
@@ -289,7 +285,7 @@ def _open(path: Path) -> LoadTrace:
             mine = [i for i, layer in enumerate(groups) if layer == number]
             return _read_layer(path, number, mine, steps, experts, by_layer[number])
 
-    return LoadTrace(_info(document["info"]), steps, tuple(by_layer), experts, read_layer)
+    return LoadTrace(_info(document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)
 
 
 def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, experts: int, digest: str) -> Counts:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from moetrace.doctor.catalogue import refuse
+from moetrace.doctor.catalogue import gap_findings, refuse
 from moetrace.errors import SettingError, TraceError
 from moetrace.files import replacing
 from moetrace.formats import canonical
@@ -24,8 +24,8 @@ from moetrace.formats.stream.blocks import Grid, OutOfOrder
 from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, readings_of
 from moetrace.formats.stream.merge import blocks_of, by_rank, merged
 from moetrace.formats.stream.sort import in_order
-from moetrace.formats.stream.transform import refined
-from moetrace.trace import LoadTrace, Steps, TraceInfo, gap_findings
+from moetrace.formats.stream.transform import transformed
+from moetrace.trace import LoadTrace, Steps, TraceInfo
 
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
@@ -75,6 +75,13 @@ def read_trace(
     that is told from the file. Several sources become one trace as ``options.merge`` says.
     Raises `TraceError` naming file, column and the first bad row or step, a finding that is an error, or the
     memory that it would take, and `SettingError` for a setting that the format has not.
+
+    >>> import moetrace as mt
+    >>> from pathlib import Path
+    >>> rows = [f"{step},{expert},{10 + expert}" for step in (1, 2) for expert in (0, 1)]
+    >>> _ = Path("log.csv").write_text("\\n".join(["step,expert,tokens", *rows]))
+    >>> mt.read_trace("log.csv").counts.tolist()
+    [[[10, 11]], [[10, 11]]]
     """
     given = [source] if isinstance(source, str | Location) else list(source)
     paths = [location(part) if isinstance(part, str) else part for part in given]
@@ -134,7 +141,7 @@ def _written(
     """Stream *dump* into the canonical file; *known* is asked at the end for what the dump itself does not say."""
     with replacing(destination) as at:
         wide = False
-        # The cheap way first; anew in order, or with 64-bit counts, where it does not do.
+        # First as it comes; again in order, or with 64-bit counts, where that fails.
         for _ in range(3):
             try:
                 flow = _flow(dump, options, progress)
@@ -194,24 +201,24 @@ def reader_of(path: Location, options: ReadOptions, format: str | None) -> Forma
 
 
 def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
-    """Start the stream; what was noticed in an earlier try is forgotten."""
+    """Start the stream; findings of an earlier try are removed."""
     readings = readings_of(dump.source)
     for reading in readings:
-        reading.watch.clear()
+        reading.collector.clear()
     with readable(dump.where):
         stream = blocks_of(dump.source, options.accept, _reporter(dump.source, progress))
-    grid, blocks, seen = refined(stream, options, dump.where, readings[0].watch)
+    grid, blocks, summary = transformed(stream, options, dump.where, readings[0].collector)
     blocks = read_safely(blocks, dump.where)
 
     def about(steps: Steps) -> dict[str, Any]:
-        raw = [finding for reading in readings for finding in (*reading.findings, *reading.watch.findings)]
-        findings = [*dict.fromkeys(raw), *seen.findings(options)]
+        raw = [finding for reading in readings for finding in (*reading.findings, *reading.collector.findings)]
+        findings = [*dict.fromkeys(raw), *summary.findings(options)]
         refuse(findings, options.accept, dump.where)
         return {
             "format": dump.format,
             "assumptions": _assumptions(dump.source, options),
             "findings": (*findings, *gap_findings(steps)),
-            "tokens_per_step": seen.tokens_per_step,
+            "tokens_per_step": summary.tokens_per_step,
             **({"top_k": options.top_k} if options.top_k is not None else {}),
             **readings[0].known,
         }

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.files import replacing
+from moetrace.formats.arrow import to_lists
 from moetrace.formats.stream.cells import Block, dense_cells
 from moetrace.trace import LoadTrace
 
@@ -28,6 +29,13 @@ def export_trace(trace: LoadTrace, path: Path, kind: str) -> None:
     """Write *trace* to *path* as one of `KINDS`, atomically, a block of steps or a layer at a time.
 
     Raises `TraceError` when what is read of the trace is damaged.
+
+    >>> import moetrace as mt
+    >>> from pathlib import Path
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> mt.export_trace(trace, Path("run.csv"), "csv")
+    >>> mt.read_trace("run.csv").experts
+    8
     """
     with replacing(path) as partial:
         KINDS[kind](trace, partial)
@@ -73,11 +81,8 @@ def _nested(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
         rows = max(1, ROWS // trace.experts)
         for a in range(0, len(step), rows):
             part = counts[a : a + rows]
-            offsets = np.arange(len(part) + 1, dtype=np.int32) * trace.experts
-            lists = pa.ListArray.from_arrays(offsets, np.ascontiguousarray(part).ravel())
-            yield pa.RecordBatch.from_pydict(
-                {"step": step[a : a + rows], "layer": layer[a : a + rows], "counts": lists}
-            )
+            columns = {"step": step[a : a + rows], "layer": layer[a : a + rows], "counts": to_lists(part)}
+            yield pa.RecordBatch.from_pydict(columns)
 
 
 def _forecasting(trace: LoadTrace) -> Iterator[pa.RecordBatch]:

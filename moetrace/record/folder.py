@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import weakref
 from contextlib import suppress
@@ -15,6 +14,11 @@ from moetrace.files import replacing, sweep
 from moetrace.formats import ReadOptions, convert, open_trace, save_trace
 from moetrace.formats.readers.parts import MARKER, MARKER_TEXT, is_parts, part_path, part_paths
 from moetrace.trace import LoadTrace, TraceInfo
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there nothing keeps two recorders from writing the same parts
+    fcntl = None  # type: ignore[assignment]
 
 
 class PartsFolder:
@@ -88,9 +92,11 @@ class PartsFolder:
                 partial.write_text(MARKER_TEXT)
 
     def _lock(self) -> None:
-        """Two writers would overwrite each other's parts; the lock goes with the process, however it ends."""
+        """Two writers would overwrite each other's parts; the lock ends with the process. No `fcntl`, no lock."""
         descriptor = os.open(self.folder / MARKER, os.O_RDONLY)
         self._unlock = weakref.finalize(self, os.close, descriptor)
+        if fcntl is None:
+            return
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -51,6 +51,13 @@ def follow(path: Path, pause: Callable[[], None]) -> Iterator[Look]:
 
     *path* is the trace that will be, or the folder of its parts. *pause* is called between two looks.
     Every look reads all layers, one at a time.
+
+    >>> import moetrace as mt
+    >>> from pathlib import Path
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> mt.save_trace(trace, Path("run.parquet"))
+    >>> [(look.step, look.closed) for look in mt.follow(Path("run.parquet"), pause=lambda: None)]
+    [(2000, True)]
     """
     before: Look = Look(None, {}, (), False)
     while not before.closed:

@@ -25,6 +25,7 @@ import torch
 from moetrace.errors import TraceError
 from moetrace.record.distributed import rank, sum_over_ranks
 from moetrace.record.recorder import Recorder
+from moetrace.trace import FLOAT32_EXACT
 
 Tensor = Any
 Module = Any
@@ -40,8 +41,6 @@ BUFFERS = (
     "batch_size_per_expert",
     "global_tokens_per_expert",
 )
-# From here on float32 no longer tells neighbouring whole numbers apart.
-FLOAT32_EXACT = 2**24
 
 
 class Watch:

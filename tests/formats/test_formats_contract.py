@@ -120,7 +120,7 @@ def test_an_unknown_format_names_the_known_ones(tmp_path):
     """`--from` with a wrong name lists the right ones, and the one that was meant."""
     with pytest.raises(SettingError, match=r"there is no format 'exel'; there are .*parquet, .*csv"):
         chosen_format(tmp_path, "exel")
-    with pytest.raises(SettingError, match=r"did you mean csv\? There are .*parquet, .*csv"):
+    with pytest.raises(SettingError, match=r"did you mean 'csv'\? There are .*parquet, .*csv"):
         chosen_format(tmp_path, "cvs:experts=4")
 
 

@@ -13,8 +13,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Watch
-from moetrace.errors import TraceError
+from moetrace.doctor.collector import Collector
+from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.text import BLOCK_BYTES, opened
 from moetrace.formats.stream.cells import Cells, Merge, Merged, Reading, dense_cells
@@ -89,8 +89,8 @@ def _read_folder(folder: Path, phase: str) -> Merged:
     if not matrices:
         short = files[[size.matrices for size in sizes].index(0)]
         raise TraceError(str(short), f"holds no matrix of {config.layers} layers", "record for longer")
-    watch = Watch()
-    columns = _logical_experts(config, folder, [size.width for size in sizes], watch)
+    collector = Collector()
+    columns = _logical_experts(config, folder, [size.width for size in sizes], collector)
     assumptions = [
         f"{len(files)} ranks of {phase}; counters only grow, so a step is what they grew by",
         f"steps count forward passes, one in {config.interval}; layers are numbered from 0, dense ones left out",
@@ -107,9 +107,11 @@ def _read_folder(folder: Path, phase: str) -> Merged:
     block = max(LEAST_BYTES, BLOCK_BYTES // len(files))
     parts = tuple(
         Reading(
-            _cells_of(_Rank(file, config, matrices, block, size.width, None if columns is None else columns[i]), watch),
+            _cells_of(
+                _Rank(file, config, matrices, block, size.width, None if columns is None else columns[i]), collector
+            ),
             rows=matrices * config.layers * (size.width if columns is None else config.experts),
-            findings=watch.findings if i == 0 else (),
+            findings=collector.findings if i == 0 else (),
             known={"top_k": config.top_k} if config.top_k else {},
             where=str(file),
         )
@@ -167,7 +169,9 @@ def _whole(path: Path, value: Any, key: str, low: int, high: int) -> int:
     return value
 
 
-def _logical_experts(config: _Config, folder: Path, widths: list[int], watch: Watch) -> list[NDArray[np.int64]] | None:
+def _logical_experts(
+    config: _Config, folder: Path, widths: list[int], collector: Collector
+) -> list[NDArray[np.int64]] | None:
     """The logical expert of each column, by rank an array (layers, columns); None where columns are the experts."""
     if config.map_file is None or not (folder / config.map_file).is_file():
         if sum(widths) < config.experts:
@@ -175,10 +179,10 @@ def _logical_experts(config: _Config, folder: Path, widths: list[int], watch: Wa
             raise TraceError(str(folder), missing, "gather the files of all machines")
         if config.map_file is not None:
             evidence = f"experts are placed by {config.map_file!r}, which is not in the folder"
-            watch.say("physical", "every layer", evidence)
+            collector.note("physical", "every layer", evidence)
         elif sum(widths) > config.experts:
             evidence = f"{sum(widths)} columns for {config.experts} experts, and no map says which expert they hold"
-            watch.say("physical", "every layer", evidence)
+            collector.note("physical", "every layer", evidence)
         return None
     table = _placement(folder / config.map_file, config, widths)
     return np.split(table, np.cumsum(widths)[:-1], axis=1)
@@ -202,9 +206,7 @@ def _placement(path: Path, config: _Config, widths: list[int]) -> NDArray[np.int
             str(path), f"places the experts of {len(set(numbers))} layers of {config.layers}", "give the served map"
         )
     if not whole or not fits:
-        wanted = (
-            f"{len(widths)} devices with {', '.join(map(str, widths[:4]))}{', ...' if len(widths) > 4 else ''} experts"
-        )
+        wanted = f"{len(widths)} devices with {shown(widths, 4)} experts"
         raise TraceError(str(path), "does not place whole numbers as the ranks have columns", f"it takes {wanted}")
     return np.array([[n for device in layer for n in device] for layer in places], np.int64)
 
@@ -247,8 +249,8 @@ class _Rank:
     experts: NDArray[np.int64] | None
 
 
-def _cells_of(rank: _Rank, watch: Watch) -> Callable[[], Iterator[Cells]]:
-    values = Values(watch)
+def _cells_of(rank: _Rank, collector: Collector) -> Callable[[], Iterator[Cells]]:
+    values = Values(collector)
     return lambda: _cells(rank, values)
 
 

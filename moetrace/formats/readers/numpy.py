@@ -13,8 +13,8 @@ from typing import IO, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Watch
-from moetrace.errors import TraceError
+from moetrace.doctor.collector import Collector
+from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.stream.cells import LAYER_IN_NAME, Cells, Reading, dense_cells
 from moetrace.formats.stream.tables import Values
@@ -61,7 +61,7 @@ class NumpyFormat:
 
 @dataclass(frozen=True)
 class _Log:
-    """What an archive holds: *rows* starts the counts anew, each piece (steps, layers, experts)."""
+    """What an archive holds: *rows* reads the counts from the start, each piece (steps, layers, experts)."""
 
     rows: Callable[[int], Iterator[NDArray[np.int64]]]
     shape: tuple[int, int, int]
@@ -77,14 +77,14 @@ def _reading(arrays: Mapping[str, Stored], path: Path, tokens_per_step: int | No
     named = LAYER_IN_NAME.fullmatch(path.stem)
     if named and "layers" not in arrays and len(layers) == 1:
         layers, of_layers = np.array([int(named[1])]), (f"layer {named[1]}, by the name of the file",)
-    watch = Watch()
-    values = Values(watch, tokens_per_step, log.shape[2])
+    collector = Collector()
+    values = Values(collector, tokens_per_step, log.shape[2])
     return Reading(
         cells=lambda: _stream(log, steps, layers, values, where),
         rows=log.shape[0] * log.shape[1] * log.shape[2],
         assumptions=(*log.assumptions, *of_steps, *of_layers),
         where=where,
-        watch=watch,
+        collector=collector,
     )
 
 
@@ -95,7 +95,7 @@ def _log(arrays: Mapping[str, Stored], path: Path) -> _Log:
         return _of_layers(arrays["loads"], where)
     key = next((name for name in COUNTS_KEYS if name in arrays), next(iter(arrays)) if len(arrays) == 1 else None)
     if key is None:
-        raise TraceError(where, f"holds {_shown(arrays)}, and none is the counts", "name it `counts`")
+        raise TraceError(where, f"holds {shown(arrays) or 'no array'}, and none is the counts", "name it `counts`")
     assumptions = [] if key in COUNTS_KEYS else [f"array {key} is the counts"]
     counts = arrays[key]
     if len(counts.shape) == 2:
@@ -117,11 +117,6 @@ def _of_layers(loads: Stored, where: str) -> _Log:
         return (cube[a : a + size] for a in range(0, passes, size))
 
     return _Log(rows, (passes, layers, experts), "loads", (assumption,))
-
-
-def _shown(arrays: Mapping[str, Stored]) -> str:
-    names = list(arrays)
-    return ", ".join(names[:8]) + (f", ... ({len(names)} arrays)" if len(names) > 8 else "") or "no array"
 
 
 def _numbers(
@@ -231,7 +226,7 @@ def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> 
     if min(shape, default=0) < 0 or found.start + found.size > length:
         raise TraceError(
             where,
-            f"says that its shape is {shape} of {dtype}, and has no such {found.size:,} bytes",
+            f"says that its shape is {shape} of {dtype}, but has no such {found.size:,} bytes",
             "it is cut or damaged: save it again",
         )
     return found

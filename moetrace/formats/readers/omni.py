@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Watch
+from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.text import opened
@@ -55,10 +55,10 @@ class OmniFormat:
         spans = {int(match["last"]) - int(match["first"]) for match, _ in files}
         assumptions = ["each file is one step, the sum over its range, numbered by the last step of it"]
         assumptions += [f"ranges are of {min(spans) + 1} to {max(spans) + 1} steps"] if len(spans) > 1 else []
-        watch = Watch()
-        values = Values(watch)
+        collector = Collector()
+        values = Values(collector)
         cells = lambda: (_cells(file, int(match["last"]), values) for match, file in files)  # noqa: E731
-        return Reading(cells, assumptions=tuple(assumptions), where=str(path), watch=watch)
+        return Reading(cells, assumptions=tuple(assumptions), where=str(path), collector=collector)
 
 
 def _files(path: Path) -> list[tuple[re.Match[str], Path]]:

@@ -122,7 +122,7 @@ class Files:
             rows=self.rows * layout.width,
             assumptions=layout.assumptions,
             where=where,
-            watch=layout.watch,
+            collector=layout.collector,
         )
 
 

@@ -14,11 +14,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from moetrace.doctor.catalogue import found
+from moetrace.doctor.catalogue import finding, gap_findings
 from moetrace.errors import TraceError
 from moetrace.formats.canonical import open_trace
 from moetrace.formats.stream.cells import Reading, dense_cells
-from moetrace.trace import Counts, Finding, LoadTrace, gap_findings
+from moetrace.trace import Counts, Finding, LoadTrace
 
 MARKER = "moetrace-parts.txt"
 MARKER_TEXT = """\
@@ -83,7 +83,7 @@ def read_parts(folder: str | Path) -> LoadTrace:
         latest.info,
         format=PartsFormat.name,
         tokens_per_step=tokens.pop() if len(tokens) == 1 else None,
-        findings=parts.findings + gap_findings(steps),
+        findings=(*parts.findings, *gap_findings(steps)),
     )
     return LoadTrace(info, steps, latest.layers, latest.experts, read_layer)
 
@@ -124,7 +124,7 @@ def _restart(first: int, before: int, again: int) -> Finding:
     evidence = f"steps {first} to {min(before, again)} were recorded again after a restart"
     if again < before:
         evidence += f"; steps {again + 1} to {before} of the run that was given up are left out"
-    return found("restart", f"step {first}", evidence)
+    return finding("restart", f"step {first}", evidence)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import TraceError
+from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.readers.text import BLOCK_BYTES, WRITE_AGAIN, ends_with, head_of, opened
 from moetrace.formats.stream.cells import LAYER_IN_NAME, Reading
 from moetrace.formats.stream.choices import Choices, reading_of
-from moetrace.formats.stream.tables import COUNT_NAMES, LAYER_NAMES, STEP_NAMES, numbers
+from moetrace.formats.stream.tables import COUNT_NAMES, LAYER_NAMES, STEP_NAMES, numbers, simple_name
 
 CHOICE_NAMES = (
     "topkids", "topkindices", "topindices", "indices", "expertids", "selectedexperts", "chosenexperts",
@@ -50,7 +50,7 @@ class RoutingFormat:
         """A table with a column of chosen experts and none of counts, or a folder of such tables by step."""
         if path.is_dir():
             return bool(_by_step(path))
-        simple = _simple(path.name)
+        simple = simple_name(path.name)
         if path.suffix.lower() == ".npy":
             return any(name in simple for name in CHOICE_NAMES if name != "indices")
         try:
@@ -109,10 +109,6 @@ class RoutingFormat:
         return reading_of(pieces, where, self.experts, top_k=array.shape[-1], assumptions=assumptions)
 
 
-def _simple(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
 def _names(path: Path) -> list[str]:
     """The columns of a Parquet file or the keys of the first JSON line."""
     import json
@@ -127,7 +123,7 @@ def _names(path: Path) -> list[str]:
 
 def _choice_column(names: list[str]) -> str | None:
     """The column of chosen experts, where no column holds counts."""
-    by_simple = {_simple(name): name for name in names}
+    by_simple = {simple_name(name): name for name in names}
     if any(name in by_simple for name in COUNT_NAMES):
         return None
     return next((by_simple[name] for name in CHOICE_NAMES if name in by_simple), None)
@@ -153,7 +149,7 @@ class Table:
         """The columns of step, layer and choices; raises `TraceError` when there are no choices."""
         with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
             names = _names(self.path)
-        by_simple = {_simple(name): name for name in reversed(names)}
+        by_simple = {simple_name(name): name for name in reversed(names)}
         step, layer = (
             next((by_simple[n] for n in wanted if n in by_simple), None) for wanted in (BATCH_NAMES, LAYER_NAMES)
         )
@@ -161,7 +157,7 @@ class Table:
         if choices is None:
             raise TraceError(
                 str(self.path),
-                f"has no column of chosen experts among {', '.join(names[:8]) or 'nothing'}",
+                f"has no column of chosen experts among {shown(names) or 'nothing'}",
                 "name it topk_ids, a list for each token",
             )
         return step, layer, choices
@@ -220,7 +216,7 @@ def _pieces(table: Table, tokens: int | None) -> Iterator[Choices]:
     step_name, layer_name, name = table.roles
     where = str(table.path)
     row = 0
-    seen: dict[int, int] = {}
+    counted: dict[int, int] = {}
     for batch in table.batches():
         of_token, chosen = _flat(batch.column(name), name, where)
         layer = np.zeros(len(of_token), np.int64) if table.layer is None else np.full(len(of_token), table.layer)
@@ -231,7 +227,7 @@ def _pieces(table: Table, tokens: int | None) -> Iterator[Choices]:
         elif table.step is not None:
             step = np.full(len(of_token), table.step)
         else:
-            step = _places(layer, seen) // (tokens or 1) + 1
+            step = _places(layer, counted) // (tokens or 1) + 1
             order = np.argsort(step, kind="stable")
             step, layer, chosen = step[order], layer[order], chosen[order]
         row += batch.num_rows
@@ -239,13 +235,13 @@ def _pieces(table: Table, tokens: int | None) -> Iterator[Choices]:
         yield Choices(np.repeat(step, k), np.repeat(layer, k), chosen.ravel())
 
 
-def _places(layer: NDArray[np.int64], seen: dict[int, int]) -> NDArray[np.int64]:
-    """The number of each token within its layer, counted on from *seen*, which is brought up to date."""
+def _places(layer: NDArray[np.int64], counted: dict[int, int]) -> NDArray[np.int64]:
+    """The number of each token within its layer, after the tokens *counted* before, which are updated."""
     places = np.empty(len(layer), np.int64)
     for number in np.unique(layer).tolist():
-        mine = np.flatnonzero(layer == number)
-        places[mine] = seen.get(number, 0) + np.arange(len(mine))
-        seen[number] = seen.get(number, 0) + len(mine)
+        rows = np.flatnonzero(layer == number)
+        places[rows] = counted.get(number, 0) + np.arange(len(rows))
+        counted[number] = counted.get(number, 0) + len(rows)
     return places
 
 

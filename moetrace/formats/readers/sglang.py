@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Watch
-from moetrace.errors import TraceError
+from moetrace.doctor.collector import Collector
+from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
 from moetrace.formats.stream.merge import by_rank, check_ranks
@@ -96,15 +96,13 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
         # A tensor may be a view that repeats one number any number of times.
         require(4 * counts.size * 8, str(path), f"counts of the shape {counts.shape}", "record fewer passes in a file")
     if counts is None or counts.ndim not in (2, 3):
-        raise TraceError(
-            str(path), f"holds {', '.join(map(str, document)) or 'nothing'}", "a dump has logical_count or records"
-        )
+        raise TraceError(str(path), f"holds {shown(document) or 'nothing'}", "a dump has logical_count or records")
     if phase is not None:
         raise TraceError(str(path), "does not tell prefill from decode", "record with mode per_token for --phase")
     cube = counts if counts.ndim == 3 else counts[None]
     steps = np.arange(1, len(cube) + 1)
     assumptions = ("passes are numbered from 1 in the order of the buffer",)
-    return _Passes(str(path), steps, cube, Watch()).unpadded().reading(assumptions)
+    return _Passes(str(path), steps, cube, Collector()).unpadded().reading(assumptions)
 
 
 def _array(value: Any, path: Path) -> NDArray[Any] | None:
@@ -120,7 +118,7 @@ class _Passes:
     where: str
     steps: NDArray[np.int64]
     counts: NDArray[Any]
-    watch: Watch
+    collector: Collector
 
     def unpadded(self) -> _Passes:
         """Without the end of a buffer that was never reached; says where it may have gone round."""
@@ -130,32 +128,31 @@ class _Passes:
         end = int(used[-1]) + 1
         whole = len(self.steps)
         if end < whole:
-            self.watch.say(
+            self.collector.note(
                 "padded", f"step {end + 1}", f"{whole - end} of {whole} places of the buffer were not reached"
             )
         if end == DEFAULT_BUFFER == whole:
-            self.watch.say("wrapped", "the whole trace", f"all {whole:,} places of the default buffer are used")
+            self.collector.note("wrapped", "the whole trace", f"all {whole:,} places of the default buffer are used")
         if len(used) < end:
             idle = int(np.setdiff1d(np.arange(end), used)[0]) + 1
             evidence = "places without tokens lie between others: idle passes, or the seam of a buffer that went round"
-            self.watch.say("wrapped", f"step {idle}", evidence, end - len(used))
-        return _Passes(self.where, self.steps[:end], self.counts[:end], self.watch)
+            self.collector.note("wrapped", f"step {idle}", evidence, end - len(used))
+        return _Passes(self.where, self.steps[:end], self.counts[:end], self.collector)
 
     def reading(self, assumptions: tuple[str, ...]) -> Reading:
         """The cells of the layers that route anything."""
         layers = np.flatnonzero(self.counts.any(axis=(0, 2)))
         dense = np.setdiff1d(np.arange(self.counts.shape[1]), layers)
         if dense.size:
-            shown = ", ".join(str(n) for n in dense[:8])
-            assumptions = (*assumptions, f"layers without any token are dense ones and left out: {shown}")
-        values = Values(self.watch)
+            assumptions = (*assumptions, f"layers without any token are dense ones and left out: {shown(dense)}")
+        values = Values(self.collector)
         return Reading(
             cells=lambda: self._cells(layers, values),
             rows=len(self.steps) * len(layers) * self.counts.shape[2],
             assumptions=assumptions,
-            findings=self.watch.findings,
+            findings=self.collector.findings,
             where=self.where,
-            watch=self.watch,
+            collector=self.collector,
         )
 
     def _cells(self, layers: NDArray[np.intp], values: Values) -> Iterator[Cells]:
@@ -170,11 +167,13 @@ def _records(document: dict[str, Any], path: Path, phase: Phase | None) -> Readi
     with library_errors(str(path), "has a record that is none", "give a per_pass or per_token dump"):
         steps = np.array([int(record["forward_pass_id"]) for record in records])
         physical = np.stack([np.asarray(record["global_physical_count"]) for record in records])
-    watch = Watch()
+    collector = Collector()
     mapping = _array(document.get("last_physical_to_logical_map"), path)
     if mapping is None:
-        watch.say("physical", "every layer", "counts are of physical experts, and no map says which expert they hold")
-        return _Passes(str(path), steps, physical, watch).reading(())
+        collector.note(
+            "physical", "every layer", "counts are of physical experts, and no map says which expert they hold"
+        )
+        return _Passes(str(path), steps, physical, collector).reading(())
     if mapping.shape != physical.shape[1:] or mapping.dtype.kind not in "iu" or mapping.min() < 0:
         raise TraceError(
             str(path),
@@ -182,7 +181,7 @@ def _records(document: dict[str, Any], path: Path, phase: Phase | None) -> Readi
             "both are whole numbers (layers, physical experts)",
         )
     assumption = "physical experts are added up by the last map, which may have changed while it was recorded"
-    return _Passes(str(path), steps, _logical(physical, mapping), watch).reading((assumption,))
+    return _Passes(str(path), steps, _logical(physical, mapping), collector).reading((assumption,))
 
 
 def _wanted(record: Any, phase: Phase | None, path: Path) -> bool:

@@ -57,7 +57,7 @@ class TensorboardFormat(TableFormat):
             lambda: _cells(files, pattern, values, str(path)),
             assumptions=(f"tags are matched by {pattern.pattern}",),
             where=str(path),
-            watch=values.watch,
+            collector=values.collector,
         )
 
 
@@ -69,13 +69,13 @@ def _cells(files: list[Path], pattern: re.Pattern[str], values: Values, where: s
             match = pattern.search(tag)
             if match is None:
                 continue
-            mine = re.sub(r"\d+", "#", tag)
-            if template not in (None, mine):
-                raise TraceError(where, f"has tags like {template} and like {mine}", "choose one kind with --pattern")
-            template = mine
+            kind = re.sub(r"\d+", "#", tag)
+            if template not in (None, kind):
+                raise TraceError(where, f"has tags like {template} and like {kind}", "choose one kind with --pattern")
+            template = kind
             # A batch ends with a step, so that each is looked at as a whole.
             if len(rows) >= BATCH and rows[-1][0] != step:
-                yield _batch(rows, mine, values, where)
+                yield _batch(rows, kind, values, where)
                 rows = []
             rows.append((step, _number(match, "layer", where), _number(match, "expert", where), value))
     if rows:

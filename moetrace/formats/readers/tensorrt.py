@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from moetrace.doctor.collector import Watch
+from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
@@ -86,10 +86,10 @@ def _keys(path: Path) -> list[tuple[int, int]]:
 
 
 def _reading(path: Path, keys: list[tuple[int, int]], top_k: int | None) -> Reading:
-    watch = Watch()
+    collector = Collector()
     known = {} if top_k is None else {"top_k": top_k}
-    cells = lambda: _cells(path, keys, Values(watch))  # noqa: E731 - opened anew by each call
-    return Reading(cells, where=str(path), known=known, watch=watch)
+    cells = lambda: _cells(path, keys, Values(collector))  # noqa: E731 - opened anew by each call
+    return Reading(cells, where=str(path), known=known, collector=collector)
 
 
 def _cells(path: Path, keys: list[tuple[int, int]], values: Values) -> Iterator[Cells]:

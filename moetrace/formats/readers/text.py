@@ -125,7 +125,7 @@ def reading_of(path: Path, open_batches: Callable[[], Any], values: Values, assu
         cells=lambda: _cells(open_batches, layout, where),
         assumptions=(*assumed, *layout.assumptions),
         where=where,
-        watch=layout.watch,
+        collector=layout.collector,
     )
 
 

@@ -9,15 +9,16 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Watch
+from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import require
 from moetrace.formats.stream.cells import Block, Cells, starts_of
+from moetrace.trace import FLOAT64_EXACT
 
 # Cells put in order at a time where a stream lists them in any order: 32 MiB of counts.
 BLOCK_CELLS = 1 << 22
-# Beyond 2**53 a float no longer tells neighbouring numbers apart, and some writer will have used one.
-HIGHEST = 2**53
+# Numbers of steps, layers and experts: some writer will have used a float.
+HIGHEST = FLOAT64_EXACT
 
 
 class OutOfOrder(Exception):
@@ -43,10 +44,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Assembly:
-    """How to deal with one stream: its name in errors, who hears of findings, and which are accepted."""
+    """How to deal with one stream: its name in errors, the collector of its findings, and which are accepted."""
 
     where: str
-    watch: Watch
+    collector: Collector
     accept: Sequence[str] = ()
 
 
@@ -173,7 +174,7 @@ def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], job: Assembly) 
     if "incomplete" in job.accept and incomplete.any():
         layer = grid.layers[~there[incomplete][0]][0]
         evidence = f"layer {layer} is missing, and the step is left out"
-        job.watch.say("incomplete", f"step {steps[incomplete][0]}", evidence, int(incomplete.sum()))
+        job.collector.note("incomplete", f"step {steps[incomplete][0]}", evidence, int(incomplete.sum()))
     else:
         incomplete[:] = False
     if (hits[~incomplete] != 1).any():
@@ -186,18 +187,18 @@ def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], job: Assembly) 
 def _places(cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str) -> NDArray[np.int64]:
     """Where each cell lies in (step, layer, expert) order, shape (cells,)."""
     layer = np.searchsorted(grid.layers, cells.layer).clip(max=len(grid.layers) - 1)
-    strange = np.flatnonzero(grid.layers[layer] != cells.layer)
-    if strange.size:
-        i = strange[0]
+    unknown = np.flatnonzero(grid.layers[layer] != cells.layer)
+    if unknown.size:
+        i = unknown[0]
         raise TraceError(
             f"{where}, step {cells.step[i]}",
             f"layer {cells.layer[i]} is there, but was missing in an earlier step",
             "log every layer in every step",
         )
     expert = cells.expert - grid.first_expert
-    strange = np.flatnonzero((expert < 0) | (expert >= grid.experts))
-    if strange.size:
-        i = strange[0]
+    unknown = np.flatnonzero((expert < 0) | (expert >= grid.experts))
+    if unknown.size:
+        i = unknown[0]
         raise TraceError(
             f"{where}, step {cells.step[i]}, layer {cells.layer[i]}",
             f"expert {cells.expert[i]} is there, but other steps have experts "

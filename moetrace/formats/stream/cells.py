@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Watch
+from moetrace.doctor.collector import Collector
 from moetrace.trace import Counts, Finding, Steps
 
 # A file for each layer, its number in the name.
@@ -79,7 +79,7 @@ class Reading:
     """A dump about to be read: *cells* starts the stream anew each time it is called.
 
     *rows* is the number of cells where the format knows it beforehand, for progress; *where* names
-    the dump in errors; *watch* collects what the stream shows as it passes.
+    the dump in errors; *collector* collects what the stream shows as it passes.
     """
 
     cells: Callable[[], Iterator[Cells]]
@@ -88,7 +88,7 @@ class Reading:
     findings: tuple[Finding, ...] = ()
     known: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
-    watch: Watch = field(default_factory=Watch)
+    collector: Collector = field(default_factory=Collector)
 
 
 @dataclass(frozen=True)

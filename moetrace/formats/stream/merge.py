@@ -10,8 +10,8 @@ from typing import Protocol, TypeVar
 
 import numpy as np
 
-from moetrace.doctor.collector import Watch
-from moetrace.errors import TraceError
+from moetrace.doctor.collector import Collector
+from moetrace.errors import TraceError, shown
 from moetrace.formats.stream.blocks import Assembly, Grid, assemble
 from moetrace.formats.stream.cells import LAYER_IN_NAME, Block, Cells, Merge, Merged, Reading, Source, readings_of
 
@@ -41,7 +41,7 @@ def blocks_of(source: Source, accept: Sequence[str], report: Report) -> Stream:
     do not fit together.
     """
     if isinstance(source, Reading):
-        return assemble(_reported(source, report), Assembly(source.where, source.watch, accept))
+        return assemble(_reported(source, report), Assembly(source.where, source.collector, accept))
     streams = [blocks_of(part, accept, report) for part in source.parts]
     names = [readings_of(part)[0].where for part in source.parts]
     if source.how == "layers":
@@ -64,11 +64,11 @@ def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Sou
     Raises `TraceError` naming missing or duplicate ranks.
     """
     where = f"{paths[0]} and {len(paths) - 1} more"
-    said = (f"{len(paths)} files merged by {how}: {', '.join(path.name for path in paths)}",)
+    assumptions = (f"{len(paths)} files merged by {how}: {', '.join(path.name for path in paths)}",)
     if how == "steps":
-        return _in_a_row(sources, where, said)
+        return _in_a_row(sources, where, assumptions)
     check_ranks(paths)
-    return Merged(tuple(sources), how, where, said)
+    return Merged(tuple(sources), how, where, assumptions)
 
 
 def by_rank(paths: Sequence[AnyNamed]) -> list[AnyNamed]:
@@ -97,31 +97,32 @@ def check_ranks(paths: Sequence[Named]) -> None:
         if a == b:
             raise TraceError(str(first), f"is rank {a}, and so is {second}", "merge each rank once")
         if b > a + 1:
-            missing = ", ".join(str(rank) for rank in range(a + 1, min(b, a + 9))) + (", ..." if b > a + 9 else "")
             raise TraceError(
-                str(second), f"is rank {b}, but rank {missing} is missing before it", "merge all ranks of the run"
+                str(second),
+                f"is rank {b}, but rank {shown(range(a + 1, b))} is missing before it",
+                "merge all ranks of the run",
             )
 
 
-def _in_a_row(sources: Sequence[Source], where: str, said: tuple[str, ...]) -> Reading:
+def _in_a_row(sources: Sequence[Source], where: str, assumptions: tuple[str, ...]) -> Reading:
     """Segments of a run as one stream; where one begins before the end of the last, that is a restart."""
     readings = [reading for source in sources for reading in readings_of(source)]
     rows = [reading.rows for reading in readings]
-    watch = Watch()
+    collector = Collector()
 
     def cells() -> Iterator[Cells]:
         for reading in readings:
             yield from reading.cells()
-            watch.take(reading.watch)
+            collector.merge(reading.collector)
 
     return replace(
         readings[0],
         cells=cells,
         rows=sum(n or 0 for n in rows) if all(rows) else None,
         where=where,
-        assumptions=(*said, *dict.fromkeys(text for reading in readings for text in reading.assumptions)),
+        assumptions=(*assumptions, *dict.fromkeys(text for reading in readings for text in reading.assumptions)),
         findings=tuple(finding for reading in readings for finding in reading.findings),
-        watch=watch,
+        collector=collector,
     )
 
 
@@ -132,7 +133,7 @@ def _grid(grids: Sequence[Grid], names: Sequence[str], how: Merge) -> Grid:
         if how != "layers" and not np.array_equal(grid.layers, first.layers):
             raise TraceError(
                 name,
-                f"has layers {_shown(grid.layers)}, and {names[0]} has {_shown(first.layers)}",
+                f"has layers {shown(grid.layers)}, and {names[0]} has {shown(first.layers)}",
                 "parts need the same layers here; pipeline ranks are merged by layers",
             )
         if how != "experts" and grid.experts != first.experts:
@@ -159,10 +160,6 @@ def _stacked(grids: Sequence[Grid], names: Sequence[str]) -> np.ndarray[tuple[in
             "number the layers through the whole model; replicas are merged by sum",
         )
     return layers
-
-
-def _shown(layers: Sequence[int] | np.ndarray[tuple[int], np.dtype[np.int64]]) -> str:
-    return ", ".join(str(n) for n in layers[:8]) + (", ..." if len(layers) > 8 else "")
 
 
 def _together(streams: Sequence[Iterator[Block]], names: Sequence[str], axis: int | None) -> Iterator[Block]:

@@ -73,8 +73,8 @@ class Run:
 def in_order(source: Source, folder: Path) -> Source:
     """The same source with the steps of every stream in order.
 
-    Where whole steps are written again after steps went back, the last ones count, and the watch hears
-    of it; that streams. Any other order is sorted, through temporary files in *folder* where it is much.
+    Where whole steps are written again after steps went back, the last ones count, and a finding says so;
+    that streams. Any other order is sorted, through temporary files in *folder* where it is much.
     """
     if isinstance(source, Merged):
         return replace(source, parts=tuple(in_order(part, folder) for part in source.parts))
@@ -114,11 +114,11 @@ def _resumed(reading: Reading, runs: list[Run]) -> Iterator[Cells]:
     starts = [run.first for run in runs]
     for i, (before, after) in enumerate(pairwise(runs), 1):
         reached = max(run.last for run in runs[i:])
-        # Begun anew from its first step, or ending early, it can as well be another rank or a slip.
+        # From its first step again, or ending early, it may as well be another rank or a mistake.
         name = "repeated" if after.first <= runs[0].first or reached < before.last else "restart"
         again = f"steps {after.first} to {min(before.last, reached)} are there again after step {before.last}"
         lost = f"; steps {reached + 1} to {before.last} of the run that was given up are left out"
-        reading.watch.say(name, f"step {after.first}", again + (lost if reached < before.last else ""))
+        reading.collector.note(name, f"step {after.first}", again + (lost if reached < before.last else ""))
     at = done = 0
     for piece in reading.cells():
         start = 0

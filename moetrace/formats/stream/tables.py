@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Watch
-from moetrace.errors import TraceError
+from moetrace.doctor.collector import Collector
+from moetrace.errors import TraceError, shown
 from moetrace.formats.arrow import to_numpy
 from moetrace.formats.stream.cells import Cells
-from moetrace.trace import Counts, whole_counts
+from moetrace.trace import FLOAT64_EXACT, Counts, whole_counts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,7 +51,7 @@ class Layout:
     width: int
     assumptions: tuple[str, ...]
     cells: Callable[[pa.RecordBatch, int, str], Cells]
-    watch: Watch
+    collector: Collector
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TableFormat:
 
     def values(self) -> Values:
         """How the values of one dump become counts."""
-        return Values(Watch(), self.tokens_per_step, self.experts)
+        return Values(Collector(), self.tokens_per_step, self.experts)
 
 
 def match_layout(schema: pa.Schema, where: str, reader: Values) -> Layout:
@@ -75,10 +75,10 @@ def match_layout(schema: pa.Schema, where: str, reader: Values) -> Layout:
         names = schema.names
     except UnicodeDecodeError as error:
         raise TraceError(where, "has a column whose name is no UTF-8", "save it as UTF-8") from error
-    named = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names)}
+    named = {simple_name(name): name for name in reversed(names)}
     step = _first(named, STEP_NAMES)
     if step is None:
-        raise TraceError(where, f"has no column for the step among {_shown(names)}", "name one `step`")
+        raise TraceError(where, f"has no column for the step among {shown(names)}", "name one `step`")
     layer = _first(named, LAYER_NAMES)
     wide = {name: match for name in names if (match := WIDE.match(name))}
     expert = _first(named, EXPERT_NAMES)
@@ -91,9 +91,14 @@ def match_layout(schema: pa.Schema, where: str, reader: Values) -> Layout:
         return _wide(step, layer, wide, reader)
     raise TraceError(
         where,
-        f"no layout fits its columns {_shown(names)}",
+        f"no layout fits its columns {shown(names)}",
         "long needs step, layer, expert, tokens; wide step, layer, expert_0 ...; nested step, layer, counts",
     )
+
+
+def simple_name(name: str) -> str:
+    """A column's name in lower case, without punctuation."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def few_columns(n: int, where: str) -> None:
@@ -114,14 +119,10 @@ def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f", ... ({len(names)} columns)" if len(names) > 8 else "")
-
-
 def _matched(roles: dict[str, str | None]) -> tuple[str, ...]:
     """The columns taken under another name than ours, and a layer that was not there."""
-    said = [f"column {column} is the {role}" for role, column in roles.items() if column and column != role]
-    return (*said, *(["no layer column: one layer, number 0"] if roles.get("layer", "") is None else []))
+    assumptions = [f"column {column} is the {role}" for role, column in roles.items() if column and column != role]
+    return (*assumptions, *(["no layer column: one layer, number 0"] if roles.get("layer", "") is None else []))
 
 
 def _long(step: str, layer: str | None, expert: str, value: str, reader: Values) -> Layout:
@@ -134,8 +135,8 @@ def _long(step: str, layer: str | None, expert: str, value: str, reader: Values)
         )
 
     columns = [name for name in (step, layer, expert, value) if name]
-    said = _matched({"step": step, "layer": layer, "expert": expert, "tokens": value})
-    return Layout(columns, 1, said, cells, reader.watch)
+    assumptions = _matched({"step": step, "layer": layer, "expert": expert, "tokens": value})
+    return Layout(columns, 1, assumptions, cells, reader.collector)
 
 
 def _nested(step: str, layer: str | None, value: str, reader: Values) -> Layout:
@@ -162,8 +163,8 @@ def _nested(step: str, layer: str | None, value: str, reader: Values) -> Layout:
         )
 
     columns = [name for name in (step, layer, value) if name]
-    said = _matched({"step": step, "layer": layer, "counts": value})
-    return Layout(columns, 1, said, cells, reader.watch)
+    assumptions = _matched({"step": step, "layer": layer, "counts": value})
+    return Layout(columns, 1, assumptions, cells, reader.collector)
 
 
 def _rows_named(
@@ -207,7 +208,7 @@ def _wide(step: str, layer: str | None, matches: dict[str, re.Match[str]], reade
 
     columns = [step, *([layer] if layer and by_name is None else []), *names]
     roles = {"step": step, **({"layer": layer} if by_name is None else {})}
-    return Layout(columns, len(names), _matched(roles), cells, reader.watch)
+    return Layout(columns, len(names), _matched(roles), cells, reader.collector)
 
 
 # --- columns to arrays -------------------------------------------------------------------------
@@ -242,7 +243,7 @@ def numbers(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[n
             raise TraceError(f"{where}, column {name}", "holds text, not numbers", "give whole numbers") from None
     if values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
-            bad = np.flatnonzero(~(np.abs(values) < 2.0**53) | (np.floor(values) != values))
+            bad = np.flatnonzero(~(np.abs(values) < FLOAT64_EXACT) | (np.floor(values) != values))
         if bad.size:
             raise TraceError(
                 f"{where}, column {name}, row {row + bad[0]}",
@@ -260,12 +261,12 @@ def _layers_of(batch: pa.RecordBatch, layer: str | None, row: int, where: str) -
 
 @dataclass(frozen=True)
 class Values:
-    """How the values of a dump become counts; *watch* collects what is odd about them.
+    """How the values of a dump become counts; *collector* gets the findings about them.
 
     *tokens* is what a layer routes in a step, *experts* how many a layer has, where they are known.
     """
 
-    watch: Watch
+    collector: Collector
     tokens: int | None = None
     experts: int | None = None
 
@@ -274,12 +275,12 @@ class Values:
 
         *row* is the number of the first of them, for the `TraceError` that names the first bad one.
         """
-        simple = re.sub(r"[^a-z0-9]", "", column.lower())
+        simple = simple_name(column)
         if simple in PHYSICAL_NAMES:
-            self.watch.say("physical", f"column {column}", "counts are of physical experts, replicas apart")
+            self.collector.note("physical", f"column {column}", "counts are of physical experts, replicas apart")
         whole = self._unit(simple, column, where)
         if whole is None or (whole.is_guess and not _look_like_shares(values)):
-            self.watch.counts(values, column, row)
+            self.collector.check_precision(values, column, row)
             return whole_counts(values, where, column, row)
         scaled = values.astype(np.float64) * whole.unit
         near = np.rint(scaled)

@@ -8,24 +8,24 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.catalogue import of_expected, of_factor, of_roughness, of_totals
-from moetrace.doctor.collector import Factor, Watch
-from moetrace.errors import TraceError
+from moetrace.doctor.catalogue import expectation_findings, factor_findings, roughness_findings, totals_findings
+from moetrace.doctor.collector import Collector, Factor
+from moetrace.errors import TraceError, shown
 from moetrace.formats.stream.blocks import Grid
 from moetrace.formats.stream.cells import Block, ReadOptions
 from moetrace.formats.stream.merge import Stream
 from moetrace.trace import Counts, Finding, Steps
 
-# Roughness is told from the first steps alone: so many cells of them, and at least so many steps.
+# Roughness is measured on the first steps alone: so many cells of them, and at least so many steps.
 ROUGH_CELLS = 1 << 20
 ROUGH_STEPS = 100
 
 
 @dataclass
-class Examined:
-    """What the blocks of a trace showed as they passed: totals (steps, layers) and what gives errors away.
+class Summary:
+    """What is needed of the blocks of a trace to find errors in it, such as totals (steps, layers).
 
-    *beginning* are the blocks that roughness is told from, *rows* the steps that passed.
+    *beginning* are the blocks that roughness is measured on, *rows* the number of steps so far.
     """
 
     layers: Sequence[int] = ()
@@ -36,7 +36,7 @@ class Examined:
     factor: Factor = field(default_factory=Factor)
 
     def add(self, block: Block, totals: Counts) -> None:
-        """Take in the next block, of which *totals* (steps, layers) are the tokens over all experts."""
+        """Add the next block, of which *totals* (steps, layers) are the tokens over all experts."""
         if self.rows < _enough(block):
             self.beginning.append(block)
         self.rows += len(block.steps)
@@ -51,36 +51,38 @@ class Examined:
         return first if all((totals == first).all() for totals in self.totals) else None
 
     def findings(self, options: ReadOptions) -> list[Finding]:
-        """What all of it gives away, against the tokens that *options* expect of a layer in a step."""
+        """The findings, also against the tokens that *options* expect of a layer in a step."""
         totals, steps = np.concatenate(self.totals), np.concatenate(self.steps)
         found = self._roughness(steps)
-        found += of_factor(self.factor.divisor, self.factor.counts)
-        found += of_totals(totals, steps, self.layers)
+        found += factor_findings(self.factor.divisor, self.factor.counts)
+        found += totals_findings(totals, steps, self.layers)
         if options.expected is None:
             return found
         expected = options.expected * (options.bin or 1)
         # The last step may be a part of one where passes or tokens were counted into steps.
         counted = options.bin is not None or options.tokens is not None
         whole = len(totals) - (counted and len(totals) > 1 and bool((totals[-1] < expected).all()))
-        return found + of_expected(totals[:whole], steps[:whole], self.layers, expected)
+        return found + expectation_findings(totals[:whole], steps[:whole], self.layers, expected)
 
     def _roughness(self, steps: Steps) -> list[Finding]:
-        """Of the first layer that gives something away; a layer at a time, to touch little memory."""
+        """The finding of the first layer that has one; a layer at a time, to use little memory."""
         enough = _enough(self.beginning[0])
         for i, layer in enumerate(self.layers):
             counts = np.concatenate([block.counts[:, i] for block in self.beginning])[:enough]
-            if found := of_roughness(counts, steps[: len(counts)], layer):
+            if found := roughness_findings(counts, steps[: len(counts)], layer):
                 return found
         return []
 
 
 def _enough(block: Block) -> int:
-    """Steps that roughness is told from."""
+    """Steps that roughness is measured on."""
     cells: int = block.counts[0].size
     return max(ROUGH_STEPS, ROUGH_CELLS // cells)
 
 
-def refined(stream: Stream, options: ReadOptions, where: str, watch: Watch) -> tuple[Grid, Iterator[Block], Examined]:
+def transformed(
+    stream: Stream, options: ReadOptions, where: str, collector: Collector
+) -> tuple[Grid, Iterator[Block], Summary]:
     """The blocks as they go into the trace: layers and steps selected, passes added up, none empty.
 
     Raises `TraceError` when a layer is not there, no step is left, or a layer has no tokens in a step.
@@ -88,17 +90,16 @@ def refined(stream: Stream, options: ReadOptions, where: str, watch: Watch) -> t
     grid, blocks = _selected(stream, options, where)
     if options.bin is not None:
         blocks = _binned(blocks, options.bin)
-    seen = Examined(grid.layers.tolist())
-    return grid, _examined(blocks, seen, where, watch, options.accept), seen
+    summary = Summary(grid.layers.tolist())
+    return grid, _complete_steps(blocks, summary, where, collector, options.accept), summary
 
 
 def _selected(stream: Stream, options: ReadOptions, where: str) -> Stream:
     grid, blocks = stream
     wanted: NDArray[np.int64] = np.array(sorted(set(options.layers)) or grid.layers, np.int64)
-    strange = np.setdiff1d(wanted, grid.layers)
-    if strange.size:
-        there = ", ".join(str(n) for n in grid.layers)
-        raise TraceError(where, f"has no layer {strange[0]}", f"choose --layers among {there}")
+    unknown = np.setdiff1d(wanted, grid.layers)
+    if unknown.size:
+        raise TraceError(where, f"has no layer {unknown[0]}", f"choose --layers among {shown(grid.layers)}")
     at = np.searchsorted(grid.layers, wanted)
     first = -np.inf if options.first is None else options.first
     last = np.inf if options.last is None else options.last
@@ -131,25 +132,25 @@ def _sums(counts: Counts, passes: int, done: int) -> Block:
     return Block(done + 1 + np.arange(len(sums)), sums)
 
 
-def _examined(
-    blocks: Iterator[Block], seen: Examined, where: str, watch: Watch, accept: Sequence[str]
+def _complete_steps(
+    blocks: Iterator[Block], summary: Summary, where: str, collector: Collector, accept: Sequence[str]
 ) -> Iterator[Block]:
     """Blocks in which every layer has tokens in every step; others are refused, or left out if that is accepted."""
     for block in blocks:
         totals = block.counts.sum(axis=2)  # (steps, layers)
         full = totals.all(axis=1)  # (steps,)
         if not full.all():
-            _say_empty(block.steps, totals, seen.layers, where, watch, accept)
+            _note_empty(block.steps, totals, summary.layers, where, collector, accept)
             block, totals = Block(block.steps[full], block.counts[full]), totals[full]
         if len(block.steps):
-            seen.add(block, totals)
+            summary.add(block, totals)
             yield block
-    if not seen.rows:
+    if not summary.rows:
         raise TraceError(where, "has no step left", "choose other --steps, or accept fewer findings")
 
 
-def _say_empty(
-    steps: Steps, totals: Counts, layers: Sequence[int], where: str, watch: Watch, accept: Sequence[str]
+def _note_empty(
+    steps: Steps, totals: Counts, layers: Sequence[int], where: str, collector: Collector, accept: Sequence[str]
 ) -> None:
     """Note the steps in which a layer has no tokens; raises `TraceError` unless that is accepted."""
     empty = np.argwhere(totals == 0)
@@ -161,4 +162,4 @@ def _say_empty(
             "leave such steps out with --accept empty, or add passes up into steps with --bin N",
         )
     times = len(np.unique(empty[:, 0]))
-    watch.say("empty", f"step {step}", "a layer has no tokens, and the step is left out", times)
+    collector.note("empty", f"step {step}", "a layer has no tokens, and the step is left out", times)
