@@ -6,6 +6,18 @@ from collections.abc import Collection, Iterable
 from itertools import islice
 
 
+def printable(text: str) -> str:
+    """*text* with every character that a terminal would act on, or that is no text, as its escape.
+
+    What comes out of files may hold anything: escape sequences, line ends, marks that turn the order of writing, halves
+    of surrogate pairs.
+
+    >>> printable("a\\x1b[31mb")
+    'a\\\\x1b[31mb'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class MoetraceError(Exception):
     """Anything moetrace cannot go on from; the command line prints it as one line."""
 

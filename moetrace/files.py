@@ -8,6 +8,8 @@ import os
 import platform
 import re
 import shutil
+import socket
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -132,11 +134,56 @@ def _lives(process: int) -> bool:
     return True
 
 
-def write_text(path: Path, text: str, *, force: bool) -> None:
-    """Write *text* to *path*, atomically; raises `WorkspaceError` when it exists and not *force*."""
-    if path.exists() and not force:
+@contextmanager
+def output(path: Path, *, force: bool) -> Iterator[Path]:
+    """A temporary file whose content goes to *path*, which a user gave, when the block ends without an error.
+
+    A regular file is replaced atomically, if *force*; a symbolic link is followed; a device, a pipe or a socket is
+    written into as it is. Raises `WorkspaceError` when the file exists and not *force*, or cannot be written.
+    """
+    with writing(path):
+        kind = _kind_of(path)
+    if stat.S_ISDIR(kind):
+        raise WorkspaceError(f"{path} is a folder: give the path of a file")
+    if kind and not stat.S_ISREG(kind):
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
+            held = Path(folder) / "output"
+            yield held
+            with writing(path):
+                _pour(held, path, kind)
+        return
+    if kind and not force:
         raise WorkspaceError(f"{path} exists: replace it with --force")
-    write_bytes(path, text.encode())
+    with replacing(Path(os.path.realpath(path))) as partial:
+        yield partial
+
+
+def _kind_of(path: Path) -> int:
+    """What *path* is, links followed, as `stat` has it; 0 where nothing is there. What lies in /dev is a device."""
+    try:
+        kind = path.stat().st_mode
+    except FileNotFoundError:
+        return 0
+    device = stat.S_ISREG(kind) and Path(os.path.abspath(path)).parts[:2] == ("/", "dev")  # noqa: PTH100 - unresolved
+    return stat.S_IFCHR if device else kind
+
+
+def _pour(source: Path, path: Path, kind: int) -> None:
+    """Write the content of *source* into what lies at *path*."""
+    with source.open("rb") as content:
+        if stat.S_ISSOCK(kind):
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(os.fspath(path))
+                connection.sendfile(content)
+        else:
+            with path.open("wb") as into:
+                shutil.copyfileobj(content, into)
+
+
+def write_text(path: Path, text: str, *, force: bool) -> None:
+    """Write *text* to a path that a user gave, as `output` does."""
+    with output(path, force=force) as held:
+        held.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

@@ -55,6 +55,9 @@ for module in (ingest, states, predict, report, place, traces, export):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors become one line on stderr."""
     os.environ.pop("MOETRACE_DEBUG", None)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # what the terminal has no character for is shown as its escape
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(args=list(argv) if argv is not None else None, prog_name="moetrace")
     except SystemExit as leaving:

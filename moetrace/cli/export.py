@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 from dataclasses import replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -36,15 +40,21 @@ def export(
     \b
     Example: moetrace export gpt-moe-8e-a --to long -o a.parquet
     """
-    from moetrace.errors import WorkspaceError
+    from moetrace.files import output
     from moetrace.formats.export import export_trace
 
     if shared.output is None:
-        raise typer.BadParameter("say where to write with -o PATH")
-    if shared.output.exists() and not shared.force:
-        raise WorkspaceError(f"{shared.output} exists: replace it with --force")
+        raise typer.BadParameter("say where to write with -o PATH, or -o - for the standard output")
     opened = shared.open(trace)
-    export_trace(opened, shared.output, to.value)
+    if str(shared.output) == "-":
+        with tempfile.TemporaryDirectory() as folder:
+            whole = Path(folder) / to.value
+            export_trace(opened, whole, to.value)
+            with whole.open("rb") as content:
+                shutil.copyfileobj(content, sys.stdout.buffer)
+        return
+    with output(shared.output, force=shared.force) as held:
+        export_trace(opened, held, to.value)
     shared.note(f"wrote {shared.output}")
     document = {"trace": opened.name, "to": to.value, "path": str(shared.output)}
     replace(shared, output=None).emit({}, document)

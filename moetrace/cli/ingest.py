@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.shared import Shared, Table, with_options
+from moetrace.cli.shared import Shared, Table, say, with_options
 
 if TYPE_CHECKING:
     from moetrace.formats import Location, ReadOptions
@@ -167,13 +167,16 @@ def _known(accept: list[str]) -> tuple[str, ...]:
 
 
 def _show(shared: Shared, done: list[Ingested]) -> None:
+    from moetrace.doctor.catalogue import NOTE
+
     for item in done:
         if item.unchanged:
             shared.note(f"{item.trace.name} is there already, from the same unchanged source: nothing to do")
         for assumption in item.trace.info.assumptions:
             shared.note(f"{item.trace.name}: assumed: {assumption}")
         for finding in item.trace.info.findings:
-            shared.note(f"{item.trace.name}: {finding.severity}: {finding.name}, {finding.place}: {finding.evidence}")
+            tell = shared.note if finding.severity == NOTE else say  # being quiet hides no warning and no error
+            tell(f"{item.trace.name}: {finding.severity}: {finding.name}, {finding.place}: {finding.evidence}")
     shared.emit({} if shared.wants_json else _tables(done), {"traces": [_described(item) for item in done]})
 
 

@@ -30,7 +30,7 @@ REPLANNING_COLUMNS = (
 def place(
     protocol: Protocol,
     shared: Shared,
-    gpus: Annotated[int, typer.Option(min=2, help="GPUs that share the experts of a layer.")],
+    gpus: Annotated[int | None, typer.Option(min=2, help="GPUs that share the experts of a layer.")] = None,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
     redundant: Annotated[int, typer.Option(min=0, help="Slots for second and further copies of experts.")] = 0,
     horizon: Annotated[int, typer.Option(min=1, help="Steps that a plan is made for.")] = 1000,
@@ -60,6 +60,8 @@ def place(
     from moetrace.placement.study import place as place_trace
     from moetrace.report.tables import records
 
+    if gpus is None:
+        raise typer.BadParameter("say how many GPUs share the experts: moetrace place gpt-moe-8e-a --gpus 4")
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     every = steps_of(replan) if replan else []
     files: list[str] = []

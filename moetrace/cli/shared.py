@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from moetrace.errors import MoetraceError, SettingError, WorkspaceError
+from moetrace.errors import MoetraceError, SettingError, WorkspaceError, printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -195,7 +195,7 @@ class Shared:
             text = _csv(tables, self.table)
         else:
             text = None
-        if self.output is not None:
+        if self.output is not None and str(self.output) != "-":
             from moetrace.files import write_text
 
             write_text(self.output, text if text is not None else _plain(tables), force=self.force)
@@ -209,10 +209,11 @@ class Shared:
 def _to_stdout(tables: Mapping[str, Table], text: str | None) -> None:
     """The *text*, or the *tables* where there is none; whoever stops reading has seen enough."""
     try:
+        ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
         if text is None and sys.stdout.isatty():
-            _print(tables)
+            _print(tables, ascii_only=ascii_only)
         else:
-            sys.stdout.write(_plain(tables) if text is None else text)
+            sys.stdout.write(_plain(tables, ascii_only=ascii_only) if text is None else text)
         sys.stdout.flush()
     except BrokenPipeError:
         # Python must not try to flush the rest at exit.
@@ -227,7 +228,7 @@ def _rate(done: int, began: float) -> str:
 
 def say(text: str) -> None:
     """One line on stderr."""
-    print(f"moetrace: {text}", file=sys.stderr)  # noqa: T201 - the one place that prints to stderr
+    print(f"moetrace: {printable(text)}", file=sys.stderr)  # noqa: T201 - the one place that prints to stderr
 
 
 def _json(document: Mapping[str, Any]) -> str:
@@ -255,17 +256,20 @@ def _csv(tables: Mapping[str, Table], name: str | None) -> str:
     return csv(tables[wanted].frame)
 
 
-def _plain(tables: Mapping[str, Table]) -> str:
+def _plain(tables: Mapping[str, Table], *, ascii_only: bool = False) -> str:
     import io
 
     from rich.console import Console
 
     text = io.StringIO()
-    _print(tables, Console(file=text, width=int(os.environ.get("COLUMNS", FILE_WIDTH)), no_color=True))
+    # A file or a pipe is as wide as the variable says, where that makes sense.
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and int(columns) else FILE_WIDTH
+    _print(tables, Console(file=text, width=width, no_color=True), ascii_only=ascii_only)
     return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
 
 
-def _print(tables: Mapping[str, Table], console: Any = None) -> None:
+def _print(tables: Mapping[str, Table], console: Any = None, *, ascii_only: bool = False) -> None:
     from rich.console import Console
 
     from moetrace.report.tables import fitting, terminal
@@ -275,7 +279,7 @@ def _print(tables: Mapping[str, Table], console: Any = None) -> None:
         for title, frame in _parts(table):
             whole = frame if table.columns is None else frame[list(table.columns)]
             fit = fitting(whole, console.width)
-            console.print(terminal(fit, title))
+            console.print(terminal(fit, title, ascii_only=ascii_only))
             left_out = [name for name in whole.columns if name not in fit.columns]
             if left_out:
                 console.print(f"Too wide for here: {', '.join(left_out)}; --format csv has all.\n", style="dim")

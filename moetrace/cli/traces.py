@@ -11,6 +11,8 @@ from moetrace.cli.shared import Shared, Table, with_options
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moetrace.trace import LoadTrace
+
 
 @with_options
 def list_(shared: Shared) -> None:
@@ -62,8 +64,7 @@ def check(
     from moetrace.report.tables import records
 
     named = _findings_named(fail_on)
-    names = shared.folder().chosen(traces or [])
-    done = shared.each(names, lambda name: _checked(shared, name, named))
+    done = shared.each_trace(traces, lambda _given, trace: _checked(trace, named))
     frame = stacked([part for part, _ in done])
     if frame.empty:
         shared.note("no findings")
@@ -83,12 +84,11 @@ def _findings_named(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _checked(shared: Shared, name: str, fail_on: tuple[str, ...]) -> tuple[pd.DataFrame, bool]:
+def _checked(trace: LoadTrace, fail_on: tuple[str, ...]) -> tuple[pd.DataFrame, bool]:
     """The findings of a trace, and whether any of them fails the check."""
     from moetrace.doctor.checks import examine, failing
     from moetrace.workspace.traces import findings_frame
 
-    trace = shared.open(name)
     findings = examine(trace)
     return findings_frame(trace.name, findings), bool(failing(findings, trace, fail_on))
 

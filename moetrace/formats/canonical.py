@@ -24,17 +24,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import TraceError
 from moetrace.files import replacing
 from moetrace.formats.arrow import to_arrow, to_lists, to_numpy
 from moetrace.formats.errors import damage_named, damaged, require
+from moetrace.formats.metadata import DIGEST_KEY, DOCUMENT_KEY, SCHEMA_VERSION, digest_of, info_of, read_document
 from moetrace.formats.stream.cells import Block
 from moetrace.formats.stream.prefetch import prefetch
-from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
+from moetrace.trace import Counts, LoadTrace, Steps, TraceInfo
 
-SCHEMA_VERSION = 1
-DOCUMENT_KEY = "moetrace.trace"
-DIGEST_KEY = "moetrace.digest"
 # Cells written at a time, a row group for each layer: large enough that the work is done in NumPy and
 # pages are worth their overhead, small enough that so many of any trace fit in memory.
 GROUP_CELLS = 1 << 22
@@ -160,12 +157,12 @@ class CanonicalWriter:
             "schema_version": SCHEMA_VERSION,
             "info": asdict(info),
             "experts": self._experts,
-            "steps": {"rows": len(every_step), "digest": _digest(every_step)},
+            "steps": {"rows": len(every_step), "digest": digest_of(every_step)},
             "row_groups": self._layers,
             "layers": [{"layer": layer, "digest": digest.hexdigest()} for layer, digest in self._digests.items()],
         }
         text = json.dumps(document)
-        self._writer.add_key_value_metadata({DOCUMENT_KEY: text, DIGEST_KEY: _digest(text.encode())})
+        self._writer.add_key_value_metadata({DOCUMENT_KEY: text, DIGEST_KEY: digest_of(text.encode())})
         self._writer.close()
 
     def abandon(self) -> None:
@@ -173,11 +170,6 @@ class CanonicalWriter:
         # Closing writes the footer, which the disk may have no room for either.
         with suppress(OSError):
             self._writer.close()
-
-
-def _digest(data: bytes | NDArray[np.int64]) -> str:
-    raw = data if isinstance(data, bytes) else np.ascontiguousarray(data, "<i8").tobytes()
-    return hashlib.sha256(raw).hexdigest()
 
 
 def write_blocks(
@@ -265,7 +257,7 @@ def open_trace(path: str | Path) -> LoadTrace:
 def _open(path: Path) -> LoadTrace:
     import pyarrow.parquet as pq
 
-    document = _document(path)
+    document = read_document(path)
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         groups = document["row_groups"]
         if file.num_row_groups != len(groups):
@@ -274,7 +266,7 @@ def _open(path: Path) -> LoadTrace:
         first = next(iter(by_layer))
         table = file.read_row_groups([i for i, layer in enumerate(groups) if layer == first], columns=["step"])
     steps = to_numpy(table.column("step"))
-    if len(steps) != document["steps"]["rows"] or _digest(steps) != document["steps"]["digest"]:
+    if len(steps) != document["steps"]["rows"] or digest_of(steps) != document["steps"]["digest"]:
         raise damaged(path, "its steps are not those it was written with")
     experts = document["experts"]
     # What was stored, what is handed on, and the step from one to the other.
@@ -285,7 +277,7 @@ def _open(path: Path) -> LoadTrace:
             mine = [i for i, layer in enumerate(groups) if layer == number]
             return _read_layer(path, number, mine, steps, experts, by_layer[number])
 
-    return LoadTrace(_info(document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)
+    return LoadTrace(info_of(path, document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)
 
 
 def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, experts: int, digest: str) -> Counts:
@@ -313,27 +305,3 @@ def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, expert
     if row != len(steps) or found.hexdigest() != digest:
         raise damaged(path, f"layer {number} is not as it was written")
     return counts
-
-
-def _document(path: Path) -> dict[str, Any]:
-    import pyarrow.parquet as pq
-
-    keys = pq.read_metadata(path).metadata or {}
-    text, digest = keys.get(DOCUMENT_KEY.encode()), keys.get(DIGEST_KEY.encode())
-    if text is None and digest is None:
-        raise TraceError(str(path), "is not a trace that moetrace wrote", f"run `moetrace ingest {path}` first")
-    if text is None or digest is None or _digest(text) != digest.decode("ascii", "replace"):
-        raise damaged(path, "its metadata are not those it was written with")
-    document: dict[str, Any] = json.loads(text)
-    if document["schema_version"] > SCHEMA_VERSION:
-        raise TraceError(
-            str(path),
-            f"was written with schema {document['schema_version']}",
-            "upgrade moetrace, or ingest the source again",
-        )
-    return document
-
-
-def _info(raw: dict[str, Any]) -> TraceInfo:
-    findings = tuple(Finding(**finding) for finding in raw["findings"])
-    return TraceInfo(**{**raw, "findings": findings, "assumptions": tuple(raw["assumptions"])})

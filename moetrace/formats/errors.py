@@ -53,6 +53,8 @@ def library_errors(where: str, problem: str | Callable[[], str], way_out: str) -
         yield
     except (MoetraceError, MemoryError):
         raise
+    except UnicodeEncodeError as error:  # Arrow wants paths in UTF-8
+        raise TraceError(where, "has a name that is no UTF-8", "rename it, or work in a UTF-8 locale") from error
     except Exception as error:
         text = problem if isinstance(problem, str) else problem()
         raise TraceError(where, f"{text}: {one_line(error)}", way_out) from error

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moetrace.report.tables import markdown, readable
+from moetrace.report.tables import markdown, markdown_text, readable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,15 +24,15 @@ class Section:
 
 def as_markdown(title: str, sections: Sequence[Section], facts: Mapping[str, str]) -> str:
     """The page in Markdown; figures are the PNG files beside it."""
-    lines = [f"# {title}", ""]
+    lines = [f"# {markdown_text(title)}", ""]
     for section in sections:
-        lines += [f"## {section.title}", ""]
-        lines += [section.text, ""] if section.text else []
+        lines += [f"## {markdown_text(section.title)}", ""]
+        lines += [markdown_text(section.text), ""] if section.text else []
         for caption, frame in section.tables.items():
             lines += [f"**{caption}**", "", markdown(frame)]
         for caption, file, _ in section.figures:
             lines += [f"![{caption}]({file})", ""]
-    lines += ["## How this was made", "", *(f"- {name}: {value}" for name, value in facts.items())]
+    lines += ["## How this was made", "", *(f"- {name}: {markdown_text(value)}" for name, value in facts.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -72,13 +72,13 @@ def files_of(
         for name, picture in drawn.items():
             yield f"{file_name(trace)}-{name}.png", picture
         for name in SAVED:
-            yield f"{file_name(trace)}-{name}.csv", csv(frames[name]).encode()
+            yield f"{file_name(trace)}-{name}.csv", csv(frames[name]).encode("utf-8", "backslashreplace")
             yield f"{file_name(trace)}-{name}.json", json.dumps(records(frames[name]), default=_number).encode()
         sections += _sections(trace, file_name(trace), frames, drawn)
     sections.insert(0, _in_short(studies))
     title = f"Expert load of {', '.join(studies)}"
-    yield "report.md", as_markdown(title, sections, facts).encode()
-    yield "report.html", as_html(title, sections, facts).encode()
+    yield "report.md", as_markdown(title, sections, facts).encode("utf-8", "backslashreplace")
+    yield "report.html", as_html(title, sections, facts).encode("utf-8", "backslashreplace")
 
 
 def _number(value: object) -> object:

@@ -31,8 +31,8 @@ def png(figure: Figure) -> bytes:
 
 
 def trace_of(frame: pd.DataFrame) -> str:
-    """The name of the trace that a frame is about."""
-    return str(frame["trace"].iloc[0])
+    """The name of the trace that a frame is about; a dollar sign in it begins no formula."""
+    return str(frame["trace"].iloc[0]).replace("$", r"\$")
 
 
 def curves(axes: Axes, frame: pd.DataFrame, by: str, measure: str, scale: float = 1.0) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import TYPE_CHECKING, Any
+
+from moetrace.errors import printable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +49,7 @@ def _cell(value: Any, *, percent: bool) -> str:
         return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
     if isinstance(value, int) or (hasattr(value, "dtype") and value.dtype.kind in "iu"):
         return f"{value:,}"
-    return str(value)
+    return printable(str(value))
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
@@ -54,22 +57,28 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     return shown(_with_intervals(frame))
 
 
-def terminal(frame: pd.DataFrame, title: str) -> RenderableType:
+def terminal(frame: pd.DataFrame, title: str, *, ascii_only: bool = False) -> RenderableType:
     """A table for the terminal; headings break at words, only long texts are folded."""
     from rich import box
-    from rich.markup import escape  # a text may hold [brackets], which mean something to rich
+    from rich.markup import escape as unmarked  # a text may hold [brackets], which mean something to rich
     from rich.table import Table
 
     text = readable(frame)
     words = _words(frame)
-    table = Table(title=escape(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=unmarked(title),
+        title_justify="left",
+        title_style="bold",
+        box=box.ASCII2 if ascii_only else box.SIMPLE_HEAD,
+        pad_edge=False,
+    )
     for name in text.columns:
         left = str(name) in words
         short = max((len(cell) for cell in text[name]), default=0) <= LONG_TEXT
         heading = str(name).replace("_", "\n").replace(" ", "\n")
         table.add_column(heading, justify="left" if left else "right", vertical="top", no_wrap=short)
     for row in text.itertuples(index=False):
-        table.add_row(*map(escape, row))
+        table.add_row(*map(unmarked, row))
     return table
 
 
@@ -119,14 +128,27 @@ def markdown(frame: pd.DataFrame) -> str:
     words = _words(frame)
     head = [str(name) for name in text.columns]
     rule = ["---" if name.removesuffix(" %") in words else "---:" for name in head]
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in text.itertuples(index=False)]
+    cells = [[markdown_text(str(cell)) for cell in row] for row in text.itertuples(index=False)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *cells]) + "\n"
 
 
+def markdown_text(text: str) -> str:
+    """*text* that Markdown and HTML show as it is."""
+    return escape(text, quote=False).replace("|", "\\|").replace("`", "\\`")
+
+
 def csv(frame: pd.DataFrame) -> str:
-    """Comma-separated, full precision, the columns' own names."""
-    text: str = frame.to_csv(index=False, lineterminator="\n")
+    """Comma-separated, full precision, the columns' own names; no text that a spreadsheet would run."""
+    words = {
+        name: [_harmless(value) for value in frame[name]] for name in frame.columns if frame[name].dtype.kind in "OT"
+    }
+    text: str = frame.assign(**words).to_csv(index=False, lineterminator="\n")
     return text
+
+
+def _harmless(value: Any) -> Any:
+    """A text that begins like a formula, with the apostrophe that makes it text to a spreadsheet."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moetrace.errors import SettingError, TraceError, WorkspaceError, known_names
+from moetrace.errors import SettingError, TraceError, WorkspaceError, known_names, printable
 from moetrace.files import file_name, sweep, writing
 from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
 from moetrace.trace import Finding, LoadTrace
@@ -93,13 +93,13 @@ class Workspace:
     def named_apart(self, traces: Iterable[str]) -> dict[str, str]:
         """A name for each of *traces*: that of its file, with folders above it where two would have one name."""
         paths = {trace: self.path_of(trace).resolve() for trace in traces}
-        return dict(zip(paths, distinct_names(list(paths.values()))))
+        return dict(zip(paths, map(printable, distinct_names(list(paths.values())))))
 
     def open(self, trace: str, name: str | None = None) -> LoadTrace:
         """The trace of that name or path, called *name*, or else like its file."""
         path = self.path_of(trace).resolve()
         opened = open_trace(path)
-        return replace(opened, info=replace(opened.info, name=name or path.stem))
+        return replace(opened, info=replace(opened.info, name=name or printable(path.stem)))
 
     def ingest(
         self,

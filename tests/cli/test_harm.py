@@ -1,0 +1,292 @@
+"""Nothing of anybody's is harmed: outputs, hostile traces, odd terminals, and two commands at a time."""
+
+import itertools
+import json
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moetrace import Finding, LoadTrace, TraceInfo, open_trace, save_trace
+from moetrace.errors import printable
+from moetrace.report.tables import csv
+
+HOSTILE = {
+    "path": "../../../x",
+    "absolute": "/tmp/x",
+    "escape": "a\x1b[31mred\x1b]0;title\x07",
+    "surrogate": "half \ud800",
+    "nul": "a\0b",
+    "lines": "a\nmoetrace: fine",
+    "mathematics": r"$\frac{a}{b$",
+    "markup": "<script>alert(1)</script> [red]x[/red] | `a`",
+    "formula": "=cmd|' /C calc'!A0",
+    "long": "x" * 5000,
+    "empty": "",
+}
+QUICK = ("--predictor", "window_mean", "--cutoffs", "600")
+
+
+def trace_of(name="t", steps=1200):
+    counts = np.random.default_rng(1).multinomial(400, [0.4, 0.3, 0.2, 0.1], size=(steps, 2))
+    return LoadTrace.from_counts(counts, name=name)
+
+
+@pytest.fixture
+def ingested(moetrace, tmp_path):
+    """The command line in a workspace with one small trace, ``t``."""
+    save_trace(trace_of(), tmp_path / "t.parquet")
+    assert 0 == moetrace("ingest", tmp_path / "t.parquet").code
+    return moetrace
+
+
+# --- outputs ----------------------------------------------------------------------------------
+
+
+def test_a_dash_is_the_standard_output(ingested, tmp_path):
+    """And no file of that name."""
+    done = ingested("states", "--json", "-o", "-")
+
+    assert 2 == len(done.json["layers"])
+    assert not (tmp_path / "cwd" / "-").exists()
+
+
+def test_a_link_is_followed(ingested, tmp_path):
+    """The file it points to is replaced, and only with --force; the link stays. One that points nowhere makes a file."""
+    target, link, fresh = tmp_path / "target", tmp_path / "link", tmp_path / "fresh"
+    target.write_text("before")
+    link.symlink_to(target)
+    fresh.symlink_to(tmp_path / "new")
+
+    assert (1, "before") == (ingested("states", "--json", "-o", link).code, target.read_text())
+    assert 0 == ingested("states", "--json", "-o", link, "--force").code
+    assert 0 == ingested("states", "--json", "-o", fresh).code
+    assert (True, True) == (link.is_symlink(), fresh.is_symlink())
+    assert json.loads(target.read_text())["layers"] == json.loads((tmp_path / "new").read_text())["layers"]
+
+
+@pytest.mark.parametrize("command", [("states", "--json"), ("export", "t", "--to", "csv")])
+def test_a_pipe_is_written_into(ingested, tmp_path, command):
+    """Without --force, and it stays a pipe."""
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()))
+    reader.start()
+    done = ingested(*command, "-o", pipe)
+    reader.join()
+
+    assert 0 == done.code
+    assert read[0].startswith(("{", '"step","layer"'))
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_socket_is_written_into(ingested, tmp_path):
+    """As a pipe is."""
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "s"))
+        server.listen(1)
+        read = []
+
+        def serve():
+            connection, _ = server.accept()
+            with connection, connection.makefile("rb") as stream:
+                read.append(stream.read())
+
+        listener = threading.Thread(target=serve)
+        listener.start()
+        done = ingested("states", "--json", "-o", tmp_path / "s")
+        listener.join()
+
+    assert (0, 2) == (done.code, len(json.loads(read[0])["layers"]))
+
+
+@pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout", "/dev/fd/1"])
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_device_stays_what_it_is(ingested, tmp_path, device, force):
+    """Also where /dev/stdout is a pipe or a file."""
+    before = Path("/dev/null").stat().st_mode, Path("/dev/stdout").lstat().st_mode
+    argv = [sys.executable, "-m", "moetrace", "states", "--json", "-o", device, *force]
+    piped = subprocess.run(argv, cwd=tmp_path / "cwd", capture_output=True, text=True)
+    with (tmp_path / "file").open("w") as file:
+        filed = subprocess.run(argv, cwd=tmp_path / "cwd", stdout=file, stderr=subprocess.PIPE)
+
+    assert (0, 0) == (piped.returncode, filed.returncode)
+    assert before == (Path("/dev/null").stat().st_mode, Path("/dev/stdout").lstat().st_mode)
+    if device != "/dev/null":
+        assert json.loads(piped.stdout)["layers"] == json.loads((tmp_path / "file").read_text())["layers"]
+
+
+def test_a_folder_is_no_output(ingested, tmp_path):
+    """One line."""
+    done = ingested("states", "-o", tmp_path, "--force")
+
+    assert (1, 1) == (done.code, done.err.count("\n"))
+    assert "is a folder" in done.err
+
+
+# --- hostile traces ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_whatever_a_trace_is_called_it_stays_in_its_place(moetrace, tmp_path, name):
+    """Every command ends well, nothing is written outside, and nothing raw reaches a terminal."""
+    hostile = HOSTILE[name]
+    finding = Finding("drift", "warning", hostile, hostile, hostile)
+    info = TraceInfo(name=hostile, model=hostile, source=hostile, assumptions=(hostile,), findings=(finding,))
+    path = tmp_path / "in" / "odd.parquet"
+    path.parent.mkdir()
+    save_trace(replace(trace_of(), info=info), path)
+    outside = {file for file in tmp_path.rglob("*") if tmp_path / "cwd" not in file.parents}
+    for command in (
+        ("ingest", path), ("list",), ("states",), ("check",), ("predict", *QUICK, "--horizon", 200),
+        ("report", *QUICK, "--horizons", "200"), ("place", *QUICK, "--horizon", 200, "--gpus", 2),
+        ("report", path, *QUICK, "--horizons", "200"), ("states", path, "--json"), ("check", path, "--format", "csv"),
+    ):  # fmt: skip
+        done = moetrace(*command)
+
+        assert done.code in (0, 1 if command[0] == "check" else 0), (command, done.err)
+        assert all(line == "" or line.isprintable() for line in f"{done.out}{done.err}".split("\n")), command
+    assert outside == {file for file in tmp_path.rglob("*") if tmp_path / "cwd" not in file.parents}
+
+
+@pytest.mark.parametrize("name", ["a b", "$x$ {y", "<b>&amp;", "'q\"", "ünïcode", "=1+1"])
+def test_a_file_may_be_called_anything(moetrace, tmp_path, name):
+    """The page shows the name as text, the figures draw it."""
+    save_trace(trace_of(), tmp_path / f"{name}.parquet")
+    done = moetrace("report", tmp_path / f"{name}.parquet", *QUICK, "--horizons", "200", "--json")
+
+    assert (0, name) == (done.code, done.json["scores"][0]["trace"])
+
+
+def test_the_name_of_an_opened_trace_is_one():
+    """Texts of a file have nothing in them that a terminal would act on."""
+    assert r"a\x1b[31m\ud800\n\u202e" == printable("a\x1b[31m\ud800\n\u202e")
+    assert "plain ünï 漢字" == printable("plain ünï 漢字")
+
+
+def test_the_metadata_of_a_file_are_checked_when_it_is_opened(tmp_path):
+    """A name that is no name is that of the file."""
+    save_trace(replace(trace_of(), info=TraceInfo(name="../x", assumptions=("\x1b[2J",))), tmp_path / "mine.parquet")
+    opened = open_trace(tmp_path / "mine.parquet")
+
+    assert ("mine", (r"\x1b[2J",)) == (opened.name, opened.info.assumptions)
+
+
+def test_no_cell_is_run_by_a_spreadsheet():
+    """Numbers stay numbers, also negative ones."""
+    import pandas as pd
+
+    frame = pd.DataFrame({"trace": ["=1+1", "@x", "+1", "-a", "fine"], "value": [-1, 2, 3, 4, 5]})
+
+    assert ["trace,value", "'=1+1,-1", "'@x,2", "'+1,3", "'-a,4", "fine,5"] == csv(frame).split()
+
+
+# --- quiet, mistakes --------------------------------------------------------------------------
+
+
+def test_quiet_hides_no_warning(moetrace, tmp_path):
+    """Notes are hidden; what the doctor warns of is said."""
+    trace = trace_of()
+    counts = np.concatenate([trace.counts, 3 * trace.counts])
+    save_trace(LoadTrace.from_counts(counts, name="t"), tmp_path / "t.parquet")
+    assert 0 == moetrace("export", tmp_path / "t.parquet", "--to", "csv", "-o", tmp_path / "t.csv").code
+    done = moetrace("ingest", tmp_path / "t.csv", "-q")
+
+    assert "warning: batch-change" in done.err
+    assert "assumed" not in done.err
+
+
+def test_place_without_gpus_shows_an_example(ingested):
+    """Exit code 2."""
+    done = ingested("place")
+
+    assert 2 == done.code
+    assert "moetrace place gpt-moe-8e-a --gpus 4" in done.err
+
+
+# --- the environment --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "latin-1"},
+        {"COLUMNS": ""},
+        {"COLUMNS": "abc"},
+        {"COLUMNS": "0"},
+        {"TERM": "dumb", "NO_COLOR": "1"},
+    ],
+    ids=str,
+)
+def test_every_command_speaks_to_every_terminal(tmp_path, environment):
+    """Tables fall back to ASCII; names with other characters are shown somehow."""
+    save_trace(trace_of(), tmp_path / "träce.parquet")
+    program = [sys.executable, "-m", "moetrace"]
+    for command in (["ingest", "träce.parquet", "--name", "t"], ["states"], ["states", "träce.parquet"], ["list"]):
+        done = subprocess.run(
+            [*program, *command], cwd=tmp_path, capture_output=True, env={**os.environ, **environment}
+        )
+
+        # Without UTF-8 a file with another name than ASCII has may not be found, and that is one line.
+        fine = 0 == done.returncode or ("LC_ALL" in environment and 1 == done.stderr.count(b"\n"))
+        assert fine and b"Traceback" not in done.stderr, done.stderr
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path):
+    """As a workspace, and as where a dump lies: a result, or one line."""
+    odd = os.fsencode(tmp_path) + b"/caf\xe9"
+    Path(os.fsdecode(odd)).mkdir()
+    save_trace(trace_of(), tmp_path / "t.parquet")
+    (tmp_path / "t.parquet").rename(Path(os.fsdecode(odd)) / "t.parquet")
+    program = [sys.executable, "-m", "moetrace"]
+    quick = ["--predictor", "window_mean", "--cutoffs", "600"]
+    for command in (
+        ["ingest", odd + b"/t.parquet"], ["ingest", odd + b"/t.parquet", "-w", odd + b"/out"],
+        ["states", "-w", odd + b"/out"], ["states", odd + b"/t.parquet"],
+        ["predict", *quick, "--horizon", "200", "-w", odd + b"/out", "--json"],
+        ["report", *quick, "--horizons", "200", "-w", odd + b"/out", "--json"],
+    ):  # fmt: skip
+        done = subprocess.run([*program, *command], cwd=tmp_path, capture_output=True)
+
+        assert b"Traceback" not in done.stderr, (command, done.stderr)
+        assert done.returncode == 0 or (done.returncode == 1 and done.stderr.count(b"\n") == 1), (command, done.stderr)
+
+
+# --- two at a time ----------------------------------------------------------------------------
+
+AT_ONCE = {
+    "ingest": ["ingest", "../other.parquet", "--name", "t", "--force"],
+    "predict": ["predict", *QUICK, "--horizon", "200", "--json"],
+    "place": ["place", *QUICK, "--horizon", "200", "--gpus", "2", "--json"],
+    "states": ["states", "--json"],
+    "remove": ["remove", "t"],
+}
+
+
+@pytest.mark.parametrize(("a", "b"), [*itertools.combinations_with_replacement(AT_ONCE, 2)])
+def test_two_commands_at_a_time_give_a_result_or_a_line(ingested, tmp_path, a, b):
+    """Never a mixture of two traces, a traceback, or half a file."""
+    cwd = tmp_path / "cwd"
+    save_trace(LoadTrace.from_counts(trace_of().counts[:, :, ::-1], name="other"), tmp_path / "other.parquet")
+    program = [sys.executable, "-m", "moetrace"]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": cwd, "text": True}
+    both = [subprocess.Popen([*program, *AT_ONCE[name]], **streams) for name in (a, b)]
+    for name, process in zip((a, b), both):
+        out, err = process.communicate()
+
+        assert "Traceback" not in err, (name, err)
+        assert process.returncode in (0, 1, 2), (name, err)
+        if process.returncode == 0 and "--json" in AT_ONCE[name]:
+            json.loads(out)
+    assert [] == list(cwd.rglob(".partial-*"))
+    for path in (cwd / "moetrace-out" / "traces").glob("*.parquet"):
+        assert 1200 == len(open_trace(path).layer(0).steps)
