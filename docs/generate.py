@@ -125,7 +125,7 @@ def figures() -> dict[str, bytes]:
         run("moetrace ingest", folder)
         run("moetrace report gpt-moe-8e-a --folder report", folder)
         run(place, folder)
-        (drawn,) = (folder / "moetrace-out" / "place").glob("*.png")
+        (drawn,) = (folder / "moetrace-out" / "place").rglob("*.png")
         course = folder / "report" / "gpt-moe-8e-a-error_course.png"
         return {"error_course.png": course.read_bytes(), "placement.png": drawn.read_bytes()}
 

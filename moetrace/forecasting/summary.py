@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moetrace.analysis.states import STABLE, TRANSIENT
 from moetrace.analysis.tables import stacked
@@ -114,14 +115,19 @@ def paired_interval(scored: pd.DataFrame, seed: int) -> tuple[float, float, floa
     if len(table) < LEAST_CUTOFFS:
         return nothing, float(np.nanmean(table)), nothing
     rng = np.random.default_rng(seed)
-    rows = rng.integers(0, table.shape[0], (BOOTSTRAP_ROUNDS, table.shape[0]))
-    columns = rng.integers(0, table.shape[1], (BOOTSTRAP_ROUNDS, table.shape[1]))
+    cutoffs, layers = (_drawn(rng, n) for n in table.shape)  # (rounds, cutoffs), (rounds, layers)
     known = ~np.isnan(table)
-    filled = np.where(known, table, 0.0)
-    drawn = [(filled[np.ix_(r, c)].sum(), known[np.ix_(r, c)].sum()) for r, c in zip(rows, columns)]
-    means = [total / n for total, n in drawn if n]
+    total = ((cutoffs @ np.where(known, table, 0.0)) * layers).sum(axis=1)
+    cells = ((cutoffs @ known) * layers).sum(axis=1)
+    means = total[cells > 0] / cells[cells > 0]
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(np.nanmean(table)), float(high)
+
+
+def _drawn(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
+    """How often each of *n* is drawn in each round of the bootstrap, shape (rounds, n)."""
+    draws = rng.integers(0, n, (BOOTSTRAP_ROUNDS, n)) + n * np.arange(BOOTSTRAP_ROUNDS)[:, None]
+    return np.bincount(draws.ravel(), minlength=n * BOOTSTRAP_ROUNDS).reshape(BOOTSTRAP_ROUNDS, n)
 
 
 def course_frame(scores: pd.DataFrame) -> pd.DataFrame:

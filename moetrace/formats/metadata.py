@@ -28,7 +28,7 @@ def digest_of(data: bytes | NDArray[np.int64]) -> str:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """The document of the canonical file at *path*; raises `TraceError` where it is none, damaged, or of a later version."""
+    """The document of the canonical file at *path*; raises `TraceError` for none, damage, or a later version."""
     import pyarrow.parquet as pq
 
     keys = pq.read_metadata(path).metadata or {}

@@ -4,10 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace import LoadTrace, evaluate, predictor
-from moetrace.analysis.tables import _agree, course_frames, states_tables
-from moetrace.forecasting.summary import score_frames, summary_frame
-from moetrace.synthetic import settling, synthetic_trace
+from moetrace import LoadTrace, classify, evaluate, fluctuation, predictor
+from moetrace.analysis.imbalance import IMBALANCE
+from moetrace.analysis.states import Rule, classify_expert, rank_runs
+from moetrace.analysis.tables import _agree, course_frames, depth_frame, imbalance_frame, states_tables
+from moetrace.analysis.variogram import step_noise
+from moetrace.forecasting.summary import paired_interval, score_frames, summary_frame
+from moetrace.synthetic import LOUD, QUIET, Course, settling, synthetic_trace
 from moetrace.workspace.traces import traces_frame
 
 
@@ -71,6 +74,20 @@ def test_the_interval_covers_as_often_as_it_says():
     assert held >= 90
 
 
+def test_the_interval_is_that_of_a_plain_bootstrap():
+    """Cutoffs and layers drawn one by one, cells that are missing left out."""
+    rng = np.random.default_rng(3)
+    table = rng.normal(0, 1, (6, 4))
+    table[2, 1] = np.nan
+    rows = [(c, layer, table[c, layer]) for c in range(6) for layer in range(4)]
+    low, middle, high = paired_interval(pd.DataFrame(rows, columns=["cutoff", "layer", "apart"]), seed=7)
+
+    drawn = np.random.default_rng(7)
+    cutoffs, layers = drawn.integers(0, 6, (2000, 6)), drawn.integers(0, 4, (2000, 4))
+    means = [np.nanmean([[table[c, layer] for layer in ls] for c in cs]) for cs, ls in zip(cutoffs, layers)]
+    assert [*np.quantile(means, [0.025, 0.975]), np.nanmean(table)] == pytest.approx([low, high, middle])
+
+
 def test_two_cutoffs_have_no_interval():
     """They say nothing about the scatter over cutoffs."""
     row = summary_frame(scores_of([[1.0], [2.0]], [[1.5], [1.5]])).iloc[-1]
@@ -94,6 +111,253 @@ def test_state_frames_tell_before_from_after(settled):
     assert layers["variance_100_before"][0] > layers["variance_100_after"][0]
     assert np.isnan(layers["movement_after"][1])
     assert pd.isna(layers["settle_step"][1])
+
+
+def test_a_layers_row_says_what_its_parts_say(settled):
+    """Each column by its name, for a layer that settles: fluctuation and movement up to the step before, and from it on."""
+    load = settled.layer(0)
+    states, settle = classify(load), classify(load).settle_step
+    before, after = (fluctuation(load.between(*part), [100])[0] for part in ((1, settle - 1), (settle, 4000)))
+    expected = {
+        "trace": "settled",
+        "layer": 0,
+        "settle_step": settle,
+        "settle_step_low": states.settle_interval[0],
+        "settle_step_high": states.settle_interval[1],
+        "state": "stable",
+        "outcome": "settled",
+        "unsettled_step": None,
+        "rank_settle_step": rank_runs(load)[-1].from_step,
+        "detectors": "agree",
+        "movement_before": states.movement_in(1, settle - 1),
+        "movement_after": states.movement_in(settle, 4000),
+        "variance_100_before": before.variance.mean(),
+        "variance_100_after": after.variance.mean(),
+        "range_100_before": before.range.mean(),
+        "range_100_after": after.range.mean(),
+        "step_noise": step_noise(load),
+    }
+
+    (row,) = states_tables(settled.select(layers=[0]))["layers"].astype(object).to_dict("records")
+
+    assert expected == {name: None if value is pd.NA else value for name, value in row.items()}
+
+
+def test_a_layer_that_never_settles_has_no_after(settled):
+    """All of its steps are before; whole numbers stay whole numbers where some are missing."""
+    load = settled.layer(1)
+    row = states_tables(settled)["layers"].iloc[1]
+
+    assert fluctuation(load, [100])[0].variance.mean() == row["variance_100_before"]
+    assert classify(load).movement_in(1, 4000) == row["movement_before"]
+    assert all(np.isnan(row[name]) for name in ("movement_after", "variance_100_after", "range_100_after"))
+    whole = ["settle_step", "settle_step_low", "settle_step_high", "unsettled_step", "rank_settle_step"]
+    assert ["Int64"] * 5 == [str(states_tables(settled)["layers"].dtypes[name]) for name in whole]
+
+
+def test_detectors_that_disagree_are_said_to_differ():
+    """A layer that grows alike in all experts but two equal ones that swap: the order never rests."""
+    rng = np.random.default_rng(0)
+    swing = 0.001 * np.sign(np.sin(np.arange(6000) / 250))
+    shares = np.stack([0.25 + swing, 0.25 - swing, 0.25 + swing / 2, 0.25 - swing / 2], axis=1)
+    trace = LoadTrace.from_counts(rng.multinomial(10**7, shares)[:, None])
+
+    row = states_tables(trace)["layers"].iloc[0]
+
+    assert ("stable", "differ") == (row["state"], row["detectors"])
+
+
+def test_runs_of_a_state_are_the_windows(settled):
+    """One row each, layer after layer."""
+    expected = [
+        {
+            "trace": "settled",
+            "layer": load.layer,
+            "from_step": run.from_step,
+            "to_step": run.to_step,
+            "state": run.state,
+        }
+        for load in settled.by_layer()
+        for run in classify(load).runs
+    ]
+
+    assert expected == states_tables(settled)["windows"].to_dict("records")
+
+
+def test_only_what_is_asked_for_is_made(settled):
+    """Experts and sensitivity take long; progress tells of every layer."""
+    told = []
+
+    found = states_tables(settled, progress=lambda *done: told.append(done))
+
+    assert {"layers", "windows", "movement", "depth"} == set(found)
+    assert [(1, 2), (2, 2)] == told
+
+
+def test_the_movement_frame_is_what_the_rule_judges(settled):
+    """With its thresholds."""
+    states = classify(settled.layer(0))
+    frame = states_tables(settled.select(layers=[0]))["movement"]
+
+    assert ["trace", "layer", "step", "movement", "settle_below", "unsettle_above"] == list(frame)
+    assert states.steps[: len(states.judged)].tolist() == frame["step"].tolist()
+    assert states.judged.tolist() == frame["movement"].tolist()
+    assert {("settled", 0, 0.04, 0.06)} == {
+        *zip(*(frame[c] for c in ("trace", "layer", "settle_below", "unsettle_above")))
+    }
+
+
+def test_curves_of_long_traces_are_thinned_evenly():
+    """At most 600 moments, each so many after the one before, from the first on."""
+    counts = np.random.default_rng(0).multinomial(100, [0.6, 0.4], size=(31_000, 1))
+    trace = LoadTrace.from_counts(counts)
+    states = classify(trace.layer(0))
+
+    movement = states_tables(trace)["movement"]
+    curves = course_frames(trace)
+    fluctuations, load = curves["fluctuation"], curves["load"]
+
+    assert states.judged[::2].tolist() == movement["movement"].tolist()
+    assert states.steps[: len(states.judged)][::2].tolist() == movement["step"].tolist()
+    for found in fluctuation(trace.layer(0)):
+        part = fluctuations[fluctuations["window"] == found.window]
+        assert found.steps[::6].tolist() == part["step"].tolist()
+        assert found.variance[::6].mean(axis=1).tolist() == part["variance"].tolist()
+        assert found.range[::6].mean(axis=1).tolist() == part["range"].tolist()
+    # 52 steps to a point, the first 8 steps left out.
+    assert list(range(60, 31_001, 52)) == load[load["expert"] == 1]["step"].tolist()
+    assert trace.layer(0).shares[8:60, 1].mean() == pytest.approx(load[load["expert"] == 1]["share"].iloc[0])
+
+
+def test_the_load_frame_has_the_mean_of_every_block(small, settled):
+    """Of 50 steps, or half of a shorter trace; one row per expert and moment."""
+    frame = course_frames(settled.select(layers=[0]))["load"]
+    shares = settled.layer(0).shares
+    short = course_frames(small)["load"]
+
+    assert ["trace", "layer", "expert", "step", "share"] == list(frame)
+    assert [(e, step) for step in range(50, 4001, 50) for e in range(8)] == [*zip(frame["expert"], frame["step"])]
+    assert [shares[a : a + 50, e].mean() for a in range(0, 4000, 50) for e in range(8)] == pytest.approx(
+        frame["share"].tolist()
+    )
+    assert [39, 69] == sorted(set(short["step"]))
+    assert {("small", 3), ("small", 5)} == {*zip(short["trace"], short["layer"])}
+
+
+def test_noise_and_threshold_of_the_fluctuation_frame():
+    """From the last 1,000 steps: noise, the drift that the rule allows on top, and the range of so many normal draws."""
+    trace = synthetic_trace([Course(steps=3000, changes=((1, LOUD), (1500, QUIET)))])
+    late = trace.layer(0).between(2001, 3000)
+    scatter = [np.mean((late.shares[10:, e] - late.shares[:-10, e]) ** 2) / 2 for e in range(8)]
+    drift = 0.04**2 * np.mean(late.mean_shares**2) / (2 / 3 * 200)
+
+    frame = course_frames(trace)["fluctuation"]
+
+    assert {("synthetic", 0)} == {*zip(frame["trace"], frame["layer"])}
+    for window, draws in ((10, 3.078), (100, 5.015), (200, 5.492)):
+        row = frame[frame["window"] == window].iloc[-1]
+        assert np.mean(scatter) == pytest.approx(row["noise_variance"])
+        assert np.mean(scatter) + drift * window / 6 == pytest.approx(row["threshold_variance"])
+        assert np.mean(np.sqrt(scatter)) * draws == pytest.approx(row["noise_range"])
+
+
+def test_a_trace_shorter_than_every_window_has_no_fluctuation():
+    """An empty frame with all its columns."""
+    short = course_frames(LoadTrace.from_counts(np.ones((5, 1, 2))))["fluctuation"]
+    long = course_frames(LoadTrace.from_counts(np.ones((50, 1, 2))))["fluctuation"]
+
+    assert 0 == len(short)
+    assert list(long) == list(short)
+
+
+def test_the_imbalance_frame_measures_the_last_thousand_steps(settled):
+    """In every definition, with whose it is."""
+    load = settled.layer(1)
+    share = load.counts[-1000:].sum(axis=0) / load.counts[-1000:].sum()
+    expected = [
+        {"trace": "settled", "layer": 1, "definition": name, "of": whose, "value": measure(share)}
+        for name, (measure, whose) in IMBALANCE.items()
+    ]
+
+    assert expected == imbalance_frame(load).to_dict("records")
+
+
+def test_the_experts_frame_says_what_its_parts_say(settled):
+    """Mean variance and range of every expert and window, its share, and its own state."""
+    load = settled.layer(0)
+    expected = [
+        {
+            "trace": "settled",
+            "layer": 0,
+            "expert": expert,
+            "window": found.window,
+            "share": load.mean_shares[expert],
+            "variance": found.variance[:, expert].mean(),
+            "range": found.range[:, expert].mean(),
+            "settle_step": classify_expert(load, expert).settle_step,
+            "state": classify_expert(load, expert).state,
+        }
+        for found in fluctuation(load)
+        for expert in range(8)
+    ]
+
+    frame = states_tables(settled.select(layers=[0]), experts=True)["experts"]
+
+    assert pd.DataFrame(expected).astype({"settle_step": "Int64"}).equals(frame)
+
+
+def test_the_sensitivity_frame_varies_window_and_threshold(settled):
+    """The upper threshold half as high again as the lower one."""
+    load = settled.layer(0)
+    expected = []
+    for window in (100, 200, 400):
+        for threshold in (0.02, 0.03, 0.04, 0.06, 0.08):
+            found = classify(load, Rule(window, 500, threshold, 1.5 * threshold))
+            row = {"trace": "settled", "layer": 0, "window": window, "settle_below": threshold}
+            expected.append(row | {"settle_step": found.settle_step, "outcome": found.outcome})
+
+    frame = states_tables(settled.select(layers=[0]), sensitivity=True)["sensitivity"]
+
+    assert pd.DataFrame(expected).astype({"settle_step": "Int64"}).equals(frame)
+
+
+def test_depth_averages_the_layers_of_each_third():
+    """By the numbers of the layers, in whatever order they come; traces in the order they come."""
+    measures = ["movement_before", "movement_after", "variance_100_after", "range_100_after"]
+    layers = pd.DataFrame(
+        {"trace": ["z"] * 4 + ["a"] * 2, "layer": [7, 1, 3, 5, 0, 1], "settle_step": [10, 20, None, 40, 1, 2]}
+    )
+    layers = layers.astype({"settle_step": "Int64"}).assign(**{m: [8.0, 2, 4, 6, 1, 1] for m in measures})
+    expected = [
+        {
+            "trace": "z",
+            "depth": "shallow",
+            "layers": "1 to 3",
+            "settled": 1,
+            "settle_step": 20,
+            **dict.fromkeys(measures, 3.0),
+        },
+        {
+            "trace": "z",
+            "depth": "middle",
+            "layers": "5",
+            "settled": 1,
+            "settle_step": 40,
+            **dict.fromkeys(measures, 6.0),
+        },
+        {"trace": "z", "depth": "deep", "layers": "7", "settled": 1, "settle_step": 10, **dict.fromkeys(measures, 8.0)},
+        {
+            "trace": "a",
+            "depth": "shallow",
+            "layers": "0",
+            "settled": 1,
+            "settle_step": 1,
+            **dict.fromkeys(measures, 1.0),
+        },
+        {"trace": "a", "depth": "deep", "layers": "1", "settled": 1, "settle_step": 2, **dict.fromkeys(measures, 1.0)},
+    ]
+
+    assert expected == depth_frame(layers).to_dict("records")
 
 
 def test_fluctuation_of_every_expert_on_request(settled):
