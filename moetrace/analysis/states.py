@@ -233,10 +233,15 @@ def _block_scatter(load: LayerLoad, rows: int) -> Shares:
 
 
 def _spearman(a: Shares, b: Shares) -> NDArray[np.float64]:
-    """Rank correlation of each row of *a* with that of *b*, both (moments, experts)."""
-    middle = (a.shape[1] - 1) / 2
-    x, y = (side.argsort(axis=1).argsort(axis=1) - middle for side in (a, b))
-    correlation: NDArray[np.float64] = (x * y).sum(axis=1) / np.square(x).sum(axis=1)
+    """Rank correlation of each row of *a* with that of *b*, both (moments, experts); 1 where all of a row are equal.
+
+    Equal loads, as those of dead experts, have the mean of their ranks.
+    """
+    import pandas as pd
+
+    x, y = (pd.DataFrame(side).rank(axis=1).to_numpy() - (a.shape[1] + 1) / 2 for side in (a, b))
+    norm = np.sqrt(np.square(x).sum(axis=1) * np.square(y).sum(axis=1))
+    correlation: NDArray[np.float64] = np.divide((x * y).sum(axis=1), norm, out=np.ones(len(a)), where=norm > 0)
     return correlation
 
 

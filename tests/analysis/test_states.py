@@ -4,16 +4,24 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from moetrace import LoadTrace, classify, fluctuation, state_at
 from moetrace.analysis.states import (
     AGAIN,
     FROM_START,
     NEVER,
+    RULE,
     SETTLED,
     STABLE,
     TRANSIENT,
     Rule,
+    Run,
+    _hysteresis,
+    _movement,
+    _spearman,
     classify_expert,
     rank_runs,
 )
@@ -73,14 +81,17 @@ def test_windows_cover_every_step_once():
     assert [run.to_step + 1 for run in found.runs[:-1]] == [run.from_step for run in found.runs[1:]]
 
 
-def test_the_state_at_a_cutoff_sees_nothing_after_it(settled):
-    """NaN in every later step changes nothing."""
+@pytest.mark.parametrize("cutoff", [500, 1000, 2000, 2500, 3000])
+def test_the_state_at_a_cutoff_sees_nothing_after_it(settled, cutoff):
+    """A load that jumps every 200 steps from the next one on changes nothing."""
     load = settled.layer(0)
-    blind = replace(load, counts=np.where(load.steps[:, None] > 2500, np.nan, load.counts))
+    jumps = np.random.default_rng(0).integers(1, 1000, (40, load.experts)) ** 2
+    garbage = np.repeat(jumps, 200, axis=0)[200 - cutoff % 200 :][: len(load.steps)]
+    spoiled = replace(load, counts=np.where(load.steps[:, None] > cutoff, garbage, load.counts))
 
-    for cutoff in (500, 1500, 2000, 2500):
-        assert state_at(load, cutoff) == state_at(blind, cutoff)
-    assert (state_at(load, 1000), state_at(load, 2500)) == (TRANSIENT, STABLE)
+    assert state_at(load, cutoff) == state_at(spoiled, cutoff)
+    assert (STABLE if cutoff >= 2500 else TRANSIENT) == state_at(spoiled, cutoff)
+    assert TRANSIENT == classify(spoiled).state
 
 
 @pytest.mark.parametrize("steps", [1, 2, 30, 450])
@@ -131,14 +142,11 @@ def test_the_interval_holds_the_settle_step_and_the_truth():
 
 
 def test_the_order_of_the_experts_is_a_second_opinion():
-    """It settles near the known step, and sees nothing after the end of its history."""
-    load = synthetic_trace([settling(3000, experts=64, tokens=100_000)]).layer(0)
-    blind = replace(load, counts=np.where(load.steps[:, None] > 4500, np.nan, load.counts))
-    runs = rank_runs(load)
+    """It settles near the known step."""
+    runs = rank_runs(synthetic_trace([settling(3000, experts=64, tokens=100_000)]).layer(0))
 
     assert [TRANSIENT, STABLE] == [run.state for run in runs]
     assert 3000 == pytest.approx(runs[-1].from_step, abs=500)
-    assert rank_runs(load.until(4500)) == rank_runs(blind.until(4500))
 
 
 def test_ranks_alone_do_not_settle_a_single_expert():
@@ -167,6 +175,209 @@ def test_the_rule_can_be_given_other_numbers():
 
     assert STABLE == classify(load).state
     assert TRANSIENT == classify(load, Rule(settle_below=0.01, unsettle_above=0.015)).state
+
+
+def walking(steps=1130, seed=0):
+    """A layer of four experts that wander, one of them all but dead, for naive twins: 1,130 steps are no whole blocks."""
+    rng = np.random.default_rng(seed)
+    walk = np.exp(np.cumsum(rng.normal(0, 0.01, (steps, 4)), axis=0)) * [0.5, 0.3, 0.2, 0.0005]
+    return LoadTrace.from_counts(rng.multinomial(2000, walk / walk.sum(axis=1, keepdims=True))[:, None]).layer(0)
+
+
+def jumping():
+    """A layer that stands still without noise but for step 1,001, where its load jumps for good."""
+    counts = np.tile([5000, 5000], (3000, 1))
+    counts[1000:] = [9000, 1000]
+    return LoadTrace.from_counts(counts[:, None]).layer(0)
+
+
+def naive_movement(load, window, block):
+    """Squared movement at every border that has a window on each side, expert by expert and step by step."""
+    shares, n, first = load.shares, len(load.steps), len(load.steps) % block
+    lag = min(10, block // 2)
+    found = {}
+    for border in range(first + window, n - window + 1, block):
+        squared = 0.0
+        for e in range(load.experts):
+            before = sum(shares[t, e] for t in range(border - window, border)) / window
+            after = sum(shares[t, e] for t in range(border, border + window)) / window
+            scatter = 0.0
+            for t in range(border - window, border + window):
+                other = t - lag if t - lag >= first else t + lag  # the first steps have none before them
+                scatter += (shares[t, e] - shares[other, e]) ** 2 / 2 / (2 * window)
+            middle = max((before + after) / 2, 0.01 / load.experts)
+            squared += ((after - before) ** 2 - 2 * scatter / window) / middle
+        found[int(load.steps[min(border, n - 1)])] = squared
+    return found
+
+
+@pytest.mark.parametrize(("window", "block"), [(200, 50), (130, 50), (8, 8)])
+def test_movement_equals_its_naive_twin(window, block):
+    """The change from window to window less what noise makes of it; windows are whole blocks that end with the trace."""
+    load = walking()
+    expected = naive_movement(load, window // block * block, block)
+
+    steps, squared = _movement(load, window)
+
+    assert list(expected) == steps.tolist()
+    assert list(expected.values()) == pytest.approx(squared.tolist(), rel=1e-9, abs=1e-12)
+
+
+def test_noise_alone_moves_nothing():
+    """The squared movement of a load that stands still is 0 on average: all of its noise is taken off, and no more."""
+    tokens, window = 5000, 200
+    counts = np.random.default_rng(0).multinomial(tokens, [0.4, 0.3, 0.2, 0.1], size=(100_000, 1))
+    of_noise = 2 * 3 / tokens / window
+
+    _, squared = _movement(LoadTrace.from_counts(counts).layer(0), window)
+
+    assert 0 == pytest.approx(squared.mean() / of_noise, abs=0.1)
+
+
+def test_what_is_judged_is_the_mean_movement_over_the_hold():
+    """Ten borders of blocks of 50 steps are 500 steps."""
+    load = walking()
+    squared = list(naive_movement(load, 200, 50).values())
+    expected = [max(0, sum(squared[i : i + 10]) / 10) ** 0.5 for i in range(len(squared) - 9)]
+
+    found = classify(load)
+
+    assert expected == pytest.approx(found.judged.tolist(), rel=1e-9)
+    assert [max(0, value) ** 0.5 for value in squared] == pytest.approx(found.movement.tolist(), rel=1e-9)
+
+
+@given(st.lists(st.sampled_from([0.01, 0.02, 0.03, 0.04, 0.05])))
+def test_states_change_only_beyond_both_thresholds(values):
+    """Stable from below the lower one until above the upper one; what lies between leaves the state as it is."""
+    expected, state = [], False
+    for value in values:
+        state = True if value < 0.02 else False if value > 0.04 else state
+        expected.append(state)
+
+    assert expected == _hysteresis(np.array(values), 0.02, 0.04).tolist()
+
+
+def test_a_state_lasts_while_movement_lies_between_the_thresholds():
+    """What moves by 5 % a window is stable after 3 % and transient after 12 %."""
+    between, loud = 0.05 / 133**0.5, 0.12 / 133**0.5
+    rule = Rule(settle_below=0.03, unsettle_above=0.08)
+    calm, wild = (
+        classify(synthetic_trace([Course(changes=((1, first), (2500, between)), tokens=10**6)]).layer(0), rule)
+        for first in (0.015 / 133**0.5, loud)
+    )
+
+    assert [STABLE] == [run.state for run in calm.runs]
+    assert [TRANSIENT] == [run.state for run in wild.runs]
+
+
+def test_states_begin_at_the_very_step_of_a_border():
+    """A jump is seen by ten borders ahead of the first window that holds it, and forgotten one window behind it."""
+    found = classify(jumping())
+
+    assert 1001 == found.steps[found.movement.argmax()]
+    assert [201, 2801] == [found.steps[0], found.steps[-1]]
+    assert (Run(1, 400, STABLE), Run(401, 1200, TRANSIENT), Run(1201, 3000, STABLE)) == found.runs
+    assert 1201 == found.settle_step
+
+
+def test_the_interval_reaches_to_where_movement_is_clear_and_a_block_beyond():
+    """From the last moment clearly above the rule before the settle step to the first clearly below after it."""
+    found = only(settling(3000, width=800), seed=3)
+    moments = list(zip(found.steps.tolist(), found.judged.tolist()))
+    above = [step for step, judged in moments if step < found.settle_step and judged > 2 * RULE.unsettle_above]
+    below = [step for step, judged in moments if step >= found.settle_step and judged < RULE.settle_below / 2]
+
+    assert (above[-1] - 50, below[0] + 50) == found.settle_interval
+
+
+def test_an_interval_that_nothing_bounds_reaches_to_the_ends():
+    """From the first step where movement never was clear before, for a hold where it never is clear after."""
+    load = synthetic_trace([Course(changes=((1, 0.09 / 133**0.5), (3000, 0.033 / 133**0.5)), tokens=10**6)]).layer(0)
+    found = classify(load)
+
+    assert SETTLED == found.outcome
+    assert (1, found.settle_step + RULE.hold) == found.settle_interval
+
+
+def test_movement_between_two_steps_is_its_root_mean_square():
+    """Both steps included; NaN where nothing was judged."""
+    found = classify(walking())
+    inside = [m for step, m in zip(found.steps, found.movement) if found.steps[2] <= step <= found.steps[5]]
+
+    assert 4 == len(inside)
+    assert (sum(m**2 for m in inside) / 4) ** 0.5 == pytest.approx(
+        found.movement_in(int(found.steps[2]), int(found.steps[5]))
+    )
+    assert np.isnan(found.movement_in(2, 3))
+
+
+def test_states_of_an_expert_are_those_of_it_and_the_rest():
+    """With thresholds relative to its own share: 4 % of a share p is 4 % sqrt(p / (1 - p)) for the pair."""
+    load = synthetic_trace([settling(3000, steps=8000, experts=4, tokens=50_000)]).layer(0)
+    for expert in range(4):
+        rest = [sum(row[e] for e in range(4) if e != expert) for row in load.counts]
+        pair = LoadTrace.from_counts(np.stack([load.counts[:, expert], rest], axis=1)[:, None]).layer(0)
+        p = load.counts[:, expert].sum() / load.counts.sum()
+        scale = (p / (1 - p)) ** 0.5
+        expected = classify(pair, Rule(200, 2000, 0.04 * scale, 0.06 * scale))
+
+        found = classify_expert(load, expert)
+
+        assert expected.runs == found.runs
+        assert expected.judged == pytest.approx(found.judged)
+        assert found.trace == load.trace
+
+
+@pytest.mark.parametrize("dead", [0, 1, 40, 63])
+def test_rank_correlation_is_that_of_scipy(dead):
+    """Equal loads, as those of dead experts, share their ranks."""
+    rng = np.random.default_rng(0)
+    a = rng.dirichlet(np.ones(64), size=5)
+    b = a * np.exp(rng.normal(0, 0.3, a.shape))
+    a[:, :dead] = b[:, :dead] = 0
+    expected = [spearmanr(x, y).statistic for x, y in zip(a, b)]
+
+    assert expected == pytest.approx(_spearman(a, b), rel=1e-12)
+
+
+def test_loads_without_an_order_agree_with_any():
+    """Where all experts have the same load, no order was lost."""
+    even, other = np.full((1, 4), 0.25), np.array([[0.1, 0.2, 0.3, 0.4]])
+
+    assert [1, 1, 1] == [float(_spearman(*pair)[0]) for pair in ((even, even), (even, other), (other, even))]
+
+
+def naive_rank_losses(load, block=50, k=4):
+    """What the rank correlation of adjacent windows loses beyond 1.5 times that of interleaved blocks, by border."""
+    first = len(load.steps) % block
+    means = [load.shares[a : a + block].mean(axis=0) for a in range(first, len(load.steps), block)]
+    lost = []
+    for i in range(k, len(means) - k + 1):
+        around = means[i - k : i + k]
+        adjacent = spearmanr(sum(around[:k]), sum(around[k:])).statistic
+        interleaved = spearmanr(sum(around[::2]), sum(around[1::2])).statistic
+        lost.append(
+            (int(load.steps[min(first + i * block, len(load.steps) - 1)]), 1 - adjacent - 1.5 * (1 - interleaved))
+        )
+    return lost
+
+
+def test_states_by_rank_equal_their_naive_twin():
+    """Judged by the mean loss over 1,000 steps, with a lower and an upper threshold."""
+    load = synthetic_trace(
+        [Course(steps=8030, experts=16, tokens=20_000, changes=((1, LOUD), (2500, QUIET), (5500, LOUD)))]
+    ).layer(0)
+    lost = naive_rank_losses(load)
+    runs, state = [], None
+    for i in range(len(lost) - 19):
+        judged = sum(loss for _, loss in lost[i : i + 20]) / 20
+        now = STABLE if judged < 0.005 else TRANSIENT if judged > 0.01 else state or TRANSIENT
+        if now != state:
+            runs.append((1 if state is None else lost[i][0], now))
+        state = now
+
+    assert [TRANSIENT, STABLE, TRANSIENT] == [state for _, state in runs]
+    assert runs == [(run.from_step, run.state) for run in rank_runs(load)]
 
 
 def naive_fluctuation(shares, window, every):
