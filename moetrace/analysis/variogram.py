@@ -1,11 +1,11 @@
-"""Noise and drift of a layer: one estimate, read by everything that needs either.
+"""Noise and drift of a layer: one estimate, used by everything that needs either.
 
 How far apart is the load of a layer at two moments, as a function of their distance? With block
 means x[i, e] of *block* steps, the variogram
 
     v(k) = sum_e mean_i (x[i+k, e] - x[i, e])^2 / share_e
 
-is to first order a straight line in k. What is left of it at distance 0 is noise: it would be there
+is to first order a straight line in k. Its value at distance 0 (the nugget) is noise: it would be there
 if the load stood still. Its slope is drift. For a random walk seen through block means the line is
 ``v(k) = 2 noise + drift (k - 1/3)``: a third of a block's drift is averaged out within the blocks.
 
@@ -27,11 +27,11 @@ from moetrace.trace import LayerLoad, Shares
 BLOCK = 50
 # Distances of blocks the line is fitted to: up to 250 steps, over which the load moves little.
 LAGS = 5
-# Distances for a forecast: up to 1,000 steps. What moves to and fro in less is noise to it, and the
-# variogram grows slower than its distance over short ones.
+# Distances for a forecast: up to 1,000 steps. What goes up and down again within fewer steps is noise to
+# a forecast, and over short distances the variogram grows more slowly than the distance.
 FAR_LAGS = 20
-# Steps apart at which the scatter of single steps is measured: the differences grow from 1 to 10
-# steps on the sample traces (the router wiggles) and hardly beyond.
+# Steps apart at which the scatter of single steps is measured: on the sample traces the differences grow
+# from 1 to 10 steps, because neighbouring steps are correlated, and hardly beyond.
 STEP_LAG = 10
 # Fewest steps an estimate is made from; a shorter horizon borrows from the steps before it.
 LEAST_STEPS = 500
@@ -42,7 +42,7 @@ SHARE_FLOOR = 0.01
 
 @dataclass(frozen=True)
 class Motion:
-    """How the load of a layer moves, as sums over experts of squared change per share.
+    """The line through the variogram of a layer, as sums over experts of squared change per share.
 
     *noise* is the scatter of the mean over one row, autocorrelation included, so that the mean over
     n rows scatters by ``noise / n``; *drift* is the growth per row of the squared distance;
@@ -58,17 +58,14 @@ class Motion:
         """Expected ``sum_e |difference|`` between a mean over *rows* and the load behind it."""
         return self.spread * float(np.sqrt(2 / np.pi * self.noise / rows))
 
-    def predicted_variance(self, rows: int) -> float:
-        """Variance of the level before a block of *rows* rows is seen, in the steady state of the local level filter.
+    def gain(self, rows: int) -> float:
+        """The weight of the newest block of *rows* rows in the steady state of a local level filter; 0 without drift.
 
-        Harvey 1989, section 4.1.2; like noise and drift a sum over experts relative to their shares.
+        Harvey 1989, section 4.1.2. The level is known to ``gain * noise / rows`` once that block is seen.
         """
         noise, drift = self.noise / rows, self.drift * rows
-        return float((drift + np.sqrt(drift**2 + 4 * drift * noise)) / 2)
-
-    def movement(self, rows: int) -> float:
-        """Expected ``sum_e |difference|`` between the loads of two moments *rows* apart."""
-        return self.spread * float(np.sqrt(2 / np.pi * self.drift * rows))
+        predicted = (drift + np.sqrt(drift**2 + 4 * drift * noise)) / 2
+        return float(predicted / (predicted + noise)) if predicted + noise > 0 else 0.0
 
 
 def block_means(load: LayerLoad, rows: int) -> Shares:
@@ -95,8 +92,8 @@ def variogram(values: Shares, weight: Shares, lags: int) -> Shares:
 def motion(load: LayerLoad, block: int = BLOCK, lags: int = LAGS) -> Motion:
     """Noise and drift of *load*, from a line through its variogram at distances up to *lags* blocks.
 
-    With too few steps for two lags of whole blocks the blocks are made smaller; with fewer than three
-    rows nothing can be told and both are 0.
+    A short load has smaller blocks, so that there are four of them; with fewer than three rows nothing can
+    be told and both are 0.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])

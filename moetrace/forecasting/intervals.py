@@ -35,13 +35,12 @@ def spread(history: LayerLoad, horizon: int) -> Shares:
     recent = history.last(HISTORY)
     moved, rows = motion(recent, lags=FAR_LAGS), recent.rows(BLOCK)
     ahead = max(1, round(horizon / history.stride))
-    noise, predicted = moved.noise / rows, moved.predicted_variance(rows)
-    level = predicted * noise / (predicted + noise) if predicted + noise > 0 else 0.0
+    level = moved.gain(rows) * moved.noise / rows
     share = np.maximum(history.last(SHARE_WINDOW).mean_shares, SHARE_FLOOR / history.experts)
     sampling = share * (1 - share) * moved.noise / max(1, history.experts - 1) / ahead
     moving = share * (level + moved.drift * ahead / 3) / history.experts
-    deviation: Shares = np.sqrt(np.maximum(sampling, 0) + moving)
-    return deviation
+    forecast_std: Shares = np.sqrt(sampling + moving)
+    return forecast_std
 
 
 def squared_miss(predicted: Shares, actual: Shares, deviation: Shares) -> float:

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from moetrace import LoadTrace
-from moetrace.analysis.variogram import block_means, horizon_noise, motion, step_noise, variogram
+from moetrace.analysis.variogram import (
+    Motion,
+    block_means,
+    horizon_noise,
+    motion,
+    step_noise,
+    step_scatter,
+    variogram,
+    weights,
+)
 from moetrace.synthetic import Course, synthetic_trace
 
 
@@ -79,3 +88,160 @@ def test_short_loads_have_finite_noise(steps):
     load, _ = still(steps=steps)
 
     assert np.isfinite([*horizon_noise(load, 0, steps), motion(load).drift]).all()
+
+
+def layer_of(*means, rows=2):
+    """A layer of two experts whose first has the share of one of *means* for so many *rows* each."""
+    first = np.repeat(np.rint(np.array(means) * 1000), rows)
+    return LoadTrace.from_counts(np.stack([first, 1000 - first], axis=1)[:, None]).layer(0)
+
+
+def chi_square(*changes):
+    """The mean squared change of two shares that mirror each other around one half, each divided by its share."""
+    return float(np.mean(np.square(changes)) * 4)
+
+
+def test_blocks_end_with_the_last_step():
+    """The steps before the first whole block are left out."""
+    load = LoadTrace.from_counts(np.array([[9, 1], [1, 9], [3, 7], [2, 8], [4, 6]])[:, None]).layer(0)
+
+    assert np.allclose([[0.2, 0.8], [0.3, 0.7]], block_means(load, 2))
+
+
+def test_the_smallest_shares_weigh_as_a_hundredth_of_the_mean_one():
+    """An expert that is all but dead has no relative change to speak of."""
+    assert [1 / 0.9, 1 / 0.09, 400, 400] == pytest.approx(weights(np.array([0.9, 0.09, 0.0025, 0.0])).tolist())
+
+
+def test_a_dead_expert_leaves_noise_and_drift_finite():
+    """One that never gets a token adds nothing to either."""
+    counts = np.random.default_rng(0).multinomial(1000, [0.6, 0.4, 0.0], size=2000)
+    load, alone = (LoadTrace.from_counts(part[:, None]).layer(0) for part in (counts, counts[:, :2]))
+
+    assert motion(alone).noise == pytest.approx(motion(load).noise)
+    assert motion(alone).drift == pytest.approx(motion(load).drift)
+
+
+def test_noise_and_drift_are_those_of_a_straight_line():
+    """Least squares over distances of 1 to 3 blocks, read at distance 0 and a third of a block later for the mean over it."""
+    means = (0.5, 0.6, 0.55, 0.45, 0.5, 0.4)
+    load = layer_of(*means)
+    distances = [chi_square(*(b - a for a, b in zip(means, means[k:]))) for k in (1, 2, 3)]
+    centre, mean = 2 - 1 / 3, sum(distances) / 3
+    slope = (distances[2] - distances[0]) / 2
+
+    found = motion(load, block=2, lags=3)
+
+    assert pytest.approx(found.drift) == slope / 2
+    assert pytest.approx(found.noise, rel=0.01) == (mean - slope * centre) / 2 * 2
+    assert 0 < slope
+
+
+def test_a_falling_variogram_is_noise_alone():
+    """A load that swings between two values has no drift, and as noise half of the mean distance."""
+    found = motion(layer_of(0.4, 0.6, 0.4, 0.6, 0.4, 0.6), block=2, lags=2)
+
+    assert (0.0, pytest.approx((chi_square(0.2) + 0) / 2 / 2 * 2)) == (found.drift, found.noise)
+
+
+def test_noise_is_never_below_0():
+    """A load that speeds up has a line that meets distance 0 below it."""
+    found = motion(layer_of(0.5, 0.5, 0.5, 0.5, 0.52, 0.54, 0.56, 0.58), block=2, lags=4)
+
+    assert 0.0 == found.noise
+    assert found.drift > 0
+
+
+def test_one_distance_tells_noise_and_no_drift():
+    """Half of it, for one row: of three rows, or where no more distances are asked for."""
+    three, asked = motion(layer_of(0.45, 0.55, 0.5, rows=1)), motion(layer_of(0.4, 0.6, 0.5, 0.5), block=2, lags=1)
+
+    assert (0.0, pytest.approx(chi_square(0.1, 0.05) / 2)) == (three.drift, three.noise)
+    assert (0.0, pytest.approx(chi_square(0.2, 0.1, 0) / 2 * 2)) == (asked.drift, asked.noise)
+
+
+def test_two_blocks_tell_nothing():
+    """Neither noise nor drift."""
+    assert Motion(0.0, 0.0, pytest.approx(1.0)) == motion(layer_of(0.4, 0.6, rows=1))
+
+
+def test_a_short_load_has_four_blocks():
+    """Of a quarter of its steps each, if these are fewer than asked for."""
+    load = layer_of(0.5, 0.4, 0.55, 0.5, rows=3)
+
+    assert motion(load, block=3) == motion(load, block=50)
+
+
+def test_steps_logged_now_and_then_make_shorter_blocks():
+    """Blocks are as many steps, noise and drift are for one logged row."""
+    load, _ = still(steps=2000)
+    sparse = LoadTrace.from_counts(load.counts[:, None], steps=np.arange(0, 20_000, 10)).layer(0)
+
+    assert motion(load, block=5) == motion(sparse, block=50)
+
+
+def test_the_default_is_a_line_over_250_steps():
+    """Five distances of blocks of 50 steps."""
+    load = synthetic_trace([Course(steps=2000, changes=((1, 0.003),))]).layer(0)
+
+    assert motion(load, block=50, lags=5) == motion(load)
+
+
+def test_the_mean_over_rows_is_off_by_the_noise_of_a_normal_scatter():
+    """sum_e E|x_e| = sqrt(2 / pi) sum_e sigma_e, with sigma_e^2 = share_e noise / experts / rows."""
+    share = np.array([0.5, 0.3, 0.2])
+    counts = np.random.default_rng(0).multinomial(1000, share, size=2000)
+    found = motion(LoadTrace.from_counts(counts[:, None]).layer(0))
+    share = counts.sum(axis=0) / counts.sum()
+
+    assert pytest.approx(found.spread) == sum((p / 3) ** 0.5 for p in share)
+    assert pytest.approx(found.mean_noise(40)) == sum((2 / np.pi * p * found.noise / 3 / 40) ** 0.5 for p in share)
+
+
+@pytest.mark.parametrize(
+    ("noise", "drift", "rows"), [(1e-3, 1e-5, 50), (1e-3, 1e-8, 50), (1e-4, 1e-3, 5), (0.0, 1e-3, 5)]
+)
+def test_the_gain_is_where_the_filter_settles(noise, drift, rows):
+    """A naive twin: the recursion of the Kalman filter for a local level, over many blocks."""
+    variance = 1.0
+    for _ in range(100_000):
+        predicted = variance + drift * rows
+        gain = predicted / (predicted + noise / rows)
+        variance = gain * noise / rows
+
+    assert pytest.approx(Motion(noise, drift, 1.0).gain(rows)) == gain
+
+
+def test_without_drift_new_blocks_weigh_nothing():
+    """Nor without either."""
+    assert [0, 0] == [Motion(noise, 0.0, 1.0).gain(50) for noise in (1e-3, 0.0)]
+
+
+@pytest.mark.parametrize("steps", [12, 7])
+def test_step_noise_equals_its_naive_twin(steps):
+    """Differences between steps 10 apart, or as far apart as there are."""
+    load, _ = still(steps=steps)
+    lag = min(10, steps - 1)
+    pairs = [(load.shares[t], load.shares[t + lag]) for t in range(steps - lag)]
+    noise = sum(abs(b - a).sum() for a, b in pairs) / len(pairs) / 2**0.5
+    scatter = sum((b - a) ** 2 for a, b in pairs) / len(pairs) / 2
+
+    assert noise == pytest.approx(step_noise(load))
+    assert scatter == pytest.approx(step_scatter(load))
+
+
+def test_a_single_step_scatters_by_nothing_known():
+    """There is no other to compare it with."""
+    load, _ = still(steps=1)
+
+    assert 0.0 == step_noise(load)
+    assert [0.0] * 8 == step_scatter(load).tolist()
+
+
+def test_horizon_noise_is_that_of_the_steps_after_the_cutoff():
+    """All of them and no others; one shorter than 500 steps borrows those before it."""
+    load = synthetic_trace([Course(steps=3000, changes=((1, 0.003), (1500, 0.01)))]).layer(0)
+    long, short = load.between(1001, 1700), load.between(601, 1100)
+
+    assert (step_noise(long), motion(long).mean_noise(700)) == horizon_noise(load, 1000, 700)
+    assert (step_noise(short), motion(short).mean_noise(100)) == horizon_noise(load, 1000, 100)

@@ -1,11 +1,11 @@
 """Intervals: they hold as often as they say, and are scaled by what was missed before."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from moetrace import LoadTrace, evaluate, predictor
+from moetrace.analysis.variogram import motion
 from moetrace.forecasting.intervals import bounds, scale, spread, squared_miss
 from moetrace.synthetic import Course, synthetic_trace
 
@@ -52,17 +52,61 @@ def test_the_longer_the_horizon_the_less_is_known_of_a_moving_load():
     assert (spread(still, 4000) < 1.2 * spread(still, 500)).all()
 
 
-def test_the_deviation_sees_nothing_after_the_cutoff():
-    """NaN in every later step changes nothing."""
-    load = wandering(1, 8, 2000, 0.001, None).layer(0)
-    blind = replace(load, counts=np.where(load.steps[:, None] > 3000, np.nan, load.counts))
+@pytest.mark.parametrize(("experts", "every"), [(8, 1), (8, 10), (1, 1)])
+def test_the_deviation_equals_its_naive_twin(experts, every):
+    """Sampling, then not knowing the level, then its walk: the formula expert by expert, the filter step by step."""
+    counts = wandering(0, 9, 2000, 0.003, None).layer(0).counts[::every, :experts] + (experts == 1)
+    load = LoadTrace.from_counts(counts[:, None], steps=np.arange(0, 7000, every)).layer(0)
+    history = load.last(2500)
+    variogram = motion(history, lags=20)
+    rows, ahead = 50 // every, 1000 // every
+    level = 1.0
+    for _ in range(10_000):
+        predicted = level + variogram.drift * rows
+        level = predicted * variogram.noise / rows / (predicted + variogram.noise / rows) if predicted else 0.0
+    expected = []
+    for e in range(experts):
+        p = max(counts[-500 // every :, e].sum() / counts[-500 // every :].sum(), 0.01 / experts)
+        sampling = p * (1 - p) * variogram.noise / (experts - 1 or 1) / ahead
+        expected.append((sampling + p * (level + variogram.drift * ahead / 3) / experts) ** 0.5)
 
-    assert np.array_equal(spread(load.until(3000), 1000), spread(blind.until(3000), 1000))
+    assert expected == pytest.approx(spread(load, 1000).tolist())
+
+
+def test_an_expert_that_is_all_but_dead_has_an_interval():
+    """As if it had a hundredth of the mean share."""
+    share = np.array([0.6, 0.4, 0.0])
+    counts = np.random.default_rng(0).multinomial(1000, share, size=4000)
+    found = spread(LoadTrace.from_counts(counts[:, None]).layer(0), 1000)
+
+    assert 0 < found[2] < found[1] / 5
+
+
+def test_a_load_that_never_moves_is_known():
+    """Without noise and drift there is nothing that it may be off by."""
+    load = LoadTrace.from_counts(np.tile([3, 1], (1000, 1, 1))).layer(0)
+
+    assert [0.0, 0.0] == spread(load, 1).tolist()
+
+
+def test_intervals_see_nothing_after_the_cutoff():
+    """A load that turns around in every later step changes neither forecast nor interval."""
+    trace = wandering(1, 8, 2000, 0.001, None)
+    counts = np.where(trace.steps[:, None, None] > 3000, trace.counts[..., ::-1], trace.counts)
+    seen, spoiled = (
+        evaluate(made, [predictor("level")], [1000], [2000, 3000]).shares.query("cutoff == 3000")
+        for made in (trace, LoadTrace.from_counts(counts, name=trace.name))
+    )
+    known = ["forecast", "predicted", "low_80", "high_80", "low_95", "high_95"]
+
+    assert seen[known].to_dict() == spoiled[known].to_dict()
+    assert not np.allclose(seen["actual"], spoiled["actual"])
 
 
 def test_misses_of_earlier_cutoffs_scale_the_formula():
     """None leaves it alone; many outweigh it; those that are not known yet do not count."""
     assert 1.0 == scale([])
+    assert ((2 + 4.0 + 9.0) / (2 + 2)) ** 0.5 == pytest.approx(scale([4.0, 9.0]))
     assert 3.0 == pytest.approx(scale([9.0] * 1000), rel=0.01)
     assert scale([4.0]) == scale([4.0, float("nan")])
     assert 1.0 < scale([4.0]) < 2.0
@@ -73,17 +117,27 @@ def test_a_squared_miss_of_the_right_size_is_one():
     assert 1.0 == pytest.approx(
         squared_miss(np.array([0.5, 0.5, 0.0]), np.array([0.4, 0.7, 0.0]), np.array([0.1, 0.2, 0.0]))
     )
+    assert (9 + 1) / 2 == pytest.approx(squared_miss(np.array([0.6, 0.4]), np.array([0.3, 0.5]), np.array([0.1, 0.1])))
     assert 0.0 == squared_miss(np.array([1.0]), np.array([1.0]), np.array([0.0]))
 
 
+@pytest.mark.parametrize("percent", [80, 95])
+def test_bounds_are_quantiles_of_the_normal_distribution(percent):
+    """The low one leaves half of the rest below it, the high one above it."""
+    predicted, deviation = np.array([0.3, 0.5]), np.array([0.01, 0.02])
+    ends = bounds(predicted, deviation)
+
+    for side, quantile in (("low", 0.5 - percent / 200), ("high", 0.5 + percent / 200)):
+        assert norm.ppf(quantile, predicted, deviation) == pytest.approx(ends[f"{side}_{percent}"], abs=1e-5)
+    assert {"low_80", "high_80", "low_95", "high_95"} == set(ends)
+
+
 def test_bounds_stay_within_0_and_1():
-    """And the wider interval holds the narrower one."""
+    """No share is below or above."""
     ends = bounds(np.array([0.01, 0.99]), np.array([0.1, 0.1]))
 
-    assert (ends["low_95"] <= ends["low_80"]).all()
-    assert (ends["high_95"] >= ends["high_80"]).all()
-    assert min(ends["low_95"]) == 0
-    assert max(ends["high_95"]) == 1
+    assert [0, 0] == [ends["low_80"][0], ends["low_95"][0]]
+    assert [1, 1] == [ends["high_80"][1], ends["high_95"][1]]
 
 
 def test_the_scale_uses_only_cutoffs_whose_horizon_has_passed():

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from statsmodels.tsa.arima.model import ARIMA
 
-from moetrace import LoadTrace, SettingError, predictor
-from moetrace.analysis.variogram import block_means
+from moetrace import LoadTrace, SettingError, evaluate, predictor
+from moetrace.analysis.variogram import block_means, motion
 from moetrace.forecasting.predictors import PREDICTORS, label
 from moetrace.forecasting.predictors.arima import FittedArima
 from moetrace.forecasting.predictors.auto import weights
-from moetrace.forecasting.predictors.level import gain_of, levels
+from moetrace.forecasting.predictors.level import gain_of, last_level, levels
 from moetrace.forecasting.predictors.lstm import FittedLstm, TrainingCourse, drawn_windows, window_at
 from moetrace.forecasting.predictors.sw_avg import slide
 from moetrace.synthetic import Course, settling, synthetic_trace
@@ -69,13 +69,17 @@ def test_a_constant_history_goes_on(spec):
 
 
 @pytest.mark.parametrize("spec", ALL)
-def test_no_predictor_sees_a_step_after_its_cutoff(history, spec):
-    """NaN in everything later changes no forecast."""
-    blind = replace(history, counts=np.where(history.steps[:, None] > 1600, np.nan, history.counts))
-    made = predictor(spec)
-    seen, unseen = (made.fit([load.until(1600)]).forecast(load.until(1600), 50) for load in (history, blind))
+def test_no_predictor_sees_a_step_after_its_cutoff(spec):
+    """A trace whose load turns around right after the cutoff has the same forecast there, in a backtest of both."""
+    trace = synthetic_trace([settling(800, steps=2000, tokens=3000)], seed=4)
+    counts = np.where(trace.steps[:, None, None] > 1600, trace.counts[..., ::-1], trace.counts)
+    seen, spoiled = (
+        evaluate(made, [predictor(spec)], [100], [1600]).shares for made in (trace, LoadTrace.from_counts(counts))
+    )
+    known = ["forecast", "predicted", "low_80", "high_80", "low_95", "high_95"]
 
-    assert np.array_equal(seen.shares, unseen.shares)
+    assert seen[known].to_dict() == spoiled[known].to_dict()
+    assert not np.allclose(seen["actual"], spoiled["actual"])
 
 
 @pytest.mark.parametrize("spec", ALL)
@@ -133,6 +137,7 @@ def test_ema_equals_its_recursion():
     assert np.allclose(average / weight, predictor("ema").fit([]).forecast(history, 1).shares)
 
 
+@pytest.mark.slow
 def test_arima_of_the_paper_is_there(history):
     """(5,1,5) on single steps: fitted for each expert, or replaced by a named fallback."""
     short = replace(history, steps=history.steps[-200:], counts=history.counts[-200:, :2])
@@ -258,6 +263,33 @@ def test_auto_weighs_what_was_right_before():
     assert weights(still.until(600), 1000) == pytest.approx(np.exp([1.8, 0, -1.8]) / np.exp([1.8, 0, -1.8]).sum())
 
 
+def test_auto_weights_equal_their_naive_twin():
+    """Log errors of the candidates at each earlier cutoff, by age and by how alike the drift was, and the prior."""
+    trace = synthetic_trace([Course(steps=3000, tokens=50_000, changes=((1, 0.01), (1600, 0.001)))], seed=2)
+    history, horizon = trace.layer(0), 500
+    total, believed = 0.05, [0.05 * -0.3, 0.0, 0.05 * 0.3]
+    for cutoff in range(2500, 0, -250):
+        past = history.until(cutoff)
+        if len(past.steps) <= 250 + 200:  # a cutoff earlier than that says nothing
+            break
+        errors = [
+            sum(
+                abs(
+                    predictor(spec).fit([]).forecast(past, horizon).shares.mean(axis=0)
+                    - history.after(cutoff, horizon).mean_shares
+                )
+            )
+            for spec in ("level", "level:trend=0.2", "window_mean:trend=0.3")
+        ]
+        drift, past_drift = (motion(load.last(2500), lags=20).drift for load in (history, past))
+        weight = min(drift / past_drift, past_drift / drift) * 0.5 ** ((3000 - cutoff) / 1000)
+        total += weight
+        believed = [b + weight * np.log(error / (sum(errors) / 3)) for b, error in zip(believed, errors)]
+    heights = [np.exp(-6 * b / total) for b in believed]
+
+    assert [height / sum(heights) for height in heights] == pytest.approx(weights(history, horizon).tolist())
+
+
 def test_level_forgets_as_fast_as_the_load_moves():
     """The gain of a moving load is larger than that of a noisy still one."""
     moving = synthetic_trace([Course(steps=5000, tokens=100_000, changes=((1, 0.01),))]).layer(0)
@@ -275,7 +307,8 @@ def test_levels_equal_their_recursion():
         for t in range(30)
     ]
 
-    assert np.allclose(expected, levels(means, weight))
+    assert np.allclose(expected, levels(means, weight), rtol=1e-14, atol=0)
+    assert np.allclose(expected[-1], last_level(means, weight), rtol=1e-14, atol=0)
 
 
 def test_a_trend_goes_on_from_the_middle_of_the_last_window():

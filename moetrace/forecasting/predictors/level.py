@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moetrace.analysis.variogram import BLOCK, FAR_LAGS, Motion, block_means, motion
+from moetrace.analysis.variogram import BLOCK, FAR_LAGS, block_means, motion
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, ramp
 from moetrace.trace import LayerLoad, Shares
 
@@ -51,15 +51,8 @@ class Level(Predictor, Fitted):
 def gain_of(history: LayerLoad, last: int = HISTORY) -> float:
     """The weight of the newest block of `BLOCK` steps, from noise and drift of the *last* steps."""
     recent = history.last(last)
-    return gain(motion(recent, lags=FAR_LAGS), recent.rows(BLOCK))
-
-
-def gain(moved: Motion, rows: int) -> float:
-    """The weight of the newest block of *rows* rows in the steady state of the filter."""
-    noise, predicted = moved.noise / rows, moved.predicted_variance(rows)
-    if noise + predicted == 0:
-        return LEAST_GAIN
-    return float(np.clip(predicted / (predicted + noise), LEAST_GAIN, 1))
+    gain = motion(recent, lags=FAR_LAGS).gain(recent.rows(BLOCK))
+    return float(np.clip(gain, LEAST_GAIN, 1))
 
 
 def last_level(means: Shares, weight: float) -> Shares:
@@ -74,9 +67,6 @@ def levels(means: Shares, weight: float) -> Shares:
 
     The first blocks are averaged with what there is of them, as an average over all should be.
     """
-    found = np.empty_like(means)
-    total, of = np.zeros(means.shape[1]), 0.0
-    for i, mean in enumerate(means):
-        total, of = (1 - weight) * total + mean, (1 - weight) * of + 1
-        found[i] = total / of
-    return found
+    import pandas as pd
+
+    return pd.DataFrame(means).ewm(alpha=weight).mean().to_numpy()
