@@ -156,7 +156,7 @@ def test_a_layer_that_never_settles_has_no_after(settled):
 
 
 def test_detectors_that_disagree_are_said_to_differ():
-    """A layer that grows alike in all experts but two equal ones that swap: the order never rests."""
+    """Almost equal experts that keep changing places move little, but their order does not last."""
     rng = np.random.default_rng(0)
     swing = 0.001 * np.sign(np.sin(np.arange(6000) / 250))
     shares = np.stack([0.25 + swing, 0.25 - swing, 0.25 + swing / 2, 0.25 - swing / 2], axis=1)
