@@ -36,7 +36,17 @@ demo: install ## Install, then run the main job on the sample traces
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Install what the tests need, then run them
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(COVER)
+
+.PHONY: test-quick
+test-quick: $(VENV)/.installed-dev ## Run the tests that take no time
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+.PHONY: coverage
+coverage: $(VENV)/.installed-torch ## Run all tests, and show which lines and branches none of them reaches
+	$(MAKE) test COVER="--cov --cov-report="
+	$(MAKE) test-torch COVER="--cov --cov-append --cov-report="
+	$(BIN)/coverage report --skip-covered --fail-under 95
 
 $(VENV)/.installed-torch: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet --group torch-tests
@@ -44,7 +54,7 @@ $(VENV)/.installed-torch: $(VENV)/.installed-dev
 
 .PHONY: test-torch
 test-torch: $(VENV)/.installed-torch ## Install torch and transformers, then test what needs them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch tests/formats/test_formats_sglang.py tests/formats/test_formats_contract.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch tests/formats/test_formats_sglang.py tests/formats/test_formats_contract.py $(COVER)
 
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev ## Damage dumps and traces, and kill ingests (FUZZ_SECONDS=60)

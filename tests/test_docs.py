@@ -32,6 +32,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.parametrize("block", generate.blocks(README), ids=lambda block: block["command"][:40])
+@pytest.mark.slow
 def test_console_blocks_show_what_is_printed(block, folder):
     """To 5 % of each number: the last digit of a fit may differ from processor to processor."""
     text, numbers = words_and_numbers(block["output"])
@@ -69,6 +70,7 @@ def examples():
 
 
 @pytest.mark.parametrize("example", examples())
+@pytest.mark.slow
 def test_the_example_of_every_help_runs(example, folder):
     """On the sample traces, after `moetrace ingest`."""
     generate.run("moetrace ingest --quiet", folder)

@@ -137,6 +137,7 @@ def test_the_backtest_names_no_predictor():
 
 
 @pytest.mark.parametrize("argv", [["--help"], ["predict", "--help"], ["--version"]])
+@pytest.mark.slow
 def test_help_waits_for_no_heavy_library(argv):
     """None of them is imported, and neither is anything that needs them."""
     code = (

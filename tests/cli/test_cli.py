@@ -203,6 +203,7 @@ def test_selections_apply(ingested):
     assert (1000, 3000) == (document["windows"][0]["from_step"], document["windows"][-1]["to_step"])
 
 
+@pytest.mark.slow
 def test_report_writes_everything_into_one_folder(ingested, tmp_path):
     """Tables as Markdown, CSV and JSON, figures as PNG, and one page that loads nothing."""
     done = ingested("report", *QUICK, "--horizons", "300,700", "--folder", tmp_path / "r", "--json")
@@ -325,6 +326,7 @@ def _run(*argv, **more):
 
 
 @pytest.mark.parametrize("delay", [0.6, 1.5, 3.0])
+@pytest.mark.slow
 def test_an_interrupt_leaves_at_once_with_nothing_half_written(tmp_path, delay):
     """Exit code 130, one line, no partial file, at whatever moment."""
     child = _run("ingest", SAMPLE, "-w", tmp_path / "w")

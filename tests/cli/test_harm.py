@@ -109,6 +109,7 @@ def test_a_socket_is_written_into(ingested, tmp_path):
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout", "/dev/fd/1"])
 @pytest.mark.parametrize("force", [[], ["--force"]])
+@pytest.mark.slow
 def test_a_device_stays_what_it_is(ingested, tmp_path, device, force):
     """Also where /dev/stdout is a pipe or a file."""
     before = Path("/dev/null").stat().st_mode, Path("/dev/stdout").lstat().st_mode
@@ -135,6 +136,7 @@ def test_a_folder_is_no_output(ingested, tmp_path):
 
 
 @pytest.mark.parametrize("name", HOSTILE)
+@pytest.mark.slow
 def test_whatever_a_trace_is_called_it_stays_in_its_place(moetrace, tmp_path, name):
     """Every command ends well, nothing is written outside, and nothing raw reaches a terminal."""
     hostile = HOSTILE[name]
@@ -158,6 +160,7 @@ def test_whatever_a_trace_is_called_it_stays_in_its_place(moetrace, tmp_path, na
 
 
 @pytest.mark.parametrize("name", ["a b", "$x$ {y", "<b>&amp;", "'q\"", "ünïcode", "=1+1"])
+@pytest.mark.slow
 def test_a_file_may_be_called_anything(moetrace, tmp_path, name):
     """The page shows the name as text, the figures draw it."""
     save_trace(trace_of(), tmp_path / f"{name}.parquet")
@@ -228,6 +231,7 @@ def test_place_without_gpus_shows_an_example(ingested):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_every_command_speaks_to_every_terminal(tmp_path, environment):
     """Tables fall back to ASCII; names with other characters are shown somehow."""
     save_trace(trace_of(), tmp_path / "träce.parquet")
@@ -242,6 +246,7 @@ def test_every_command_speaks_to_every_terminal(tmp_path, environment):
         assert 0 == done.returncode or ("LC_ALL" in environment and 1 == done.stderr.count(b"\n")), done.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_whose_name_is_no_utf8(tmp_path):
     """As a workspace, and as where a dump lies: a result, or one line."""
     odd = os.fsencode(tmp_path) + b"/caf\xe9"
@@ -274,6 +279,7 @@ AT_ONCE = {
 
 
 @pytest.mark.parametrize(("a", "b"), [*itertools.combinations_with_replacement(AT_ONCE, 2)])
+@pytest.mark.slow
 def test_two_commands_at_a_time_give_a_result_or_a_line(ingested, tmp_path, a, b):
     """Never a mixture of two traces, a traceback, or half a file."""
     cwd = tmp_path / "cwd"

@@ -112,6 +112,7 @@ def test_a_predictor_is_shown_nothing_after_the_cutoff(even, made):
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
+@pytest.mark.slow
 def test_scores_at_a_cutoff_do_not_depend_on_what_comes_after_the_horizon(name):
     """A trace cut behind the horizon gives the same scores, state and noise included."""
     spec = {"lstm": "lstm:updates=3"}.get(name, name)

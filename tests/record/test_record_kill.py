@@ -6,6 +6,7 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 from moetrace import open_trace
 from moetrace.record import Recorder, read_parts
@@ -41,6 +42,7 @@ def killed_after(path, seconds):
     return int(said[-1]) if said else 0
 
 
+@pytest.mark.slow
 def test_a_kill_loses_at_most_one_block(tmp_path):
     """`kill -9` at 20 random moments: every time a readable trace, at most five steps short, and right."""
     rng = np.random.default_rng(0)

@@ -56,6 +56,7 @@ def test_every_figure_has_a_title_axes_with_names_and_a_legend_outside(frames, n
 
 
 @pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.slow
 def test_many_layers_and_experts_still_fit(many, name):
     """At most twelve panels, and the title says so; nobody's name is left out of a legend by accident."""
     figure = figures.draw(many)[name]

@@ -105,11 +105,13 @@ ALL = ("sw_avg", "arima", "lstm:updates=3", "auto", "level", "window_mean", "ema
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.slow
 def test_results_in_a_folder_are_those_in_memory(path, store, jobs):
     """Scores, shares and forecasts of every predictor, in the same order, to the last bit, on one core and two."""
     assert_same(computed(path, *ALL, ahead=True), computed(path, *ALL, ahead=True, results=store, jobs=jobs))
 
 
+@pytest.mark.slow
 def test_processes_hand_over_what_is_kept_in_memory(path):
     """Without a folder, what workers make comes back to the one that asked."""
     asked = ("window_mean", "level", Pooling())
@@ -297,6 +299,7 @@ def killed(path, store, jobs, parts):
     return child.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_is_as_if_never_killed(path, store, tmp_path):
     """Three kills between results; nothing half-written is left, and what was made is not made again."""
     asked = ("sw_avg", "arima", "level")

@@ -47,6 +47,7 @@ def _address(file):
         return client.scheduler.address
 
 
+@pytest.mark.slow
 def test_a_cluster_that_loses_a_worker_makes_the_same(path, tmp_path, cluster):  # noqa: F811
     """Its layers are done by the other; results equal those of one process to the last bit."""
     address, workers = cluster
