@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,9 +13,11 @@ from moetrace.trace import LayerLoad, Shares, Steps
 
 # The paper's windows (its figures of sliding variance and range).
 WINDOWS = (10, 100, 200)
+THREADS = 2
 # Block values worked on at a time, so that they and what is computed from them stay in the processor's cache.
 VALUES_AT_A_TIME = 1 << 16
 
+# Mean, variance, minimum and maximum of spans of consecutive blocks, each of shape (spans, experts).
 Spans = tuple[Shares, Shares, Shares, Shares]
 
 
@@ -51,23 +54,28 @@ def fluctuation(load: LayerLoad, windows: Sequence[int] = WINDOWS) -> list[Fluct
     shapes = {window: (blocks - k + 1, load.experts) for window, k in lengths.items()}
     found = [Fluctuation(w, ends[k - 1 :], np.empty(shapes[w]), np.empty(shapes[w])) for w, k in lengths.items()]
     n, longest = max(1, VALUES_AT_A_TIME // load.experts), max(lengths.values(), default=1)
-    for a in range(0, blocks, n):
-        part = np.swapaxes(shares[a : a + n + longest - 1], 0, 1)  # (unit, some, experts)
-        one = part.mean(axis=0), _variance(part), part.min(axis=0), part.max(axis=0)
-        some, size = one, 1
+
+    def fill(a: int) -> None:
+        part = np.swapaxes(shares[a : a + n + longest - 1], 0, 1)  # (unit, some blocks, experts)
+        block = spans = part.mean(axis=0), _variance(part), part.min(axis=0), part.max(axis=0)
+        size = 1
         for into, k in zip(found, lengths.values()):
-            some, size = (_joined(one, k, 1) if k % size else _joined(some, k, size)), k
-            _, variance, low, high = some
+            spans, size = (_joined(block, k, 1) if k % size else _joined(spans, k, size)), k
+            _, variance, low, high = spans
             into.variance[a : a + n] = variance[:n]
             into.range[a : a + n] = (high - low)[:n]
+
+    with ThreadPoolExecutor(THREADS) as pool:  # NumPy lets go of the interpreter while it works
+        list(pool.map(fill, range(0, blocks, n)))
     return found
 
 
 def _joined(spans: Spans, k: int, size: int) -> Spans:
-    """Mean, variance, minimum and maximum of every *k* blocks on end, from those of every *size* blocks."""
-    if len(spans[0]) < k - size + 1:
-        empty = spans[0][:0]
-        return empty, empty, empty, empty
+    """Every *k* consecutive blocks, from every *size* consecutive blocks; *size* divides *k*."""
+    if k == size:
+        return spans
+    if len(spans[0]) <= k - size:
+        return (spans[0][:0],) * 4
     parts = (sliding_window_view(values, k - size + 1, axis=0)[..., ::size] for values in spans)
     mean, variance, low, high = (np.moveaxis(part, -1, 0) for part in parts)  # (k / size, spans, experts)
     return mean.mean(axis=0), variance.mean(axis=0) + _variance(mean), low.min(axis=0), high.max(axis=0)

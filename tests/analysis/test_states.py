@@ -387,24 +387,30 @@ def naive_fluctuation(shares, window, every):
     return np.array([part.var(axis=0) for part in parts]), np.array([np.ptp(part, axis=0) for part in parts])
 
 
+@pytest.mark.parametrize("windows", [(10, 100, 200), (200, 30, 70), (40,)])
 @pytest.mark.parametrize("at_a_time", [1, 60, 1 << 15])
 @pytest.mark.parametrize("spike", [0, 10**9])
-def test_fluctuation_equals_its_naive_twin(spike, at_a_time, monkeypatch):
-    """To 1e-9, also after a spike that a cumulative sum would not forget, however much is done at a time."""
+def test_fluctuation_equals_its_naive_twin(windows, spike, at_a_time, monkeypatch):
+    """Also after a spike that a cumulative sum would not forget, in any order of windows, however much is done at a time."""
     monkeypatch.setattr("moetrace.analysis.fluctuation.VALUES_AT_A_TIME", at_a_time)
     counts = np.random.default_rng(0).multinomial(10_000, [0.5, 0.3, 0.2], size=503)
     counts[100, 0] += spike
     load = LoadTrace.from_counts(counts[:, None]).layer(0)
+    every = np.gcd.reduce(windows)
 
-    for found in fluctuation(load, (10, 100, 200)):
-        variance, reach = naive_fluctuation(load.shares, found.window, 10)
-        assert np.allclose(variance, found.variance, rtol=1e-9, atol=0)
-        assert np.allclose(reach, found.range, rtol=1e-12, atol=0)
-        assert found.window == found.steps[0]
+    found = fluctuation(load, windows)
+
+    assert list(windows) == [each.window for each in found]
+    for each in found:
+        variance, reach = naive_fluctuation(load.shares, each.window, every)
+        assert np.allclose(variance, each.variance, rtol=1e-12, atol=0)
+        assert np.allclose(reach, each.range, rtol=1e-12, atol=0)
+        assert list(range(-(-each.window // every) * every, 504, every)) == each.steps.tolist()
 
 
 def test_fluctuation_leaves_out_windows_longer_than_the_trace():
-    """A trace of 60 steps has no window of 100."""
-    load = LoadTrace.from_counts(np.ones((60, 1, 2))).layer(0)
+    """One of 100 steps has a window of 100 and none of 200, one of 9 steps has none."""
+    load = LoadTrace.from_counts(np.ones((100, 1, 2))).layer(0)
 
-    assert [found.window for found in fluctuation(load)] == [10]
+    assert [10, 100] == [found.window for found in fluctuation(load)]
+    assert [] == fluctuation(load.last(9))
