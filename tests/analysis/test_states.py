@@ -313,7 +313,8 @@ def test_movement_between_two_steps_is_its_root_mean_square():
 
 def test_states_of_an_expert_are_those_of_it_and_the_rest():
     """With thresholds relative to its own share: 4 % of a share p is 4 % sqrt(p / (1 - p)) for the pair."""
-    load = synthetic_trace([settling(3000, steps=8000, experts=4, tokens=50_000)]).layer(0)
+    changes = ((1, LOUD), (2500, QUIET), (8000, LOUD))
+    load = synthetic_trace([Course(steps=12_000, experts=4, tokens=50_000, changes=changes)]).layer(0)
     for expert in range(4):
         rest = [sum(row[e] for e in range(4) if e != expert) for row in load.counts]
         pair = LoadTrace.from_counts(np.stack([load.counts[:, expert], rest], axis=1)[:, None]).layer(0)
@@ -326,6 +327,13 @@ def test_states_of_an_expert_are_those_of_it_and_the_rest():
         assert expected.runs == found.runs
         assert expected.judged == pytest.approx(found.judged)
         assert found.trace == load.trace
+
+
+def test_an_expert_with_no_token_and_one_with_all_are_stable():
+    """Neither moves, whatever its share is divided by."""
+    load = LoadTrace.from_counts(np.tile([7, 0], (4000, 1, 1))).layer(0)
+
+    assert [STABLE, STABLE] == [classify_expert(load, expert).state for expert in range(2)]
 
 
 @pytest.mark.parametrize("dead", [0, 1, 40, 63])

@@ -7,7 +7,7 @@ import pytest
 from moetrace import LoadTrace, classify, evaluate, fluctuation, predictor
 from moetrace.analysis.imbalance import IMBALANCE
 from moetrace.analysis.states import Rule, classify_expert, rank_runs
-from moetrace.analysis.tables import _agree, course_frames, depth_frame, imbalance_frame, states_tables
+from moetrace.analysis.tables import _agree, course_frames, depth_frame, imbalance_frame, states_tables, windows_frame
 from moetrace.analysis.variogram import step_noise
 from moetrace.forecasting.summary import paired_interval, score_frames, summary_frame
 from moetrace.synthetic import LOUD, QUIET, Course, settling, synthetic_trace
@@ -113,11 +113,12 @@ def test_state_frames_tell_before_from_after(settled):
     assert pd.isna(layers["settle_step"][1])
 
 
-def test_a_layers_row_says_what_its_parts_say(settled):
+@pytest.mark.parametrize("last", [4000, 3999, 3949])  # windows of 100 steps end where "before" ends, or not
+def test_a_layers_row_says_what_its_parts_say(settled, last):
     """Each column by its name, for a layer that settles: fluctuation and movement up to the step before, and from it on."""
-    load = settled.layer(0)
+    load = settled.layer(0).until(last)
     states, settle = classify(load), classify(load).settle_step
-    before, after = (fluctuation(load.between(*part), [100])[0] for part in ((1, settle - 1), (settle, 4000)))
+    before, after = (fluctuation(load.between(*part), [100])[0] for part in ((1, settle - 1), (settle, last)))
     expected = {
         "trace": "settled",
         "layer": 0,
@@ -130,7 +131,7 @@ def test_a_layers_row_says_what_its_parts_say(settled):
         "rank_settle_step": rank_runs(load)[-1].from_step,
         "detectors": "agree",
         "movement_before": states.movement_in(1, settle - 1),
-        "movement_after": states.movement_in(settle, 4000),
+        "movement_after": states.movement_in(settle, last),
         "variance_100_before": before.variance.mean(),
         "variance_100_after": after.variance.mean(),
         "range_100_before": before.range.mean(),
@@ -138,7 +139,7 @@ def test_a_layers_row_says_what_its_parts_say(settled):
         "step_noise": step_noise(load),
     }
 
-    (row,) = states_tables(settled.select(layers=[0]))["layers"].astype(object).to_dict("records")
+    (row,) = states_tables(settled.select(layers=[0], last=last))["layers"].astype(object).to_dict("records")
 
     assert expected == {name: None if value is pd.NA else value for name, value in row.items()}
 
@@ -182,6 +183,7 @@ def test_runs_of_a_state_are_the_windows(settled):
     ]
 
     assert expected == states_tables(settled)["windows"].to_dict("records")
+    assert ["trace", "layer", "from_step", "to_step", "state"] == list(windows_frame([]))
 
 
 def test_only_what_is_asked_for_is_made(settled):
@@ -241,6 +243,7 @@ def test_the_load_frame_has_the_mean_of_every_block(small, settled):
         frame["share"].tolist()
     )
     assert [39, 69] == sorted(set(short["step"]))
+    assert [1, 2, 3] == sorted(set(course_frames(LoadTrace.from_counts(np.ones((3, 1, 2))))["load"]["step"]))
     assert {("small", 3), ("small", 5)} == {*zip(short["trace"], short["layer"])}
 
 
@@ -254,6 +257,7 @@ def test_noise_and_threshold_of_the_fluctuation_frame():
     frame = course_frames(trace)["fluctuation"]
 
     assert {("synthetic", 0)} == {*zip(frame["trace"], frame["layer"])}
+    assert list(range(len(frame))) == frame.index.tolist()
     for window, draws in ((10, 3.078), (100, 5.015), (200, 5.492)):
         row = frame[frame["window"] == window].iloc[-1]
         assert np.mean(scatter) == pytest.approx(row["noise_variance"])
@@ -306,17 +310,18 @@ def test_the_experts_frame_says_what_its_parts_say(settled):
     assert pd.DataFrame(expected).astype({"settle_step": "Int64"}).equals(frame)
 
 
-def test_the_sensitivity_frame_varies_window_and_threshold(settled):
+def test_the_sensitivity_frame_varies_window_and_threshold():
     """The upper threshold half as high again as the lower one."""
-    load = settled.layer(0)
+    trace = synthetic_trace([Course(changes=((1, LOUD), (1500, QUIET), (4000, 0.005)))])
+    load = trace.layer(0)
     expected = []
     for window in (100, 200, 400):
         for threshold in (0.02, 0.03, 0.04, 0.06, 0.08):
             found = classify(load, Rule(window, 500, threshold, 1.5 * threshold))
-            row = {"trace": "settled", "layer": 0, "window": window, "settle_below": threshold}
+            row = {"trace": "synthetic", "layer": 0, "window": window, "settle_below": threshold}
             expected.append(row | {"settle_step": found.settle_step, "outcome": found.outcome})
 
-    frame = states_tables(settled.select(layers=[0]), sensitivity=True)["sensitivity"]
+    frame = states_tables(trace, sensitivity=True)["sensitivity"]
 
     assert pd.DataFrame(expected).astype({"settle_step": "Int64"}).equals(frame)
 

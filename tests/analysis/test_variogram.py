@@ -217,7 +217,7 @@ def test_without_drift_new_blocks_weigh_nothing():
     assert [0, 0] == [Motion(noise, 0.0, 1.0).gain(50) for noise in (1e-3, 0.0)]
 
 
-@pytest.mark.parametrize("steps", [12, 7])
+@pytest.mark.parametrize("steps", [12, 7, 2])
 def test_step_noise_equals_its_naive_twin(steps):
     """Differences between steps 10 apart, or as far apart as there are."""
     load, _ = still(steps=steps)

@@ -84,3 +84,8 @@ def test_imbalance_equals_its_naive_twin(name, load):
 def test_equal_loads_are_best(name, best):
     """Every definition calls equal loads its best value."""
     assert best == pytest.approx(IMBALANCE[name][0](np.full(8, 0.125)))
+
+
+def test_a_single_expert_has_an_even_load():
+    """Whose entropy is 1, though the logarithm of 1 is 0."""
+    assert 1.0 == IMBALANCE["entropy"][0](np.array([3.0]))

@@ -140,6 +140,14 @@ def test_a_copy_weighs_its_part_of_the_expert():
     assert 1.2 == pytest.approx(plan.peak_over_mean(shares))
 
 
+def test_what_moved_is_a_part_of_the_slots():
+    """Two GPUs that exchange one of four experts each have half of the slots changed, without the exchange none."""
+    before = Plan(np.array([[1, 1, 0, 0], [0, 0, 1, 1]]))
+    after = Plan(np.array([[1, 0, 1, 0], [0, 1, 0, 1]]))
+
+    assert (0.5, 0.0) == (after.moved(before), before.moved(before))
+
+
 def test_copies_go_to_the_busiest():
     """Half of the load on one expert of eight: alone it is twice the mean, in four copies the load is even."""
     shares = np.array([0.5, *[0.5 / 7] * 7])
@@ -190,6 +198,7 @@ def test_a_plan_is_kept_unless_a_new_one_gains_enough():
     assert 0 < gain
     assert np.array_equal(new.held, replan(before, hot, least_gain=gain / 2).held)
     assert replan(before, hot, least_gain=2 * gain) is before
+    assert replan(before, hot, least_gain=gain) is before
     assert replan(before, before.parts.sum(axis=0) / 6) is before
     assert 9 == replan(before, hot, redundant=3, least_gain=9.0).held.sum()
 
