@@ -62,6 +62,18 @@ fuzz: $(VENV)/.installed-dev ## Damage dumps and traces, and kill ingests (FUZZ_
 	$(BIN)/python tests/fuzz/flips.py
 	$(BIN)/python tests/fuzz/kills.py
 
+$(VENV)/.installed-mutants: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --group mutants
+	@touch $@
+
+.PHONY: mutants
+mutants: $(VENV)/.installed-mutants ## Change the numeric rooms bit by bit: how many changes do their own tests notice?
+	rm -rf mutants
+	$(BIN)/mutmut run
+	$(BIN)/mutmut results
+	$(BIN)/mutmut export-cicd-stats
+	$(BIN)/python -c 'import json; n = json.load(open("mutants/mutmut-cicd-stats.json")); caught, of = n["killed"] + n["timeout"], n["total"]; print(f"{caught} of {of} changes caught: {caught / of:.1%}")'
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style
 	$(BIN)/ruff check .
