@@ -114,14 +114,27 @@ def test_a_predictor_is_shown_nothing_after_the_cutoff(even, made):
 @pytest.mark.parametrize("name", PREDICTORS)
 @pytest.mark.slow
 def test_scores_at_a_cutoff_do_not_depend_on_what_comes_after_the_horizon(name):
-    """A trace cut behind the horizon gives the same scores, state and noise included."""
+    """A trace whose load turns around right behind the horizon has the same scores, state and noise included."""
     spec = {"lstm": "lstm:updates=3"}.get(name, name)
     trace = synthetic_trace([settling(800, steps=2600, tokens=3000)], seed=4)
-    whole = evaluate(trace, [predictor(spec)], [500], [1500]).scores
-    cut = evaluate(trace.select(last=2000), [predictor(spec)], [500], [1500]).scores
+    counts = np.where(trace.steps[:, None, None] > 2000, trace.counts[..., ::-1], trace.counts)
+    spoiled = LoadTrace.from_counts(counts, name=trace.name)
+    known, found = (evaluate(made, [predictor(spec)], [500], [1500]).scores for made in (trace, spoiled))
 
     seconds = ["fit_seconds", "forecast_seconds"]
-    assert whole.drop(columns=seconds).to_dict() == cut.drop(columns=seconds).to_dict()
+    assert known.drop(columns=seconds).to_dict() == found.drop(columns=seconds).to_dict()
+
+
+def test_the_state_at_a_cutoff_does_not_depend_on_what_comes_after_it():
+    """A load that never rests from the cutoff on is stable up to it, and its scores are worse."""
+    trace = synthetic_trace([settling(800, steps=2600, tokens=3000)], seed=4)
+    swinging = np.where((trace.steps // 200 % 2 == 1)[:, None, None], trace.counts[..., ::-1], trace.counts)
+    counts = np.where(trace.steps[:, None, None] > 2000, swinging, trace.counts)
+    spoiled = LoadTrace.from_counts(counts, name=trace.name)
+    known, found = (evaluate(made, [predictor("window_mean")], [500], [2000]).scores for made in (trace, spoiled))
+
+    assert ["stable"] == known["state"].tolist() == found["state"].tolist()
+    assert found["step_error_rate"].tolist() != known["step_error_rate"].tolist()
 
 
 def test_a_predictor_is_fitted_as_seldom_as_it_says(even):
