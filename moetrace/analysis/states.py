@@ -1,9 +1,9 @@
 """Transient or stable: from which step on the load of a layer has settled.
 
-The rule compares the mean load of one window with that of the next, takes off what sampling noise
-alone would make of it, and calls the layer stable from where that *movement* stays small. Noise is
+The rule compares the mean load of one window with that of the next, subtracts what sampling noise alone
+would add to the difference, and calls the layer stable from where that *movement* stays small. Noise is
 measured in the trace itself, so tokens per step, topics that sequences share and the number of
-experts do not move the answer. A second detector looks at nothing but the order of the experts.
+experts do not change the answer. A second detector looks only at the order of the experts.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def settle_step_of(runs: tuple[Run, ...]) -> int | None:
 def classify(load: LayerLoad, rule: Rule = RULE) -> LayerStates:
     """The states of a layer by the movement of its load.
 
-    A layer too short to judge, less than twice the window and the hold together, is transient: stable
-    is what has been shown to be. Nothing beyond the last step of *load* is needed, so the state at a
+    A layer too short to judge, less than twice the window and the hold together, is transient, because a layer
+    is called stable only on evidence. Nothing beyond the last step of *load* is needed, so the state at a
     cutoff is ``classify(load.until(cutoff)).state``.
 
     >>> import moetrace as mt
@@ -163,8 +163,8 @@ def rank_runs(load: LayerLoad, rule: Rule = RANK_RULE) -> tuple[Run, ...]:
     """The states of a layer by the order of its experts alone; a second opinion on `classify`.
 
     The Spearman correlation of the loads of two adjacent windows falls short of 1 by movement and by
-    noise. That of the even and the odd blocks of the same steps falls short by noise only. What the
-    first loses beyond the second is judged.
+    noise. That of the even and the odd blocks of the same steps falls short by noise only. The difference
+    between the two is judged.
     """
     rows, k = _window_blocks(load, rule.window)
     means = block_means(load, rows)

@@ -1,14 +1,14 @@
 """How far the load of a horizon may be from its forecast: intervals from noise and drift, and how well they held.
 
 For a local level with noise n and drift d per step (`moetrace.analysis.variogram`), the mean share of expert e over
-a horizon of H steps scatters around the level that was estimated by
+a horizon of H steps scatters around the estimated level with the variance
 
     var_e = p_e (1 - p_e) n / (E - 1) / H  +  p_e (f + d H / 3) / E
 
-with f the variance of the estimated level in the steady state of the filter, like n and d a sum over
-the E experts relative to their shares: sampling, then not knowing the level, then its walk, whose
-mean over H steps has a third of the variance of its end. Scaled by how far off the same predictor
-was at earlier cutoffs.
+with f the variance of the estimated level in the steady state of the filter; like n and d it is a sum
+over the E experts relative to their shares. The terms are sampling, the error of the estimated level, and
+its random walk, whose mean over H steps has a third of the variance of its end. The standard deviation is
+scaled by how far off the same predictor was at earlier cutoffs.
 """
 
 from __future__ import annotations
@@ -33,24 +33,28 @@ PRIOR_CUTOFFS = 2
 def spread(history: LayerLoad, horizon: int) -> Shares:
     """Standard deviation of the mean share over *horizon* steps around a good forecast of it, shape (experts,)."""
     recent = history.last(HISTORY)
-    moved, rows = motion(recent, lags=FAR_LAGS), recent.rows(BLOCK)
+    variogram, rows = motion(recent, lags=FAR_LAGS), recent.rows(BLOCK)
     ahead = max(1, round(horizon / history.stride))
-    level = moved.gain(rows) * moved.noise / rows
+    level = variogram.gain(rows) * variogram.noise / rows
     share = np.maximum(history.last(SHARE_WINDOW).mean_shares, SHARE_FLOOR / history.experts)
-    sampling = share * (1 - share) * moved.noise / max(1, history.experts - 1) / ahead
-    moving = share * (level + moved.drift * ahead / 3) / history.experts
+    sampling = share * (1 - share) * variogram.noise / max(1, history.experts - 1) / ahead
+    moving = share * (level + variogram.drift * ahead / 3) / history.experts
     forecast_std: Shares = np.sqrt(sampling + moving)
     return forecast_std
 
 
 def squared_miss(predicted: Shares, actual: Shares, deviation: Shares) -> float:
-    """Mean over experts of the squared error in units of *deviation*: 1 where the formula is right; all (experts,)."""
+    """Mean over experts of the squared error in units of *deviation*: 1 where the formula is right; all (experts,).
+
+    Experts without deviation are left out.
+    """
     known = deviation > 0
-    return float(np.mean(np.square((predicted - actual)[known] / deviation[known]))) if known.any() else 0.0
+    z = (predicted - actual)[known] / deviation[known]
+    return float(np.mean(np.square(z))) if known.any() else 0.0
 
 
 def scale(misses: Sequence[float]) -> float:
-    """What to multiply the formula's deviation with, from the squared *misses* of earlier cutoffs."""
+    """The factor for the deviation of the formula, from `squared_miss` at earlier cutoffs; NaN where not known yet."""
     known = [miss for miss in misses if miss == miss]
     return float(np.sqrt((PRIOR_CUTOFFS + sum(known)) / (PRIOR_CUTOFFS + len(known))))
 

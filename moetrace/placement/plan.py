@@ -1,8 +1,8 @@
 """Experts on GPUs: a plan made from predicted shares, and how even it left the load that then came.
 
 A plan is for one layer. Every GPU has the same number of slots, each slot holds one expert, and an
-expert in several slots shares its tokens evenly among them. What is planned for is the busiest GPU,
-which the others wait for.
+expert in several slots shares its tokens evenly among them. A plan is made to keep the load of the
+busiest GPU low, because the others wait for it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Plan:
         return [np.repeat(np.arange(len(row)), row).tolist() for row in self.held]
 
     def peak_over_mean(self, shares: Shares) -> float:
-        """The load of the busiest GPU over that of the mean one, if *shares* (experts,) come."""
+        """The load of the busiest GPU over that of the mean one, for a load of *shares* (experts,)."""
         return max_over_mean(self.parts @ shares)
 
     def aligned(self, before: Plan) -> Plan:
-        """The same plan with its GPUs renamed so that as few slots as can be change from *before*."""
+        """The same plan with its GPUs renamed so that as few slots as possible differ from *before*."""
         from scipy.optimize import linear_sum_assignment
 
         common = np.minimum(self.held, 1) @ np.minimum(before.held, 1).T  # (gpus, gpus)
@@ -60,9 +60,9 @@ class Plan:
 class Evenness(NamedTuple):
     """How even a plan left the load of some steps.
 
-    *peak_over_mean* is the load of the busiest GPU over all steps by that of the mean one: what a plan
-    can change. *balance* is the mean GPU's load by the busiest one's where every step waits for its own
-    busiest GPU, ``sum_t mean_g / sum_t max_g``; it includes what single steps scatter, which no plan can.
+    *peak_over_mean* divides the load of the busiest GPU, over all steps together, by that of the mean GPU: what
+    a plan can change. *balance* is ``sum_t mean_g / sum_t max_g``, where every step waits for its own busiest
+    GPU; it includes the scatter of single steps, which no plan can change.
     """
 
     peak_over_mean: float
@@ -92,10 +92,10 @@ def place(shares: Shares, gpus: int, redundant: int = 0) -> Plan:
 
 
 def replan(before: Plan, shares: Shares, redundant: int = 0, least_gain: float = 0.0) -> Plan:
-    """A new plan for *shares*, with as few experts moved as can be, or *before* where that does as well.
+    """A new plan for *shares*, with as few experts moved as possible, or *before* where that is good enough.
 
-    It does where the new one would not lower the peak by more than *least_gain*, in parts of the mean
-    GPU's load; never where *before* has another number of slots. Raises `SettingError` as `place` does.
+    It is good enough where the new plan would not lower the peak by more than *least_gain*, as a fraction of the
+    mean GPU's load, and has the same number of slots. Raises `SettingError` as `place` does.
     """
     plan = place(shares, len(before.held), redundant).aligned(before)
     same = plan.held.sum() == before.held.sum()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,16 +12,16 @@ from moetrace.analysis.variogram import FAR_LAGS, motion
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor
 from moetrace.forecasting.predictors.level import Level
 from moetrace.forecasting.predictors.window_mean import WindowMean
-from moetrace.trace import LayerLoad
+from moetrace.trace import LayerLoad, Shares
 
 # Unlike each other on purpose: a level that follows quickly, the same with a trend, and what serving
 # systems do with a trend. More candidates with other windows made it worse on gpt-moe-8e-a.
 CANDIDATES: tuple[Predictor, ...] = (Level(), Level(trend=0.2), WindowMean(trend=0.3))
-# What is believed of their log errors before there is any evidence: a trend over 2,000 steps is
-# useless to a load that has just begun to move. As much belief as a twentieth of a cutoff.
+# The log errors of the candidates that are assumed before there is any evidence: a trend over 2,000 steps
+# is useless to a load that has just begun to move. They weigh as much as a twentieth of a cutoff.
 PRIOR = (-0.3, 0.0, 0.3)
 PRIOR_WEIGHT = 0.05
-# Earlier cutoffs are looked at this far apart, and half as heavily for every 1,000 steps they lie back.
+# Earlier cutoffs are this many steps apart, and a cutoff weighs half as much for every 1,000 steps that it lies back.
 EVERY = 250
 HALF_LIFE = 1000
 # Ten percent less error is 1.8 times the weight.
@@ -31,12 +30,11 @@ SHARPNESS = 6.0
 
 @dataclass(frozen=True)
 class Auto(Predictor, Fitted):
-    """A weighted mean of three forecasts, weighed anew for each layer, cutoff and horizon.
+    """A weighted mean of three forecasts, with weights of its own for each layer, cutoff and horizon.
 
-    Evidence are their errors over the same horizon at earlier cutoffs that lie whole in the history:
-    nothing after the cutoff is used. A cutoff counts less the longer ago it is, and the more the
-    liveliness of the load, its drift, has changed since: a wild phase says little about a calm one.
-    The numbers were chosen on gpt-moe-8e-a.
+    The weights follow from the errors that the three made over the same horizon at earlier cutoffs, as far as
+    that horizon lies in the history: nothing after the cutoff is used. An earlier cutoff counts less the longer
+    ago it is, and the more the drift of the load has changed since. The numbers were chosen on gpt-moe-8e-a.
     """
 
     name = "auto"
@@ -45,48 +43,48 @@ class Auto(Predictor, Fitted):
     @property
     def needs(self) -> int:
         """What the candidates need."""
-        return max(made.needs for made in CANDIDATES)
+        return max(candidate.needs for candidate in CANDIDATES)
 
     def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - weighed when it forecasts
         """Nothing to learn."""
         return self
 
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
-        """The candidates' forecasts, weighed."""
-        said = np.stack([_forecast(made, history, horizon) for made in CANDIDATES])  # (candidates, horizon, experts)
-        return Forecast(np.tensordot(weights(history, horizon), said, axes=1))
+        """The weighted mean of the candidates' forecasts."""
+        forecasts = np.stack([_forecast(candidate, history, horizon) for candidate in CANDIDATES])
+        return Forecast(np.tensordot(weights(history, horizon), forecasts, axes=1))
 
 
 def weights(history: LayerLoad, horizon: int) -> NDArray[np.float64]:
-    """How much each candidate counts, shape (candidates,), summing to 1."""
+    """The weight of each candidate, shape (candidates,), summing to 1."""
     first, last = int(history.steps[0]), int(history.steps[-1])
     # Counted back from the end, so that every step of the last horizon is used.
     earlier = list(range(last - horizon, first + EVERY + Auto().needs, -EVERY))
-    total, believed = PRIOR_WEIGHT, PRIOR_WEIGHT * np.array(PRIOR)
+    total, log_errors = PRIOR_WEIGHT, PRIOR_WEIGHT * np.array(PRIOR)
     now = _drift(history)
     for cutoff in earlier:
         past = history.until(cutoff)
-        wrong = _log_errors(past, history.after(cutoff, horizon))
-        alike = np.exp(-abs(np.log(now / _drift(past))))
-        weight = alike * 0.5 ** ((last - cutoff) / HALF_LIFE)
-        total, believed = total + weight, believed + weight * wrong
-    heights = np.exp(-SHARPNESS * believed / total)
-    scaled: NDArray[np.float64] = heights / heights.sum()
+        similarity = np.exp(-abs(np.log(now / _drift(past))))
+        weight = similarity * 0.5 ** ((last - cutoff) / HALF_LIFE)
+        log_errors = log_errors + weight * _log_errors(past, history.after(cutoff, horizon))
+        total += weight
+    scores = np.exp(-SHARPNESS * log_errors / total)
+    scaled: NDArray[np.float64] = scores / scores.sum()
     return scaled
 
 
 def _log_errors(past: LayerLoad, actual: LayerLoad) -> NDArray[np.float64]:
-    """Log of each candidate's error over what then happened, relative to their mean, shape (candidates,)."""
+    """Log of each candidate's error in forecasting *actual* from *past*, over their mean, shape (candidates,)."""
     horizon = int(actual.steps[-1] - past.steps[-1])
-    wrong = [np.abs(_forecast(made, past, horizon).mean(axis=0) - actual.mean_shares).sum() for made in CANDIDATES]
+    forecasts = [_forecast(candidate, past, horizon).mean(axis=0) for candidate in CANDIDATES]
     # A load that stands still is forecast without error by all.
-    errors = np.maximum(wrong, 1e-12)
+    errors = np.maximum([np.abs(forecast - actual.mean_shares).sum() for forecast in forecasts], 1e-12)
     logs: NDArray[np.float64] = np.log(errors / errors.mean())
     return logs
 
 
-def _forecast(made: Predictor, history: LayerLoad, horizon: int) -> Any:
-    return made.fit([]).forecast(history, horizon).shares
+def _forecast(candidate: Predictor, history: LayerLoad, horizon: int) -> Shares:
+    return candidate.fit([]).forecast(history, horizon).shares
 
 
 def _drift(history: LayerLoad) -> float:

@@ -1,4 +1,4 @@
-"""`level`: a level that wanders, seen through noise, smoothed as much as the trace's own noise asks for."""
+"""`level`: an exponential average, as slow as the noise and the drift of the trace ask for."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ HISTORY = 2500
 class Level(Predictor, Fitted):
     """The local level model with one noise-to-drift ratio for all experts of a layer.
 
-    Noise and drift are read from the variogram of the last *history* steps (`moetrace.analysis.variogram`), and from
-    their ratio follows how fast the average has to forget (Harvey 1989, section 4.1.2): no window to
-    choose. It is what (0,1,1) of ARIMA forecasts, without the fit. *trend* carries on that part of
+    Noise and drift are read from the variogram of the last *history* steps (`moetrace.analysis.variogram`), and
+    the weight of the newest block follows from their ratio (Harvey 1989, section 4.1.2), so there is no window
+    to choose. The forecast is that of ARIMA (0,1,1), without the fit. *trend* carries on that part of
     the change between the last two 1,000 steps.
     """
 
@@ -56,7 +56,7 @@ def gain_of(history: LayerLoad, last: int = HISTORY) -> float:
 
 
 def last_level(means: Shares, weight: float) -> Shares:
-    """The last of `levels`, shape (experts,), in one go."""
+    """The last of `levels`, shape (experts,), without the others."""
     each = (1 - weight) ** np.arange(len(means))[::-1]
     level: Shares = each @ means / each.sum()
     return level
@@ -65,7 +65,7 @@ def last_level(means: Shares, weight: float) -> Shares:
 def levels(means: Shares, weight: float) -> Shares:
     """The level after each of *means*, both (blocks, experts): their exponential average, the newest weighing *weight*.
 
-    The first blocks are averaged with what there is of them, as an average over all should be.
+    The weights are scaled to sum to 1 from the first block on.
     """
     import pandas as pd
 
