@@ -7,7 +7,15 @@ import pytest
 from moetrace import LoadTrace, classify, evaluate, fluctuation, predictor
 from moetrace.analysis.imbalance import IMBALANCE
 from moetrace.analysis.states import Rule, classify_expert, rank_runs
-from moetrace.analysis.tables import _agree, course_frames, depth_frame, imbalance_frame, states_tables, windows_frame
+from moetrace.analysis.tables import (
+    _agree,
+    course_frames,
+    depth_frame,
+    fluctuation_frame,
+    imbalance_frame,
+    states_tables,
+    windows_frame,
+)
 from moetrace.analysis.variogram import step_noise
 from moetrace.forecasting.summary import paired_interval, score_frames, summary_frame
 from moetrace.synthetic import LOUD, QUIET, Course, settling, synthetic_trace
@@ -257,7 +265,7 @@ def test_noise_and_threshold_of_the_fluctuation_frame():
     frame = course_frames(trace)["fluctuation"]
 
     assert {("synthetic", 0)} == {*zip(frame["trace"], frame["layer"])}
-    assert list(range(len(frame))) == frame.index.tolist()
+    assert list(range(len(frame))) == fluctuation_frame(trace.layer(0)).index.tolist()
     for window, draws in ((10, 3.078), (100, 5.015), (200, 5.492)):
         row = frame[frame["window"] == window].iloc[-1]
         assert np.mean(scatter) == pytest.approx(row["noise_variance"])
@@ -272,6 +280,7 @@ def test_a_trace_shorter_than_every_window_has_no_fluctuation():
 
     assert 0 == len(short)
     assert list(long) == list(short)
+    assert 0 == len(states_tables(LoadTrace.from_counts(np.ones((5, 1, 2))), experts=True)["experts"])
 
 
 def test_the_imbalance_frame_measures_the_last_thousand_steps(settled):

@@ -199,6 +199,7 @@ def test_a_plan_is_kept_unless_a_new_one_gains_enough():
     assert np.array_equal(new.held, replan(before, hot, least_gain=gain / 2).held)
     assert replan(before, hot, least_gain=2 * gain) is before
     assert replan(before, hot, least_gain=gain) is before
+    assert np.array_equal(new.held, replan(before, hot).held)
     assert replan(before, before.parts.sum(axis=0) / 6) is before
     assert 9 == replan(before, hot, redundant=3, least_gain=9.0).held.sum()
 
