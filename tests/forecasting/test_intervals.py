@@ -52,7 +52,7 @@ def test_the_longer_the_horizon_the_less_is_known_of_a_moving_load():
     assert (spread(still, 4000) < 1.2 * spread(still, 500)).all()
 
 
-@pytest.mark.parametrize(("experts", "every"), [(8, 1), (8, 10), (1, 1)])
+@pytest.mark.parametrize(("experts", "every"), [(8, 1), (8, 10), (2, 1), (1, 1)])
 def test_the_deviation_equals_its_naive_twin(experts, every):
     """Sampling, then not knowing the level, then its walk: the formula expert by expert, the filter step by step."""
     counts = wandering(0, 9, 2000, 0.003, None).layer(0).counts[::every, :experts] + (experts == 1)
@@ -71,6 +71,7 @@ def test_the_deviation_equals_its_naive_twin(experts, every):
         expected.append((sampling + p * (level + variogram.drift * ahead / 3) / experts) ** 0.5)
 
     assert expected == pytest.approx(spread(load, 1000).tolist())
+    assert (spread(load, 1) == spread(load, every)).all()  # less than a logged row is one
 
 
 def test_an_expert_that_is_all_but_dead_has_an_interval():
