@@ -12,7 +12,7 @@ import socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moetrace.errors import WorkspaceError
@@ -115,13 +115,35 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what processes of this machine that no longer live left half-written in *folder*."""
+def move(source: Path, path: Path) -> None:
+    """Move the finished file *source* to *path*, atomically, replacing what was there.
+
+    Raises `WorkspaceError` naming *path* when the disk is full, or the folder may not be written to.
+    """
+    with writing(path):
+        try:
+            source.replace(path)
+            _sync(path.parent)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with replacing(path) as partial:  # another file system
+                shutil.copyfile(source, partial)
+            source.unlink()
+
+
+def sweep(folder: Path, *, everyone: bool = False) -> None:
+    """Remove what processes of this machine that no longer live left half-written in *folder*.
+
+    *everyone* removes all that is half-written: for who knows that nobody is writing there. What may not be
+    removed stays.
+    """
     mine = f"{PREFIX}{platform.node()}-"
-    for partial in folder.glob(f"{mine}*"):
+    for partial in folder.glob(f"{PREFIX}*"):
         process = partial.name.removeprefix(mine).partition("-")[0]
-        if process.isdigit() and not _lives(int(process)):
-            _remove(partial)
+        if everyone or (partial.name.startswith(mine) and process.isdigit() and not _lives(int(process))):
+            with suppress(OSError):
+                _remove(partial)
 
 
 def _lives(process: int) -> bool:

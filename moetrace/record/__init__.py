@@ -5,6 +5,6 @@ The recorder knows no framework. The adapters lie beside it and import what they
 """
 
 from moetrace.formats.readers.parts import read_parts
-from moetrace.record.recorder import Recorder
+from moetrace.record.recorder import Recorder, RecordingWarning
 
-__all__ = ["Recorder", "read_parts"]
+__all__ = ["Recorder", "RecordingWarning", "read_parts"]

@@ -16,6 +16,7 @@ import numpy as np
 
 from moetrace.doctor.catalogue import finding, gap_findings
 from moetrace.errors import TraceError
+from moetrace.files import sweep
 from moetrace.formats.canonical import open_trace
 from moetrace.formats.stream.cells import Reading, dense_cells
 from moetrace.trace import Counts, Finding, LoadTrace
@@ -32,9 +33,14 @@ def part_path(folder: Path, number: int) -> Path:
     return folder / f"part-{number:08d}.parquet"
 
 
+def part_number(part: Path) -> int:
+    """The number of the part at that path."""
+    return int(part.stem.removeprefix("part-"))
+
+
 def part_paths(folder: Path) -> list[Path]:
     """The parts lying in *folder*, in the order in which they were written."""
-    return sorted(folder.glob("part-*.parquet"))
+    return sorted(path for path in folder.glob("part-*.parquet") if path.stem.removeprefix("part-").isdecimal())
 
 
 def is_parts(path: Path) -> bool:
@@ -55,11 +61,12 @@ class Parts:
 
 def open_parts(folder: Path) -> Parts:
     """Open every part of *folder*; raises `TraceError` when there is none, or one is damaged."""
-    written = [open_trace(path) for path in part_paths(folder)]
+    paths = part_paths(folder)
+    written = [open_trace(path) for path in paths]
     if not written:
         raise TraceError(str(folder), "holds no block yet", "let the recorder reach the end of its first block")
     first = written[0]
-    for path, part in zip(part_paths(folder), written):
+    for path, part in zip(paths, written):
         if (part.layers, part.experts) != (first.layers, first.experts):
             raise TraceError(str(path), "has other layers or experts than the parts before", "record into a new path")
     earlier = tuple(finding for finding in first.info.findings if finding.name == "restart")
@@ -141,7 +148,9 @@ class PartsFormat:
         return is_parts(path)
 
     def read(self, path: Path) -> Reading:
-        """Open the parts and stream their cells in the order of their steps."""
+        """Open the parts and stream their cells in the order of their steps; what a kill left there is removed."""
+        sweep(path)
+        sweep(path.absolute().parent)
         parts = open_parts(path)
         info = parts.pieces[-1].info
         return Reading(
