@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from moetrace import TraceError, open_trace
+from moetrace import SettingError, TraceError, open_trace
 from moetrace.record import Recorder
 from moetrace.record.torch import Watch, count_indices, watch_buffers
 
@@ -137,6 +137,28 @@ def test_a_buffer_beyond_float32_is_refused(tmp_path):
 
     with pytest.raises(TraceError, match="16,777,216"):
         watching.step()
+
+
+@pytest.mark.parametrize("layer", [-1, "0", 2**31, None])
+def test_a_layer_that_is_none_is_refused(layer):
+    """Where it is given, before a step is lost to it."""
+    for watch_layer in (Watch(None).counts, Watch(None).chosen):
+        with pytest.raises(TraceError, match="is not the number of a layer"):
+            watch_layer(Router("counts", only_with_gradients=False), layer, lambda *_passed: None)
+
+
+def test_notes_may_be_tensors(tmp_path):
+    """Numbers and lists in the metadata, whatever their type and device; a tensor without data is refused."""
+    with Recorder(tmp_path / "run.parquet", notes={"loss": torch.tensor(0.5, requires_grad=True)}) as recorder:
+        recorder.note(curve=torch.tensor([1.5, float("nan")], dtype=torch.bfloat16))
+        with pytest.raises(SettingError, match="note 'lost'"):
+            recorder.note(lost=torch.empty(2, device="meta"))
+        recorder.add(torch.tensor(3), torch.tensor([1, 2]))
+        recorder.step(torch.tensor(7))
+    trace = open_trace(tmp_path / "run.parquet")
+
+    assert {"loss": 0.5, "curve": [1.5, None]} == trace.info.notes
+    assert ((3,), [7]) == (trace.layers, trace.steps.tolist())
 
 
 def test_two_modules_of_one_layer_are_refused():
