@@ -18,6 +18,12 @@ Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
 Steps = NDArray[np.int64]
 
+# Logged steps that a window of so many steps or more has at least: with fewer, a mean is hardly one.
+LEAST_ROWS = 5
+# What the counts of a layer may add up to: twice that still fits in 64 bits.
+MOST_TOKENS = 2**62
+LAST_LAYER = 2**31 - 1
+
 # The largest whole number up to which a float counts every one; from there on neighbours look the same.
 FLOAT32_EXACT = 2**24
 FLOAT64_EXACT = 2**53
@@ -99,7 +105,7 @@ class LayerLoad:
 
     def rows(self, window: int) -> int:
         """How many logged rows make *window* steps, at least one."""
-        return max(1, round(window / self.stride))
+        return rows_of(window, self.stride)
 
     def between(self, first: int, last: int) -> LayerLoad:
         """The steps from *first* to *last*, both included."""
@@ -118,8 +124,14 @@ class LayerLoad:
         return self.between(cutoff + 1, cutoff + horizon)
 
     def last(self, window: int) -> LayerLoad:
-        """The last *window* steps."""
-        return self.between(int(self.steps[-1]) - window + 1, int(self.steps[-1]))
+        """The last *window* steps; where steps were logged far apart, at least `LEAST_ROWS` logged ones of them.
+
+        A window that holds a handful of rows says nothing, so it is counted in rows instead, as many as
+        *window* steps would be if each was logged, but no more than `LEAST_ROWS`.
+        """
+        by_steps = int(self.steps[-1]) - window + 1
+        rows = min(window, LEAST_ROWS, len(self.steps))
+        return self.between(min(by_steps, int(self.steps[-rows])), int(self.steps[-1]))
 
     @property
     def mean_shares(self) -> Shares:
@@ -176,6 +188,8 @@ class LoadTrace:
             raise TraceError(
                 name, f"{numbers} do not number {raw.shape[1]} layers", "give increasing numbers, one for each layer"
             )
+        check_layers(numbers, name)
+        check_sums(whole, at, numbers, name)
         check_totals(whole, at, numbers, name)
         by_number = dict(zip(numbers, np.moveaxis(whole, 1, 0)))
         totals = whole.sum(axis=2)
@@ -197,7 +211,9 @@ class LoadTrace:
         """The load of the layer with that *number* in the model."""
         if number not in self.layers:
             raise SettingError(f"{self.name} has no layer {number}; it has {shown(self.layers, 12)}")
-        return LayerLoad(self.name, number, self.steps, self.read_layer(number))
+        counts = self.read_layer(number)
+        check_sums(counts[:, None], self.steps, [number], self.name)
+        return LayerLoad(self.name, number, self.steps, counts)
 
     def digest(self, number: int) -> str:
         """What tells the counts of one layer from any other, as hexadecimal digits."""
@@ -231,6 +247,11 @@ class LoadTrace:
         return replace(
             self, layers=wanted, steps=self.steps[a:b], read_layer=lambda number: self.read_layer(number)[a:b]
         )
+
+
+def rows_of(window: int, stride: int) -> int:
+    """How many logged rows, *stride* steps apart, make *window* steps, at least one."""
+    return max(1, round(window / stride))
 
 
 def stride_of(steps: Steps) -> int:
@@ -278,6 +299,34 @@ def check_steps(steps: NDArray[Any], rows: int, where: str) -> None:
     if back.size:
         a, b = steps[back[0]], steps[back[0] + 1]
         raise TraceError(where, f"step {b} comes after step {a}", "steps must increase strictly")
+
+
+def check_layers(layers: Sequence[int], where: str) -> None:
+    """Raise `TraceError` for a number of a layer that no trace file can hold."""
+    for number in layers:
+        if not 0 <= number <= LAST_LAYER:
+            raise TraceError(where, f"has a layer {number}", f"number layers from 0, up to {LAST_LAYER:,}")
+
+
+def check_sums(
+    counts: Counts, steps: NDArray[Any], layers: Sequence[int], where: str, before: NDArray[np.float64] | float = 0.0
+) -> None:
+    """Raise `TraceError` naming the first step up to which a layer has more tokens than 64-bit sums can hold.
+
+    *counts* (steps, layers, experts) follow *before*, the tokens of each layer (layers,) in the steps before them.
+    """
+    most = float(counts.max(initial=0)) * (counts.shape[0] * counts.shape[2])
+    if most + np.max(before) <= MOST_TOKENS:  # nearly always, and told from the largest count alone
+        return
+    totals = before + counts.astype(np.float64).sum(axis=2).cumsum(axis=0)  # (steps, layers)
+    beyond = np.argwhere(totals > MOST_TOKENS)
+    if beyond.size:
+        step, layer = beyond[0]
+        raise TraceError(
+            f"{where}, step {steps[step]}, layer {layers[layer]}",
+            f"the counts up to here add up to {totals[step, layer]:.3g} tokens, more than can be added up exactly",
+            "check the counts, or choose fewer steps with --steps",
+        )
 
 
 def check_totals(counts: Counts, steps: Steps, layers: Sequence[int], where: str) -> None:

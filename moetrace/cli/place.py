@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moetrace.cli.predict import Protocol
-from moetrace.cli.shared import Shared, Table, steps_of, with_options
+from moetrace.cli.shared import Shared, Table, say, steps_of, with_options
+from moetrace.errors import SettingError
 
 if TYPE_CHECKING:
     from moetrace.placement.study import Placement
@@ -112,7 +113,12 @@ def _write_plans(shared: Shared, given: str, placed: Placement, coming: str) -> 
     shared.note(f"wrote the plan by {placed.best} for {coming} to {stem.parent}, in it:")
     files = []
     for kind in MAPS:
-        path = write_bytes(stem.with_name(stem.name + kind.ending), kind.text(placed.slots).encode())
+        try:
+            text = kind.text(placed.slots)
+        except SettingError as error:
+            say(f"no plan for {kind.readers}: {error}")
+            continue
+        path = write_bytes(stem.with_name(stem.name + kind.ending), text.encode())
         files.append(str(path))
         shared.note(f"  {path.name} for {kind.readers}")
     return files

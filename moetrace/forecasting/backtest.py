@@ -135,10 +135,11 @@ def evaluate(
 def check_able(trace: LoadTrace, predictors: Sequence[Predictor]) -> None:
     """Raise `TooShortError` when the whole of *trace* is too short a history for every one of *predictors*."""
     start, end = int(trace.steps[0]), int(trace.steps[-1])
-    if not any(has_history(predictor, start, end) for predictor in predictors):
+    if not any(has_history(predictor, trace.steps, end) for predictor in predictors):
         least = min(predictors, key=lambda predictor: predictor.needs)
         raise TooShortError(
-            f"{trace.name} has {end - start + 1} steps and {least.name} needs {least.needs} to fit: "
+            f"{trace.name} has {end - start + 1} steps, {len(trace.steps)} of them logged, and {least.name} needs "
+            f"{least.needs}, {least.least_rows(trace.stride)} of them logged, to fit: "
             "record more steps, or use --predictor window_mean"
         )
 
@@ -275,7 +276,7 @@ def _fits_at(asked: Evaluation, predictor: Predictor, cutoffs: Sequence[int]) ->
     if asked.train_on:
         request = FitRequest(asked.shared_fit(predictor, None), predictor, None, 1 / max(1, len(cutoffs)) / layers)
         return {(name, cutoff): request for cutoff in cutoffs}
-    serving = refits(predictor, int(asked.trace.steps[0]), cutoffs)
+    serving = refits(predictor, asked.trace.steps, cutoffs)
     return {
         (name, cutoff): FitRequest(asked.shared_fit(predictor, at), predictor, at, (cutoff == at) / layers)
         for cutoff, at in serving.items()

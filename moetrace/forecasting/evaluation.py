@@ -90,7 +90,7 @@ class Evaluation:
 
     def _able(self, predictor: Predictor) -> bool:
         """Whether the whole trace is history enough."""
-        return has_history(predictor, int(self.trace.steps[0]), int(self.trace.steps[-1]))
+        return has_history(predictor, self.trace.steps, int(self.trace.steps[-1]))
 
     def shared_fit(self, predictor: Predictor, fitted_at: int | None) -> SharedFit:
         """The name of the fit for all layers, on the history up to *fitted_at*, or on the other runs if None."""

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import overload
 
+import numpy as np
+
 from moetrace.errors import SettingError
 from moetrace.forecasting.predictors.base import Fitted, Predictor
-from moetrace.trace import LayerLoad, LoadTrace
+from moetrace.trace import LayerLoad, LoadTrace, Steps, stride_of
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,24 @@ def fit(predictor: Predictor, histories: Sequence[LayerLoad]) -> TimedFit:
     return TimedFit(predictor.fit(histories), time.perf_counter() - began)
 
 
-def has_history(predictor: Predictor, start: int, cutoff: int) -> bool:
-    """Whether the steps from *start* to *cutoff* are as many as the predictor needs."""
-    return cutoff - start + 1 >= predictor.needs
+def has_history(predictor: Predictor, steps: Steps, cutoff: int) -> bool:
+    """Whether the logged *steps* (steps,) up to *cutoff* are as many as the predictor needs."""
+    rows = int(np.searchsorted(steps, cutoff, "right"))
+    if not rows or cutoff - int(steps[0]) + 1 < predictor.needs:
+        return False
+    return rows >= predictor.least_rows(stride_of(steps[:rows]))
 
 
-def refits(predictor: Predictor, start: int, cutoffs: Iterable[int]) -> dict[int, int]:
-    """The cutoff whose fit serves at each of *cutoffs* (increasing) where the history from *start* is long enough.
+def refits(predictor: Predictor, steps: Steps, cutoffs: Iterable[int]) -> dict[int, int]:
+    """The cutoff whose fit serves at each of *cutoffs* (increasing) where the history in *steps* is long enough.
 
     A predictor is fitted anew only when its history has grown by its `refit_growth`, and moved forward in between.
     """
+    start = int(steps[0])
     serving: dict[int, int] = {}
     latest: int | None = None
     for cutoff in cutoffs:
-        if not has_history(predictor, start, cutoff):
+        if not has_history(predictor, steps, cutoff):
             continue
         if latest is None or cutoff - start + 1 >= predictor.refit_growth * (latest - start + 1):
             latest = cutoff
@@ -50,7 +56,7 @@ def refits(predictor: Predictor, start: int, cutoffs: Iterable[int]) -> dict[int
 def layer_fits(predictor: Predictor, load: LayerLoad, cutoffs: Iterable[int]) -> dict[int, TimedFit]:
     """The fit that serves one layer at each of *cutoffs* (increasing)."""
     fits: dict[int, TimedFit] = {}
-    for cutoff, fitted_at in refits(predictor, int(load.steps[0]), cutoffs).items():
+    for cutoff, fitted_at in refits(predictor, load.steps, cutoffs).items():
         new = cutoff == fitted_at
         fits[cutoff] = fit(predictor, [load.until(cutoff)]) if new else TimedFit(fits[fitted_at].fitted, 0.0)
     return fits

@@ -71,7 +71,7 @@ def forecasts(
     """
     fits = layer_fits(by, load, windows) if shared_fits is None else shared_fits
     for cutoff, horizons in windows.items():
-        if cutoff not in fits or not has_history(by, int(load.steps[0]), cutoff):
+        if cutoff not in fits or not has_history(by, load.steps, cutoff):
             yield CutoffForecasts(cutoff, {})
             continue
         began = time.perf_counter()

@@ -15,15 +15,20 @@ Windows = Mapping[int, Sequence[int]]
 # The first look is early, inside the transient state; then the paper's distance of 1,000 steps.
 FIRST_CUTOFF = 500
 CUTOFF_EVERY = 1000
+# Of a sparse log: as many logged steps as the default distance has where every 40th is logged.
+ROWS_APART = 25
 
 
 def default_cutoffs(trace: LoadTrace, first: int = FIRST_CUTOFF, every: int = CUTOFF_EVERY) -> list[int]:
     """*first*, then every multiple of *every* after it, up to the end of the trace.
 
     Counted from the last multiple of *every* at or before the first step, so that a trace that
-    begins at step 100,000 is treated as one that begins at 0.
+    begins at step 100,000 is treated as one that begins at 0. Where steps were logged far apart, cutoffs are so
+    far apart, and the first so late, that `ROWS_APART` logged steps lie between two.
     """
     start, end = int(trace.steps[0]), int(trace.steps[-1])
+    if ROWS_APART * trace.stride > every:
+        return [int(step) for step in trace.steps[ROWS_APART - 1 :: ROWS_APART]]
     origin = start - start % every
     later = range(origin + every * (first // every + 1), end + 1, every)
     return [cutoff for cutoff in [origin + first, *later] if start <= cutoff <= end]

@@ -6,6 +6,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
+from moetrace.errors import SettingError
+
+# Layers of a model; beyond that their numbers are something else.
+MOST_LAYERS = 10_000
+
 Slots = Mapping[int, Sequence[Sequence[int]]]
 """For each layer, by its number in the model, the experts in the slots of each GPU."""
 
@@ -27,7 +32,10 @@ def sglang(slots: Slots) -> str:
     """What ``--init-expert-location`` of SGLang reads: a row for every layer from 0, the slots GPU after GPU.
 
     A layer that is not among *slots*, such as a dense one, gets the experts in their order.
+    Raises `SettingError` where layers have numbers that no model has.
     """
+    if max(slots) > MOST_LAYERS:
+        raise SettingError(f"a row for every layer up to {max(slots):,} is needed: number layers as the model does")
     flat = {layer: [expert for own in gpus for expert in own] for layer, gpus in slots.items()}
     some = next(iter(flat.values()))
     experts = max(some) + 1

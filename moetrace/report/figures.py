@@ -59,9 +59,7 @@ def fluctuation(course: pd.DataFrame, layers: pd.DataFrame, measure: str) -> Fig
                 longest["threshold_variance"], color="black", linewidth=0.7, label="threshold of the state rule"
             )
         _mark_settled(axes, settle.get(layer))
-        axes.set_yscale("log")
-        if measure == "range":
-            _plain_log(axes)
+        _log_scale(axes, plain=measure == "range")
     one_legend(figure, axes, "window")
     return figure
 
@@ -123,8 +121,8 @@ def error_course(course: pd.DataFrame) -> Figure:
         noise = part.groupby("cutoff")["error_noise"].mean()
         axes.plot(noise.index, 100 * noise, color="grey", linestyle=":", label="noise")
         _paper_line(axes, int(horizon))
-        axes.set(title=f"next {horizon:,} steps", xlabel="cutoff (step)", ylabel="error rate (%)", yscale="log")
-        _plain_log(axes)
+        axes.set(title=f"next {horizon:,} steps", xlabel="cutoff (step)", ylabel="error rate (%)")
+        _log_scale(axes)
     one_legend(figure, axes, None)
     return figure
 
@@ -148,9 +146,9 @@ def error_bars(summary: pd.DataFrame) -> Figure:
             _name_heights(axes, at, 100 * rows["error_rate"])
         axes.hlines([], 0, 0, color="black", linewidth=1.2, label="noise")
         _paper_line(axes, int(horizon))
-        axes.set(title=f"next {horizon:,} steps", ylabel="error rate (%)", yscale="log")
+        axes.set(title=f"next {horizon:,} steps", ylabel="error rate (%)")
         axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
-        _plain_log(axes)
+        _log_scale(axes)
     one_legend(figure, axes, None)
     return figure
 
@@ -169,10 +167,10 @@ def predictability(by_horizon: pd.DataFrame, by_history: pd.DataFrame) -> Figure
             colour, marker = STATE_STYLE[str(state)]
             axes.plot(part[along], 100 * part["error_rate"], color=colour, marker=marker, markersize=4, label=state)
             axes.plot(part[along], 100 * part["error_noise"], color=colour, linestyle=":", label=f"{state}: noise")
-        axes.set(title=title, xlabel=xlabel, ylabel="error rate (%)", xscale="log", yscale="log")
+        axes.set(title=title, xlabel=xlabel, ylabel="error rate (%)", xscale="log")
         axes.set_xticks(sorted(frame[along].unique()), [f"{n:,}" for n in sorted(frame[along].unique())], fontsize=7)
         axes.minorticks_off()
-        _plain_log(axes)
+        _log_scale(axes)
     one_legend(figure, figure.axes[0], None)
     return figure
 
@@ -300,7 +298,14 @@ def _rank_scale(figure: Figure) -> None:
     bar.set_label("load at the end, by rank", fontsize=8)
 
 
-def _plain_log(axes: Axes) -> None:
+def _log_scale(axes: Axes, *, plain: bool = True) -> None:
+    """A logarithmic axis where anything lies above 0, with *plain* numbers; a load that stands still says so."""
+    if not np.isfinite(axes.dataLim.minposy):
+        axes.annotate("constant: nothing above 0", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=8)
+        return
+    axes.set_yscale("log")
+    if not plain:
+        return
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

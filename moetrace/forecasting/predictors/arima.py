@@ -11,7 +11,7 @@ import numpy as np
 
 from moetrace.analysis.variogram import block_means, weights
 from moetrace.forecasting.predictors.base import OK, Fitted, Forecast, Predictor, hold
-from moetrace.trace import LayerLoad, Shares
+from moetrace.trace import LayerLoad, Shares, rows_of
 
 # A root this close to the unit circle is an estimate that ran into the border: its forecasts explode
 # or hardly react. statsmodels' own transformation keeps roots outside the circle, not away from it.
@@ -42,7 +42,15 @@ class Arima(Predictor):
     @property
     def needs(self) -> int:
         """Enough blocks for twice as many differences as parameters, and at least 8."""
-        return self.block * max(8, 2 * (self.order[0] + self.order[2]) + self.order[1])
+        return self.block * self._blocks
+
+    def least_rows(self, stride: int) -> int:
+        """As many blocks of logged steps."""
+        return self._blocks * rows_of(self.block, stride)
+
+    @property
+    def _blocks(self) -> int:
+        return max(8, 2 * (self.order[0] + self.order[2]) + self.order[1])
 
     def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
         """Estimate the shared parameters, where there are any."""
@@ -59,7 +67,8 @@ class Arima(Predictor):
 
     def means(self, history: LayerLoad) -> Shares:
         """The block means that are fitted, shape (blocks, experts)."""
-        return block_means(history.last(self.history), history.rows(self.block))
+        steps = max(self.history, self.least_rows(history.stride) * history.stride)
+        return block_means(history.last(steps), history.rows(self.block))
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,9 +134,10 @@ def _estimate(
         return None, "failed"
     if not fit.mle_retvals["converged"]:
         return None, "not_converged"
-    roots = np.abs(np.concatenate([np.atleast_1d(fit.arroots), np.atleast_1d(fit.maroots)]))
-    if roots.size and roots.min() < LEAST_ROOT:
-        return None, "not_invertible" if np.abs(fit.maroots).min(initial=np.inf) < LEAST_ROOT else "not_stationary"
+    with np.errstate(divide="ignore"):  # a parameter of 0 has its root at infinity
+        ar, ma = (np.abs(np.atleast_1d(roots)) for roots in (fit.arroots, fit.maroots))
+    if min(ar.min(initial=np.inf), ma.min(initial=np.inf)) < LEAST_ROOT:
+        return None, "not_invertible" if ma.min(initial=np.inf) < LEAST_ROOT else "not_stationary"
     return fit.params, None
 
 
@@ -159,7 +169,9 @@ def _innovation_weights(moving: Any, n: int) -> Any:
     from statsmodels.tsa.stattools import innovations_algo
 
     covariance = arma_acovf([1.0], [1.0, *moving], nobs=len(moving) + 1)
-    return innovations_algo(covariance, nobs=n)[0]
+    found = innovations_algo(covariance, nobs=n)[0]
+    # Where the last parameters are 0 it leaves their columns out.
+    return np.pad(found, ((0, 0), (0, len(moving) - found.shape[1])))
 
 
 def _live(means: Shares) -> list[int]:

@@ -24,6 +24,8 @@ PRIOR_WEIGHT = 0.05
 # Earlier cutoffs are this many steps apart, and a cutoff weighs half as much for every 1,000 steps that it lies back.
 EVERY = 250
 HALF_LIFE = 1000
+# What is older than so many of them has no weight left, and is not looked at.
+MOST_HALF_LIVES = 20
 # Ten percent less error is 1.8 times the weight.
 SHARPNESS = 6.0
 
@@ -45,6 +47,10 @@ class Auto(Predictor, Fitted):
         """What the candidates need."""
         return max(candidate.needs for candidate in CANDIDATES)
 
+    def least_rows(self, stride: int) -> int:
+        """What the candidates need."""
+        return max(candidate.least_rows(stride) for candidate in CANDIDATES)
+
     def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - weighed when it forecasts
         """Nothing to learn."""
         return self
@@ -59,14 +65,18 @@ def weights(history: LayerLoad, horizon: int) -> NDArray[np.float64]:
     """The weight of each candidate, shape (candidates,), summing to 1."""
     first, last = int(history.steps[0]), int(history.steps[-1])
     # Counted back from the end, so that every step of the last horizon is used.
-    earlier = list(range(last - horizon, first + EVERY + Auto().needs, -EVERY))
+    every = max(EVERY, history.stride)
+    oldest = max(first + EVERY + Auto().needs, last - horizon - MOST_HALF_LIVES * max(HALF_LIFE, history.stride))
+    earlier = range(last - horizon, oldest, -every)
     total, log_errors = PRIOR_WEIGHT, PRIOR_WEIGHT * np.array(PRIOR)
     now = _drift(history)
     for cutoff in earlier:
-        past = history.until(cutoff)
+        past, actual = history.until(cutoff), history.after(cutoff, horizon)
+        if not len(actual.steps) or len(past.steps) < Auto().least_rows(past.stride):
+            continue
         similarity = np.exp(-abs(np.log(now / _drift(past))))
         weight = similarity * 0.5 ** ((last - cutoff) / HALF_LIFE)
-        log_errors = log_errors + weight * _log_errors(past, history.after(cutoff, horizon))
+        log_errors = log_errors + weight * _log_errors(past, actual)
         total += weight
     scores = np.exp(-SHARPNESS * log_errors / total)
     scaled: NDArray[np.float64] = scores / scores.sum()

@@ -46,7 +46,8 @@ class Fitted(ABC):
 class Predictor(ABC):
     """A way to predict; its fields are its settings, reachable as ``name:setting=value``.
 
-    *needs* is the least number of steps of history. *refit_growth* says how seldom it is fitted
+    *needs* is the least number of steps of history, *least_rows* how many of them must have been logged.
+    *refit_growth* says how seldom it is fitted
     anew while a backtest moves through its cutoffs: when the history has become that many times as
     long as the one of the last fit; in between, what was fitted is applied to the newer history.
     *pools_layers* says whether one fit serves all layers of a trace, or each layer has its own;
@@ -61,6 +62,10 @@ class Predictor(ABC):
     @property
     def needs(self) -> int:
         """The least number of steps of history."""
+        return 1
+
+    def least_rows(self, stride: int) -> int:  # noqa: ARG002 - of those that average over blocks
+        """The least number of logged steps, where they are *stride* steps apart."""
         return 1
 
     @abstractmethod

@@ -9,7 +9,7 @@ import numpy as np
 
 from moetrace.analysis.variogram import BLOCK, FAR_LAGS, block_means, motion
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, ramp
-from moetrace.trace import LayerLoad, Shares
+from moetrace.trace import LayerLoad, Shares, rows_of
 
 # The smallest gain: means of the last 100 blocks, 5,000 steps, on average.
 LEAST_GAIN = 0.02
@@ -36,6 +36,10 @@ class Level(Predictor, Fitted):
     def needs(self) -> int:
         """Four blocks, so that there are distances to compare."""
         return 4 * BLOCK
+
+    def least_rows(self, stride: int) -> int:
+        """Four blocks of logged steps."""
+        return 4 * rows_of(BLOCK, stride)
 
     def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - estimated when it forecasts
         """Nothing to learn."""

@@ -17,7 +17,7 @@ from moetrace.errors import SettingError
 from moetrace.files import replacing
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, hold
 from moetrace.forecasting.predictors.level import gain_of, levels
-from moetrace.trace import LayerLoad, Shares
+from moetrace.trace import LayerLoad, Shares, rows_of
 
 if TYPE_CHECKING:
     from moetrace.forecasting.predictors.network import Network
@@ -59,6 +59,10 @@ class Lstm(Predictor):
     def needs(self) -> int:
         """The shortest window and the segment after it."""
         return self.block * (LEAST_BLOCKS + self.segment)
+
+    def least_rows(self, stride: int) -> int:
+        """As many blocks of logged steps."""
+        return (LEAST_BLOCKS + self.segment) * rows_of(self.block, stride)
 
     def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
         """Train on windows drawn from all moments of all experts of *histories*; untrained where there is none."""

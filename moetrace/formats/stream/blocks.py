@@ -13,7 +13,7 @@ from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import require
 from moetrace.formats.stream.cells import Block, Cells, starts_of
-from moetrace.trace import FLOAT64_EXACT
+from moetrace.trace import FLOAT64_EXACT, check_layers
 
 # Cells put in order at a time where a stream lists them in any order: 32 MiB of counts.
 BLOCK_CELLS = 1 << 22
@@ -109,8 +109,9 @@ def _grid_of(cells: Cells, where: str) -> Grid:
     start = int(experts[0])
     _check_numbers("layer", layers[[0, -1]], where)
     _check_numbers("expert", experts[[0, -1]], where)
-    if layers[0] < 0 or start < 0:
-        raise TraceError(where, "a layer or expert has a negative number", "number them from 0")
+    check_layers(layers[[0, -1]].tolist(), where)
+    if start < 0:
+        raise TraceError(where, "an expert has a negative number", "number them from 0")
     if start > 1 or len(experts) != experts[-1] - start + 1:
         missing = 0 if start > 1 else start + int(np.flatnonzero(np.diff(experts) > 1)[0]) + 1
         raise TraceError(

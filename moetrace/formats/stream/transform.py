@@ -14,7 +14,7 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.stream.blocks import Grid
 from moetrace.formats.stream.cells import Block, ReadOptions
 from moetrace.formats.stream.merge import Stream
-from moetrace.trace import Counts, Finding, Steps
+from moetrace.trace import Counts, Finding, Steps, check_sums
 
 # Roughness is measured on the first steps alone: so many cells of them, and at least so many steps.
 ROUGH_CELLS = 1 << 20
@@ -136,8 +136,11 @@ def _complete_steps(
     blocks: Iterator[Block], summary: Summary, where: str, collector: Collector, accept: Sequence[str]
 ) -> Iterator[Block]:
     """Blocks in which every layer has tokens in every step; others are refused, or left out if that is accepted."""
+    passed = np.zeros(len(summary.layers))
     for block in blocks:
+        check_sums(block.counts, block.steps, summary.layers, where, passed)
         totals = block.counts.sum(axis=2)  # (steps, layers)
+        passed += totals.sum(axis=0)
         full = totals.all(axis=1)  # (steps,)
         if not full.all():
             _note_empty(block.steps, totals, summary.layers, where, collector, accept)
