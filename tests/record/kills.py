@@ -49,7 +49,7 @@ def train(training: Training) -> float:
     checkpoint = path.with_suffix(".checkpoint")
     done = int(checkpoint.read_text()) if checkpoint.exists() else 0
     with Recorder(path, block=BLOCK, resume=True) as recorder:
-        if done:
+        if done or recorder.last_step is not None:  # killed before its first checkpoint, it begins anew
             recorder.resume_from(done)
         for step in range(done + 1, steps + 1):
             for layer in range(3):
