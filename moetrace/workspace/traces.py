@@ -141,14 +141,17 @@ class Workspace:
         )
 
     def remove(self, name: str) -> Path:
-        """Delete the trace *name* and what was computed of it; raises `WorkspaceError` when there is none."""
+        """Delete the trace *name* and what was computed of it; raises `SettingError` when there is neither.
+
+        Results whose trace was moved or renamed by hand are deleted by the name they were computed under.
+        """
         path = self.trace_path(name)
-        if not path.exists():
+        results = [self.root / command / file_name(name) for command in (*COMMANDS, KEPT)]
+        if not path.exists() and not any(folder.exists() for folder in results):
             raise SettingError(f"there is no trace {name!r} in {self.root}; {known_names(name, self.names())}")
-        for command in COMMANDS:
-            shutil.rmtree(self.result_path(command, name), ignore_errors=True)
-        path.unlink()
-        self.results().remove(name)
+        path.unlink(missing_ok=True)
+        for folder in results:
+            shutil.rmtree(folder, ignore_errors=True)
         return path
 
 

@@ -127,6 +127,18 @@ def test_remove_takes_all_results_along_and_no_other(place, small, tmp_path):
     assert [["run-1"]] * 3 == [[p.name for p in (place.root / c).iterdir()] for c in ("predict", "place", "parts")]
 
 
+def test_results_of_a_trace_renamed_by_hand_can_be_removed(place, long_file):
+    """They are never those of the new name, and go by the old one."""
+    place.ingest(long_file).path.rename(place.trace_path("new"))
+    kept = place.root / "predict" / "small" / "x"
+    kept.parent.mkdir(parents=True)
+    kept.write_text("x")
+
+    assert place.root / "predict" / "new" == place.result_path("predict", "new")
+    place.remove("small")
+    assert (False, ["new"]) == (kept.exists(), place.names())
+
+
 def test_remove_deletes_the_trace_and_not_its_source(place, long_file):
     """Only the canonical file goes."""
     place.ingest(long_file)
