@@ -125,7 +125,11 @@ def test_libraries_stay_in_their_rooms(path):
 def test_report_sees_only_frames():
     """It knows no trace, no state, no predictor: besides itself, only how files and errors are written."""
     for path in (PACKAGE / "report").glob("*.py"):
-        assert all(m.startswith(("moetrace.report", "moetrace.files", "moetrace.errors")) for m in imports(path) if "moetrace" in m)
+        assert all(
+            m.startswith(("moetrace.report", "moetrace.files", "moetrace.errors"))
+            for m in imports(path)
+            if "moetrace" in m
+        )
 
 
 def test_the_backtest_names_no_predictor():
