@@ -132,11 +132,10 @@ from moetrace.record import Recorder
 recorder = Recorder(sys.argv[1], block=1)
 recorder.add(0, [1, 2])
 recorder.step()
-child = os.fork()
-if not child:
+if not os.fork():
+    print(os.getpid(), flush=True)  # by the worker, which has let go of the lock by then
     time.sleep(60)
     os._exit(0)
-print(child, flush=True)
 time.sleep(60)
 """
 
