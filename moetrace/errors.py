@@ -46,7 +46,7 @@ def known_names(name: str, names: Iterable[str]) -> str:
     near = get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"there are {', '.join(known[:20])}" + (f", ... ({len(known)})" if len(known) > 20 else "")
+    return f"there are {shown(known, 20)}"
 
 
 def shown(items: Collection[object], most: int = 8) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -114,13 +113,15 @@ def predict(
 
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     files: dict[str, tuple[str, str]] = {}
+    means: list[pd.DataFrame] = []
 
     def one(given: str, trace: LoadTrace) -> Backtest:
         cutoffs = protocol.looks(trace, [horizon])
         with shared.progress(f"predictions of {trace.name}") as progress:
             test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **settings)
         shared.note_reused(trace.name, test.computed, test.reused)
-        files[trace.name] = _write(shared, given, test, horizon)
+        means.append(means_frame(test.forecasts(), horizon))
+        files[trace.name] = _write(shared, given, test, means[-1], horizon)
         return test
 
     done = shared.each_trace(traces, one)
@@ -132,22 +133,20 @@ def predict(
         "scores": records(scores),
         "summary": records(summary),
         "forecasts": {name: forecast for name, (forecast, _) in files.items()},
-        "means": {name: means for name, (_, means) in files.items()},
+        "means": {name: beside for name, (_, beside) in files.items()},
         "statuses": ahead,
         "trained_on": protocol.trained_on(shared),
     }
     if len(files) == 1:
         document["forecast"] = next(iter(files.values()))[0]
-    means = means_frame(chain.from_iterable(test.forecasts() for test in done), horizon)
-    tables = score_tables(summary, scores) | {"means": Table("Means", means, printed=False)}
+    tables = score_tables(summary, scores) | {"means": Table("Means", stacked(means), printed=False)}
     shared.emit(tables, document)
 
 
-def _write(shared: Shared, given: str, test: Backtest, horizon: int) -> tuple[str, str]:
+def _write(shared: Shared, given: str, test: Backtest, means: pd.DataFrame, horizon: int) -> tuple[str, str]:
     """Write the forecast of the steps after the end, and the mean of each expert beside it; their paths."""
     from moetrace.files import write_bytes
     from moetrace.forecasting.keys import key_of
-    from moetrace.forecasting.summary import means_frame
     from moetrace.report.tables import csv
     from moetrace.workspace.results import write_forecast
 
@@ -155,7 +154,7 @@ def _write(shared: Shared, given: str, test: Backtest, horizon: int) -> tuple[st
     key = key_of([(result.trace, result.predictor, result.key) for result in test.evaluation.forecast_ahead])
     write_forecast(path, test.forecasts(), key)
     beside = path.with_name(f"means-{horizon}.csv")
-    write_bytes(beside, csv(means_frame(test.forecasts(), horizon)).encode())
+    write_bytes(beside, csv(means).encode())
     shared.note(f"wrote {path}, and the mean of each expert with its intervals to {beside.name}")
     return str(path), str(beside)
 

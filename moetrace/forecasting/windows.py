@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from moetrace.errors import SettingError
+from moetrace.errors import SettingError, shown
 from moetrace.trace import LoadTrace
 
 Windows = Mapping[int, Sequence[int]]
@@ -68,8 +68,9 @@ def checked_cutoffs(
     unscorable = [cutoff for cutoff in cutoffs if cutoff not in scored]
     shortest = min(horizons)
     if explicit and unscorable and first <= last - shortest:
+        cutoffs_out = shown([f"{cutoff:,}" for cutoff in unscorable])
         raise SettingError(
-            f"{trace.name}: cutoff {shown(unscorable)} cannot be scored: a horizon of {shortest:,} steps needs cutoffs "
+            f"{trace.name}: cutoff {cutoffs_out} cannot be scored: a horizon of {shortest:,} steps needs cutoffs "
             f"from {first:,} to {last - shortest:,}"
         )
     if not scored:
@@ -80,11 +81,6 @@ def checked_cutoffs(
             f"{trace.name}: a horizon of {shortest:,} steps cannot be scored at cutoffs from {start:,} on: {way_out}"
         )
     return list(cutoffs)
-
-
-def shown(numbers: Sequence[int], most: int = 8) -> str:
-    """The first of *numbers* for an error line."""
-    return ", ".join(f"{n:,}" for n in numbers[:most]) + (f", ... ({len(numbers)})" if len(numbers) > most else "")
 
 
 def evaluation_windows(trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int] | None = None) -> Windows:
