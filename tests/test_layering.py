@@ -35,7 +35,7 @@ FENCES = {
     "scipy": ("placement.plan",),
     "matplotlib": ("report",),
     "jinja2": ("report.pages",),
-    "rich": ("report.tables", "cli"),
+    "rich": ("report.tables", "report.screens", "cli"),
     "typer": ("cli",),
     "torch": ("record", "formats.readers"),
     "safetensors": ("formats.readers.tensorrt",),

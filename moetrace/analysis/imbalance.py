@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetrace.trace import Shares
+from moetrace.analysis.variogram import BLOCK, block_means
+from moetrace.trace import LayerLoad, Shares
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Steps at the end that stand for the present load.
+RECENT = 1000
+# Moments of the course of the peak; more than a map on a page can show.
+PEAK_MOMENTS = 240
 
 
 def mean_over_max(load: Shares) -> float:
@@ -60,3 +70,31 @@ IMBALANCE: Mapping[str, tuple[Callable[[Shares], float], str]] = {
     "gini": (gini, "economics; in no framework"),
 }
 """Every definition of imbalance by name, and whose it is."""
+
+
+def balance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:
+    """One row: the hottest expert over the *last* steps, its load in mean loads, and how many experts were idle."""
+    import pandas as pd
+
+    recent = load.last(last)
+    share = recent.mean_shares
+    row = {
+        "trace": load.trace,
+        "layer": load.layer,
+        "steps": int(recent.steps[-1] - recent.steps[0]) + 1,
+        "hottest": int(share.argmax()),
+        "max_over_mean": max_over_mean(share),
+        "idle": int((share == 0).sum()),
+    }
+    return pd.DataFrame([row])
+
+
+def peaks_frame(load: LayerLoad, moments: int = PEAK_MOMENTS) -> pd.DataFrame:
+    """The course of the hottest expert's load in mean loads: one row for each block of steps, at most *moments*."""
+    import pandas as pd
+
+    rows = max(load.rows(BLOCK), -(-len(load.steps) // moments))
+    means = block_means(load, min(rows, len(load.steps)))
+    ends = load.steps[::-1][:: min(rows, len(load.steps))][: len(means)][::-1]
+    peak = means.max(axis=1) / means.mean(axis=1)
+    return pd.DataFrame({"trace": load.trace, "layer": load.layer, "step": ends, "peak_over_mean": peak})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetrace.analysis.fluctuation import fluctuation
-from moetrace.analysis.imbalance import IMBALANCE
+from moetrace.analysis.imbalance import IMBALANCE, RECENT, balance_frame, peaks_frame
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
 from moetrace.analysis.variogram import BLOCK, block_means, step_noise, step_scatter
 from moetrace.trace import LayerLoad, LoadTrace
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 CURVE_POINTS = 600
 # The window of the layers table: the paper's middle one.
 LAYER_WINDOW = 100
-# Steps at the end that stand for the present load.
-RECENT = 1000
 # Expected range of so many draws from a normal distribution, in standard deviations (Tippett 1925).
 NORMAL_RANGE = {10: 3.078, 100: 5.015, 200: 5.492}
 # The two detectors differ where their settle steps are further apart than this, twice the hold of the rule.
@@ -129,8 +127,14 @@ def states_tables(
 
 
 def course_frames(trace: LoadTrace) -> dict[str, pd.DataFrame]:
-    """The frames ``load``, ``fluctuation`` and ``imbalance`` of a trace; one layer at a time."""
-    made = {"load": load_frame, "fluctuation": fluctuation_frame, "imbalance": imbalance_frame}
+    """The frames ``load``, ``fluctuation``, ``imbalance``, ``balance`` and ``peaks`` of a trace, layer by layer."""
+    made = {
+        "load": load_frame,
+        "fluctuation": fluctuation_frame,
+        "imbalance": imbalance_frame,
+        "balance": balance_frame,
+        "peaks": peaks_frame,
+    }
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in made}
     for load in trace.by_layer():
         for name, make in made.items():

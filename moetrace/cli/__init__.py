@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from moetrace.cli import export, ingest, place, predict, report, states, traces
-from moetrace.cli.shared import INTERRUPTED, say
+from moetrace.cli.output import say
+from moetrace.cli.shared import INTERRUPTED
 from moetrace.errors import MoetraceError, SettingError
 from moetrace.files import discard
 

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from moetrace.cli.shared import Shared, with_options
+from moetrace.cli.options import Command, with_options
+from moetrace.cli.shared import Shared
 
 
 class Kind(StrEnum):
@@ -32,7 +33,7 @@ def export(
     trace: Annotated[str, typer.Argument(help="Name or path of a trace.")],
     to: Annotated[Kind, typer.Option("--to", help="What to write.")] = Kind.LONG,
 ) -> None:
-    """Write a trace back, to the file given with -o, for other programs to read.
+    """Write a trace back as a file for other programs.
 
     long, wide and nested are Parquet with step, layer and expert, tokens; expert_0 ...; or counts.
     forecasting is Parquet with unique_id, ds, y: one series for each expert, sorted. csv is long.
@@ -55,11 +56,10 @@ def export(
         return
     with output(shared.output, force=shared.force) as held:
         export_trace(opened, held, to.value)
-    shared.note(f"wrote {shared.output}")
     document = {"trace": opened.name, "to": to.value, "path": str(shared.output)}
-    replace(shared, output=None).emit({}, document)
+    replace(shared, output=None).emit({}, document, wrote=[str(shared.output)])
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(export)
+    app.command(cls=Command)(export)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.shared import Shared, Table, say, with_options
+from moetrace.cli.options import Command, with_options
+from moetrace.cli.output import Table, say
+from moetrace.cli.shared import Shared
 
 if TYPE_CHECKING:
     from moetrace.formats import Location, ReadOptions
@@ -83,10 +85,11 @@ def ingest(
     accept: Accept = None,
     list_formats: Annotated[bool, typer.Option("--list-formats", help="List the known formats and exit.")] = False,
 ) -> None:
-    """Read dumps of any known format, check them, and write canonical traces.
+    """Read dumps and logs into traces, and check them.
 
-    One file is one trace, named by its stem; a folder means every trace file lying in it, unless
-    its files are the ranks of one trace. The same unchanged source again does nothing.
+    Reads any known format, and writes canonical traces. One file is one trace, named by its stem; a
+    folder means every trace file lying in it, unless its files are the ranks of one trace. The same
+    unchanged source again does nothing.
 
     \b
     Example: moetrace ingest sample_traces/gpt-moe-8e-a.parquet --name mine
@@ -113,7 +116,7 @@ def ingest(
     _check_settings([source for group in groups.values() for source in group], options, format)
 
     def one(key: str) -> Ingested:
-        with shared.progress(key) as progress:
+        with shared.progress(key, "rows") as progress:
             return shared.folder().ingest(
                 groups[key], name=name, options=options, format=format, force=shared.force, progress=progress
             )
@@ -170,22 +173,23 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
     from moetrace.doctor.catalogue import NOTE
 
     for item in done:
-        if item.unchanged:
-            shared.note(f"{item.trace.name} is there already, from the same unchanged source: nothing to do")
         for assumption in item.trace.info.assumptions:
             shared.note(f"{item.trace.name}: assumed: {assumption}")
         for finding in item.trace.info.findings:
             tell = shared.note if finding.severity == NOTE else say  # being quiet hides no warning and no error
             tell(f"{item.trace.name}: {finding.severity}: {finding.name}, {finding.place}: {finding.evidence}")
-    shared.emit({} if shared.wants_json else _tables(done), {"traces": [_described(item) for item in done]})
-
-
-def _tables(done: list[Ingested]) -> dict[str, Table]:
-    """What is printed; for JSON pandas is not loaded at all."""
+    document = {"traces": [_described(item) for item in done]}
+    if shared.wants_json:  # for which pandas is not loaded at all
+        shared.emit({}, document)
+        return
+    from moetrace.report.screens import ingested_sentence, traces_screen
     from moetrace.workspace.traces import traces_frame
 
-    columns = ["trace", "steps", "first_step", "last_step", "layers", "experts", "tokens_per_step", "format"]
-    return {"traces": Table("Ingested traces", traces_frame(item.trace for item in done), columns)}
+    frame = traces_frame(item.trace for item in done)
+    sentence = ingested_sentence(frame, sum(item.unchanged for item in done))
+    screen = traces_screen(frame, sentence, every=shared.all)
+    wrote = sorted({f"{item.path.parent}/" for item in done if not item.unchanged})
+    shared.emit({"traces": Table("Traces", frame)}, document, [screen], wrote=wrote, then="moetrace states")
 
 
 def _described(item: Ingested) -> dict[str, object]:
@@ -213,6 +217,7 @@ def _list_formats(shared: Shared) -> None:
     import pandas as pd
 
     from moetrace.formats import FORMATS
+    from moetrace.report.screens import Screen
     from moetrace.settings import setting_types
 
     rows = [
@@ -220,9 +225,11 @@ def _list_formats(shared: Shared) -> None:
         for name, format in FORMATS.items()
     ]
     frame = pd.DataFrame(rows)
-    shared.emit({"formats": Table("Known formats", frame)}, {"formats": frame.to_dict("records")})
+    columns = [(str(name), frame[name].tolist()) for name in frame]
+    screen = Screen(f"{len(frame)} formats are known.", columns, words=["settings", "needs"])
+    shared.emit({"formats": Table("Known formats", frame)}, {"formats": frame.to_dict("records")}, [screen])
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(ingest)
+    app.command(cls=Command)(ingest)

@@ -8,12 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moetrace.cli.options import Command, with_options
+from moetrace.cli.output import Table, say
 from moetrace.cli.predict import Protocol
-from moetrace.cli.shared import Shared, Table, say, steps_of, with_options
+from moetrace.cli.progress import Report
+from moetrace.cli.shared import Shared, steps_of
 from moetrace.errors import SettingError
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from moetrace.placement.study import Placement
+    from moetrace.report.screens import Screen
     from moetrace.trace import LoadTrace
 
 SUMMARY_COLUMNS = (
@@ -44,10 +50,11 @@ def place(
         typer.Option(help="Compare plans made every so many steps, such as 500,1000,4000.", metavar="STEPS"),
     ] = None,
 ) -> None:
-    """Put experts on GPUs by the forecast, and score the plans on the load that then came.
+    """Say whether balancing pays, and plan experts on GPUs.
 
-    At every cutoff each predictor's forecast becomes a plan, and so do the load of the last 1,000
-    steps, which serving systems plan by (window_mean), and the load that came (oracle). Scored is the
+    Puts experts on GPUs by the forecast, and scores the plans on the load that then came. At every
+    cutoff each predictor's forecast becomes a plan, and so do the load of the last 1,000 steps,
+    which serving systems plan by (window_mean), and the load that came (oracle). Scored is the
     busiest GPU: its load over that of the mean one, over the whole horizon (peak_over_mean; 1 is
     even), and the mean over the busiest where every step waits for its own (balance).
 
@@ -68,35 +75,43 @@ def place(
     files: list[str] = []
     figures: list[str] = []
 
-    def one(given: str, trace: LoadTrace) -> Placement:
+    def one(given: str, trace: LoadTrace, progress: Report) -> Placement:
         cutoffs = protocol.looks(trace, [horizon])
-        with shared.progress(f"plans of {trace.name}") as progress:
-            placed = place_trace(
-                trace, predictors, gpus, redundant, horizon, cutoffs, progress,
-                least_gain=least_gain, replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
-            )  # fmt: skip
+        placed = place_trace(
+            trace, predictors, gpus, redundant, horizon, cutoffs, progress,
+            least_gain=least_gain, replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
+        )  # fmt: skip
         shared.note_reused(trace.name, placed.computed, placed.reused)
         files.extend(_write_plans(shared, given, placed, f"the next {horizon:,} steps"))
         figures.extend(_draw(shared, given, placed, gpus))
         _note_holding(shared, placed, every)
         return placed
 
-    done = shared.each_trace(traces, one)
+    done = shared.each_trace(traces, "plans of", "results", one)
     frames = {name: stacked([placed.frames[name] for placed in done]) for name in done[0].frames}
     tables = {
         "summary": Table(f"Experts on {gpus} GPUs", frames["summary"], SUMMARY_COLUMNS, by=("trace", "horizon")),
-        "plans": Table("Plan for the steps to come", frames["plans"], printed=False),
-        "scores": Table("Scores", frames["scores"], printed=False),
+        "plans": Table("Plan for the steps to come", frames["plans"]),
+        "scores": Table("Scores", frames["scores"]),
     }
     if every:
         printed = list(chain.from_iterable(placed.frames["replanning"]["strategy"] == placed.best for placed in done))
         tables["replanning"] = Table(
             "How often to plan", frames["replanning"], REPLANNING_COLUMNS, by=("trace", "strategy"), rows=printed
         )
-        tables["stretches"] = Table("Stretches between plans", frames["stretches"], printed=False)
+        tables["stretches"] = Table("Stretches between plans", frames["stretches"])
     document: dict[str, Any] = {"gpus": gpus, "redundant": redundant, "horizon": horizon, "files": files}
     document |= {"figures": figures, "trained_on": protocol.trained_on(shared)}
-    shared.emit(tables, document | {name: records(table.frame) for name, table in tables.items()})
+    document |= {name: records(table.frame) for name, table in tables.items()}
+    screens = [_screen(part, gpus, shared) for _, part in frames["summary"].groupby("trace", sort=False)]
+    shared.emit(tables, document, screens)
+
+
+def _screen(summary: pd.DataFrame, gpus: int, shared: Shared) -> Screen:
+    from moetrace.report.answers import worth
+    from moetrace.report.screens import place_screen
+
+    return place_screen(summary, worth(summary, gpus, "").sentence, every=shared.all)
 
 
 def _write_plans(shared: Shared, given: str, placed: Placement, coming: str) -> list[str]:
@@ -157,4 +172,4 @@ def _note_holding(shared: Shared, placed: Placement, every: Sequence[int]) -> No
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(place)
+    app.command(cls=Command)(place)

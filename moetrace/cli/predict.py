@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.shared import Shared, Table, steps_of, with_options
+from moetrace.cli.options import PROTOCOL, Command, with_options
+from moetrace.cli.output import Table
+from moetrace.cli.progress import Report
+from moetrace.cli.shared import Shared, steps_of
 from moetrace.forecasting.predictors import PREDICTORS
 
 if TYPE_CHECKING:
@@ -34,21 +38,28 @@ class Protocol:
         typer.Option(
             help=f"NAME or NAME:setting=value, repeatable; {', '.join(PREDICTORS)} if none.",
             metavar="SPEC",
+            rich_help_panel=PROTOCOL,
         ),
     ] = None
-    cutoffs: Annotated[str | None, typer.Option(help="Score at these cutoffs, such as 3000,4000.", metavar="STEPS")] = (
-        None
-    )
-    first: Annotated[int, typer.Option(min=1, help="First cutoff.")] = 500
-    every: Annotated[int, typer.Option(min=1, help="Distance of the cutoffs after it.")] = 1000
-    train_on: Annotated[
-        list[str] | None, typer.Option(metavar="TRACE", help="Another run for lstm to learn from; repeatable.")
+    cutoffs: Annotated[
+        str | None,
+        typer.Option(help="Score at these cutoffs, such as 3000,4000.", metavar="STEPS", rich_help_panel=PROTOCOL),
     ] = None
-    seed: Annotated[int, typer.Option(min=0, help="Seed of predictors and of the bootstrap.")] = 0
-    jobs: Annotated[int, typer.Option(min=1, help="Processes to share the layers among.")] = 1
+    first: Annotated[int, typer.Option(min=1, help="First cutoff.", rich_help_panel=PROTOCOL)] = 500
+    every: Annotated[int, typer.Option(min=1, help="Steps between cutoffs after it.", rich_help_panel=PROTOCOL)] = 1000
+    train_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TRACE", help="Another run for lstm to learn from, repeatable.", rich_help_panel=PROTOCOL),
+    ] = None
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of predictors and of the bootstrap.", rich_help_panel=PROTOCOL)
+    ] = 0
+    jobs: Annotated[int, typer.Option(min=1, help="Processes to share the layers among.", rich_help_panel=PROTOCOL)] = 1
     dask: Annotated[
         str | None,
-        typer.Option(help="Spread the layers over the Dask cluster there, such as tcp://host:8786.", metavar="ADDRESS"),
+        typer.Option(
+            help="Use the Dask cluster there, such as tcp://host:8786.", metavar="ADDRESS", rich_help_panel=PROTOCOL
+        ),
     ] = None
 
     def predictors(self) -> list[Predictor]:
@@ -94,9 +105,10 @@ def predict(
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
     horizon: Annotated[int, typer.Option(min=1, help="Steps to predict.")] = 1000,
 ) -> None:
-    """Backtest the predictors at a horizon, and forecast the steps after the end of the trace.
+    """Score forecasts of the load, and forecast what comes next.
 
-    The error rate is the sum over experts of |predicted - actual| share of the load of the whole
+    Backtests the predictors at a horizon, and forecasts the steps after the end of the trace. The
+    error rate is the sum over experts of |predicted - actual| share of the load of the whole
     horizon; the noise beside it is what no forecast can remove. Differences are from window_mean,
     over the same layers and cutoffs, with a 95 % interval.
 
@@ -109,22 +121,22 @@ def predict(
     from moetrace.analysis.tables import stacked
     from moetrace.forecasting.backtest import evaluate
     from moetrace.forecasting.summary import means_frame, summary_frame
+    from moetrace.report.screens import predict_screen
     from moetrace.report.tables import records
 
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     files: dict[str, tuple[str, str]] = {}
     means: list[pd.DataFrame] = []
 
-    def one(given: str, trace: LoadTrace) -> Backtest:
+    def one(given: str, trace: LoadTrace, progress: Report) -> Backtest:
         cutoffs = protocol.looks(trace, [horizon])
-        with shared.progress(f"predictions of {trace.name}") as progress:
-            test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **settings)
+        test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **settings)
         shared.note_reused(trace.name, test.computed, test.reused)
         means.append(means_frame(test.forecasts(), horizon))
         files[trace.name] = _write(shared, given, test, means[-1], horizon)
         return test
 
-    done = shared.each_trace(traces, one)
+    done = shared.each_trace(traces, "forecasts of", "results", one)
     scores = stacked([test.scores for test in done])
     summary = summary_frame(scores, protocol.seed)
     ahead = [forecast for test in done for forecast in _statuses(test)]
@@ -139,8 +151,11 @@ def predict(
     }
     if len(files) == 1:
         document["forecast"] = next(iter(files.values()))[0]
-    tables = score_tables(summary, scores) | {"means": Table("Means", stacked(means), printed=False)}
-    shared.emit(tables, document)
+    tables = score_tables(summary, scores) | {"means": Table("Mean of each expert, to come", stacked(means))}
+    screens = [predict_screen(part, horizon, every=shared.all) for _, part in summary.groupby("trace", sort=False)]
+    given = " ".join(traces or [])
+    wrote = sorted({str(Path(forecast).parent) for forecast, _ in files.values()})
+    shared.emit(tables, document, screens, wrote=wrote, then=f"moetrace place {given} --gpus N".replace("  ", " "))
 
 
 def _write(shared: Shared, given: str, test: Backtest, means: pd.DataFrame, horizon: int) -> tuple[str, str]:
@@ -155,7 +170,6 @@ def _write(shared: Shared, given: str, test: Backtest, means: pd.DataFrame, hori
     write_forecast(path, test.forecasts(), key)
     beside = path.with_name(f"means-{horizon}.csv")
     write_bytes(beside, csv(means).encode())
-    shared.note(f"wrote {path}, and the mean of each expert with its intervals to {beside.name}")
     return str(path), str(beside)
 
 
@@ -171,10 +185,10 @@ def score_tables(summary: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Table
     """The tables of a backtest."""
     return {
         "summary": Table("Error rates by predictor and state", summary, SUMMARY_COLUMNS, by=("trace", "horizon")),
-        "scores": Table("Scores", scores, printed=False),
+        "scores": Table("Scores", scores),
     }
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(predict)
+    app.command(cls=Command)(predict)

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moetrace.cli.options import Command, with_options
 from moetrace.cli.predict import Protocol, score_tables
-from moetrace.cli.shared import Shared, steps_of, with_options
+from moetrace.cli.progress import Report
+from moetrace.cli.shared import Shared, steps_of
 
 if TYPE_CHECKING:
     from moetrace.trace import LoadTrace
@@ -26,37 +28,35 @@ def report(
         Path | None, typer.Option(help="Where the report goes; `report` in the workspace if not given.")
     ] = None,
 ) -> None:
-    """Write everything about traces into one folder: states, error rates, imbalance, figures.
+    """Write one page: answers, figures, and their data.
 
-    report.html is one file that needs nothing beside it; report.md, CSV, JSON and PNG files hold
-    the same tables and figures.
+    report.html is one file that needs nothing beside it; the folders figures and data hold what it shows.
 
     \b
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
     """
     from moetrace.analysis.tables import stacked
     from moetrace.forecasting.study import Study, study
+    from moetrace.report.screens import report_screen
     from moetrace.report.study import write_report
     from moetrace.report.tables import records
 
     asked, predictors, settings = horizons_of(horizons or HORIZONS), protocol.predictors(), protocol.settings(shared)
 
-    def one(_given: str, trace: LoadTrace) -> Study:
+    def one(_given: str, trace: LoadTrace, progress: Report) -> Study:
         cutoffs = protocol.looks(trace, asked, explicit=horizons is not None)
-        with shared.progress(f"predictions of {trace.name}") as progress:
-            found = study(trace, predictors, asked, cutoffs, progress, seed=protocol.seed, **settings)
+        found = study(trace, predictors, asked, cutoffs, progress, seed=protocol.seed, **settings)
         shared.note_reused(trace.name, found.computed, found.reused)
         return found
 
-    studies = {found.trace: found.frames for found in shared.each_trace(traces, one)}
+    studies = {found.trace: found.frames for found in shared.each_trace(traces, "report on", "results", one)}
     into = folder or shared.folder().root / "report"
-    facts = _facts(protocol, asked)
-    files = write_report(studies, into, facts)
-    shared.note(f"wrote {len(files)} files to {into}: open {files[-1]}")
+    files = write_report(studies, into, _facts(protocol, asked))
     summary, scores = (stacked([frames[key] for frames in studies.values()]) for key in ("summary", "scores"))
     document: dict[str, Any] = {"folder": str(into), "page": str(files[-1]), "files": [str(path) for path in files]}
     document |= {"summary": records(summary), "scores": records(scores)}
-    shared.emit(score_tables(summary, scores), document)
+    screens = [report_screen(trace, frames) for trace, frames in studies.items()]
+    shared.emit(score_tables(summary, scores), document, screens, wrote=[f"{files[-1]} and {len(files) - 1} files"])
 
 
 def horizons_of(text: str) -> list[int]:
@@ -84,4 +84,4 @@ def _facts(protocol: Protocol, horizons: list[int]) -> dict[str, str]:
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(report)
+    app.command(cls=Command)(report)

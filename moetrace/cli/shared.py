@@ -1,62 +1,31 @@
-"""What all commands have in common: their options, and how they show, write and skip."""
+"""What all commands have in common: their options, and how they go through the traces and end."""
 
 from __future__ import annotations
 
-import functools
-import inspect
-import os
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, is_dataclass
-from enum import StrEnum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from moetrace.errors import MoetraceError, SettingError, WorkspaceError, printable
+from moetrace.cli.options import OUTPUT, SELECTION
+from moetrace.cli.output import Format, Table, csv_text, json_text, note, say, shown_text, to_stdout
+from moetrace.cli.progress import Report, progress, silent
+from moetrace.errors import MoetraceError, SettingError, WorkspaceError
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from moetrace.report.screens import Screen
     from moetrace.trace import LoadTrace
     from moetrace.workspace.traces import Workspace
 
-SCHEMA_VERSION = 1
 DONE_WITH_SKIPS = 3
 INTERRUPTED = 130
-# Columns of a table that does not go to a terminal: wide enough for every table of the project.
-FILE_WIDTH = 140
+# Characters of a terminal that the closing line fits; longer, each of its parts has a line of its own.
+CLOSING_WIDTH = 90
 
 T = TypeVar("T")
-
-
-class Format(StrEnum):
-    """How results are shown."""
-
-    TABLE = "table"
-    CSV = "csv"
-    JSON = "json"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A frame to show.
-
-    *columns* are those shown on a terminal, None for all of them, the last left out first where it is
-    too narrow; *by* splits it into one table for each value of those columns. Of a table that is much
-    too long only the *rows* are printed, one bool for each; one that is not *printed* is there for CSV
-    alone.
-    """
-
-    title: str
-    frame: pd.DataFrame
-    columns: Sequence[str] | None = None
-    by: Sequence[str] = ()
-    rows: Sequence[bool] | None = None
-    printed: bool = True
 
 
 def _layers(text: str) -> list[int]:
@@ -88,19 +57,42 @@ def _range(text: str) -> tuple[int | None, int | None]:
 class Shared:
     """The options every command has. Field by field, what the help says."""
 
-    format: Annotated[Format, typer.Option("--format", help="How to show the result.")] = Format.TABLE
-    json: Annotated[bool, typer.Option("--json", help="Short for --format json.")] = False
-    table: Annotated[str | None, typer.Option(help="Which table --format csv prints.", metavar="NAME")] = None
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the result to a file.")] = None
-    force: Annotated[bool, typer.Option("--force", help="Replace a taken name or an existing file.")] = False
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.")] = False
-    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress bar.")] = False
+    layers: Annotated[
+        str | None, typer.Option(help="Only these layers, such as 2,4.", metavar="LAYERS", rich_help_panel=SELECTION)
+    ] = None
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Only these steps, such as 1000:9000.", metavar="FIRST:LAST", rich_help_panel=SELECTION),
+    ] = None
     workspace: Annotated[
         Path,
-        typer.Option("--workspace", "-w", envvar="MOETRACE_WORKSPACE", help="Folder of traces and results."),
-    ] = Path("moetrace-out")
-    layers: Annotated[str | None, typer.Option(help="Only these layers, such as 2,4.", metavar="LAYERS")] = None
-    steps: Annotated[str | None, typer.Option(help="Only these steps, such as 1000:9000.", metavar="FIRST:LAST")] = None
+        typer.Option(
+            "--workspace", "-w", envvar="MOETRACE_WORKSPACE", help="Folder of traces and results.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = Path("moetrace-out")  # fmt: skip
+    all: Annotated[bool, typer.Option("--all", help="Every row of the answer.", rich_help_panel=OUTPUT)] = False
+    show: Annotated[
+        str | None,
+        typer.Option(help="The tables behind the answer instead, or `all`.", metavar="TABLES", rich_help_panel=OUTPUT),
+    ] = None
+    format: Annotated[Format, typer.Option("--format", help="How to show the result.", rich_help_panel=OUTPUT)] = (
+        Format.TABLE
+    )
+    json: Annotated[bool, typer.Option("--json", help="Short for --format json.", rich_help_panel=OUTPUT)] = False
+    table: Annotated[
+        str | None, typer.Option(help="Which table --format csv prints.", metavar="NAME", rich_help_panel=OUTPUT)
+    ] = None
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the result to a file.", rich_help_panel=OUTPUT)
+    ] = None
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a taken name or an existing file.", rich_help_panel=OUTPUT)
+    ] = False
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No notes and no progress.", rich_help_panel=OUTPUT)] = (
+        False
+    )
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress.", rich_help_panel=OUTPUT)] = False
     skipped: list[dict[str, str]] = field(default_factory=list, init=False)
 
     @property
@@ -127,12 +119,24 @@ class Shared:
         layers = _layers(self.layers) if self.layers else None
         return layers, *(_range(self.steps) if self.steps else (None, None))
 
-    def each_trace(self, traces: Sequence[str] | None, work: Callable[[str, LoadTrace], T]) -> list[T]:
-        """What *work* makes of each trace chosen, given as it was named and opened; all there are if none is named."""
+    def each_trace(
+        self, traces: Sequence[str] | None, doing: str, unit: str, work: Callable[[str, LoadTrace, Report], T]
+    ) -> list[T]:
+        """What *work* makes of each trace chosen, given as it was named and opened; all there are if none is named.
+
+        *doing* names the work and *unit* what its progress counts.
+        """
         workspace = self.folder()
         given = workspace.chosen(traces or [])
         named = workspace.named_apart(given)
-        return self.each(list(given), lambda name: work(name, self.selected(workspace.open(name, named[name]))))
+
+        def one(name: str) -> T:
+            trace = self.selected(workspace.open(name, named[name]))
+            which = f" ({given.index(name) + 1} of {len(given)})" if len(given) > 1 else ""
+            with self.progress(f"{doing} {trace.name}{which}", unit) as progress:
+                return work(name, trace, progress)
+
+        return self.each(given, one)
 
     def each(self, names: Sequence[str], work: Callable[[str], T]) -> list[T]:
         """What *work* makes of each of *names*; one that fails is skipped, unless all do."""
@@ -166,152 +170,71 @@ class Shared:
     def note(self, text: str) -> None:
         """A line on stderr, unless quiet."""
         if not self.quiet:
-            say(text)
+            note(text)
 
     @contextmanager
-    def progress(self, title: str) -> Iterator[Callable[[int, int | None], None]]:
-        """A progress bar on stderr while the block runs; only on a terminal."""
-        if self.quiet or self.no_progress or not sys.stderr.isatty():
-            yield lambda _done, _total: None
+    def progress(self, title: str, unit: str) -> Iterator[Report]:
+        """Progress on stderr while the block runs, unless it is not wanted."""
+        if self.quiet or self.no_progress:
+            yield silent
             return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        with progress(title, unit) as report:
+            yield report
 
-        rate = TextColumn("{task.fields[rate]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            task = bar.add_task(title, total=None, rate="")
-            began = time.monotonic()
-            yield lambda done, total: bar.update(task, completed=done, total=total, rate=_rate(done, began))
+    def emit(
+        self,
+        tables: Mapping[str, Table],
+        document: Mapping[str, Any],
+        screens: Sequence[Screen] = (),
+        *,
+        wrote: Sequence[Path | str] = (),
+        then: str | None = None,
+    ) -> None:
+        """Show the result: the *screens*, or of *tables* those asked for, or the *document* as JSON.
 
-    def emit(self, tables: Mapping[str, Table], document: Mapping[str, Any]) -> None:
-        """Show the result: all *tables*, one of them as CSV, or the *document* as JSON."""
+        *wrote* are the files or folders that the command left behind, *then* is the command that comes next.
+        """
         chosen = Format.JSON if self.json else self.format
         if self.table is not None and chosen is not Format.CSV:
             raise typer.BadParameter("--table goes with --format csv")
+        if self.show is not None and chosen is not Format.TABLE:
+            raise typer.BadParameter("--show goes with --format table; --format csv takes --table")
+        show = _shown(self.show, tables) if self.show else []
+        text: str | None
         if chosen is Format.JSON:
-            text = _json({"schema_version": SCHEMA_VERSION, **document, "skipped": self.skipped})
-        elif chosen is Format.CSV:
-            text = _csv(tables, self.table)
+            text = json_text({**document, "skipped": self.skipped})
         else:
-            text = None
+            text = csv_text(tables, self.table) if chosen is Format.CSV else None
         if self.output is not None and str(self.output) != "-":
             from moetrace.files import write_text
 
-            write_text(self.output, text if text is not None else _plain(tables), force=self.force)
-            self.note(f"wrote {self.output}")
+            write_text(self.output, shown_text(screens, tables, show) if text is None else text, force=self.force)
+            wrote = [*wrote, self.output]
         else:
-            _to_stdout(tables, text)
+            to_stdout(text, screens, tables, show)
+        if not self.quiet:
+            answered = chosen is Format.TABLE and not show
+            _closing(wrote, tables if answered else (), then if answered else None)
         if self.skipped:
             raise typer.Exit(DONE_WITH_SKIPS)
 
 
-def _to_stdout(tables: Mapping[str, Table], text: str | None) -> None:
-    """The *text*, or the *tables* where there is none; whoever stops reading has seen enough."""
-    try:
-        ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-        if text is None and sys.stdout.isatty():
-            _print(tables, ascii_only=ascii_only)
-        else:
-            sys.stdout.write(_plain(tables, ascii_only=ascii_only) if text is None else text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python must not try to flush the rest at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _shown(text: str, tables: Mapping[str, Table]) -> list[str]:
+    names = list(tables) if text == "all" else text.split(",")
+    for name in names:
+        if name not in tables:
+            raise typer.BadParameter(f"there is no table {name!r}; there are {', '.join(tables)}")
+    return names
 
 
-def _rate(done: int, began: float) -> str:
-    """How many a second since *began*."""
-    rate = done / max(1e-9, time.monotonic() - began)
-    return f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
-
-
-def say(text: str) -> None:
-    """One line on stderr."""
-    print(f"moetrace: {printable(text)}", file=sys.stderr)  # noqa: T201 - the one place that prints to stderr
-
-
-def _json(document: Mapping[str, Any]) -> str:
-    import json
-
-    return json.dumps(_plain_values(document), indent=2, allow_nan=False) + "\n"
-
-
-def _plain_values(value: Any) -> Any:
-    """NumPy scalars as numbers, NaN as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain_values(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain_values(part) for part in value]
-    plain = value.item() if hasattr(value, "item") else value
-    return None if isinstance(plain, float) and plain != plain else plain
-
-
-def _csv(tables: Mapping[str, Table], name: str | None) -> str:
-    from moetrace.report.tables import csv
-
-    wanted = name or next(iter(tables))
-    if wanted not in tables:
-        raise typer.BadParameter(f"there is no table {wanted!r}; there are {', '.join(tables)}")
-    return csv(tables[wanted].frame)
-
-
-def _plain(tables: Mapping[str, Table], *, ascii_only: bool = False) -> str:
-    import io
-
-    from rich.console import Console
-
-    text = io.StringIO()
-    # A file or a pipe is as wide as the variable says, where that makes sense.
-    columns = os.environ.get("COLUMNS", "")
-    width = int(columns) if columns.isdecimal() and int(columns) else FILE_WIDTH
-    _print(tables, Console(file=text, width=width, no_color=True), ascii_only=ascii_only)
-    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
-
-
-def _print(tables: Mapping[str, Table], console: Any = None, *, ascii_only: bool = False) -> None:
-    from rich.console import Console
-
-    from moetrace.report.tables import fitting, terminal
-
-    console = console or Console()
-    for table in tables.values():
-        for title, frame in _parts(table):
-            whole = frame if table.columns is None else frame[list(table.columns)]
-            fit = fitting(whole, console.width)
-            console.print(terminal(fit, title, ascii_only=ascii_only))
-            left_out = [name for name in whole.columns if name not in fit.columns]
-            if left_out:
-                console.print(f"Too wide for here: {', '.join(left_out)}; --format csv has all.\n", style="dim")
-
-
-def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
-    if not table.printed:
-        return
-    frame = table.frame if table.rows is None else table.frame[list(table.rows)]
-    if not table.by:
-        yield table.title, frame
-        return
-    for key, part in frame.groupby(list(table.by), sort=False):
-        named = ", ".join(
-            f"{name} {value:,}" if isinstance(value, int) else str(value) for name, value in zip(table.by, key)
-        )
-        yield f"{table.title}: {named}", part
-
-
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with the options of `Shared` and of every other dataclass that it takes instead of those."""
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    groups = {p.name: p.annotation for p in own if isinstance(p.annotation, type) and is_dataclass(p.annotation)}
-    spread = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
-    options = [*(p for p in own if p.name not in groups), *(p for group in spread.values() for p in group.values())]
-    options = [p.replace(kind=p.KEYWORD_ONLY) for p in options]
-
-    @functools.wraps(command)
-    def run(**values: Any) -> None:
-        made = {name: groups[name](**{key: values.pop(key) for key in spread[name]}) for name in groups}
-        command(**made, **values)
-
-    run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
-    run.__annotations__ = {p.name: p.annotation for p in options}
-    return run
+def _closing(wrote: Sequence[Path | str], tables: Iterable[str], then: str | None) -> None:
+    """The last line on stderr: what was written, what more there is to see, and the command that comes next."""
+    parts = [f"Wrote {', '.join(map(str, wrote))}"] if wrote else []
+    more = ",".join(tables)
+    parts += [f"More: --show {more}"] if more else []
+    parts += [f"Next: {then}"] if then else []
+    if sum(map(len, parts)) > CLOSING_WIDTH:
+        for part in parts:
+            note(part)
+    elif parts:
+        note("     ".join(parts))

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.shared import Shared, Table, with_options
+from moetrace.cli.options import Command, with_options
+from moetrace.cli.output import Table
+from moetrace.cli.progress import Report
+from moetrace.cli.shared import Shared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,12 +53,13 @@ def states(
         bool, typer.Option("--until-settled", help="With --follow: leave when every layer is stable.")
     ] = False,
 ) -> None:
-    """Tell transient from stable windows, and from which step on each layer has settled.
+    """Tell since when the load of each layer is stable.
 
+    Tells transient from stable windows, and finds the step from which on each layer has settled.
     Movement is the change of the load from one window of 200 steps to the next, sampling noise
     taken off. A layer settles where its mean over 500 steps stays below 4 %, and is transient again
-    above 6 %. A second detector looks at the order of the experts alone. Variance and range are
-    the paper's.
+    above 6 %. A second detector looks at the order of the experts alone. Variance and range are the
+    paper's.
 
     With --follow, TRACE is the path that a recorder writes to. Exit codes then: 0 when every layer is
     stable at the end, 4 when one is not, 5 when one expert of a layer has taken over its load.
@@ -64,22 +68,24 @@ def states(
     Example: moetrace states gpt-moe-8e-a --layers 2,4
     """
     from moetrace.analysis.tables import stacked, states_tables
+    from moetrace.report.screens import states_screen
     from moetrace.report.tables import records
 
     if follow:
         _follow(shared, traces or [], poll, until_settled)
         return
 
-    def one(_given: str, trace: LoadTrace) -> dict[str, pd.DataFrame]:
-        with shared.progress(f"states of {trace.name}") as progress:
-            return states_tables(trace, experts=experts, sensitivity=sensitivity, progress=progress)
+    def one(_given: str, trace: LoadTrace, progress: Report) -> dict[str, pd.DataFrame]:
+        return states_tables(trace, experts=experts, sensitivity=sensitivity, progress=progress)
 
-    found = shared.each_trace(traces, one)
+    found = shared.each_trace(traces, "states of", "layers", one)
     frames = {name: stacked([part[name] for part in found]) for name in found[0]}
     tables = {name: table(frames[name]) for name, table in TABLES.items() if name in frames}
     # The paper's measures are columns of the same frame, too many for one table on a terminal.
-    shown = {"fluctuation": Table("Sliding variance and range, windows of 100 steps", frames["layers"], FLUCTUATION)}
-    shared.emit(tables | shown, {name: records(table.frame) for name, table in tables.items()})
+    shown = {"paper": Table("Sliding variance and range, windows of 100 steps", frames["layers"], FLUCTUATION)}
+    document = {name: records(table.frame) for name, table in tables.items()}
+    screens = [states_screen(part["layers"], every=shared.all) for part in found]
+    shared.emit(tables | shown, document, screens, then=f"moetrace predict {' '.join(traces or [])}".rstrip())
 
 
 def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool) -> None:
@@ -109,4 +115,4 @@ def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool)
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command()(states)
+    app.command(cls=Command)(states)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.shared import Shared, Table, with_options
+from moetrace.cli.options import Command, with_options
+from moetrace.cli.output import Table
+from moetrace.cli.shared import Shared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,20 +23,24 @@ def list_(shared: Shared) -> None:
     \b
     Example: moetrace list --format csv
     """
+    from moetrace.report.screens import listed_sentence, traces_screen
     from moetrace.report.tables import records
     from moetrace.workspace.traces import traces_frame
 
     names = shared.folder().names()
     opened = shared.each(names, shared.open) if names else []
     frame = traces_frame(opened)
-    columns = ["trace", "steps", "layers", "experts", "tokens_per_step", "format", "source", "findings"]
-    table = Table(f"Traces in {shared.workspace}", frame, columns if len(frame) else None)
-    shared.emit({"traces": table}, {"traces": records(frame)})
+    screen = traces_screen(frame, listed_sentence(frame, str(shared.workspace)), every=True)
+    tables = {"traces": Table(f"Traces in {shared.workspace}", frame)}
+    then = "moetrace states" if names else "moetrace ingest"
+    shared.emit(tables, {"traces": records(frame)}, [screen], then=then)
 
 
 @with_options
 def remove(shared: Shared, names: Annotated[list[str], typer.Argument(help="Names of traces.")]) -> None:
-    """Remove traces from the workspace; the files they were read from stay.
+    """Remove traces and their results from the workspace.
+
+    The files they were read from stay.
 
     \b
     Example: moetrace remove gpt-moe-8e-a
@@ -53,22 +59,23 @@ def check(
         str | None, typer.Option(help="Also exit with 1 for these findings, such as collapse,dead.", metavar="FINDINGS")
     ] = None,
 ) -> None:
-    """Examine traces: damage, order, totals, gaps, idle experts, drift.
+    """Examine traces for damage, gaps and idle experts.
 
-    Exit code 1 if any finding is an error that was not accepted at ingest, or is named by --fail-on.
+    Looks at damage, order, totals, gaps, idle experts and drift. Exit code 1 if any finding is an
+    error that was not accepted at ingest, or is named by --fail-on.
 
     \b
     Example: moetrace check gpt-moe-8e-a --fail-on collapse,dead,drift
     """
     from moetrace.analysis.tables import stacked
+    from moetrace.report.screens import findings_screen
     from moetrace.report.tables import records
 
     named = _findings_named(fail_on)
-    done = shared.each_trace(traces, lambda _given, trace: _checked(trace, named))
+    done = shared.each_trace(traces, "check of", "traces", lambda _given, trace, _progress: _checked(trace, named))
     frame = stacked([part for part, _ in done])
-    if frame.empty:
-        shared.note("no findings")
-    shared.emit({"findings": Table("Findings", frame, printed=not frame.empty)}, {"findings": records(frame)})
+    screen = findings_screen(frame, len(done), every=shared.all)
+    shared.emit({"findings": Table("Findings", frame)}, {"findings": records(frame)}, [screen])
     if any(fails for _, fails in done):
         raise typer.Exit(1)
 
@@ -95,6 +102,6 @@ def _checked(trace: LoadTrace, fail_on: tuple[str, ...]) -> tuple[pd.DataFrame, 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("list")(list_)
-    app.command()(remove)
-    app.command()(check)
+    app.command("list", cls=Command)(list_)
+    app.command(cls=Command)(remove)
+    app.command(cls=Command)(check)

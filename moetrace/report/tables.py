@@ -122,6 +122,11 @@ def _words(frame: pd.DataFrame) -> set[str]:
     return {str(name) for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])}
 
 
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as they are, each a dict by column."""
+    return [{str(name): value for name, value in row.items()} for row in frame.to_dict("records")]
+
+
 def markdown(frame: pd.DataFrame) -> str:
     """A table in Markdown."""
     text = readable(frame)

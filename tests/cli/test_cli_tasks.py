@@ -21,7 +21,7 @@ def test_the_same_command_again_does_nothing_and_says_so(ingested):
     again = ingested("predict", *QUICK, "--json")
 
     assert "there already" not in first.err
-    assert "moetrace: settled: all 8 results are there already\n" in again.err
+    assert "settled: all 8 results are there already\n" in again.err
     assert (0, first.json) == (again.code, again.json)
     assert "" == ingested("predict", *QUICK, "--json", "--quiet").err
 
@@ -31,7 +31,7 @@ def test_another_predictor_is_computed_alone(ingested):
     ingested("predict", *QUICK)
     more = ingested("predict", *QUICK, "--predictor", "level", "--jobs", 2)
 
-    assert "moetrace: settled: 8 of 12 results are there already\n" in more.err
+    assert "settled: 8 of 12 results are there already\n" in more.err
 
 
 def test_the_report_finds_what_predict_computed(ingested):
@@ -39,7 +39,7 @@ def test_the_report_finds_what_predict_computed(ingested):
     ingested("predict", *QUICK, "--horizon", "2000")
     report = ingested("report", *QUICK, "--layers", 0)
 
-    assert "moetrace: settled: 2 of 4 results are there already\n" in report.err
+    assert "settled: 2 of 4 results are there already\n" in report.err
 
 
 def test_removing_a_trace_removes_its_results(ingested, tmp_path):

@@ -116,7 +116,7 @@ UNSAYABLE = [
 ]
 
 
-@pytest.mark.parametrize(("given", "said"), NOTES, ids=lambda value: str(value)[:20])
+@pytest.mark.parametrize(("given", "said"), NOTES, ids=[str(said)[:20] for _, said in NOTES])
 def test_a_note_becomes_plain_json(path, given, said):
     """Numbers, arrays and tensors, paths and dates, sets; NaN and infinity are null; in the file as on the way."""
     notes = recorded(path, notes={"x": given}).info.notes

@@ -1,0 +1,150 @@
+"""What a command prints: the answer on a terminal, tables as CSV, one document as JSON. Nothing else prints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from moetrace.errors import printable
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from moetrace.report.screens import Screen
+
+SCHEMA_VERSION = 1
+# Columns of what does not go to a terminal: an answer fits it, and so does every table of `--show`.
+FILE_WIDTH = 140
+
+
+class Format(StrEnum):
+    """How results are shown."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A frame behind the answer: printed by ``--show``, and as CSV.
+
+    *columns* are those shown on a terminal, None for all of them, the last left out first where it is too
+    narrow; *by* splits it into one table for each value of those columns; *rows*, one bool for each, are those printed.
+    """
+
+    title: str
+    frame: pd.DataFrame
+    columns: Sequence[str] | None = None
+    by: Sequence[str] = ()
+    rows: Sequence[bool] | None = None
+
+
+def say(text: str) -> None:
+    """One line on stderr that must be read: an error, a warning, what was skipped."""
+    note(f"moetrace: {text}")
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    print(printable(text), file=sys.stderr)  # noqa: T201 - the one place that prints to stderr
+
+
+def json_text(document: Mapping[str, Any]) -> str:
+    """The *document* as JSON, with the version of its schema."""
+    import json
+
+    return json.dumps(_plain({"schema_version": SCHEMA_VERSION, **document}), indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars as numbers, NaN as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(part) for part in value]
+    plain = value.item() if hasattr(value, "item") else value
+    return None if isinstance(plain, float) and plain != plain else plain
+
+
+def csv_text(tables: Mapping[str, Table], name: str | None) -> str:
+    """The table of that *name*, or the first, as CSV."""
+    from moetrace.report.tables import csv
+
+    return csv(_named(tables, name or next(iter(tables))).frame)
+
+
+def _named(tables: Mapping[str, Table], name: str) -> Table:
+    if name not in tables:
+        raise typer.BadParameter(f"there is no table {name!r}; there are {', '.join(tables)}")
+    return tables[name]
+
+
+def shown_text(screens: Sequence[Screen], tables: Mapping[str, Table], show: Sequence[str]) -> str:
+    """What a file or a pipe gets: the *screens*, or the tables named by *show*."""
+    import io
+
+    from rich.console import Console
+
+    text = io.StringIO()
+    columns = os.environ.get("COLUMNS", "")
+    width = int(columns) if columns.isdecimal() and int(columns) else FILE_WIDTH
+    _print(Console(file=text, width=width, no_color=True, highlight=False), screens, tables, show)
+    return "".join(f"{line.rstrip()}\n" for line in text.getvalue().splitlines())
+
+
+def to_stdout(text: str | None, screens: Sequence[Screen], tables: Mapping[str, Table], show: Sequence[str]) -> None:
+    """The *text*, or the answer where there is none; whoever stops reading has seen enough."""
+    try:
+        if text is None and sys.stdout.isatty():
+            from rich.console import Console
+
+            _print(Console(highlight=False), screens, tables, show)
+        else:
+            sys.stdout.write(shown_text(screens, tables, show) if text is None else text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python must not try to flush the rest at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print(console: Console, screens: Sequence[Screen], tables: Mapping[str, Table], show: Sequence[str]) -> None:
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    if not show:
+        from moetrace.report.screens import rendered
+
+        for screen in screens:
+            console.print(*rendered(screen, ascii_only=ascii_only), sep="\n")
+    for name in show:
+        _print_table(console, _named(tables, name), ascii_only=ascii_only)
+
+
+def _print_table(console: Console, table: Table, *, ascii_only: bool) -> None:
+    from moetrace.report.tables import fitting, terminal
+
+    for title, frame in _parts(table):
+        whole = frame if table.columns is None else frame[list(table.columns)]
+        fit = fitting(whole, console.width)
+        console.print(terminal(fit, title, ascii_only=ascii_only))
+        left_out = [name for name in whole.columns if name not in fit.columns]
+        if left_out:
+            console.print(f"Too wide for here: {', '.join(left_out)}; --format csv has all.\n", style="dim")
+
+
+def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
+    frame = table.frame if table.rows is None else table.frame[list(table.rows)]
+    if not table.by:
+        yield table.title, frame
+        return
+    for key, part in frame.groupby(list(table.by), sort=False):
+        named = ", ".join(
+            f"{name} {value:,}" if isinstance(value, int) else str(value) for name, value in zip(table.by, key)
+        )
+        yield f"{table.title}: {named}", part

@@ -1,0 +1,56 @@
+"""How far a command is: a bar on a terminal, a line every half minute elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from moetrace.cli.output import note
+
+# Seconds between two lines where there is no terminal.
+PATIENCE = 30.0
+
+Report = Callable[[int, "int | None"], None]
+"""Told how many of how many are done; None where the number of all is not known."""
+
+
+@contextmanager
+def progress(title: str, unit: str) -> Iterator[Report]:
+    """Progress of what *title* says, counted in *unit*, while the block runs."""
+    if not sys.stderr.isatty():
+        yield _lines(title, unit)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rate = TextColumn("{task.fields[rate]}")
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, rate=unit)
+        began = time.monotonic()
+        yield lambda done, total: bar.update(task, completed=done, total=total, rate=_rate(done, unit, began))
+
+
+def silent(_done: int, _total: int | None) -> None:
+    """Progress of which nothing is said."""
+
+
+def _lines(title: str, unit: str) -> Report:
+    """A line whenever `PATIENCE` has passed since the last one, or since the start."""
+    said = time.monotonic()
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal said
+        if time.monotonic() - said >= PATIENCE:
+            said = time.monotonic()
+            note(f"{title}: {done:,}{f' of {total:,}' if total else ''} {unit}")
+
+    return report
+
+
+def _rate(done: int, unit: str, began: float) -> str:
+    """How many a second since *began*."""
+    rate = done / max(1e-9, time.monotonic() - began)
+    return f"{unit}, {rate:,.0f}/s" if rate >= 10 else f"{unit}, {rate:.1f}/s"

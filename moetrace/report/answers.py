@@ -1,0 +1,249 @@
+"""The answers in words: one sentence for each question, made from the frames that hold the evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moetrace.report.tables import rows_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+BASELINE = "window_mean"
+STABLE, TRANSIENT, UNKNOWN = "stable", "transient", "unknown"
+BASELINE_NAMED = "the mean of the last 1,000 steps"
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a card says: a *question*, its answer as a *number* and a *sentence*, and the *evidence* in a line."""
+
+    question: str
+    number: str
+    sentence: str
+    evidence: str = ""
+
+
+def percent(fraction: float) -> str:
+    """A fraction as people read it: 0.0162 is ``1.62 %``, 0.187 is ``18.7 %``."""
+    return f"{100 * fraction:.2f} %" if abs(fraction) < 0.03 else f"{100 * fraction:.1f} %"
+
+
+def points(middle: float, low: float, high: float) -> str:
+    """A difference of two errors in percentage points, with its interval; ``about the same`` where that holds 0."""
+    if middle != middle:
+        return "-"
+    if low != low:
+        return f"{100 * middle:+.2f} points"
+    if low <= 0 <= high:
+        return "about the same"
+    digits = 2 if abs(middle) < 0.03 else 1
+    return f"{100 * middle:+.{digits}f} points [{100 * low:+.{digits}f}, {100 * high:+.{digits}f}]"
+
+
+def count_of(number: int, thing: str) -> str:
+    """``one layer``, ``4 traces``: a number with its noun."""
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def listed(names: Sequence[Any], most: int = 4) -> str:
+    """``2``, ``2 and 4``, ``2, 4, 6 and 3 more``."""
+    shown = [str(name) for name in names[:most]]
+    if len(names) > most:
+        return f"{', '.join(shown)} and {len(names) - most:,} more"
+    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+
+
+def _start(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+# --- is it balanced? -----------------------------------------------------------------------------------------------
+
+
+def balanced(balance: pd.DataFrame) -> Answer:
+    """How uneven the load is now, from the frame ``balance``, one row for each layer."""
+    worst = max(rows_of(balance), key=lambda row: row["max_over_mean"])
+    steps = int(balance["steps"].iloc[0])
+    idle = int(balance["idle"].sum())
+    sentence = (
+        f"In layer {worst['layer']} expert {worst['hottest']} has {worst['max_over_mean']:.1f} times the mean load; "
+        f"over {count_of(len(balance), 'layer')} the hottest expert has {balance['max_over_mean'].mean():.1f} times."
+    )
+    if idle:
+        sentence += f" {count_of(idle, 'expert').capitalize()} had no token at all."
+    return Answer("Balanced?", f"{worst['max_over_mean']:.1f}x", sentence, f"the last {steps:,} steps")
+
+
+# --- has it settled? -----------------------------------------------------------------------------------------------
+
+
+def settled(layers: pd.DataFrame) -> Answer:
+    """Since when the layers are stable, from the frame ``layers``."""
+    n, done = len(layers), layers[layers["state"] == STABLE]
+    told = layers[layers["state"] != UNKNOWN]
+    parts = [_settled_sentence(done, n)]
+    parts += _not_settled(layers)
+    agree = int((told["detectors"] == "agree").sum())
+    evidence = f"the order of the experts agrees in {agree} of {len(told)} layers" if len(told) else ""
+    if len(done) and done["settle_step"].notna().any():
+        evidence = f"{_interval_of(_latest(done))}; {evidence}"
+    return Answer("Settled?", f"{len(done)} of {n} layers", " ".join(part for part in parts if part), evidence)
+
+
+def _settled_sentence(done: pd.DataFrame, n: int) -> str:
+    if done.empty:
+        return "No layer is stable at the end."
+    count = f"All {n} layers are" if len(done) == n and n > 1 else f"{_start(_in_words(len(done)))} of {n} layers"
+    if len(done) == n == 1:
+        count = "The only layer is"
+    elif len(done) < n:
+        count += " is" if len(done) == 1 else " are"
+    from_start = done["outcome"] == "stable from the start"
+    if from_start.all():
+        return f"{count} stable from the start."
+    last = _latest(done)
+    rest = done[(done["layer"] != last["layer"]) & ~from_start]
+    sentence = f"{count} stable at the end"
+    if rest.empty:
+        return f"{sentence}: layer {last['layer']} settles {_when(last)}."
+    others = "the other settles" if len(rest) == 1 else f"{_in_words(len(rest))} settle"
+    return f"{sentence}: {others} by {int(rest['settle_step'].max()):,}, layer {last['layer']} {_when(last)}."
+
+
+def _latest(done: pd.DataFrame) -> dict[str, Any]:
+    return max(rows_of(done), key=lambda layer: layer["settle_step"])
+
+
+def _when(layer: dict[str, Any]) -> str:
+    low, high, at = int(layer["settle_step_low"]), int(layer["settle_step_high"]), int(layer["settle_step"])
+    gradual = high - low > 2 * 1000
+    return f"at {at:,}, but gradually: anywhere from {low:,} to {high:,}" if gradual else f"at {at:,}"
+
+
+def _interval_of(layer: dict[str, Any]) -> str:
+    low, high = int(layer["settle_step_low"]), int(layer["settle_step_high"])
+    return f"layer {layer['layer']} between {low:,} and {high:,}"
+
+
+def _not_settled(layers: pd.DataFrame) -> list[str]:
+    """What is said of the layers that are not stable at the end."""
+    moving = layers[layers["state"] == TRANSIENT]
+    again = moving[moving["outcome"] == "unsettled again"]
+    never = moving[moving["outcome"] != "unsettled again"]
+    unknown = layers[layers["state"] == UNKNOWN]
+    said = []
+    if len(never):
+        said.append(f"{_layers_named(never)} never {'settles' if len(never) == 1 else 'settle'}.")
+    if len(again):
+        since = int(again["unsettled_step"].astype(float).max())
+        said.append(f"{_layers_named(again)} had settled and {_moves(again)} again, since {since:,} at the latest.")
+    if len(unknown):
+        said.append(f"Of {_layers_named(unknown).lower()} it cannot be told: too few rows, or too far apart.")
+    return said
+
+
+def _moves(layers: pd.DataFrame) -> str:
+    return "moves" if len(layers) == 1 else "move"
+
+
+def _layers_named(layers: pd.DataFrame) -> str:
+    return f"Layer{'' if len(layers) == 1 else 's'} {listed(layers['layer'].tolist())}"
+
+
+def _in_words(number: int) -> str:
+    return NUMBERS[number] if number < len(NUMBERS) else f"{number:,}"
+
+
+# --- can it be predicted? ------------------------------------------------------------------------------------------
+
+
+def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
+    """How well the load of the next *horizon* steps was known, from the frame ``summary``: best beside baseline.
+
+    Of scored cutoffs only; where none was scored, it says so. The best is the one with the lowest mean error.
+    """
+    own = summary[(summary["horizon"] == horizon) & (summary["scored"] > 0)]
+    parts = {state: own[own["state"] == state] for state in (STABLE, TRANSIENT)}
+    parts = {state: rows for state, rows in parts.items() if len(rows)}
+    if not parts:
+        text = f"Not measured: no cutoff of this trace can be scored {horizon:,} steps ahead."
+        return Answer("Predictable?", "not measured", text)
+    sentence = " ".join(_state_sentence(state, rows) for state, rows in parts.items())
+    if STABLE not in parts:
+        sentence += " Nothing was scored while stable."
+    first = next(iter(parts))
+    best = best_of(parts[first])
+    scored = " and ".join(f"{int(rows['scored'].max()):,} {state}" for state, rows in parts.items())
+    covered = "; ".join(f"{percent_whole(best_of(rows)['coverage_80'])} {state}" for state, rows in parts.items())
+    evidence = f"{scored} scores; 80 % intervals held {covered}"
+    return Answer("Predictable?", f"{percent(best['error_rate'])} {first}", sentence, evidence)
+
+
+def best_of(rows: pd.DataFrame) -> dict[str, Any]:
+    """The row of the lowest mean error."""
+    return min(rows_of(rows), key=lambda row: row["error_rate"])
+
+
+def percent_whole(fraction: float) -> str:
+    """A fraction in whole percent."""
+    return f"{100 * fraction:.0f} %" if fraction == fraction else "-"
+
+
+def _state_sentence(state: str, rows: pd.DataFrame) -> str:
+    best = best_of(rows)
+    baseline = best["error_rate"] - best["difference"]
+    noise = f"noise {percent(best['error_noise'])}" if best["error_noise"] == best["error_noise"] else "noise not known"
+    said = {STABLE: "While stable", TRANSIENT: "While transient"}[state]
+    if len(rows) == 1 and best["predictor"] != BASELINE:
+        apart = points(best["difference"], best["difference_low"], best["difference_high"])
+        return (
+            f"{said}, {best['predictor']} is {percent(best['error_rate'])} wrong ({noise}); {BASELINE_NAMED}: {apart}."
+        )
+    if best["predictor"] == BASELINE or not best["difference_high"] < 0:
+        verdict = "nothing clearly beats" if len(rows) > 1 or best["predictor"] != BASELINE else "this is"
+        return f"{said}, {verdict} {BASELINE_NAMED} ({percent(baseline)} wrong; {noise})."
+    return (
+        f"{said}, {best['predictor']} is best: {percent(best['error_rate'])} wrong ({noise}), "
+        f"where {BASELINE_NAMED} is {percent(baseline)}."
+    )
+
+
+# --- is balancing worth it? ----------------------------------------------------------------------------------------
+
+
+def worth(summary: pd.DataFrame | None, gpus: int | None, command: str) -> Answer:
+    """What plans gain on *gpus*, from the placement ``summary``; without one, the *command* that would tell."""
+    if summary is None or gpus is None:
+        return Answer("Worth balancing?", "not asked", f"Say how many GPUs share the experts: {command}")
+    peaks = {row["strategy"]: row["peak_over_mean"] for row in rows_of(summary) if row["state"] == "all"}
+    if not peaks:
+        return Answer("Worth balancing?", "not measured", f"No plan for {gpus} GPUs could be scored on this trace.")
+    plain, oracle = peaks["in_order"], peaks["oracle"]
+    forecasts = {name: peak for name, peak in peaks.items() if name not in ("in_order", "oracle")}
+    best = min(forecasts, key=lambda name: forecasts[name])
+    saved = 1 - forecasts[best] / plain
+    sentence = (
+        f"On {gpus} GPUs the busiest has {plain:.2f} times the mean load in order, {forecasts[best]:.2f} times "
+        f"planned by {best}, and {oracle:.2f} times by who knew the load: "
+        f"{percent_whole(saved)} less expert time a step."
+    )
+    number = f"{plain:.2f}x to {forecasts[best]:.2f}x"
+    return Answer("Worth balancing?", number, sentence, "time follows the busiest GPU: a model, not a measurement")
+
+
+def answers_of(frames: Mapping[str, pd.DataFrame]) -> list[Answer]:
+    """The four answers on one trace, in the order of the cards, from the frames of a study."""
+    trace = str(frames["layers"]["trace"].iloc[0])
+    horizons = sorted(frames["summary"]["horizon"].unique()) if len(frames["summary"]) else [1000]
+    plans = frames.get("placement")
+    gpus = int(plans["gpus"].iloc[0]) if plans is not None and len(plans) else None
+    return [
+        balanced(frames["balance"]),
+        settled(frames["layers"]),
+        predictable(frames["summary"], int(horizons[0])),
+        worth(plans, gpus, f"moetrace place {trace} --gpus N"),
+    ]

@@ -1,0 +1,253 @@
+"""What a command shows first: its answer in a sentence, and one table that a terminal of 100 columns holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moetrace.report.answers import (
+    BASELINE,
+    STABLE,
+    TRANSIENT,
+    UNKNOWN,
+    answers_of,
+    count_of,
+    listed,
+    percent,
+    percent_whole,
+    points,
+    predictable,
+    settled,
+)
+from moetrace.report.tables import NOTHING, rows_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Rows of a table on sight; `--all` shows the rest.
+MOST_ROWS = 12
+
+
+@dataclass(frozen=True)
+class Screen:
+    """A *sentence*, a table of *columns*, each a heading and its cells, and *notes* below it.
+
+    *words* are the columns that are aligned to the left, the first is always one of them; *hidden* rows were left out.
+    """
+
+    sentence: str
+    columns: Sequence[tuple[str, Sequence[str]]] = ()
+    words: Sequence[str] = ()
+    hidden: int = 0
+    notes: Sequence[str] = ()
+
+
+def rendered(screen: Screen, *, ascii_only: bool = False) -> list[Any]:
+    """The screen as rich shows it; a text may hold [brackets], which mean nothing here."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    parts: list[Any] = [Text(screen.sentence, style="bold")] if screen.sentence else []
+    if screen.columns:
+        style = box.ASCII2 if ascii_only else box.SIMPLE_HEAD
+        table = Table(box=style, show_edge=False, pad_edge=True, header_style="dim")
+        for i, (heading, _) in enumerate(screen.columns):
+            left = i == 0 or heading in screen.words
+            table.add_column(Text(heading), justify="left" if left else "right", no_wrap=heading not in FOLDED)
+        for row in zip(*(cells for _, cells in screen.columns)):
+            table.add_row(*map(Text, row))
+        parts += ["", table] if parts else [table]
+    if screen.hidden:
+        parts.append(Text(f" {screen.hidden:,} more: --all", style="dim"))
+    parts += [Text(note) for note in screen.notes]
+    return [*parts, ""]
+
+
+# Columns whose texts may take more than one line.
+FOLDED = ("evidence", "findings", "answer", "settings", "needs")
+
+
+def _screen(
+    sentence: str, rows: Sequence[dict[str, str]], words: Sequence[str] = (), *, every: bool, notes: Sequence[str] = ()
+) -> Screen:
+    kept = rows if every else rows[:MOST_ROWS]
+    columns = [(heading, [row[heading] for row in kept]) for heading in rows[0]] if rows else []
+    return Screen(sentence, columns, words, len(rows) - len(kept), notes)
+
+
+def _number(value: Any) -> str:
+    import pandas as pd
+
+    return NOTHING if pd.isna(value) else f"{int(value):,}"
+
+
+# --- traces --------------------------------------------------------------------------------------------------------
+
+
+def traces_screen(traces: pd.DataFrame, sentence: str, *, every: bool) -> Screen:
+    """What a workspace holds, or an ingest read, from a traces frame."""
+    rows = [
+        {
+            "trace": trace["trace"],
+            "steps": f"{trace['first_step']:,}-{trace['last_step']:,}",
+            "layers": f"{trace['layers']:,}",
+            "experts": f"{trace['experts']:,}",
+            "tokens/step": _number(trace["tokens_per_step"]),
+            "format": trace["format"],
+            "findings": trace["findings"] or "none",
+        }
+        for trace in rows_of(traces)
+    ]
+    return _screen(sentence, rows, ("format", "findings"), every=every)
+
+
+def ingested_sentence(traces: pd.DataFrame, unchanged: int) -> str:
+    """What came of an ingest."""
+    read = len(traces) - unchanged
+    said = [f"Read {count_of(read, 'trace')}"] if read else []
+    if unchanged:
+        said.append(f"{count_of(unchanged, 'trace')} {'was' if unchanged == 1 else 'were'} there already, unchanged")
+    found = traces[traces["findings"] != ""]["trace"].tolist()
+    health = f"findings in {listed(found)}" if found else f"nothing wrong with {'it' if len(traces) == 1 else 'them'}"
+    return f"{', '.join(said)}; {health}."
+
+
+def listed_sentence(traces: pd.DataFrame, workspace: str) -> str:
+    """What a workspace holds."""
+    return f"{count_of(len(traces), 'trace')} in {workspace}." if len(traces) else f"No trace in {workspace}."
+
+
+def findings_screen(findings: pd.DataFrame, traces: int, *, every: bool) -> Screen:
+    """What the doctor found, from a findings frame, in so many *traces*."""
+    worst = findings["severity"].tolist() if len(findings) else []
+    what = [f"{count_of(worst.count(kind), kind)}" for kind in ("error", "warning", "note") if kind in worst]
+    sentence = f"Examined {count_of(traces, 'trace')}: {', '.join(what) or 'nothing wrong'}."
+    rows = [
+        {name: str(row[name]) for name in ("trace", "severity", "name", "place", "evidence")}
+        for row in rows_of(findings)
+    ]
+    return _screen(sentence, rows, ("severity", "name", "place", "evidence"), every=every)
+
+
+# --- states --------------------------------------------------------------------------------------------------------
+
+
+def states_screen(layers: pd.DataFrame, *, every: bool) -> Screen:
+    """Since when each layer of one trace is stable; of many layers those that need a look come first."""
+    trace = str(layers["trace"].iloc[0])
+    shown = layers if every or len(layers) <= MOST_ROWS else _by_need(layers)
+    rows = [
+        {
+            "layer": str(layer["layer"]),
+            "settles": _settles(layer),
+            "between": _between(layer),
+            "moves before -> after": f"{_moved(layer['movement_before'])} -> {_moved(layer['movement_after'])}",
+            "expert order": layer["detectors"] if layer["state"] != UNKNOWN else NOTHING,
+        }
+        for layer in rows_of(shown)
+    ]
+    return _screen(f"{trace}: {settled(layers).sentence}", rows, ("expert order",), every=every)
+
+
+def _by_need(layers: pd.DataFrame) -> pd.DataFrame:
+    """The unsettled layers first, then those whose detectors differ, then the latest to settle."""
+    settled_at = layers["settle_step"].astype("Float64").fillna(0)
+    by = layers.assign(late=-settled_at, agree=layers["detectors"] == "agree", done=layers["state"] == STABLE)
+    return by.sort_values(["done", "agree", "late"], kind="stable")
+
+
+def _settles(layer: dict[str, Any]) -> str:
+    """When a layer settles, in a word or a step."""
+    if layer["state"] == STABLE:
+        return "from the start" if layer["outcome"] == "stable from the start" else _number(layer["settle_step"])
+    if layer["state"] == UNKNOWN:
+        return "cannot be told"
+    return f"left at {_number(layer['unsettled_step'])}" if layer["outcome"] == "unsettled again" else "never"
+
+
+def _between(layer: dict[str, Any]) -> str:
+    if layer["state"] != STABLE or layer["outcome"] == "stable from the start":
+        return NOTHING
+    return f"{_number(layer['settle_step_low'])} - {_number(layer['settle_step_high'])}"
+
+
+def _moved(movement: float) -> str:
+    return f"{100 * movement:.1f} %" if movement == movement else NOTHING
+
+
+# --- predictions ---------------------------------------------------------------------------------------------------
+
+
+def predict_screen(summary: pd.DataFrame, horizon: int, *, every: bool) -> Screen:
+    """How wrong each predictor was at one horizon of one trace, the best first, beside the baseline."""
+    own = summary[summary["horizon"] == horizon]
+    scored = own[own["scored"] > 0]
+    states = [state for state in (STABLE, TRANSIENT) if (scored["state"] == state).any()]
+    answer = predictable(own, horizon)
+    sentence = f"{own['trace'].iloc[0]}: {answer.sentence}"
+    if not states:
+        return Screen(sentence)
+    by_state = {state: _by_predictor(scored[scored["state"] == state]) for state in states}
+    names = sorted(own["predictor"].unique(), key=lambda name: by_state[states[0]].get(name, UNSCORED)["error_rate"])
+    kept = [str(name) for name in (names if every else names[:MOST_ROWS])]
+    columns = [("predictor", kept)]
+    for state, rows in by_state.items():
+        columns += [(state, [_error(rows.get(name)) for name in kept])]
+        columns += [(f"vs {BASELINE}", [_apart(rows.get(name), name) for name in kept])]
+    notes = [f"{answer.evidence[:1].upper()}{answer.evidence[1:]}."]
+    return Screen(sentence, columns, hidden=len(names) - len(kept), notes=notes)
+
+
+UNSCORED = {"error_rate": float("inf")}
+
+
+def _by_predictor(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    return {row["predictor"]: row for row in rows_of(rows)}
+
+
+def _error(row: dict[str, Any] | None) -> str:
+    return "too short" if row is None else percent(row["error_rate"])
+
+
+def _apart(row: dict[str, Any] | None, name: str) -> str:
+    """The difference of a predictor from the baseline."""
+    if row is None:
+        return NOTHING
+    return "(baseline)" if name == BASELINE else points(*(row[f"difference{end}"] for end in ("", "_low", "_high")))
+
+
+# --- placement -----------------------------------------------------------------------------------------------------
+
+
+def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool) -> Screen:
+    """What plans by each forecast leave of the imbalance of one trace, by state; most even first."""
+    names = {"in_order": "none (in order)", "oracle": "knew the load (oracle)", BASELINE: f"{BASELINE} (as EPLB does)"}
+    states = [state for state in (STABLE, TRANSIENT) if state in set(summary["state"])]
+    by_state = {state: summary[summary["state"] == state].set_index("strategy") for state in states}
+    strategies = sorted(summary["strategy"].unique(), key=lambda name: (name != "in_order", name == "oracle", name))
+    rows = [
+        {"plan by": names.get(name, str(name))}
+        | {state: _peak(rows, name, "peak_over_mean") for state, rows in by_state.items()}
+        | {f"moved, {state}": _peak(rows, name, "moved") for state, rows in by_state.items()}
+        for name in strategies
+    ]
+    return _screen(f"{summary['trace'].iloc[0]}: {sentence}", rows, every=every)
+
+
+def _peak(rows: pd.DataFrame, name: str, measure: str) -> str:
+    value = rows[measure].get(name)
+    if value is None or value != value:
+        return NOTHING
+    return percent_whole(value) if measure == "moved" else f"{value:.2f}x"
+
+
+# --- report --------------------------------------------------------------------------------------------------------
+
+
+def report_screen(trace: str, frames: Mapping[str, pd.DataFrame]) -> Screen:
+    """The answers that the cards of the page give on one trace."""
+    answers = answers_of(frames)
+    columns = [("question", [a.question for a in answers]), ("answer", [a.sentence for a in answers])]
+    return Screen(trace, columns, words=["answer"])
