@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetrace.analysis.variogram import BLOCK, block_means
 from moetrace.trace import LayerLoad, Shares
 
 if TYPE_CHECKING:
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
 
 # Steps at the end that stand for the present load.
 RECENT = 1000
-# Moments of the course of the peak; more than a map on a page can show.
-PEAK_MOMENTS = 240
 
 
 def mean_over_max(load: Shares) -> float:
@@ -87,14 +84,3 @@ def balance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:
         "idle": int((share == 0).sum()),
     }
     return pd.DataFrame([row])
-
-
-def peaks_frame(load: LayerLoad, moments: int = PEAK_MOMENTS) -> pd.DataFrame:
-    """The course of the hottest expert's load in mean loads: one row for each block of steps, at most *moments*."""
-    import pandas as pd
-
-    rows = max(load.rows(BLOCK), -(-len(load.steps) // moments))
-    means = block_means(load, min(rows, len(load.steps)))
-    ends = load.steps[::-1][:: min(rows, len(load.steps))][: len(means)][::-1]
-    peak = means.max(axis=1) / means.mean(axis=1)
-    return pd.DataFrame({"trace": load.trace, "layer": load.layer, "step": ends, "peak_over_mean": peak})

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moetrace.analysis.courses import hottest_frame, peaks_frame
 from moetrace.analysis.fluctuation import fluctuation
-from moetrace.analysis.imbalance import IMBALANCE, RECENT, balance_frame, peaks_frame
+from moetrace.analysis.imbalance import IMBALANCE, RECENT, balance_frame
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
 from moetrace.analysis.variogram import BLOCK, block_means, step_noise, step_scatter
 from moetrace.trace import LayerLoad, LoadTrace
@@ -127,13 +128,14 @@ def states_tables(
 
 
 def course_frames(trace: LoadTrace) -> dict[str, pd.DataFrame]:
-    """The frames ``load``, ``fluctuation``, ``imbalance``, ``balance`` and ``peaks`` of a trace, layer by layer."""
+    """The frames ``load``, ``fluctuation``, ``imbalance``, ``balance``, ``peaks`` and ``hottest``, layer by layer."""
     made = {
         "load": load_frame,
         "fluctuation": fluctuation_frame,
         "imbalance": imbalance_frame,
         "balance": balance_frame,
         "peaks": peaks_frame,
+        "hottest": hottest_frame,
     }
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in made}
     for load in trace.by_layer():

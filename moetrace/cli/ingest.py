@@ -182,8 +182,8 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
     if shared.wants_json:  # for which pandas is not loaded at all
         shared.emit({}, document)
         return
+    from moetrace.analysis.about import traces_frame
     from moetrace.report.screens import ingested_sentence, traces_screen
-    from moetrace.workspace.traces import traces_frame
 
     frame = traces_frame(item.trace for item in done)
     sentence = ingested_sentence(frame, sum(item.unchanged for item in done))

@@ -143,14 +143,16 @@ def _draw(shared: Shared, given: str, placed: Placement, gpus: int) -> list[str]
     """Draw the scores, and how often to plan; the file, none where nothing was scored."""
     from moetrace.files import write_bytes
     from moetrace.report.placement import plans
-    from moetrace.report.style import png
+    from moetrace.report.style import picture, styled
 
     if not len(placed.frames["scores"]):
         return []
     replanning = placed.frames.get("replanning")
     own = None if replanning is None or replanning.empty else replanning[replanning["strategy"] == placed.best]
     path = shared.folder().result_path("place", given, f"{gpus}-gpus.png")
-    write_bytes(path, png(plans(placed.frames["scores"], own, gpus)))
+    with styled():
+        drawn = picture(plans(placed.frames["scores"], own, placed.best), "png", f"{placed.trace}: {gpus} GPUs")
+    write_bytes(path, drawn)
     shared.note(f"drew the scores to {path}")
     return [str(path)]
 

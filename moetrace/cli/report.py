@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +16,8 @@ from moetrace.cli.progress import Report
 from moetrace.cli.shared import Shared, steps_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from moetrace.trace import LoadTrace
 
 HORIZONS = "1000,2000"
@@ -24,6 +29,13 @@ def report(
     shared: Shared,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
     horizons: Annotated[str | None, typer.Option(help="Horizons in steps; 1000,2000 if none.", metavar="STEPS")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=2, help="Also whether balancing pays on so many GPUs.", metavar="N")
+    ] = None,
+    redundant: Annotated[int, typer.Option(min=0, help="Slots for further replicas of experts, with --gpus.")] = 0,
+    figures: Annotated[
+        str, typer.Option(help="What each figure is written as: png, svg, pdf.", metavar="KINDS")
+    ] = "png",
     folder: Annotated[
         Path | None, typer.Option(help="Where the report goes; `report` in the workspace if not given.")
     ] = None,
@@ -36,27 +48,41 @@ def report(
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
     """
     from moetrace.analysis.tables import stacked
-    from moetrace.forecasting.study import Study, study
     from moetrace.report.screens import report_screen
     from moetrace.report.study import write_report
     from moetrace.report.tables import records
 
-    asked, predictors, settings = horizons_of(horizons or HORIZONS), protocol.predictors(), protocol.settings(shared)
+    asked, kinds = horizons_of(horizons or HORIZONS), _kinds(figures)
+    predictors, settings = protocol.predictors(), protocol.settings(shared)
 
-    def one(_given: str, trace: LoadTrace, progress: Report) -> Study:
+    def one(_given: str, trace: LoadTrace, progress: Report) -> tuple[str, dict[str, pd.DataFrame]]:
+        from moetrace.forecasting.study import study
+        from moetrace.placement.study import placement_frames
+
         cutoffs = protocol.looks(trace, asked, explicit=horizons is not None)
         found = study(trace, predictors, asked, cutoffs, progress, seed=protocol.seed, **settings)
         shared.note_reused(trace.name, found.computed, found.reused)
-        return found
+        if gpus is None:
+            return trace.name, found.frames
+        plans = placement_frames(trace, predictors, gpus, redundant, asked[0], cutoffs, seed=protocol.seed, **settings)
+        return trace.name, found.frames | plans
 
-    studies = {found.trace: found.frames for found in shared.each_trace(traces, "report on", "results", one)}
+    studies = dict(shared.each_trace(traces, "report on", "results", one))
     into = folder or shared.folder().root / "report"
-    files = write_report(studies, into, _facts(protocol, asked))
+    files = write_report(studies, into, _facts(protocol, asked), kinds)
     summary, scores = (stacked([frames[key] for frames in studies.values()]) for key in ("summary", "scores"))
     document: dict[str, Any] = {"folder": str(into), "page": str(files[-1]), "files": [str(path) for path in files]}
     document |= {"summary": records(summary), "scores": records(scores)}
     screens = [report_screen(trace, frames) for trace, frames in studies.items()]
     shared.emit(score_tables(summary, scores), document, screens, wrote=[f"{files[-1]} and {len(files) - 1} files"])
+
+
+def _kinds(text: str) -> list[str]:
+    """The kinds of figures as an option has them, such as svg,pdf."""
+    kinds = text.split(",")
+    if set(kinds) - {"png", "svg", "pdf"}:
+        raise typer.BadParameter(f"{text!r} is not a list of png, svg and pdf")
+    return kinds
 
 
 def horizons_of(text: str) -> list[int]:
@@ -73,7 +99,10 @@ def _facts(protocol: Protocol, horizons: list[int]) -> dict[str, str]:
     from moetrace.forecasting.predictors import label
 
     packages = ("moetrace", "numpy", "statsmodels", "jax", "pyarrow")
+    when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return {
+        "made": f"{when}, moetrace {version('moetrace')}",
+        "command": " ".join(["moetrace", *map(shlex.quote, sys.argv[1:])]),
         "predictors": ", ".join(label(predictor) for predictor in protocol.predictors()),
         "horizons": ", ".join(str(horizon) for horizon in horizons),
         "cutoffs": protocol.cutoffs or f"{protocol.first}, then every {protocol.every} steps",

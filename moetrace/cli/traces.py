@@ -23,9 +23,9 @@ def list_(shared: Shared) -> None:
     \b
     Example: moetrace list --format csv
     """
+    from moetrace.analysis.about import traces_frame
     from moetrace.report.screens import listed_sentence, traces_screen
     from moetrace.report.tables import records
-    from moetrace.workspace.traces import traces_frame
 
     names = shared.folder().names()
     opened = shared.each(names, shared.open) if names else []

@@ -1,4 +1,4 @@
-"""Frames about what can be predicted at all: by horizon, by history, by layer, by expert, and in one sentence."""
+"""Frames about what can be predicted at all: by horizon, by history, by layer and by expert."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 HORIZONS = (10, 30, 100, 300, 1000, 2000, 4000)
 # Lengths of history whose mean is the forecast.
 HISTORIES = (100, 200, 500, 1000, 2000, 5000)
-# The horizon at which histories are compared and the sentence speaks, if the trace covers it.
+# The horizon at which histories are compared, if the trace covers it.
 HORIZON = 1000
 # Forecasts whose errors are laid to the experts, the first of them that was scored.
 PREFERRED = ("auto", "level", "sw_avg", BASELINE)
@@ -29,16 +29,15 @@ MEASURES = ["error_rate", "error_noise", "step_error_rate", "step_noise"]
 
 def predictability_frames(
     trace: LoadTrace,
-    layers: pd.DataFrame,
     test: Backtest,
     cutoffs: Sequence[int] | None = None,
     *,
     results: Results | None = None,
     run: Run = in_turn,
 ) -> dict[str, pd.DataFrame]:
-    """The frames ``by_horizon``, ``by_history``, ``by_layer``, ``worst_experts`` and ``sentence`` of a trace.
+    """The frames ``by_horizon``, ``by_history``, ``by_layer`` and ``worst_experts`` of a trace.
 
-    *layers* is its layers frame, *test* its backtest, *cutoffs* those of the backtest; *results* and *run* are
+    *test* is its backtest, *cutoffs* those of the backtest; *results* and *run* are
     those of `evaluate`.
     """
     return {
@@ -46,7 +45,6 @@ def predictability_frames(
         "by_history": by_history_frame(trace, cutoffs, results, run),
         "by_layer": by_layer_frame(test.scores),
         "worst_experts": worst_experts_frame(test.shares),
-        "sentence": sentence_frame(layers, test.scores),
     }
 
 
@@ -95,34 +93,6 @@ def worst_experts_frame(shares: pd.DataFrame) -> pd.DataFrame:
     found = means.assign(part_of_error=part).rename(columns={"actual": "share"})
     worst: pd.DataFrame = found.nlargest(MOST_EXPERTS, "error") if len(found) else found
     return worst
-
-
-def sentence_frame(layers: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """One row with the answer in words: from when on, how well, and how much of the rest is noise."""
-    import pandas as pd
-
-    chosen = _preferred(scores)
-    stable = chosen[(chosen["state"] == STABLE) & chosen["error_rate"].notna()]
-    horizons = sorted(stable["horizon"].unique())
-    if not horizons:
-        text = "No layer is stable at a cutoff that can be scored."
-    else:
-        horizon = HORIZON if HORIZON in horizons else horizons[-1]
-        at = stable[stable["horizon"] == horizon]
-        error, noise, step_error, step_noise = (100 * at[name].mean() for name in MEASURES)
-        text = (
-            f"{_since(layers)} the load of the next {horizon:,} steps is known to {error:.1f} % "
-            f"({at['predictor'].iloc[0]}; sampling noise alone would be {noise:.1f} %); "
-            f"step by step the error is {step_error:.1f} %, of which sampling noise is {step_noise:.1f}."
-        )
-    return pd.DataFrame({"trace": [layers["trace"].iloc[0]], "sentence": [text]})
-
-
-def _since(layers: pd.DataFrame) -> str:
-    settled = layers["settle_step"].dropna()
-    if len(settled) == len(layers):
-        return f"From step {int(settled.max()):,} on, when all layers have settled,"
-    return f"While stable, as {len(settled)} of {len(layers)} layers are at the end,"
 
 
 def _preferred(frame: pd.DataFrame) -> pd.DataFrame:

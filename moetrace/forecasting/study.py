@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moetrace.analysis.about import traces_frame
 from moetrace.analysis.tables import course_frames, states_tables
 from moetrace.forecasting.backtest import Progress, Run, check_able, evaluate, in_turn
 from moetrace.forecasting.predictability import predictability_frames
@@ -55,7 +56,7 @@ def study(
     """
     check_able(trace, predictors)
     test = evaluate(trace, predictors, horizons, cutoffs, progress, train_on=train_on, results=results, run=run)
-    states = states_tables(trace)
-    known = predictability_frames(trace, states["layers"], test, results=results, run=run)
-    frames = states | course_frames(trace) | score_frames(test, seed) | known
+    known = predictability_frames(trace, test, results=results, run=run)
+    frames = {"about": traces_frame([trace])} | states_tables(trace) | course_frames(trace)
+    frames |= score_frames(test, seed) | known
     return Study(trace.name, frames, test.computed, test.reused)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moetrace.analysis.states import STABLE, TRANSIENT
 from moetrace.forecasting.backtest import Progress, Run, evaluate, in_turn
@@ -99,3 +99,11 @@ def place(
     planned_in = set(replanning.loc[replanning["strategy"] == best, "state"])
     holds = {state: plan_holds(replanning, best, state) for state in (TRANSIENT, STABLE) if state in planned_in}
     return Placement(trace.name, frames, best, holds, test.computed + again.computed, test.reused + again.reused)
+
+
+def placement_frames(
+    trace: LoadTrace, predictors: Sequence[Predictor], gpus: int, *more: Any, **settings: Any
+) -> dict[str, pd.DataFrame]:
+    """What a report says of plans for *gpus*: the frames ``placement``, a summary, and ``plan_scores``; see `place`."""
+    placed = place(trace, predictors, gpus, *more, **settings)
+    return {"placement": placed.frames["summary"].assign(gpus=gpus), "plan_scores": placed.frames["scores"]}

@@ -1,4 +1,4 @@
-"""The report as a page: sections of text, tables and figures, in Markdown and in one HTML file."""
+"""The page: one HTML file that loads nothing, and the same answers and tables in Markdown."""
 
 from __future__ import annotations
 
@@ -6,45 +6,113 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moetrace.report.tables import markdown, markdown_text, readable
+from moetrace.report.answers import Answer
+from moetrace.report.tables import markdown, markdown_text, readable, words_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A figure on the page: its *name*, what it says, and itself as an SVG element."""
+
+    name: str
+    message: str
+    svg: str
+
+
+@dataclass(frozen=True)
 class Section:
-    """A heading, a sentence or two, tables by caption, and figures: (caption, file name, PNG)."""
+    """What stands behind an answer: a title, a sentence or two, tables by caption, and figures."""
 
     title: str
     text: str = ""
     tables: Mapping[str, pd.DataFrame] = field(default_factory=dict)
-    figures: Sequence[tuple[str, str, bytes]] = ()
+    pictures: Sequence[Picture] = ()
 
 
-def as_markdown(title: str, sections: Sequence[Section], facts: Mapping[str, str]) -> str:
-    """The page in Markdown; figures are the PNG files beside it."""
-    lines = [f"# {markdown_text(title)}", ""]
-    for section in sections:
-        lines += [f"## {markdown_text(section.title)}", ""]
-        lines += [markdown_text(section.text), ""] if section.text else []
-        for caption, frame in section.tables.items():
-            lines += [f"**{caption}**", "", markdown(frame)]
-        for caption, file, _ in section.figures:
-            lines += [f"![{caption}]({file})", ""]
-    lines += ["## How this was made", "", *(f"- {name}: {markdown_text(value)}" for name, value in facts.items())]
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True)
+class Layer:
+    """A row of the explorer, as text, and the course of the layer as an SVG element with its message."""
+
+    cells: Sequence[str]
+    message: str
+    svg: str
 
 
-def as_html(title: str, sections: Sequence[Section], facts: Mapping[str, str]) -> str:
-    """The page as one HTML file that loads nothing: figures are inside it."""
-    import base64
+@dataclass(frozen=True)
+class TracePage:
+    """All that the page says of one trace; *anchor* is its name within the page."""
 
+    name: str
+    anchor: str
+    facts: str
+    answers: Sequence[Answer]
+    pictures: Sequence[Picture]
+    headings: Sequence[str]
+    layers: Sequence[Layer]
+    sections: Sequence[Section]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A frame as text: *headings*, *rows*, and the columns that are words."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: Sequence[int]
+
+
+def grid(frame: pd.DataFrame) -> Grid:
+    """A frame as the page shows it."""
+    text = readable(frame)
+    headings = [str(name) for name in text.columns]
+    words = [i for i, name in enumerate(headings) if name.removesuffix(" %") in words_of(frame)]
+    return Grid([name.replace("_", " ") for name in headings], text.to_numpy().tolist(), words)
+
+
+def as_html(
+    title: str,
+    traces: Sequence[TracePage],
+    definitions: Mapping[str, str],
+    facts: Mapping[str, str],
+    files: Sequence[str],
+) -> str:
+    """The page as one HTML file; *facts* say how it was made, *files* lie beside it."""
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
-        loader=PackageLoader("moetrace.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("moetrace.report", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    environment.filters["readable"] = readable
-    return environment.get_template("page.html.j2").render(title=title, sections=sections, facts=facts)
+    environment.filters["grid"] = grid
+    shown = dict(facts)
+    made, command = shown.get("made", ""), shown.get("command", "")
+    return (
+        environment.get_template("page.html")
+        .render(
+            title=title, traces=traces, definitions=definitions, facts=facts, files=files, made=made, command=command
+        )
+        .lstrip()
+    )
+
+
+def as_markdown(
+    title: str, traces: Sequence[TracePage], definitions: Mapping[str, str], facts: Mapping[str, str]
+) -> str:
+    """The same answers and tables in Markdown."""
+    lines = [f"# {markdown_text(title)}", ""]
+    for trace in traces:
+        lines += [f"## {markdown_text(trace.name)}", "", markdown_text(trace.facts), ""]
+        for answer in trace.answers:
+            said = markdown_text(f"{answer.sentence} ({answer.evidence})" if answer.evidence else answer.sentence)
+            lines += [f"- **{answer.question}** {markdown_text(answer.number)}. {said}"]
+        lines += [""]
+        for section in trace.sections:
+            lines += [f"### {markdown_text(section.title)}", ""]
+            lines += [markdown_text(section.text), ""] if section.text else []
+            for caption, frame in section.tables.items():
+                lines += [f"**{caption}**", "", markdown(frame)]
+    lines += ["## Definitions", "", *(f"- **{word}**: {meaning}" for word, meaning in definitions.items()), ""]
+    lines += ["## How this was made", "", *(f"- {name}: {markdown_text(value)}" for name, value in facts.items())]
+    return "\n".join(lines) + "\n"

@@ -138,17 +138,19 @@ def states_screen(layers: pd.DataFrame, *, every: bool) -> Screen:
     """Since when each layer of one trace is stable; of many layers those that need a look come first."""
     trace = str(layers["trace"].iloc[0])
     shown = layers if every or len(layers) <= MOST_ROWS else _by_need(layers)
-    rows = [
-        {
-            "layer": str(layer["layer"]),
-            "settles": _settles(layer),
-            "between": _between(layer),
-            "moves before -> after": f"{_moved(layer['movement_before'])} -> {_moved(layer['movement_after'])}",
-            "expert order": layer["detectors"] if layer["state"] != UNKNOWN else NOTHING,
-        }
-        for layer in rows_of(shown)
-    ]
+    rows = [layer_cells(layer) for layer in rows_of(shown)]
     return _screen(f"{trace}: {settled(layers).sentence}", rows, ("expert order",), every=every)
+
+
+def layer_cells(layer: dict[str, Any]) -> dict[str, str]:
+    """What is said of one layer, a row of a layers frame."""
+    return {
+        "layer": str(layer["layer"]),
+        "settles": _settles(layer),
+        "between": _between(layer),
+        "moves before -> after": f"{_moved(layer['movement_before'])} -> {_moved(layer['movement_after'])}",
+        "expert order": layer["detectors"] if layer["state"] != UNKNOWN else NOTHING,
+    }
 
 
 def _by_need(layers: pd.DataFrame) -> pd.DataFrame:

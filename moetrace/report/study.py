@@ -1,53 +1,64 @@
-"""The whole report of some traces: which sections it has, and the files it is written as."""
+"""The whole report of some traces: what the page says of each, and the files it is written as."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moetrace.files import file_name, write_bytes
-from moetrace.report import figures
-from moetrace.report.pages import Section, as_html, as_markdown
-from moetrace.report.style import png
-from moetrace.report.tables import csv, records
+from moetrace.report import figures, paper
+from moetrace.report.answers import answers_of, percent
+from moetrace.report.figures import possible
+from moetrace.report.pages import Layer, Picture, Section, TracePage, as_html, as_markdown
+from moetrace.report.screens import layer_cells
+from moetrace.report.style import inline, picture, styled
+from moetrace.report.tables import NOTHING, csv, records, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# What is said above the tables; the definitions are in the README.
-TEXTS = {
-    "error": "error_rate is the sum over experts of |predicted - actual share| of the load of the whole horizon; "
-    "error_noise is what it would be for a forecast that knew the slowly moving load exactly. "
-    "difference is from window_mean over the same layers and cutoffs, with a 95 % interval from a paired "
-    "bootstrap: where it includes 0, the two cannot be told apart. "
-    "Predictors with too_short scores are averaged over fewer cutoffs.",
-    "paper": "The paper's errors are drawn as lines: they are of another model, and the paper does not define them.",
-    "states": "movement is the relative change of the load from one window of 200 steps to the next, sampling "
-    "noise taken off; a layer settles where its mean over 500 steps stays below 4 %, and is transient again above 6 %. "
-    "The interval of the settle step reaches from where movement was last clearly above the rule to where it first "
-    "is clearly below; rank_settle_step is what the order of the experts alone says. "
-    "variance_100 and range_100 are the paper's sliding measures.",
+SCHEMA_VERSION = 1
+DEFINITIONS = {
+    "share": "the tokens of an expert over all tokens of its layer in a step",
+    "error rate": "the sum over experts of |predicted - actual| share of the load of the whole horizon",
+    "noise": "the error of a forecast that knew the slowly moving load exactly: no forecast can do better",
+    "difference": "from the mean of the last 1,000 steps (window_mean), over the same layers and cutoffs, with a 95 % "
+    "interval from a paired bootstrap: where it includes 0, the two cannot be told apart",
+    "movement": "the relative change of the load from one window of 200 steps to the next, noise taken off",
+    "settle step": "where the movement, averaged over 500 steps, falls below 4 % for good; above 6 % a layer is "
+    "transient again",
+    "interval of the settle step": "from where movement was last clearly above the rule to where it first is clearly "
+    "below",
+    "expert order": "whether a second detector, which sees the order of the experts alone, settles within 1,000 steps",
+    "variance, range": "the paper's sliding measures of the share of an expert",
 }
 SUMMARY = [
     "predictor", "horizon", "state", "error_rate", "error_noise", "step_error_rate", "step_noise", "mape",
     "difference", "difference_low", "difference_high", "cutoffs", "scored", "too_short", "fallbacks",
 ]  # fmt: skip
 SAVED = (
-    "layers", "windows", "depth", "imbalance", "summary", "scores", "last_shares", "by_horizon", "by_history",
-    "by_layer", "worst_experts",
+    "layers", "windows", "depth", "balance", "imbalance", "summary", "scores", "last_shares", "by_horizon",
+    "by_history", "by_layer", "worst_experts", "placement", "plan_scores",
 )  # fmt: skip
-"""The frames that are written as CSV and JSON."""
+"""The frames that are written as files."""
+LARGE = ("last_shares",)
+"""Those of them that are Parquet: a row for each expert, layer and predictor."""
 
 
 def write_report(
-    studies: Mapping[str, Mapping[str, pd.DataFrame]], folder: Path, facts: Mapping[str, str] | None = None
+    studies: Mapping[str, Mapping[str, pd.DataFrame]],
+    folder: Path,
+    facts: Mapping[str, str] | None = None,
+    kinds: Sequence[str] = ("png",),
 ) -> list[Path]:
     """Write the report on some traces into *folder*; the files, ``report.html`` last.
 
     *studies* has the frames of each trace by its name, as `moetrace.study` makes them; *facts* are what the page
-    says of how it was made. Raises `WorkspaceError` where a file cannot be written.
+    says of how it was made; *kinds* are the files that each figure becomes, of ``png``, ``svg`` and ``pdf``.
+    Raises `WorkspaceError` where a file cannot be written.
 
     >>> from pathlib import Path
     >>> import moetrace as mt
@@ -56,83 +67,146 @@ def write_report(
     >>> mt.write_report({found.trace: found.frames}, Path("my-report"))[-1].name
     'report.html'
     """
-    return [write_bytes(folder / name, content) for name, content in files_of(studies, facts or {})]
+    return [write_bytes(folder / name, content) for name, content in files_of(studies, facts or {}, kinds)]
 
 
 def files_of(
-    studies: Mapping[str, Mapping[str, pd.DataFrame]], facts: Mapping[str, str]
+    studies: Mapping[str, Mapping[str, pd.DataFrame]], facts: Mapping[str, str], kinds: Sequence[str] = ("png",)
 ) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file of the report; *studies* has the frames of each trace.
 
     Figures and tables of a trace are named after it; ``report.md`` and ``report.html`` come last.
     """
-    sections: list[Section] = []
-    for trace, frames in studies.items():
-        drawn = {name: png(figure) for name, figure in figures.draw(frames).items()}
-        for name, picture in drawn.items():
-            yield f"{file_name(trace)}-{name}.png", picture
-        for name in SAVED:
-            yield f"{file_name(trace)}-{name}.csv", csv(frames[name]).encode("utf-8", "backslashreplace")
-            yield f"{file_name(trace)}-{name}.json", json.dumps(records(frames[name]), default=_number).encode()
-        sections += _sections(trace, file_name(trace), frames, drawn)
-    sections.insert(0, _in_short(studies))
+    traces: list[TracePage] = []
+    names: list[str] = []
+    for number, (trace, frames) in enumerate(studies.items(), 1):
+        stem, anchor = file_name(trace), f"trace-{number}"
+        pictures: dict[str, Picture] = {}
+        for name, content in (*_figures(stem, anchor, frames, kinds, pictures), *_data(stem, trace, frames)):
+            names.append(name)
+            yield name, content
+        traces.append(_page(trace, anchor, frames, pictures))
     title = f"Expert load of {', '.join(studies)}"
-    yield "report.md", as_markdown(title, sections, facts).encode("utf-8", "backslashreplace")
-    yield "report.html", as_html(title, sections, facts).encode("utf-8", "backslashreplace")
+    yield "report.md", as_markdown(title, traces, DEFINITIONS, facts).encode("utf-8", "backslashreplace")
+    yield "report.html", as_html(title, traces, DEFINITIONS, facts, names).encode("utf-8", "backslashreplace")
+
+
+def _figures(
+    stem: str, anchor: str, frames: Mapping[str, Any], kinds: Sequence[str], pictures: dict[str, Picture]
+) -> Iterator[tuple[str, bytes]]:
+    """Every figure that the *frames* allow, as a file of each of *kinds*; *pictures* gets it for the page."""
+    trace = frames["about"]["trace"].iloc[0]
+    for name, kind in possible({**figures.FIGURES, **paper.FIGURES}, frames).items():
+        with styled():
+            figure, message = kind.draw(frames), kind.message(frames)
+            pictures[name] = Picture(name, message, inline(figure, f"{anchor}-{name}"))
+            for ending in kinds:
+                yield f"figures/{stem}-{name}.{ending}", picture(figure, ending, f"{trace}: {message}")
+
+
+def _data(stem: str, trace: str, frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, bytes]]:
+    """The tables behind the page: CSV and JSON, the large ones as Parquet."""
+    for name in SAVED:
+        if name not in frames:
+            continue
+        if name in LARGE:
+            content = io.BytesIO()
+            frames[name].to_parquet(content, index=False)
+            yield f"data/{stem}-{name}.parquet", content.getvalue()
+            continue
+        yield f"data/{stem}-{name}.csv", csv(frames[name]).encode("utf-8", "backslashreplace")
+        document = {"schema_version": SCHEMA_VERSION, "trace": trace, "table": name, "rows": records(frames[name])}
+        yield f"data/{stem}-{name}.json", json.dumps(document, default=_number).encode()
 
 
 def _number(value: object) -> object:
     return value.item() if hasattr(value, "item") else str(value)
 
 
-def _in_short(studies: Mapping[str, Mapping[str, pd.DataFrame]]) -> Section:
-    """The answer for each trace, in a sentence."""
-    return Section("In short", " ".join(f"{trace}: {_sentence(frames)}" for trace, frames in studies.items()))
+def _page(trace: str, anchor: str, frames: Mapping[str, Any], pictures: Mapping[str, Picture]) -> TracePage:
+    """What the page says of one trace."""
+    headings, layers = _layers(anchor, frames)
+    shown = [pictures[name] for name in figures.FIGURES if name in pictures]
+    sections = _sections(frames, pictures)
+    return TracePage(trace, anchor, _facts(frames), answers_of(frames), shown, headings, layers, sections)
 
 
-def _sentence(frames: Mapping[str, pd.DataFrame]) -> str:
-    return str(frames["sentence"]["sentence"].iloc[0])
+def _facts(frames: Mapping[str, Any]) -> str:
+    """The model and the size of a trace in a line, from the frame ``about``."""
+    row = rows_of(frames["about"])[0]
+    parts = [
+        row["model"],
+        f"{row['steps']:,} steps, {row['first_step']:,} to {row['last_step']:,}",
+        f"{row['layers']:,} layers x {row['experts']:,} experts",
+        f"{int(row['tokens_per_step']):,} tokens a step" if row["tokens_per_step"] > 0 else None,
+        f"findings: {row['findings'] or 'none'}",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
-def _sections(
-    trace: str, file: str, frames: Mapping[str, pd.DataFrame], drawn: Mapping[str, bytes]
-) -> Sequence[Section]:
-    def shown(*names: str) -> list[tuple[str, str, bytes]]:
-        return [(figures.FIGURES[name][0], f"{file}-{name}.png", drawn[name]) for name in names if name in drawn]
+def _layers(anchor: str, frames: Mapping[str, Any]) -> tuple[list[str], list[Layer]]:
+    """The explorer: a row for each layer, with its course."""
+    courses = {int(layer): part for layer, part in frames["hottest"].groupby("layer")}
+    balance = {row["layer"]: row for row in rows_of(frames["balance"])}
+    scored = frames["by_layer"]
+    nearest = scored[scored["horizon"] == scored["horizon"].min()]
+    errors = {row["layer"]: row["error_rate"] for row in rows_of(nearest)}
+    rows, layers = [], []
+    for state in rows_of(frames["layers"]):
+        number = int(state["layer"])
+        hot = balance[number]
+        cells = layer_cells(state) | {
+            "hottest expert": str(hot["hottest"]),
+            "mean loads": f"{hot['max_over_mean']:.2f}",
+            "error, stable": percent(errors[number]) if number in errors else NOTHING,
+        }
+        rows.append(cells)
+        message = f"Layer {number}: expert {hot['hottest']} is the hottest, at {hot['max_over_mean']:.1f} mean loads"
+        with styled():
+            svg = inline(figures.course(courses[number]), f"{anchor}-layer-{number}")
+        layers.append(Layer(list(cells.values()), message, svg))
+    return list(rows[0]), layers
+
+
+def _sections(frames: Mapping[str, Any], pictures: Mapping[str, Picture]) -> list[Section]:
+    """What stands behind the answers, folded."""
 
     def own(name: str) -> pd.DataFrame:
-        return frames[name].drop(columns="trace")
+        frame: pd.DataFrame = frames[name].drop(columns="trace")
+        return frame
 
-    imbalance = own("imbalance").pivot_table(index=["definition", "of"], columns="layer", values="value", sort=False)
-    imbalance.columns = [f"layer {layer}" for layer in imbalance.columns]
+    imbalance = own("imbalance").pivot_table(index="layer", columns="definition", values="value", sort=False)
+    whose = own("imbalance").drop_duplicates("definition")
     scored = {"Mean over layers and cutoffs": frames["summary"][SUMMARY]} if len(frames["summary"]) else {}
+    drawn = {name: pictures[name] for name in paper.FIGURES if name in pictures}
+    behind = ("movement", "predictability", "predicted")
     return [
         Section(
-            f"{trace}: states",
-            TEXTS["states"],
-            {"Layers": own("layers"), "By depth": own("depth"), "Windows of one state": own("windows")},
-            shown("load_share", "states", "movement", "variance", "range"),
+            "All predictors", "" if scored else "The trace is too short to score these horizons.", scored,
+            [drawn[name] for name in ("predictability", "predicted") if name in drawn],
         ),
         Section(
-            f"{trace}: error rates",
-            f"{TEXTS['error']} {TEXTS['paper']}" if scored else "The trace is too short to score these horizons.",
-            scored,
-            shown("error_bars", "error_course", "predicted"),
-        ),
-        Section(
-            f"{trace}: what can be predicted",
-            _sentence(frames),
-            {
-                "By horizon, the forecast of `level`": own("by_horizon"),
+            "How far ahead, from how much history, and where the error sits",
+            tables={
+                "By horizon, the forecast of level": own("by_horizon"),
                 "By history, the mean of the last steps, 1,000 steps ahead": own("by_history"),
-                "By layer, in the stable state": own("by_layer"),
+                "By layer, while stable": own("by_layer"),
                 "The experts that cause most of the error": own("worst_experts"),
             },
-            shown("predictability"),
         ),
         Section(
-            f"{trace}: imbalance",
-            "Share of the load over the last 1,000 steps, per expert, in every project's own definition.",
-            {"Imbalance by layer": imbalance.reset_index()},
+            "The paper's measures and figures",
+            "The paper's errors are drawn as lines: they are of another model, and the paper does not define them.",
+            {"By depth, means over layers": own("depth")},
+            [own for name, own in drawn.items() if name not in behind],
         ),
-    ]
+        Section(
+            "States in detail", tables={"Layers": own("layers"), "Windows of one state": own("windows")},
+            pictures=[drawn["movement"]] if "movement" in drawn else [],
+        ),
+        Section(
+            "Everybody's imbalance", "; ".join(f"{row['definition']}: {row['of']}" for row in rows_of(whose)) + ".",
+            {"Load of the last 1,000 steps": imbalance.reset_index()},
+        ),
+        *(Section("Plans", tables={"By strategy and state": own(name)}) for name in ("placement",) if name in frames),
+    ]  # fmt: skip

@@ -1,8 +1,11 @@
-"""What all figures have in common: colours, size, legend, and how they become a picture."""
+"""What all figures have in common: one map of colours, size, legend, and how they become a picture."""
 
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -10,43 +13,143 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Colour-blind safe (Okabe and Ito), in the order predictors are given.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-MARKERS = "osD^vPX"
-STATE_STYLE = {"stable": (COLOURS[0], "o"), "transient": (COLOURS[4], "s"), "all": ("grey", "^")}
+# Safe for the colour-blind (Okabe and Ito). A colour belongs to a meaning, never to a position.
+INK, GREY, FAINT = "#1b1b1b", "#7f7f7f", "#c4c4c4"
+BLUE, GREEN = "#0072b2", "#009e73"
+STATE = {"stable": "#56b4e9", "transient": "#d55e00", "unknown": GREY, "all": GREY}
+MARKER = {"stable": "o", "transient": "s", "unknown": "x", "all": "^"}
+# The hottest experts of a layer, in the order of their load; all others are grey.
+HOT = ("#d55e00", "#e69f00", "#009e73", "#56b4e9", "#cc79a7")
+WINDOWS = {10: FAINT, 100: BLUE, 200: INK}
+"""The paper's windows, in steps."""
+# On a page the colours follow its theme: what they are called there.
+VARIABLES = {INK: "--ink", GREY: "--grey", FAINT: "--faint", BLUE: "--blue", GREEN: "--green"}
+
+BASELINE = "window_mean"
+# Dots per inch of what is drawn as pixels on a page: curves too many to be kept as lines.
+PAGE_DPI = 64
+
+
+def settings() -> dict[str, Any]:
+    """How matplotlib draws here."""
+    return {
+        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
+        "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid.axis": "y", "grid.color": FAINT, "grid.linewidth": 0.5, "font.size": 9, "axes.titlesize": 9,
+        "legend.frameon": False, "legend.fontsize": 8, "figure.titlesize": 11, "svg.fonttype": "none",
+    }  # fmt: skip
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """Within it, figures look alike."""
+    import matplotlib
+
+    with matplotlib.rc_context(settings()):  # type: ignore[arg-type]
+        yield
 
 
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, in inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=120)
+    return Figure(figsize=(width, height), layout="constrained", dpi=110)
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as a picture."""
+def picture(figure: Figure, kind: str, title: str = "") -> bytes:
+    """The figure as a file of that *kind*, ``png``, ``svg`` or ``pdf``, with *title* above it."""
+    if title:
+        figure.suptitle(literally(title), wrap=True)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    # Without a date the same figure is the same file.
+    metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
+    figure.savefig(buffer, format=kind, metadata=metadata)
     return buffer.getvalue()
 
 
-def trace_of(frame: pd.DataFrame) -> str:
-    """The name of the trace that a frame is about; a dollar sign in it begins no formula."""
-    return str(frame["trace"].iloc[0]).replace("$", r"\$")
+def inline(figure: Figure, salt: str) -> str:
+    """The figure as an SVG element in the colours of the page around it.
+
+    Names within it begin with *salt*, so that two figures of a page never share one.
+    """
+    import matplotlib
+
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, dpi=PAGE_DPI)
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    for pattern, replacement in SLIMMER:
+        text = pattern.sub(replacement, text)
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
+    return text.strip()
 
 
-def curves(axes: Axes, frame: pd.DataFrame, by: str, measure: str, scale: float = 1.0) -> None:
-    """*measure* over the cutoffs, a marked curve for each value of *by*, in the order of the rows."""
-    for colour, marker, (name, curve) in zip(COLOURS * 9, MARKERS * 9, frame.groupby(by, sort=False)):
-        known = curve.dropna(subset=measure).sort_values("cutoff")
-        axes.plot(known["cutoff"], scale * known[measure], color=colour, marker=marker, markersize=4, label=name)
+def _shorter(found: re.Match[str]) -> str:
+    """A path with a tenth of a point, in which each pair of numbers after the first goes on with a line."""
+    return re.sub(r" ?\n(?:L )?", " ", re.sub(r"(\.\d)\d+", r"\1", found[0]))
 
 
-def one_legend(figure: Figure, axes: Axes, title: str | None, columns: int = 6) -> None:
-    """What the curves of the last panel are called, below all panels: it hides no data."""
+SLIMMER: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+    (re.compile(r"<metadata>.*?</metadata>", re.DOTALL), ""),
+    (re.compile(r"<!--.*?-->", re.DOTALL), ""),
+    (re.compile(r' id="[a-zA-Z0-9.]+_\d+"'), ""),
+    (re.compile(r' xmlns:xlink="[^"]*"| xmlns="[^"]*"'), ""),
+    (re.compile(r"xlink:href"), "href"),
+    (re.compile(r"; font-family: [^;\"]*"), ""),
+    (re.compile(r"font: ([\d.]+)px [^\"]*?(?=[\";])"), r"font-size: \1px"),
+    (re.compile(r' transform="rotate\(-0 [^"]*"'), ""),
+    (re.compile(r"<style type.*?</style>", re.DOTALL), ""),
+    (re.compile(r' (?:d|points)="[^"]*"'), _shorter),
+    (re.compile(r'(<svg[^>]*?) width="[^"]*"'), r"\1"),
+    (re.compile(r'(<svg[^>]*?) height="[^"]*"'), r"\1"),
+    (re.compile(r"\n\s*"), "\n"),
+)
+"""What a page does not need of an SVG file, and what stands in its place."""
+
+
+def literally(text: str) -> str:
+    """A text in which a dollar sign begins no formula."""
+    return text.replace("$", r"\$")
+
+
+def predictor_style(name: str, best: str | None) -> dict[str, Any]:
+    """How the curve of a predictor looks: baseline black, the best blue, all others grey."""
+    if name == best:
+        return {"color": BLUE, "linewidth": 1.8, "zorder": 3, "label": name}
+    if name == BASELINE:
+        return {"color": INK, "linewidth": 1.4, "zorder": 2, "label": name}
+    return {"color": FAINT, "linewidth": 1.0, "zorder": 1}
+
+
+def one_legend(figure: Figure, axes: Axes, title: str | None = None, columns: int = 6) -> None:
+    """What the curves of a panel are called, below all panels: it hides no data."""
     handles, labels = axes.get_legend_handles_labels()
     place: Any = "outside lower center"
-    figure.legend(
-        handles, labels, title=title, title_fontsize=8, loc=place, ncols=min(len(labels), columns), fontsize=8,
-        frameon=False,
-    )  # fmt: skip
+    figure.legend(handles, labels, title=title, title_fontsize=8, loc=place, ncols=min(len(labels), columns))
+
+
+def trace_of(frame: pd.DataFrame) -> str:
+    """The name of the trace that a frame is about."""
+    return literally(str(frame["trace"].iloc[0]))
+
+
+def log_scale(axes: Axes, *, plain: bool = True) -> None:
+    """A logarithmic axis where anything lies above 0, with *plain* numbers; a load that stands still says so."""
+    import numpy as np
+
+    if not np.isfinite(axes.dataLim.minposy):
+        axes.annotate("constant: nothing above 0", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=8)
+        return
+    axes.set_yscale("log")
+    if not plain:
+        return
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
+    axes.set_yticks(ticks)
+    axes.grid(visible=True)

@@ -64,7 +64,7 @@ def terminal(frame: pd.DataFrame, title: str, *, ascii_only: bool = False) -> Re
     from rich.table import Table
 
     text = readable(frame)
-    words = _words(frame)
+    words = words_of(frame)
     table = Table(
         title=unmarked(title),
         title_justify="left",
@@ -116,7 +116,8 @@ def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
     return frame
 
 
-def _words(frame: pd.DataFrame) -> set[str]:
+def words_of(frame: pd.DataFrame) -> set[str]:
+    """The columns that hold no numbers."""
     import pandas as pd
 
     return {str(name) for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])}
@@ -130,7 +131,7 @@ def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
 def markdown(frame: pd.DataFrame) -> str:
     """A table in Markdown."""
     text = readable(frame)
-    words = _words(frame)
+    words = words_of(frame)
     head = [str(name) for name in text.columns]
     rule = ["---" if name.removesuffix(" %") in words else "---:" for name in head]
     cells = [[markdown_text(str(cell)) for cell in row] for row in text.itertuples(index=False)]

@@ -174,30 +174,6 @@ def name_of(sources: Sequence[Location]) -> str:
     return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", first.stem, flags=re.IGNORECASE)
 
 
-def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:
-    """One row per trace: its size, source and what was noticed."""
-    import pandas as pd
-
-    rows = [
-        {
-            "trace": trace.name,
-            "steps": len(trace.steps),
-            "first_step": int(trace.steps[0]),
-            "last_step": int(trace.steps[-1]),
-            "stride": trace.stride,
-            "layers": len(trace.layers),
-            "experts": trace.experts,
-            "tokens_per_step": trace.info.tokens_per_step,
-            "format": trace.info.format,
-            "source": trace.info.source,
-            "fingerprint": trace.info.fingerprint,
-            "findings": ", ".join(finding.name for finding in trace.info.findings),
-        }
-        for trace in traces
-    ]
-    return pd.DataFrame(rows).astype({"tokens_per_step": "Int64"} if rows else {})
-
-
 def findings_frame(trace: str, findings: Iterable[Finding]) -> pd.DataFrame:
     """One row per finding of the doctor."""
     import pandas as pd

@@ -207,18 +207,18 @@ def test_selections_apply(ingested):
 def test_report_writes_everything_into_one_folder(ingested, tmp_path):
     """Tables as Markdown, CSV and JSON, figures as PNG, and one page that loads nothing."""
     done = ingested("report", *QUICK, "--horizons", "300,700", "--folder", tmp_path / "r", "--json")
-    files = {path.name for path in (tmp_path / "r").iterdir()}
+    files = {str(path.relative_to(tmp_path / "r")) for path in (tmp_path / "r").rglob("*") if path.is_file()}
     page = (tmp_path / "r" / "report.html").read_text()
 
     assert 0 == done.code
     assert set(done.json["files"]) == {str(tmp_path / "r" / name) for name in files}
-    assert {"report.md", "report.html", "settled-summary.csv", "settled-scores.json"} <= files
-    assert {"load_share", "variance", "range", "error_course", "error_bars", "predicted"} <= {
-        name.removeprefix("settled-").removesuffix(".png") for name in files
+    assert {"report.md", "report.html", "data/settled-summary.csv", "data/settled-scores.json"} <= files
+    assert {"load_share", "variance", "range", "error_course", "peaks", "settling"} <= {
+        name.removeprefix("figures/settled-").removesuffix(".png") for name in files
     }
     assert "http" not in page
-    assert {300, 700} == set(pd.read_csv(tmp_path / "r" / "settled-summary.csv")["horizon"])
-    assert json.loads((tmp_path / "r" / "settled-layers.json").read_text())
+    assert {300, 700} == set(pd.read_csv(tmp_path / "r" / "data" / "settled-summary.csv")["horizon"])
+    assert json.loads((tmp_path / "r" / "data" / "settled-layers.json").read_text())["rows"]
 
 
 def test_list_remove_and_check(ingested):

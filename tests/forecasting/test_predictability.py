@@ -1,18 +1,17 @@
-"""What can be predicted: tables and a sentence that follow from the scores."""
+"""What can be predicted: tables that follow from the scores."""
 
 import pandas as pd
 import pytest
 
 from moetrace import evaluate, predictor
-from moetrace.analysis.tables import states_tables
-from moetrace.forecasting.predictability import predictability_frames, sentence_frame, worst_experts_frame
+from moetrace.forecasting.predictability import predictability_frames, worst_experts_frame
 
 
 @pytest.fixture(scope="module")
 def frames(settled):
     """Of the synthetic trace with one layer that settles and one that never does."""
     test = evaluate(settled, [predictor("window_mean"), predictor("level")], [500, 1000])
-    return predictability_frames(settled, states_tables(settled)["layers"], test)
+    return predictability_frames(settled, test)
 
 
 def test_errors_are_compared_by_horizon(frames):
@@ -52,24 +51,3 @@ def test_the_experts_that_cause_the_error_are_named():
 
     assert [2, 1, 0] == worst["expert"].tolist()
     assert [0.75, 0.25, 0.0] == pytest.approx(worst["part_of_error"])
-
-
-def test_the_sentence_says_from_when_on_and_how_well():
-    """With the settle step of the last layer to settle, the error and the noise."""
-    layers = pd.DataFrame({"trace": ["t", "t"], "settle_step": pd.array([500, 4200], "Int64")})
-    row = {"predictor": "auto", "horizon": 1000, "state": "stable", "error_rate": 0.016, "error_noise": 0.006}
-    scores = pd.DataFrame([row | {"step_error_rate": 0.15, "step_noise": 0.14}])
-    said = sentence_frame(layers, scores)["sentence"][0]
-
-    assert said.startswith("From step 4,200 on")
-    assert "1.6 %" in said
-    assert "14.0" in said
-
-
-def test_the_sentence_is_honest_about_layers_that_do_not_settle(frames, settled):
-    """It counts them; and where nothing is stable it says only that."""
-    layers = states_tables(settled)["layers"]
-    nothing = evaluate(settled, [predictor("ema")], [99_999]).scores
-
-    assert "1 of 2 layers" in frames["sentence"]["sentence"][0]
-    assert "No layer is stable" in sentence_frame(layers, nothing)["sentence"][0]

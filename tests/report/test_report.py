@@ -1,34 +1,36 @@
 """Tables, figures and pages: what they show, by structure."""
 
+import io
 import json
+import re
 from html.parser import HTMLParser
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace import evaluate, predictor
-from moetrace.analysis.tables import course_frames, states_tables
-from moetrace.forecasting.predictability import predictability_frames
-from moetrace.forecasting.summary import score_frames
-from moetrace.report import figures
+from moetrace import predictor, study
+from moetrace.placement.study import placement_frames
+from moetrace.report import figures, paper
+from moetrace.report.answers import answers_of
 from moetrace.report.study import files_of
+from moetrace.report.style import BLUE, GREEN, INK, styled
 from moetrace.report.tables import csv, fitting, markdown, records, shown
 from moetrace.synthetic import settling, synthetic_trace
 
 
-def frames_of(trace, horizons=(300, 1000)):
+def frames_of(trace, horizons=(300, 1000), gpus=None):
     """What the report of a trace is drawn from."""
     made = [predictor("window_mean"), predictor("sw_avg"), predictor("ema")]
-    states, test = states_tables(trace), evaluate(trace, made, horizons)
-    known = predictability_frames(trace, states["layers"], test)
-    return states | course_frames(trace) | score_frames(test) | known
+    frames = study(trace, made, horizons).frames
+    return frames if gpus is None else frames | placement_frames(trace, made, gpus, 0, 300)
 
 
 @pytest.fixture(scope="module")
 def frames(settled):
     """Of the synthetic trace with two layers of eight experts."""
-    return frames_of(settled)
+    return frames_of(settled, gpus=4)
 
 
 @pytest.fixture(scope="module")
@@ -37,40 +39,73 @@ def many():
     return frames_of(synthetic_trace([settling(800, steps=2200, experts=60)] * 14, name="many"))
 
 
+ALL = {**figures.FIGURES, **paper.FIGURES}
+
+
+def drawn(name, frames):
+    """The figure of that name."""
+    with styled():
+        return ALL[name].draw(frames)
+
+
 def labels(figure):
     """What the legends say."""
     return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
-def test_every_figure_has_a_title_axes_with_names_and_a_legend_outside(frames, name):
-    """A panel for each layer or horizon, named; the legend is the figure's, so it hides no data."""
-    figure = figures.draw(frames)[name]
+@pytest.mark.parametrize("name", ALL)
+def test_every_figure_has_a_message_and_names_its_axes(frames, name):
+    """The legend is the figure's, so it hides no data."""
+    figure = drawn(name, frames)
 
-    assert figure.get_suptitle().startswith("settled: ")
-    assert (1 if name == "states" else 2) == len(figure.axes)
-    assert figure.get_supylabel() or all(axes.get_ylabel() for axes in figure.axes)
-    assert labels(figure)
+    assert len(ALL[name].message(frames)) > 15
+    assert figure.get_supylabel() or figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels()
+    assert all(axes.get_xlabel() or len(figure.axes) > 1 for axes in figure.axes)
     assert not any(axes.get_legend() for axes in figure.axes)
-    assert name == "states" or all(axes.get_title("left") or axes.get_title("center") for axes in figure.axes)
 
 
-@pytest.mark.parametrize("name", figures.FIGURES)
+@pytest.mark.parametrize("name", [name for name in ALL if name != "placement"])
 @pytest.mark.slow
 def test_many_layers_and_experts_still_fit(many, name):
-    """At most twelve panels, and the title says so; nobody's name is left out of a legend by accident."""
-    figure = figures.draw(many)[name]
+    """At most twelve panels, and an axis says so; nobody's name is left out of a legend by accident."""
+    figure = drawn(name, many)
     panels = [axes for axes in figure.axes if axes.get_title("left")]
     figure.savefig("/dev/null", format="png")
 
     assert len(panels) in (0, 12)
-    assert not panels or "12 of 14 layers" in figure.get_suptitle()
+    assert not panels or "12 of 14 layers" in figure.get_supylabel()
     assert len(labels(figure)) <= 10
+
+
+def test_the_map_has_a_row_for_each_layer_and_the_shares_of_the_frame(frames):
+    """The peak is the share of the hottest expert times their number."""
+    mesh = drawn("peaks", frames).axes[0].collections[0]
+    expected = frames["peaks"].pivot_table(index="layer", columns="step", values="peak_over_mean")
+
+    assert np.allclose(expected, mesh.get_array())
+
+
+def test_layers_that_never_settle_are_drawn_as_such(frames):
+    """Layer 0 has a settle step and an interval, layer 1 a mark at the end."""
+    axes = drawn("settling", frames).axes[0]
+
+    assert ["0", "1"] == [label.get_text() for label in axes.get_yticklabels()]
+    assert "not stable at the end" in labels(axes.figure)
+
+
+def test_colours_belong_to_meanings(frames):
+    """The baseline is black and the best predictor blue in every figure, whatever their order."""
+    by_label = {line.get_label(): line.get_color() for line in drawn("errors", frames).axes[0].lines}
+    plans = {line.get_label(): line.get_color() for line in drawn("placement", frames).axes[0].lines}
+
+    assert INK == by_label["window_mean"] == plans["planned by window_mean"]
+    assert BLUE in by_label.values()
+    assert GREEN == plans["oracle"]
 
 
 def test_the_settle_step_is_marked_where_there_is_one(frames):
     """Layer 0 settles, layer 1 does not."""
-    first, second = figures.draw(frames)["load_share"].axes
+    first, second = drawn("load_share", frames).axes
 
     assert ["settles at"] == [text.get_text()[:10] for text in first.texts]
     assert 0 == len(second.texts)
@@ -78,41 +113,38 @@ def test_the_settle_step_is_marked_where_there_is_one(frames):
 
 def test_curves_show_the_shares_in_percent(frames):
     """Eight curves, each the frame's shares times 100."""
-    axes = figures.draw(frames)["load_share"].axes[0]
+    axes = drawn("load_share", frames).axes[0]
     load = frames["load"]
     expected = load[(load["layer"] == 0) & (load["expert"] == 3)]["share"] * 100
 
     assert np.allclose(expected, axes.lines[3].get_ydata())
 
 
+def test_a_course_shows_the_hottest_experts_and_the_rest_as_a_band(frames):
+    """Five curves with names, and the quantiles of the other three experts."""
+    hottest = frames["hottest"][frames["hottest"]["layer"] == 0]
+    with styled():
+        figure = figures.course(hottest)
+    named = [label for label in labels(figure) if label.startswith("expert ")]
+
+    assert [f"expert {name}" for name in hottest["series"].unique()[:5]] == named
+    assert "80 % of the others" in labels(figure)
+
+
 def test_the_papers_errors_are_drawn_only_at_its_horizons(frames):
     """Labelled as what they are."""
-    short, long = figures.draw(frames)["error_bars"].axes
+    short, long = drawn("error_course", frames).axes
 
-    assert figures.PAPER_LABEL in labels(figures.draw(frames)["error_bars"])
+    assert paper.PAPER_LABEL in labels(short.figure)
     assert 1.3 in [line.get_ydata()[0] for line in long.lines]
-    assert [] == list(short.lines)
+    assert 1.3 not in [line.get_ydata()[0] for line in short.lines]
 
 
 def test_a_figure_without_data_is_left_out(settled):
     """A trace too short to score has no error figures."""
-    drawn = figures.draw(frames_of(settled, [99_999]))
+    possible = figures.possible(ALL, frames_of(settled, [99_999]))
 
-    assert {"load_share", "states", "movement", "variance", "range", "predictability"} == set(drawn)
-
-
-class Page(HTMLParser):
-    """Collects tags and what they load."""
-
-    def __init__(self):
-        super().__init__()
-        self.tags, self.loads = [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.loads += [
-            value for name, value in attrs if name in ("src", "href") and not value.startswith(("data:", "#"))
-        ]
+    assert {"peaks", "settling", "load_share", "movement", "variance", "range", "predictability"} == set(possible)
 
 
 @pytest.fixture(scope="module")
@@ -121,34 +153,76 @@ def files(frames):
     return dict(files_of({"settled": frames}, {"seed": "0", "odd": "<script>"}))
 
 
+class Page(HTMLParser):
+    """Collects tags, names, and what they load."""
+
+    def __init__(self):
+        super().__init__()
+        self.tags, self.loads, self.ids = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.ids += [value for name, value in attrs if name == "id"]
+        self.loads += [
+            value
+            for name, value in attrs
+            if name in ("src", "href") and not value.startswith(("data:", "#", "figures/"))
+        ]
+
+
 def test_the_page_loads_nothing_and_escapes_what_it_is_told(files):
-    """One file under 5 MB, every figure inside it."""
+    """One small file, every figure inside it; the only links lead to the files beside it."""
     page = Page()
     page.feed(files["report.html"].decode())
 
-    assert [] == page.loads
-    assert 9 == page.tags.count("img")
-    assert len(files["report.html"]) < 5_000_000
+    assert set(page.loads) == {quote(name) for name in files if name.startswith("data/")}
+    assert len(page.ids) == len(set(page.ids))
+    assert page.tags.count("svg") == 5 + 2 + len(paper.FIGURES)
+    assert len(files["report.html"]) < 2_000_000
     assert b"odd: &lt;script&gt;" in files["report.html"]
 
 
-def test_markdown_and_page_show_the_same_tables(files):
-    """Every figure that the Markdown names is a file beside it."""
-    text = files["report.md"].decode()
-    named = [part.partition(")")[0] for part in text.split("](")[1:]]
+def test_a_page_of_many_layers_stays_small(many):
+    """At most 3 MB for 58 layers of 256 experts; the layers are folded above twelve."""
+    page = dict(files_of({"many": many}, {}, ()))["report.html"]
 
-    assert set(named) == {name for name in files if name.endswith(".png")}
-    assert all(
-        heading in text for heading in ("## settled: states", "## settled: error rates", "## settled: imbalance")
-    )
+    assert len(page) < 2_000_000
+    assert b'<details class="explorer">' in page
+
+
+def test_the_page_shows_few_numbers_when_it_opens(frames):
+    """At most 400 cells outside of what is folded, for two traces; the rest is one click away."""
+    page = dict(files_of({"one": frames, "two": frames}, {}, ()))["report.html"].decode()
+    folded = re.sub(r"<details>.*?</details>", "", page, flags=re.DOTALL)
+
+    assert folded.count("<td") + folded.count("<th") <= 400
+
+
+def test_markdown_says_what_the_page_says(files, frames):
+    """The same answers and the same tables."""
+    text = files["report.md"].decode()
+
+    assert all(answer.question in text for answer in answers_of(frames))
+    assert "### Everybody's imbalance" in text
 
 
 def test_saved_tables_hold_what_the_frames_hold(files, frames):
-    """CSV and JSON in full precision."""
-    saved = json.loads(files["settled-scores.json"])
+    """CSV and JSON in full precision, the JSON with the version of its schema; the large one is Parquet."""
+    saved = json.loads(files["data/settled-scores.json"])
+    shares = pd.read_parquet(io.BytesIO(files["data/settled-last_shares.parquet"]))
 
-    assert frames["scores"]["error_rate"].tolist() == [row["error_rate"] for row in saved]
-    assert csv(frames["summary"]).encode() == files["settled-summary.csv"]
+    assert (1, "settled", "scores") == (saved["schema_version"], saved["trace"], saved["table"])
+    assert frames["scores"]["error_rate"].tolist() == [row["error_rate"] for row in saved["rows"]]
+    assert csv(frames["summary"]).encode() == files["data/settled-summary.csv"]
+    assert frames["last_shares"]["predicted"].tolist() == shares["predicted"].tolist()
+
+
+def test_figures_come_in_the_kinds_that_papers_take(frames):
+    """SVG and PDF, the paper's figures among them."""
+    names = {name for name, _ in files_of({"settled": frames}, {}, ("svg", "pdf"))}
+
+    assert {"figures/settled-load_share.svg", "figures/settled-load_share.pdf"} <= names
+    assert not any(name.endswith(".png") for name in names)
 
 
 def test_rounding_happens_only_for_people():

@@ -1,0 +1,275 @@
+"""The figures of the paper, as it has them, and those behind the answers: the appendix of the page, and for papers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moetrace.report.figures import Frames, Kind
+from moetrace.report.style import (
+    BASELINE,
+    BLUE,
+    FAINT,
+    GREEN,
+    GREY,
+    INK,
+    MARKER,
+    STATE,
+    WINDOWS,
+    log_scale,
+    new_figure,
+    one_legend,
+)
+from moetrace.report.tables import rows_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The paper's errors, drawn where ours are; which definition they have it does not say.
+PAPER = {1000: 0.013, 2000: 0.018}
+PAPER_LABEL = "GPT-3 350M, arXiv 2404.16914, definition not stated"
+# More panels than this cannot be read; evenly spaced layers stand for the rest, and the axis says so.
+MOST_PANELS = 12
+# More curves than this cannot be named; their colour tells their order instead.
+MOST_NAMED = 10
+NOISE: dict[str, Any] = {"color": GREY, "linestyle": ":", "linewidth": 1.2}
+THRESHOLD: dict[str, Any] = {"color": GREY, "linestyle": "-.", "linewidth": 0.9}
+SETTLE: dict[str, Any] = {"color": INK, "linestyle": "--", "linewidth": 1}
+PREDICTORS: Mapping[str, dict[str, Any]] = {
+    "sw_avg": {"color": BLUE, "marker": "o"},
+    "arima": {"color": "#d55e00", "marker": "s"},
+    "lstm": {"color": GREEN, "marker": "D"},
+}
+"""The paper's three, each with a colour of its own here."""
+
+
+def load_share(frames: Frames) -> Figure:
+    """Share of every expert over the steps, a panel per layer, the settle step marked."""
+    load = frames["load"]
+    figure, panels = _panels(load, "share of the layer's load (%)")
+    settle = _settle_steps(frames["layers"])
+    for layer, axes in panels.items():
+        part = load[load["layer"] == layer].pivot_table(index="step", columns="expert", values="share")
+        many = len(part.columns) > MOST_NAMED
+        for colour, expert in zip(_expert_colours(part.iloc[-1]), part.columns):
+            label = None if many else f"{expert}"
+            axes.plot(part.index, 100 * part[expert], color=colour, linewidth=0.9, label=label, rasterized=many)
+        _mark_settled(axes, settle.get(layer))
+        axes.set_ylim(bottom=0)
+    if load["expert"].nunique() > MOST_NAMED:
+        _rank_scale(figure)
+    else:
+        one_legend(figure, axes, "expert", columns=MOST_NAMED)
+    return figure
+
+
+def fluctuation(frames: Frames, measure: str) -> Figure:
+    """Sliding *measure*, ``variance`` or ``range``, mean over experts, a panel per layer, a curve per window."""
+    course = frames["fluctuation"]
+    scale, unit = (1.0, "squared share") if measure == "variance" else (100.0, "share, %")
+    figure, panels = _panels(course, f"{measure} ({unit})")
+    settle = _settle_steps(frames["layers"])
+    for layer, axes in panels.items():
+        part = course[course["layer"] == layer]
+        for window, curve in part.groupby("window"):
+            colour = WINDOWS.get(int(window), GREY)
+            axes.plot(curve["step"], scale * curve[measure], color=colour, linewidth=0.9, label=f"{window} steps")
+        longest = part[part["window"] == part["window"].max()].iloc[-1]
+        axes.axhline(scale * longest[f"noise_{measure}"], label="sampling noise, longest window", **NOISE)
+        if measure == "variance":  # hardly above the noise: which is why the rule does not judge by the variance
+            axes.axhline(longest["threshold_variance"], label="threshold of the state rule", **THRESHOLD)
+        _mark_settled(axes, settle.get(layer))
+        log_scale(axes, plain=measure == "range")
+    one_legend(figure, axes, "window")
+    return figure
+
+
+def movement(frames: Frames) -> Figure:
+    """What the state rule judges, a panel per layer: movement, its thresholds, settle step and interval."""
+    course = frames["movement"]
+    figure, panels = _panels(course, "movement (%)")
+    rows = {int(row["layer"]): row for row in rows_of(frames["layers"].dropna(subset="settle_step"))}
+    for layer, axes in panels.items():
+        part = course[course["layer"] == layer]
+        axes.plot(part["step"], 100 * part["movement"], color=BLUE, linewidth=1, label="mean over the hold")
+        for name in ("unsettle_above", "settle_below"):
+            axes.axhline(100 * part[name].iloc[0], label=name, **THRESHOLD)
+        if layer in rows:
+            low, high = float(rows[layer]["settle_step_low"]), float(rows[layer]["settle_step_high"])
+            axes.axvspan(low, high, color=FAINT, alpha=0.4, linewidth=0, label="interval of the settle step")
+            _mark_settled(axes, int(rows[layer]["settle_step"]))
+        axes.set_ylim(bottom=0)
+    one_legend(figure, axes)
+    return figure
+
+
+def error_course(frames: Frames) -> Figure:
+    """Error at each cutoff, mean over layers, of the paper's predictors, with the paper's errors."""
+    course = frames["course"]
+    horizons = sorted(course["horizon"].unique())
+    figure = new_figure(max(8.0, 5.2 * len(horizons)), 4.2)
+    for i, horizon in enumerate(horizons):
+        axes = figure.add_subplot(1, len(horizons), i + 1)
+        part = course[course["horizon"] == horizon]
+        for name, curve in part.groupby("predictor", sort=False):
+            base = str(name).partition(":")[0]
+            known = curve.dropna(subset="error_rate").sort_values("cutoff")
+            style = PREDICTORS.get(base, {"color": FAINT})
+            axes.plot(known["cutoff"], 100 * known["error_rate"], label=name if base in PREDICTORS else None, **style)
+        noise = part.groupby("cutoff")["error_noise"].mean()
+        axes.plot(noise.index, 100 * noise, label="noise", **NOISE)
+        _paper_line(axes, int(horizon))
+        axes.set(title=f"next {horizon:,} steps", xlabel="cutoff (step)", ylabel="error rate (%)")
+        log_scale(axes)
+    one_legend(figure, axes, columns=4)
+    return figure
+
+
+def predictability(frames: Frames) -> Figure:
+    """Error and noise by horizon, and error by the length of the history whose mean is the forecast."""
+    figure = new_figure(10.4, 4.2)
+    panels = (
+        (frames["by_horizon"], "horizon", "level, by horizon", "steps ahead"),
+        (frames["by_history"], "history", "mean of the last steps, 1,000 steps ahead", "steps of history"),
+    )
+    for i, (frame, along, title, xlabel) in enumerate(panels):
+        axes = figure.add_subplot(1, 2, i + 1)
+        for state, part in frame.groupby("state", sort=True, observed=True):
+            colour, marker = STATE[str(state)], MARKER[str(state)]
+            axes.plot(part[along], 100 * part["error_rate"], color=colour, marker=marker, markersize=4, label=state)
+            axes.plot(part[along], 100 * part["error_noise"], color=colour, linestyle=":", label=f"{state}: noise")
+        axes.set(title=title, xlabel=xlabel, ylabel="error rate (%)", xscale="log")
+        axes.set_xticks(sorted(frame[along].unique()), [f"{n:,}" for n in sorted(frame[along].unique())], fontsize=7)
+        axes.minorticks_off()
+        log_scale(axes)
+    one_legend(figure, figure.axes[0])
+    return figure
+
+
+def predicted(frames: Frames) -> Figure:
+    """What the baseline and the paper's predictors said of the load of each expert, beside what happened."""
+    shares = frames["last_shares"]
+    figure, panels = _panels(shares, "share of the layer's load (%)", "expert, by actual share")
+    for layer, axes in panels.items():
+        own = shares[shares["layer"] == layer]
+        part = own.pivot_table(index="expert", columns="predictor", values="predicted", sort=False)
+        actual = own.groupby("expert")["actual"].first().sort_values(ascending=False)
+        at, many = np.arange(len(actual)), len(actual) > MOST_NAMED
+        axes.bar(at, 100 * actual, color=FAINT, width=0.9, label="actual", rasterized=many)
+        size = 2 if many else 4
+        for name in part.columns:
+            style = PREDICTORS.get(str(name).partition(":")[0], {"color": INK, "marker": "x"})
+            if str(name).partition(":")[0] in (*PREDICTORS, BASELINE):
+                marks = style | {
+                    "linestyle": "",
+                    "markersize": size,
+                    "fillstyle": "none",
+                    "label": name,
+                    "rasterized": many,
+                }
+                axes.plot(at, 100 * part[name].reindex(actual.index), **marks)
+        every = -(-len(actual) // 16)
+        axes.set_xticks(at[::every], [str(expert) for expert in actual.index[::every]], fontsize=7)
+    one_legend(figure, axes)
+    return figure
+
+
+def _said(text: str) -> Callable[[Frames], str]:
+    return lambda _frames: text
+
+
+def _last_cutoff(frames: Frames) -> str:
+    shares = frames["last_shares"]
+    return f"Predicted and actual share of the {shares['horizon'].iloc[0]:,} steps after {shares['cutoff'].iloc[0]:,}"
+
+
+FIGURES: Mapping[str, Kind] = {
+    "load_share": Kind(("load", "layers"), _said("Load share of every expert"), load_share),
+    "variance": Kind(
+        ("fluctuation", "layers"), _said("Sliding variance of the load share, mean over experts"),
+        lambda frames: fluctuation(frames, "variance"),
+    ),
+    "range": Kind(
+        ("fluctuation", "layers"), _said("Sliding range of the load share, mean over experts"),
+        lambda frames: fluctuation(frames, "range"),
+    ),
+    "error_course": Kind(("course",), _said("Error of the paper's predictors at each cutoff"), error_course),
+    "movement": Kind(
+        ("movement", "layers"), _said("Movement from one window to the next, noise taken off: what the rule judges"),
+        movement,
+    ),
+    "predictability": Kind(("by_horizon", "by_history"), _said("Error by horizon and by history"), predictability),
+    "predicted": Kind(("last_shares",), _last_cutoff, predicted),
+}  # fmt: skip
+"""The figures of the appendix: the paper's own first."""
+
+
+# --- shared by the figures ---------------------------------------------------------------------
+
+
+def _panels(frame: pd.DataFrame, ylabel: str, xlabel: str = "step") -> tuple[Figure, dict[int, Axes]]:
+    """A figure with one panel per layer, at most `MOST_PANELS`, in reading order."""
+    layers = sorted(int(layer) for layer in frame["layer"].unique())
+    chosen = layers
+    if len(layers) > MOST_PANELS:
+        chosen = [layers[i] for i in np.linspace(0, len(layers) - 1, MOST_PANELS).round().astype(int)]
+    columns = 2 if len(chosen) <= 4 else 3
+    columns = min(columns, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = new_figure(5.4 * columns, 2.6 * rows + 0.6)
+    axes: Sequence[Axes] = [figure.add_subplot(rows, columns, i + 1) for i in range(len(chosen))]
+    for i, (layer, panel) in enumerate(zip(chosen, axes)):
+        panel.set_title(f"layer {layer}", fontsize=9, loc="left")
+        panel.tick_params(labelsize=7)
+        if i + columns >= len(chosen):
+            panel.set_xlabel(xlabel, fontsize=8)
+    some = "" if chosen == layers else f"; {len(chosen)} of {len(layers)} layers"
+    figure.supylabel(f"{ylabel}{some}", fontsize=9)
+    return figure, dict(zip(chosen, axes))
+
+
+def _expert_colours(last: pd.Series) -> list[Any]:
+    """A colour for each expert: its own where they are few, else by the rank of its *last* share."""
+    import matplotlib
+
+    if len(last) <= MOST_NAMED:
+        return [matplotlib.colormaps["tab10"](i) for i in range(len(last))]
+    ranks = (last.rank(method="first") - 1) / (len(last) - 1)
+    return [matplotlib.colormaps["viridis"](rank) for rank in ranks]
+
+
+def _settle_steps(layers: pd.DataFrame) -> dict[int, int]:
+    settled = layers.dropna(subset="settle_step")
+    return dict(zip(settled["layer"].astype(int), settled["settle_step"].astype(int)))
+
+
+def _mark_settled(axes: Axes, step: int | None) -> None:
+    if step is not None:
+        axes.axvline(step, **SETTLE)
+        axes.annotate(
+            f"settles at {step:,}", (step, 0.97), xycoords=("data", "axes fraction"), xytext=(3, 0),
+            textcoords="offset points", fontsize=7, va="top",
+        )  # fmt: skip
+
+
+def _paper_line(axes: Axes, horizon: int) -> None:
+    if horizon in PAPER:
+        percent = 100 * PAPER[horizon]
+        axes.axhline(percent, color=INK, linestyle="-.", linewidth=0.8, label=PAPER_LABEL)
+        axes.annotate(
+            f"{percent:.1f} %", (1, percent), xycoords=("axes fraction", "data"), xytext=(2, 0),
+            textcoords="offset points", fontsize=7, va="center",
+        )  # fmt: skip
+
+
+def _rank_scale(figure: Figure) -> None:
+    """A colour bar for curves that are too many to name."""
+    from matplotlib.cm import ScalarMappable
+
+    bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=figure.axes, fraction=0.02, aspect=40)
+    bar.set_ticks([0, 1], labels=["lowest", "highest"])
+    bar.set_label("load at the end, by rank", fontsize=8)

@@ -1,0 +1,169 @@
+"""The page in a real browser: nothing loaded, nothing broken, readable by everybody, at every width."""
+
+import os
+import shutil
+
+import pytest
+from report.test_report import frames_of
+
+from moetrace.report.study import files_of
+from moetrace.synthetic import settling, synthetic_trace
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: install it, or name it in CHROMIUM"),
+]
+HOSTILE = "<img src=x onerror=alert(1)> & 'all'"
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory):
+    """The page of two synthetic traces, one of them with a name that is a tag, and with 13 layers."""
+    courses = [settling(400 if layer != 3 else 2100, steps=2200, tokens=2000) for layer in range(13)]
+    many = synthetic_trace(courses, name="many")
+    one = synthetic_trace([settling(500, steps=2200)], name=HOSTILE)
+    path = tmp_path_factory.mktemp("page") / "report.html"
+    studies = {"many": frames_of(many, (300,), gpus=4), HOSTILE: frames_of(one, (300,))}
+    path.write_bytes(dict(files_of(studies, {"command": "moetrace report <b>"}, ()))["report.html"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window."""
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def visit(browser, page_file):
+    """Opens the page: ``visit(width=390)``; closes it again, having seen no error and no request."""
+    contexts, complaints, requests = [], [], []
+
+    def opened(width=1280, **more):
+        context = browser.new_context(viewport={"width": width, "height": 900}, **more)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda said: complaints.append(said.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        page.goto(page_file.as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert [] == complaints
+    assert {page_file.as_uri()} == {url for url in requests if not url.startswith("data:")}
+
+
+LOOKS = {
+    "light": {},
+    "dark": {"color_scheme": "dark"},
+    "phone": {"width": 390},
+    "phone, dark": {"width": 390, "color_scheme": "dark"},
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_axe_finds_nothing(visit, look):
+    """With everything unfolded: contrast, names, roles, order of headings."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed")
+    page = visit(**LOOKS[look])
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+    found = axe.Axe().run(page).response["violations"]
+
+    assert [] == [(each["id"], [node["html"][:200] for node in each["nodes"][:3]]) for each in found]
+
+
+@pytest.mark.parametrize("width", [390, 800, 1280])
+def test_the_page_is_never_wider_than_the_window(visit, width):
+    """What is too wide scrolls in a region of its own."""
+    page = visit(width=width)
+    page.evaluate("document.querySelectorAll('details').forEach(part => part.open = true)")
+
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_a_click_on_a_heading_sorts_and_what_is_missing_stays_last(visit):
+    """Up, then down; the heading says so."""
+    page = visit()
+    page.locator("details.explorer").first.evaluate("part => part.open = true")
+    table = page.locator("table.bodies").first
+    heading = table.locator("thead th", has_text="settles").first
+
+    def column():
+        return table.evaluate("t => [...t.tBodies].map(body => body.rows[0].cells[1].textContent.trim())")
+
+    heading.locator("button").click()
+    up = column()
+    state_up = heading.get_attribute("aria-sort")
+    heading.locator("button").click()
+    down = column()
+    numbers = [int(text.replace(",", "")) for text in up if text[0].isdigit()]
+
+    assert ("ascending", "descending") == (state_up, heading.get_attribute("aria-sort"))
+    assert sorted(numbers) == numbers
+    assert numbers[::-1] == [int(text.replace(",", "")) for text in down if text[0].isdigit()]
+    assert "never" not in up[: len(numbers)] + down[: len(numbers)]
+
+
+def test_the_filter_shows_the_layers_that_hold_a_text(visit):
+    """And says how many; the field is there only with scripts."""
+    page = visit()
+    page.locator("details.explorer").first.evaluate("part => part.open = true")
+    page.locator(".filter input").first.fill("never-there")
+
+    assert "0 of 13" == page.locator(".filter [role=status]").first.text_content()
+    assert 0 == page.locator("table.bodies").first.locator("tbody:visible").count()
+
+
+def test_the_keyboard_reaches_every_control(visit):
+    """Regions that scroll, headings that sort, what unfolds, links: all by Tab."""
+    page = visit()
+    page.evaluate("document.querySelectorAll('section.trace')[0].remove()")
+    controls = "a[href], button, summary, input, [tabindex='0']"
+    wanted = page.evaluate(f'[...document.querySelectorAll("{controls}")].filter(e => e.checkVisibility()).length')
+    reached = set()
+    for _ in range(wanted + 5):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate(f'[...document.querySelectorAll("{controls}")].indexOf(document.activeElement)'))
+
+    assert wanted == len(reached - {-1})
+
+
+def test_hostile_names_are_text(visit):
+    """A tag in the name of a trace is shown, not run."""
+    page = visit()
+
+    assert 0 == page.locator("img").count()
+    assert HOSTILE in page.locator("h1").text_content()
+    assert "moetrace report <b>" == page.locator(".meta code").text_content()
+
+
+def test_all_is_there_without_scripts(visit):
+    """Answers, figures and what unfolds; no dead field."""
+    page = visit(java_script_enabled=False)
+    page.locator("summary", has_text="All predictors").first.click()
+
+    assert page.locator(".card .number").first.is_visible()
+    assert page.locator("caption", has_text="Mean over layers and cutoffs").first.is_visible()
+    assert not page.locator(".filter").first.is_visible()
+
+
+def test_paper_shows_what_is_folded(visit, tmp_path):
+    """Details are open in print, and closed again afterwards."""
+    page = visit()
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    shown = page.locator("caption", has_text="Mean over layers and cutoffs").first.is_visible()
+    wide = page.evaluate("Math.max(...[...document.querySelectorAll('table')].map(t => t.scrollWidth))")
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+
+    assert shown
+    assert wide <= 1280
+    assert not page.locator("summary", has_text="All predictors").first.evaluate("part => part.parentElement.open")
