@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 BASELINE = "window_mean"
 STABLE, TRANSIENT, UNKNOWN = "stable", "transient", "unknown"
 BASELINE_NAMED = "the mean of the last 1,000 steps"
+SAME = "about the same"
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -39,7 +40,7 @@ def points(middle: float, low: float, high: float) -> str:
     if low != low:
         return f"{100 * middle:+.2f} points"
     if low <= 0 <= high:
-        return "about the same"
+        return SAME
     digits = 2 if abs(middle) < 0.03 else 1
     return f"{100 * middle:+.{digits}f} points [{100 * low:+.{digits}f}, {100 * high:+.{digits}f}]"
 
@@ -200,9 +201,8 @@ def _state_sentence(state: str, rows: pd.DataFrame) -> str:
     said = {STABLE: "While stable", TRANSIENT: "While transient"}[state]
     if len(rows) == 1 and best["predictor"] != BASELINE:
         apart = points(best["difference"], best["difference_low"], best["difference_high"])
-        return (
-            f"{said}, {best['predictor']} is {percent(best['error_rate'])} wrong ({noise}); {BASELINE_NAMED}: {apart}."
-        )
+        beside = f"{apart} {'as' if apart == SAME else 'beside'} {BASELINE_NAMED}"
+        return f"{said}, {best['predictor']} is {percent(best['error_rate'])} wrong ({noise}): {beside}."
     if best["predictor"] == BASELINE or not best["difference_high"] < 0:
         verdict = "nothing clearly beats" if len(rows) > 1 or best["predictor"] != BASELINE else "this is"
         return f"{said}, {verdict} {BASELINE_NAMED} ({percent(baseline)} wrong; {noise})."

@@ -1,0 +1,143 @@
+"""The answers in words: true to the frames, with their uncertainty, and honest about what was not measured."""
+
+import pandas as pd
+import pytest
+
+from moetrace.report.answers import balanced, count_of, listed, percent, points, predictable, settled, worth
+
+
+def layers(*rows):
+    """A layers frame: state, outcome, settle step and the ends of its interval, one row for each layer."""
+    names = ["layer", "state", "outcome", "settle_step", "settle_step_low", "settle_step_high"]
+    frame = pd.DataFrame([(2 * i, *row) for i, row in enumerate(rows, 1)], columns=names)
+    steps = dict.fromkeys(names[3:], "Int64")
+    unsettled = frame["outcome"].map({"unsettled again": 7000})
+    return frame.assign(trace="t", detectors="agree", unsettled_step=unsettled.astype("Int64")).astype(steps)
+
+
+SETTLED = ("stable", "settled", 900, 400, 1200)
+LATE = ("stable", "settled", 2250, 2100, 2400)
+GRADUAL = ("stable", "settled", 2250, 400, 8850)
+START = ("stable", "stable from the start", 0, 0, 0)
+NEVER = ("transient", "never settled", None, None, None)
+AGAIN = ("transient", "unsettled again", None, None, None)
+UNKNOWN = ("unknown", "unknown", None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("rows", "number", "said"),
+    [
+        ([SETTLED, LATE], "2 of 2 layers", "All 2 layers are stable at the end: the other settles by 900, layer 4 at 2,250."),
+        (
+            [SETTLED, SETTLED, GRADUAL],
+            "3 of 3 layers",
+            "All 3 layers are stable at the end: two settle by 900, layer 6 at 2,250, but gradually: anywhere from 400 to 8,850.",
+        ),
+        ([LATE], "1 of 1 layers", "The only layer is stable at the end: layer 2 settles at 2,250."),
+        ([START, START], "2 of 2 layers", "All 2 layers are stable from the start."),
+        ([LATE, NEVER], "1 of 2 layers", "One of 2 layers is stable at the end: layer 2 settles at 2,250. Layer 4 never settles."),
+        ([NEVER, NEVER], "0 of 2 layers", "No layer is stable at the end. Layers 2 and 4 never settle."),
+        ([NEVER, AGAIN], "0 of 2 layers", "had settled and moves again, since 7,000 at the latest."),
+        ([UNKNOWN], "0 of 1 layers", "it cannot be told: too few rows, or too far apart."),
+    ],
+)  # fmt: skip
+def test_settled_counts_layers_and_names_the_exceptions(rows, number, said):
+    """How many are stable, since when the last one is, and which are not."""
+    answer = settled(layers(*rows))
+
+    assert number == answer.number
+    assert answer.sentence.endswith(said)
+
+
+def summary(*rows):
+    """A summary frame: predictor, state, error, difference with its ends, and how many scores it is the mean of."""
+    names = ["predictor", "state", "error_rate", "difference", "difference_low", "difference_high", "scored"]
+    frame = pd.DataFrame(rows, columns=names)
+    return frame.assign(trace="t", horizon=1000, error_noise=0.006, coverage_80=0.79)
+
+
+BASE = ("window_mean", "stable", 0.0172, 0.0, 0.0, 0.0, 35)
+CLEAR = ("arima", "stable", 0.012, -0.0052, -0.007, -0.003, 35)
+UNCLEAR = ("auto", "stable", 0.0162, -0.001, -0.003, 0.001, 35)
+EARLY = ("auto", "transient", 0.09, -0.1, -0.15, -0.05, 9)
+NOTHING = ("auto", "stable", float("nan"), float("nan"), float("nan"), float("nan"), 0)
+
+
+@pytest.mark.parametrize(
+    ("rows", "number", "said"),
+    [
+        ([BASE, UNCLEAR], "1.62 % stable", "nothing clearly beats the mean of the last 1,000 steps (1.72 % wrong; noise 0.60 %)."),
+        ([BASE, CLEAR], "1.20 % stable", "arima is best: 1.20 % wrong (noise 0.60 %), where the mean of the last 1,000 steps is 1.72 %."),
+        ([UNCLEAR], "1.62 % stable", "auto is 1.62 % wrong (noise 0.60 %): about the same as the mean of the last 1,000 steps."),
+        ([EARLY], "9.0 % transient", "Nothing was scored while stable."),
+        ([NOTHING], "not measured", "Not measured: no cutoff of this trace can be scored 1,000 steps ahead."),
+    ],
+)  # fmt: skip
+def test_predictable_speaks_of_what_was_scored(rows, number, said):
+    """The best beside the baseline; where their interval holds 0 neither is called better."""
+    answer = predictable(summary(*rows), 1000)
+
+    assert number == answer.number
+    assert answer.sentence.endswith(said)
+
+
+def test_the_number_of_scores_is_the_evidence():
+    """By state, with what the intervals held."""
+    answer = predictable(summary(BASE, UNCLEAR, EARLY), 1000)
+
+    assert "35 stable and 9 transient scores; 80 % intervals held 79 % stable; 79 % transient" == answer.evidence
+
+
+def test_balanced_names_the_hottest_expert():
+    """Of the most uneven layer, and how many experts idle."""
+    frame = pd.DataFrame(
+        {"layer": [2, 4], "steps": [1000, 1000], "hottest": [1, 5], "max_over_mean": [1.2, 3.1], "idle": [0, 2]}
+    )
+
+    assert balanced(frame).sentence.startswith("In layer 4 expert 5 has 3.1 times the mean load")
+    assert "2 experts had no token" in balanced(frame).sentence
+
+
+def test_worth_says_what_to_run_where_it_was_not_asked():
+    """And else what the best forecast saves beside no balancing."""
+    plans = pd.DataFrame(
+        {
+            "strategy": ["in_order", "window_mean", "auto", "oracle"],
+            "state": "all",
+            "peak_over_mean": [1.5, 1.3, 1.2, 1.1],
+        }
+    )
+
+    assert "moetrace place t --gpus N" in worth(None, None, "moetrace place t --gpus N").sentence
+    assert "1.20 times planned by auto" in worth(plans, 4, "").sentence
+    assert "20 % less expert time" in worth(plans, 4, "").sentence
+
+
+@pytest.mark.parametrize(
+    ("fraction", "said"), [(0.0162, "1.62 %"), (0.0299, "2.99 %"), (0.03, "3.0 %"), (0.187, "18.7 %"), (0, "0.00 %")]
+)
+def test_percentages_have_three_digits(fraction, said):
+    """Two decimals below 3 %, one above."""
+    assert said == percent(fraction)
+
+
+@pytest.mark.parametrize(
+    ("middle", "low", "high", "said"),
+    [
+        (-0.091, -0.155, -0.036, "-9.1 points [-15.5, -3.6]"),
+        (0.0052, 0.001, 0.009, "+0.52 points [+0.10, +0.90]"),
+        (0.0052, -0.001, 0.009, "about the same"),
+        (0.0052, float("nan"), float("nan"), "+0.52 points"),
+        (float("nan"), float("nan"), float("nan"), "-"),
+    ],
+)
+def test_a_difference_whose_interval_holds_zero_is_none(middle, low, high, said):
+    """In percentage points, with the interval where it has one."""
+    assert said == points(middle, low, high)
+
+
+def test_lists_and_counts_read_as_english():
+    """One layer, two layers; the rest of a long list is counted."""
+    assert ("one layer", "1,200 layers") == (count_of(1, "layer").replace("1", "one"), count_of(1200, "layer"))
+    assert ("2", "2 and 4", "2, 4 and 6") == (listed([2]), listed([2, 4]), listed([2, 4, 6]))
+    assert "2, 4, 6, 8 and 2 more" == listed([2, 4, 6, 8, 10, 12])

@@ -1,0 +1,76 @@
+"""What a command shows first fits a terminal, is sorted, and says what it leaves out."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from report.test_answers import BASE, CLEAR, EARLY, NEVER, SETTLED, layers, summary
+from rich.console import Console
+
+from moetrace.report.screens import MOST_ROWS, predict_screen, rendered, states_screen, traces_screen
+
+
+def text_of(screen, width=100, **more):
+    """The screen as a terminal of that width shows it."""
+    console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False)
+    console.print(*rendered(screen, **more), sep="\n")
+    return console.file.getvalue()
+
+
+def moved(frame):
+    """The same layers, with how far they moved."""
+    return frame.assign(movement_before=0.1065, movement_after=0.0322)
+
+
+def test_states_have_one_line_for_each_layer_and_one_for_the_headings():
+    """Settle step, interval and movement before and after."""
+    text = text_of(states_screen(moved(layers(SETTLED, NEVER)), every=False))
+
+    assert ["2", "900", "400", "-", "1,200", "10.7", "%", "->", "3.2", "%", "agree"] in [
+        line.split() for line in text.splitlines()
+    ]
+    assert ["4", "never", "-", "10.7", "%", "->", "3.2", "%", "agree"] in [line.split() for line in text.splitlines()]
+    assert all(len(line) <= 100 for line in text.splitlines())
+
+
+def test_of_many_layers_those_that_need_a_look_come_first():
+    """The unsettled first; twelve rows, the rest is counted, and --all shows them."""
+    frame = moved(layers(*[SETTLED] * 19, NEVER))
+    screen, whole = (states_screen(frame, every=every) for every in (False, True))
+
+    assert MOST_ROWS == len(screen.columns[0][1])
+    assert "40" == screen.columns[0][1][0]
+    assert "8 more: --all" in text_of(screen)
+    assert [str(layer) for layer in frame["layer"]] == list(whole.columns[0][1])
+
+
+def test_predictors_are_sorted_by_their_error_while_stable():
+    """The best first; each beside the baseline, in each state that was scored."""
+    screen = predict_screen(summary(BASE, CLEAR, EARLY), 1000, every=False)
+    table = dict(screen.columns[:3])
+
+    assert ["arima", "window_mean", "auto"] == table["predictor"]
+    assert ["1.20 %", "1.72 %", "too short"] == table["stable"]
+    assert ["-0.52 points [-0.70, -0.30]", "(baseline)", "-"] == table["vs window_mean"]
+    assert ["predictor", "stable", "vs window_mean", "transient", "vs window_mean"] == [
+        name for name, _ in screen.columns
+    ]
+
+
+def test_a_text_in_brackets_is_no_markup():
+    """Names are shown as they are."""
+    frame = pd.DataFrame(
+        {"trace": ["[red]x"], "first_step": [0], "last_step": [9], "layers": [1], "experts": [2], "tokens_per_step": [np.nan],
+         "format": ["csv"], "findings": [""]}
+    )  # fmt: skip
+
+    assert "[red]x" in text_of(traces_screen(frame, "[b]", every=True))
+
+
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_a_terminal_without_box_characters_gets_none(ascii_only):
+    """ASCII only where the encoding has no more."""
+    text = text_of(states_screen(moved(layers(SETTLED)), every=False), ascii_only=ascii_only)
+
+    assert ascii_only == text.isascii()
