@@ -13,6 +13,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 from moetrace.errors import SettingError, known_names, shown
 
 Thing = TypeVar("Thing")
+# Settings that number something, where others count something.
+FROM_ZERO = ("seed", "ignore")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> SettingError:
@@ -77,7 +79,7 @@ def _setting(thing: Any, text: str, types: dict[str, Any]) -> tuple[str, object]
     if not given or name not in types:
         raise SettingError(f"{thing.name} has no setting {name!r}; it has {', '.join(types) or 'none'}")
     kind = types[name]
-    least = 0 if name == "seed" or _default(thing, name) == 0 else 1
+    least = 0 if name in FROM_ZERO or _default(thing, name) == 0 else 1
     try:
         return name, _parsed(value, kind, least)
     except (KeyError, ValueError):

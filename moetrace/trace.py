@@ -51,7 +51,8 @@ class TraceInfo:
     (so ``top_k`` times the tokens of the batch), or None when it varies.
     *source* and *fingerprint* name what the trace was read from, *settings* with which options;
     *assumptions* are the guesses the reader made, *findings* what the doctor noticed;
-    *notes* hold what the one who recorded the trace wanted to say, as JSON can say it.
+    *notes* hold what the one who recorded the trace wanted to say, as JSON can say it. *first_expert* is the number
+    of the first expert in the source, mostly 0: where people and other programs see experts, they have their numbers.
     """
 
     name: str
@@ -66,6 +67,7 @@ class TraceInfo:
     findings: tuple[Finding, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    first_expert: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -191,11 +191,27 @@ def parts(trace: LoadTrace, folder: Path) -> Path:
     return folder / "run.parts"
 
 
+def torch_dict(trace: LoadTrace, folder: Path) -> Path:
+    """A dict of tensors, by torch."""
+    torch = pytest.importorskip("torch")
+    tensors = {"counts": trace.counts, "steps": trace.steps, "layers": np.array(trace.layers)}
+    torch.save({name: torch.from_numpy(values.copy()) for name, values in tensors.items()}, folder / "dump.pt")
+    return folder / "dump.pt"
+
+
+def json_table(trace: LoadTrace, folder: Path) -> Path:
+    """Columns and data in one document, by pandas, as a W&B table has them."""
+    long_table(trace).to_pandas().to_json(folder / "dump.json", orient="split")
+    return folder / "dump.json"
+
+
 # Formats by their names in the registry.
 DUMPS = {
     "parts": parts,
     "parquet": parquet,
     "csv": csv,
+    "json": json_table,
+    "torch": torch_dict,
     "jsonl": jsonl,
     "numpy": numpy,
     "megatron": megatron,

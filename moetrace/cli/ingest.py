@@ -27,6 +27,12 @@ class Merge(StrEnum):
     STEPS = "steps"
 
 
+class Missing(StrEnum):
+    """What is taken for an expert without a row."""
+
+    ZERO = "zero"
+
+
 class Phase(StrEnum):
     """Which passes of a serving dump."""
 
@@ -49,6 +55,22 @@ TokensPerStep = Annotated[
 ]
 Tokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens of one step, before top-k; cuts token-level dumps into steps.")
+]
+Ignore = Annotated[
+    int | None,
+    typer.Option(min=0, help="Number in token-level dumps that is no routed expert, such as padding.", metavar="ID"),
+]
+FirstExpert = Annotated[int | None, typer.Option(min=0, help="Number of the first expert.")]
+MissingRows = Annotated[Missing | None, typer.Option(help="What an expert without a row had: zero tokens.")]
+Difference = Annotated[
+    bool, typer.Option("--difference", help="Counts are counters: a step is what they grew by, resets allowed.")
+]
+Axes = Annotated[
+    str | None, typer.Option(help="Axes of an array, such as layers,steps,experts; or with ranks.", metavar="AXES")
+]
+Column = Annotated[
+    list[str] | None,
+    typer.Option(help="Which column is what, such as tokens=routed, repeatable.", metavar="ROLE=NAME"),
 ]
 TopK = Annotated[int | None, typer.Option(min=1, help="Experts that each token is sent to.")]
 Experts = Annotated[int | None, typer.Option(min=1, help="Experts of a layer, where the dump does not tell.")]
@@ -82,6 +104,12 @@ def ingest(
     experts: Experts = None,
     stages: Stages = None,
     pattern: Pattern = None,
+    column: Column = None,
+    axes: Axes = None,
+    missing: MissingRows = None,
+    first_expert: FirstExpert = None,
+    ignore: Ignore = None,
+    difference: Difference = False,
     accept: Accept = None,
     list_formats: Annotated[bool, typer.Option("--list-formats", help="List the known formats and exit.")] = False,
 ) -> None:
@@ -99,7 +127,8 @@ def ingest(
         return
     from moetrace.formats import ReadOptions
 
-    format = _spec(from_, {"stages": stages, "experts": experts, "pattern": pattern, "phase": phase})
+    flags = {"stages": stages, "phase": phase, "axes": axes, "ignore": ignore, "pattern": pattern}
+    format = _spec(from_, {**flags, "column": ",".join(column) if column else None})
     layers, first, last = shared.selection()
     options = ReadOptions(
         tokens_per_step=tokens_per_step,
@@ -111,6 +140,10 @@ def ingest(
         first=first,
         last=last,
         accept=_known(accept or []),
+        experts=experts,
+        first_expert=first_expert,
+        missing=missing.value if missing else None,
+        difference=difference,
     )
     groups = _groups(sources or [DEFAULT_SOURCE], merge is not None, name)
     _check_settings([source for group in groups.values() for source in group], options, format)

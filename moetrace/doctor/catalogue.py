@@ -24,6 +24,8 @@ BATCH_JUMP = 1.2
 LEVEL_STEPS = 5
 # Levels that a trace may have; one with more of them varies, and no change stands out.
 MOST_LEVELS = 10
+# Steps in which a counter grows for each in which it is reset.
+LEAST_GROWTHS = 3
 # Steps that it takes to judge the roughness of counts.
 LEAST_ROUGHNESS_STEPS = 20
 # Tokens that are routed one by one differ between steps by about their square root, which makes the
@@ -48,11 +50,19 @@ KINDS: dict[str, Kind] = {
     "gap": Kind(WARNING, "windows and horizons count steps, so those across a gap hold fewer rows"),
     "empty": Kind(ERROR, "log no idle steps, accept it to leave them out here, or add passes up with --bin"),
     "incomplete": Kind(ERROR, "log every layer in every step, or accept it to leave such steps out"),
+    "unfinished": Kind(WARNING, "nothing to do where a run was killed; else look for what is missing"),
+    "cut": Kind(NOTE, "nothing to do where a run was killed; else copy the file again"),
+    "idle": Kind(NOTE, "nothing to do where a data-parallel rank had no requests; else look for what is missing"),
+    "reset": Kind(NOTE, "nothing to do: counters begin at 0 again after a reset"),
     "wrapped": Kind(WARNING, "record with an unlimited buffer, or dump before it is full"),
     "padded": Kind(NOTE, "nothing to do: the unused end of the buffer is left out"),
     "smoothed": Kind(ERROR, "log the counts of single steps, not averages or sums over overlapping windows"),
-    "cumulative": Kind(ERROR, "log what a step adds, or reset the counter in every step"),
+    "cumulative": Kind(ERROR, "take what counters grew by with --difference, or log what a step adds"),
     "physical": Kind(ERROR, "add up the replicas of each expert by the physical-to-logical map"),
+    "rounded": Kind(WARNING, "count in 32-bit integers: half-precision numbers do not hold every whole number"),
+    "repeated-choice": Kind(ERROR, "leave rows of padding out with --ignore 0; routing by a hash may choose so"),
+    "one-expert": Kind(WARNING, "a dense layer, or padding: leave it out with --layers"),
+    "every-token": Kind(WARNING, "a fused shared expert is not routed to: leave it out with --ignore and its number"),
     "float32": Kind(WARNING, "count in 64-bit integers, and reset the counter in every step"),
     "tokens-differ": Kind(ERROR, "check the tokens and top-k that were given, dropped tokens, and missing ranks"),
     "doubled": Kind(WARNING, "count in the first forward pass only, not in its recomputation; shares are not affected"),
@@ -119,6 +129,22 @@ def _layers_doubled(totals: Counts, layers: Sequence[int]) -> list[Finding]:
     return [finding("doubled", f"layer {twice[0]}", evidence)]
 
 
+def rounding_findings(kind: str, bits: int, lengths: Counts, factor: int) -> list[Finding]:
+    """The finding that counts with no more than *bits* significant bits were rounded to so many, as *kind* has them.
+
+    *lengths* is how many counts have each number of bits; all are multiples of *factor*, which may be replicas.
+    """
+    exact = bits + 1 + (factor & -factor).bit_length() - 1
+    rounded = int(lengths[exact + 1 :].sum())
+    if rounded < LEAST_COUNTS or factor & (factor - 1):
+        return []
+    evidence = (
+        f"no count has more than {bits} significant bits, as {kind} has them: the {rounded:,} of "
+        f"{int(lengths.sum()):,} counts above {1 << exact:,} were rounded, and tokens lost or added"
+    )
+    return [finding("rounded", "the whole trace", evidence)]
+
+
 def factor_findings(factor: int, counts: int) -> list[Finding]:
     """The finding that *counts* counts, all of them, are multiples of *factor*."""
     if factor < 2 or counts < LEAST_COUNTS:
@@ -153,6 +179,24 @@ def gap_findings(steps: Steps) -> list[Finding]:
     return [finding("gap", f"after step {missing[0][0]}", evidence)]
 
 
+def _growth(change: NDArray[np.int64], totals: NDArray[np.int64]) -> str:
+    """What shows that counts that *change* so (steps - 1, experts) are counters; empty where they need not be.
+
+    In steps of as many tokens no expert can win what none loses. So one count at least falls in nearly every step,
+    but none of a counter that is not reset, and its total falls where it is.
+    """
+    falls = (change < 0).any(axis=1)
+    grows = ~falls & change.any(axis=1)
+    resets, growths = int(falls.sum()), int(grows.sum())
+    experts = int(change.any(axis=0).sum())
+    enough = growths >= LEAST_GROWTHS and growths * experts >= LEAST_COUNTS and growths >= LEAST_GROWTHS * resets
+    if not enough or (totals[1:] >= totals[:-1])[falls].any():
+        return ""
+    if not resets:
+        return "no count ever falls: each step holds those before it"
+    return f"no count falls in {growths} of {len(change)} steps, and totals fall in the others: counters that are reset"
+
+
 def roughness_findings(counts: NDArray[np.int64], steps: Steps, layer: int) -> list[Finding]:
     """Counts (steps, experts) of a layer that change less from step to step than routed tokens can.
 
@@ -160,11 +204,11 @@ def roughness_findings(counts: NDArray[np.int64], steps: Steps, layer: int) -> l
     is on average that of (a + b)(1 - share): the variance of two multinomial draws. Drift, topics and
     gaps only raise it.
     """
+    change = np.diff(counts, axis=0)
+    if evidence := _growth(change, counts.sum(axis=1)):
+        return [finding("cumulative", f"layer {layer}, from step {steps[0]}", evidence)]
     if len(steps) < LEAST_ROUGHNESS_STEPS:
         return []
-    change = np.diff(counts, axis=0)
-    if change.min() >= 0 and counts[0].any() and change.any(axis=1).all():
-        return [finding("cumulative", f"from step {steps[0]}", "no count ever falls: each step holds those before it")]
     both = 2 * counts.sum(axis=0) - counts[0] - counts[-1]  # (experts,)
     drawn = (both * (1 - both / both.sum())).sum()
     rough = (change.astype(np.float64) ** 2).sum() / max(1, drawn)

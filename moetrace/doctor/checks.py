@@ -7,12 +7,12 @@ import numpy as np
 from moetrace.analysis.variogram import motion
 from moetrace.doctor.catalogue import (
     ERROR,
-    factor_findings,
     finding,
     gap_findings,
     roughness_findings,
     totals_findings,
 )
+from moetrace.doctor.collector import Factor
 from moetrace.errors import shown
 from moetrace.trace import Counts, Finding, LayerLoad, LoadTrace
 
@@ -41,13 +41,12 @@ def examine(trace: LoadTrace) -> list[Finding]:
     names = {finding.name for finding in known}
     findings: list[Finding] = []
     totals: list[Counts] = []
-    divisor = nonzero = 0
+    factor = Factor()
     for load in trace.by_layer():
-        findings += [*idle_experts(load), *_drift(load), *_roughness(load)]
+        findings += [*idle_experts(load, trace.info.first_expert), *_drift(load), *_roughness(load)]
         totals.append(load.totals)
-        divisor = int(np.gcd.reduce(load.counts, axis=None, initial=divisor)) if divisor != 1 else 1
-        nonzero += int(np.count_nonzero(load.counts))
-    findings += factor_findings(divisor, nonzero)
+        factor.add(load.counts)
+    findings += [] if "rounded" in names else factor.findings
     findings += totals_findings(np.stack(totals, axis=1), trace.steps, trace.layers)
     findings += gap_findings(trace.steps)
     return known + [finding for finding in findings if finding.name not in names]
@@ -68,17 +67,18 @@ def _roughness(load: LayerLoad) -> list[Finding]:
     return roughness_findings(load.counts[:rows], load.steps[:rows], load.layer)
 
 
-def idle_experts(load: LayerLoad) -> list[Finding]:
-    """The findings ``dead`` and ``collapse`` of the last `RECENT` steps of a layer."""
+def idle_experts(load: LayerLoad, first_expert: int = 0) -> list[Finding]:
+    """The findings ``dead`` and ``collapse`` of the last `RECENT` steps of a layer, experts numbered from the first."""
     recent = load.last(RECENT).counts.sum(axis=0)
     shares = recent / recent.sum()
     place = f"layer {load.layer}"
     findings = []
-    dead = [str(expert) for expert in (recent == 0).nonzero()[0]]
+    dead = [str(first_expert + expert) for expert in (recent == 0).nonzero()[0]]
     if dead:
         findings.append(finding("dead", place, f"no token in the last {RECENT} steps for experts {shown(dead)}"))
     if len(shares) > 2 and shares.max() > COLLAPSED_SHARE:
-        evidence = f"expert {shares.argmax()} has {100 * shares.max():.0f} % of the load of the last {RECENT} steps"
+        busiest, share = first_expert + shares.argmax(), 100 * shares.max()
+        evidence = f"expert {busiest} has {share:.0f} % of the load of the last {RECENT} steps"
         findings.append(finding("collapse", place, evidence))
     return findings
 

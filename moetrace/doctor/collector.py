@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.catalogue import finding
+from moetrace.doctor.catalogue import factor_findings, finding, rounding_findings
 from moetrace.trace import FLOAT32_EXACT, Counts, Finding
+
+# Significant bits of half-precision numbers, and the last up to which float16 holds every whole number.
+HALVES = {"bfloat16": 8, "float16": 11}
+FLOAT16_EXACT = 2**11
 
 
 @dataclass
@@ -39,12 +43,21 @@ class Collector:
         other.clear()
 
     def check_precision(self, values: NDArray[Any], column: str, row: int) -> None:
-        """Note counts that float32 does not hold exactly; *row* is the number of the first of *values*."""
+        """Note counts that their type does not hold exactly; *row* is the number of the first of *values*."""
+        if values.dtype == np.float16 and values.size and np.nanmax(values) > FLOAT16_EXACT:
+            self.note_half(values, FLOAT16_EXACT, "float16", column, row)
         if values.dtype == np.float32 and values.size and values.max() >= FLOAT32_EXACT:
             at = row + int(np.argwhere(values >= FLOAT32_EXACT)[0][0])
             self.note(
                 "float32", f"column {column}, row {at}", "a float32 count beyond 2^24 no longer counts every token"
             )
+
+    def note_half(self, values: NDArray[Any], exact: int, kind: str, column: str, row: int) -> None:
+        """Note *values* beyond *exact*, the last up to which their half-precision type holds every whole number."""
+        beyond = np.argwhere(values > exact)
+        if len(beyond):
+            place = f"column {column}, row {row + int(beyond[0][0])}"
+            self.note("rounded", place, f"a {kind} count above {exact:,} is rounded, and lost tokens", len(beyond))
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -57,13 +70,35 @@ class Collector:
 
 @dataclass
 class Factor:
-    """The greatest common divisor of all counts so far, and how many of them were not 0."""
+    """The greatest common divisor of all counts so far, how many of them were not 0, and how precise they are.
+
+    *bits* are the most significant bits of any count, *lengths* how many counts have each number of bits.
+    """
 
     divisor: int = 0
     counts: int = 0
+    bits: int = 0
+    lengths: Counts = field(default_factory=lambda: np.zeros(65, np.int64))
 
     def add(self, counts: Counts) -> None:
-        """Add *counts* of any shape; costs nothing once the divisor is 1."""
+        """Add *counts* of any shape; costs next to nothing once the divisor is 1 and no count can be rounded."""
         if self.divisor != 1:
             self.divisor = int(np.gcd.reduce(counts, axis=None, initial=self.divisor))
             self.counts += int(np.count_nonzero(counts))
+        if self.bits <= max(HALVES.values()):
+            self.lengths += np.bincount(_bit_lengths(counts[counts > 0]), minlength=65)
+            large = counts[counts >= 1 << min(HALVES.values())]
+            self.bits = max(self.bits, int(_bit_lengths(large // (large & -large)).max(initial=0)))
+
+    @property
+    def findings(self) -> list[Finding]:
+        """That counts were rounded, or else that all are multiples of one number."""
+        for kind, bits in HALVES.items():
+            if self.bits <= bits and (found := rounding_findings(kind, bits, self.lengths, self.divisor)):
+                return found
+        return factor_findings(self.divisor, self.counts)
+
+
+def _bit_lengths(counts: Counts) -> NDArray[np.intp]:
+    """The number of bits of each of *counts*, none of them 0."""
+    return np.frexp(counts.astype(np.float64))[1].astype(np.intp)

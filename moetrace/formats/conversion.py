@@ -20,12 +20,17 @@ from moetrace.formats.errors import read_safely, readable, require
 from moetrace.formats.fingerprint import fingerprinting
 from moetrace.formats.readers import chosen_format
 from moetrace.formats.readers.parquet import Location, ParquetFormat, Uri, location
-from moetrace.formats.stream.blocks import Grid, OutOfOrder
+from moetrace.formats.stream.blocks import Assembly, Grid, OutOfOrder
 from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, readings_of
-from moetrace.formats.stream.merge import blocks_of, by_rank, merged
+from moetrace.formats.stream.merge import blocks_of, merged
+from moetrace.formats.stream.names import by_rank
+from moetrace.formats.stream.select import Seen, selected
 from moetrace.formats.stream.sort import in_order
 from moetrace.formats.stream.transform import transformed
 from moetrace.trace import LoadTrace, Steps, TraceInfo
+
+# Findings that are no news of counts known to be rounded.
+ROUNDED = ("rounded", "doubled", "multiplied")
 
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
@@ -117,11 +122,12 @@ def named(paths: Sequence[Location]) -> str:
 
 
 class _Dump(NamedTuple):
-    """What is read, and the name of its format."""
+    """What is read, and the name of its format; *seen* gets what there is to select from."""
 
     source: Source
     format: str
     where: str
+    seen: Seen
 
 
 class _Flow(NamedTuple):
@@ -161,19 +167,22 @@ def _info(flow: _Flow, known: Callable[[], dict[str, Any]], steps: Steps) -> Tra
 def _as_it_is(paths: Sequence[Location], options: ReadOptions) -> bool:
     """Whether the source is a canonical file of which at most layers and steps are selected."""
     path = paths[0]
-    return len(paths) == 1 and options.bin is None and isinstance(path, Path) and canonical.is_canonical(path)
+    more = ReadOptions(layers=options.layers, first=options.first, last=options.last) != options
+    return len(paths) == 1 and not more and isinstance(path, Path) and canonical.is_canonical(path)
 
 
 def _read(paths: Sequence[Location], options: ReadOptions, format: str | None) -> _Dump:
     if len(paths) == 1:
         source, name = _opened(paths[0], options, format)
-        return _Dump(source, name, str(paths[0]))
+        seen = Seen()
+        return _Dump(selected(source, options, seen), name, str(paths[0]), seen)
     if options.merge is None:
         raise TraceError(named(paths), "are several sources", "say how they become one trace with --merge")
     paths = by_rank(paths)
     sources, names = zip(*(_opened(path, options, format) for path in paths))
     whole = merged(sources, paths, options.merge)
-    return _Dump(whole, ", ".join(dict.fromkeys(names)), whole.where)
+    seen = Seen()
+    return _Dump(selected(whole, options, seen), ", ".join(dict.fromkeys(names)), whole.where, seen)
 
 
 def _opened(path: Location, options: ReadOptions, format: str | None) -> tuple[Source, str]:
@@ -195,7 +204,12 @@ def reader_of(path: Location, options: ReadOptions, format: str | None) -> Forma
     has = {field.name for field in fields(reader)}
     if options.tokens is not None and options.top_k is None and "tokens" not in has:
         raise SettingError(f"{reader.name} is not cut into steps of --tokens; totals are checked with --top-k as well")
-    implied = {"tokens": options.tokens, "tokens_per_step": options.expected}
+    implied = {
+        "tokens": options.tokens,
+        "tokens_per_step": options.expected,
+        "top_k": options.top_k,
+        "experts": options.experts,
+    }
     missing = {name: value for name, value in implied.items() if name in has and getattr(reader, name) is None}
     return replace(reader, **missing)
 
@@ -206,17 +220,32 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
     for reading in readings:
         reading.collector.clear()
     with readable(dump.where):
-        stream = blocks_of(dump.source, options.accept, _reporter(dump.source, progress))
-    grid, blocks, summary = transformed(stream, options, dump.where, readings[0].collector)
+        job = Assembly(
+            dump.where,
+            readings[0].collector,
+            options.accept,
+            options.experts,
+            options.first_expert,
+            zero=options.missing == "zero",
+        )
+        stream = blocks_of(dump.source, job, _reporter(dump.source, progress))
+    grid, blocks, summary = transformed(stream, options, dump.where, readings[0].collector, dump.seen)
     blocks = read_safely(blocks, dump.where)
 
     def about(steps: Steps) -> dict[str, Any]:
-        raw = [finding for reading in readings for finding in (*reading.findings, *reading.collector.findings)]
+        raw = [
+            finding
+            for reading in readings
+            for finding in (*reading.findings, *reading.of_layers(grid.layers.tolist()), *reading.collector.findings)
+        ]
         findings = [*dict.fromkeys(raw), *summary.findings(options)]
+        if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
+            findings = [found for found in findings if found in raw or found.name not in ROUNDED]
         refuse(findings, options.accept, dump.where)
         return {
             "format": dump.format,
-            "assumptions": _assumptions(dump.source, options),
+            "assumptions": _assumptions(dump.source, options, grid),
+            "first_expert": grid.first_expert if options.first_expert is None else options.first_expert,
             "findings": (*findings, *gap_findings(steps)),
             "tokens_per_step": summary.tokens_per_step,
             **({"top_k": options.top_k} if options.top_k is not None else {}),
@@ -226,9 +255,19 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
     return _Flow(grid, blocks, about)
 
 
-def _assumptions(source: Source, options: ReadOptions) -> tuple[str, ...]:
+def _assumptions(source: Source, options: ReadOptions, grid: Grid) -> tuple[str, ...]:
     texts = list(source.assumptions)
     texts += [text for reading in readings_of(source) for text in reading.assumptions]
+    if grid.first_expert and options.first_expert is None:
+        last = grid.first_expert + grid.experts - 1
+        texts.append(
+            f"experts are numbered from {grid.first_expert} to {last}, and keep their numbers; if they count from 0 "
+            f"and expert 0 has no rows, say so with --missing zero --experts {last + 1}"
+        )
+    if options.missing:
+        texts.append("an expert without a row had no tokens")
+    if options.difference:
+        texts.append("counts are counters: a step is what they grew by, the first from 0")
     if options.bin is not None:
         texts.append(f"each step is the sum of {options.bin} logged passes, numbered from 1")
     return tuple(dict.fromkeys(texts))

@@ -62,10 +62,14 @@ def test_ranks_are_merged_under_the_name_of_their_folder(moetrace, small, tmp_pa
         (["--accept", "nothing"], 2, "there is no finding 'nothing'"),
         (["--bin", "0"], 2, "--bin"),
         (["--from", "parqet"], 2, "did you mean 'parquet'?"),
-        (["--from", "parquet:stages=2"], 2, "parquet has no setting 'stages'; it has tokens_per_step, experts"),
+        (["--from", "parquet:stages=2"], 2, "parquet has no setting 'stages'; it has tokens_per_step, experts, column"),
         (["--from", "parquet:experts=many"], 2, "parquet:experts is a whole number above 0, not 'many'"),
         (["--stages", "2"], 2, "parquet has no setting 'stages'"),
-        (["--pattern", "x"], 2, "parquet has no setting 'pattern'"),
+        (["--pattern", "(?P<layer>.)(?P<expert>.)"], 2, "has no use for --pattern"),
+        (["--axes", "steps,layers,experts"], 2, "parquet has no setting 'axes'"),
+        (["--ignore", "0"], 2, "parquet has no setting 'ignore'"),
+        (["--missing", "one"], 2, "'one'"),
+        (["--column", "colour=red"], 2, "--column is role=name"),
         (["--phase", "decode"], 2, "parquet has no setting 'phase'"),
         (["--tokens", "5"], 2, "with --top-k as well"),
     ],
@@ -89,7 +93,7 @@ def test_a_flag_is_short_for_a_setting_of_the_format(moetrace, small, tmp_path):
     again = moetrace(*argv, "--experts", 4)
     named = moetrace(*argv, "--from", "csv:experts=4", "--name", "other", "--json")
 
-    assert {"tokens_per_step": 100, "from": ":experts=4"} == done.json["traces"][0]["settings"]
+    assert {"tokens_per_step": 100, "experts": 4} == done.json["traces"][0]["settings"]
     assert "there already, unchanged" in again.out
     first, other = (open_trace(run.json["traces"][0]["path"]) for run in (done, named))
     assert np.array_equal(small.counts, first.counts)
@@ -100,10 +104,10 @@ def test_a_setting_that_one_of_the_sources_does_not_take_is_a_usage_error(moetra
     """Nothing is written, also not of the others."""
     np.save(tmp_path / "dump.npy", small.counts)
 
-    done = moetrace("ingest", long_file, tmp_path / "dump.npy", "--experts", 4)
+    done = moetrace("ingest", long_file, tmp_path / "dump.npy", "--column", "tokens=tokens")
 
     assert 2 == done.code
-    assert "numpy has no setting 'experts'; it has tokens_per_step" in done.err
+    assert "numpy has no setting 'column'; it has tokens_per_step" in done.err
     assert [] == moetrace("list", "--json").json["traces"]
 
 

@@ -47,6 +47,34 @@ def dump(document, folder):
     return read_trace(folder / "dump.pt", options=ReadOptions(accept=ACCEPT_ALL))
 
 
+def choices(ids, folder, **options):
+    """The trace of an .npy file of choices, every finding accepted."""
+    np.save(folder / "topk_ids.npy", ids)
+    options = ReadOptions(accept=ACCEPT_ALL, tokens=len(ids), **options)
+    return read_trace(folder / "topk_ids.npy", options=options)
+
+
+def bfloat16(counts):
+    """Counts as they come back from a tensor of bfloat16."""
+    bits = counts.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).view(np.float32).astype(np.int64)
+
+
+def cut(folder):
+    """JSON lines whose last one ends in the middle."""
+    lines = ['{"step": 1, "counts": [1, 2]}', '{"step": 2, "counts": [3, 4]}', '{"step": 3, "coun']
+    (folder / "dump.jsonl").write_text("\n".join(lines))
+    return read_trace(folder / "dump.jsonl")
+
+
+def idle(folder):
+    """Two replicas, one of which has no second step."""
+    for rank, steps in enumerate(((1, 2, 3), (1, 3))):
+        pq.write_table(pa.table({"step": steps, "counts": [[3, 4]] * len(steps)}), folder / f"rank{rank}.parquet")
+    options = ReadOptions(merge="sum", missing="zero")
+    return read_trace(sorted(folder.glob("*.parquet")), options=options)
+
+
 def with_float32(folder):
     """One float32 count of 2^24, where the next whole number cannot be told apart."""
     pq.write_table(
@@ -60,7 +88,15 @@ TRIGGERS = {
     "repeated": lambda folder: table(steps_of(1, 2, 1, 2), folder),
     "gap": lambda folder: table(steps_of(1, 2, 5), folder),
     "empty": lambda folder: array([[[1, 2]], [[0, 0]]], folder),
-    "incomplete": lambda folder: table([(1, 0, 0, 5), (1, 1, 0, 5), (2, 0, 0, 5)], folder),
+    "incomplete": lambda folder: table([(1, 0, 0, 5), (1, 1, 0, 5), (2, 0, 0, 5), (3, 0, 0, 5), (3, 1, 0, 5)], folder),
+    "unfinished": lambda folder: table([(1, 0, 0, 5), (1, 1, 0, 5), (2, 0, 0, 5)], folder),
+    "cut": cut,
+    "idle": idle,
+    "reset": lambda folder: array([[[1, 2]], [[2, 4]], [[1, 1]]], folder, difference=True),
+    "rounded": lambda folder: array(bfloat16(drawn(*np.arange(1, 33) / 528, tokens=40_000, steps=2)), folder),
+    "repeated-choice": lambda folder: choices([[0, 1], [2, 2]], folder),
+    "one-expert": lambda folder: choices([[[0], [0]], [[0], [1]]], folder),
+    "every-token": lambda folder: choices([[i % 4, 4] for i in range(32)], folder),
     "padded": lambda folder: dump({"logical_count": [[[1, 2]], [[0, 0]]]}, folder),
     "wrapped": lambda folder: dump({"logical_count": [[[1, 2]], [[0, 0]], [[2, 1]]]}, folder),
     "smoothed": lambda folder: array(np.cumsum(drawn(0.5, 0.5, steps=80), axis=0)[20:] - np.cumsum(drawn(0.5, 0.5, steps=80), axis=0)[:60], folder),

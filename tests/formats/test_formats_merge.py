@@ -103,7 +103,6 @@ def test_a_rank_that_is_there_twice_is_named(small, tmp_path):
     ("how", "change", "said"),
     [
         ("sum", {"steps": np.arange(2, 62)}, r"rank1.*has step 2 where another part has step 1"),
-        ("sum", {"counts": 50}, r"rank1.*has ended where another part has step 51"),
         ("experts", {"layers": [0, 2]}, r"rank1.*has layers 0, 2, and .*rank0.* has 0, 1"),
         ("layers", {}, r"rank1.*has layer 0, and so has the part before it"),
     ],

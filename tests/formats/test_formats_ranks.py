@@ -162,7 +162,7 @@ def test_layers_of_a_token_table_are_counted_apart(small, tmp_path):
 
 def test_an_array_may_hold_layers(tmp_path):
     """(tokens, layers, k), as servers return it."""
-    ids = np.random.default_rng(0).integers(0, 5, (40, 3, 2)).astype(np.int16)
+    ids = np.random.default_rng(0).random((40, 3, 5)).argsort(axis=2)[..., :2].astype(np.int16)
     np.save(tmp_path / "routed_experts.npy", ids)
 
     found = read_trace(tmp_path / "routed_experts.npy", format="routing:tokens=10:experts=6")

@@ -133,4 +133,4 @@ def test_loads_of_a_megatron_fork_have_their_layers_first(small, tmp_path):
     found = read_trace(paths, options=ReadOptions(merge="sum"))
 
     assert np.array_equal(small.counts, found.counts)
-    assert any("(layers, passes, experts)" in text for text in found.info.assumptions)
+    assert any("layers, steps, experts: 2 x 60 x 4" in text for text in found.info.assumptions)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moetrace.errors import TraceError
 from moetrace.formats.errors import readable
+from moetrace.formats.readers.documents import JsonFormat
 from moetrace.formats.readers.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.readers.mindie import MindieFormat
 from moetrace.formats.readers.numpy import NumpyFormat
@@ -16,6 +17,7 @@ from moetrace.formats.readers.routing import RoutingFormat
 from moetrace.formats.readers.sglang import SglangFormat
 from moetrace.formats.readers.tensorboard import TensorboardFormat
 from moetrace.formats.readers.tensorrt import TensorrtFormat
+from moetrace.formats.readers.tensors import TensorsFormat
 from moetrace.formats.readers.text import CsvFormat, JsonLinesFormat, head_of
 from moetrace.formats.stream.cells import Format
 from moetrace.settings import unknown, with_settings
@@ -28,6 +30,7 @@ FORMATS: dict[str, Format] = {
         MegatronFormat(),
         MegatronRouterFormat(),
         SglangFormat(),
+        TensorsFormat(),
         TensorrtFormat(),
         TensorboardFormat(),
         OmniFormat(),
@@ -36,6 +39,7 @@ FORMATS: dict[str, Format] = {
         ParquetFormat(),
         CsvFormat(),
         JsonLinesFormat(),
+        JsonFormat(),
         NumpyFormat(),
     )
 }

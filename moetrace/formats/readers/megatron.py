@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +17,8 @@ from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.text import BLOCK_BYTES, head_of, opened
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
-from moetrace.formats.stream.choices import Choices, Shape, reading_of, shape_of
-from moetrace.formats.stream.merge import by_rank, check_ranks
+from moetrace.formats.stream.choices import Choices, Counting, census_of, reading_of, side_by_side
+from moetrace.formats.stream.names import by_rank, check_ranks
 
 RANK = re.compile(r"rank\d+\.jsonl")
 ROUTER_RANK = re.compile(r"router_trace_rank\d+\.jsonl")
@@ -187,10 +188,11 @@ def _shifts(firsts: list[Path], assumed: list[str]) -> list[int]:
 class MegatronRouterFormat:
     """`router_trace_rank<R>.jsonl`: the choices of every token, added up over micro-batches and ranks.
 
-    *experts* is how many a layer has.
+    *experts* is how many a layer has, *ignore* a number that stands for none.
     """
 
     experts: int | None = None
+    ignore: int | None = None
 
     name: ClassVar[str] = "megatron-router"
     needs: ClassVar[str] = "the folder of --moe-routing-trace-path; --experts N where not every expert was chosen"
@@ -203,14 +205,14 @@ class MegatronRouterFormat:
         """Ranks with the same layers are replicas and are added up; others are pipeline stages."""
         files = rank_files(path, ROUTER_RANK) or [path]
         check_ranks(files)
-        shapes = [shape_of(_choices(file), str(file)) for file in files]
-        experts = max(shape.experts for shape in shapes)
+        found = [census_of(_choices(file), str(file)) for file in files]
+        experts = max(census.ids[-1] for census in found) + 1
+        counting = Counting(experts=self.experts, ignore=self.ignore)
         stages: dict[tuple[int, ...], list[Reading]] = defaultdict(list)
-        for file, shape in zip(files, shapes):
-            layers = Shape(shape.layers, experts)
-            stages[tuple(shape.layers.tolist())].append(
-                reading_of(lambda file=file: _choices(file), str(file), self.experts, shape=layers, top_k=_top_k(file))  # type: ignore[misc]
-            )
+        for file, census in zip(files, found):
+            pieces = partial(_choices, file)
+            reading = reading_of(pieces, str(file), counting, census=census, experts=experts, top_k=_top_k(file))
+            stages[tuple(census.layers)].append(reading)
         sums: list[Source] = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
         assumptions = (
             f"{len(files)} ranks: tokens are added up, {len(stages)} pipeline stages put together",
@@ -230,11 +232,11 @@ def _choices(path: Path) -> Iterator[Choices]:
         tokens = batch.column("top_indices")
         inner = tokens.flatten()
         of_token = np.repeat(np.arange(batch.num_rows), tokens.fill_null([]).value_lengths().to_numpy())
-        of_choice = np.repeat(of_token, inner.value_lengths().to_numpy())
-        chosen = inner.flatten().to_numpy(zero_copy_only=False)
-        if chosen.dtype.kind != "i" or (chosen < -1).any() or len(chosen) != len(of_choice):
+        sizes = inner.value_lengths().to_numpy(zero_copy_only=False)
+        flat = inner.flatten().to_numpy(zero_copy_only=False)
+        if flat.dtype.kind != "i" or (flat < -1).any() or len(sizes) != len(of_token):
             raise TraceError(f"{path}, after row {row}", "has choices that are no expert", "number experts from 0")
-        yield Choices(step[of_choice], layer[of_choice], chosen)
+        yield Choices(step[of_token], layer[of_token], side_by_side(flat, sizes))
 
 
 def _top_k(path: Path) -> int | None:

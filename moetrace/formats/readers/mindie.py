@@ -18,8 +18,9 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.text import BLOCK_BYTES, opened
 from moetrace.formats.stream.cells import Cells, Merge, Merged, Reading, dense_cells
-from moetrace.formats.stream.merge import by_rank, check_ranks, rank_of
-from moetrace.formats.stream.tables import Values, few_columns
+from moetrace.formats.stream.names import by_rank, check_ranks, rank_of
+from moetrace.formats.stream.tables import few_columns
+from moetrace.formats.stream.values import Values
 
 CONFIG = "model_gen_config.json"
 RANK = re.compile(r"(?P<phase>prefill|decode)_\d{1,9}\.csv")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,18 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
-from moetrace.errors import TraceError, shown
+from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors, require
-from moetrace.formats.stream.cells import LAYER_IN_NAME, Cells, Reading, dense_cells
-from moetrace.formats.stream.tables import Values
-from moetrace.trace import Counts, check_steps
+from moetrace.formats.stream.arrays import Arrays
+from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.values import Values
 
-# Names under which an .npz holds its counts; with a single array in it any name will do.
-COUNTS_KEYS = ("counts", "tokens_per_expert", "load")
-# Dumps of a Megatron-LM fork, one for each rank: `loads` (layers, forward passes, experts).
-MCORE_NAME = "mcore_ep_loads_"
-# Cells handed on at a time.
-BATCH_CELLS = 1 << 18
 ZIP_MAGIC = b"PK"
 MOST_NAMES = 10_000
 
@@ -36,17 +30,18 @@ NO_DATA = ("cannot be read as NumPy data", "save plain numbers again; nothing is
 
 @dataclass(frozen=True)
 class NumpyFormat:
-    """An array of counts (steps, layers, experts), or (steps, experts) for one layer.
+    """An array of counts (steps, layers, experts), or (steps, experts) for one layer, or one for each layer.
 
-    *tokens_per_step* turns shares into counts.
+    *tokens_per_step* turns shares into counts, *axes* says what the axes are, such as ``layers,steps,experts``.
     """
 
     tokens_per_step: int | None = None
+    axes: str | None = None
 
     name: ClassVar[str] = "numpy"
     needs: ClassVar[str] = (
-        ".npy (steps, layers, experts), or (steps, experts) in layer_<N>.npy; "
-        "or .npz with counts and, where they are not 1, 2, ..., steps and layers"
+        ".npy (steps, layers, experts), or (steps, experts) in layer_<N>.npy; or .npz with counts and, where they are "
+        "not 1, 2, ..., steps and layers, or an array for each layer; --axes says which axis is what"
     )
 
     def claims(self, path: Path) -> bool:
@@ -56,90 +51,14 @@ class NumpyFormat:
     def read(self, path: Path) -> Reading:
         """Look at the headers; what is streamed later is read from the file in pieces."""
         with library_errors(str(path), *NO_DATA):
-            return _reading(stored_arrays(path), path, self.tokens_per_step)
+            arrays = Arrays(stored_arrays(path), path, self.axes, Values(Collector(), self.tokens_per_step))
+            reading = arrays.reading()
+        return replace(reading, cells=lambda: _safely(reading))
 
 
-@dataclass(frozen=True)
-class _Log:
-    """What an archive holds: *rows* reads the counts from the start, each piece (steps, layers, experts)."""
-
-    rows: Callable[[int], Iterator[NDArray[np.int64]]]
-    shape: tuple[int, int, int]
-    key: str
-    assumptions: tuple[str, ...]
-
-
-def _reading(arrays: Mapping[str, Stored], path: Path, tokens_per_step: int | None) -> Reading:
-    where = str(path)
-    log = _log(arrays, path)
-    steps, of_steps = _numbers(arrays, "steps", 1, log.shape[0], where)
-    layers, of_layers = _numbers(arrays, "layers", 0, log.shape[1], where)
-    named = LAYER_IN_NAME.fullmatch(path.stem)
-    if named and "layers" not in arrays and len(layers) == 1:
-        layers, of_layers = np.array([int(named[1])]), (f"layer {named[1]}, by the name of the file",)
-    collector = Collector()
-    values = Values(collector, tokens_per_step, log.shape[2])
-    return Reading(
-        cells=lambda: _stream(log, steps, layers, values, where),
-        rows=log.shape[0] * log.shape[1] * log.shape[2],
-        assumptions=(*log.assumptions, *of_steps, *of_layers),
-        where=where,
-        collector=collector,
-    )
-
-
-def _log(arrays: Mapping[str, Stored], path: Path) -> _Log:
-    """The array of counts among *arrays*; raises `TraceError` where none is, or it is no array of counts."""
-    where = str(path)
-    if path.name.startswith(MCORE_NAME) and "loads" in arrays and len(arrays["loads"].shape) == 3:
-        return _of_layers(arrays["loads"], where)
-    key = next((name for name in COUNTS_KEYS if name in arrays), next(iter(arrays)) if len(arrays) == 1 else None)
-    if key is None:
-        raise TraceError(where, f"holds {shown(arrays) or 'no array'}, and none is the counts", "name it `counts`")
-    assumptions = [] if key in COUNTS_KEYS else [f"array {key} is the counts"]
-    counts = arrays[key]
-    if len(counts.shape) == 2:
-        counts = replace(counts, shape=(counts.shape[0], 1, counts.shape[1]))
-        assumptions.append("two dimensions are steps and experts: one layer")
-    if len(counts.shape) != 3 or min(counts.shape) < 1:
-        raise TraceError(where, f"counts have the shape {counts.shape}", "give an array (steps, layers, experts)")
-    steps, layers, experts = counts.shape
-    return _Log(lambda rows: counts.rows(rows, where), (steps, layers, experts), key, tuple(assumptions))
-
-
-def _of_layers(loads: Stored, where: str) -> _Log:
-    """Counts that are stored layer by layer (layers, passes, experts), which have to be held whole."""
-    layers, passes, experts = loads.shape
-    assumption = "loads are (layers, passes, experts); each forward pass is a step"
-
-    def rows(size: int) -> Iterator[NDArray[np.int64]]:
-        cube = np.moveaxis(loads.whole(where), 0, 1)
-        return (cube[a : a + size] for a in range(0, passes, size))
-
-    return _Log(rows, (passes, layers, experts), "loads", (assumption,))
-
-
-def _numbers(
-    arrays: Mapping[str, Stored], key: str, start: int, n: int, where: str
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """The numbers of the steps or layers, counted from *start* where there is no such array, and what is assumed."""
-    if key in arrays:
-        found = arrays[key].whole(where)
-        check_steps(found, n, f"{where}, array {key}")
-        return found.astype(np.int64), ()
-    return np.arange(start, start + n), (f"{key} are numbered from {start}",)
-
-
-def _stream(
-    log: _Log, steps: NDArray[np.int64], layers: NDArray[np.int64], values: Values, where: str
-) -> Iterator[Cells]:
-    size = max(1, BATCH_CELLS // (log.shape[1] * log.shape[2]))
-    start = 0
-    with library_errors(where, *NO_DATA):
-        for part in log.rows(size):
-            counts: Counts = values.counts(part, log.key, start, where)
-            yield dense_cells(steps[start : start + len(part)], layers, counts)
-            start += len(part)
+def _safely(reading: Reading) -> Iterator[Cells]:
+    with library_errors(reading.where, *NO_DATA):
+        yield from reading.cells()
 
 
 # --- arrays in files ---------------------------------------------------------------------------
@@ -168,7 +87,7 @@ class Stored:
 
     def rows(self, size: int, where: str) -> Iterator[NDArray[Any]]:
         """The array in pieces of *size* along its first axis; raises `TraceError` where it ends early."""
-        if self.columns_first:
+        if self.columns_first or not self.shape:
             whole = self.whole(where)
             yield from (whole[a : a + size] for a in range(0, self.shape[0], size))
             return

@@ -16,8 +16,8 @@ from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.text import opened
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells
-from moetrace.formats.stream.merge import by_rank
-from moetrace.formats.stream.tables import Values
+from moetrace.formats.stream.names import by_rank
+from moetrace.formats.stream.values import Values
 
 NAME = re.compile(r"topk_ids_count_.*?_(?P<phase>prefill|decode|all)_step(?P<first>\d{1,15})to(?P<last>\d{1,15})\.csv")
 LAYER = re.compile(r"layer_(\d{1,15})")

@@ -14,7 +14,9 @@ import numpy as np
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.tables import Layout, TableFormat, Values, few_columns, match_layout
+from moetrace.formats.stream.roles import Layout, Naming
+from moetrace.formats.stream.tables import TableFormat, few_columns, match_layout
+from moetrace.formats.stream.values import Values
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -89,13 +91,13 @@ class ParquetFormat(TableFormat):
     def read(self, path: Location) -> Reading:
         """Match the columns to a layout and stream the rows."""
         if isinstance(path, Uri):
-            return _files_at(path).reading(str(path), self.values())
+            return _files_at(path).reading(str(path), self.values(), self.naming(path))
         where = str(path)
         if path.is_file() and path.stat().st_size == 0:
             raise TraceError(where, "is empty", "is it the right file?")
         with library_errors(where, "cannot be read as Parquet", "write the file again"):
             files = _one_file(path) if path.is_file() else _hive(path)
-        return files.reading(where, self.values())
+        return files.reading(where, self.values(), self.naming(path))
 
 
 class Piece(NamedTuple):
@@ -114,16 +116,31 @@ class Files:
     rows: int
     pieces: Sequence[Piece]
 
-    def reading(self, where: str, values: Values) -> Reading:
+    def reading(self, where: str, values: Values, naming: Naming) -> Reading:
         """The reading of all of them; raises `TraceError` when no layout fits."""
-        layout = match_layout(self.schema, where, values)
+        layout = match_layout(self.schema, where, values, naming, self._first_texts(where))
         return Reading(
             cells=lambda: _stream(self.pieces, layout, where),
             rows=self.rows * layout.width,
             assumptions=layout.assumptions,
             where=where,
             collector=layout.collector,
+            numbered=layout.numbered,
         )
+
+    def _first_texts(self, where: str) -> pa.RecordBatch | None:
+        """Some rows of the first file where a column holds text, which may be lists."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self.pieces or self.pieces[0].keys or not any(pa.types.is_string(field.type) for field in self.schema):
+            return None
+        system, path, _ = self.pieces[0]
+        with (
+            library_errors(where, "cannot be read as Parquet", "write the file again"),
+            system.open_input_file(path) as raw,
+        ):
+            return next(pq.ParquetFile(raw, pre_buffer=False).iter_batches(WIDE_ROWS), None)
 
 
 def files_of(data: ds.Dataset) -> Files:

@@ -3,59 +3,64 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import TraceError, shown
+from moetrace.errors import SettingError, TraceError
 from moetrace.formats.errors import library_errors
-from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
-from moetrace.formats.readers.text import BLOCK_BYTES, WRITE_AGAIN, ends_with, head_of, opened
-from moetrace.formats.stream.cells import LAYER_IN_NAME, Reading
-from moetrace.formats.stream.choices import Choices, reading_of
-from moetrace.formats.stream.tables import COUNT_NAMES, LAYER_NAMES, STEP_NAMES, numbers, simple_name
+from moetrace.formats.readers.tokens import CHOICE_NAMES, Table, is_table
+from moetrace.formats.stream.cells import Reading
+from moetrace.formats.stream.choices import Choices, Counting, reading_of
+from moetrace.formats.stream.names import LAYER_IN_NAME
+from moetrace.formats.stream.values import simple_name
 
-CHOICE_NAMES = (
-    "topkids", "topkindices", "topindices", "indices", "expertids", "selectedexperts", "chosenexperts",
-    "routedexperts", "topkexperts",
-)  # fmt: skip
-BATCH_NAMES = (*STEP_NAMES, "batchid", "batch", "forwardpassid")
-# Rows of choices counted at a time.
-BATCH_ROWS = 1 << 17
-MOST_CHOICES = 1 << 20
+# Choices of an array counted at a time, and numbers of one looked at to tell choices from counts.
+BATCH_CHOICES = 1 << 18
+LOOKED_AT = 1 << 16
+# Rows of an array that it takes to tell, and experts that a layer may have.
+LEAST_ROWS = 100
+MOST_EXPERTS = 1024
+# Totals of steps may differ by so much of their mean: dropped tokens and ragged batches move them by a few percent,
+# numbers of experts that are added up by far more.
+TOTALS_VARY = 0.1
 IN_STEP_FOLDER = re.compile(r"(?:iter|step|iteration)[_=-]?(\d{1,15})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class RoutingFormat:
-    """Token-level routing: a list of chosen experts for each token, as Parquet, JSON lines or .npy.
+    """Token-level routing: the chosen experts of each token, as Parquet, CSV, JSON lines or .npy.
 
-    *tokens* of a layer are a step where the log names none; *experts* is how many a layer has.
+    *tokens* of a layer are a step where the log names none; *experts* is how many a layer has, *top_k* how many a
+    token chooses, *ignore* a number that stands for no routed expert.
     """
 
     tokens: int | None = None
     experts: int | None = None
+    top_k: int | None = None
+    ignore: int | None = None
 
     name: ClassVar[str] = "routing"
     needs: ClassVar[str] = (
-        "chosen experts per token: Parquet or JSON lines with topk_ids, indices, ...; .npy (tokens, layers, k) named "
-        "so or with --from routing; folders iter_<N>/layer_<N>.parquet; --tokens N where there is no step"
+        "chosen experts per token: Parquet, CSV or JSON lines with topk_ids, indices, ..., or a row for each token and "
+        "expert; .npy (tokens, layers, k) named so or with --from routing, (tokens, layers) with --top-k 1; folders "
+        "iter_<N>/layer_<N>.parquet; --tokens N where there is no step"
     )
 
     def claims(self, path: Path) -> bool:
-        """A table with a column of chosen experts and none of counts, or a folder of such tables by step."""
+        """A table with a column of chosen experts and none of counts, such an array, or a folder of tables by step."""
         if path.is_dir():
             return bool(_by_step(path))
-        simple = simple_name(path.name)
-        if path.suffix.lower() == ".npy":
-            return any(name in simple for name in CHOICE_NAMES if name != "indices")
         try:
-            return _choice_column(_names(path)) is not None
-        except Exception:  # noqa: BLE001 - whatever cannot be read is no table of choices
+            if path.suffix.lower() == ".npy":
+                return _is_named_so(path) or may_be_choices(_array(path))
+            return is_table(path)
+        except Exception:  # noqa: BLE001 - whatever cannot be read is no log of choices
             return False
 
     def read(self, path: Path) -> Reading:
@@ -65,23 +70,24 @@ class RoutingFormat:
         if path.suffix.lower() == ".npy":
             return self._read_array(path)
         table = Table(path)
-        step, layer, _ = table.roles
-        assumptions = [
-            f"column {name} is the {role}"
-            for role, name in (("step", step), ("layer", layer))
-            if name not in (None, role)
-        ]
-        if layer is None:
-            assumptions.append("no layer column: one layer, number 0")
-        if step is None:
-            assumptions.append(_by_tokens(str(path), self.tokens))
-        return reading_of(
-            lambda: _pieces(table, self.tokens),
-            str(path),
-            self.experts,
-            top_k=table.width(),
-            assumptions=tuple(assumptions),
-        )
+        columns = table.columns()
+        one_each = columns.one_each and columns.step is None
+        if one_each and self.top_k is None and self.tokens is not None:
+            raise TraceError(str(path), "has a row for each choice", "say how many a token has with --top-k K")
+        assumptions = columns.assumptions
+        if columns.step is None:
+            assumptions = (*assumptions, _by_tokens(str(path), self.tokens))
+        elif self.tokens is not None and self.top_k is None:
+            raise SettingError(f"{path.name} names its steps: --tokens checks them, together with --top-k")
+        # Where each choice is a row, so many rows are a token.
+        tokens = (self.tokens or 1) * (self.top_k or 1) if one_each else self.tokens
+        counting = self._counting(None if columns.step else tokens, table.highest())
+        pieces = partial(table.choices, columns)
+        top_k = self.top_k or (None if columns.one_each else table.width(columns))
+        return reading_of(pieces, str(path), counting, top_k=top_k, assumptions=assumptions)
+
+    def _counting(self, tokens: int | None, highest: int | None) -> Counting:
+        return Counting(tokens, self.experts, self.ignore, highest)
 
     def _read_folder(self, folder: Path) -> Reading:
         tables = [Table(path, step, layer) for step, steps in _by_step(folder) for layer, path in _by_layer(steps)]
@@ -92,160 +98,76 @@ class RoutingFormat:
 
         def pieces() -> Iterator[Choices]:
             for table in tables:
-                yield from _pieces(table, None)
+                yield from table.choices(table.columns())
 
         assumption = "the step is the number in the name of the folder, the layer that in the name of the file"
-        return reading_of(pieces, str(folder), self.experts, top_k=tables[0].width(), assumptions=(assumption,))
+        counting = self._counting(None, tables[0].highest())
+        top_k = tables[0].width(tables[0].columns())
+        return reading_of(pieces, str(folder), counting, top_k=top_k, assumptions=(assumption,))
 
     def _read_array(self, path: Path) -> Reading:
         where = str(path)
         with library_errors(where, "cannot be read as NumPy data", "save plain numbers again"):
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            array = _array(path)
         if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or 0 in array.shape:
             problem = f"is {array.dtype} of shape {array.shape}"
             raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
-        assumptions = (_by_tokens(where, self.tokens), "layers are numbered from 0")
-        pieces: Callable[[], Iterator[Choices]] = lambda: _of_array(array, self.tokens or 1)  # noqa: E731
-        return reading_of(pieces, where, self.experts, top_k=array.shape[-1], assumptions=assumptions)
+        axes, top_k = self._axes(array, where, _is_named_so(path))
+        sizes = " x ".join(map(str, array.shape))
+        assumptions = (f"axes are {axes}: {sizes}", _by_tokens(where, self.tokens), "layers are numbered from 0")
+        cube = array if array.ndim == 3 else array[:, None] if top_k != 1 else array[:, :, None]
+        highest = int(np.iinfo(array.dtype).max) if array.dtype.kind == "u" else None
+        counting = self._counting(self.tokens, highest)
+        return reading_of(partial(_of_array, cube), where, counting, top_k=top_k, assumptions=assumptions)
+
+    def _axes(self, array: NDArray[Any], where: str, named: bool) -> tuple[str, int]:
+        """What the axes of an array are, and k; raises `TraceError` where two of them may be two things."""
+        last = int(array.shape[-1])
+        if array.ndim == 3:
+            if self.top_k not in (None, last):
+                raise TraceError(where, f"has {last} experts for each token and layer", "check --top-k")
+            return "tokens, layers, choices", last
+        if self.top_k == 1 and last > 1:
+            return "tokens, layers", 1
+        if self.top_k == last or (self.top_k is None and (named or not may_be_choices(array))):
+            return "tokens, choices", last
+        raise TraceError(
+            where,
+            f"is of shape {array.shape}, and its numbers may be experts that were chosen, as their sums vary too much "
+            "for counts",
+            f"say --top-k 1 for one expert of (tokens, layers), --top-k {last} for {last} experts of each token, both "
+            "with --tokens N, or --from numpy for counts (steps, experts)",
+        )
 
 
-def _names(path: Path) -> list[str]:
-    """The columns of a Parquet file or the keys of the first JSON line."""
-    import json
-
-    import pyarrow.parquet as pq
-
-    if ends_with(path, ".parquet", ".pq"):
-        names: list[str] = pq.read_schema(path).names
-        return names
-    return list(json.loads(head_of(path).partition("\n")[0])) if ends_with(path, ".jsonl", ".ndjson") else []
+def _is_named_so(path: Path) -> bool:
+    simple = simple_name(path.name)
+    return any(name in simple for name in CHOICE_NAMES if name != "indices")
 
 
-def _choice_column(names: list[str]) -> str | None:
-    """The column of chosen experts, where no column holds counts."""
-    by_simple = {simple_name(name): name for name in names}
-    if any(name in by_simple for name in COUNT_NAMES):
-        return None
-    return next((by_simple[name] for name in CHOICE_NAMES if name in by_simple), None)
+def _array(path: Path) -> NDArray[Any]:
+    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
+
+
+def may_be_choices(array: NDArray[Any]) -> bool:
+    """Whether the numbers of a two-dimensional array are more likely experts than counts of them, by its beginning.
+
+    Tokens of steps add up to about the same, numbers of experts do not.
+    """
+    if array.ndim != 2 or array.dtype.kind not in "iu" or len(array) < LEAST_ROWS or 0 in array.shape:
+        return False
+    head = np.asarray(array[: max(LEAST_ROWS, LOOKED_AT // array.shape[1])]).astype(np.int64)
+    highest = int(head.max())
+    few = highest < MOST_EXPERTS and head.min() >= -1 and len(np.unique(head)) > highest // 2
+    totals = head.sum(axis=1)
+    return bool(few and array.shape[1] < MOST_EXPERTS and totals.std() > TOTALS_VARY * totals.mean())
 
 
 def _by_tokens(where: str, tokens: int | None) -> str:
     if tokens is None:
         raise TraceError(where, "names no step", "say how many tokens one step has with --tokens N")
     return f"every {tokens:,} tokens of a layer are one step"
-
-
-@dataclass(frozen=True)
-class Table:
-    """A file of choices as a stream of Arrow batches; *step* and *layer* where the file's place names them."""
-
-    path: Path
-    step: int | None = None
-    layer: int | None = None
-    columns: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def roles(self) -> tuple[str | None, str | None, str]:
-        """The columns of step, layer and choices; raises `TraceError` when there are no choices."""
-        with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
-            names = _names(self.path)
-        by_simple = {simple_name(name): name for name in reversed(names)}
-        step, layer = (
-            next((by_simple[n] for n in wanted if n in by_simple), None) for wanted in (BATCH_NAMES, LAYER_NAMES)
-        )
-        choices = _choice_column(names)
-        if choices is None:
-            raise TraceError(
-                str(self.path),
-                f"has no column of chosen experts among {shown(names) or 'nothing'}",
-                "name it topk_ids, a list for each token",
-            )
-        return step, layer, choices
-
-    def batches(self) -> Iterator[Any]:
-        """The Arrow batches of the file; raises `TraceError` where it is damaged."""
-        import pyarrow.json as pj
-        import pyarrow.parquet as pq
-
-        step, layer, choices = self.roles
-        columns = [name for name in (step, layer, choices) if name]
-        with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
-            if ends_with(self.path, ".parquet", ".pq"):
-                reading = {"pre_buffer": False, "buffer_size": COLUMN_BYTES, "page_checksum_verification": True}
-                with pq.ParquetFile(self.path, **reading) as file:
-                    rows = max(1, MOST_CHOICES // longest_list(file.metadata, str(self.path)))
-                    yield from file.iter_batches(min(BATCH_ROWS, rows), columns=columns)
-                return
-            read = pj.ReadOptions(block_size=4 * BLOCK_BYTES, use_threads=False)
-            with pj.open_json(opened(self.path), read) as batches:
-                for batch in batches:
-                    yield batch.select(columns)
-
-    def width(self) -> int | None:
-        """Experts chosen by each token, as the first row has it."""
-        choices = self.roles[2]
-        first = next((batch for batch in self.batches() if batch.num_rows), None)
-        return None if first is None else len(_flat(first.column(choices), choices, str(self.path))[1][0])
-
-
-def _flat(lists: Any, name: str, where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The row of each token and its choices (tokens, k), of lists or of lists of lists."""
-    import pyarrow as pa
-
-    row = np.arange(len(lists))
-    levels = 0
-    while pa.types.is_list(lists.type) or pa.types.is_large_list(lists.type) or pa.types.is_fixed_size_list(lists.type):
-        sizes = np.asarray(lists.value_lengths().to_numpy(zero_copy_only=False))
-        if lists.null_count:
-            raise TraceError(f"{where}, column {name}", "holds a null", "every token needs its choices")
-        last_row, last_sizes = row, sizes
-        row, lists, levels = np.repeat(row, sizes), lists.flatten(), levels + 1
-    values = lists.to_numpy(zero_copy_only=False)
-    if not levels or values.dtype.kind not in "iu":
-        raise TraceError(
-            f"{where}, column {name}", f"holds {lists.type}", "give a list of expert numbers for each token"
-        )
-    if len(last_sizes) and (last_sizes != last_sizes[0]).any():
-        raise TraceError(f"{where}, column {name}", "has tokens with another number of experts", "give k for each")
-    if values.size and values.min() < -1:
-        raise TraceError(f"{where}, column {name}", f"holds expert {values.min()}", "number experts from 0")
-    return last_row, values.reshape(len(last_row), -1).astype(np.int64)
-
-
-def _pieces(table: Table, tokens: int | None) -> Iterator[Choices]:
-    step_name, layer_name, name = table.roles
-    where = str(table.path)
-    row = 0
-    counted: dict[int, int] = {}
-    for batch in table.batches():
-        of_token, chosen = _flat(batch.column(name), name, where)
-        layer = np.zeros(len(of_token), np.int64) if table.layer is None else np.full(len(of_token), table.layer)
-        if layer_name is not None:
-            layer = numbers(batch, layer_name, row, where)[of_token]
-        if step_name is not None:
-            step = numbers(batch, step_name, row, where)[of_token]
-        elif table.step is not None:
-            step = np.full(len(of_token), table.step)
-        else:
-            step = _places(layer, counted) // (tokens or 1) + 1
-            order = np.argsort(step, kind="stable")
-            step, layer, chosen = step[order], layer[order], chosen[order]
-        row += batch.num_rows
-        k = chosen.shape[1]
-        yield Choices(np.repeat(step, k), np.repeat(layer, k), chosen.ravel())
-
-
-def _places(layer: NDArray[np.int64], counted: dict[int, int]) -> NDArray[np.int64]:
-    """The number of each token within its layer, after the tokens *counted* before, which are updated."""
-    places = np.empty(len(layer), np.int64)
-    for number in np.unique(layer).tolist():
-        rows = np.flatnonzero(layer == number)
-        places[rows] = counted.get(number, 0) + np.arange(len(rows))
-        counted[number] = counted.get(number, 0) + len(rows)
-    return places
-
-
-# --- folders and arrays ------------------------------------------------------------------------
 
 
 def _by_step(folder: Path) -> list[tuple[int, Path]]:
@@ -261,11 +183,12 @@ def _by_layer(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), child) for match, child in found if match)
 
 
-def _of_array(array: NDArray[Any], tokens: int) -> Iterator[Choices]:
-    cube = array[:, None] if array.ndim == 2 else array  # (tokens, layers, k)
-    rows = max(1, BATCH_ROWS // cube.shape[1])
+def _of_array(cube: NDArray[Any]) -> Iterator[Choices]:
+    """The choices of an array (tokens, layers, k)."""
+    _, layers, k = cube.shape
+    rows = max(1, BATCH_CHOICES // (layers * k))
     for start in range(0, len(cube), rows):
-        part = np.asarray(cube[start : start + rows]).astype(np.int64)
-        step = (start + np.arange(len(part))) // tokens + 1
-        layer = np.tile(np.repeat(np.arange(part.shape[1]), part.shape[2]), len(part))
-        yield Choices(np.repeat(step, part[0].size), layer, part.ravel())
+        part = np.asarray(cube[start : start + rows])
+        if part.dtype == np.uint64:
+            part = np.minimum(part, np.iinfo(np.int64).max)
+        yield Choices(None, np.tile(np.arange(layers), len(part)), part.astype(np.int64).reshape(-1, k))

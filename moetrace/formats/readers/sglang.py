@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-import zipfile
+from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -15,11 +15,15 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors, require
+from moetrace.formats.readers.tensors import is_torch, keys_of, loaded
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
-from moetrace.formats.stream.merge import by_rank, check_ranks
-from moetrace.formats.stream.tables import Values
+from moetrace.formats.stream.merge import in_a_row
+from moetrace.formats.stream.names import by_rank, check_ranks
+from moetrace.formats.stream.values import Values
 
-RANK = re.compile(r"expert_distribution_recorder_[\d.]+_\d+\.pt")
+RANK = re.compile(r"expert_distribution_recorder_[\d.]+_(\d{1,9})\.pt")
+# Keys of its dumps, as they are in the archive.
+MARKS = (b"logical_count", b"global_physical_count")
 # Forward modes of SGLang, by the numbers in per_token dumps; 3 is a mix of both, 4 an idle pass.
 Phase = Literal["prefill", "decode"]
 MODES: dict[Phase, int] = {"prefill": 1, "decode": 2}
@@ -40,13 +44,10 @@ class SglangFormat:
     needs: ClassVar[str] = "a .pt file of the recorder, or a folder with those of all ranks; the extra torch"
 
     def claims(self, path: Path) -> bool:
-        """A .pt file, or a folder with such of several ranks."""
+        """A .pt file with its keys, or a folder with such of several ranks."""
         if path.is_dir():
             return bool(_ranks(path))
-        if path.suffix.lower() not in {".pt", ".pth"}:
-            return False
-        with path.open("rb") as file:
-            return file.read(2) == b"PK"
+        return is_torch(path) and any(mark in keys_of(path) for mark in MARKS)
 
     def read(self, path: Path) -> Source:
         """One buffer of passes, or the records of every rank, added up."""
@@ -55,40 +56,27 @@ class SglangFormat:
         files = _ranks(path)
         if not files:
             raise TraceError(str(path), "holds no rank files of the recorder", "give the folder that it writes to")
-        check_ranks(files)
-        readings = tuple(_read_file(file, self.phase) for file in files)
-        return Merged(readings, "sum", str(path), (f"{len(files)} ranks are added up", *readings[0].assumptions))
+        ranks: dict[str, list[Source]] = defaultdict(list)
+        for file in files:
+            ranks[RANK.fullmatch(file.name)[1]].append(_read_file(file, self.phase))  # type: ignore[index]
+        check_ranks([Path(f"rank{rank}") for rank in ranks])
+        # A rank that was told to dump several times has a file for each.
+        readings = tuple(
+            parts[0] if isinstance(parts[0], Reading) and len(parts) == 1 else in_a_row(parts, str(path), ())
+            for parts in ranks.values()
+        )
+        said = (f"{len(ranks)} ranks are added up", *readings[0].assumptions)
+        return Merged(readings, "sum", str(path), said, idle=True)
 
 
 def _ranks(folder: Path) -> list[Path]:
     return by_rank([child for child in folder.iterdir() if RANK.fullmatch(child.name)])
 
 
-def loaded(path: Path) -> dict[str, Any]:
-    """The dict in a `.pt` file, tensors as they are; raises `TraceError` when torch is not there or it is none."""
-    try:
-        import torch
-    except ImportError as error:
-        raise TraceError(str(path), "is a torch file", 'install torch: pip install "moetrace[torch]"') from error
-    require(4 * _unpacked(path), str(path), "what it unpacks to", "record fewer passes in a file")
-    with library_errors(str(path), "cannot be opened", "dump it again; nothing but tensors is read"):
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(found, dict):
-        raise TraceError(str(path), f"holds a {type(found).__name__}", "give a dump of SGLang's recorder")
-    return found
-
-
-def _unpacked(path: Path) -> int:
-    """Bytes of the members of a `.pt` file, which is a zip archive; 0 where it is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return sum(member.file_size for member in archive.infolist())
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
-        return 0
-
-
 def _read_file(path: Path, phase: Phase | None) -> Reading:
     document = loaded(path)
+    if not isinstance(document, dict):
+        raise TraceError(str(path), f"holds a {type(document).__name__}", "give a dump of SGLang's recorder")
     if "records" in document:
         return _records(document, path, phase)
     counts = _array(document.get("logical_count"), path)
@@ -102,7 +90,7 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
     cube = counts if counts.ndim == 3 else counts[None]
     steps = np.arange(1, len(cube) + 1)
     assumptions = ("passes are numbered from 1 in the order of the buffer",)
-    return _Passes(str(path), steps, cube, Collector()).unpadded().reading(assumptions)
+    return replace(_Passes(str(path), steps, cube, Collector()).unpadded().reading(assumptions), numbered=True)
 
 
 def _array(value: Any, path: Path) -> NDArray[Any] | None:

@@ -1,122 +1,157 @@
-"""TensorBoard event files: one scalar for each layer and expert, told by its tag."""
+"""TensorBoard event files: one scalar for each layer and expert, or one vector for each layer, told by its tag."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.tables import SHARE_NAMES, UTILISATION_NAMES, TableFormat, Values
+from moetrace.formats.stream.tables import ValueFormat
+from moetrace.formats.stream.tags import Tags, no_match, tags_by
+from moetrace.formats.stream.values import Values
+from moetrace.formats.stream.wide import one_kind
 
 MARK = ".tfevents."
-PATTERN = r"layer[_/.-]?(?P<layer>\d{1,15}).*?expert[_/.-]?(?P<expert>\d{1,15})"
-# Of a layer's or expert's number.
-MOST_DIGITS = 15
 # Scalars handed on at a time.
 BATCH = 1 << 16
+# Experts of a layer in one vector, and tags kept to be shown where none matches.
+MOST_EXPERTS = 1 << 16
+MOST_TAGS = 1000
 
 
 @dataclass(frozen=True)
-class TensorboardFormat(TableFormat):
-    """Event files whose tags name a layer and an expert, such as ``moe/layer_3/expert_7``.
+class TensorboardFormat(ValueFormat):
+    """Event files whose tags name a layer and an expert, such as ``moe/layer_3/expert_7``, or vectors of a layer.
 
-    *pattern* is a regular expression for the tags, with the groups ``layer`` and ``expert``.
+    *pattern* is a regular expression for the tags, with the groups ``layer`` and ``expert``, or ``layer`` alone.
     """
 
     pattern: str | None = None
 
     name: ClassVar[str] = "tensorboard"
-    needs: ClassVar[str] = "event files with tags like layer_3/expert_7, or --pattern; the extra tensorboard"
+    needs: ClassVar[str] = (
+        "event files with tags like layer_3/expert_7, vectors of experts tagged layer_3, or --pattern; the extra "
+        "tensorboard"
+    )
 
     def claims(self, path: Path) -> bool:
-        """An event file, or a folder with such."""
-        return MARK in path.name if path.is_file() else any(MARK in child.name for child in path.iterdir())
+        """An event file, or a folder with such, or with the folders that `add_scalars` makes."""
+        return MARK in path.name if path.is_file() else bool(_files(path))
 
     def read(self, path: Path) -> Reading:
         """Stream the scalars whose tags match; several files of a folder follow each other by name."""
-        files = sorted(child for child in path.iterdir() if MARK in child.name) if path.is_dir() else [path]
-        try:
-            pattern = re.compile(self.pattern or PATTERN, re.IGNORECASE)
-        except re.error as error:
-            raise TraceError(
-                str(path), f"--pattern is no regular expression: {error}", "see the Python manual"
-            ) from None
-        if not {"layer", "expert"} <= set(pattern.groupindex):
-            raise TraceError(
-                str(path), "--pattern names no layer and expert", "use (?P<layer>\\d+) and (?P<expert>\\d+)"
-            )
+        tags = tags_by(self.pattern, str(path))
         values = self.values()
         return Reading(
-            lambda: _cells(files, pattern, values, str(path)),
-            assumptions=(f"tags are matched by {pattern.pattern}",),
+            lambda: _cells(_Log(path, tags, values)),
+            assumptions=(tags.assumption,),
             where=str(path),
             collector=values.collector,
         )
 
 
-def _cells(files: list[Path], pattern: re.Pattern[str], values: Values, where: str) -> Iterator[Cells]:
-    rows: list[tuple[int, int, int, float]] = []
-    template = None
-    for file in files:
-        for step, tag, value in _scalars(file):
-            match = pattern.search(tag)
-            if match is None:
-                continue
-            kind = re.sub(r"\d+", "#", tag)
-            if template not in (None, kind):
-                raise TraceError(where, f"has tags like {template} and like {kind}", "choose one kind with --pattern")
-            template = kind
+def _files(path: Path) -> list[Path]:
+    """The event files that *path* is or holds, also a folder further down."""
+    if not path.is_dir():
+        return [path]
+    inside = sorted(path.iterdir())
+    found = [child for child in inside if MARK in child.name]
+    deeper = [child for folder in inside if folder.is_dir() for child in sorted(folder.iterdir()) if MARK in child.name]
+    return found + deeper
+
+
+@dataclass
+class _Log:
+    """The event files of *path* as they are read: the *rows* that wait, what kind they are of, and what was seen."""
+
+    path: Path
+    tags: Tags
+    values: Values
+    rows: list[tuple[int, int, int, float]] = field(default_factory=list)
+    seen: set[str] = field(default_factory=set)
+    kind: str = "tokens"
+    others: dict[str, None] = field(default_factory=dict)
+
+    @property
+    def where(self) -> str:
+        return str(self.path)
+
+    def add(self, file: Path, step: int, tag: str, value: float | NDArray[Any]) -> None:
+        """Take a value whose tag, or else the folder of whose file, names what it is of."""
+        # add_scalars writes each of its scalars to a folder named after it, all with one tag.
+        texts = [tag] if file.parent == self.path or self.path.is_file() else [tag, f"{tag}/{file.parent.name}"]
+        text, match = next(((t, m) for t in texts[::-1] if (m := self.tags.match(t, self.where))), (tag, None))
+        if isinstance(value, float) and match:
+            self.rows.append((step, *match, value))
+        elif not isinstance(value, float) and (layer := self.tags.layer(tag, self.where)) is not None:
+            self.rows += [(step, layer, expert, float(count)) for expert, count in enumerate(value.tolist())]
+        else:
+            if len(self.others) < MOST_TAGS:
+                self.others[text] = None
+            return
+        self.kind = one_kind([_of_folder(tag, text)], self.seen, self.where)
+
+    def batch(self) -> Cells:
+        """The cells of the rows that wait."""
+        step, layer, expert, value = (np.array(part) for part in zip(*self.rows))
+        self.rows = []
+        kind = next(iter(self.seen))
+        counts = self.values.counts(value.astype(np.float32), kind, 0, f"{self.where}, tags {kind}", self.kind)
+        return Cells(step, layer, expert, counts)
+
+
+def _of_folder(tag: str, text: str) -> str:
+    """What is matched of a scalar that `add_scalars` wrote, which all its folders have in common."""
+    return tag if tag == text else text.removeprefix(f"{tag}/")
+
+
+def _cells(log: _Log) -> Iterator[Cells]:
+    last = None
+    matched = False
+    for file in _files(log.path):
+        for step, tag, value in _summaries(file):
             # A batch ends with a step, so that each is looked at as a whole.
-            if len(rows) >= BATCH and rows[-1][0] != step:
-                yield _batch(rows, kind, values, where)
-                rows = []
-            rows.append((step, _number(match, "layer", where), _number(match, "expert", where), value))
-    if rows:
-        yield _batch(rows, template or "", values, where)
+            if len(log.rows) >= BATCH and last != step:
+                yield log.batch()
+            log.add(file, step, tag, value)
+            last = step
+            matched = matched or bool(log.rows)
+    if log.rows:
+        yield log.batch()
+    if not matched:
+        raise no_match(list(log.others), "tag", log.where)
 
 
-def _number(match: re.Match[str], name: str, where: str) -> int:
-    """The number that a group of the pattern found; raises `TraceError` when it is none that fits."""
-    text = match[name] or ""
-    if not text.isdecimal() or len(text) > MOST_DIGITS:
-        raise TraceError(f"{where}, tag {match.string[:80]}", f"has {text[:80]!r} as its {name}", "check --pattern")
-    return int(text)
-
-
-def _batch(rows: list[tuple[int, int, int, float]], tag: str, values: Values, where: str) -> Cells:
-    step, layer, expert, value = (np.array(part) for part in zip(*rows))
-    return Cells(step, layer, expert, values.counts(value.astype(np.float32), _kind(tag), 0, f"{where}, tags {tag}"))
-
-
-def _kind(tag: str) -> str:
-    """What the values of a tag are, by the words in it."""
-    words = set(re.findall(r"[a-z]+", tag.lower()))
-    return next((name for name in (*UTILISATION_NAMES, *SHARE_NAMES) if name in words), "tokens")
-
-
-def _scalars(path: Path) -> Iterator[tuple[int, str, float]]:
-    """Step, tag and value of every scalar in an event file, in the order of writing."""
+def _summaries(path: Path) -> Iterator[tuple[int, str, float | NDArray[Any]]]:
+    """Step, tag and value of every scalar, or vector, in an event file, in the order of writing."""
     for event in _events(path):
         for value in event.summary.value:
             kind = value.WhichOneof("value")
             if kind == "simple_value":
-                yield event.step, value.tag, value.simple_value
+                yield event.step, value.tag, float(value.simple_value)
             elif kind == "tensor":
-                from tensorboard.util.tensor_util import make_ndarray
+                array = _array(value.tensor)
+                if array is not None:
+                    yield event.step, value.tag, float(array[0]) if array.size == 1 else array
 
-                # One number may stand for a tensor of any size.
-                if any(dim.size != 1 for dim in value.tensor.tensor_shape.dim):
-                    continue
-                array = make_ndarray(value.tensor)
-                if array.size == 1 and array.dtype.kind in "iuf":
-                    yield event.step, value.tag, float(array.reshape(()))
+
+def _array(tensor: Any) -> NDArray[Any] | None:
+    """The numbers in a tensor of one dimension or none, None for any other."""
+    from tensorboard.util.tensor_util import make_ndarray
+
+    sizes = [dim.size for dim in tensor.tensor_shape.dim]
+    # One number may stand for a tensor of any size.
+    if sum(size != 1 for size in sizes) > 1 or any(not 0 < size <= MOST_EXPERTS for size in sizes):
+        return None
+    array = make_ndarray(tensor)
+    return array.reshape(-1) if array.dtype.kind in "iuf" else None
 
 
 def _events(path: Path) -> Iterator[Any]:

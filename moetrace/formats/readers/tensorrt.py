@@ -16,8 +16,8 @@ from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
-from moetrace.formats.stream.merge import by_rank, check_ranks
-from moetrace.formats.stream.tables import Values
+from moetrace.formats.stream.names import by_rank, check_ranks
+from moetrace.formats.stream.values import Values
 
 META = "meta_info.json"
 RANK = re.compile(r"rank\d+\.safetensors")

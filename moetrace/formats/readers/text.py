@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from moetrace.errors import TraceError
+from moetrace.doctor.catalogue import finding
+from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.tables import Layout, TableFormat, Values, few_columns, match_layout
+from moetrace.formats.stream.columns import written_with_dots
+from moetrace.formats.stream.roles import Layout, Naming
+from moetrace.formats.stream.tables import TableFormat, few_columns, match_layout
+from moetrace.formats.stream.values import Values
+from moetrace.trace import Finding
 
 # Bytes of text parsed at a time; a row cannot be longer.
 BLOCK_BYTES = 8 << 20
@@ -20,6 +27,8 @@ MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 # What to do about a file that cannot be read.
 WRITE_AGAIN = "write the file again"
 DELIMITERS = ",\t;|"
+# Columns of decimals that are looked at as text; counts of experts side by side are more.
+MOST_DECIMAL = 1000
 
 
 def compression_of(path: Path) -> str | None:
@@ -30,12 +39,56 @@ def compression_of(path: Path) -> str | None:
 
 
 def opened(path: Path) -> Any:
-    """An Arrow input stream of the text of *path*, decompressed."""
+    """An Arrow input stream of the text of *path*, decompressed, and without a last line that was cut off."""
     import pyarrow as pa
 
     raw = pa.OSFile(str(path))
     name = compression_of(path)
-    return pa.CompressedInputStream(raw, name) if name else raw
+    if name:
+        return pa.CompressedInputStream(raw, name)
+    whole = whole_lines(path)
+    return raw if whole is None else raw.get_stream(0, whole)
+
+
+def whole_lines(path: Path) -> int | None:
+    """Bytes up to the last line of *path* where that was cut off, as by a kill; None where it was not, or is packed.
+
+    A line of JSON is cut where it is no JSON, one of CSV where it has fewer columns than the header.
+    """
+    json_lines, csv = ends_with(path, ".jsonl", ".ndjson"), ends_with(path, ".csv", ".tsv")
+    size = path.stat().st_size
+    if not (json_lines or csv) or not size or compression_of(path):
+        return None
+    with path.open("rb") as file:
+        start = max(0, size - BLOCK_BYTES)
+        file.seek(start)
+        before, newline, last = file.read().rpartition(b"\n")
+        file.seek(0)
+        header = file.readline(HEAD_BYTES)
+    if not last.strip() or not newline:
+        return None
+    cut = _is_no_json(last) if json_lines else _is_short(last, header)
+    return start + len(before) + 1 if cut else None
+
+
+def _is_no_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return True
+    return False
+
+
+def _is_short(line: bytes, header: bytes) -> bool:
+    delimiter = max((d.encode() for d in DELIMITERS), key=header.count)
+    return line.count(delimiter) < header.count(delimiter) and b'"' not in line
+
+
+def cut_findings(path: Path) -> tuple[Finding, ...]:
+    """The finding that the last line of *path* was cut off, if it was."""
+    if whole_lines(path) is None:
+        return ()
+    return (finding("cut", f"the end of {path.name}", "its last line is cut off, and left out"),)
 
 
 def head_of(path: Path) -> str:
@@ -72,20 +125,49 @@ class CsvFormat(TableFormat):
 
     def read(self, path: Path) -> Reading:
         """Match the header to a layout and stream the rows."""
-        import pyarrow.csv as pc
-
-        header = head_of(path).partition("\n")[0]
-        delimiter = max(DELIMITERS, key=header.count)
+        delimiter = delimiter_of(path)
         few_columns(_columns_of(path, delimiter), str(path))
-        if not header.strip() or delimiter not in header:
+        if delimiter not in head_of(path).partition("\n")[0]:
             raise TraceError(
                 str(path), "has no header with columns", "begin it with the names of its columns, in UTF-8"
             )
-        parse = pc.ParseOptions(delimiter=delimiter)
-        read = pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
-        convert = pc.ConvertOptions(strings_can_be_null=True)
         assumed = () if delimiter == "," else (f"columns are separated by {delimiter!r}",)
-        return reading_of(path, lambda: pc.open_csv(opened(path), read, parse, convert), self.values(), assumed)
+        with library_errors(str(path), "cannot be read", WRITE_AGAIN):
+            dotted = _dotted(path)
+        if dotted:
+            assumed = (*assumed, f"dots in {shown(dotted)} set thousands apart, as in 15.000")
+        return reading_of(path, partial(csv_batches, path, dotted), self.values(), self.naming(path), assumed)
+
+
+def delimiter_of(path: Path) -> str:
+    """What there is most of in the header."""
+    return max(DELIMITERS, key=head_of(path).partition("\n")[0].count)
+
+
+def csv_batches(path: Path, as_text: Sequence[str] = ()) -> Any:
+    """The Arrow batches of delimited text with a header, the columns *as_text* as they are written."""
+    import pyarrow as pa
+    import pyarrow.csv as pc
+
+    read = pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
+    types = {name: pa.string() for name in as_text}
+    convert = pc.ConvertOptions(strings_can_be_null=True, column_types=types)
+    return pc.open_csv(opened(path), read, pc.ParseOptions(delimiter=delimiter_of(path)), convert)
+
+
+def _dotted(path: Path) -> list[str]:
+    """The columns in which dots set thousands apart, by the first rows; they look like decimals to Arrow."""
+    import pyarrow as pa
+
+    with closing(csv_batches(path)) as batches:
+        decimal = [field.name for field in batches.schema if pa.types.is_floating(field.type)]
+    if not decimal or len(decimal) > MOST_DECIMAL:
+        return []
+    with closing(csv_batches(path, decimal)) as batches:
+        first = next(iter(batches), None)
+    if first is None:
+        return []
+    return [name for name in decimal if written_with_dots([x for x in first.column(name).to_pylist() if x])]
 
 
 def _columns_of(path: Path, delimiter: str) -> int:
@@ -110,22 +192,26 @@ class JsonLinesFormat(TableFormat):
         import pyarrow.json as pj
 
         read = pj.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
-        return reading_of(path, lambda: pj.open_json(opened(path), read), self.values())
+        return reading_of(path, lambda: pj.open_json(opened(path), read), self.values(), self.naming(path))
 
 
-def reading_of(path: Path, open_batches: Callable[[], Any], values: Values, assumed: tuple[str, ...] = ()) -> Reading:
+def reading_of(
+    path: Path, open_batches: Callable[[], Any], values: Values, naming: Naming, assumed: tuple[str, ...] = ()
+) -> Reading:
     """The reading of a table that *open_batches* opens anew each time, as an Arrow batch reader."""
     where = str(path)
     if path.stat().st_size == 0:
         raise TraceError(where, "is empty", "is it the right file?")
     with library_errors(where, "cannot be read", WRITE_AGAIN), closing(open_batches()) as batches:
-        schema = batches.schema
-    layout = match_layout(schema, where, values)
+        schema, first = batches.schema, next(iter(batches), None)
+    layout = match_layout(schema, where, values, naming, first)
     return Reading(
         cells=lambda: _cells(open_batches, layout, where),
         assumptions=(*assumed, *layout.assumptions),
+        findings=cut_findings(path),
         where=where,
         collector=layout.collector,
+        numbered=layout.numbered,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
-from moetrace.errors import TraceError
+from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import require
 from moetrace.formats.stream.cells import Block, Cells, starts_of
 from moetrace.trace import FLOAT64_EXACT, check_layers
@@ -29,7 +29,7 @@ class OutOfOrder(Exception):
 class Grid:
     """The layers' numbers and the number of experts, as the first steps have them.
 
-    *first_expert* is the number of the first expert, 0 or 1.
+    *first_expert* is the number of the first expert, mostly 0.
     """
 
     layers: NDArray[np.int64]
@@ -44,25 +44,52 @@ class Grid:
 
 @dataclass(frozen=True)
 class Assembly:
-    """How to deal with one stream: its name in errors, the collector of its findings, and which are accepted."""
+    """How to deal with one stream: its name in errors, the collector of its findings, and which are accepted.
+
+    *experts* is how many a layer has, and *first_expert* the number of the first, where that was said; *zero* is
+    whether an expert without a row was idle.
+    """
 
     where: str
     collector: Collector
     accept: Sequence[str] = ()
+    experts: int | None = None
+    first_expert: int | None = None
+    zero: bool = False
 
 
-def assemble(cells: Iterable[Cells], job: Assembly) -> tuple[Grid, Iterator[Block]]:
+def assemble(cells: Callable[[], Iterator[Cells]], job: Assembly) -> tuple[Grid, Iterator[Block]]:
     """The grid of a stream whose steps never go backwards, and its complete blocks.
 
+    It is read once before where its first step need not hold every layer and expert.
     Raises `OutOfOrder` (also while the blocks are drawn) when they do,
     and `TraceError` for a hole or a repetition.
     """
-    pieces = _whole_steps(cells, job.where)
+    grid = None
+    if job.zero or "incomplete" in job.accept:
+        grid = grid_of(*_axes_of(cells(), job.where), job)
+        job.collector.clear()  # what was noted on the way will be again
+    pieces = _whole_steps(cells(), job.where)
     first = next(pieces, None)
     if first is None:
         raise TraceError(job.where, "holds no rows", "is it the right file?")
-    grid = _grid_of(first, job.where)
-    return grid, (_dense(piece, grid, job) for piece in chain([first], pieces))
+    if grid is None:
+        check_widths(first, job.where)
+        grid = grid_of(np.unique(first.layer), np.unique(first.expert), job)
+    whole = _finished(chain([first], pieces), grid, job)
+    return grid, (_dense(piece, grid, job) for piece in whole)
+
+
+def _axes_of(cells: Iterable[Cells], where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The layers and the experts of a whole stream, each increasing."""
+    layers = experts = np.empty(0, np.int64)
+    for piece in cells:
+        layers, experts = np.union1d(layers, piece.layer), np.union1d(experts, piece.expert)
+        what = f"a step of {len(layers):,} layers of {len(experts):,} experts"
+        require(len(layers) * len(experts) * 32, where, what, "check its rows")
+    if not len(layers):
+        raise TraceError(where, "holds no rows", "is it the right file?")
+    return layers, experts
 
 
 def join(pieces: list[Cells]) -> Cells:
@@ -103,26 +130,82 @@ def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
         yield join(held)
 
 
-def _grid_of(cells: Cells, where: str) -> Grid:
-    layers = np.unique(cells.layer)
-    experts = np.unique(cells.expert)
-    start = int(experts[0])
-    _check_numbers("layer", layers[[0, -1]], where)
-    _check_numbers("expert", experts[[0, -1]], where)
-    check_layers(layers[[0, -1]].tolist(), where)
-    if start < 0:
-        raise TraceError(where, "an expert has a negative number", "number them from 0")
-    if start > 1 or len(experts) != experts[-1] - start + 1:
-        missing = 0 if start > 1 else start + int(np.flatnonzero(np.diff(experts) > 1)[0]) + 1
+def _finished(pieces: Iterator[Cells], grid: Grid, job: Assembly) -> Iterator[Cells]:
+    """The same without the last step where it is not whole: a writer that was killed leaves one."""
+    held = next(pieces)
+    alone = True
+    for piece in pieces:
+        yield held
+        held, alone = piece, False
+    last = int(np.searchsorted(held.step, held.step[-1], "left"))
+    if (alone and last == 0) or _is_whole(held.part(last, len(held.step)), grid, job):
+        yield held
+        return
+    rows = len(held.step) - last
+    job.collector.note(
+        "unfinished", f"step {held.step[-1]}", f"the last step of {job.where} is not whole ({rows} rows) and left out"
+    )
+    if last:
+        yield held.part(0, last)
+
+
+def _is_whole(step: Cells, grid: Grid, job: Assembly) -> bool:
+    """Whether the cells of one step may be all there are of it; whatever else is wrong with them is said later."""
+    return len(np.unique(step.layer)) >= len(grid.layers) and (job.zero or len(step.step) >= grid.cells)
+
+
+def check_widths(step: Cells, where: str) -> None:
+    """Raise `TraceError` naming the layers of each width where the layers of one step have unlike ones."""
+    pairs = np.unique(np.stack([step.layer, step.expert]), axis=1)  # (2, pairs)
+    layers, sizes = np.unique(pairs[0], return_counts=True)
+    by_width = {width: layers[sizes == width].tolist() for width in sorted(set(sizes.tolist()), reverse=True)}
+    experts = np.unique(pairs[1])
+    if len(by_width) == 1 or experts[-1] - experts[0] >= len(experts):
+        return
+    most = max(by_width.values(), key=len)
+    each = " and ".join(f"{width} in {shown(those)}" for width, those in by_width.items())
+    raise TraceError(
+        f"{where}, step {step.step[0]}",
+        f"layers have unlike numbers of experts: {each}",
+        f"take those of one number with --layers {','.join(map(str, most))}, or, if experts without a row were idle, "
+        "take them as idle with --missing zero",
+    )
+
+
+def grid_of(layers: NDArray[np.int64], experts: NDArray[np.int64], job: Assembly) -> Grid:
+    """The grid of these *layers* and *experts*, increasing; raises `TraceError` where an expert is missing."""
+    _check_numbers("layer", layers[[0, -1]], job.where)
+    _check_numbers("expert", experts[[0, -1]], job.where)
+    check_layers(layers[[0, -1]].tolist(), job.where)
+    start, highest = _first_expert(experts, job), int(experts[-1])
+    width = job.experts or highest - start + 1
+    if highest >= start + width:
+        problem = f"expert {highest} is there, and {width} experts from {start} on end with {start + width - 1}"
+        raise TraceError(job.where, problem, "check --experts and --first-expert")
+    if not job.zero and len(experts) != width:
+        gaps = np.flatnonzero(experts != start + np.arange(len(experts)))
+        missing = start + int(gaps[0] if gaps.size else len(experts))
         raise TraceError(
-            where,
+            job.where,
             f"expert {missing} is missing",
-            "log every expert of every layer in every step, with 0 where it is idle",
+            "if it was idle, take experts without a row as idle with --missing zero (and --experts N for the last), "
+            "or log every expert of every layer in every step",
         )
-    grid = Grid(layers, len(experts), start)
+    grid = Grid(layers, width, start)
     # Complete steps have as many cells as the grid, so only a made-up file wants much here.
-    require(grid.cells * 32, where, f"a step of {len(layers):,} layers of {len(experts):,} experts", "check its rows")
+    require(grid.cells * 32, job.where, f"a step of {len(layers):,} layers of {width:,} experts", "check its rows")
     return grid
+
+
+def _first_expert(experts: NDArray[np.int64], job: Assembly) -> int:
+    """The number of the first expert: as it was said, or else 0, or 1 where no row is of 0."""
+    lowest = int(experts[0])
+    if lowest < 0:
+        raise TraceError(job.where, "an expert has a negative number", "number them from 0")
+    if job.first_expert is not None:
+        return job.first_expert if lowest >= job.first_expert else 0  # positions, which are not numbers
+    from_zero = job.experts is not None and int(experts[-1]) < job.experts
+    return 1 if lowest == 1 and not from_zero else 0
 
 
 def _check_numbers(name: str, ends: NDArray[np.int64], where: str) -> None:
@@ -178,9 +261,12 @@ def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], job: Assembly) 
         job.collector.note("incomplete", f"step {steps[incomplete][0]}", evidence, int(incomplete.sum()))
     else:
         incomplete[:] = False
-    if (hits[~incomplete] != 1).any():
-        _raise_for(np.where(incomplete[:, None, None], 1, hits), grid, steps, job.where)
-    counts = np.empty(hits.size, np.int64)
+    wrong = (hits != 1) & ~incomplete[:, None, None]
+    if job.zero:
+        wrong &= (hits > 1) | ~there[:, :, None]
+    if wrong.any():
+        _raise_for(np.where(wrong, hits, 1), hits, grid, steps, job.where)
+    counts = np.zeros(hits.size, np.int64)
     counts[cell] = cells.count
     return Block(steps[~incomplete], counts.reshape(shape)[~incomplete])
 
@@ -194,7 +280,7 @@ def _places(cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str) -> N
         raise TraceError(
             f"{where}, step {cells.step[i]}",
             f"layer {cells.layer[i]} is there, but was missing in an earlier step",
-            "log every layer in every step",
+            "leave steps without it out with --accept incomplete, or choose others with --layers",
         )
     expert = cells.expert - grid.first_expert
     unknown = np.flatnonzero((expert < 0) | (expert >= grid.experts))
@@ -204,20 +290,24 @@ def _places(cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str) -> N
             f"{where}, step {cells.step[i]}, layer {cells.layer[i]}",
             f"expert {cells.expert[i]} is there, but other steps have experts "
             f"{grid.first_expert} to {grid.first_expert + grid.experts - 1}",
-            "every layer needs the same number of experts",
+            "if the others were idle, take experts without a row as idle with --missing zero; "
+            "if layers have unlike numbers of experts, choose those of one number with --layers",
         )
     places: NDArray[np.int64] = (np.searchsorted(steps, cells.step) * len(grid.layers) + layer) * grid.experts + expert
     return places
 
 
-def _raise_for(hits: NDArray[np.intp], grid: Grid, steps: NDArray[np.int64], where: str) -> None:
-    step, layer, expert = np.argwhere(hits != 1)[0]
+def _raise_for(
+    wrong: NDArray[np.intp], hits: NDArray[np.intp], grid: Grid, steps: NDArray[np.int64], where: str
+) -> None:
+    step, layer, expert = np.argwhere(wrong != 1)[0]
     place = f"{where}, step {steps[step]}, layer {grid.layers[layer]}"
     if hits[step, layer, expert] > 1:
         raise TraceError(
             place,
             f"expert {expert + grid.first_expert} is there {hits[step, layer, expert]} times",
-            "keep one row for each step, layer and expert; ranks in one file go into a file each, for --merge",
+            "keep one row for each step, layer and expert, with a column `step`; ranks in one file go into a file "
+            "each, for --merge",
         )
     if not hits[step, layer].any():
         raise TraceError(
@@ -228,5 +318,5 @@ def _raise_for(hits: NDArray[np.intp], grid: Grid, steps: NDArray[np.int64], whe
     raise TraceError(
         place,
         f"there are {np.count_nonzero(hits[step, layer])} experts where others have {grid.experts}",
-        "log every expert of every layer, with 0 where it is idle",
+        "take experts without a row as idle with --missing zero, or log every expert of every layer",
     )

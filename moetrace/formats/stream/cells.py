@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +13,8 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.trace import Counts, Finding, Steps
 
-# A file for each layer, its number in the name.
-LAYER_IN_NAME = re.compile(r"(?:.*[_.-])?layer[_=.-]?(\d{1,15})", re.IGNORECASE)
-
 Merge = Literal["sum", "experts", "layers", "steps"]
+Missing = Literal["zero"]
 
 
 class Cells(NamedTuple):
@@ -45,9 +42,11 @@ class ReadOptions:
     """What to take of a dump of any format, and which totals it should have; settings of a format are its own.
 
     *tokens_per_step* is what one layer routes in one step, *top_k* times its *tokens*: totals are checked
-    against it, and a format with a setting of that name gets it. *merge* says how many sources become one
-    trace, *bin* how many passes one step; *layers*, *first* and *last* select from the source, before that.
-    *accept* names the findings that shall not stop the reading.
+    against it, and a format with a setting of that name gets it, as it gets *tokens*, *top_k* and *experts*, how
+    many a layer has. *merge* says how many sources become one trace, *bin* how many passes one step; *layers*,
+    *first* and *last* select from the source, before that. *missing* takes an expert without a row as idle,
+    *difference* the source as counters that are not reset in every step; *first_expert* is the number of the first
+    expert. *accept* names the findings that shall not stop the reading.
     """
 
     tokens_per_step: int | None = None
@@ -59,11 +58,15 @@ class ReadOptions:
     first: int | None = None
     last: int | None = None
     accept: tuple[str, ...] = ()
+    experts: int | None = None
+    first_expert: int | None = None
+    missing: Missing | None = None
+    difference: bool = False
 
     def as_settings(self, format: str | None = None) -> dict[str, Any]:
         """The options that were given, and the spec of the format if there was one, for the trace's metadata."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-        given = {key: value for key, value in plain.items() if value not in (None, [])}
+        given = {key: value for key, value in plain.items() if value is not False and value not in (None, [])}
         return {**given, "from": format} if format else given
 
     @property
@@ -79,7 +82,8 @@ class Reading:
     """A dump about to be read: *cells* starts the stream anew each time it is called.
 
     *rows* is the number of cells where the format knows it beforehand, for progress; *where* names
-    the dump in errors; *collector* collects what the stream shows as it passes.
+    the dump in errors; *collector* collects what the stream shows as it passes. *numbered* is whether the reader
+    counted the steps from 1, because the dump does not name them. *of_layers* are the findings about these layers.
     """
 
     cells: Callable[[], Iterator[Cells]]
@@ -89,16 +93,22 @@ class Reading:
     known: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
     collector: Collector = field(default_factory=Collector)
+    numbered: bool = False
+    of_layers: Callable[[Sequence[int]], tuple[Finding, ...]] = lambda _: ()
 
 
 @dataclass(frozen=True)
 class Merged:
-    """Several dumps that are one trace: *how* their steps, layers, experts or counts come together."""
+    """Several dumps that are one trace: *how* their steps, layers, experts or counts come together.
+
+    *idle* is whether a part that lacks a step which another has was idle in it.
+    """
 
     parts: tuple[Reading | Merged, ...]
     how: Merge
     where: str
     assumptions: tuple[str, ...] = ()
+    idle: bool = False
 
     @property
     def readings(self) -> tuple[Reading, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,35 +14,61 @@ from moetrace.errors import TraceError
 from moetrace.formats.errors import require
 from moetrace.formats.stream.blocks import BLOCK_CELLS
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells, starts_of
+from moetrace.formats.stream.census import Census, no_choices
 
 
 class Choices(NamedTuple):
-    """A piece of a routing log: every choice of an expert, by its step and layer; all of shape (choices,)."""
+    """A piece of a routing log: *expert* (rows, k), what a token chose in a layer, -1 for nothing.
 
-    step: NDArray[np.int64]
+    *layer* is of shape (rows,), and *step* too, or None where steps are counted in tokens.
+    """
+
+    step: NDArray[np.int64] | None
     layer: NDArray[np.int64]
     expert: NDArray[np.int64]
 
 
+def side_by_side(flat: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The choices (rows, k) of lists of *sizes* (rows,) one after the other in *flat*; -1 where one is shorter."""
+    sizes = sizes.astype(np.int64)
+    width = int(sizes.max(initial=1))
+    if (sizes == width).all():
+        return flat.astype(np.int64).reshape(-1, width)
+    rows = np.full((len(sizes), width), -1, np.int64)
+    rows[np.arange(width) < sizes[:, None]] = flat
+    return rows
+
+
+@dataclass(frozen=True)
+class Counting:
+    """How choices are counted: *tokens* of a layer are a step where none is named, *experts* a layer.
+
+    *ignore* is a number that stands for no routed expert, *highest* the largest that its type can hold.
+    """
+
+    tokens: int | None = None
+    experts: int | None = None
+    ignore: int | None = None
+    highest: int | None = None
+
+
 @dataclass(frozen=True)
 class Shape:
-    """The layers of a routing log, and the number of experts: one more than the highest that was chosen."""
+    """The layers of a routing log, and the number of experts."""
 
     layers: NDArray[np.int64]
     experts: int
 
 
-def shape_of(pieces: Iterable[Choices], where: str) -> Shape:
-    """What a routing log covers, by reading it once; raises `TraceError` when it holds nothing."""
-    layers: set[int] = set()
-    highest = -1
+def census_of(pieces: Iterable[Choices], where: str) -> Census:
+    """What a routing log holds, by reading it once; raises `TraceError` when it holds nothing."""
+    census = Census()
     for piece in pieces:
-        if len(piece.expert):
-            layers.update(np.unique(piece.layer).tolist())
-            highest = max(highest, int(piece.expert.max()))
-    if highest < 0:
+        if len(piece.layer):
+            census.add(piece.layer, piece.expert)
+    if not census.ids:
         raise TraceError(where, "holds no chosen expert", "is it the right file?")
-    return Shape(np.array(sorted(layers), np.int64), highest + 1)
+    return census
 
 
 def counted(pieces: Iterable[Choices], shape: Shape) -> Iterator[Cells]:
@@ -50,12 +76,13 @@ def counted(pieces: Iterable[Choices], shape: Shape) -> Iterator[Cells]:
     n_layers, experts = len(shape.layers), shape.experts
     held: tuple[int, NDArray[np.int64]] | None = None
     for piece in _few_steps(pieces, max(1, BLOCK_CELLS // (n_layers * experts))):
+        assert piece.step is not None
         starts = starts_of(piece.step)
         steps = piece.step[starts]  # (steps,), as often as one begins
         row = np.repeat(np.arange(len(steps)), np.diff(starts, append=len(piece.step)))
+        first = (row * n_layers + np.searchsorted(shape.layers, piece.layer)) * experts
         chosen = piece.expert >= 0  # -1 stands for no choice: padding, or a token that was dropped
-        cell = (row * n_layers + np.searchsorted(shape.layers, piece.layer)) * experts + piece.expert
-        counts = np.bincount(cell[chosen], minlength=len(steps) * n_layers * experts)
+        counts = np.bincount((first[:, None] + piece.expert)[chosen], minlength=len(steps) * n_layers * experts)
         counts = counts.reshape(len(steps), n_layers, experts).astype(np.int64)
         if held is not None and held[0] == steps[0]:
             counts[0] += held[1]
@@ -71,37 +98,144 @@ def counted(pieces: Iterable[Choices], shape: Shape) -> Iterator[Cells]:
 def _few_steps(pieces: Iterable[Choices], most: int) -> Iterator[Choices]:
     """The same choices in pieces of at most *most* steps, none of them empty."""
     for piece in pieces:
-        if not len(piece.step):
+        if not len(piece.layer):
             continue
+        assert piece.step is not None
         for a, b in pairwise([*starts_of(piece.step)[::most].tolist(), len(piece.step)]):
-            yield Choices(*(column[a:b] for column in piece))
+            yield Choices(piece.step[a:b], piece.layer[a:b], piece.expert[a:b])
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Numbers that stand for no choice: *beyond* the experts in any place, *inside* in rows of it alone."""
+
+    beyond: tuple[int, ...] = ()
+    inside: tuple[int, ...] = ()
+
+    def removed(self, pieces: Iterable[Choices], counted: bool) -> Iterator[Choices]:
+        """The choices with -1 for padding; rows without any are left out where steps are *counted* in tokens."""
+        for piece in pieces:
+            expert = piece.expert
+            for number in self.beyond:
+                expert = np.where(expert == number, -1, expert)
+            for number in self.inside:
+                expert = np.where((expert == number).all(axis=1, keepdims=True), -1, expert)
+            kept = (expert >= 0).any(axis=1) if counted else slice(None)
+            yield Choices(None if piece.step is None else piece.step[kept], piece.layer[kept], expert[kept])
+
+
+@dataclass
+class _Places:
+    """Numbers the tokens of each layer, so that every so many are a step."""
+
+    tokens: int
+    done: dict[int, int] = field(default_factory=dict)
+
+    def numbered(self, piece: Choices) -> Choices:
+        """The same choices with their steps, which begin at 1, in the order of these."""
+        places = np.empty(len(piece.layer), np.int64)
+        for number in np.unique(piece.layer).tolist():
+            rows = np.flatnonzero(piece.layer == number)
+            places[rows] = self.done.get(number, 0) + np.arange(len(rows))
+            self.done[number] = self.done.get(number, 0) + len(rows)
+        step = places // self.tokens + 1
+        order = np.argsort(step, kind="stable")
+        return Choices(step[order], piece.layer[order], piece.expert[order])
+
+
+def _numbered(pieces: Iterable[Choices], tokens: int | None) -> Iterator[Choices]:
+    places = _Places(tokens or 1)
+    for piece in pieces:
+        yield piece if piece.step is not None else places.numbered(piece)
 
 
 def reading_of(
     pieces: Callable[[], Iterator[Choices]],
     where: str,
-    experts: int | None,
+    counting: Counting,
     *,
-    shape: Shape | None = None,
+    census: Census | None = None,
+    experts: int | None = None,
     top_k: int | None = None,
     assumptions: tuple[str, ...] = (),
 ) -> Reading:
     """The reading of a routing log that *pieces* opens anew each time it is called.
 
-    Raises `TraceError` when an expert was chosen beyond the *experts* there should be.
+    *census* is what is known of it, *experts* how many others have that it is merged with. Raises `TraceError` when
+    an expert was chosen beyond the experts there should be, or far beyond all others.
     """
-    found = shape or shape_of(pieces(), where)
-    assumed = list(assumptions)
-    if experts is None:
-        assumed.append(f"{found.experts} experts: the highest that was chosen is {found.experts - 1}")
-    elif found.experts > experts:
-        raise TraceError(
-            where, f"expert {found.experts - 1} was chosen", f"with --experts {experts} the last is one less"
-        )
-    whole = Shape(found.layers, experts or found.experts)
-    cells = len(whole.layers) * whole.experts
-    require(
-        cells * 64, where, f"a step of {len(whole.layers):,} layers of {whole.experts:,} experts", "check its numbers"
-    )
+    found = census or census_of(pieces(), where)
+    padding, said = _padding(found, counting, where)
+    real = [number for number in found.ids if number not in padding.beyond]
+    n = counting.experts or max(experts or 0, real[-1] + 1)
+    assumed = [*assumptions, *said]
+    if counting.experts is None:
+        assumed.append(f"{n} experts: the highest that was chosen is {real[-1]}")
+    # A layer that holds nothing but padding is none.
+    layers = [layer for layer in found.layers if not found.is_padding(layer, {*padding.beyond, *padding.inside})]
+    if padding != Padding():
+        found = census_of(padding.removed(pieces(), counted=True), where)
+    whole = Shape(np.array(layers, np.int64), n)
+    cells = len(layers) * n
+    require(cells * 64, where, f"a step of {len(layers):,} layers of {n:,} experts", "check its numbers")
     known = {} if top_k is None else {"top_k": top_k}
-    return Reading(lambda: counted(pieces(), whole), where=where, assumptions=tuple(assumed), known=known)
+    in_tokens = counting.tokens is not None
+
+    def counts() -> Iterator[Cells]:
+        rows = padding.removed(pieces(), counted=True)
+        inside = (_of_layers(piece, whole.layers) for piece in rows)
+        return counted(_numbered(inside, counting.tokens), whole)
+
+    return Reading(
+        counts,
+        where=where,
+        assumptions=tuple(assumed),
+        known=known,
+        numbered=in_tokens,
+        of_layers=found.findings,
+    )
+
+
+def _of_layers(piece: Choices, layers: NDArray[np.int64]) -> Choices:
+    inside = np.isin(piece.layer, layers)
+    if inside.all():
+        return piece
+    return Choices(None if piece.step is None else piece.step[inside], piece.layer[inside], piece.expert[inside])
+
+
+def _padding(census: Census, counting: Counting, where: str) -> tuple[Padding, list[str]]:
+    """Which numbers are padding, and what is said of that; raises `TraceError` for what may be or may not."""
+    ids = census.ids
+    beyond, inside, said = [], [], []
+    if counting.ignore is not None and counting.ignore in census.counts:
+        others = [number for number in ids if number != counting.ignore]
+        if others and counting.ignore > others[-1]:
+            beyond, ids = [counting.ignore], others
+            said.append(f"{counting.ignore} is left out, {census.counts[counting.ignore]:,} times, by --ignore")
+        else:
+            inside = [counting.ignore]
+            said.append(f"tokens that choose {counting.ignore} alone are left out, by --ignore")
+    highest = ids[-1]
+    alone = len(ids) > 1 and ids[-2] < (counting.experts or highest)
+    if (
+        counting.experts is not None
+        and highest >= counting.experts
+        and not (alone and no_choices(ids, counting.highest))
+    ):
+        way = f"with --experts {counting.experts} the last is one less; leave what is no routed expert out with "
+        raise TraceError(where, f"expert {highest} was chosen", f"{way}--ignore {highest}")
+    if counting.experts is None or highest >= counting.experts:
+        if no_choices(ids, counting.highest):
+            beyond.append(highest)
+            n, last = census.counts[highest], ids[-2]
+            said.append(
+                f"{highest} stands for no choice ({n:,} of them left out), since no other expert is beyond {last}; "
+                f"--experts {highest + 1} takes it for one"
+            )
+        elif len(ids) > 1 and highest - ids[-2] > max(64, ids[-2] + 1):
+            raise TraceError(
+                where,
+                f"expert {highest} is far beyond all others, which end with {ids[-2]}",
+                f"leave it out with --ignore {highest}, or give the number of experts with --experts N",
+            )
+    return Padding(tuple(beyond), tuple(inside)), said

@@ -2,54 +2,67 @@
 
 from __future__ import annotations
 
-import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from itertools import pairwise
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.stream.blocks import Assembly, Grid, assemble
-from moetrace.formats.stream.cells import LAYER_IN_NAME, Block, Cells, Merge, Merged, Reading, Source, readings_of
+from moetrace.formats.stream.cells import (
+    Block,
+    Cells,
+    Merge,
+    Merged,
+    Reading,
+    Source,
+    readings_of,
+)
+from moetrace.formats.stream.names import Named, check_ranks, layer_of, rank_in, step_in
+from moetrace.formats.stream.select import NothingSelected
 
-
-class Named(Protocol):
-    """A path, or something like it."""
-
-    @property
-    def name(self) -> str:
-        """Its last part."""
-
-    @property
-    def stem(self) -> str:
-        """Its last part without the ending."""
-
-
-AnyNamed = TypeVar("AnyNamed", bound=Named)
 Stream = tuple[Grid, Iterator[Block]]
 Report = Callable[[int], None]
 """Called with the number of cells of each piece as it is read."""
 
 
-def blocks_of(source: Source, accept: Sequence[str], report: Report) -> Stream:
-    """The grid and the complete blocks of a source, its parts merged as it says.
+def blocks_of(source: Source, job: Assembly, report: Report) -> Stream:
+    """The grid and the complete blocks of a source, its parts merged as it says, each dealt with as *job* says.
 
     Raises `OutOfOrder` where steps go backwards, `TraceError` for holes, repetitions and parts that
     do not fit together.
     """
     if isinstance(source, Reading):
-        return assemble(_reported(source, report), Assembly(source.where, source.collector, accept))
-    streams = [blocks_of(part, accept, report) for part in source.parts]
-    names = [readings_of(part)[0].where for part in source.parts]
+        mine = replace(job, where=source.where, collector=source.collector)
+        return assemble(lambda: _reported(source, report), mine)
+    # A part has as many experts as the whole, unless they are side by side.
+    of_parts = replace(job, experts=None) if source.how == "experts" else job
+    streams, names = _parts_of(source, of_parts, report)
     if source.how == "layers":
         order = sorted(range(len(streams)), key=lambda i: int(streams[i][0].layers[0]))
         streams, names = [streams[i] for i in order], [names[i] for i in order]
     grid = _grid([grid for grid, _ in streams], names, source.how)
     axis = {"sum": None, "layers": 1, "experts": 2}[source.how]
-    return grid, _together([blocks for _, blocks in streams], names, axis)
+    idle = source.how == "sum" and (source.idle or job.zero)
+    collector = readings_of(source)[0].collector
+    return grid, _together([blocks for _, blocks in streams], names, axis, _Ends(collector, idle))
+
+
+def _parts_of(source: Merged, job: Assembly, report: Report) -> tuple[list[Stream], list[str]]:
+    """The streams of the parts and their names; parts that have none of the layers asked for are left out."""
+    streams, names = [], []
+    nothing: list[NothingSelected] = []
+    for part in source.parts:
+        try:
+            streams.append(blocks_of(part, job, report))
+            names.append(readings_of(part)[0].where)
+        except NothingSelected as error:
+            nothing.append(error)
+    if nothing and (source.how != "layers" or not streams):
+        raise nothing[0]
+    return streams, names
 
 
 def _reported(reading: Reading, report: Report) -> Iterator[Cells]:
@@ -61,58 +74,65 @@ def _reported(reading: Reading, report: Report) -> Iterator[Cells]:
 def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Source:
     """The sources read from *paths* as one; segments of a run (``steps``) follow each other as they are given.
 
-    Raises `TraceError` naming missing or duplicate ranks.
+    Where names tell the step as well as the rank, the files of a rank follow each other; where they tell the layer,
+    files of one layer are added up and layers put side by side. Raises `TraceError` naming missing or duplicate ranks.
     """
     where = f"{paths[0]} and {len(paths) - 1} more"
     assumptions = (f"{len(paths)} files merged by {how}: {', '.join(path.name for path in paths)}",)
     if how == "steps":
-        return _in_a_row(sources, where, assumptions)
+        _check_one_rank(paths)
+        return in_a_row(sources, where, assumptions)
+    layers = [layer_of(path) for path in paths]
+    if how == "sum" and len(set(layers)) > 1 and None not in layers:
+        by_layer = _groups(layers, sources)
+        sums = tuple(Merged(tuple(group), "sum", where) for group in by_layer)
+        return Merged(sums, "layers", where, (*assumptions, "files of one layer are added up"))
+    ranks = [(rank_in(path), step_in(path)) for path in paths]
+    if len(set(ranks)) == len(ranks) > len({rank for rank, _ in ranks}) and all(None not in pair for pair in ranks):
+        rows = tuple(in_a_row(group, where, ()) for group in _groups([rank for rank, _ in ranks], sources))
+        return Merged(rows, how, where, (*assumptions, "files of one rank follow each other"))
     check_ranks(paths)
     return Merged(tuple(sources), how, where, assumptions)
 
 
-def by_rank(paths: Sequence[AnyNamed]) -> list[AnyNamed]:
-    """Paths in the order of the numbers in their names, so that rank 10 comes after rank 9."""
-
-    def parts(path: AnyNamed) -> list[str | int]:
-        return [int(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+)", str(path)))]
-
-    return sorted(paths, key=parts)
-
-
-def rank_of(path: Named) -> int | None:
-    """The rank in a file's name: the number after ``rank``, or else the last one, unless that is a layer."""
-    found = re.search(r"rank[_-]?(\d+)", path.stem)
-    if found is None and not LAYER_IN_NAME.fullmatch(path.stem):
-        found = re.search(r"(\d+)(?!.*\d)", path.stem)
-    return int(found[1]) if found else None
+def _groups(keys: Sequence[int | None], sources: Sequence[Source]) -> list[list[Source]]:
+    """The *sources* of each key, in the order of the keys."""
+    found: dict[int, list[Source]] = defaultdict(list)
+    for key, source in zip(keys, sources):
+        found[key or 0].append(source)
+    return [found[key] for key in sorted(found)]
 
 
-def check_ranks(paths: Sequence[Named]) -> None:
-    """Raise `TraceError` when a rank is missing between the first and the last, or there twice."""
-    if any(rank_of(path) is None for path in paths):
-        return
-    ranks = sorted((rank_of(path) or 0, path) for path in paths)
-    for (a, first), (b, second) in pairwise(ranks):
-        if a == b:
-            raise TraceError(str(first), f"is rank {a}, and so is {second}", "merge each rank once")
-        if b > a + 1:
-            raise TraceError(
-                str(second),
-                f"is rank {b}, but rank {shown(range(a + 1, b))} is missing before it",
-                "merge all ranks of the run",
-            )
+def _check_one_rank(paths: Sequence[Named]) -> None:
+    ranks = {rank_in(path) for path in paths if step_in(path) is not None} - {None}
+    if len(ranks) > 1:
+        raise TraceError(
+            ", ".join(path.name for path in paths[:3]),
+            f"are files of {len(ranks)} ranks, which are no segments of one run",
+            "merge replicas by sum and expert-parallel ranks by experts: files of one rank follow each other",
+        )
 
 
-def _in_a_row(sources: Sequence[Source], where: str, assumptions: tuple[str, ...]) -> Reading:
-    """Segments of a run as one stream; where one begins before the end of the last, that is a restart."""
+def in_a_row(sources: Sequence[Source], where: str, assumptions: tuple[str, ...]) -> Reading:
+    """Segments of a run as one stream; where one begins before the end of the last, that is a restart.
+
+    Steps that are only counted are counted on.
+    """
     readings = [reading for source in sources for reading in readings_of(source)]
     rows = [reading.rows for reading in readings]
+    counted_on = len(readings) > 1 and all(reading.numbered for reading in readings)
+    if counted_on:
+        assumptions = (*assumptions, "steps are counted on from file to file")
     collector = Collector()
 
     def cells() -> Iterator[Cells]:
+        done = 0
         for reading in readings:
-            yield from reading.cells()
+            last = done
+            for piece in reading.cells():
+                yield piece._replace(step=piece.step + done) if done else piece
+                last = max(last, done + int(piece.step.max(initial=0)))
+            done = last if counted_on else 0
             collector.merge(reading.collector)
 
     return replace(
@@ -129,6 +149,10 @@ def _in_a_row(sources: Sequence[Source], where: str, assumptions: tuple[str, ...
 def _grid(grids: Sequence[Grid], names: Sequence[str], how: Merge) -> Grid:
     """The grid of parts put together; raises `TraceError` naming the part that does not fit."""
     first = grids[0]
+    if how != "experts" and len({grid.first_expert for grid in grids}) > 1:
+        odd = next(i for i, grid in enumerate(grids) if grid.first_expert != first.first_expert)
+        problem = f"numbers experts from {grids[odd].first_expert}, and {names[0]} from {first.first_expert}"
+        raise TraceError(names[odd], problem, "say which with --first-expert")
     for grid, name in zip(grids[1:], names[1:]):
         if how != "layers" and not np.array_equal(grid.layers, first.layers):
             raise TraceError(
@@ -143,7 +167,7 @@ def _grid(grids: Sequence[Grid], names: Sequence[str], how: Merge) -> Grid:
                 "parts need the same experts here; expert-parallel ranks are merged by experts",
             )
     if how == "experts":
-        return Grid(first.layers, sum(grid.experts for grid in grids))
+        return replace(first, experts=sum(grid.experts for grid in grids))
     if how == "layers":
         return replace(first, layers=_stacked(grids, names))
     return first
@@ -162,35 +186,82 @@ def _stacked(grids: Sequence[Grid], names: Sequence[str]) -> np.ndarray[tuple[in
     return layers
 
 
-def _together(streams: Sequence[Iterator[Block]], names: Sequence[str], axis: int | None) -> Iterator[Block]:
+@dataclass(frozen=True)
+class _Ends:
+    """What is done where a part lacks steps: it was *idle* in them, or they are left out and *collector* is told."""
+
+    collector: Collector
+    idle: bool
+
+
+def _together(
+    streams: Sequence[Iterator[Block]], names: Sequence[str], axis: int | None, ends: _Ends
+) -> Iterator[Block]:
     """Blocks of the same steps from every stream, added up or side by side along *axis*."""
     held: list[Block | None] = [None] * len(streams)
     while True:
         for i, stream in enumerate(streams):
             if held[i] is None:
                 held[i] = next(stream, None)
-        if all(block is None for block in held):
+        there = [block for block in held if block is not None]
+        if not there or (len(there) < len(held) and not ends.idle):
+            _note_end(held, names, ends.collector)
             return
-        blocks = _same_steps(held, names)
-        n = len(blocks[0].steps)
+        blocks, held = _with_idle(held, names, ends.collector) if ends.idle else _same_steps(held, names)
         counts = [block.counts for block in blocks]
         yield Block(blocks[0].steps, sum(counts[1:], counts[0]) if axis is None else np.concatenate(counts, axis))
-        rest = [Block(block.steps[n:], block.counts[n:]) for block in held if block is not None]
-        held = [block if len(block.steps) else None for block in rest]
 
 
-def _same_steps(held: Sequence[Block | None], names: Sequence[str]) -> list[Block]:
-    """The longest common beginning of the blocks; raises `TraceError` where their steps differ."""
-    n = min(len(block.steps) for block in held if block is not None)
-    most = next(block for block in held if block is not None).steps[:n]
-    for i, block in enumerate(held):
-        steps = most[:0] if block is None else block.steps[:n]
-        if not np.array_equal(steps, most):
-            at = 0 if block is None else int(np.flatnonzero(steps != most)[0])
-            there = f"has step {steps[at]}" if block is not None else "has ended"
+def _note_end(held: Sequence[Block | None], names: Sequence[str], collector: Collector) -> None:
+    """Note that some parts have ended where others go on, if they do."""
+    ended = [name for block, name in zip(held, names) if block is None]
+    further = [int(block.steps[0]) for block in held if block is not None]
+    if further:
+        evidence = f"{shown(ended, 2)} ended before step {min(further)}; what others have from there on is left out"
+        collector.note("unfinished", f"step {min(further)}", evidence)
+
+
+def _same_steps(held: Sequence[Block | None], names: Sequence[str]) -> tuple[list[Block], list[Block | None]]:
+    """The longest common beginning of the blocks, and what is left; raises `TraceError` where their steps differ."""
+    whole = [block for block in held if block is not None]
+    n = min(len(block.steps) for block in whole)
+    most = whole[0].steps[:n]
+    for block, name in zip(whole, names):
+        other = np.flatnonzero(block.steps[:n] != most)
+        if other.size:
+            at = int(other[0])
             raise TraceError(
-                names[i],
-                f"{there} where another part has step {most[at]}",
-                "every part needs the same steps: take those they share with --steps, or find what is missing",
+                name,
+                f"has step {block.steps[at]} where another part has step {most[at]}",
+                "every part needs the same steps: choose those they share with --steps; if a replica was idle in "
+                "them, --missing zero takes the steps that it lacks as such",
             )
-    return [Block(block.steps[:n], block.counts[:n]) for block in held if block is not None]
+    return [Block(block.steps[:n], block.counts[:n]) for block in whole], [_after(block, n) for block in whole]
+
+
+def _after(block: Block, n: int) -> Block | None:
+    """What is left of *block* after *n* steps."""
+    return Block(block.steps[n:], block.counts[n:]) if n < len(block.steps) else None
+
+
+def _with_idle(
+    held: Sequence[Block | None], names: Sequence[str], collector: Collector
+) -> tuple[list[Block], list[Block | None]]:
+    """The blocks up to where the first of them ends, filled with zeros to the same steps, and what is left."""
+    there = [block for block in held if block is not None]
+    end = min(int(block.steps[-1]) for block in there)
+    steps = np.unique(np.concatenate([block.steps[block.steps <= end] for block in there]))
+    filled: list[Block] = []
+    rest: list[Block | None] = []
+    for block, name in zip(held, names):
+        n = 0 if block is None else int(np.searchsorted(block.steps, end, "right"))
+        counts = np.zeros((len(steps), *there[0].counts.shape[1:]), np.int64)
+        if block is not None:
+            counts[np.searchsorted(steps, block.steps[:n])] = block.counts[:n]
+        if n < len(steps):
+            lacking = steps if block is None else np.setdiff1d(steps, block.steps[:n])
+            evidence = f"{name} has no record of this step, and counts as idle in it"
+            collector.note("idle", f"step {lacking[0]}", evidence, len(lacking))
+        filled.append(Block(steps, counts))
+        rest.append(None if block is None else _after(block, n))
+    return filled, rest

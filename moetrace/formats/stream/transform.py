@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moetrace.doctor.catalogue import expectation_findings, factor_findings, roughness_findings, totals_findings
+from moetrace.doctor.catalogue import expectation_findings, roughness_findings, totals_findings
 from moetrace.doctor.collector import Collector, Factor
-from moetrace.errors import TraceError, shown
+from moetrace.errors import TraceError
 from moetrace.formats.stream.blocks import Grid
 from moetrace.formats.stream.cells import Block, ReadOptions
 from moetrace.formats.stream.merge import Stream
+from moetrace.formats.stream.select import Seen, no_layer
 from moetrace.trace import Counts, Finding, Steps, check_sums
 
 # Roughness is measured on the first steps alone: so many cells of them, and at least so many steps.
@@ -54,7 +54,7 @@ class Summary:
         """The findings, also against the tokens that *options* expect of a layer in a step."""
         totals, steps = np.concatenate(self.totals), np.concatenate(self.steps)
         found = self._roughness(steps)
-        found += factor_findings(self.factor.divisor, self.factor.counts)
+        found += self.factor.findings
         found += totals_findings(totals, steps, self.layers)
         if options.expected is None:
             return found
@@ -81,36 +81,51 @@ def _enough(block: Block) -> int:
 
 
 def transformed(
-    stream: Stream, options: ReadOptions, where: str, collector: Collector
+    stream: Stream, options: ReadOptions, where: str, collector: Collector, seen: Seen
 ) -> tuple[Grid, Iterator[Block], Summary]:
-    """The blocks as they go into the trace: layers and steps selected, passes added up, none empty.
+    """The blocks as they go into the trace: counters subtracted, passes added up, none empty.
 
-    Raises `TraceError` when a layer is not there, no step is left, or a layer has no tokens in a step.
+    *seen* is what there was before layers were selected. Raises `TraceError` when a layer is not there, a layer has
+    not as many experts as *options* say, no step is left, or a layer has no tokens in a step.
     """
-    grid, blocks = _selected(stream, options, where)
+    grid, blocks = stream
+    for layer in sorted(set(options.layers) - set(grid.layers.tolist())):
+        raise no_layer(where, layer, seen)
+    if options.experts not in (None, grid.experts):
+        problem = f"layers have {grid.experts} experts where --experts says {options.experts}"
+        raise TraceError(where, problem, "check --experts, and that no rank is missing")
+    if options.difference:
+        blocks = _from(differences(blocks, collector), options.first)
     if options.bin is not None:
         blocks = _binned(blocks, options.bin)
     summary = Summary(grid.layers.tolist())
     return grid, _complete_steps(blocks, summary, where, collector, options.accept), summary
 
 
-def _selected(stream: Stream, options: ReadOptions, where: str) -> Stream:
-    grid, blocks = stream
-    wanted: NDArray[np.int64] = np.array(sorted(set(options.layers)) or grid.layers, np.int64)
-    unknown = np.setdiff1d(wanted, grid.layers)
-    if unknown.size:
-        raise TraceError(where, f"has no layer {unknown[0]}", f"choose --layers among {shown(grid.layers)}")
-    at = np.searchsorted(grid.layers, wanted)
-    first = -np.inf if options.first is None else options.first
-    last = np.inf if options.last is None else options.last
+def differences(blocks: Iterator[Block], collector: Collector) -> Iterator[Block]:
+    """What counters grew by from each step to the next, from 0 to the first.
 
-    def chosen() -> Iterator[Block]:
-        for steps, counts in blocks:
-            inside = (steps >= first) & (steps <= last)
-            every = bool(inside.all()) and len(at) == len(grid.layers)
-            yield Block(steps, counts) if every else Block(steps[inside], counts[inside][:, at])
+    Where a count of a layer falls, its counters were reset, and what they hold then is what they grew by.
+    """
+    before: Counts | None = None
+    for steps, counters in blocks:
+        first = np.zeros_like(counters[0]) if before is None else before
+        counts = np.diff(counters, axis=0, prepend=first[None])
+        reset = np.asarray((counts < 0).any(axis=2))  # (steps, layers)
+        if reset.any():
+            step = int(steps[reset.any(axis=1)][0])
+            times = int(reset.any(axis=1).sum())
+            collector.note("reset", f"step {step}", "counters fall: they were reset, and begin at 0 again", times)
+            counts[reset] = counters[reset]
+        before = counters[-1]
+        yield Block(steps, counts)
 
-    return replace(grid, layers=wanted), chosen()
+
+def _from(blocks: Iterator[Block], first: int | None) -> Iterator[Block]:
+    """The blocks without the steps before *first*."""
+    for steps, counts in blocks:
+        start = 0 if first is None else int(np.searchsorted(steps, first))
+        yield Block(steps[start:], counts[start:])
 
 
 def _binned(blocks: Iterator[Block], passes: int) -> Iterator[Block]:

@@ -1,0 +1,237 @@
+"""JSON documents: counts under a known key, layers and experts as keys, or a table in one of the usual forms."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.errors import TraceError, shown
+from moetrace.formats.errors import library_errors, require
+from moetrace.formats.readers.text import WRITE_AGAIN, compression_of, ends_with
+from moetrace.formats.stream.arrays import COUNTS_KEYS, Arrays, Held
+from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.columns import IN_MODULE
+from moetrace.formats.stream.names import step_in
+from moetrace.formats.stream.roles import Naming
+from moetrace.formats.stream.tables import TableFormat, match_layout
+from moetrace.formats.stream.values import Values
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Bytes of memory for each of a document's, which is held whole: a number takes 32 and as little as two digits.
+IN_MEMORY = 20
+# Keys of windows of counts: a list of them, and the counts in each.
+WINDOWS = ("load_history", "history", "windows")
+LOADS = ("logical_expert_load", "expert_load", "logical_count", "counts", "load", "tokens_per_expert")
+MOST_DEPTH = 3
+MOST_PACKED = 1 << 30
+NEEDS = (
+    "one of load_history, logical_count or counts, columns and data of a table, a list of objects with step, layer and "
+    "counts, or layers whose values are experts"
+)
+
+
+@dataclass(frozen=True)
+class JsonFormat(TableFormat):
+    """A JSON document with counts: EPLB's histories, layers of experts, tables of Weights & Biases or pandas.
+
+    *axes* says what the axes of nested lists are, such as ``layers,steps,experts``.
+    """
+
+    axes: str | None = None
+
+    name: ClassVar[str] = "json"
+    needs: ClassVar[str] = f"a document with {NEEDS}; plain or .gz"
+
+    def claims(self, path: Path) -> bool:
+        """A file named .json, compressed or not."""
+        return path.is_file() and ends_with(path, ".json") and not path.name.startswith(".")
+
+    def read(self, path: Path) -> Reading:
+        """Find the counts by the keys of the document."""
+        document = _document(path)
+        if isinstance(document, dict):
+            history = next((document[key] for key in WINDOWS if isinstance(document.get(key), list)), None)
+            if history is not None:
+                return self._array([_load_of(window, path) for window in history], path, "steps,layers,experts")
+            if isinstance(document.get("columns"), list) and isinstance(document.get("data"), list):
+                return self._table(_rows(document["columns"], document["data"], path), path)
+            key = next((key for key in (*COUNTS_KEYS, *LOADS) if key in document), None)
+            if key is not None and not isinstance(document[key], dict):
+                return self._named(document, key, path)
+            return _keyed(document if key is None else document[key], path, self.values())
+        if isinstance(document, list) and document and all(isinstance(row, dict) for row in document):
+            return self._table(document, path)
+        if isinstance(document, list) and document:
+            return self._array(document, path, None)
+        raise TraceError(str(path), f"is a {type(document).__name__}", f"it needs {NEEDS}")
+
+    def _named(self, document: Mapping[str, Any], key: str, path: Path) -> Reading:
+        """Counts under a key, with `steps` and `layers` beside them."""
+        usual = {2: "layers,experts"} if key == "logical_count" else {}
+        extra = {name: document[name] for name in ("steps", "step", "layers") if name in document}
+        return self._array(document[key], path, usual.get(np.ndim(_array(document[key], path))), key, extra)
+
+    def _array(
+        self, value: Any, path: Path, axes: str | None, key: str = "counts", extra: Mapping[str, Any] | None = None
+    ) -> Reading:
+        arrays = {key: Held(_array(value, path))}
+        arrays |= {name: Held(_array(numbers, path)) for name, numbers in (extra or {}).items()}
+        said = () if key == "counts" else (f"{key} holds the counts",)
+        return Arrays(arrays, path, self.axes or axes, self.values(), said).reading()
+
+    def _table(self, rows: list[dict[str, Any]], path: Path) -> Reading:
+        return _table_reading(rows, path, self.values(), self.naming(path))
+
+
+def _document(path: Path) -> Any:
+    require(IN_MEMORY * path.stat().st_size, str(path), "the document, which is held whole,", "log JSON lines")
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN):
+        if compression_of(path) == "gzip":
+            with gzip.open(path) as file:
+                data = file.read(MOST_PACKED + 1)
+            if len(data) > MOST_PACKED:
+                raise ValueError(f"it is longer than {MOST_PACKED >> 20} MiB")
+            require(IN_MEMORY * len(data), str(path), "what it unpacks to", "log JSON lines")
+        else:
+            data = path.read_bytes()
+        try:
+            return json.loads(data.decode("utf-8-sig"))
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+
+
+def _load_of(window: Any, path: Path) -> Any:
+    """The counts of one window of a history."""
+    if not isinstance(window, dict):
+        return window
+    key = next((key for key in LOADS if key in window), None)
+    if key is None:
+        raise TraceError(
+            f"{path}, load_history", f"has windows with {shown(list(window))}", f"each needs {' or '.join(LOADS[:2])}"
+        )
+    return window[key]
+
+
+def _array(value: Any, path: Path) -> NDArray[Any]:
+    """Nested lists as an array; raises `TraceError` for what is ragged or no number."""
+    with library_errors(str(path), "holds counts that are no array of numbers", "give lists of one length"):
+        array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        raise TraceError(str(path), "holds counts that are no numbers", "counts are whole numbers of tokens")
+    return array
+
+
+def _rows(columns: list[Any], data: list[Any], path: Path) -> list[dict[str, Any]]:
+    """The rows of a table that was saved as its columns and its data."""
+    names = [str(name) for name in columns]
+    bad = next((i for i, row in enumerate(data) if not isinstance(row, list) or len(row) != len(names)), None)
+    if bad is not None:
+        raise TraceError(f"{path}, row {bad}", f"has not {len(names)} values", "give one for each of `columns`")
+    return [dict(zip(names, row)) for row in data]
+
+
+def _table_reading(rows: list[dict[str, Any]], path: Path, values: Values, naming: Naming) -> Reading:
+    import pyarrow as pa
+
+    where = str(path)
+    with library_errors(where, "holds no table", "give the same columns in every row"):
+        table = pa.Table.from_pylist(rows).combine_chunks()
+    batches: list[pa.RecordBatch] = table.to_batches()
+    layout = match_layout(table.schema, where, values, naming, batches[0] if batches else None)
+
+    def cells() -> Iterator[Cells]:
+        row = 0
+        for batch in batches:
+            yield layout.cells(batch.select(layout.columns), row, where)
+            row += batch.num_rows
+
+    return Reading(
+        cells,
+        assumptions=layout.assumptions,
+        where=where,
+        collector=layout.collector,
+        numbered=layout.numbered,
+    )
+
+
+# --- numbers as keys ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Places:
+    """The numbers on the way to each count, outermost first, (cells, depth), and the counts (cells,)."""
+
+    numbers: NDArray[np.int64]
+    counts: NDArray[Any]
+
+
+def _keyed(document: Any, path: Path, values: Values) -> Reading:
+    """Counts by step, layer and expert, or by layer and expert alone, as keys or places in lists."""
+    found = _places(document, path)
+    depth = found.numbers.shape[1]
+    if depth < 2:
+        names = shown(list(document))
+        raise TraceError(str(path), f"holds {names}, and none is the counts", f"it needs {NEEDS}")
+    at_step = step_in(path)
+    step = found.numbers[:, 0] if depth == MOST_DEPTH else np.full(len(found.counts), 1 if at_step is None else at_step)
+    layer, expert = found.numbers[:, -2], found.numbers[:, -1]
+    order = np.lexsort((expert, layer, step))
+    raw = found.counts[order]
+    make: Callable[[], Cells] = lambda: Cells(  # noqa: E731
+        step[order], layer[order], expert[order], values.counts(raw, "counts", 0, str(path))
+    )
+    said = "keys are steps, layers and experts" if depth == MOST_DEPTH else "keys are layers and experts: one step"
+    return Reading(
+        lambda: iter([make()]),
+        rows=len(raw),
+        assumptions=(said,),
+        where=str(path),
+        collector=values.collector,
+        numbered=depth < MOST_DEPTH and at_step is None,
+    )
+
+
+def _places(document: Any, path: Path) -> _Places:
+    numbers: list[tuple[int, ...]] = []
+    counts: list[float] = []
+    for at, count in _walk(document, (), path):
+        numbers.append(at)
+        counts.append(count)
+    if len({len(at) for at in numbers}) != 1:
+        names = shown(list(document)) if isinstance(document, dict) else "lists"
+        raise TraceError(str(path), f"holds {names}, and none is the counts", f"it needs {NEEDS}")
+    with library_errors(str(path), "holds numbers that are no counts", "counts are whole numbers of tokens"):
+        return _Places(np.array(numbers, np.int64), np.array(counts))
+
+
+def _walk(value: Any, at: tuple[int, ...], path: Path) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Every number in *value*, with the numbers of the keys, or places in lists, that lead to it."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield at, value
+        return
+    if isinstance(value, list):
+        pairs = list(enumerate(value))
+    elif isinstance(value, dict):
+        pairs = [(_number(key, path), part) for key, part in value.items()]
+    else:
+        raise TraceError(str(path), f"holds {value!r:.40} where a count should be", f"it needs {NEEDS}")
+    if len(at) == MOST_DEPTH:
+        raise TraceError(str(path), "is nested more than three deep", f"it needs {NEEDS}")
+    for number, part in pairs:
+        yield from _walk(part, (*at, number), path)
+
+
+def _number(key: str, path: Path) -> int:
+    found = IN_MODULE.search(key)
+    if found is None or len(found[0]) > 40:
+        raise TraceError(str(path), f"has a key {key[:60]!r} that numbers nothing", f"it needs {NEEDS}")
+    return int(found[1] or found[2])

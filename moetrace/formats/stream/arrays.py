@@ -1,0 +1,240 @@
+"""Arrays of counts, wherever they lie: which axis is what, one for all layers or one for each, and their steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.doctor.collector import Collector
+from moetrace.errors import SettingError, TraceError, shown
+from moetrace.formats.stream.cells import Cells, Reading, dense_cells
+from moetrace.formats.stream.columns import IN_MODULE
+from moetrace.formats.stream.names import Named, layer_of, step_in
+from moetrace.formats.stream.values import Values
+from moetrace.trace import check_steps
+
+# Names under which a file holds its counts; with a single array in it any name will do.
+COUNTS_KEYS = ("counts", "tokens_per_expert", "load", "expert_counts", "expert_load", "logical_count")
+# Arrays by the names of their files, and what their axes are: a rank's experts side by side with those of others.
+AXES_BY_NAME = {"moe_load_": "layers,ranks,experts", "mcore_ep_loads_": "layers,steps,experts"}
+AXES = ("steps", "layers", "ranks", "experts")
+STEP_BY_NAME = "the step is the number in the name of the file"
+# Cells handed on at a time.
+BATCH_CELLS = 1 << 18
+
+
+class Array(Protocol):
+    """An array in a file or in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    def rows(self, size: int, where: str) -> Iterator[NDArray[Any]]:
+        """The array in pieces of *size* along its first axis."""
+
+    def whole(self, where: str) -> NDArray[Any]:
+        """The array, held in memory."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """An array in memory."""
+
+    values: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+        return self.values.shape
+
+    def rows(self, size: int, where: str) -> Iterator[NDArray[Any]]:  # noqa: ARG002 - as those in files need it
+        """The array in pieces of *size* along its first axis."""
+        return (self.values[a : a + size] for a in range(0, len(self.values), size))
+
+    def whole(self, where: str) -> NDArray[Any]:  # noqa: ARG002
+        """The array."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class Log:
+    """Counts of *shape* (steps, layers, experts): *rows* reads them from the start, some steps at a time.
+
+    *layers* are their numbers where the source names them, *steps* too; *key* is what it calls the counts.
+    """
+
+    rows: Callable[[int], Iterator[NDArray[Any]]]
+    shape: tuple[int, int, int]
+    key: str
+    assumptions: tuple[str, ...]
+    layers: NDArray[np.int64] | None = None
+    steps: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The arrays of one file by name, and how they are read: *axes* as they were given, *values* as counts."""
+
+    arrays: Mapping[str, Array]
+    path: Named
+    axes: str | None = None
+    values: Values = field(default_factory=lambda: Values(Collector()))
+    said: tuple[str, ...] = ()
+
+    @property
+    def where(self) -> str:
+        """The file, in errors."""
+        return str(self.path)
+
+    def reading(self) -> Reading:
+        """The reading of the counts in them; raises `TraceError` where there are none."""
+        log = self._log()
+        steps, of_steps, numbered = self._steps(log)
+        layers, of_layers = self._layers(log)
+        return Reading(
+            cells=lambda: self._cells(log, steps, layers),
+            rows=math.prod(log.shape),
+            assumptions=(*self.said, *log.assumptions, *of_steps, *of_layers),
+            where=self.where,
+            collector=self.values.collector,
+            numbered=numbered,
+        )
+
+    def _log(self) -> Log:
+        named = next((name for name in COUNTS_KEYS if name in self.arrays), None)
+        if named is None and self.path.name.startswith("mcore_ep_loads_") and "loads" in self.arrays:
+            named = "loads"
+        key = named or (next(iter(self.arrays)) if len(self.arrays) == 1 else None)
+        of_layers = None if named else _by_layer(self.arrays)
+        if of_layers is not None and (key is None or IN_MODULE.search(key)):
+            return self._of_layers(of_layers)
+        if key is None:
+            names = shown(self.arrays) or "no array"
+            raise TraceError(
+                self.where, f"holds {names}, and none is the counts", "name it `counts`, or one array for each layer"
+            )
+        said = () if named else (f"array {key} is the counts",)
+        return arranged(self.arrays[key], self._axes_of(self.arrays[key]), key, self.where, said)
+
+    def _axes_of(self, array: Array) -> tuple[str, ...]:
+        """The axes of *array*, by what was given, by the name of the file, or by how many there are."""
+        shape = array.shape
+        by_name = next((axes for name, axes in AXES_BY_NAME.items() if self.path.name.startswith(name)), None)
+        given = self.axes or (by_name if by_name and len(by_name.split(",")) == len(shape) else None)
+        usual = {1: "experts", 2: "steps,experts", 3: "steps,layers,experts"}
+        text = given or usual.get(len(shape))
+        if text is None or min(shape, default=0) < 1:
+            raise TraceError(
+                self.where, f"counts have the shape {shape}", "give an array (steps, layers, experts), or say --axes"
+            )
+        axes = tuple(part.strip() for part in text.split(","))
+        if len(set(axes)) != len(axes) or "experts" not in axes or not set(axes) <= set(AXES):
+            raise SettingError(f"--axes are some of {', '.join(AXES)} and each once, with experts, not {text!r}")
+        if len(axes) != len(shape):
+            raise SettingError(f"--axes {text} are {len(axes)}, and {self.path.name} has the shape {shape}")
+        return axes
+
+    def _of_layers(self, arrays: dict[int, Array]) -> Log:
+        """Arrays (steps, experts) or (experts,) of each layer, read side by side."""
+        shapes = {array.shape for array in arrays.values()}
+        if len(shapes) > 1:
+            each = " and ".join(f"{shape}" for shape in sorted(shapes)[:4])
+            raise TraceError(self.where, f"has arrays of layers of unlike shapes {each}", "save each layer alike")
+        (shape,) = shapes
+        if len(shape) not in (1, 2) or min(shape) < 1:
+            raise TraceError(self.where, f"has layers of shape {shape}", "give (steps, experts) for each layer")
+        steps = shape[0] if len(shape) == 2 else 1
+
+        def rows(size: int) -> Iterator[NDArray[Any]]:
+            if len(shape) == 1:
+                yield np.stack([array.whole(self.where) for array in arrays.values()])[None]
+                return
+            for parts in zip(*(array.rows(size, self.where) for array in arrays.values())):
+                yield np.stack(parts, axis=1)
+
+        said = f"an array for each layer, {'steps, experts' if len(shape) == 2 else 'experts'}: {_sizes(shape)}"
+        numbers = np.array(list(arrays), np.int64)
+        return Log(rows, (steps, len(arrays), shape[-1]), "counts", (said,), numbers)
+
+    def _steps(self, log: Log) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
+        """The numbers of the steps, what is assumed of them, and whether they are only counted."""
+        n = log.shape[0]
+        if log.steps is not None:
+            return log.steps, (), False
+        named = self.arrays.get("steps") or (self.arrays.get("step") if n == 1 else None)
+        if named is not None:
+            found = np.atleast_1d(named.whole(self.where))
+            check_steps(found, n, f"{self.where}, array steps")
+            return found.astype(np.int64), (), False
+        in_name = step_in(self.path)
+        if in_name is None and self.path.name.startswith("moe_load_"):
+            digits = self.path.stem.removeprefix("moe_load_")
+            in_name = int(digits) if digits.isdecimal() and len(digits) <= 15 else None
+        if n == 1 and in_name is not None:
+            return np.array([in_name]), (STEP_BY_NAME,), False
+        return np.arange(1, n + 1), ("steps are numbered from 1",), True
+
+    def _layers(self, log: Log) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+        n = log.shape[1]
+        if log.layers is not None:
+            return log.layers, ()
+        if "layers" in self.arrays:
+            found = self.arrays["layers"].whole(self.where)
+            check_steps(found, n, f"{self.where}, array layers")
+            return found.astype(np.int64), ()
+        in_name = layer_of(self.path)
+        if n == 1 and in_name is not None:
+            return np.array([in_name]), (f"layer {in_name}, by the name of the file",)
+        return np.arange(n), ("layers are numbered from 0",)
+
+    def _cells(self, log: Log, steps: NDArray[np.int64], layers: NDArray[np.int64]) -> Iterator[Cells]:
+        size = max(1, BATCH_CELLS // (log.shape[1] * log.shape[2]))
+        start = 0
+        for part in log.rows(size):
+            counts = self.values.counts(part, log.key, start, self.where)
+            yield dense_cells(steps[start : start + len(part)], layers, counts)
+            start += len(part)
+
+
+def arranged(array: Array, axes: Sequence[str], key: str, where: str, said: tuple[str, ...] = ()) -> Log:
+    """The log of an *array* with these *axes*; one whose steps do not come first has to be held whole."""
+    size = dict(zip(axes, array.shape))
+    steps, layers, experts = (
+        size.get("steps", 1),
+        size.get("layers", 1),
+        size["experts"] * size.get("ranks", 1),
+    )
+    shape = (steps, layers, experts)
+    text = f"axes are {', '.join(axes)}: {_sizes(array.shape)}"
+    text += "" if "layers" in axes else ", one layer" if "steps" in axes else ", one layer and step"
+    said = (*said, text + ("" if "steps" in axes or "layers" not in axes else ", one step"))
+    order = [axes.index(axis) for axis in AXES if axis in axes]
+    if order == sorted(order) and axes[0] == "steps":
+        return Log(lambda n: (part.reshape(-1, *shape[1:]) for part in array.rows(n, where)), shape, key, said)
+
+    def rows(n: int) -> Iterator[NDArray[Any]]:
+        cube = np.transpose(array.whole(where), order).reshape(shape)
+        return (cube[a : a + n] for a in range(0, steps, n))
+
+    return Log(rows, shape, key, said)
+
+
+def _by_layer(arrays: Mapping[str, Array]) -> dict[int, Array] | None:
+    """The arrays by the layers in their names, in the order of these; None where not each names another one."""
+    numbers = {}
+    for name, array in arrays.items():
+        found = IN_MODULE.search(name)
+        if found is None:
+            return None
+        numbers[int(found[1] or found[2])] = array
+    return dict(sorted(numbers.items())) if len(numbers) == len(arrays) else None
+
+
+def _sizes(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))

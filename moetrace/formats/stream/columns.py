@@ -1,0 +1,166 @@
+"""Columns of Arrow batches as arrays: numbers as they are or as people write them, lists, numbers in names."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.errors import TraceError
+from moetrace.formats.arrow import to_numpy
+from moetrace.trace import FLOAT64_EXACT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# A number with its thousands apart, by commas or by dots, as spreadsheets write it.
+BY_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
+BY_DOTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+")
+# A number in a list that was written as text, by Python, NumPy or torch.
+IN_LIST = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf", re.IGNORECASE)
+LIST = re.compile(r"\s*(?:tensor|array)?\(?\s*\[.*\]", re.DOTALL)
+# The number of a layer in the name of a module: what follows a word for it, or else the first number.
+IN_MODULE = re.compile(r"(?:layers?|blocks?|h)[._/\[-]?(\d{1,15})|(\d{1,15})", re.IGNORECASE)
+
+
+def column(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[Any]:
+    """A column without nulls, shape (rows,); text that is numbers as people write them becomes numbers."""
+    values = batch.column(name)
+    if values.null_count:
+        raise null(values, name, row, where)
+    return with_gaps(batch, name, row, where)
+
+
+def with_gaps(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[Any]:
+    """The same, with NaN for nulls."""
+    import pyarrow as pa
+
+    values = batch.column(name)
+    if not values.null_count and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        return to_numpy(values)
+    if pa.types.is_null(values.type):
+        return np.full(len(values), np.nan)
+    try:
+        found = np.asarray(values.to_numpy(zero_copy_only=False))
+    except (TypeError, NotImplementedError):
+        raise TraceError(f"{where}, column {name}", f"holds {values.type}", "give numbers") from None
+    return as_written(found, name, row, where) if pa.types.is_string(values.type) else found
+
+
+def null(values: Any, name: str, row: int, where: str) -> TraceError:
+    """That a column has a gap, and where the first one is."""
+    first = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
+    return TraceError(f"{where}, column {name}, row {row + first}", "is null (or NaN)", "every row needs a value")
+
+
+def as_written(texts: NDArray[Any], name: str, row: int, where: str) -> NDArray[Any]:
+    """Texts that are numbers as spreadsheets write them as numbers; texts that are none stay as they are.
+
+    Raises `TraceError` for percentages: of how many tokens they are is another column's to say.
+    """
+    stripped = [None if text is None else text.strip().replace("\u00a0", "").replace("'", "") for text in texts]
+    dots = written_with_dots([text for text in stripped if text])
+    numbers: list[float] = []
+    for i, text in enumerate(stripped):
+        if not text:
+            numbers.append(np.nan)
+            continue
+        if text.endswith("%"):
+            raise TraceError(
+                f"{where}, column {name}, row {row + i}",
+                f"holds {text}, a share and no count",
+                "write shares as fractions of 1 in a column `share`, and give --tokens-per-step N",
+            )
+        plain = text.replace(",", "") if BY_COMMAS.fullmatch(text) else text.replace(".", "") if dots else text
+        try:
+            numbers.append(float(plain))
+        except ValueError:
+            return texts
+    return np.array(numbers)
+
+
+def written_with_dots(texts: list[str]) -> bool:
+    """Whether dots in *texts* set thousands apart: ``15.000`` and ``987``, but not ``15.000`` and ``7.500``."""
+    dotted = [text for text in texts if "." in text]
+    if not dotted or not all(BY_DOTS.fullmatch(text) for text in dotted):
+        return False
+    whole = all("." in text or re.fullmatch(r"[+-]?\d{1,3}", text) for text in texts)
+    # With three digits everywhere and zeros alone behind the dot, they are decimals that say nothing.
+    plain = len(dotted) == len(texts) and all(text.endswith(".000") and text.count(".") == 1 for text in dotted)
+    return whole and not plain
+
+
+def numbers(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
+    """A column of whole numbers (step, layer, expert), shape (rows,)."""
+    values = column(batch, name, row, where)
+    if values.dtype.kind == "O":  # hive partitions and dictionaries arrive as text
+        try:
+            values = values.astype(np.int64)
+        except (TypeError, ValueError, OverflowError):
+            raise TraceError(f"{where}, column {name}", "holds text, not numbers", "give whole numbers") from None
+    if values.dtype.kind == "f":
+        with np.errstate(invalid="ignore"):
+            bad = np.flatnonzero(~(np.abs(values) < FLOAT64_EXACT) | (np.floor(values) != values))
+        if bad.size:
+            raise TraceError(
+                f"{where}, column {name}, row {row + bad[0]}",
+                f"{values[bad[0]]} is not a whole number",
+                "give whole numbers",
+            )
+    if values.dtype.kind not in "iuf":
+        raise TraceError(f"{where}, column {name}", f"holds {values.dtype}, not numbers", "give whole numbers")
+    return values.astype(np.int64, copy=False)
+
+
+def layers_in(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
+    """A column of layers (rows,), numbers or names of modules such as ``model.layers.3.mlp``."""
+    import pyarrow as pa
+
+    values = batch.column(name)
+    if not pa.types.is_string(values.type) or values.null_count:
+        return numbers(batch, name, row, where)
+    encoded = values.dictionary_encode()
+    of_name = np.array([module_layer(text, f"{where}, column {name}") for text in encoded.dictionary.to_pylist()])
+    layers: NDArray[np.int64] = of_name[to_numpy(encoded.indices)]
+    return layers
+
+
+def module_layer(text: str, where: str) -> int:
+    """The number of the layer in the name of a module; raises `TraceError` where there is none."""
+    found = IN_MODULE.search(text)
+    if found is None:
+        raise TraceError(where, f"names no layer in {text[:60]!r}", "name layers by numbers")
+    return int(found[1] or found[2])
+
+
+def lists_in(values: pa.Array, name: str, row: int, where: str) -> pa.Array:
+    """Lists that were written as text, such as ``[1, 2, 3]``, as lists of numbers.
+
+    Raises `TraceError` for what is none, and for what NumPy left out with dots.
+    """
+    import pyarrow as pa
+
+    if values.null_count:
+        raise null(values, name, row, where)
+    offsets, flat = [0], []
+    for i, text in enumerate(values.to_pylist()):
+        if not LIST.match(text) or "..." in text or text.count("[") > 1:
+            way = "write whole lists, such as [3, 0, 5]"
+            raise TraceError(f"{where}, column {name}, row {row + i}", f"is no list of numbers: {text[:60]!r}", way)
+        flat += [float(number) for number in IN_LIST.findall(text[text.index("[") : text.rindex("]")])]
+        offsets.append(len(flat))
+    array = np.array(flat, np.float64)
+    whole = array.astype(np.int64) if array.size and (array == np.floor(array)).all() else array
+    return pa.ListArray.from_arrays(pa.array(np.array(offsets, np.int32)), pa.array(whole))
+
+
+def is_list_text(values: pa.Array) -> bool:
+    """Whether the first text of a column is a list."""
+    import pyarrow as pa
+
+    if not pa.types.is_string(values.type):
+        return False
+    first = next((text for text in values.slice(0, 100).to_pylist() if text), "")
+    return bool(LIST.match(first))

@@ -1,0 +1,112 @@
+"""What the values of a dump are, counts, shares or utilisation, and how they become counts."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.doctor.collector import HALVES, Collector
+from moetrace.errors import TraceError
+from moetrace.trace import Counts, whole_counts
+
+COUNT_NAMES = (
+    "tokens", "count", "counts", "load", "ntokens", "numtokens", "tokencount", "tokensperexpert", "expertcount",
+    "expertcounts", "expertload", "expertdistribution",
+)  # fmt: skip
+SHARE_NAMES = ("share", "shares", "proportion", "fraction", "prob", "frequency")
+# The count of an expert over the mean count of its layer.
+UTILISATION_NAMES = ("utilisation", "utilization", "expertutilization", "expertutilisation")
+PHYSICAL_NAMES = ("physicalcount", "globalphysicalcount", "physicalload")
+VALUE_NAMES = (*COUNT_NAMES, *SHARE_NAMES, *UTILISATION_NAMES, *PHYSICAL_NAMES)
+# How far a share times the tokens of a step may be from a whole count: the rounding error of a
+# float32 share at 500,000 tokens is 0.03.
+WHOLE_TOLERANCE = 0.05
+
+
+def simple_name(name: str) -> str:
+    """A column's name in lower case, without punctuation."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+@dataclass(frozen=True)
+class Values:
+    """How the values of a dump become counts; *collector* gets the findings about them.
+
+    *tokens* is what a layer routes in a step, *experts* how many a layer has, where they are known.
+    """
+
+    collector: Collector
+    tokens: int | None = None
+    experts: int | None = None
+
+    def counts(self, values: NDArray[Any], column: str, row: int, where: str, kind: str | None = None) -> Counts:
+        """*values* as counts of the same shape; shares become counts where the tokens of a step are known.
+
+        *row* is the number of the first of them, for the `TraceError` that names the first bad one, and *kind* says
+        what they are where the name of their column does not.
+        """
+        simple = simple_name(kind or column)
+        values = self._exact(values, column, row)
+        if simple in PHYSICAL_NAMES:
+            self.collector.note("physical", f"column {column}", "counts are of physical experts, replicas apart")
+        whole = self._unit(simple, column, where)
+        if whole is None or (whole.is_guess and not _look_like_shares(values)):
+            self.collector.check_precision(values, column, row)
+            return whole_counts(values, where, column, row)
+        scaled = values.astype(np.float64) * whole.unit
+        near = np.rint(scaled)
+        bad = np.argwhere(~(np.abs(scaled - near) <= WHOLE_TOLERANCE) | (near < 0))
+        if bad.size:
+            at = tuple(int(i) for i in bad[0])
+            raise TraceError(
+                f"{where}, column {column}, row {row + at[0]}",
+                f"a share of {values[at]} of {whole.unit} tokens is not a whole count",
+                "check --tokens-per-step: it is the tokens routed in one layer in one step (times top-k)",
+            )
+        return near.astype(np.int64)
+
+    def _exact(self, values: NDArray[Any], column: str, row: int) -> NDArray[Any]:
+        """The same values where their type is of half precision, in one that is not; others as they are."""
+        if values.dtype.kind == "V" and values.dtype.itemsize == 2:  # as NumPy has bfloat16
+            wide = (np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+            self.collector.note_half(wide, 2 ** HALVES["bfloat16"], "bfloat16", column, row)
+            return wide
+        if values.dtype == np.float16:
+            self.collector.check_precision(values, column, row)
+            return values.astype(np.float32)
+        return values
+
+    def _unit(self, simple: str, column: str, where: str) -> Unit | None:
+        """What a value of 1 is in tokens; None for counts."""
+        tokens, experts = self.tokens, self.experts
+        if simple in UTILISATION_NAMES:
+            if tokens is None or experts is None:
+                raise TraceError(
+                    f"{where}, column {column}",
+                    "holds utilisation, the load over the mean load of the layer, and no totals",
+                    "give them with --tokens-per-step N and --experts N, or log counts",
+                )
+            return Unit(tokens / experts, is_guess=False)
+        if simple in SHARE_NAMES and tokens is None:
+            raise TraceError(
+                f"{where}, column {column}",
+                "holds shares, not counts",
+                "give the tokens of a step with --tokens-per-step N",
+            )
+        return None if tokens is None else Unit(tokens, is_guess=simple not in SHARE_NAMES)
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Tokens that a value of 1 stands for; a guess where only the values can tell."""
+
+    unit: float
+    is_guess: bool
+
+
+def _look_like_shares(values: NDArray[Any]) -> bool:
+    return values.dtype.kind == "f" and bool(values.size) and bool(values.max() <= 1)
