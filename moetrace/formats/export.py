@@ -28,6 +28,8 @@ ROWS = 1 << 20
 def export_trace(trace: LoadTrace, path: Path, kind: str) -> None:
     """Write *trace* to *path* as one of `KINDS`, atomically, a block of steps or a layer at a time.
 
+    Experts have the numbers that they have in the source, where the kind has numbers at all.
+
     Raises `TraceError` when what is read of the trace is damaged.
 
     >>> import moetrace as mt
@@ -55,7 +57,8 @@ def _long(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
         rows = max(1, ROWS // counts[0].size)
         for a in range(0, len(steps), rows):
             step, layer, expert, tokens = dense_cells(steps[a : a + rows], trace.layers, counts[a : a + rows])
-            columns: dict[str, NDArray[Any]] = {"step": step, "layer": layer, "expert": expert, "tokens": tokens}
+            numbers = expert + trace.info.first_expert
+            columns: dict[str, NDArray[Any]] = {"step": step, "layer": layer, "expert": numbers, "tokens": tokens}
             yield pa.RecordBatch.from_pydict(columns)
 
 
@@ -70,7 +73,7 @@ def _wide(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
     import pyarrow as pa
 
     for step, layer, counts in _by_layer_and_step(trace):
-        experts = {f"expert_{i}": counts[:, i] for i in range(trace.experts)}
+        experts = {f"expert_{trace.info.first_expert + i}": counts[:, i] for i in range(trace.experts)}
         yield pa.RecordBatch.from_pydict({"step": step, "layer": layer, **experts})
 
 
@@ -91,7 +94,7 @@ def _forecasting(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
 
     for load in trace.by_layer():
         for expert in range(trace.experts):
-            series = pa.array([f"layer_{load.layer}/expert_{expert}"]).take(
+            series = pa.array([f"layer_{load.layer}/expert_{trace.info.first_expert + expert}"]).take(
                 pa.array(np.zeros(len(load.steps), np.int8))
             )
             yield pa.RecordBatch.from_pydict({"unique_id": series, "ds": load.steps, "y": load.counts[:, expert]})
