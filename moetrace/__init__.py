@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from moetrace.analysis.fluctuation import fluctuation
     from moetrace.analysis.imbalance import IMBALANCE
+    from moetrace.analysis.noise import horizon_noise
     from moetrace.analysis.states import classify, state_at
     from moetrace.analysis.tables import states_tables
-    from moetrace.analysis.variogram import horizon_noise, motion
+    from moetrace.analysis.variogram import motion
     from moetrace.doctor.checks import examine
     from moetrace.errors import MoetraceError, SettingError, TooShortError, TraceError, WorkspaceError
     from moetrace.forecasting.backtest import Backtest, evaluate
@@ -41,9 +42,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "analysis.fluctuation": ("fluctuation",),
     "analysis.imbalance": ("IMBALANCE",),
+    "analysis.noise": ("horizon_noise",),
     "analysis.states": ("classify", "state_at"),
     "analysis.tables": ("states_tables",),
-    "analysis.variogram": ("horizon_noise", "motion"),
+    "analysis.variogram": ("motion",),
     "doctor.checks": ("examine",),
     "errors": ("MoetraceError", "SettingError", "TooShortError", "TraceError", "WorkspaceError"),
     "forecasting.backtest": ("Backtest", "evaluate"),

@@ -225,7 +225,7 @@ def _block_scatter(load: LayerLoad, rows: int) -> Shares:
     """Variance of one step's share around the slowly moving load, by block, shape (blocks, experts)."""
     blocks = len(load.steps) // rows
     shares = load.shares[len(load.steps) - blocks * rows :]
-    lag = min(STEP_LAG, max(1, rows // 2))
+    lag = min(load.rows(STEP_LAG), max(1, rows // 2))
     apart = np.square(shares[lag:] - shares[:-lag]) / 2
     whole = np.concatenate([apart[:lag], apart])  # the first rows have no partner before them
     scatter: Shares = whole.reshape(blocks, rows, load.experts).mean(axis=1)

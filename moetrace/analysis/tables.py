@@ -12,8 +12,9 @@ import numpy as np
 from moetrace.analysis.courses import hottest_frame, peaks_frame
 from moetrace.analysis.fluctuation import fluctuation
 from moetrace.analysis.imbalance import IMBALANCE, RECENT, balance_frame
+from moetrace.analysis.noise import step_noise
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
-from moetrace.analysis.variogram import BLOCK, block_means, step_noise, step_scatter
+from moetrace.analysis.variogram import BLOCK, block_means, step_scatter
 from moetrace.trace import LayerLoad, LoadTrace
 
 if TYPE_CHECKING:

@@ -33,8 +33,6 @@ FAR_LAGS = 20
 # Steps apart at which the scatter of single steps is measured: on the sample traces the differences grow
 # from 1 to 10 steps, because neighbouring steps are correlated, and hardly beyond.
 STEP_LAG = 10
-# Fewest steps an estimate is made from; a shorter horizon borrows from the steps before it.
-LEAST_STEPS = 500
 # Shares below this fraction of the mean share are weighted as if they were that large: the
 # relative change of an expert that is all but dead means nothing.
 SHARE_FLOOR = 0.01
@@ -45,18 +43,11 @@ class Motion:
     """The line through the variogram of a layer, as sums over experts of squared change per share.
 
     *noise* is the scatter of the mean over one row, autocorrelation included, so that the mean over
-    n rows scatters by ``noise / n``; *drift* is the growth per row of the squared distance;
-    *spread* is ``sum_e sqrt(share_e / experts)``, 1 for equal shares: it turns either into an
-    expected sum of absolute differences.
+    n rows scatters by ``noise / n``; *drift* is the growth per row of the squared distance.
     """
 
     noise: float
     drift: float
-    spread: float
-
-    def mean_noise(self, rows: int) -> float:
-        """Expected ``sum_e |difference|`` between a mean over *rows* and the load behind it."""
-        return self.spread * float(np.sqrt(2 / np.pi * self.noise / rows))
 
     def gain(self, rows: int) -> float:
         """The weight of the newest block of *rows* rows in the steady state of a local level filter; 0 without drift.
@@ -104,52 +95,22 @@ def motion(load: LayerLoad, block: int = BLOCK, lags: int = LAGS) -> Motion:
     rows = min(load.rows(block), max(1, len(load.steps) // 4))
     means = block_means(load, rows)
     weight = weights(load.mean_shares)
-    spread = float(np.sqrt(load.mean_shares / load.experts).sum())
     lags = min(lags, len(means) - 2)
     if lags < 1:
-        return Motion(0.0, 0.0, spread)
+        return Motion(0.0, 0.0)
     distance = variogram(means, weight, lags)
     if lags == 1:
-        return Motion(float(distance[0]) / 2 * rows, 0.0, spread)
+        return Motion(float(distance[0]) / 2 * rows, 0.0)
     slope, intercept = np.polyfit(np.arange(1, lags + 1) - 1 / 3, distance, 1)
     if slope < 0:
         slope, intercept = 0.0, distance.mean()
-    return Motion(max(float(intercept), 0.0) / 2 * rows, float(slope) / rows, spread)
+    return Motion(max(float(intercept), 0.0) / 2 * rows, float(slope) / rows)
 
 
 def step_scatter(load: LayerLoad) -> Shares:
     """Variance of one step's share around the slowly moving load, shape (experts,); 0 for a single step."""
-    lag = min(STEP_LAG, len(load.steps) - 1)
+    lag = min(load.rows(STEP_LAG), len(load.steps) - 1)
     if lag < 1:
         return np.zeros(load.experts)
     scatter: Shares = np.square(load.shares[lag:] - load.shares[:-lag]).mean(axis=0) / 2
     return scatter
-
-
-def step_noise(load: LayerLoad) -> float:
-    """What `step_error_rate` would be for a forecast that knew the slowly moving load exactly.
-
-    ``mean_t sum_e |p[t+k, e] - p[t, e]| / sqrt(2)`` for steps k = `STEP_LAG` rows apart: the
-    difference of two equal, independent scatters is sqrt(2) times as wide as one.
-    """
-    lag = min(STEP_LAG, len(load.steps) - 1)
-    if lag < 1:
-        return 0.0
-    return float(np.abs(load.shares[lag:] - load.shares[:-lag]).sum(axis=1).mean() / np.sqrt(2))
-
-
-def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, float]:
-    """`step_noise` and `error_noise` of the *horizon* steps after *cutoff*, as fractions.
-
-    Estimated from what happened in the horizon; one shorter than `LEAST_STEPS` borrows from the
-    steps before it. Used for scores only: no predictor sees it.
-
-    >>> import moetrace as mt
-    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
-    >>> step_noise, error_noise = mt.horizon_noise(trace.layer(0), cutoff=1000, horizon=500)
-    >>> step_noise > 10 * error_noise
-    True
-    """
-    actual = load.after(cutoff, horizon)
-    seen = load.between(cutoff + horizon - max(horizon, LEAST_STEPS) + 1, cutoff + horizon)
-    return step_noise(seen), motion(seen).mean_noise(len(actual.steps))

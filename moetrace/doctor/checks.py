@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moetrace.analysis.variogram import motion
+from moetrace.analysis.noise import mean_noise
 from moetrace.doctor.catalogue import (
     ERROR,
     finding,
@@ -89,7 +89,8 @@ def _drift(load: LayerLoad) -> list[Finding]:
     if len(load.steps) < 2 * rows:
         return []
     before, after = load.until(int(load.steps[-1]) - RECENT).last(RECENT), load.last(RECENT)
-    noise = motion(load.last(2 * RECENT)).mean_noise(rows) * 2**0.5  # two means, each with its own
+    # Two means, each with its own noise; where the trace cannot tell it, it moves.
+    noise = float(np.nan_to_num(mean_noise(load.last(2 * RECENT), rows))) * 2**0.5
     moved = float(np.abs(after.mean_shares - before.mean_shares).sum())
     drift = max(0.0, moved**2 - noise**2) ** 0.5
     if drift <= DRIFTED:

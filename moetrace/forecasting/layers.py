@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.analysis.noise import horizon_noise
 from moetrace.analysis.states import state_at
 from moetrace.analysis.tables import stacked
-from moetrace.analysis.variogram import horizon_noise
 from moetrace.forecasting import intervals
 from moetrace.forecasting.fitting import TimedFit, has_history, layer_fits
 from moetrace.forecasting.predictors import BASELINE, label, predictor

@@ -6,6 +6,7 @@ import pytest
 
 from moetrace import LoadTrace, classify, evaluate, fluctuation, predictor
 from moetrace.analysis.imbalance import IMBALANCE
+from moetrace.analysis.noise import step_noise
 from moetrace.analysis.states import Rule, classify_expert, rank_runs
 from moetrace.analysis.tables import (
     _agree,
@@ -16,7 +17,6 @@ from moetrace.analysis.tables import (
     states_tables,
     windows_frame,
 )
-from moetrace.analysis.variogram import step_noise
 from moetrace.forecasting.summary import paired_interval, score_frames, summary_frame
 from moetrace.synthetic import LOUD, QUIET, Course, settling, synthetic_trace
 from moetrace.workspace.traces import traces_frame
