@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from moetrace.analysis.fluctuation import fluctuation
     from moetrace.analysis.imbalance import IMBALANCE
     from moetrace.analysis.noise import horizon_noise
+    from moetrace.analysis.outlook import expected_movement
     from moetrace.analysis.states import classify, state_at
     from moetrace.analysis.tables import states_tables
     from moetrace.analysis.variogram import motion
@@ -43,6 +44,7 @@ _HOMES = {
     "analysis.fluctuation": ("fluctuation",),
     "analysis.imbalance": ("IMBALANCE",),
     "analysis.noise": ("horizon_noise",),
+    "analysis.outlook": ("expected_movement",),
     "analysis.states": ("classify", "state_at"),
     "analysis.tables": ("states_tables",),
     "analysis.variogram": ("motion",),
@@ -106,6 +108,7 @@ __all__ = [
     "classify",
     "evaluate",
     "examine",
+    "expected_movement",
     "export_trace",
     "fluctuation",
     "follow",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.analysis.states import STABLE, TRANSIENT
+from moetrace.analysis.states import STABLE, TRANSIENT, UNKNOWN
 from moetrace.analysis.tables import stacked
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.intervals import bounds
@@ -88,7 +88,7 @@ def summarise(
     both = pd.concat([frame, frame.assign(state="all")], ignore_index=True)
     by = next(key for key in keys if key in ("predictor", "strategy"))
     both[by] = pd.Categorical(both[by], list(order or frame[by].unique()))
-    both["state"] = pd.Categorical(both["state"], (TRANSIENT, STABLE, "all"))
+    both["state"] = pd.Categorical(both["state"], (TRANSIENT, STABLE, UNKNOWN, "all"))
     rows = []
     for key, group in both.groupby(list(keys), observed=True, dropna=False):
         known = group.dropna(subset=needs) if needs else group

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from moetrace.analysis.states import STABLE, classify
+from moetrace.analysis.states import STABLE, UNKNOWN, classify
 from moetrace.doctor.checks import idle_experts
 from moetrace.errors import TraceError
 from moetrace.formats.canonical import open_trace
@@ -92,8 +92,8 @@ def _status(trace: LoadTrace, layer: int) -> Status:
 
 def _changes(step: int, before: Mapping[int, Status], now: Mapping[int, Status]) -> Iterator[Change]:
     for layer, status in now.items():
-        old = before.get(layer, Status("transient", status.since, False))
-        if old.state != status.state:
+        old = before.get(layer, Status(UNKNOWN, status.since, False))
+        if (old.state == STABLE) != (status.state == STABLE):
             yield Change(step, layer, "settled" if status.state == STABLE else "unsettled", status.since)
         if old.collapsed != status.collapsed:
             yield Change(step, layer, "collapsed" if status.collapsed else "recovered", step)
