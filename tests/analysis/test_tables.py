@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from moetrace import LoadTrace, classify, evaluate, fluctuation, predictor
+from moetrace.analysis.about import traces_frame
 from moetrace.analysis.imbalance import IMBALANCE
 from moetrace.analysis.noise import step_noise
 from moetrace.analysis.states import Rule, classify_expert, rank_runs
@@ -19,7 +20,6 @@ from moetrace.analysis.tables import (
 )
 from moetrace.forecasting.summary import paired_interval, score_frames, summary_frame
 from moetrace.synthetic import LOUD, QUIET, Course, settling, synthetic_trace
-from moetrace.workspace.traces import traces_frame
 
 
 def scores_of(errors, baseline, states=None, predictor="p"):
