@@ -228,7 +228,8 @@ def possible(kinds: Mapping[str, Kind], frames: Frames) -> dict[str, Kind]:
 
 def course(hottest: pd.DataFrame) -> Figure:
     """The course of one layer: its five hottest experts in colour, all others as a grey band of quantiles."""
-    figure = new_figure(7.2, 2.2)
+    figure = new_figure(7.2, 2.2, fitted=False)
+    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.33, top=0.97)
     axes = figure.add_subplot()
     series = {str(name): part for name, part in hottest.groupby("series", sort=False)}
     steps = next(iter(series.values()))["step"]

@@ -54,10 +54,12 @@ def load_share(frames: Frames) -> Figure:
     settle = _settle_steps(frames["layers"])
     for layer, axes in panels.items():
         part = load[load["layer"] == layer].pivot_table(index="step", columns="expert", values="share")
-        many = len(part.columns) > MOST_NAMED
-        for colour, expert in zip(_expert_colours(part.iloc[-1]), part.columns):
-            label = None if many else f"{expert}"
-            axes.plot(part.index, 100 * part[expert], color=colour, linewidth=0.9, label=label, rasterized=many)
+        colours = _expert_colours(part.iloc[-1])
+        if len(part.columns) > MOST_NAMED:
+            _curves(axes, part, colours)
+        else:
+            for colour, expert in zip(colours, part.columns):
+                axes.plot(part.index, 100 * part[expert], color=colour, linewidth=0.9, label=f"{expert}")
         _mark_settled(axes, settle.get(layer))
         axes.set_ylim(bottom=0)
     if load["expert"].nunique() > MOST_NAMED:
@@ -65,6 +67,15 @@ def load_share(frames: Frames) -> Figure:
     else:
         one_legend(figure, axes, "expert", columns=MOST_NAMED)
     return figure
+
+
+def _curves(axes: Axes, shares: pd.DataFrame, colours: Sequence[Any]) -> None:
+    """A curve for each column, drawn at once and kept as pixels."""
+    from matplotlib.collections import LineCollection
+
+    curves = [np.column_stack([shares.index, 100 * shares[expert]]) for expert in shares.columns]
+    axes.add_collection(LineCollection(curves, colors=list(colours), linewidths=0.7, rasterized=True))
+    axes.autoscale_view()
 
 
 def fluctuation(frames: Frames, measure: str) -> Figure:

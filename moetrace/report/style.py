@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,8 @@ VARIABLES = {INK: "--ink", GREY: "--grey", FAINT: "--faint", BLUE: "--blue", GRE
 BASELINE = "window_mean"
 # Dots per inch of what is drawn as pixels on a page: curves too many to be kept as lines.
 PAGE_DPI = 64
+# A line of a title in inches, and letters on an inch of it.
+LINE, LETTERS = 0.2, 11
 
 
 def settings() -> dict[str, Any]:
@@ -49,21 +52,27 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
+def new_figure(width: float, height: float, *, fitted: bool = True) -> Figure:
+    """An empty figure, in inches; *fitted* to what is in it, which takes as long as all the drawing."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained", dpi=110)
+    return Figure(figsize=(width, height), layout="constrained" if fitted else None, dpi=110)
 
 
 def picture(figure: Figure, kind: str, title: str = "") -> bytes:
     """The figure as a file of that *kind*, ``png``, ``svg`` or ``pdf``, with *title* above it."""
-    if title:
-        figure.suptitle(literally(title), wrap=True)
+    from matplotlib.transforms import Bbox
+
+    width, height = figure.get_size_inches()
+    lines = textwrap.wrap(literally(title), int(width * LETTERS)) if title else []
+    head = LINE * (len(lines) + 1) if lines else 0.0
+    above = figure.text(0.5, 1 + LINE / 2 / height, "\n".join(lines), ha="center", va="bottom", fontsize=11)
+    above.set_in_layout(False)
     buffer = io.BytesIO()
     # Without a date the same figure is the same file.
     metadata: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    figure.savefig(buffer, format=kind, metadata=metadata)
+    figure.savefig(buffer, format=kind, metadata=metadata, bbox_inches=Bbox([[0, 0], [width, height + head]]))
+    above.remove()
     return buffer.getvalue()
 
 
@@ -77,6 +86,7 @@ def inline(figure: Figure, salt: str) -> str:
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": salt}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, dpi=PAGE_DPI)
+    figure.set_layout_engine("none")  # it has its layout now, which costs as much as all the rest
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     for pattern, replacement in SLIMMER:
@@ -126,7 +136,7 @@ def predictor_style(name: str, best: str | None) -> dict[str, Any]:
 def one_legend(figure: Figure, axes: Axes, title: str | None = None, columns: int = 6) -> None:
     """What the curves of a panel are called, below all panels: it hides no data."""
     handles, labels = axes.get_legend_handles_labels()
-    place: Any = "outside lower center"
+    place: Any = "outside lower center" if figure.get_layout_engine() else "lower center"
     figure.legend(handles, labels, title=title, title_fontsize=8, loc=place, ncols=min(len(labels), columns))
 
 
