@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import TraceError, shown
+from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.readers.text import WRITE_AGAIN, compression_of, ends_with
 from moetrace.formats.stream.arrays import COUNTS_KEYS, Arrays, Held
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import IN_MODULE
-from moetrace.formats.stream.names import step_in
-from moetrace.formats.stream.roles import Naming
+from moetrace.formats.stream.keys import keyed_reading
+from moetrace.formats.stream.roles import STEP_NAMES, Naming
 from moetrace.formats.stream.tables import TableFormat, match_layout
-from moetrace.formats.stream.values import Values
+from moetrace.formats.stream.values import VALUE_NAMES, Values, simple_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +30,6 @@ IN_MEMORY = 20
 # Keys of windows of counts: a list of them, and the counts in each.
 WINDOWS = ("load_history", "history", "windows")
 LOADS = ("logical_expert_load", "expert_load", "logical_count", "counts", "load", "tokens_per_expert")
-MOST_DEPTH = 3
 MOST_PACKED = 1 << 30
 NEEDS = (
     "one of load_history, logical_count or counts, columns and data of a table, a list of objects with step, layer and "
@@ -58,21 +56,29 @@ class JsonFormat(TableFormat):
     def read(self, path: Path) -> Reading:
         """Find the counts by the keys of the document."""
         document = _document(path)
-        if isinstance(document, dict):
-            history = next((document[key] for key in WINDOWS if isinstance(document.get(key), list)), None)
-            if history is not None:
-                return self._array([_load_of(window, path) for window in history], path, "steps,layers,experts")
-            if isinstance(document.get("columns"), list) and isinstance(document.get("data"), list):
-                return self._table(_rows(document["columns"], document["data"], path), path)
-            key = next((key for key in (*COUNTS_KEYS, *LOADS) if key in document), None)
-            if key is not None and not isinstance(document[key], dict):
-                return self._named(document, key, path)
-            return _keyed(document if key is None else document[key], path, self.values())
-        if isinstance(document, list) and document and all(isinstance(row, dict) for row in document):
-            return self._table(document, path)
+        rows = _rows_of(document, path)
+        if rows is not None:
+            self._no_use(path, axes=self.axes)
+            return _table_reading(rows, path, self.values(), self.naming(path))
+        self._no_use(path, column=self.column, pattern=self.pattern)
         if isinstance(document, list) and document:
             return self._array(document, path, None)
-        raise TraceError(str(path), f"is a {type(document).__name__}", f"it needs {NEEDS}")
+        if not isinstance(document, dict):
+            raise TraceError(str(path), f"is a {type(document).__name__}", f"it needs {NEEDS}")
+        history = next((document[key] for key in WINDOWS if isinstance(document.get(key), list)), None)
+        if history is not None:
+            return self._array([_load_of(window, path) for window in history], path, "steps,layers,experts")
+        key = next((key for key in (*COUNTS_KEYS, *LOADS) if key in document), None)
+        if key is not None and not isinstance(document[key], dict):
+            return self._named(document, key, path)
+        self._no_use(path, axes=self.axes)
+        return keyed_reading(document if key is None else document[key], path, self.values(), NEEDS)
+
+    def _no_use(self, path: Path, **settings: object) -> None:
+        """Raise `SettingError` for a setting that this kind of document has no use for."""
+        for name, value in settings.items():
+            if value is not None:
+                raise SettingError(f"{path.name} is a document that has no use for --{name}")
 
     def _named(self, document: Mapping[str, Any], key: str, path: Path) -> Reading:
         """Counts under a key, with `steps` and `layers` beside them."""
@@ -87,9 +93,6 @@ class JsonFormat(TableFormat):
         arrays |= {name: Held(_array(numbers, path)) for name, numbers in (extra or {}).items()}
         said = () if key == "counts" else (f"{key} holds the counts",)
         return Arrays(arrays, path, self.axes or axes, self.values(), said).reading()
-
-    def _table(self, rows: list[dict[str, Any]], path: Path) -> Reading:
-        return _table_reading(rows, path, self.values(), self.naming(path))
 
 
 def _document(path: Path) -> Any:
@@ -130,7 +133,31 @@ def _array(value: Any, path: Path) -> NDArray[Any]:
     return array
 
 
-def _rows(columns: list[Any], data: list[Any], path: Path) -> list[dict[str, Any]]:
+def _rows_of(document: Any, path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a table, in one of the forms of pandas and Weights & Biases; None for what is no table."""
+    if isinstance(document, list):
+        return document if document and all(isinstance(row, dict) for row in document) else None
+    if not isinstance(document, dict):
+        return None
+    data, columns = document.get("data"), document.get("columns")
+    if isinstance(columns, list) and isinstance(data, list):
+        return _of_columns(columns, data, path)
+    if isinstance(data, list) and "schema" in document:
+        return _rows_of(data, path)
+    if not any(simple_name(key) in STEP_NAMES for key in document) or len(document) < 2:
+        return None
+    parts = list(document.values())
+    if all(isinstance(part, dict) for part in parts):
+        keys = list(parts[0])
+        return [{name: part.get(key) for name, part in document.items()} for key in keys]
+    one_length = all(isinstance(part, list) and len(part) == len(parts[0]) for part in parts)
+    if one_length and not any(isinstance(part[0], list) and simple_name(name) not in VALUE_NAMES
+                              for name, part in document.items() if part):  # fmt: skip
+        return [dict(zip(document, row)) for row in zip(*parts)]
+    return None
+
+
+def _of_columns(columns: list[Any], data: list[Any], path: Path) -> list[dict[str, Any]]:
     """The rows of a table that was saved as its columns and its data."""
     names = [str(name) for name in columns]
     bad = next((i for i, row in enumerate(data) if not isinstance(row, list) or len(row) != len(names)), None)
@@ -161,77 +188,3 @@ def _table_reading(rows: list[dict[str, Any]], path: Path, values: Values, namin
         collector=layout.collector,
         numbered=layout.numbered,
     )
-
-
-# --- numbers as keys ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Places:
-    """The numbers on the way to each count, outermost first, (cells, depth), and the counts (cells,)."""
-
-    numbers: NDArray[np.int64]
-    counts: NDArray[Any]
-
-
-def _keyed(document: Any, path: Path, values: Values) -> Reading:
-    """Counts by step, layer and expert, or by layer and expert alone, as keys or places in lists."""
-    found = _places(document, path)
-    depth = found.numbers.shape[1]
-    if depth < 2:
-        names = shown(list(document))
-        raise TraceError(str(path), f"holds {names}, and none is the counts", f"it needs {NEEDS}")
-    at_step = step_in(path)
-    step = found.numbers[:, 0] if depth == MOST_DEPTH else np.full(len(found.counts), 1 if at_step is None else at_step)
-    layer, expert = found.numbers[:, -2], found.numbers[:, -1]
-    order = np.lexsort((expert, layer, step))
-    raw = found.counts[order]
-    make: Callable[[], Cells] = lambda: Cells(  # noqa: E731
-        step[order], layer[order], expert[order], values.counts(raw, "counts", 0, str(path))
-    )
-    said = "keys are steps, layers and experts" if depth == MOST_DEPTH else "keys are layers and experts: one step"
-    return Reading(
-        lambda: iter([make()]),
-        rows=len(raw),
-        assumptions=(said,),
-        where=str(path),
-        collector=values.collector,
-        numbered=depth < MOST_DEPTH and at_step is None,
-    )
-
-
-def _places(document: Any, path: Path) -> _Places:
-    numbers: list[tuple[int, ...]] = []
-    counts: list[float] = []
-    for at, count in _walk(document, (), path):
-        numbers.append(at)
-        counts.append(count)
-    if len({len(at) for at in numbers}) != 1:
-        names = shown(list(document)) if isinstance(document, dict) else "lists"
-        raise TraceError(str(path), f"holds {names}, and none is the counts", f"it needs {NEEDS}")
-    with library_errors(str(path), "holds numbers that are no counts", "counts are whole numbers of tokens"):
-        return _Places(np.array(numbers, np.int64), np.array(counts))
-
-
-def _walk(value: Any, at: tuple[int, ...], path: Path) -> Iterator[tuple[tuple[int, ...], float]]:
-    """Every number in *value*, with the numbers of the keys, or places in lists, that lead to it."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        yield at, value
-        return
-    if isinstance(value, list):
-        pairs = list(enumerate(value))
-    elif isinstance(value, dict):
-        pairs = [(_number(key, path), part) for key, part in value.items()]
-    else:
-        raise TraceError(str(path), f"holds {value!r:.40} where a count should be", f"it needs {NEEDS}")
-    if len(at) == MOST_DEPTH:
-        raise TraceError(str(path), "is nested more than three deep", f"it needs {NEEDS}")
-    for number, part in pairs:
-        yield from _walk(part, (*at, number), path)
-
-
-def _number(key: str, path: Path) -> int:
-    found = IN_MODULE.search(key)
-    if found is None or len(found[0]) > 40:
-        raise TraceError(str(path), f"has a key {key[:60]!r} that numbers nothing", f"it needs {NEEDS}")
-    return int(found[1] or found[2])

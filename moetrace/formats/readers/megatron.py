@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
-from moetrace.formats.readers.text import BLOCK_BYTES, head_of, opened
+from moetrace.formats.readers.text import BLOCK_BYTES, cut_findings, head_of, opened
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
 from moetrace.formats.stream.choices import Choices, Counting, census_of, reading_of, side_by_side
 from moetrace.formats.stream.names import by_rank, check_ranks
@@ -131,7 +131,7 @@ def _schema() -> dict[str, Any]:
 
 
 def _reading(path: Path, shift: int) -> Reading:
-    return Reading(lambda: _cells(path, shift), where=str(path))
+    return Reading(lambda: _cells(path, shift), where=str(path), findings=cut_findings(path))
 
 
 def _cells(path: Path, shift: int = 0) -> Iterator[Cells]:
@@ -207,12 +207,14 @@ class MegatronRouterFormat:
         check_ranks(files)
         found = [census_of(_choices(file), str(file)) for file in files]
         experts = max(census.ids[-1] for census in found) + 1
-        counting = Counting(experts=self.experts, ignore=self.ignore)
+        ignored = [file for file, census in zip(files, found) if self.ignore in census.counts]
         stages: dict[tuple[int, ...], list[Reading]] = defaultdict(list)
         for file, census in zip(files, found):
+            ignore = self.ignore if file in ignored or not ignored else None  # which not every rank need hold
+            counting = Counting(experts=self.experts, ignore=ignore)
             pieces = partial(_choices, file)
             reading = reading_of(pieces, str(file), counting, census=census, experts=experts, top_k=_top_k(file))
-            stages[tuple(census.layers)].append(reading)
+            stages[tuple(census.layers)].append(replace(reading, findings=cut_findings(file)))
         sums: list[Source] = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
         assumptions = (
             f"{len(files)} ranks: tokens are added up, {len(stages)} pipeline stages put together",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from moetrace.doctor.catalogue import finding
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import written_with_dots
+from moetrace.formats.stream.columns import is_text, written_with_dots
 from moetrace.formats.stream.roles import Layout, Naming
 from moetrace.formats.stream.tables import TableFormat, few_columns, match_layout
 from moetrace.formats.stream.values import Values
@@ -152,7 +153,10 @@ def csv_batches(path: Path, as_text: Sequence[str] = ()) -> Any:
     read = pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
     types = {name: pa.string() for name in as_text}
     convert = pc.ConvertOptions(strings_can_be_null=True, column_types=types)
-    return pc.open_csv(opened(path), read, pc.ParseOptions(delimiter=delimiter_of(path)), convert)
+    # Lists that NumPy wrote go over several lines.
+    broken = re.search(r'"[^",;]*\n', head_of(path)) is not None
+    parse = pc.ParseOptions(delimiter=delimiter_of(path), newlines_in_values=broken)
+    return pc.open_csv(opened(path), read, parse, convert)
 
 
 def _dotted(path: Path) -> list[str]:
@@ -160,7 +164,7 @@ def _dotted(path: Path) -> list[str]:
     import pyarrow as pa
 
     with closing(csv_batches(path)) as batches:
-        decimal = [field.name for field in batches.schema if pa.types.is_floating(field.type)]
+        decimal = [f.name for f in batches.schema if pa.types.is_floating(f.type) or is_text(f.type)]
     if not decimal or len(decimal) > MOST_DECIMAL:
         return []
     with closing(csv_batches(path, decimal)) as batches:

@@ -17,7 +17,7 @@ from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.readers.text import BLOCK_BYTES, WRITE_AGAIN, csv_batches, ends_with, head_of, opened
 from moetrace.formats.stream.choices import Choices, side_by_side
-from moetrace.formats.stream.columns import layers_in, lists_in, numbers
+from moetrace.formats.stream.columns import is_text, layers_in, lists_in, numbers
 from moetrace.formats.stream.names import layer_of
 from moetrace.formats.stream.roles import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES
 from moetrace.formats.stream.values import VALUE_NAMES, simple_name
@@ -183,14 +183,13 @@ class Table:
 
 def _chosen(batch: Any, roles: Roles, row: int, where: str) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
     """The row of each token and its choices (tokens, k)."""
-    import pyarrow as pa
 
     if len(roles.choices) > 1 or roles.one_each:
         beside = [numbers(batch, name, row, where) for name in roles.choices]
         return np.arange(batch.num_rows), _checked(np.stack(beside, axis=1), roles.choices[0], where)
     name = roles.choices[0]
     column = batch.column(name)
-    if pa.types.is_string(column.type):
+    if is_text(column.type):
         column = lists_in(column, name, row, where)
     return _flat(column, name, where)
 

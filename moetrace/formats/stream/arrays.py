@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells
-from moetrace.formats.stream.columns import IN_MODULE
+from moetrace.formats.stream.columns import OF_LAYER
 from moetrace.formats.stream.names import Named, layer_of, step_in
 from moetrace.formats.stream.values import Values
 from moetrace.trace import check_steps
@@ -112,7 +113,7 @@ class Arrays:
             named = "loads"
         key = named or (next(iter(self.arrays)) if len(self.arrays) == 1 else None)
         of_layers = None if named else _by_layer(self.arrays)
-        if of_layers is not None and (key is None or IN_MODULE.search(key)):
+        if of_layers is not None:
             return self._of_layers(of_layers)
         if key is None:
             names = shown(self.arrays) or "no array"
@@ -142,6 +143,8 @@ class Arrays:
 
     def _of_layers(self, arrays: dict[int, Array]) -> Log:
         """Arrays (steps, experts) or (experts,) of each layer, read side by side."""
+        if self.axes is not None:
+            raise SettingError(f"{self.path.name} holds an array for each layer, and has no use for --axes")
         shapes = {array.shape for array in arrays.values()}
         if len(shapes) > 1:
             each = " and ".join(f"{shape}" for shape in sorted(shapes)[:4])
@@ -226,13 +229,13 @@ def arranged(array: Array, axes: Sequence[str], key: str, where: str, said: tupl
 
 
 def _by_layer(arrays: Mapping[str, Array]) -> dict[int, Array] | None:
-    """The arrays by the layers in their names, in the order of these; None where not each names another one."""
+    """The arrays by the layers in their names, in the order of these; None where not each names one of its own."""
     numbers = {}
     for name, array in arrays.items():
-        found = IN_MODULE.search(name)
+        found = OF_LAYER.search(name) or re.fullmatch(r"(\d{1,15})", name)
         if found is None:
             return None
-        numbers[int(found[1] or found[2])] = array
+        numbers[int(found[1])] = array
     return dict(sorted(numbers.items())) if len(numbers) == len(arrays) else None
 
 

@@ -313,7 +313,7 @@ def _raise_for(
         raise TraceError(
             place,
             "the layer is missing in this step (incomplete)",
-            "log every layer in every step, or leave such steps out with --accept incomplete",
+            "leave such steps out with --accept incomplete, or choose other layers with --layers",
         )
     raise TraceError(
         place,

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import TraceError
+from moetrace.errors import SettingError, TraceError
 from moetrace.formats.errors import require
 from moetrace.formats.stream.blocks import BLOCK_CELLS
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells, starts_of
@@ -207,7 +207,9 @@ def _padding(census: Census, counting: Counting, where: str) -> tuple[Padding, l
     """Which numbers are padding, and what is said of that; raises `TraceError` for what may be or may not."""
     ids = census.ids
     beyond, inside, said = [], [], []
-    if counting.ignore is not None and counting.ignore in census.counts:
+    if counting.ignore is not None and counting.ignore not in census.counts:
+        raise SettingError(f"{where} holds no {counting.ignore}, and has no use for --ignore")
+    if counting.ignore is not None:
         others = [number for number in ids if number != counting.ignore]
         if others and counting.ignore > others[-1]:
             beyond, ids = [counting.ignore], others

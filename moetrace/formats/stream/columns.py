@@ -21,8 +21,15 @@ BY_DOTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+")
 # A number in a list that was written as text, by Python, NumPy or torch.
 IN_LIST = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf", re.IGNORECASE)
 LIST = re.compile(r"\s*(?:tensor|array)?\(?\s*\[.*\]", re.DOTALL)
-# The number of a layer in the name of a module: what follows a word for it, or else the first number.
-IN_MODULE = re.compile(r"(?:layers?|blocks?|h)[._/\[-]?(\d{1,15})|(\d{1,15})", re.IGNORECASE)
+# The number of a layer in the name of a module: what follows a word for it, or else the only number.
+OF_LAYER = re.compile(r"(?:layers?|blocks?|(?<![a-z])h)[._/\[-]?(\d{1,15})", re.IGNORECASE)
+
+
+def is_text(kind: Any) -> bool:
+    """Whether an Arrow type is one of text."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
 def column(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[Any]:
@@ -46,7 +53,7 @@ def with_gaps(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray
         found = np.asarray(values.to_numpy(zero_copy_only=False))
     except (TypeError, NotImplementedError):
         raise TraceError(f"{where}, column {name}", f"holds {values.type}", "give numbers") from None
-    return as_written(found, name, row, where) if pa.types.is_string(values.type) else found
+    return as_written(found, name, row, where) if is_text(values.type) else found
 
 
 def null(values: Any, name: str, row: int, where: str) -> TraceError:
@@ -56,29 +63,28 @@ def null(values: Any, name: str, row: int, where: str) -> TraceError:
 
 
 def as_written(texts: NDArray[Any], name: str, row: int, where: str) -> NDArray[Any]:
-    """Texts that are numbers as spreadsheets write them as numbers; texts that are none stay as they are.
+    """Texts that are numbers as spreadsheets write them as numbers, percentages as shares; other texts stay.
 
-    Raises `TraceError` for percentages: of how many tokens they are is another column's to say.
+    Raises `TraceError` where only some are percentages.
     """
-    stripped = [None if text is None else text.strip().replace("\u00a0", "").replace("'", "") for text in texts]
-    dots = written_with_dots([text for text in stripped if text])
+    stripped = [None if text is None else re.sub(r"[\s\u00a0\u202f']", "", text) for text in texts]
+    percents = np.array([(text or "").endswith("%") for text in stripped])
+    if percents.any() and not percents[[bool(text) for text in stripped]].all():
+        at = row + int(np.argmax(percents))
+        raise TraceError(f"{where}, column {name}, row {at}", "is a percentage, and others are none", "write one kind")
+    plain = [text.rstrip("%") if text else text for text in stripped]
+    dots = written_with_dots([text for text in plain if text])
     numbers: list[float] = []
-    for i, text in enumerate(stripped):
+    for text in plain:
         if not text:
             numbers.append(np.nan)
             continue
-        if text.endswith("%"):
-            raise TraceError(
-                f"{where}, column {name}, row {row + i}",
-                f"holds {text}, a share and no count",
-                "write shares as fractions of 1 in a column `share`, and give --tokens-per-step N",
-            )
-        plain = text.replace(",", "") if BY_COMMAS.fullmatch(text) else text.replace(".", "") if dots else text
         try:
-            numbers.append(float(plain))
+            whole = text.replace(",", "") if BY_COMMAS.fullmatch(text) else text.replace(".", "") if dots else text
+            numbers.append(float(whole))
         except ValueError:
             return texts
-    return np.array(numbers)
+    return np.array(numbers) / (100 if percents.any() else 1)
 
 
 def written_with_dots(texts: list[str]) -> bool:
@@ -116,10 +122,9 @@ def numbers(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[n
 
 def layers_in(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
     """A column of layers (rows,), numbers or names of modules such as ``model.layers.3.mlp``."""
-    import pyarrow as pa
 
     values = batch.column(name)
-    if not pa.types.is_string(values.type) or values.null_count:
+    if not is_text(values.type) or values.null_count:
         return numbers(batch, name, row, where)
     encoded = values.dictionary_encode()
     of_name = np.array([module_layer(text, f"{where}, column {name}") for text in encoded.dictionary.to_pylist()])
@@ -129,10 +134,11 @@ def layers_in(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray
 
 def module_layer(text: str, where: str) -> int:
     """The number of the layer in the name of a module; raises `TraceError` where there is none."""
-    found = IN_MODULE.search(text)
-    if found is None:
+    found = OF_LAYER.search(text)
+    numbers = re.findall(r"\d{1,15}", text)
+    if found is None and len(numbers) != 1:
         raise TraceError(where, f"names no layer in {text[:60]!r}", "name layers by numbers")
-    return int(found[1] or found[2])
+    return int(found[1] if found else numbers[0])
 
 
 def lists_in(values: pa.Array, name: str, row: int, where: str) -> pa.Array:
@@ -158,9 +164,8 @@ def lists_in(values: pa.Array, name: str, row: int, where: str) -> pa.Array:
 
 def is_list_text(values: pa.Array) -> bool:
     """Whether the first text of a column is a list."""
-    import pyarrow as pa
 
-    if not pa.types.is_string(values.type):
+    if not is_text(values.type):
         return False
     first = next((text for text in values.slice(0, 100).to_pylist() if text), "")
     return bool(LIST.match(first))

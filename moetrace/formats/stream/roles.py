@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,16 @@ LAYER_NAMES = (
     "layer", "layerid", "layeridx", "layerindex", "layernumber", "moelayer", "layername", "module", "modulename",
 )  # fmt: skip
 EXPERT_NAMES = ("expert", "expertid", "expertidx", "expertindex")
+# Words in the names of columns that may be counts, and in those of sums, settings and measures that are none.
+COUNT_WORDS = {
+    "token", "tokens", "count", "counts", "load", "routed", "assigned", "dispatched", "received", "processed", "kept",
+    "hits",
+}  # fmt: skip
+NO_COUNT_WORDS = {
+    "total", "sum", "per", "max", "min", "mean", "avg", "average", "std", "var", "time", "latency", "ms", "id", "idx",
+    "index", "position", "dropped", "capacity", "bias", "loss", "ratio", "balance", "share", "fraction", "prob",
+    "entropy", "cv", "step", "batch", "expected", "limit", "name", "number",
+}  # fmt: skip
 # Of tables with the name of a scalar in each row, such as MLflow's: key, value, step.
 KEY_NAMES = ("key", "tag", "metric", "metricname", "name")
 ROLES = {"step": STEP_NAMES, "layer": LAYER_NAMES, "expert": EXPERT_NAMES}
@@ -119,7 +130,7 @@ class Found:
 
 
 def found_in(names: Sequence[str], where: str, naming: Naming) -> Found:
-    """The columns by their roles; raises `TraceError` for a column that is not there, and where two are counts."""
+    """The columns by their roles; raises `TraceError` for a column that is not there."""
     absent = [name for name in naming.roles.values() if name not in names]
     if absent:
         raise TraceError(where, f"has no column {absent[0]} among {shown(list(names))}", "check --column")
@@ -127,15 +138,19 @@ def found_in(names: Sequence[str], where: str, naming: Naming) -> Found:
     roles = {role: naming.roles.get(role) or _first(named, wanted) for role, wanted in ROLES.items()}
     given = next((role for role in naming.roles if role in VALUE_NAMES), None)
     value = naming.roles[given] if given else _first(named, VALUE_NAMES)
-    counts = [named[name] for name in COUNT_NAMES if name in named]
-    if given is None and len(counts) > 1 and roles["expert"]:
-        raise TraceError(
-            where,
-            f"columns {' and '.join(counts)} may both be the counts",
-            f"say which with --column tokens={counts[0]} or --column tokens={counts[1]}",
-        )
     steps = [named[name] for name in STEP_NAMES if name in named and "step" not in naming.roles]
     return Found(roles["step"], roles["layer"], roles["expert"], value, given, naming, where, tuple(steps[1:]))
+
+
+def may_be_counts(names: Sequence[str], found: Found) -> list[str]:
+    """The columns among *names* that may be the counts, by their words, those that have another role left out."""
+    others = {found.step, found.layer, found.expert, *found.others}
+    words = {name: set(re.findall(r"[a-z]+|\d+", name.lower())) for name in names if name not in others}
+    return [
+        name
+        for name, those in words.items()
+        if simple_name(name) in COUNT_NAMES or (those & COUNT_WORDS and not those & NO_COUNT_WORDS)
+    ]
 
 
 def key_and_value(names: Sequence[str], naming: Naming) -> tuple[str | None, str | None]:

@@ -6,6 +6,7 @@ Works on Arrow record batches, whatever file they came from.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.stream.cells import Cells
 from moetrace.formats.stream.columns import column, is_list_text, lists_in, null, numbers
 from moetrace.formats.stream.names import Named, layer_of, step_in
-from moetrace.formats.stream.roles import Found, Layout, Naming, found_in, key_and_value, roles_in
+from moetrace.formats.stream.roles import Found, Layout, Naming, found_in, key_and_value, may_be_counts, roles_in
 from moetrace.formats.stream.tags import no_match
 from moetrace.formats.stream.values import Values
 from moetrace.formats.stream.wide import keyed_layout, wide_columns, wide_layout
@@ -72,38 +73,65 @@ def match_layout(
     except UnicodeDecodeError as error:
         raise TraceError(where, "has a column whose name is no UTF-8", "save it as UTF-8") from error
     found = found_in(names, where, naming)
-    texts = [] if first is None else [name for i, name in enumerate(names) if is_list_text(first.column(i))]
+    lists = [name for i, name in enumerate(names) if _is_list(schema.types[i]) or _is_list_text(first, i)]
+    found = _with_counts(found, names, lists)
     twice = [name for name in (found.step, found.layer, found.expert, found.value) if name and names.count(name) > 1]
     if twice:
         raise TraceError(where, f"has {names.count(twice[0])} columns called {twice[0]}", "give each a name of its own")
     key, value = key_and_value(names, naming)
-    if found.value is None and len(texts) == 1:
-        found = replace(found, value=texts[0])
-    by_rows = found.value and (found.expert or _is_list(schema.field(found.value).type) or found.value in texts)
-    if by_rows and naming.pattern:
-        raise SettingError(f"{where} names experts in rows, and has no use for --pattern")
-    if found.value and (_is_list(schema.field(found.value).type) or found.value in texts):
-        return _nested(found, reader)
-    if found.expert and found.value:
-        return _long(found, reader)
+    if found.value and (found.value in lists or found.expert):
+        if naming.pattern:
+            raise SettingError(f"{where} names experts in rows, and has no use for --pattern")
+        return _nested(found, reader) if found.value in lists else _long(_with_percents(found, first), reader)
     wide = wide_columns(names, naming, found)
     if wide and (found.step or found.layer):
         return wide_layout(found, wide, reader)
     if key and value and found.step:
         return keyed_layout(found, key, value, reader)
+    raise _no_layout(names, found)
+
+
+def _with_counts(found: Found, names: Sequence[str], lists: Sequence[str]) -> Found:
+    """The same with the column of the counts; raises `TraceError` naming those that may be where there are two."""
+    if found.kind is not None or not (found.expert or lists):
+        return found
+    candidates = may_be_counts(names, found)
+    if lists and not (found.expert and found.value and found.value not in lists):
+        candidates = [name for name in candidates if name in lists] or list(lists)
+    candidates = list(dict.fromkeys(candidates))
+    if len(candidates) > 1:
+        ways = " or ".join(f"--column tokens={name}" for name in candidates[:2])
+        raise TraceError(found.where, f"columns {' and '.join(candidates)} may be the counts", f"say which with {ways}")
+    return replace(found, value=candidates[0]) if candidates else found
+
+
+def _with_percents(found: Found, first: pa.RecordBatch | None) -> Found:
+    """The same, its values shares where the first of them is a percentage."""
+    if first is None or found.kind is not None or not first.num_rows:
+        return found
+    value = first.column(found.value)[0].as_py()
+    return replace(found, kind="share") if isinstance(value, str) and value.strip().endswith("%") else found
+
+
+def _no_layout(names: Sequence[str], found: Found) -> TraceError:
+    """That the columns make no table of counts, and what there would have to be."""
+    where = found.where
     if found.step is None:
-        raise TraceError(
-            where, f"has no column for the step among {shown(names)}", "name one `step`, or say --column step=NAME"
-        )
+        problem = f"has no column for the step among {shown(names)}"
+        return TraceError(where, problem, "name one `step`, or say --column step=NAME")
     tagged = [name for name in names if len(re.findall(r"\d+", name)) >= 2]
     if tagged:
-        raise no_match(tagged, "column", where)
-    raise TraceError(
+        return no_match(tagged, "column", where)
+    return TraceError(
         where,
         f"no layout fits its columns {shown(names)}",
         "long needs step, layer, expert, tokens; wide step, layer, expert_0 ...; nested step, layer, counts; "
-        "--column tokens=NAME says which is which",
+        "--column tokens=NAME says which is which; choices of tokens go with --from routing",
     )
+
+
+def _is_list_text(first: pa.RecordBatch | None, i: int) -> bool:
+    return first is not None and is_list_text(first.column(i))
 
 
 def few_columns(n: int, where: str) -> None:

@@ -173,6 +173,14 @@ def _note_empty(
     """Note the steps in which a layer has no tokens; raises `TraceError` unless that is accepted."""
     empty = np.argwhere(totals == 0)
     step = int(steps[empty[0, 0]])
+    dense = np.flatnonzero(~totals.any(axis=0)) if len(steps) > 1 else empty[:0, 0]
+    if "empty" not in accept and 0 < len(dense) < len(layers):
+        others = [str(layer) for i, layer in enumerate(layers) if i not in dense]
+        raise TraceError(
+            f"{where}, layer {layers[dense[0]]}",
+            f"the layer has no tokens in any of the first {len(steps):,} steps (empty), as dense layers have",
+            f"choose others with --layers {','.join(others)}",
+        )
     if "empty" not in accept:
         raise TraceError(
             f"{where}, step {step}, layer {layers[empty[0, 1]]}",

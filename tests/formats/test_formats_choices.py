@@ -1,0 +1,237 @@
+"""Choices of single tokens: padding, experts chosen twice, shared experts, and the forms that logs of them have."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from moetrace import ReadOptions, SettingError, TraceError, read_trace
+
+
+def chosen(tokens=256, layers=2, experts=16, k=4):
+    """Choices (tokens, layers, k), none twice in a token, lower experts more often."""
+    rng = np.random.default_rng(0)
+    return (rng.gumbel(size=(tokens, layers, experts)) - np.log1p(np.arange(experts))).argsort(axis=2)[..., -k:]
+
+
+def naive(choices, tokens, experts=16):
+    """Counted in plain loops; what is below 0 is none."""
+    counts = np.zeros((-(-len(choices) // tokens), choices.shape[1], experts), int)
+    for i, layer, k in np.ndindex(choices.shape):
+        if choices[i, layer, k] >= 0:
+            counts[i // tokens, layer, choices[i, layer, k]] += 1
+    return counts
+
+
+def read(array, folder, name="routed_experts", **options):
+    """The trace of an array of choices."""
+    np.save(folder / f"{name}.npy", array)
+    options.setdefault("tokens", 64)
+    spec = options.pop("format", None)
+    return read_trace(folder / f"{name}.npy", options=ReadOptions(**options), format=spec)
+
+
+def names(trace):
+    return [finding.name for finding in trace.info.findings]
+
+
+@pytest.mark.parametrize("kind", [np.int16, np.uint8, np.uint16, np.uint32, np.uint64, np.int64])
+def test_padding_is_left_out_whatever_type_it_was_saved_in(tmp_path, kind):
+    """-1 in an unsigned array is the highest number of its type; what was left out is said."""
+    choices = chosen()
+    choices[200:] = -1
+
+    found = read(choices.astype(kind), tmp_path)
+
+    assert np.array_equal(naive(choices, 64), found.counts)
+    unsigned = np.dtype(kind).kind == "u"
+    assert unsigned == any("stands for no choice (448 of them left out)" in text for text in found.info.assumptions)
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
+def test_padding_in_tables_is_left_out(tmp_path, kind):
+    """255 far from all others."""
+    choices = chosen(layers=1)[:, 0]
+    choices[200:] = 255
+    path = tmp_path / f"dump.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"topk_ids": pa.array(choices.tolist(), pa.list_(pa.uint8()))}), path)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"topk_ids": row}) + "\n" for row in choices.tolist()))
+    else:
+        pd.DataFrame({"token": range(256), "topk_ids": [str(row) for row in choices.tolist()]}).to_csv(
+            path, index=False
+        )
+
+    found = read_trace(path, options=ReadOptions(tokens=64))
+
+    expected = naive(np.where(choices == 255, -1, choices)[:, None], 64)
+    assert np.array_equal(expected, found.counts)
+
+
+def test_the_highest_number_is_an_expert_where_that_is_said(tmp_path):
+    """--experts 256 makes 255 one."""
+    choices = chosen()
+    choices[0, 0, 0] = 255
+
+    found = read(choices.astype(np.uint8), tmp_path, experts=256)
+
+    assert 256 == found.experts
+    assert 1 == found.counts[..., 255].sum()
+
+
+def test_an_expert_far_from_all_others_is_a_question(tmp_path):
+    """Both answers work."""
+    choices = chosen()
+    choices[0, 0, 0] = 999
+
+    with pytest.raises(TraceError, match=r"expert 999 is far beyond.*--ignore 999.*--experts N"):
+        read(choices, tmp_path)
+    assert 1000 == read(choices, tmp_path, experts=1000).experts
+    assert 16 == read(choices, tmp_path, format=":ignore=999").experts
+
+
+def test_rows_of_zeros_are_found_and_left_out_by_option(tmp_path):
+    """How many and where is said; taking them as they are is possible."""
+    choices = chosen()
+    choices[192:] = 0
+
+    said = r"in layers 0, 1 128 of 512 tokens choose one expert twice, 128 of them 0 alone.*--ignore 0"
+    with pytest.raises(TraceError, match=said):
+        read(choices, tmp_path)
+    found = read(choices, tmp_path, format=":ignore=0")
+    accepted = read(choices, tmp_path, accept=("repeated-choice",))
+
+    assert np.array_equal(naive(choices[:192], 64), found.counts)
+    assert [] == names(found)
+    assert np.array_equal(naive(choices, 64), accepted.counts)
+    assert ["repeated-choice"] == names(accepted)
+
+
+def test_a_token_that_chooses_expert_0_among_others_keeps_it(tmp_path):
+    """Only rows of it alone are padding."""
+    choices = chosen()
+    choices[-1] = 0
+
+    found = read(choices, tmp_path, format=":ignore=0")
+
+    assert np.array_equal(naive(choices[:-1], 64), found.counts)
+
+
+def test_an_expert_chosen_twice_is_found_without_padding_too(tmp_path):
+    """As routing by a hash does; of the layers that are taken alone."""
+    choices = chosen()
+    choices[5, 1, 0] = choices[5, 1, 1]
+
+    with pytest.raises(TraceError, match=r"layer 1: in layers 1 1 of 256 tokens.*--accept repeated-choice"):
+        read(choices, tmp_path)
+    assert [] == names(read(choices, tmp_path, layers=(0,)))
+
+
+def test_a_layer_of_one_expert_is_named(tmp_path):
+    """A dense layer, whose choices were filled with zeros."""
+    choices = chosen(k=1)
+    choices[:, 0] = 0
+
+    found = read(choices, tmp_path)
+
+    assert "one-expert" in names(found)
+    assert "every choice in layers 0 is expert 0" in found.info.findings[0].evidence
+    assert "one-expert" not in names(read(choices, tmp_path, layers=(1,)))
+
+
+def test_a_fused_shared_expert_is_named_and_left_out_by_option(tmp_path):
+    """It is one more id, which every token has."""
+    choices = np.concatenate([chosen(), np.full((256, 2, 1), 16)], axis=2)
+
+    found = read(choices, tmp_path)
+    without = read(choices, tmp_path, format=":ignore=16")
+
+    assert ["every-token"] == names(found)
+    assert np.array_equal(naive(chosen(), 64), without.counts)
+    assert [] == names(without)
+
+
+def test_clean_choices_have_no_finding(tmp_path):
+    """Whatever k is."""
+    for k in (1, 2, 8):
+        assert [] == names(read(chosen(k=k), tmp_path))
+
+
+def test_what_is_not_there_cannot_be_ignored(tmp_path):
+    """An option without effect is a mistake."""
+    with pytest.raises(SettingError, match="has no use for --ignore"):
+        read(chosen(), tmp_path, format=":ignore=77")
+
+
+def test_one_expert_for_each_token_and_layer_is_a_question_until_said(tmp_path):
+    """(tokens, layers) looks like (steps, experts); the line says what to give, and that works."""
+    choices = chosen(layers=6, k=1)[..., 0]
+
+    for name in ("16", "routed_experts"):
+        with pytest.raises(TraceError, match="--top-k 1 for one expert") if name == "16" else pytest.raises(TraceError):
+            read(choices, tmp_path, name)
+        found = read(choices, tmp_path, name, top_k=1)
+        assert np.array_equal(naive(choices[..., None], 64), found.counts)
+        assert "axes are tokens, layers: 256 x 6" in found.info.assumptions
+    with pytest.raises(TraceError, match="--tokens N"):
+        read(choices, tmp_path, "16", top_k=1, tokens=None)
+
+
+def test_counts_of_one_layer_are_no_choices(small, tmp_path):
+    """Tokens of steps add up to about the same."""
+    counts = np.random.default_rng(0).multinomial(60, [0.4, 0.3, 0.2, 0.1], size=200)
+    np.save(tmp_path / "dump.npy", counts)
+
+    found = read_trace(tmp_path / "dump.npy")
+
+    assert "numpy" == found.info.format
+    assert np.array_equal(counts, found.counts[:, 0])
+
+
+def rows_of(choices, step=None):
+    """A row for each choice of a token."""
+    return pd.DataFrame(
+        [
+            {
+                **({} if step is None else {"step": 1 + i // step}),
+                "token": i,
+                "layer": layer,
+                "expert": choices[i, layer, k],
+            }
+            for i, layer, k in np.ndindex(choices.shape)
+        ]
+    )
+
+
+def test_a_row_for_each_choice_is_counted(tmp_path):
+    """With steps, or with the tokens of one and how many each chooses."""
+    choices = chosen()
+    expected = naive(choices, 64)
+    rows_of(choices, 64).to_csv(tmp_path / "steps.csv", index=False)
+    rows_of(choices).drop(columns="token").to_csv(tmp_path / "tokens.csv", index=False)
+
+    assert np.array_equal(expected, read_trace(tmp_path / "steps.csv").counts)
+    with pytest.raises(TraceError, match="--top-k K"):
+        read_trace(tmp_path / "tokens.csv", options=ReadOptions(tokens=64))
+    found = read_trace(tmp_path / "tokens.csv", options=ReadOptions(tokens=64, top_k=4))
+    assert np.array_equal(expected, found.counts)
+    with pytest.raises(SettingError, match="names its steps"):
+        read_trace(tmp_path / "steps.csv", options=ReadOptions(tokens=64))
+
+
+@pytest.mark.parametrize("column", ["topk_{}", "expert_{}", "choice{}"])
+def test_choices_may_lie_side_by_side(tmp_path, column):
+    """A column for each of the k."""
+    choices = chosen(layers=1)[:, 0]
+    frame = pd.DataFrame(choices, columns=[column.format(k) for k in range(4)])
+    frame.insert(0, "token", range(len(frame)))
+    frame.to_csv(tmp_path / "dump.csv", index=False)
+
+    found = read_trace(tmp_path / "dump.csv", options=ReadOptions(tokens=64))
+
+    assert np.array_equal(naive(choices[:, None], 64), found.counts)
+    assert 4 == found.info.top_k
