@@ -97,7 +97,7 @@ def settled(layers: pd.DataFrame) -> Answer:
 
 def _settled_sentence(done: pd.DataFrame, n: int) -> str:
     if done.empty:
-        return "No layer is stable at the end."
+        return f"None of {n} layers is stable at the end." if n > 1 else "The only layer is not stable at the end."
     count = f"All {n} layers are" if len(done) == n and n > 1 else f"{_start(_in_words(len(done)))} of {n} layers"
     if len(done) == n == 1:
         count = "The only layer is"
@@ -138,21 +138,22 @@ def _not_settled(layers: pd.DataFrame) -> list[str]:
     unknown = layers[layers["state"] == UNKNOWN]
     said = []
     if len(never):
-        said.append(f"{_layers_named(never)} never {'settles' if len(never) == 1 else 'settle'}.")
+        said.append(f"{_layers_named(never, layers)} never {'settles' if len(never) == 1 else 'settle'}.")
     if len(again):
         since = int(again["unsettled_step"].astype(float).max())
-        said.append(f"{_layers_named(again)} had settled and {_moves(again)} again, since {since:,} at the latest.")
+        moves = "moves" if len(again) == 1 else "move"
+        said.append(f"{_layers_named(again, layers)} had settled and {moves} again, since {since:,} at the latest.")
     if len(unknown):
-        said.append(f"Of {_layers_named(unknown).lower()} it cannot be told: too few rows, or too far apart.")
+        which = _layers_named(unknown, layers)
+        said.append(f"Of {which.lower()} it cannot be told: too few rows, or too far apart.")
     return said
 
 
-def _moves(layers: pd.DataFrame) -> str:
-    return "moves" if len(layers) == 1 else "move"
-
-
-def _layers_named(layers: pd.DataFrame) -> str:
-    return f"Layer{'' if len(layers) == 1 else 's'} {listed(layers['layer'].tolist())}"
+def _layers_named(some: pd.DataFrame, layers: pd.DataFrame) -> str:
+    """*some* of the *layers* by their numbers."""
+    if len(some) == len(layers) > 1:
+        return "All"
+    return f"Layer{'' if len(some) == 1 else 's'} {listed(some['layer'].tolist())}"
 
 
 def _in_words(number: int) -> str:

@@ -148,7 +148,7 @@ def layer_cells(layer: dict[str, Any]) -> dict[str, str]:
         "layer": str(layer["layer"]),
         "settles": _settles(layer),
         "between": _between(layer),
-        "moves before -> after": f"{_moved(layer['movement_before'])} -> {_moved(layer['movement_after'])}",
+        "moves before -> after": _movement(layer),
         "expert order": layer["detectors"] if layer["state"] != UNKNOWN else NOTHING,
     }
 
@@ -173,6 +173,12 @@ def _between(layer: dict[str, Any]) -> str:
     if layer["state"] != STABLE or layer["outcome"] == "stable from the start":
         return NOTHING
     return f"{_number(layer['settle_step_low'])} - {_number(layer['settle_step_high'])}"
+
+
+def _movement(layer: dict[str, Any]) -> str:
+    if layer["state"] != STABLE:
+        return _moved(layer["movement_before"])
+    return f"{_moved(layer['movement_before'])} -> {_moved(layer['movement_after'])}"
 
 
 def _moved(movement: float) -> str:

@@ -36,7 +36,7 @@ UNKNOWN = ("unknown", "unknown", None, None, None)
         ([LATE], "1 of 1 layers", "The only layer is stable at the end: layer 2 settles at 2,250."),
         ([START, START], "2 of 2 layers", "All 2 layers are stable from the start."),
         ([LATE, NEVER], "1 of 2 layers", "One of 2 layers is stable at the end: layer 2 settles at 2,250. Layer 4 never settles."),
-        ([NEVER, NEVER], "0 of 2 layers", "No layer is stable at the end. Layers 2 and 4 never settle."),
+        ([NEVER, NEVER], "0 of 2 layers", "None of 2 layers is stable at the end. All never settle."),
         ([NEVER, AGAIN], "0 of 2 layers", "had settled and moves again, since 7,000 at the latest."),
         ([UNKNOWN], "0 of 1 layers", "it cannot be told: too few rows, or too far apart."),
     ],
