@@ -125,7 +125,7 @@ def ingest(
     if list_formats:
         _list_formats(shared)
         return
-    from moetrace.formats import ReadOptions
+    from moetrace.formats import ReadOptions, merge_hint
 
     flags = {"stages": stages, "phase": phase, "axes": axes, "ignore": ignore, "pattern": pattern}
     format = _spec(from_, {**flags, "column": ",".join(column) if column else None})
@@ -147,6 +147,8 @@ def ingest(
     )
     groups = _groups(sources or [DEFAULT_SOURCE], merge is not None, name)
     _check_settings([source for group in groups.values() for source in group], options, format)
+    if merge is None and (hint := merge_hint([source for group in groups.values() for source in group])):
+        shared.note(hint)
 
     def one(key: str) -> Ingested:
         with shared.progress(key, "rows") as progress:

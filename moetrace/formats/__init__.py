@@ -6,6 +6,7 @@ from moetrace.formats.fingerprint import fingerprint
 from moetrace.formats.readers import FORMATS, sources_in
 from moetrace.formats.readers.parquet import Location, location
 from moetrace.formats.stream.cells import ReadOptions
+from moetrace.formats.stream.names import merge_hint
 
 __all__ = [
     "FORMATS",
@@ -15,6 +16,7 @@ __all__ = [
     "convert",
     "fingerprint",
     "location",
+    "merge_hint",
     "named",
     "open_trace",
     "read_trace",

@@ -127,3 +127,16 @@ def test_the_formats_are_listed_with_what_they_need(moetrace):
     listed = moetrace("ingest", "--list-formats", "--json").json["formats"]
 
     assert list(FORMATS) == [row["format"] for row in listed]
+
+
+def test_a_folder_of_generic_ranks_says_what_it_is_taken_for(moetrace, small, tmp_path):
+    """And names --merge; files of other names are traces of their own without a word."""
+    for name in ("rank0", "rank1"):
+        pq.write_table(long_table(small), tmp_path / f"{name}.parquet")
+
+    done = moetrace("ingest", tmp_path)
+
+    assert "2 files of ranks are 2 traces; one of all has --merge sum where ranks are replicas" in done.err
+    for name in ("rank0", "rank1"):
+        (tmp_path / f"{name}.parquet").rename(tmp_path / f"run-{name[-1]}.parquet")
+    assert "--merge" not in moetrace("ingest", tmp_path).err

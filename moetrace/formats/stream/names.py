@@ -87,3 +87,28 @@ def check_ranks(paths: Sequence[Named]) -> None:
                 f"is rank {b}, but rank {shown(range(a + 1, b))} is missing before it",
                 "merge all ranks of the run",
             )
+
+
+def merge_hint(paths: Sequence[Named]) -> str | None:
+    """What files that are read one by one may be parts of, by what all their names tell; None for nothing.
+
+    >>> from pathlib import Path
+    >>> merge_hint([Path("rank0.jsonl"), Path("rank1.jsonl")])[:45]
+    '2 files of ranks are 2 traces; one of all has'
+    """
+    ways = (
+        (rank_in, "ranks", "--merge sum where ranks are replicas, or --merge experts where they hold other experts"),
+        (layer_of, "layers", "--merge layers"),
+        (_segment_in, "steps", "--merge steps"),
+    )
+    for number_in, what, way in ways:
+        numbers = {number_in(path) for path in paths}
+        if len(paths) > 1 and None not in numbers and len(numbers) > 1:
+            return f"{len(paths)} files of {what} are {len(paths)} traces; one of all has {way}"
+    return None
+
+
+def _segment_in(path: Named) -> int | None:
+    """The step, the window or the time in a file's name."""
+    found = STEP_IN_NAME.search(path.stem) or re.search(r"(?<!\d)(\d{9,15})(?!\d)|moe_load_(\d{1,15})", path.stem)
+    return int(next(group for group in found.groups() if group)) if found else None
