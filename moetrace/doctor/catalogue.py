@@ -139,8 +139,8 @@ def rounding_findings(kind: str, bits: int, lengths: Counts, factor: int) -> lis
     if rounded < LEAST_COUNTS or factor & (factor - 1):
         return []
     evidence = (
-        f"no count has more than {bits} significant bits, as {kind} has them: the {rounded:,} of "
-        f"{int(lengths.sum()):,} counts above {1 << exact:,} were rounded, and tokens lost or added"
+        f"no count has more than {bits} significant bits, as {kind} has them: {rounded:,} counts of {1 << exact:,} and "
+        "more were rounded, and tokens lost or added"
     )
     return [finding("rounded", "the whole trace", evidence)]
 

@@ -72,7 +72,7 @@ class Collector:
 class Factor:
     """The greatest common divisor of all counts so far, how many of them were not 0, and how precise they are.
 
-    *bits* are the most significant bits of any count, *lengths* how many counts have each number of bits.
+    *bits* are the most significant bits of any count, *lengths* how many large counts have each number of bits.
     """
 
     divisor: int = 0
@@ -85,10 +85,16 @@ class Factor:
         if self.divisor != 1:
             self.divisor = int(np.gcd.reduce(counts, axis=None, initial=self.divisor))
             self.counts += int(np.count_nonzero(counts))
-        if self.bits <= max(HALVES.values()):
-            self.lengths += np.bincount(_bit_lengths(counts[counts > 0]), minlength=65)
-            large = counts[counts >= 1 << min(HALVES.values())]
-            self.bits = max(self.bits, int(_bit_lengths(large // (large & -large)).max(initial=0)))
+        self._add_bits(counts)
+
+    def _add_bits(self, counts: Counts) -> None:
+        """Look at the counts that half precision would have rounded, while it still may have."""
+        bits = next((bits for bits in HALVES.values() if self.bits <= bits), None)
+        if bits is None or not counts.size or counts.max() < 1 << (bits + 1):
+            return
+        large = counts[counts >= 1 << (min(HALVES.values()) + 1)]
+        self.lengths += np.bincount(_bit_lengths(large), minlength=65)
+        self.bits = max(self.bits, int(_bit_lengths(large // (large & -large)).max(initial=0)))
 
     @property
     def findings(self) -> list[Finding]:

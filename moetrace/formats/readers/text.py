@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from moetrace.doctor.catalogue import finding
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import is_text, written_with_dots
+from moetrace.formats.stream.columns import written_with_dots
 from moetrace.formats.stream.roles import Layout, Naming
 from moetrace.formats.stream.tables import TableFormat, few_columns, match_layout
 from moetrace.formats.stream.values import Values
@@ -28,8 +29,8 @@ MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 # What to do about a file that cannot be read.
 WRITE_AGAIN = "write the file again"
 DELIMITERS = ",\t;|"
-# Columns of decimals that are looked at as text; counts of experts side by side are more.
-MOST_DECIMAL = 1000
+# Three digits behind a dot: decimals, or thousands.
+DOTTED = re.compile(rb"\.\d{3}(?!\d)")
 
 
 def compression_of(path: Path) -> str | None:
@@ -56,11 +57,14 @@ def whole_lines(path: Path) -> int | None:
 
     A line of JSON is cut where it is no JSON, one of CSV where it has fewer columns than the header.
     """
-    json_lines, csv = ends_with(path, ".jsonl", ".ndjson"), ends_with(path, ".csv", ".tsv")
+    json_lines, delimited = ends_with(path, ".jsonl", ".ndjson"), ends_with(path, ".csv", ".tsv")
     size = path.stat().st_size
-    if not (json_lines or csv) or not size or compression_of(path):
+    if not (json_lines or delimited) or not size or compression_of(path):
         return None
     with path.open("rb") as file:
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return None
         start = max(0, size - BLOCK_BYTES)
         file.seek(start)
         before, newline, last = file.read().rpartition(b"\n")
@@ -140,6 +144,11 @@ class CsvFormat(TableFormat):
         return reading_of(path, partial(csv_batches, path, dotted), self.values(), self.naming(path), assumed)
 
 
+def header_of(path: Path) -> list[str]:
+    """The names of the columns of delimited text."""
+    return next(csv.reader([head_of(path).partition("\n")[0]], delimiter=delimiter_of(path)), [])
+
+
 def delimiter_of(path: Path) -> str:
     """What there is most of in the header."""
     return max(DELIMITERS, key=head_of(path).partition("\n")[0].count)
@@ -161,17 +170,16 @@ def csv_batches(path: Path, as_text: Sequence[str] = ()) -> Any:
 
 def _dotted(path: Path) -> list[str]:
     """The columns in which dots set thousands apart, by the first rows; they look like decimals to Arrow."""
-    import pyarrow as pa
-
-    with closing(csv_batches(path)) as batches:
-        decimal = [f.name for f in batches.schema if pa.types.is_floating(f.type) or is_text(f.type)]
-    if not decimal or len(decimal) > MOST_DECIMAL:
+    with closing(opened(path)) as stream:
+        head = stream.read(BLOCK_BYTES)
+    if not DOTTED.search(head):
         return []
-    with closing(csv_batches(path, decimal)) as batches:
+    names = header_of(path)
+    with closing(csv_batches(path, names)) as batches:
         first = next(iter(batches), None)
     if first is None:
         return []
-    return [name for name in decimal if written_with_dots([x for x in first.column(name).to_pylist() if x])]
+    return [name for name in names if written_with_dots([x for x in first.column(name).to_pylist() if x])]
 
 
 def _columns_of(path: Path, delimiter: str) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
-from moetrace.formats.readers.text import BLOCK_BYTES, WRITE_AGAIN, csv_batches, ends_with, head_of, opened
+from moetrace.formats.readers.text import BLOCK_BYTES, WRITE_AGAIN, csv_batches, ends_with, head_of, header_of, opened
 from moetrace.formats.stream.choices import Choices, side_by_side
 from moetrace.formats.stream.columns import is_text, layers_in, lists_in, numbers
 from moetrace.formats.stream.names import layer_of
@@ -99,8 +99,7 @@ def _names(path: Path) -> list[str]:
         names: list[str] = pq.read_schema(path).names
         return names
     if ends_with(path, ".csv", ".tsv"):
-        header: list[str] = csv_batches(path).schema.names
-        return header
+        return header_of(path)
     return list(json.loads(head_of(path).partition("\n")[0])) if ends_with(path, ".jsonl", ".ndjson") else []
 
 

@@ -74,7 +74,7 @@ def assemble(cells: Callable[[], Iterator[Cells]], job: Assembly) -> tuple[Grid,
     if first is None:
         raise TraceError(job.where, "holds no rows", "is it the right file?")
     if grid is None:
-        check_widths(first, job.where)
+        check_widths(first.part(0, int(np.searchsorted(first.step, first.step[0], "right"))), job.where)
         grid = grid_of(np.unique(first.layer), np.unique(first.expert), job)
     whole = _finished(chain([first], pieces), grid, job)
     return grid, (_dense(piece, grid, job) for piece in whole)
