@@ -74,6 +74,13 @@ mutants: $(VENV)/.installed-mutants ## Change the numeric rooms bit by bit: how 
 	$(BIN)/mutmut export-cicd-stats
 	$(BIN)/python -c 'import json; n = json.load(open("mutants/mutmut-cicd-stats.json")); caught, of = n["killed"] + n["timeout"], n["total"]; print(f"{caught} of {of} changes caught: {caught / of:.1%}")'
 
+.PHONY: package
+package: $(VENV)/.installed-dev ## Build wheel and sdist into dist/, and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/check-wheel-contents dist/*.whl
+
 .PHONY: lint
 lint: $(VENV)/.installed-dev ## Check style
 	$(BIN)/ruff check .
@@ -87,6 +94,17 @@ types: $(VENV)/.installed-dev ## Check types
 format: $(VENV)/.installed-dev ## Put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+.venv-site/.installed: pyproject.toml | $(BIN)/python
+	$(PYTHON) -m venv .venv-site
+	.venv-site/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-site/bin/python -m pip install --quiet --group site
+	@touch $@
+
+.PHONY: site
+site: .venv-site/.installed ## Build the documentation site into site/, without a warning
+	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --quiet --strict
+	@echo "The site is in site/: open site/index.html, or run .venv-site/bin/mkdocs serve"
 
 .PHONY: docs
 docs: $(VENV)/.installed-dev ## Write the output of the commands into README and docs
@@ -113,4 +131,4 @@ check: lint types test ## All of lint, types and test
 
 .PHONY: clean
 clean: ## Remove what was installed and made
-	rm -rf $(VENV) .venv-bench .venv-rivals $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .venv-rivals .venv-site site $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

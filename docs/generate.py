@@ -1,5 +1,5 @@
-"""Writes `docs/commands.md` from the help texts, `docs/bad_files.md` from the bad files that the tests make, and
-the real output into the README's console blocks.
+"""Writes what the documents take from the program: commands, findings, the Python reference, the lines that bad
+files end in, the output of every console block, and the picture of a report's first screen.
 
 Run it as `make docs`; `tests/test_docs.py` fails where the files are not what it would write.
 """
@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +24,12 @@ from moetrace.formats import errors
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 COMMANDS = ROOT / "docs" / "commands.md"
-BAD_FILES = ROOT / "docs" / "bad_files.md"
+FINDINGS = ROOT / "docs" / "findings.md"
+API = ROOT / "docs" / "api.md"
+BAD_FILES = ROOT / "tests" / "bad_files.md"
+PICTURE = ROOT / "docs" / "report.png"
+# Pages with console blocks; those of a page run one after the other in a workspace of its own.
+PAGES = (README, *(ROOT / "docs" / f"{name}.md" for name in ("tutorial", "serving", "paper")))
 DAMAGE = """# Bad files
 
 Whatever is wrong with a source, `moetrace ingest` ends with exit code 1 and one line, and leaves everything as it was.
@@ -59,12 +65,16 @@ def blocks(text: str) -> list[re.Match[str]]:
     return list(BLOCK.finditer(text))
 
 
-def readme() -> str:
-    """The README with every console block as it comes out today."""
+def filled(page: Path) -> str:
+    """A page with every console block as it comes out today."""
     with tempfile.TemporaryDirectory() as folder:
         return BLOCK.sub(
-            lambda found: f"```console\n$ {found['command']}\n{run(found['command'], Path(folder)).strip()}\n```",
-            README.read_text(),
+            lambda found: (
+                f"```console\n$ {found['command']}\n{run(found['command'], Path(folder)).rstrip()}\n```".replace(
+                    "\n\n```", "\n```"
+                )
+            ),
+            page.read_text(),
         )
 
 
@@ -115,24 +125,53 @@ def table_of(faults: dict[str, tuple[str, bytes]], memory: int) -> str:
     return "\n".join(rows)
 
 
-def figures() -> dict[str, bytes]:
-    """The figures of the README, by file name."""
-    place = next(
-        block["command"] for block in blocks(README.read_text()) if block["command"].startswith("moetrace place")
-    )
-    with tempfile.TemporaryDirectory() as name:
+def findings() -> str:
+    """The page of all that the doctor finds."""
+    from moetrace.doctor.catalogue import KINDS
+
+    rows = [f"| `{name}` | {kind.severity} | {kind.advice} |" for name, kind in KINDS.items()]
+    lines = [
+        "# Findings",
+        "",
+        "What `moetrace ingest` and `moetrace check` find in a trace.",
+        "An error stops an ingest unless it is accepted by its name, `--accept NAME`; the trace remembers that it was.",
+        "",
+        "| name | severity | what to do |",
+        "|---|---|---|",
+    ]
+    return "\n".join([*lines, *rows]) + "\n"
+
+
+def api() -> str:
+    """The page of all public names, for mkdocstrings to fill."""
+    import moetrace
+
+    lines = ["# Python", "", "`import moetrace as mt`: whatever a command does, a function of the same word does.", ""]
+    for name in sorted(moetrace.__all__, key=str.lower):
+        lines += [f"::: moetrace.{moetrace._HOME[name]}.{name}", ""]
+    return "\n".join(lines)
+
+
+def picture() -> bytes:
+    """The first screen of the report on one sample trace, as a browser of 1,280 pixels shows it."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
         folder = Path(name)
         run("moetrace ingest", folder)
-        run("moetrace report gpt-moe-8e-a --folder report", folder)
-        run(place, folder)
-        (drawn,) = (folder / "moetrace-out" / "place").rglob("*.png")
-        course = folder / "report" / "gpt-moe-8e-a-error_course.png"
-        return {"error_course.png": course.read_bytes(), "placement.png": drawn.read_bytes()}
+        run("moetrace report --gpus 4 --folder report", folder)
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1020})
+        page.goto((folder / "report" / "report.html").as_uri())
+        return page.screenshot()
 
 
 if __name__ == "__main__":
     COMMANDS.write_text(commands())
+    FINDINGS.write_text(findings())
+    API.write_text(api())
     BAD_FILES.write_text(damage())
-    README.write_text(readme())
-    for file, picture in figures().items():
-        (ROOT / "docs" / file).write_bytes(picture)
+    for page in PAGES:
+        page.write_text(filled(page))
+    PICTURE.write_bytes(picture())

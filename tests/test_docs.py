@@ -16,6 +16,7 @@ spec.loader.exec_module(generate)
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "sample_traces" / "README.md"]
+BLOCKS = [(page, block) for page in generate.PAGES for block in generate.blocks(page.read_text())]
 NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
 
@@ -26,17 +27,25 @@ def words_and_numbers(text):
 
 
 @pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Where the blocks of each page run one after the other."""
+    return {page: tmp_path_factory.mktemp(page.stem) for page in generate.PAGES}
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Where the blocks of the README run one after the other."""
-    return tmp_path_factory.mktemp("readme")
+    """Where examples run."""
+    return tmp_path_factory.mktemp("examples")
 
 
-@pytest.mark.parametrize("block", generate.blocks(README), ids=lambda block: block["command"][:40])
+@pytest.mark.parametrize(
+    ("page", "block"), BLOCKS, ids=[f"{page.stem}: {block['command'][:40]}" for page, block in BLOCKS]
+)
 @pytest.mark.slow
-def test_console_blocks_show_what_is_printed(block, folder):
+def test_console_blocks_show_what_is_printed(page, block, folders):
     """To 5 % of each number: the last digit of a fit may differ from processor to processor."""
     text, numbers = words_and_numbers(block["output"])
-    found_text, found = words_and_numbers(generate.run(block["command"], folder))
+    found_text, found = words_and_numbers(generate.run(block["command"], folders[page]))
 
     assert text.strip() == found_text.strip()
     assert numbers == pytest.approx(found, rel=0.05, abs=0.06)
@@ -45,6 +54,16 @@ def test_console_blocks_show_what_is_printed(block, folder):
 def test_commands_are_those_of_the_program():
     """`make docs` has been run since the last change of a help text."""
     assert generate.commands() == generate.COMMANDS.read_text()
+
+
+def test_findings_are_those_of_the_program():
+    """Every kind, with its severity and what to do."""
+    assert generate.findings() == generate.FINDINGS.read_text()
+
+
+def test_the_python_reference_has_every_public_name():
+    """Made from `__all__`."""
+    assert generate.api() == generate.API.read_text()
 
 
 def test_every_bad_file_is_in_its_page():
@@ -91,9 +110,16 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("name", PREDICTORS)
-def test_every_predictor_is_in_the_readme(name):
+def test_every_predictor_is_in_the_method(name):
     """By its name."""
-    assert f"`{name}`" in README
+    assert f"`{name}`" in (ROOT / "docs" / "method.md").read_text()
+
+
+def test_every_page_is_in_the_menu_of_the_site():
+    """And the menu names no page that is not there."""
+    menu = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2]
+
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} == set(re.findall(r"(\S+\.md)$", menu, re.MULTILINE))
 
 
 def test_no_make_target_goes_unexplained():
