@@ -32,7 +32,7 @@ FENCES = {
     "jax": ("forecasting.predictors.network",),
     "equinox": ("forecasting.predictors.network",),
     "optax": ("forecasting.predictors.network",),
-    "scipy": ("placement.plan",),
+    "scipy": ("placement.plan", "forecasting.intervals"),
     "matplotlib": ("report",),
     "jinja2": ("report.pages",),
     "rich": ("report.tables", "report.screens", "cli"),

@@ -174,11 +174,9 @@ def _write(shared: Shared, given: str, test: Backtest, means: pd.DataFrame, hori
 
 
 def _statuses(test: Backtest) -> list[dict[str, object]]:
-    """``trace, predictor, layer, status`` of each forecast of the steps after the end."""
-    return [
-        {"trace": ahead.trace, "predictor": ahead.predictor, "layer": ahead.layer, "status": ahead.status}
-        for ahead in test.forecasts()
-    ]
+    """``trace, predictor, layer, status, expected_error`` of each forecast of the steps after the end."""
+    fields = ("trace", "predictor", "layer", "status", "expected_error")
+    return [{name: getattr(ahead, name) for name in fields} for ahead in test.forecasts()]
 
 
 def score_tables(summary: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Table]:

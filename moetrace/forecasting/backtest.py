@@ -18,6 +18,7 @@ from moetrace.analysis.tables import stacked
 from moetrace.errors import TooShortError
 from moetrace.forecasting.evaluation import Evaluation, Result, SharedFit
 from moetrace.forecasting.fitting import Histories, TimedFit, fit, has_history, refits
+from moetrace.forecasting.intervals import Experience
 from moetrace.forecasting.layers import SHARE_COLUMNS, EndForecast, Reference, Score, forecast_end, score_layer
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.predictors.base import Predictor
@@ -213,7 +214,8 @@ class LayerTask:
         """Score and forecast, and keep each result as it is made."""
         load = self.trace.layer(self.layer)
         scored = _of_horizons(self.windows, {result.horizon for part in self.pending for result in part.scores})
-        reference = Reference.of(load, scored) if scored else None
+        experience = Experience(load)
+        reference = Reference.of(experience, scored) if scored else None
         for part in self.pending:
             shared_fits = self._shared_fits(part.predictor)
             if reference is not None and part.scores:
@@ -222,8 +224,7 @@ class LayerTask:
                     own = (frame[frame["horizon"] == result.horizon] for frame in (scores, shares))
                     self.results.put_scores(result, *own)
             for result in part.ahead:
-                z = self._squared_z(result)
-                forecast = forecast_end(load, part.predictor, result.horizon, z, shared_fits)
+                forecast = forecast_end(experience, part.predictor, result.horizon, shared_fits)
                 self.results.put_forecast(result, forecast)
         return self.results.handed_over()
 
@@ -237,11 +238,6 @@ class LayerTask:
             cutoff: TimedFit(learned[request.name].fitted, learned[request.name].seconds * request.part)
             for cutoff, request in own.items()
         }
-
-    def _squared_z(self, result: Result) -> list[float]:
-        """Those of the scores at the cutoffs of the trace, none where the horizon is not scored."""
-        scored = any(result.horizon in horizons for horizons in self.windows.values())
-        return self.results.scores(result)["squared_z"].tolist() if scored else []
 
 
 def _layer_tasks(asked: Evaluation, kept: Results) -> list[LayerTask]:

@@ -1,68 +1,195 @@
-"""How far the load of a horizon may be from its forecast: intervals from noise and drift, and how well they held.
+"""How wrong a forecast expects to be, told at its cutoff, and the intervals that follow.
 
-For a local level with noise n and drift d per step (`moetrace.analysis.variogram`), the mean share of expert e over
-a horizon of H steps scatters around the estimated level with the variance
+The variogram says how far the load of a horizon may be from a good forecast of it (`moetrace.analysis.outlook`).
+How far off that was is known of every earlier step whose horizon has passed. So at steps 100 apart the level of
+the layer is forecast, and what was found is compared with what was told:
 
-    var_e = p_e (1 - p_e) n / (E - 1) / H  +  p_e (f + d H / 3) / E
+- The *scale*: the geometric mean of found over told, over the same horizon and shorter ones, which tell of the latest
+  past. It forgets by halves, as fast as a load changes its ways, and what one shock can do to it is bounded.
+- The *reach* of an interval, in standard deviations: adaptive conformal inference (Gibbs and Candes 2021) in the
+  logarithm. An interval that held fewer experts than it should grows by a step, one that held more shrinks by one. It
+  counts how often was missed, not by how much, so that one shock cannot spoil what follows, and it keeps its
+  promise whatever the distribution of the errors is, heavy tails and a scale that is itself uncertain included.
 
-with f the variance of the estimated level in the steady state of the filter; like n and d it is a sum
-over the E experts relative to their shares. The terms are sampling, the error of the estimated level, and
-its random walk, whose mean over H steps has a third of the variance of its end. The standard deviation is
-scaled by how far off the same predictor was at earlier cutoffs.
+The load is normally distributed around its level, and the error of a forecast around its difference from the level:
+one that follows noise, or a window that is too long, expects to be wrong by as much, whoever made it. The expected
+error and the intervals are the mean and the quantiles of the same distribution of |error|, a folded normal one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
-from moetrace.analysis.variogram import BLOCK, FAR_LAGS, SHARE_FLOOR, motion
-from moetrace.trace import LayerLoad, Shares
+from moetrace.analysis.level import gain_of, last_level
+from moetrace.analysis.outlook import Outlook, total_error
+from moetrace.analysis.variogram import BLOCK, block_means
+from moetrace.trace import LayerLoad, Shares, Steps
 
-# The two intervals every forecast carries, and the quantiles of the normal distribution they reach to.
+# The two intervals every forecast carries, and the quantiles of the normal distribution they begin with.
 QUANTILES = {80: 1.2816, 95: 1.9600}
-# Steps that noise and drift are read from, as for the level.
-HISTORY = 2500
-# The share of an expert is that of its last steps.
-SHARE_WINDOW = 500
-# How many earlier cutoffs it takes to outweigh the formula.
-PRIOR_CUTOFFS = 2
+# Blocks between two looks back, and before the first one.
+EVERY, FIRST = 2, 10
+# Blocks that the level is an average of, at the smallest gain: older ones have a weight below 2 %.
+LEVEL_BLOCKS = 200
+# A past horizon counts half as much for every so many blocks that it lies back.
+HALF_LIFE = 16
+# The load calms down while a model is trained: on gpt-moe-8e-a, before anything is known, the variogram tells 2.5 times
+# of what is found. That weighs as much as twelve looks at the first step, and is forgotten like them.
+PRIOR, PRIOR_LOOKS = np.log(0.4), 12.0
+# The most that one look says: found is told times or over 4.5.
+MOST = 1.5
+# Horizons that say something of the one asked for: it and its halves, down to a block.
+HALVINGS = 3
+# How fast a reach follows, and the logarithms of what it is multiplied by in the beginning.
+STEP = {80: 0.15, 95: 0.3}
+BEGIN = {80: 0.0, 95: 0.25}
+# Looks that have to have passed before a look says anything of the reach.
+LEARNED = 5
+# A deviation that is not told from 0, and how often an interval is halved to find its end.
+TINY, HALVED = 1e-12, 30
 
 
-def spread(history: LayerLoad, horizon: int) -> Shares:
-    """Standard deviation of the mean share over *horizon* steps around a good forecast of it, shape (experts,)."""
-    recent = history.last(HISTORY)
-    variogram, rows = motion(recent, lags=FAR_LAGS), recent.rows(BLOCK)
-    ahead = max(1, round(horizon / history.stride))
-    level = variogram.gain(rows) * variogram.noise / rows
-    share = np.maximum(history.last(SHARE_WINDOW).mean_shares, SHARE_FLOOR / history.experts)
-    sampling = share * (1 - share) * variogram.noise / max(1, history.experts - 1) / ahead
-    moving = share * (level + variogram.drift * ahead / 3) / history.experts
-    forecast_std: Shares = np.sqrt(sampling + moving)
-    return forecast_std
+@dataclass(frozen=True, eq=False)
+class Expectation:
+    """What is expected of the mean share over a horizon, at its cutoff.
 
-
-def squared_miss(predicted: Shares, actual: Shares, deviation: Shares) -> float:
-    """Mean over experts of the squared error in units of *deviation*: 1 where the formula is right; all (experts,).
-
-    Experts without deviation are left out.
+    *level* and *deviation* (experts,) are of the level forecast; *reach* says by percent to how many standard
+    deviations an interval of that reaches.
     """
-    known = deviation > 0
-    z = (predicted - actual)[known] / deviation[known]
-    return float(np.mean(np.square(z))) if known.any() else 0.0
+
+    level: Shares
+    deviation: Shares
+    reach: dict[int, float]
+
+    def error(self, forecast: Shares) -> float:
+        """The expected `error_rate` of a *forecast* (experts,) of the mean share."""
+        from scipy.special import erf
+
+        apart, spread = np.abs(forecast - self.level), np.maximum(self.deviation, TINY)
+        z = apart / spread / np.sqrt(2)
+        return float((spread * np.sqrt(2 / np.pi) * np.exp(-(z**2)) + apart * erf(z)).sum())
+
+    def half_widths(self, forecast: Shares) -> dict[int, Shares]:
+        """By percent how far the interval of a *forecast* (experts,) reaches on both sides, shape (experts,)."""
+        apart = np.abs(forecast - self.level)
+        return {p: _half_width(apart, self.deviation * self.reach[p] / q, p / 100) for p, q in QUANTILES.items()}
 
 
-def scale(misses: Sequence[float]) -> float:
-    """The factor for the deviation of the formula, from `squared_miss` at earlier cutoffs; NaN where not known yet."""
-    known = [miss for miss in misses if miss == miss]
-    return float(np.sqrt((PRIOR_CUTOFFS + sum(known)) / (PRIOR_CUTOFFS + len(known))))
+def _half_width(apart: Shares, spread: Shares, held: float) -> Shares:
+    """How far from 0 the part *held* of a normal distribution around *apart* lies; all (experts,)."""
+    from scipy.special import ndtr
+
+    spread = np.maximum(spread, TINY)
+    low, high = np.zeros_like(apart), apart + 6 * spread
+    for _ in range(HALVED):
+        middle = (low + high) / 2
+        enough = ndtr((middle - apart) / spread) - ndtr((-middle - apart) / spread) >= held
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return high
 
 
-def bounds(predicted: Shares, deviation: Shares) -> dict[str, Shares]:
-    """``low_80``, ``high_80``, ``low_95``, ``high_95`` for means and deviations (experts,), within 0 and 1."""
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """A look back: the last *step* of the history it had, the *level* then (experts,), and the *outlook*."""
+
+    step: int
+    level: Shares
+    outlook: Outlook
+
+
+class Experience:
+    """What the past of a layer teaches about its expectations; each answer uses nothing after its cutoff."""
+
+    def __init__(self, load: LayerLoad) -> None:
+        self.load = load
+        block = load.rows(BLOCK)
+        self._rows = range(FIRST * block, len(load.steps) + 1, EVERY * block)
+        self._steps: Steps = load.steps[np.array(self._rows, dtype=np.int64) - 1]
+        self._block = block * load.stride
+        self._looks: dict[int, _Look] = {}
+        self._logs: dict[int, list[float]] = {}
+        self._reaches: dict[int, list[dict[int, float]]] = {}
+
+    def expectation(self, cutoff: int, horizon: int) -> Expectation:
+        """Of the mean share over the *horizon* steps after *cutoff*."""
+        look = self._look(int(np.searchsorted(self.load.steps, cutoff, "right")))
+        deviation = look.outlook.deviation(horizon) * self._scale(cutoff, horizon)
+        log = self._reach(cutoff, horizon)
+        return Expectation(look.level, deviation, {p: q * float(np.exp(log[p])) for p, q in QUANTILES.items()})
+
+    def _look(self, rows: int) -> _Look:
+        """Back at the time when there were so many *rows*."""
+        if rows not in self._looks:
+            history = self.load.until(int(self.load.steps[rows - 1]))
+            means = block_means(history.last(LEVEL_BLOCKS * BLOCK), min(rows, history.rows(BLOCK)))
+            level = last_level(means, gain_of(history))
+            self._looks[rows] = _Look(int(history.steps[-1]), level, Outlook.of(history))
+        return self._looks[rows]
+
+    def _passed(self, cutoff: int, horizon: int) -> int:
+        """How many looks there are whose *horizon* has passed at *cutoff*."""
+        return int(np.searchsorted(self._steps + horizon, cutoff, "right"))
+
+    def _scale(self, cutoff: int, horizon: int) -> float:
+        """Found over told at earlier looks, their geometric mean."""
+        half_life, begin = HALF_LIFE * self._block, int(self.load.steps[0])
+        total = PRIOR_LOOKS * 0.5 ** ((cutoff - begin) / half_life)
+        sums = total * PRIOR
+        for shorter in _halves(horizon, self._block):
+            n = self._passed(cutoff, shorter)
+            logs = self._ratios(shorter, n)
+            weight = 0.5 ** ((cutoff - self._steps[:n] - shorter) / half_life)
+            weight = np.where(np.isnan(logs), 0, weight)
+            total, sums = total + weight.sum(), sums + (weight * np.nan_to_num(logs)).sum()
+        return float(np.exp(sums / total))
+
+    def _ratios(self, horizon: int, n: int) -> NDArray[np.float64]:
+        """Logarithms of found over told at the first *n* looks, of sums over experts, shape (n,)."""
+        logs = self._logs.setdefault(horizon, [])
+        logs += [self._ratio(self._look(rows), horizon) for rows in self._rows[len(logs) : n]]
+        return np.array(logs[:n])
+
+    def _ratio(self, look: _Look, horizon: int) -> float:
+        """NaN where no step of the horizon was logged."""
+        found, told = np.abs(self._error(look, horizon)).sum(), total_error(look.outlook.deviation(horizon))
+        # What stands still is told and found to be 0.
+        return float(np.clip(np.log((found + 1e-12) / (told + 1e-12)), -MOST, MOST))
+
+    def _error(self, look: _Look, horizon: int) -> Shares:
+        after = self.load.after(look.step, horizon)
+        error: Shares = look.level - (after.mean_shares if len(after.steps) else np.nan)
+        return error
+
+    def _reach(self, cutoff: int, horizon: int) -> dict[int, float]:
+        """Logarithms of what the quantiles are multiplied by, after the looks that had passed at *cutoff*."""
+        known = self._reaches.setdefault(horizon, [dict(BEGIN)])
+        for n in range(len(known) - 1, self._passed(cutoff, horizon)):
+            look = self._look(self._rows[n])
+            if self._passed(look.step, horizon) < LEARNED:  # that would judge what was assumed
+                known.append(known[-1])
+                continue
+            in_force = known[self._passed(look.step, horizon)]  # at the time, not what was learned since
+            told = look.outlook.deviation(horizon) * self._scale(look.step, horizon)
+            apart = np.abs(self._error(look, horizon))
+            missed = {p: (apart > told * q * np.exp(in_force[p])).mean() for p, q in QUANTILES.items()}
+            known.append({p: log + STEP[p] * (missed[p] - (1 - p / 100)) for p, log in known[-1].items()})
+        return known[self._passed(cutoff, horizon)]
+
+
+def _halves(horizon: int, block: int) -> list[int]:
+    """*horizon*, its half and so on, none of them shorter than *block*."""
+    halves = [horizon // 2**n for n in range(HALVINGS + 1)]
+    return [halves[0], *(half for _, half in pairwise(halves) if half >= block)]
+
+
+def bounds(predicted: Shares, half_widths: dict[int, Shares]) -> dict[str, Shares]:
+    """``low_80``, ``high_80``, ``low_95``, ``high_95`` for means and half widths (experts,), within 0 and 1."""
     ends = {}
-    for percent, quantile in QUANTILES.items():
-        ends[f"low_{percent}"] = np.clip(predicted - quantile * deviation, 0, 1)
-        ends[f"high_{percent}"] = np.clip(predicted + quantile * deviation, 0, 1)
+    for percent, half in half_widths.items():
+        ends[f"low_{percent}"] = np.clip(predicted - half, 0, 1)
+        ends[f"high_{percent}"] = np.clip(predicted + half, 0, 1)
     return ends

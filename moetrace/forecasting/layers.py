@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,8 +47,8 @@ class CutoffForecasts(NamedTuple):
 class EndForecast(NamedTuple):
     """The forecast of the steps after the end of a trace.
 
-    *shares* is (horizon, experts), repaired; *forecast_std* (experts,) is the standard deviation of their
-    mean, from which `intervals.bounds` makes the intervals.
+    *shares* is (horizon, experts), repaired; *expected_error* is how wrong it expects to be, the `error_rate`
+    told before; *half_widths* (experts,) say by percent how far the intervals of the mean reach.
     """
 
     trace: str
@@ -56,7 +56,8 @@ class EndForecast(NamedTuple):
     layer: int
     first_step: int
     shares: Shares
-    forecast_std: Shares
+    expected_error: float
+    half_widths: dict[int, Shares]
     status: str
 
 
@@ -92,17 +93,17 @@ def repaired(forecast: Forecast) -> Shares:
 
 
 def forecast_end(
-    load: LayerLoad, by: Predictor, horizon: int, squared_z: Sequence[float], shared_fits: Fits | None = None
+    experience: intervals.Experience, by: Predictor, horizon: int, shared_fits: Fits | None = None
 ) -> EndForecast:
-    """The forecast of the *horizon* steps after the end of a layer.
-
-    *squared_z* are those of the scores of earlier cutoffs, which scale the intervals.
-    """
+    """The forecast of the *horizon* steps after the end of a layer, from whose *experience* its intervals are."""
+    load = experience.load
     end = int(load.steps[-1])
-    forecast_std = intervals.spread(load, horizon) * intervals.scale(squared_z)
     (found,) = forecasts(load, by, {end: [horizon]}, shared_fits)
     forecast = found.by_horizon[horizon]
-    return EndForecast(load.trace, label(by), load.layer, end + 1, repaired(forecast), forecast_std, forecast.status)
+    shares, expected = repaired(forecast), experience.expectation(end, horizon)
+    mean = shares.mean(axis=0)
+    uncertain = expected.error(mean), expected.half_widths(mean)
+    return EndForecast(load.trace, label(by), load.layer, end + 1, shares, *uncertain, forecast.status)
 
 
 # --- scores -----------------------------------------------------------------------------------
@@ -114,9 +115,9 @@ class Score(NamedTuple):
     Errors and noise are fractions as `scoring.Errors` and `variogram` define them, NaN where the history
     was too short. *state* is the layer's as it could be told at the cutoff. *skill* is
     ``1 - error_rate / error_rate of window_mean`` at the same cutoff: 0 is no better than what
-    serving systems do. *coverage_80* and *coverage_95* are the parts of the experts whose share lay
-    inside their interval, *squared_z* the mean squared error in units of the formula's standard
-    deviation. *status* is ``ok``, ``too_short`` or the fallback that stood in.
+    serving systems do. *expected_error* is what the forecast said at the cutoff that its error_rate would be.
+    *coverage_80* and *coverage_95* are the parts of the experts whose share lay inside their interval. *status*
+    is ``ok``, ``too_short`` or the fallback that stood in.
     """
 
     trace: str
@@ -134,9 +135,9 @@ class Score(NamedTuple):
     abs_points: float
     window_mean_error_rate: float
     skill: float
+    expected_error: float
     coverage_80: float
     coverage_95: float
-    squared_z: float
     status: str
     fit_seconds: float
     forecast_seconds: float
@@ -155,12 +156,13 @@ class Reference:
     load: LayerLoad
     states: Mapping[int, str]
     noise: Mapping[Cell, tuple[float, float]]
-    forecast_std: Mapping[Cell, Shares]
+    expected: Mapping[Cell, intervals.Expectation]
     window_mean: Mapping[Cell, float]
 
     @classmethod
-    def of(cls, load: LayerLoad, windows: Windows) -> Reference:
-        """The reference of a layer at the cutoffs and horizons of *windows*."""
+    def of(cls, experience: intervals.Experience, windows: Windows) -> Reference:
+        """The reference of a layer at the cutoffs and horizons of *windows*, with what its *experience* expects."""
+        load = experience.load
         _once = load.shares  # for every history that is cut from the layer
         cells = [(cutoff, horizon) for cutoff, horizons in windows.items() for horizon in horizons]
         baseline = {at.cutoff: at.by_horizon for at in forecasts(load, predictor(BASELINE), windows)}
@@ -168,7 +170,7 @@ class Reference:
             load,
             {cutoff: state_at(load, cutoff) for cutoff in windows},
             {cell: horizon_noise(load, *cell) for cell in cells},
-            {(cutoff, horizon): intervals.spread(load.until(cutoff), horizon) for cutoff, horizon in cells},
+            {cell: experience.expectation(*cell) for cell in cells},
             {(c, h): errors(*matched(load, repaired(baseline[c][h]), c, h)).error_rate for c, h in cells},
         )
 
@@ -185,13 +187,10 @@ def score_layer(
     load = reference.load
     scores: list[Score] = []
     shares: list[pd.DataFrame] = []
-    squared_z: dict[Cell, float] = {}
     for at in forecasts(load, by, windows, shared_fits):
         for horizon in windows[at.cutoff]:
             forecast = at.by_horizon.get(horizon)
-            earlier = [z for (c, h), z in squared_z.items() if h == horizon and c + h <= at.cutoff]
-            measured, experts = _measured(reference, forecast, (at.cutoff, horizon), intervals.scale(earlier))
-            squared_z[at.cutoff, horizon] = measured["squared_z"]
+            measured, experts = _measured(reference, forecast, (at.cutoff, horizon))
             key = (load.trace, label(by), load.layer, horizon, at.cutoff)
             seconds: dict[str, Any] = {"fit_seconds": at.fit_seconds, "forecast_seconds": at.forecast_seconds}
             row: dict[str, Any] = dict(zip(Score._fields, (*key, reference.states[at.cutoff]))) | measured | seconds
@@ -202,28 +201,29 @@ def score_layer(
 
 
 def _measured(
-    reference: Reference, forecast: Forecast | None, cell: Cell, scale: float
+    reference: Reference, forecast: Forecast | None, cell: Cell
 ) -> tuple[dict[str, Any], dict[str, Shares] | None]:
     """The measured fields of a `Score`, and the shares of the experts, None where there is no forecast."""
     step_noise, error_noise = reference.noise[cell]
     baseline = reference.window_mean[cell]
     known = {"error_noise": error_noise, "step_noise": step_noise, "window_mean_error_rate": baseline}
     if forecast is None:
-        return known | _NOTHING._asdict() | dict.fromkeys(("skill", "squared_z", *COVERAGE), float("nan")), None
-    predicted, counts = matched(reference.load, repaired(forecast), *cell)
+        return known | _NOTHING._asdict() | dict.fromkeys(("skill", "expected_error", *COVERAGE), float("nan")), None
+    shares, expected = repaired(forecast), reference.expected[cell]
+    mean = shares.mean(axis=0)
+    predicted, counts = matched(reference.load, shares, *cell)
     found = errors(predicted, counts)
-    experts = horizon_shares(predicted, counts, reference.forecast_std[cell] * scale)
+    experts = horizon_shares(predicted, counts, expected.half_widths(mean))
     held = {name: float(_inside(experts, name.removeprefix("coverage_")).mean()) for name in COVERAGE}
-    z = intervals.squared_miss(experts["predicted"], experts["actual"], reference.forecast_std[cell])
     skill = 1 - found.error_rate / baseline if baseline > 0 else float("nan")
-    return known | found._asdict() | held | {"skill": skill, "squared_z": z}, experts
+    return known | found._asdict() | held | {"skill": skill, "expected_error": expected.error(mean)}, experts
 
 
 COVERAGE = ("coverage_80", "coverage_95")
 _NOTHING = Errors(float("nan"), float("nan"), float("nan"), 0, float("nan"))
 
 
-def horizon_shares(forecast: Shares, counts: Counts, forecast_std: Shares) -> dict[str, Shares]:
+def horizon_shares(forecast: Shares, counts: Counts, half_widths: dict[int, Shares]) -> dict[str, Shares]:
     """Predicted and actual share of the load of the horizon, with intervals, each of shape (experts,).
 
     *forecast* is the mean over the steps, which is known at the cutoff; *predicted* weighs each step by
@@ -231,7 +231,7 @@ def horizon_shares(forecast: Shares, counts: Counts, forecast_std: Shares) -> di
     """
     totals = counts.sum(axis=1)
     predicted, actual = totals @ forecast / totals.sum(), counts.sum(axis=0) / totals.sum()
-    ends = intervals.bounds(predicted, forecast_std)
+    ends = intervals.bounds(predicted, half_widths)
     known = {"expert": np.arange(len(actual)), "forecast": forecast.mean(axis=0)}
     return known | {"predicted": predicted, "actual": actual, **ends}
 

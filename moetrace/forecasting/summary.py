@@ -21,7 +21,8 @@ BOOTSTRAP_ROUNDS = 2000
 # Fewer cutoffs than this say nothing about the scatter over cutoffs.
 LEAST_CUTOFFS = 3
 MEASURES = (
-    "error_rate", "error_noise", "step_error_rate", "step_noise", "mape", "abs_points", "coverage_80", "coverage_95",
+    "error_rate", "error_noise", "expected_error", "step_error_rate", "step_noise", "mape", "abs_points",
+    "coverage_80", "coverage_95",
 )  # fmt: skip
 DIFFERENCE = ("difference", "difference_low", "difference_high")
 
@@ -155,7 +156,7 @@ def means_frame(forecasts: Iterable[EndForecast], horizon: int) -> pd.DataFrame:
     for ahead in forecasts:
         share = ahead.shares.mean(axis=0)
         key = {"trace": ahead.trace, "predictor": ahead.predictor, "layer": ahead.layer, "horizon": horizon}
-        ends = bounds(share, ahead.forecast_std)
+        ends = bounds(share, ahead.half_widths)
         parts.append(pd.DataFrame({**key, "expert": np.arange(len(share)), "share": share, **ends}))
     return stacked(parts)
 

@@ -101,7 +101,8 @@ class ResultFolder:
             "layer": forecast.layer,
             "first_step": forecast.first_step,
         }
-        known |= {"status": forecast.status, "forecast_std": forecast.forecast_std.tolist()}
+        known |= {"status": forecast.status, "expected_error": forecast.expected_error}
+        known |= {"half_widths": [(percent, half.tolist()) for percent, half in forecast.half_widths.items()]}
         table = pa.table({"shares": to_lists(forecast.shares)})
         self._write_table(result, "forecast", table.replace_schema_metadata({FORECAST_KEY: json.dumps(known)}))
 
@@ -110,8 +111,8 @@ class ResultFolder:
         with self._read(result, "forecast") as table:
             known = json.loads(table.schema.metadata[FORECAST_KEY])
             flat = table.column("shares").combine_chunks().flatten().to_numpy()
-            forecast_std = np.array(known.pop("forecast_std"))
-            return EndForecast(**known, forecast_std=forecast_std, shares=flat.reshape(len(table), -1))
+            half_widths = {percent: np.array(half) for percent, half in known.pop("half_widths")}
+            return EndForecast(**known, half_widths=half_widths, shares=flat.reshape(len(table), -1))
 
     # --- fits for all layers ---
 

@@ -36,6 +36,7 @@ def scores_of(errors, baseline, states=None, predictor="p"):
     )  # fmt: skip
     constants = [
         "error_noise",
+        "expected_error",
         "step_error_rate",
         "step_noise",
         "mape",

@@ -1,12 +1,15 @@
 """Intervals: they hold as often as they say, and are scaled by what was missed before."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import foldnorm, norm
 
-from moetrace import LoadTrace, evaluate, predictor
+from moetrace import LoadTrace, evaluate, means_frame, predictor
+from moetrace.analysis.outlook import Outlook
 from moetrace.analysis.variogram import motion
-from moetrace.forecasting.intervals import bounds, scale, spread, squared_miss
+from moetrace.forecasting.intervals import Expectation, Experience, _halves, bounds
 from moetrace.synthetic import Course, synthetic_trace
 
 
@@ -15,6 +18,11 @@ def wandering(seed, experts, tokens, volatility, concentration):
     changes = ((1, volatility),)
     course = Course(steps=7000, experts=experts, tokens=tokens, changes=changes, concentration=concentration)
     return synthetic_trace([course], seed=seed)
+
+
+def spread(load, horizon):
+    """What the variogram of all of the load expects."""
+    return Outlook.of(load).deviation(horizon)
 
 
 def test_intervals_cover_as_often_as_they_say():
@@ -57,18 +65,19 @@ def test_the_deviation_equals_its_naive_twin(experts, every):
     """Sampling, then not knowing the level, then its walk: the formula expert by expert, the filter step by step."""
     counts = wandering(0, 9, 2000, 0.003, None).layer(0).counts[::every, :experts] + (experts == 1)
     load = LoadTrace.from_counts(counts[:, None], steps=np.arange(0, 7000, every)).layer(0)
-    history = load.last(2500)
-    variogram = motion(history, lags=20)
-    rows, ahead = 50 // every, 1000 // every
-    level = 1.0
-    for _ in range(10_000):
-        predicted = level + variogram.drift * rows
-        level = predicted * variogram.noise / rows / (predicted + variogram.noise / rows) if predicted else 0.0
-    expected = []
+    rows, ahead, expected = 50 // every, 1000 // every, []
     for e in range(experts):
         p = max(counts[-500 // every :, e].sum() / counts[-500 // every :].sum(), 0.01 / experts)
-        sampling = p * (1 - p) * variogram.noise / (experts - 1 or 1) / ahead
-        expected.append((sampling + p * (level + variogram.drift * ahead / 3) / experts) ** 0.5)
+        product = 1.0
+        for memory, lags in ((2500, 20), (1000, 10), (500, 5)):
+            variogram = motion(load.last(memory), lags=lags)
+            level = 1.0
+            for _ in range(10_000):
+                predicted = level + variogram.drift * rows
+                level = predicted * variogram.noise / rows / (predicted + variogram.noise / rows) if predicted else 0.0
+            sampling = p * (1 - p) * variogram.noise / (experts - 1 or 1) / ahead
+            product *= sampling + p * (level + variogram.drift * ahead / 3) / experts
+        expected.append(product ** (1 / 6))
 
     assert expected == pytest.approx(spread(load, 1000).tolist())
     assert (spread(load, 1) == spread(load, every)).all()  # less than a logged row is one
@@ -104,57 +113,139 @@ def test_intervals_see_nothing_after_the_cutoff():
     assert not np.allclose(seen["actual"], spoiled["actual"])
 
 
-def test_misses_of_earlier_cutoffs_scale_the_formula():
-    """None leaves it alone; many outweigh it; those that are not known yet do not count."""
-    assert 1.0 == scale([])
-    assert ((2 + 4.0 + 9.0) / (2 + 2)) ** 0.5 == pytest.approx(scale([4.0, 9.0]))
-    assert 3.0 == pytest.approx(scale([9.0] * 1000), rel=0.01)
-    assert scale([4.0]) == scale([4.0, float("nan")])
-    assert 1.0 < scale([4.0]) < 2.0
+def naive_scale(load, cutoff, horizon):
+    """Found over told at looks 100 steps apart from step 500 on, weighted, in loops."""
+    total = 12 * 0.5 ** ((cutoff - 1) / 800)
+    logs = total * np.log(0.4)
+    for shorter in {horizon, horizon // 2, horizon // 4, horizon // 8} if horizon >= 400 else {horizon, horizon // 2}:
+        for step in range(500, cutoff - shorter + 1, 100):
+            level = predictor("level").fit([]).forecast(load.until(step), 1).shares[0]
+            told = (2 / np.pi) ** 0.5 * spread(load.until(step), shorter).sum()
+            found = abs(level - load.after(step, shorter).mean_shares).sum()
+            weight = 0.5 ** ((cutoff - step - shorter) / 800)
+            total, logs = total + weight, logs + weight * np.clip(np.log(found / told), -1.5, 1.5)
+    return np.exp(logs / total)
 
 
-def test_a_squared_miss_of_the_right_size_is_one():
-    """Errors of one deviation each; an expert without deviation is left out."""
-    assert 1.0 == pytest.approx(
-        squared_miss(np.array([0.5, 0.5, 0.0]), np.array([0.4, 0.7, 0.0]), np.array([0.1, 0.2, 0.0]))
+@pytest.mark.parametrize(("cutoff", "horizon"), [(3000, 1000), (1700, 100), (600, 400)])
+def test_what_was_found_scales_what_is_told(cutoff, horizon):
+    """The deviation equals its naive twin, and the level is the forecast of `level`."""
+    load = wandering(4, 8, 2000, 0.002, None).layer(0)
+    found = Experience(load).expectation(cutoff, horizon)
+
+    assert (spread(load.until(cutoff), horizon) * naive_scale(load, cutoff, horizon)).tolist() == pytest.approx(
+        found.deviation.tolist()
     )
-    assert (9 + 1) / 2 == pytest.approx(squared_miss(np.array([0.6, 0.4]), np.array([0.3, 0.5]), np.array([0.1, 0.1])))
-    assert 0.0 == squared_miss(np.array([1.0]), np.array([1.0]), np.array([0.0]))
+    assert predictor("level").fit([]).forecast(load.until(cutoff), 1).shares[0] == pytest.approx(found.level)
 
 
-@pytest.mark.parametrize("percent", [80, 95])
-def test_bounds_are_quantiles_of_the_normal_distribution(percent):
-    """The low one leaves half of the rest below it, the high one above it."""
-    predicted, deviation = np.array([0.3, 0.5]), np.array([0.01, 0.02])
-    ends = bounds(predicted, deviation)
+def test_horizons_are_halved_down_to_a_block():
+    """The one asked for is always there."""
+    assert [[1000, 500, 250, 125], [100, 50], [99], [10], [400, 200, 100, 50]] == [
+        _halves(h, 50) for h in (1000, 100, 99, 10, 400)
+    ]
 
-    for side, quantile in (("low", 0.5 - percent / 200), ("high", 0.5 + percent / 200)):
-        assert norm.ppf(quantile, predicted, deviation) == pytest.approx(ends[f"{side}_{percent}"], abs=1e-5)
+
+def test_an_interval_grows_by_a_step_for_each_look_that_missed():
+    """Adaptive conformal inference: by 0.15 and 0.3 of how much more was missed than promised, in the logarithm."""
+    load = wandering(5, 8, 2000, 0.002, None).layer(0)
+    experience, log = Experience(load), {80: [0.0], 95: [0.25]}
+    for step in range(500, 3000 - 500 + 1, 100):
+        before = len(range(500, step - 500 + 1, 100))
+        told = Experience(load).expectation(step, 500)
+        apart = abs(told.level - load.after(step, 500).mean_shares)
+        for percent, quantile, by in ((80, 1.2816, 0.15), (95, 1.96, 0.3)):
+            if before < 5:
+                log[percent].append(log[percent][-1])
+                continue
+            missed = (apart > told.deviation * quantile * np.exp(log[percent][before])).mean()
+            log[percent].append(log[percent][-1] + by * (missed - 1 + percent / 100))
+
+    reach = experience.expectation(3000, 500).reach
+
+    assert [1.2816 * np.exp(log[80][-1]), 1.96 * np.exp(log[95][-1])] == pytest.approx([reach[80], reach[95]])
+
+
+def test_expectations_see_nothing_after_the_cutoff():
+    """Also where later ones were asked for before, and where the load turns around in every later step."""
+    load = wandering(1, 8, 2000, 0.002, None).layer(0)
+    spoiled = replace(load, counts=np.where(load.steps[:, None] > 3000, load.counts[:, ::-1], load.counts))
+    used = Experience(load)
+    used.expectation(6000, 500)
+
+    for experience in (used, Experience(spoiled), Experience(load.until(3000))):
+        found = experience.expectation(3000, 500)
+        expected = Experience(load).expectation(3000, 500)
+        assert (expected.reach, expected.deviation.tolist()) == (found.reach, found.deviation.tolist())
+
+
+def test_one_shock_does_not_spoil_what_follows():
+    """3,000 steps after a jump intervals are no more than twice as wide as without it."""
+    load = wandering(2, 8, 20_000, 0.0005, None).layer(0)
+    shocked = replace(load, counts=np.where(load.steps[:, None] > 3000, load.counts[:, ::-1], load.counts))
+    calm, after = (Experience(made).expectation(6500, 500) for made in (load, shocked))
+    widths = [found.half_widths(found.level)[80].sum() for found in (calm, after)]
+
+    assert 0.5 < widths[1] / widths[0] < 2
+
+
+def test_a_forecast_expects_to_be_wrong_by_its_distance_from_the_level():
+    """The mean and the quantiles of a folded normal distribution, expert by expert."""
+    expected = Expectation(np.array([0.3, 0.4, 0.3]), np.array([0.01, 0.02, 0.0]), {80: 1.2816, 95: 2 * 1.96})
+    forecast = np.array([0.3, 0.35, 0.31])
+    folded = [(0.0, 0.01), (0.05, 0.02)]
+    halves = expected.half_widths(forecast)
+
+    assert sum(foldnorm.mean(d / s, scale=s) for d, s in folded) + 0.01 == pytest.approx(expected.error(forecast))
+    assert [foldnorm.ppf(0.8, d / s, scale=s) for d, s in folded] == pytest.approx(halves[80][:2].tolist(), rel=1e-3)
+    assert [foldnorm.ppf(0.95, d / s / 2, scale=2 * s) for d, s in folded] == pytest.approx(
+        halves[95][:2].tolist(), rel=1e-3
+    )
+    assert 0.01 == pytest.approx(halves[80][2])
+
+
+def test_the_expected_error_is_the_error_found():
+    """Within a fifth, over many synthetic series that stand still, wander and jump about; lively ones expect more."""
+    kinds = [(8, 2000, 0.0003, None), (16, 50_000, 0.002, None), (64, 20_000, 0.0005, None), (32, 4096, 0.005, 200)]
+    found = []
+    for seed in range(8):
+        trace = wandering(seed, *kinds[seed % 4])
+        scores = evaluate(trace, [predictor("level"), predictor("ema")], [1000], range(2500, 6000, 250)).scores
+        found.append(scores.assign(seed=seed))
+    for name, scores in ((name, [part[part["predictor"] == name] for part in found]) for name in ("level", "ema")):
+        told = [part["expected_error"].mean() for part in scores]
+        errors = [part["error_rate"].mean() for part in scores]
+        assert 1 == pytest.approx(np.exp(np.mean(np.log(errors) - np.log(told))), abs=0.2), name
+        assert np.corrcoef(np.log(told), np.log(errors))[0, 1] > 0.9
+
+
+def test_bounds_reach_as_far_on_both_sides():
+    """By percent."""
+    ends = bounds(np.array([0.3, 0.5]), {80: np.array([0.01, 0.02]), 95: np.array([0.02, 0.03])})
+
     assert {"low_80", "high_80", "low_95", "high_95"} == set(ends)
+    assert [0.29, 0.48] == pytest.approx(ends["low_80"].tolist())
+    assert [0.32, 0.53] == pytest.approx(ends["high_95"].tolist())
+    assert norm.ppf(0.9) == pytest.approx(1.2816, abs=1e-4)
+    assert norm.ppf(0.975) == pytest.approx(1.96, abs=1e-4)
 
 
 def test_bounds_stay_within_0_and_1():
     """No share is below or above."""
-    ends = bounds(np.array([0.01, 0.99]), np.array([0.1, 0.1]))
+    ends = bounds(np.array([0.01, 0.99]), {80: np.array([0.1, 0.1]), 95: np.array([0.2, 0.2])})
 
     assert [0, 0] == [ends["low_80"][0], ends["low_95"][0]]
     assert [1, 1] == [ends["high_80"][1], ends["high_95"][1]]
 
 
-def test_the_scale_uses_only_cutoffs_whose_horizon_has_passed():
-    """A trace cut after the horizon of the last cutoff has the same intervals there."""
-    trace = wandering(2, 8, 2000, 0.001, None)
-    whole = evaluate(trace, [predictor("ema")], [1000], [2000, 2500, 3500]).shares
-    alone = evaluate(trace.select(last=3500), [predictor("ema")], [1000], [2000, 2500]).shares
-
-    assert whole[whole["cutoff"] == 2500].to_dict("list") == alone[alone["cutoff"] == 2500].to_dict("list")
-
-
-def test_the_forecast_after_the_end_is_as_uncertain_as_the_scores_taught():
-    """A predictor that missed by far has a wider interval."""
+def test_the_forecast_after_the_end_expects_what_a_score_there_would():
+    """Error and intervals, whether cutoffs were scored before or not; in the frame of the means, too."""
     trace = wandering(3, 8, 2000, 0.001, None)
     made = [predictor("ema")]
-    (naive,) = evaluate(trace, made, [500], [], ahead=True).forecasts()
-    (taught,) = evaluate(trace, made, [500], ahead=True).forecasts()
+    (alone,) = evaluate(trace.select(last=5000), made, [500], [], ahead=True).forecasts()
+    scored = evaluate(trace, made, [500], [5000])
+    means = means_frame([alone], 500)
 
-    assert (taught.forecast_std > naive.forecast_std).all()
+    assert scored.scores["expected_error"].tolist() == pytest.approx([alone.expected_error])
+    assert scored.shares["low_80"].tolist() == pytest.approx(means["low_80"].tolist())
+    assert alone.expected_error > 0

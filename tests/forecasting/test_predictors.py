@@ -7,11 +7,11 @@ import pytest
 from statsmodels.tsa.arima.model import ARIMA
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor
+from moetrace.analysis.level import gain_of, last_level, levels
 from moetrace.analysis.variogram import block_means, motion
 from moetrace.forecasting.predictors import PREDICTORS, label
 from moetrace.forecasting.predictors.arima import FittedArima
 from moetrace.forecasting.predictors.auto import weights
-from moetrace.forecasting.predictors.level import gain_of, last_level, levels
 from moetrace.forecasting.predictors.lstm import FittedLstm, TrainingCourse, drawn_windows, window_at
 from moetrace.forecasting.predictors.sw_avg import slide
 from moetrace.synthetic import Course, settling, synthetic_trace

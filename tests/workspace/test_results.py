@@ -15,7 +15,8 @@ from moetrace.forecasting.layers import EndForecast
 from moetrace.workspace.results import write_forecast
 
 RESULT = Result("a trace", "arima:order=5,1,5", 3, 1000, "0123")
-COMING = EndForecast("a", "p", 3, 11, np.array([[0.25, 0.75], [0.1 + 0.2, 0.7]]), np.array([1 / 3, 0.1]), "ok")
+HALF_WIDTHS = {80: np.array([1 / 3, 0.1]), 95: np.array([0.5, 0.2])}
+COMING = EndForecast("a", "p", 3, 11, np.array([[0.25, 0.75], [0.1 + 0.2, 0.7]]), 1 / 7, HALF_WIDTHS, "ok")
 
 
 @pytest.fixture
@@ -37,12 +38,14 @@ def test_scores_and_shares_come_back(store):
 
 
 def test_a_forecast_comes_back(store):
-    """Shares, forecast_std and status, to the last bit."""
+    """Shares, the expected error, intervals and status, to the last bit."""
     store.put_forecast(RESULT, COMING)
     found = store.forecast(RESULT)
 
     assert np.array_equal(COMING.shares, found.shares)
-    assert np.array_equal(COMING.forecast_std, found.forecast_std)
+    assert [80, 95] == list(found.half_widths)
+    assert all(np.array_equal(HALF_WIDTHS[percent], found.half_widths[percent]) for percent in HALF_WIDTHS)
+    assert found.expected_error == 1 / 7
     assert (COMING[:4], "ok") == (found[:4], found.status)
 
 
@@ -102,7 +105,7 @@ def test_digests_are_those_of_the_counts(small, tmp_path):
 
 def test_the_forecast_file_has_a_row_for_every_step(tmp_path):
     """Columns as documented, shares as lists."""
-    ahead = EndForecast("a", "p", 3, 11, np.array([[0.25, 0.75], [0.5, 0.5]]), np.array([0.1, 0.1]), "ok")
+    ahead = EndForecast("a", "p", 3, 11, np.array([[0.25, 0.75], [0.5, 0.5]]), 0.1, HALF_WIDTHS, "ok")
     write_forecast(tmp_path / "f.parquet", [ahead, ahead._replace(trace="b")])
     rows = pq.read_table(tmp_path / "f.parquet").to_pylist()
 

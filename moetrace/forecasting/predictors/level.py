@@ -5,17 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
-from moetrace.analysis.variogram import BLOCK, FAR_LAGS, block_means, motion
+from moetrace.analysis.level import HISTORY, gain_of, last_level
+from moetrace.analysis.variogram import BLOCK, block_means
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, ramp
-from moetrace.trace import LayerLoad, Shares, rows_of
-
-# The smallest gain: means of the last 100 blocks, 5,000 steps, on average.
-LEAST_GAIN = 0.02
-# Steps that noise and drift are read from: long enough for 30 pairs of blocks 1,000 steps apart, short
-# enough to belong to the present. 1,500 and 4,000 err more on gpt-moe-8e-a.
-HISTORY = 2500
+from moetrace.trace import LayerLoad, rows_of
 
 
 @dataclass(frozen=True)
@@ -50,27 +43,3 @@ class Level(Predictor, Fitted):
         means = block_means(history, history.rows(BLOCK))
         level = last_level(means, gain_of(history, self.history))
         return Forecast(ramp(level, history, self.trend, horizon))
-
-
-def gain_of(history: LayerLoad, last: int = HISTORY) -> float:
-    """The weight of the newest block of `BLOCK` steps, from noise and drift of the *last* steps."""
-    recent = history.last(last)
-    gain = motion(recent, lags=FAR_LAGS).gain(recent.rows(BLOCK))
-    return float(np.clip(gain, LEAST_GAIN, 1))
-
-
-def last_level(means: Shares, weight: float) -> Shares:
-    """The last of `levels`, shape (experts,), without the others."""
-    each = (1 - weight) ** np.arange(len(means))[::-1]
-    level: Shares = each @ means / each.sum()
-    return level
-
-
-def levels(means: Shares, weight: float) -> Shares:
-    """The level after each of *means*, both (blocks, experts): their exponential average, the newest weighing *weight*.
-
-    The weights are scaled to sum to 1 from the first block on.
-    """
-    import pandas as pd
-
-    return pd.DataFrame(means).ewm(alpha=weight).mean().to_numpy()

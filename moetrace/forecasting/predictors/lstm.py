@@ -12,11 +12,11 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.analysis.level import gain_of, levels
 from moetrace.analysis.variogram import block_means
 from moetrace.errors import SettingError
 from moetrace.files import replacing
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, hold
-from moetrace.forecasting.predictors.level import gain_of, levels
 from moetrace.trace import LayerLoad, Shares, rows_of
 
 if TYPE_CHECKING:
