@@ -130,7 +130,8 @@ def best_strategy(scores: pd.DataFrame, predictors: list[str]) -> str:
 def plans_frame(trace: LoadTrace, means: pd.DataFrame, predictor: str, gpus: int, redundant: int = 0) -> pd.DataFrame:
     """The plan of each layer for the steps after the end of *trace*: one row per layer and GPU, with its experts.
 
-    *means* is that of `means_frame`. *expected* is the part of the layer's load on the GPU if the forecast is right.
+    They have the numbers that they have in the source. *means* is that of `means_frame`. *expected* is the part of
+    the layer's load on the GPU if the forecast is right.
     """
     import pandas as pd
 
@@ -141,5 +142,6 @@ def plans_frame(trace: LoadTrace, means: pd.DataFrame, predictor: str, gpus: int
         plan = place(share, gpus, redundant).aligned(in_order(len(share), gpus))
         key = {"trace": trace.name, "layer": layer, "predictor": predictor}
         for gpu, (held, expected) in enumerate(zip(plan.experts, plan.parts @ share)):
-            rows.append(key | {"gpu": gpu, "experts": held, "expected": float(expected)})
+            numbers = [trace.info.first_expert + expert for expert in held]
+            rows.append(key | {"gpu": gpu, "experts": numbers, "expected": float(expected)})
     return pd.DataFrame(rows, columns=["trace", "layer", "predictor", "gpu", "experts", "expected"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from moetrace.analysis.states import STABLE, TRANSIENT
@@ -29,7 +29,7 @@ class Placement:
     *frames* are ``summary``, ``plans`` and ``scores``, and ``replanning`` and ``stretches`` where that was asked;
     *best* is the predictor whose plans had the lowest peak, by which the plan to deploy is made. *holds* says by
     state for how many steps a plan holds, None for the rest of the trace. *computed* results are new, *reused*
-    ones were kept.
+    ones were kept. *first_expert* is the number of the first expert in the source.
     """
 
     trace: str
@@ -38,12 +38,15 @@ class Placement:
     holds: dict[str, int | None] = field(default_factory=dict)
     computed: int = 0
     reused: int = 0
+    first_expert: int = 0
 
     @property
     def slots(self) -> dict[int, list[list[int]]]:
-        """The plan to deploy: for each layer the experts in the slots of each GPU."""
-        plans = self.frames["plans"]
-        return {layer: plans.loc[plans["layer"] == layer, "experts"].tolist() for layer in plans["layer"].unique()}
+        """The plan to deploy: for each layer the experts in the slots of each GPU, from 0 on as systems count them."""
+        found: dict[int, list[list[int]]] = {}
+        for layer, own in self.frames["plans"][["layer", "experts"]].itertuples(index=False):
+            found.setdefault(layer, []).append([expert - self.first_expert for expert in own])
+        return found
 
 
 def place(
@@ -90,15 +93,16 @@ def place(
         "plans": plans_frame(trace, means, best, gpus, redundant),
         "scores": scores,
     }
+    done = Placement(trace.name, frames, best, {}, test.computed, test.reused, trace.info.first_expert)
     if not replan_every:
-        return Placement(trace.name, frames, best, computed=test.computed, reused=test.reused)
+        return done
     again = evaluate(trace, predictors, sorted(set(replan_every)), windows, progress, **shared)  # type: ignore[arg-type]
     stretches = replanning_frame(trace, again, gpus, redundant, least_gain)
     replanning = replanning_summary(stretches, seed)
     frames |= {"replanning": replanning, "stretches": stretches}
     planned_in = set(replanning.loc[replanning["strategy"] == best, "state"])
     holds = {state: plan_holds(replanning, best, state) for state in (TRANSIENT, STABLE) if state in planned_in}
-    return Placement(trace.name, frames, best, holds, test.computed + again.computed, test.reused + again.reused)
+    return replace(done, holds=holds, computed=test.computed + again.computed, reused=test.reused + again.reused)
 
 
 def placement_frames(

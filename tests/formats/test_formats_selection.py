@@ -10,6 +10,7 @@ import pytest
 from conftest import long_table
 from dumps import megatron
 
+import moetrace as mt
 from moetrace import ReadOptions, TraceError, open_trace, read_trace
 
 
@@ -206,3 +207,17 @@ def test_a_layer_that_begins_late_can_be_left_out(small, tmp_path):
     later = read_trace(tmp_path / "dump.parquet", options=ReadOptions(accept=("incomplete",)))
     assert np.array_equal(small.counts[:, :1], chosen.counts)
     assert np.array_equal(small.counts[10:], later.counts)
+
+
+def test_plans_name_experts_as_the_source_does(tmp_path):
+    """Systems that read the plan count from 0 all the same."""
+    counts = np.random.default_rng(0).multinomial(400, [0.4, 0.3, 0.2, 0.1], size=(300, 1))
+    plans = {}
+    for first in (0, 1):
+        np.save(tmp_path / "dump.npy", counts)
+        trace = read_trace(tmp_path / "dump.npy", options=ReadOptions(first_expert=first))
+        plans[first] = mt.place(trace, [mt.WindowMean()], gpus=2, horizon=50)
+
+    numbers = [{expert for own in plans[first].frames["plans"]["experts"] for expert in own} for first in (0, 1)]
+    assert [{0, 1, 2, 3}, {1, 2, 3, 4}] == numbers
+    assert plans[0].slots == plans[1].slots
