@@ -90,7 +90,7 @@ def test_a_pattern_names_layer_and_expert_in_columns(small, tmp_path):
 
     with pytest.raises(TraceError, match=r"L#.load.#") as caught:
         read_trace(tmp_path / "metrics.csv")
-    pattern = str(caught.value).partition("--pattern '")[2].rstrip("'").replace("\\\\", "\\")
+    pattern = str(caught.value).partition("--pattern '")[2].rstrip("'")
     found = read_trace(tmp_path / "metrics.csv", format=f":pattern={pattern}")
 
     assert np.array_equal(small.counts, found.counts)
@@ -146,6 +146,10 @@ LISTS = {
     "NumPy": lambda counts: str(np.array(counts)),
     "torch": lambda counts: f"tensor({counts})",
     "floats": lambda counts: str([float(count) for count in counts]),
+    "a tuple": lambda counts: str(tuple(counts)),
+    "spaces": lambda counts: " ".join(map(str, counts)),
+    "a mapping": lambda counts: str(dict(enumerate(counts))),
+    "a counter": lambda counts: f"Counter({dict(reversed(list(enumerate(counts))))})",
 }
 
 
@@ -308,3 +312,65 @@ def test_a_last_line_that_was_cut_off_is_left_out_with_its_step(small, tmp_path,
 
     assert np.array_equal(small.counts[:-1], found.counts)
     assert ["cut", "unfinished"] == [finding.name for finding in found.info.findings]
+
+
+LINES = {
+    "experts as keys": lambda s, j, c: {"step": s, "layer": j, "counts": dict(enumerate(c))},
+    "named experts": lambda s, j, c: {"iteration": s, "layer": j, "load": {f"expert_{e}": n for e, n in enumerate(c)}},
+}
+STEPS = {
+    "layers as keys": lambda s, c: {"step": s, "layers": {f"model.layers.{j}.mlp": e for j, e in c.items()}},
+    "a list for each layer": lambda s, c: {"step": s, "loss": 1.5, **{f"layer_{j}": e for j, e in c.items()}},
+    "layers of experts": lambda s, c: {"step": s, "counts": {j: dict(enumerate(e)) for j, e in c.items()}},
+}
+
+
+@pytest.mark.parametrize("form", [*LINES, *STEPS])
+def test_lines_of_json_may_have_keys_for_layers_and_experts(small, tmp_path, form):
+    """Each line a step, or a step and layer; also where the file is called .json."""
+    by_step = [
+        (step, {j: small.counts[i, k].tolist() for k, j in enumerate(small.layers)})
+        for i, step in enumerate(small.steps.tolist())
+    ]
+    if form in LINES:
+        rows = [LINES[form](step, j, c) for step, layers in by_step for j, c in layers.items()]
+    else:
+        rows = [STEPS[form](step, layers) for step, layers in by_step]
+    for name in ("dump.jsonl", "lines.json"):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+        found = read_trace(tmp_path / name)
+
+        assert np.array_equal(small.counts, found.counts)
+        assert small.layers == found.layers
+        assert "jsonl" == found.info.format
+
+
+def test_counters_in_lines_leave_idle_experts_out(tmp_path):
+    """And are filled by option."""
+    lines = [{"step": 1, "layer": 0, "counts": {"0": 3, "2": 4}}, {"step": 2, "layer": 0, "counts": {"1": 5}}]
+    (tmp_path / "dump.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    with pytest.raises(TraceError, match="--missing zero"):
+        read_trace(tmp_path / "dump.jsonl")
+    found = read_trace(tmp_path / "dump.jsonl", options=ReadOptions(missing="zero"))
+    assert [[[3, 0, 4]], [[0, 5, 0]]] == found.counts.tolist()
+
+
+@pytest.mark.parametrize("name", ["tokens_expert_{}", "expert {}", "Expert.{}", "e{}"])
+def test_columns_of_experts_need_no_layer_in_their_names(small, tmp_path, name):
+    """Each row names its layer."""
+    frame = long_table(small).to_pandas().pivot_table(index=["step", "layer"], columns="expert", values="tokens")
+    frame.columns = [name.format(expert) for expert in frame.columns]
+    frame.reset_index().assign(tokens=100).to_csv(tmp_path / "dump.csv", index=False)
+
+    assert np.array_equal(small.counts, read_trace(tmp_path / "dump.csv").counts)
+
+
+def test_experts_may_be_named(small, tmp_path):
+    """By a word and their number."""
+    frame = long_table(small).to_pandas()
+    frame["expert"] = "expert_" + frame["expert"].astype(str)
+    frame.to_csv(tmp_path / "dump.csv", index=False)
+
+    assert np.array_equal(small.counts, read_trace(tmp_path / "dump.csv").counts)

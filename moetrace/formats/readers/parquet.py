@@ -16,7 +16,7 @@ from moetrace.formats.errors import library_errors, require
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import is_text
 from moetrace.formats.stream.roles import Layout, Naming
-from moetrace.formats.stream.tables import TableFormat, few_columns, match_layout
+from moetrace.formats.stream.tables import TableFormat, few_columns, is_list, match_layout
 from moetrace.formats.stream.values import Values
 
 if TYPE_CHECKING:
@@ -130,10 +130,14 @@ class Files:
         )
 
     def _first_texts(self, where: str) -> pa.RecordBatch | None:
-        """Some rows of the first file where a column holds text, which may be lists."""
+        """Some rows of the first file where a column holds lists, or text, which may be lists."""
         import pyarrow.parquet as pq
 
-        if not self.pieces or self.pieces[0].keys or not any(is_text(field.type) for field in self.schema):
+        if (
+            not self.pieces
+            or self.pieces[0].keys
+            or not any(is_text(field.type) or is_list(field.type) for field in self.schema)
+        ):
             return None
         system, path, _ = self.pieces[0]
         with (

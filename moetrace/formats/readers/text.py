@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import written_with_dots
+from moetrace.formats.stream.keys import keyed_lines
 from moetrace.formats.stream.roles import Layout, Naming
 from moetrace.formats.stream.tables import TableFormat, few_columns, match_layout
 from moetrace.formats.stream.values import Values
@@ -190,21 +191,57 @@ def _columns_of(path: Path, delimiter: str) -> int:
 
 @dataclass(frozen=True)
 class JsonLinesFormat(TableFormat):
-    """One JSON object a line, long, wide or with the counts of a layer in a list; plain, gzip or zstd."""
+    """One JSON object a line, long, wide or with the counts of a layer in a list or by key; plain, gzip or zstd."""
 
     name: ClassVar[str] = "jsonl"
-    needs: ClassVar[str] = "one JSON object a line with the names of the parquet format; plain, .gz or .zst"
+    needs: ClassVar[str] = (
+        "one JSON object a line with the names of the parquet format, or with experts as keys; plain, .gz or .zst"
+    )
 
     def claims(self, path: Path) -> bool:
-        """A file named .jsonl or .ndjson, compressed or not."""
-        return path.is_file() and ends_with(path, ".jsonl", ".ndjson")
+        """A file named .jsonl or .ndjson, compressed or not, or one named .json with objects in its first lines."""
+        if not path.is_file():
+            return False
+        return ends_with(path, ".jsonl", ".ndjson") or (ends_with(path, ".json") and _begins_with_lines(path))
 
     def read(self, path: Path) -> Reading:
         """Match the keys to a layout and stream the lines."""
         import pyarrow.json as pj
 
         read = pj.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
-        return reading_of(path, lambda: pj.open_json(opened(path), read), self.values(), self.naming(path))
+        try:
+            return reading_of(path, lambda: pj.open_json(opened(path), read), self.values(), self.naming(path))
+        except TraceError:
+            if _has_no_keyed_counts(path) or self.column or self.pattern:
+                raise
+        reading = keyed_lines(partial(_objects, path), path, self.values(), "experts, or layers of experts, by key")
+        return replace(reading, findings=cut_findings(path))
+
+
+def _begins_with_lines(path: Path) -> bool:
+    first, _, rest = head_of(path).partition("\n")
+    return first.startswith("{") and rest.lstrip().startswith("{") and not _is_no_json(first.encode())
+
+
+def _has_no_keyed_counts(path: Path) -> bool:
+    """Whether the first line of *path* holds no mapping, and no two lists, which no column is."""
+    try:
+        first = json.loads(head_of(path).partition("\n")[0])
+    except (ValueError, RecursionError):
+        return True
+    parts = list(first.values()) if isinstance(first, dict) else []
+    return not any(isinstance(part, dict) for part in parts) and sum(isinstance(part, list) for part in parts) < 2
+
+
+def _objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in the lines of *path*, one by one."""
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
+        rest = b""
+        while block := stream.read(BLOCK_BYTES):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from (json.loads(line) for line in lines if line.strip())
+        if rest.strip():
+            yield json.loads(rest)
 
 
 def reading_of(

@@ -17,9 +17,10 @@ from moetrace.formats.errors import library_errors
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.readers.text import BLOCK_BYTES, WRITE_AGAIN, csv_batches, ends_with, head_of, header_of, opened
 from moetrace.formats.stream.choices import Choices, side_by_side
-from moetrace.formats.stream.columns import is_text, layers_in, lists_in, numbers
+from moetrace.formats.stream.columns import is_text, layers_in, numbers
 from moetrace.formats.stream.names import layer_of
 from moetrace.formats.stream.roles import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES
+from moetrace.formats.stream.texts import lists_in
 from moetrace.formats.stream.values import VALUE_NAMES, simple_name
 
 CHOICE_NAMES = (

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 # A number with its thousands apart, by commas or by dots, as spreadsheets write it.
 BY_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
 BY_DOTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+")
-# A number in a list that was written as text, by Python, NumPy or torch.
-IN_LIST = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?|nan|inf", re.IGNORECASE)
-LIST = re.compile(r"\s*(?:tensor|array)?\(?\s*\[.*\]", re.DOTALL)
+# What begins a list, or a mapping, that was written as text.
+LIST = re.compile(r"\s*(?:\w+\()*\s*[\[({]|\s*\d+(?:[ ;|/]+\d+)+\s*$")
 # The number of a layer in the name of a module: what follows a word for it, or else the only number.
 OF_LAYER = re.compile(r"(?:layers?|blocks?|(?<![a-z])h)[._/\[-]?(\d{1,15})", re.IGNORECASE)
 
@@ -141,31 +140,14 @@ def module_layer(text: str, where: str) -> int:
     return int(found[1] if found else numbers[0])
 
 
-def lists_in(values: pa.Array, name: str, row: int, where: str) -> pa.Array:
-    """Lists that were written as text, such as ``[1, 2, 3]``, as lists of numbers.
-
-    Raises `TraceError` for what is none, and for what NumPy left out with dots.
-    """
-    import pyarrow as pa
-
-    if values.null_count:
-        raise null(values, name, row, where)
-    offsets, flat = [0], []
-    for i, text in enumerate(values.to_pylist()):
-        if not LIST.match(text) or "..." in text or text.count("[") > 1:
-            way = "write whole lists, such as [3, 0, 5]"
-            raise TraceError(f"{where}, column {name}, row {row + i}", f"is no list of numbers: {text[:60]!r}", way)
-        flat += [float(number) for number in IN_LIST.findall(text[text.index("[") : text.rindex("]")])]
-        offsets.append(len(flat))
-    array = np.array(flat, np.float64)
-    whole = array.astype(np.int64) if array.size and (array == np.floor(array)).all() else array
-    return pa.ListArray.from_arrays(pa.array(np.array(offsets, np.int32)), pa.array(whole))
-
-
-def is_list_text(values: pa.Array) -> bool:
-    """Whether the first text of a column is a list."""
-
-    if not is_text(values.type):
-        return False
-    first = next((text for text in values.slice(0, 100).to_pylist() if text), "")
-    return bool(LIST.match(first))
+def numbered(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
+    """A column of experts (rows,), numbers or texts with one number each, such as ``expert_3``."""
+    values = batch.column(name)
+    if not is_text(values.type) or values.null_count:
+        return numbers(batch, name, row, where)
+    encoded = values.dictionary_encode()
+    found = [re.findall(r"\d{1,15}", text) for text in encoded.dictionary.to_pylist()]
+    if any(len(those) != 1 for those in found):
+        return numbers(batch, name, row, where)
+    experts: NDArray[np.int64] = np.array([int(those[0]) for those in found], np.int64)[to_numpy(encoded.indices)]
+    return experts

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import OF_LAYER
 from moetrace.formats.stream.names import Named, step_in
-from moetrace.formats.stream.values import Values
+from moetrace.formats.stream.roles import LAYER_NAMES, STEP_NAMES
+from moetrace.formats.stream.values import COUNT_NAMES, Values, simple_name
 
 AXES = ("step", "layer", "expert")
 # What the key of a level says that it numbers, and where its number stands.
@@ -24,6 +27,8 @@ WORDS = {
     "step": re.compile(r"(?:step|iter|iteration|window|pass)[._/\[-]?(\d{1,15})", re.IGNORECASE),
 }
 BARE = re.compile(r"\d{1,15}")
+# Lines taken at a time.
+LINES = 1000
 
 
 def keyed_reading(document: Any, path: Named, values: Values, needs: str) -> Reading:
@@ -65,6 +70,81 @@ def _cells(
     where: str,
 ) -> Iterator[Cells]:
     yield Cells(step, layer, expert, values.counts(raw, "counts", 0, where))
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The keys of a line: *step*, *layer* if it has one, and the *parts* that hold its counts.
+
+    A single part holds them itself; several are a layer each.
+    """
+
+    step: str
+    layer: str | None
+    parts: tuple[str, ...]
+
+    @classmethod
+    def of(cls, line: dict[str, Any], where: str, needs: str) -> _Line:
+        """By the first *line*; raises `TraceError` where it has no step, or no such parts."""
+        step = next((key for key in line if simple_name(key) in STEP_NAMES), None)
+        layer = next((key for key in line if simple_name(key) in LAYER_NAMES), None)
+        inside = [key for key, part in line.items() if isinstance(part, dict | list) and key not in (step, layer)]
+        counts = [key for key in inside if simple_name(key) in (*COUNT_NAMES, "layers", "experts")]
+        if step is None or step in inside or not (counts or len(inside) == 1 or all(map(OF_LAYER.search, inside))):
+            raise TraceError(where, f"has lines with {shown(list(line))}", f"each needs a step, and {needs}")
+        return cls(step, layer, tuple(counts[:1] or inside))
+
+    @property
+    def outer(self) -> tuple[str, ...]:
+        """The keys of the numbers that hold for the whole line."""
+        return (self.step,) if self.layer is None else (self.step, self.layer)
+
+    def counts(self, line: dict[str, Any], where: str) -> Any:
+        """What holds the counts of a line; raises `TraceError` for one without."""
+        absent = [key for key in (*self.outer, *self.parts) if key not in line]
+        if absent:
+            raise TraceError(where, f"has a line without {absent[0]}", "write the same keys in every line")
+        alone = len(self.parts) == 1 and not OF_LAYER.search(self.parts[0])
+        return line[self.parts[0]] if alone else {key: line[key] for key in self.parts}
+
+
+def keyed_lines(lines: Callable[[], Iterator[dict[str, Any]]], path: Named, values: Values, needs: str) -> Reading:
+    """Objects with a step whose counts have experts, or layers and experts, as keys or in lists.
+
+    Raises `TraceError` where the first of them has no step, or nothing of that kind.
+    """
+    where = str(path)
+    line = _Line.of(next(lines(), {}), where, needs)
+
+    def cells() -> Iterator[Cells]:
+        return (_of_lines(part, line, values, where, needs) for part in _batches(lines()))
+
+    said = f"the counts are in {shown(line.parts)}"
+    return Reading(cells, assumptions=(said,), where=where, collector=values.collector)
+
+
+def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    while part := list(islice(rows, LINES)):
+        yield part
+
+
+def _of_lines(lines: Sequence[dict[str, Any]], line: _Line, values: Values, where: str, needs: str) -> Cells:
+    """The cells of some lines."""
+    found: list[tuple[Key, ...]] = []
+    counts: list[float] = []
+    for row in lines:
+        for at, count in _walk(line.counts(row, where), (), where, needs):
+            found.append((*(row[key] for key in line.outer), *at))
+            counts.append(count)
+    depth = len(found[0]) if found else 0
+    if not 2 <= depth <= 3 or any(len(at) != depth for at in found):
+        raise TraceError(
+            where, "has lines whose counts are nested unlike each other", f"each needs a step, and {needs}"
+        )
+    axes = ["step", *_axes(found[0][1:], where, needs)] if depth == 3 else ["step", "expert"]
+    columns = {axis: np.array([_number(at[i], where, needs) for at in found], np.int64) for i, axis in enumerate(axes)}
+    layers = columns.get("layer", np.zeros(len(found), np.int64))
+    return Cells(columns["step"], layers, columns["expert"], values.counts(np.array(counts), "counts", 0, where))
 
 
 Key = str | int

@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.stream.cells import Cells
-from moetrace.formats.stream.columns import column, is_list_text, lists_in, null, numbers
+from moetrace.formats.stream.columns import column, null, numbered
 from moetrace.formats.stream.names import Named, layer_of, step_in
 from moetrace.formats.stream.roles import Found, Layout, Naming, found_in, key_and_value, may_be_counts, roles_in
 from moetrace.formats.stream.tags import no_match
+from moetrace.formats.stream.texts import is_list_text, texts_in
 from moetrace.formats.stream.values import Values
 from moetrace.formats.stream.wide import keyed_layout, wide_columns, wide_layout
 from moetrace.trace import Counts
@@ -73,7 +74,7 @@ def match_layout(
     except UnicodeDecodeError as error:
         raise TraceError(where, "has a column whose name is no UTF-8", "save it as UTF-8") from error
     found = found_in(names, where, naming)
-    lists = [name for i, name in enumerate(names) if _is_list(schema.types[i]) or _is_list_text(first, i)]
+    lists = [name for i, name in enumerate(names) if is_list(schema.types[i]) or _is_list_text(first, i)]
     found = _with_counts(found, names, lists)
     twice = [name for name in (found.step, found.layer, found.expert, found.value) if name and names.count(name) > 1]
     if twice:
@@ -82,7 +83,7 @@ def match_layout(
     if found.value and (found.value in lists or found.expert):
         if naming.pattern:
             raise SettingError(f"{where} names experts in rows, and has no use for --pattern")
-        return _nested(found, reader) if found.value in lists else _long(_with_percents(found, first), reader)
+        return _nested(found, reader, first) if found.value in lists else _long(_with_percents(found, first), reader)
     wide = wide_columns(names, naming, found)
     if wide and (found.step or found.layer):
         return wide_layout(found, wide, reader)
@@ -142,7 +143,8 @@ def few_columns(n: int, where: str) -> None:
         )
 
 
-def _is_list(kind: Any) -> bool:
+def is_list(kind: Any) -> bool:
+    """Whether an Arrow type is one of lists."""
     import pyarrow as pa
 
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
@@ -155,25 +157,26 @@ def _long(found: Found, reader: Values) -> Layout:
         return Cells(
             found.steps(batch, row, where),
             found.layers(batch, row, where),
-            numbers(batch, expert, row, where),
+            numbered(batch, expert, row, where),
             reader.counts(column(batch, value, row, where), value, row, where, found.kind),
         )
 
     return found.layout([expert, value], 1, cells, reader)
 
 
-def _nested(found: Found, reader: Values) -> Layout:
+def _nested(found: Found, reader: Values, first: pa.RecordBatch | None) -> Layout:
     value = found.value or ""
+    layers_inside = found.layer is None and first is not None and _holds_layers(first.column(value), value, found.where)
 
     def cells(batch: pa.RecordBatch, row: int, where: str) -> Cells:
         lists = batch.column(value)
-        if not _is_list(lists.type):
-            lists = lists_in(lists, value, row, where)
+        if not is_list(lists.type):
+            return _of_texts(found, batch, row, where, reader)
         flat, sizes = _flattened(lists, value, row, where)
         layers = found.layers(batch, row, where)
         steps = found.steps(batch, row, where)
         row_of = np.arange(len(lists))
-        if _is_list(flat.type):  # layers by experts
+        if is_list(flat.type):  # layers by experts
             if found.layer is not None:
                 raise TraceError(f"{where}, column {value}", "holds lists of lists and a layer", "log one list a layer")
             layers, row_of = np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(row_of, sizes)
@@ -188,7 +191,29 @@ def _nested(found: Found, reader: Values) -> Layout:
             _rows_named(values, row_of[of_list], value, row, where, reader, found.kind),
         )
 
-    return found.layout([value], 1, cells, reader)
+    layout = found.layout([value], 1, cells, reader)
+    if not layers_inside:
+        return layout
+    said = [text for text in layout.assumptions if "layer" not in text]
+    return replace(layout, assumptions=(*said, "lists of lists are layers of experts, numbered from 0"))
+
+
+def _holds_layers(values: Any, name: str, where: str) -> bool:
+    """Whether the lists in a column hold lists of experts."""
+    if is_list(values.type):
+        return is_list(values.type.value_type)
+    return texts_in(values.drop_null().slice(0, 1), name, 0, where).nested
+
+
+def _of_texts(found: Found, batch: pa.RecordBatch, row: int, where: str, reader: Values) -> Cells:
+    """The cells of lists, or mappings, that were written as text."""
+    value = found.value or ""
+    texts = texts_in(batch.column(value), value, row, where)
+    if texts.nested and found.layer is not None:
+        raise TraceError(f"{where}, column {value}", "holds lists of lists and a layer", "log one list a layer")
+    counts = _rows_named(texts.value, texts.row, value, row, where, reader, found.kind)
+    layer = texts.layer if texts.nested else found.layers(batch, row, where)[texts.row]
+    return Cells(found.steps(batch, row, where)[texts.row], layer, texts.expert, counts)
 
 
 def _flattened(lists: Any, name: str, row: int, where: str) -> tuple[Any, NDArray[np.int64]]:

@@ -11,6 +11,8 @@ from moetrace.formats.stream.values import SHARE_NAMES, UTILISATION_NAMES
 
 PATTERN = r"layers?[_/.\-\[ ]?(?P<layer>\d{1,15}).*?experts?[_/.\-\[ ]?(?P<expert>\d{1,15})"
 EXPERT_FIRST = r"experts?[_/.\-\[ ]?(?P<expert>\d{1,15}).*?layers?[_/.\-\[ ]?(?P<layer>\d{1,15})"
+# Of a column for an expert of the layer that each row names.
+EXPERT_ONLY = re.compile(r"experts?[_/.\-\[ ]?(\d{1,15})(?!\d)", re.IGNORECASE)
 # Of a tag whose values are the counts of all experts.
 VECTOR = r"layers?[_/.\-\[ ]?(?P<layer>\d{1,15})"
 # Of a layer's or expert's number.
@@ -85,7 +87,7 @@ def kind_of(tag: str) -> str:
 def no_match(tags: Sequence[str], what: str, where: str) -> TraceError:
     """That none of *tags* names a layer and an expert, with some of them, and the pattern that would fit."""
     numbered = [tag for tag in tags if len(re.findall(r"\d+", tag)) >= 2]
-    way = f"give a pattern such as --pattern {pattern_for(numbered[0])!r}" if numbered else "is it the right file?"
+    way = f"give a pattern such as --pattern '{pattern_for(numbered[0])}'" if numbered else "is it the right file?"
     seen = shown(sorted(set(map(template, tags))), 5) if tags else "none"
     return TraceError(where, f"holds no rows: no {what} names a layer and an expert; there are {seen}", way)
 

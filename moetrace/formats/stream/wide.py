@@ -16,7 +16,7 @@ from moetrace.formats.arrow import to_numpy
 from moetrace.formats.stream.cells import Cells
 from moetrace.formats.stream.columns import column, null, with_gaps
 from moetrace.formats.stream.roles import Found, Layout, Naming
-from moetrace.formats.stream.tags import kind_of, tags_by, template
+from moetrace.formats.stream.tags import EXPERT_ONLY, kind_of, tags_by, template
 from moetrace.formats.stream.values import Values
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def wide_columns(names: Sequence[str], naming: Naming, found: Found) -> Wide | N
         return Wide(bare, None, np.array([int(name) for name in bare]), ("columns with bare numbers are experts",))
     tags = tags_by(naming.pattern, found.where)
     tagged = {name: place for name in names if (place := tags.match(name, found.where))}
+    if not tagged and naming.pattern is None:
+        return _of_experts(names, found)
     if not tagged:
         return None
     kind = one_kind(list(tagged), set(), found.where)
@@ -66,9 +68,18 @@ def wide_columns(names: Sequence[str], naming: Naming, found: Found) -> Wide | N
     return Wide(list(tagged), places[:, 0], places[:, 1], (tags.assumption.replace("tags", "columns"),), kind)
 
 
+def _of_experts(names: Sequence[str], found: Found) -> Wide | None:
+    """Columns with an expert in their names, such as ``tokens_expert_3``, of the layer that each row has."""
+    experts = {name: int(match[1]) for name in names if (match := EXPERT_ONLY.search(name))}
+    if len(experts) < 2 or len(set(experts.values())) < len(experts):
+        return None
+    kind = one_kind(list(experts), set(), found.where)
+    said = f"columns like {template(next(iter(experts)))} are experts"
+    return Wide(list(experts), None, np.array(list(experts.values()), np.int64), (said,), kind)
+
+
 def wide_layout(found: Found, wide: Wide, reader: Values) -> Layout:
-    if wide.layers is not None:
-        found = replace(found, layer=None)
+    found = replace(found, value=None, layer=found.layer if wide.layers is None else None)
 
     def cells(batch: pa.RecordBatch, row: int, where: str) -> Cells:
         raw = [with_gaps(batch, name, row, where) for name in wide.names]
