@@ -24,8 +24,10 @@ BATCH_JUMP = 1.2
 LEVEL_STEPS = 5
 # Levels that a trace may have; one with more of them varies, and no change stands out.
 MOST_LEVELS = 10
-# Steps in which a counter grows for each in which it is reset.
+# Steps in which a counter grows for each in which it is reset, and more of them in all: totals that are drawn anew
+# in every step grow four times in a row in one of 120 cases. And counts that have to grow, or stay, in them.
 LEAST_GROWTHS = 3
+LEAST_GROWN = 12
 # Steps that it takes to judge the roughness of counts.
 LEAST_ROUGHNESS_STEPS = 20
 # Tokens that are routed one by one differ between steps by about their square root, which makes the
@@ -189,7 +191,7 @@ def _growth(change: NDArray[np.int64], totals: NDArray[np.int64]) -> str:
     grows = ~falls & change.any(axis=1)
     resets, growths = int(falls.sum()), int(grows.sum())
     experts = int(change.any(axis=0).sum())
-    enough = growths >= LEAST_GROWTHS and growths * experts >= LEAST_COUNTS and growths >= LEAST_GROWTHS * resets
+    enough = growths > LEAST_GROWTHS and growths * experts >= LEAST_GROWN and growths >= LEAST_GROWTHS * resets
     if not enough or (totals[1:] >= totals[:-1])[falls].any():
         return ""
     if not resets:

@@ -295,7 +295,7 @@ def test_counters_become_counts_with_their_resets(tmp_path, resets):
     assert np.array_equal(counts[10:], later.counts)
 
 
-@pytest.mark.parametrize(("rows", "resets"), [(5, ()), (40, (12, 25))])
+@pytest.mark.parametrize(("rows", "resets"), [(5, ()), (19, ()), (40, (12, 25))])
 def test_counters_are_told_in_few_rows_and_between_resets(tmp_path, rows, resets):
     """A count of a counter never falls but where all begin anew."""
     parts = np.split(large((rows, 1)), resets)
@@ -322,3 +322,14 @@ def test_a_dense_layer_of_zeros_is_named(small, tmp_path):
     with pytest.raises(TraceError, match=r"layer 0: the layer has no tokens in any of the first .* steps.*--layers 1$"):
         read_trace(tmp_path / "dump.npy")
     assert np.array_equal(counts[:, 1:], read_trace(tmp_path / "dump.npy", options=ReadOptions(layers=(1,))).counts)
+
+
+def test_a_file_for_each_step_holds_layers_of_experts(small, tmp_path):
+    """Two dimensions are steps and experts only where the name names no step."""
+    for step, counts in zip(small.steps, small.counts):
+        np.save(tmp_path / f"counts_step{step}.npy", counts)
+
+    found = read_trace(list(tmp_path.iterdir()), options=ReadOptions(merge="steps"))
+
+    assert np.array_equal(small.counts, found.counts)
+    assert np.array_equal(small.steps, found.steps)

@@ -374,3 +374,21 @@ def test_experts_may_be_named(small, tmp_path):
     frame.to_csv(tmp_path / "dump.csv", index=False)
 
     assert np.array_equal(small.counts, read_trace(tmp_path / "dump.csv").counts)
+
+
+def test_a_comma_may_be_the_decimal_point(tmp_path):
+    """Where what follows is no group of three digits."""
+    (tmp_path / "dump.csv").write_text("step;expert;share\n1;0;0,125\n1;1;0,875\n2;0;0,5\n2;1;0,5\n")
+
+    found = read_trace(tmp_path / "dump.csv", options=ReadOptions(tokens_per_step=8))
+
+    assert [[[1, 7]], [[4, 4]]] == found.counts.tolist()
+
+
+def test_two_lists_in_lines_are_a_question(tmp_path):
+    """Also where lines may have lists of layers."""
+    lines = [{"step": 1, "layer": 0, "tokens": [1, 2], "counts": [2, 4]}]
+    (tmp_path / "dump.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    with pytest.raises(TraceError, match="columns tokens and counts may be the counts"):
+        read_trace(tmp_path / "dump.jsonl")

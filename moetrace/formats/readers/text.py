@@ -16,7 +16,7 @@ from moetrace.doctor.catalogue import finding
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import written_with_dots
+from moetrace.formats.stream.columns import OF_LAYER, written_with_dots
 from moetrace.formats.stream.keys import keyed_lines
 from moetrace.formats.stream.roles import Layout, Naming
 from moetrace.formats.stream.tables import TableFormat, few_columns, match_layout
@@ -224,13 +224,15 @@ def _begins_with_lines(path: Path) -> bool:
 
 
 def _has_no_keyed_counts(path: Path) -> bool:
-    """Whether the first line of *path* holds no mapping, and no two lists, which no column is."""
+    """Whether the first line of *path* holds no mapping, and no lists of several layers, which no column is."""
     try:
         first = json.loads(head_of(path).partition("\n")[0])
     except (ValueError, RecursionError):
         return True
     parts = list(first.values()) if isinstance(first, dict) else []
-    return not any(isinstance(part, dict) for part in parts) and sum(isinstance(part, list) for part in parts) < 2
+    lists = [key for key, part in first.items() if isinstance(part, list)] if parts else []
+    of_layers = len(lists) > 1 and all(map(OF_LAYER.search, lists))
+    return not of_layers and not any(isinstance(part, dict) for part in parts)
 
 
 def _objects(path: Path) -> Iterator[dict[str, Any]]:

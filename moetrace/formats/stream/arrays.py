@@ -128,11 +128,15 @@ class Arrays:
         shape = array.shape
         by_name = next((axes for name, axes in AXES_BY_NAME.items() if self.path.name.startswith(name)), None)
         given = self.axes or (by_name if by_name and len(by_name.split(",")) == len(shape) else None)
-        usual = {1: "experts", 2: "steps,experts", 3: "steps,layers,experts"}
+        # Where a file is one step, two dimensions are not.
+        of_step = step_in(self.path) is not None and layer_of(self.path) is None
+        usual = {1: "experts", 2: "layers,experts" if of_step else "steps,experts", 3: "steps,layers,experts"}
         text = given or usual.get(len(shape))
         if text is None or min(shape, default=0) < 1:
             raise TraceError(
-                self.where, f"counts have the shape {shape}", "give an array (steps, layers, experts), or say --axes"
+                self.where,
+                f"counts have the shape {shape}",
+                "give an array (steps, layers, experts), or say --axes, such as steps,layers,ranks,experts",
             )
         axes = tuple(part.strip() for part in text.split(","))
         if len(set(axes)) != len(axes) or "experts" not in axes or not set(axes) <= set(AXES):

@@ -185,10 +185,11 @@ def grid_of(layers: NDArray[np.int64], experts: NDArray[np.int64], job: Assembly
     if not job.zero and len(experts) != width:
         gaps = np.flatnonzero(experts != start + np.arange(len(experts)))
         missing = start + int(gaps[0] if gaps.size else len(experts))
+        first = f"say where their numbers begin with --first-expert {experts[0]}, " if experts[0] > start else ""
         raise TraceError(
             job.where,
             f"expert {missing} is missing",
-            "if it was idle, take experts without a row as idle with --missing zero (and --experts N for the last), "
+            f"{first}take experts without a row as idle with --missing zero (and --experts N for the last), "
             "or log every expert of every layer in every step",
         )
     grid = Grid(layers, width, start)

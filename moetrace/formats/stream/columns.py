@@ -72,6 +72,9 @@ def as_written(texts: NDArray[Any], name: str, row: int, where: str) -> NDArray[
         at = row + int(np.argmax(percents))
         raise TraceError(f"{where}, column {name}, row {at}", "is a percentage, and others are none", "write one kind")
     plain = [text.rstrip("%") if text else text for text in stripped]
+    with_comma = [text for text in plain if text and "," in text]
+    if not all(map(BY_COMMAS.fullmatch, with_comma)):  # so it is a decimal point
+        plain = [text.replace(",", ".") if text and text.count(",") == 1 else text for text in plain]
     dots = written_with_dots([text for text in plain if text])
     numbers: list[float] = []
     for text in plain:

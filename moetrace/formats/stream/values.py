@@ -50,6 +50,8 @@ class Values:
         what they are where the name of their column does not.
         """
         simple = simple_name(kind or column)
+        if values.dtype.kind in "OUS":
+            raise TraceError(f"{where}, column {column}", f"holds {values.dtype}, not numbers", "give counts of tokens")
         values = self._exact(values, column, row)
         if simple in PHYSICAL_NAMES:
             self.collector.note("physical", f"column {column}", "counts are of physical experts, replicas apart")
