@@ -24,9 +24,12 @@ if TYPE_CHECKING:
     from moetrace.trace import LoadTrace
 
 SUMMARY_COLUMNS = (
-    "predictor", "state", "error_rate", "error_noise", "difference", "difference_low", "difference_high",
+    "predictor", "state", "error_rate", "error_noise", "expected_error", "difference", "difference_low", "difference_high",
     "step_error_rate", "step_noise", "scored", "cutoffs", "too_short", "fallbacks", "coverage_80", "coverage_95",
 )  # fmt: skip
+
+
+STATUS = ("trace", "predictor", "layer", "status", "expected_error")
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ def predict(
     \b
     Example: moetrace predict gpt-moe-8e-a --horizon 2000 --predictor sw_avg:window=300
     """
+    import pandas as pd
+
     from moetrace.analysis.tables import stacked
     from moetrace.forecasting.backtest import evaluate
     from moetrace.forecasting.summary import means_frame, summary_frame
@@ -139,20 +144,23 @@ def predict(
     done = shared.each_trace(traces, "forecasts of", "results", one)
     scores = stacked([test.scores for test in done])
     summary = summary_frame(scores, protocol.seed)
-    ahead = [forecast for test in done for forecast in _statuses(test)]
+    told = pd.DataFrame([forecast for test in done for forecast in _statuses(test)], columns=list(STATUS))
     document = {
         "horizon": horizon,
         "scores": records(scores),
         "summary": records(summary),
         "forecasts": {name: forecast for name, (forecast, _) in files.items()},
         "means": {name: beside for name, (_, beside) in files.items()},
-        "statuses": ahead,
+        "statuses": records(told),
         "trained_on": protocol.trained_on(shared),
     }
     if len(files) == 1:
         document["forecast"] = next(iter(files.values()))[0]
     tables = score_tables(summary, scores) | {"means": Table("Mean of each expert, to come", stacked(means))}
-    screens = [predict_screen(part, horizon, every=shared.all) for _, part in summary.groupby("trace", sort=False)]
+    screens = [
+        predict_screen(part, horizon, told[told["trace"] == trace], every=shared.all)
+        for trace, part in summary.groupby("trace", sort=False)
+    ]
     given = " ".join(traces or [])
     wrote = sorted({str(Path(forecast).parent) for forecast, _ in files.values()})
     shared.emit(tables, document, screens, wrote=wrote, then=f"moetrace place {given} --gpus N".replace("  ", " "))
@@ -174,9 +182,8 @@ def _write(shared: Shared, given: str, test: Backtest, means: pd.DataFrame, hori
 
 
 def _statuses(test: Backtest) -> list[dict[str, object]]:
-    """``trace, predictor, layer, status, expected_error`` of each forecast of the steps after the end."""
-    fields = ("trace", "predictor", "layer", "status", "expected_error")
-    return [{name: getattr(ahead, name) for name in fields} for ahead in test.forecasts()]
+    """What is said of each forecast of the steps after the end."""
+    return [{name: getattr(ahead, name) for name in STATUS} for ahead in test.forecasts()]
 
 
 def score_tables(summary: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Table]:

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 BASELINE = "window_mean"
-STABLE, TRANSIENT, UNKNOWN = "stable", "transient", "unknown"
+STATES = STABLE, TRANSIENT, UNKNOWN = "stable", "transient", "unknown"
+WHILE = {STABLE: "While stable", TRANSIENT: "While transient", UNKNOWN: "Where the state is not known"}
 BASELINE_NAMED = "the mean of the last 1,000 steps"
 SAME = "about the same"
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -169,7 +170,7 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     Of scored cutoffs only; where none was scored, it says so. The best is the one with the lowest mean error.
     """
     own = summary[(summary["horizon"] == horizon) & (summary["scored"] > 0)]
-    parts = {state: own[own["state"] == state] for state in (STABLE, TRANSIENT)}
+    parts = {state: own[own["state"] == state] for state in STATES}
     parts = {state: rows for state, rows in parts.items() if len(rows)}
     if not parts:
         text = f"Not measured: no cutoff of this trace can be scored {horizon:,} steps ahead."
@@ -183,6 +184,17 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     covered = "; ".join(f"{percent_whole(best_of(rows)['coverage_80'])} {state}" for state, rows in parts.items())
     evidence = f"{scored} scores; 80 % intervals held {covered}"
     return Answer("Predictable?", f"{percent(best['error_rate'])} {first}", sentence, evidence)
+
+
+def expected(ahead: pd.DataFrame, summary: pd.DataFrame, horizon: int) -> str:
+    """What the best predictor expects of its forecast of the steps to come, from its rows in *ahead*, one a layer."""
+    scored = summary[(summary["horizon"] == horizon) & (summary["scored"] > 0)]
+    first = next((state for state in STATES if (scored["state"] == state).any()), None)
+    best = str(best_of(scored[scored["state"] == first])["predictor"]) if first else str(ahead["predictor"].iloc[0])
+    error = ahead.loc[ahead["predictor"] == best, "expected_error"].astype(float).mean()
+    if error != error:
+        return ""
+    return f"Of the next {horizon:,} steps {best} expects to be {percent(error)} wrong."
 
 
 def best_of(rows: pd.DataFrame) -> dict[str, Any]:
@@ -199,7 +211,7 @@ def _state_sentence(state: str, rows: pd.DataFrame) -> str:
     best = best_of(rows)
     baseline = best["error_rate"] - best["difference"]
     noise = f"noise {percent(best['error_noise'])}" if best["error_noise"] == best["error_noise"] else "noise not known"
-    said = {STABLE: "While stable", TRANSIENT: "While transient"}[state]
+    said = WHILE[state]
     if len(rows) == 1 and best["predictor"] != BASELINE:
         apart = points(best["difference"], best["difference_low"], best["difference_high"])
         beside = f"{apart} {'as' if apart == SAME else 'beside'} {BASELINE_NAMED}"

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from moetrace.report.answers import (
     BASELINE,
     STABLE,
+    STATES,
     TRANSIENT,
     UNKNOWN,
     answers_of,
     count_of,
+    expected,
     listed,
     percent,
     percent_whole,
@@ -188,11 +190,14 @@ def _moved(movement: float) -> str:
 # --- predictions ---------------------------------------------------------------------------------------------------
 
 
-def predict_screen(summary: pd.DataFrame, horizon: int, *, every: bool) -> Screen:
-    """How wrong each predictor was at one horizon of one trace, the best first, beside the baseline."""
+def predict_screen(summary: pd.DataFrame, horizon: int, ahead: pd.DataFrame | None = None, *, every: bool) -> Screen:
+    """How wrong each predictor was at one horizon of one trace, the best first, beside the baseline.
+
+    *ahead* has what each expects of the steps to come, a row for each predictor and layer.
+    """
     own = summary[summary["horizon"] == horizon]
     scored = own[own["scored"] > 0]
-    states = [state for state in (STABLE, TRANSIENT) if (scored["state"] == state).any()]
+    states = [state for state in STATES if (scored["state"] == state).any()]
     answer = predictable(own, horizon)
     sentence = f"{own['trace'].iloc[0]}: {answer.sentence}"
     if not states:
@@ -205,6 +210,7 @@ def predict_screen(summary: pd.DataFrame, horizon: int, *, every: bool) -> Scree
         columns += [(state, [_error(rows.get(name)) for name in kept])]
         columns += [(f"vs {BASELINE}", [_apart(rows.get(name), name) for name in kept])]
     notes = [f"{answer.evidence[:1].upper()}{answer.evidence[1:]}."]
+    notes += [expected(ahead, own, horizon)] if ahead is not None and len(ahead) else []
     return Screen(sentence, columns, hidden=len(names) - len(kept), notes=notes)
 
 
