@@ -99,7 +99,7 @@ def test_rows_of_zeros_are_found_and_left_out_by_option(tmp_path):
     choices = chosen()
     choices[192:] = 0
 
-    said = r"in layers 0, 1 128 of 512 tokens choose one expert twice, 128 of them 0 alone.*--ignore 0"
+    said = r"in layers 0, 1 128 of 512 tokens choose one expert twice, 128 of them 0 alone.*--ignore and their number"
     with pytest.raises(TraceError, match=said):
         read(choices, tmp_path)
     found = read(choices, tmp_path, format=":ignore=0")
@@ -235,3 +235,52 @@ def test_choices_may_lie_side_by_side(tmp_path, column):
 
     assert np.array_equal(naive(choices[:, None], 64), found.counts)
     assert 4 == found.info.top_k
+
+
+def test_an_array_of_choices_without_a_name_is_a_question(tmp_path):
+    """Counts add up to the same in all layers of a step; both answers work."""
+    choices = chosen()
+
+    with pytest.raises(TraceError, match=r"may be experts that were chosen.*--tokens N.*--from numpy"):
+        read(choices, tmp_path, "dump", tokens=None)
+    assert np.array_equal(naive(choices, 64), read(choices, tmp_path, "dump").counts)
+    counts = read(choices, tmp_path, "dump", tokens=None, format="numpy", accept=("empty", "smoothed"))
+    assert 4 == counts.experts
+
+
+def test_passes_of_any_size_are_no_choices(tmp_path):
+    """A server routes as many tokens in all layers of a pass, and other numbers in the next."""
+    sizes = np.random.default_rng(0).integers(1, 300, 200)
+    counts = np.stack([np.random.default_rng(1).multinomial(sizes, [0.4, 0.3, 0.2, 0.1]) for _ in range(3)], axis=1)
+    np.save(tmp_path / "dump.npy", counts)
+
+    assert np.array_equal(counts, read_trace(tmp_path / "dump.npy").counts)
+
+
+def test_choices_may_lie_in_an_archive(tmp_path):
+    """Under their usual names."""
+    np.savez(tmp_path / "dump.npz", routed_experts=chosen(), input_ids=np.arange(256))
+
+    assert np.array_equal(naive(chosen(), 64), read_trace(tmp_path / "dump.npz", options=ReadOptions(tokens=64)).counts)
+
+
+def test_columns_may_be_the_layers_of_a_token(tmp_path):
+    """One expert in each."""
+    choices = chosen(layers=3, k=1)[..., 0]
+    frame = pd.DataFrame(choices, columns=[f"layer_{j + 2}" for j in range(3)])
+    frame.insert(0, "token", range(len(frame)))
+    frame.to_csv(tmp_path / "dump.csv", index=False)
+
+    found = read_trace(tmp_path / "dump.csv", options=ReadOptions(tokens=64))
+
+    assert np.array_equal(naive(choices[..., None], 64), found.counts)
+    assert (2, 3, 4) == found.layers
+
+
+def test_rows_that_are_said_to_be_choices_are_counted(tmp_path):
+    """As the line says that refuses them for want of counts."""
+    rows_of(chosen(), 64).drop(columns="token").to_csv(tmp_path / "dump.csv", index=False)
+
+    with pytest.raises(TraceError, match="--from routing"):
+        read_trace(tmp_path / "dump.csv")
+    assert np.array_equal(naive(chosen(), 64), read_trace(tmp_path / "dump.csv", format="routing").counts)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.readers.text import WRITE_AGAIN, compression_of, ends_with
+from moetrace.formats.readers.tokens import are_choices
 from moetrace.formats.stream.arrays import COUNTS_KEYS, Arrays, Held
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.keys import keyed_reading
@@ -59,6 +60,8 @@ class JsonFormat(TableFormat):
         rows = _rows_of(document, path)
         if rows is not None:
             self._no_use(path, axes=self.axes)
+            if rows and are_choices(list(rows[0])):
+                raise TraceError(str(path), "holds choices of tokens", "write them as JSON lines, one object a line")
             return _table_reading(rows, path, self.values(), self.naming(path))
         self._no_use(path, column=self.column, pattern=self.pattern)
         if isinstance(document, list) and document:

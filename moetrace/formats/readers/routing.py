@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import library_errors, require
 from moetrace.formats.readers.tokens import CHOICE_NAMES, Table, is_table
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.choices import Choices, Counting, reading_of
@@ -57,8 +58,10 @@ class RoutingFormat:
         if path.is_dir():
             return bool(_by_step(path))
         try:
+            if path.suffix.lower() == ".npz":
+                return _choices_in(path) is not None
             if path.suffix.lower() == ".npy":
-                return _is_named_so(path) or may_be_choices(_array(path))
+                return _is_named_so(path.name) or may_be_choices(_array(path))
             return is_table(path)
         except Exception:  # noqa: BLE001 - whatever cannot be read is no log of choices
             return False
@@ -67,7 +70,7 @@ class RoutingFormat:
         """Count the choices into the steps that the log names, or into steps of so many tokens."""
         if path.is_dir():
             return self._read_folder(path)
-        if path.suffix.lower() == ".npy":
+        if path.suffix.lower() in (".npy", ".npz"):
             return self._read_array(path)
         table = Table(path)
         columns = table.columns()
@@ -112,7 +115,8 @@ class RoutingFormat:
         if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or 0 in array.shape:
             problem = f"is {array.dtype} of shape {array.shape}"
             raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
-        axes, top_k = self._axes(array, where, _is_named_so(path))
+        named = path.suffix.lower() == ".npz" or _is_named_so(path.name)
+        axes, top_k = self._axes(array, where, named)
         sizes = " x ".join(map(str, array.shape))
         assumptions = (f"axes are {axes}: {sizes}", _by_tokens(where, self.tokens), "layers are numbered from 0")
         cube = array if array.ndim == 3 else array[:, None] if top_k != 1 else array[:, :, None]
@@ -126,6 +130,10 @@ class RoutingFormat:
         if array.ndim == 3:
             if self.top_k not in (None, last):
                 raise TraceError(where, f"has {last} experts for each token and layer", "check --top-k")
+            if self.tokens is None and not named and may_be_choices(array):
+                problem = "holds numbers that may be experts that were chosen, as their sums differ from layer to layer"
+                way = "say --tokens N for choices (tokens, layers, k), or --from numpy for counts"
+                raise TraceError(where, problem, way)
             return "tokens, layers, choices", last
         if self.top_k == 1 and last > 1:
             return "tokens, layers", 1
@@ -140,29 +148,48 @@ class RoutingFormat:
         )
 
 
-def _is_named_so(path: Path) -> bool:
-    simple = simple_name(path.name)
+def _is_named_so(text: str) -> bool:
+    simple = simple_name(text)
     return any(name in simple for name in CHOICE_NAMES if name != "indices")
 
 
+def _choices_in(path: Path) -> str | None:
+    """The array of choices in an archive, by its name."""
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+    return next((name for name in names if _is_named_so(name)), None)
+
+
 def _array(path: Path) -> NDArray[Any]:
-    with np.errstate(over="ignore"):  # a shape beyond 64 bits is refused in a line of its own
+    """The choices in a file, not held in memory, or in an archive, held whole."""
+    if path.suffix.lower() != ".npz":
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return array
+        return array
+    name = _choices_in(path)
+    if name is None:
+        raise ValueError("no array in it is named routed_experts or topk_ids")
+    with zipfile.ZipFile(path) as archive:
+        size = archive.getinfo(f"{name}.npy").file_size
+    require(2 * size, str(path), "the array, which has to be held whole,", "save it as .npy")
+    with np.load(path, allow_pickle=False) as arrays:
+        held: NDArray[Any] = arrays[name]
+    return held
 
 
 def may_be_choices(array: NDArray[Any]) -> bool:
-    """Whether the numbers of a two-dimensional array are more likely experts than counts of them, by its beginning.
+    """Whether the numbers of an array of two or three dimensions are more likely experts than counts of them.
 
-    Tokens of steps add up to about the same, numbers of experts do not.
+    By its beginning: tokens of steps add up to about the same, and to the same in all layers of one; numbers of
+    experts do not.
     """
-    if array.ndim != 2 or array.dtype.kind not in "iu" or len(array) < LEAST_ROWS or 0 in array.shape:
+    if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or len(array) < LEAST_ROWS or 0 in array.shape:
         return False
-    head = np.asarray(array[: max(LEAST_ROWS, LOOKED_AT // array.shape[1])]).astype(np.int64)
+    head = np.asarray(array[: max(LEAST_ROWS, LOOKED_AT // array[0].size)]).astype(np.int64)
     highest = int(head.max())
     few = highest < MOST_EXPERTS and head.min() >= -1 and len(np.unique(head)) > highest // 2
-    totals = head.sum(axis=1)
-    return bool(few and array.shape[1] < MOST_EXPERTS and totals.std() > TOTALS_VARY * totals.mean())
+    totals = head.sum(axis=-1)
+    spread = totals.std() if array.ndim == 2 else totals.std(axis=1).mean()
+    return bool(few and array.shape[-1] < MOST_EXPERTS and spread > TOTALS_VARY * totals.mean())
 
 
 def _by_tokens(where: str, tokens: int | None) -> str:

@@ -18,7 +18,7 @@ from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.readers.text import BLOCK_BYTES, WRITE_AGAIN, csv_batches, ends_with, head_of, header_of, opened
 from moetrace.formats.stream.choices import Choices, side_by_side
 from moetrace.formats.stream.columns import is_text, layers_in, numbers
-from moetrace.formats.stream.names import layer_of
+from moetrace.formats.stream.names import LAYER_IN_NAME, layer_of
 from moetrace.formats.stream.roles import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES
 from moetrace.formats.stream.texts import lists_in
 from moetrace.formats.stream.values import VALUE_NAMES, simple_name
@@ -37,12 +37,16 @@ MOST_CHOICES = 1 << 20
 
 @dataclass(frozen=True)
 class Roles:
-    """The columns of step, layer and choices of a table; *one_each* where each row is one choice of a token."""
+    """The columns of step, layer and choices of a table.
+
+    *one_each* is where each row is one choice of a token, *of_layers* where each column of them is a layer.
+    """
 
     step: str | None
     layer: str | None
     choices: tuple[str, ...]
     one_each: bool
+    of_layers: bool = False
 
     @property
     def all(self) -> list[str]:
@@ -59,9 +63,16 @@ class Roles:
         ]
         if self.one_each:
             found.append(f"each row is a choice of the expert in column {self.choices[0]}")
+        elif self.of_layers:
+            return (*found, f"columns {shown(self.choices)} are the choice of a token in each layer")
         elif len(self.choices) > 1:
             found.append(f"columns {shown(self.choices)} are the choices of a token")
         return (*found, *([] if self.layer else ["no layer column: one layer"]))
+
+
+def are_choices(names: Sequence[str]) -> bool:
+    """Whether columns called *names* hold choices of tokens."""
+    return _roles(names) is not None
 
 
 def is_table(path: Path) -> bool:
@@ -69,8 +80,8 @@ def is_table(path: Path) -> bool:
     return _roles(_names(path)) is not None
 
 
-def _roles(names: Sequence[str]) -> Roles | None:
-    """The roles of columns called *names*, None where they hold no choices."""
+def _roles(names: Sequence[str], forced: bool = False) -> Roles | None:
+    """The roles of columns called *names*, None where they hold no choices; *forced* is whether they are said to."""
     by_simple = {simple_name(name): name for name in reversed(names)}
 
     def first(wanted: Sequence[str]) -> str | None:
@@ -86,8 +97,11 @@ def _roles(names: Sequence[str]) -> Roles | None:
     beside = [name for name in names if SIDE_BY_SIDE.fullmatch(name)]
     if beside and (token or simple_name(beside[0]).startswith(("top", "choice"))):
         return Roles(step, layer, tuple(beside), one_each=False)
+    of_layers = [name for name in names if LAYER_IN_NAME.fullmatch(name)]
+    if of_layers and token and layer is None:
+        return Roles(step, None, tuple(of_layers), one_each=False, of_layers=True)
     expert = first(EXPERT_NAMES)
-    if expert and (token or (step is None and layer)):
+    if expert and (forced or token or (step is None and layer)):
         return Roles(step, layer, (expert,), one_each=True)
     return None
 
@@ -116,7 +130,7 @@ class Table:
         """The columns of step, layer and choices; raises `TraceError` when there are no choices."""
         with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
             names = _names(self.path)
-        roles = _roles(names)
+        roles = _roles(names, forced=True)
         if roles is None:
             raise TraceError(
                 str(self.path),
@@ -160,11 +174,17 @@ class Table:
             if roles.step is not None and self.step is None:
                 step = numbers(batch, roles.step, row, where)[of_token]
             row += batch.num_rows
+            if roles.of_layers:
+                layer = np.tile([layer_of(Path(name)) or 0 for name in roles.choices], len(chosen))
+                step = None if step is None else step.repeat(chosen.shape[1])
+                chosen = chosen.reshape(-1, 1)
             yield Choices(step, layer, chosen)
 
     def width(self, roles: Roles) -> int | None:
         """Experts chosen by each token, as the first row has it."""
         first = next((batch for batch in self._batches(roles) if batch.num_rows), None)
+        if roles.of_layers:
+            return 1
         return None if first is None else int(_chosen(first.slice(0, 1), roles, 0, str(self.path))[1].shape[1])
 
     def highest(self) -> int | None:

@@ -103,8 +103,8 @@ def _repeated(layers: dict[int, OfLayer]) -> Finding | None:
     rows, repeated = (sum(getattr(layer, name) for layer in twice.values()) for name in ("rows", "repeated"))
     alone = sum((layer.alone for layer in twice.values()), Counter())
     evidence = f"in layers {shown(list(twice))} {repeated:,} of {rows:,} tokens choose one expert twice"
-    if alone and alone.most_common(1)[0][1] > 1:
-        expert, times = alone.most_common(1)[0]
+    expert, times = alone.most_common(1)[0] if alone else (0, 0)
+    if times > repeated // 2:
         evidence += f", {times:,} of them {expert} alone, as rows do that nothing was written to"
     return finding("repeated-choice", f"layer {min(twice)}", evidence)
 
