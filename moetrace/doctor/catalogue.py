@@ -62,7 +62,7 @@ KINDS: dict[str, Kind] = {
     "cumulative": Kind(ERROR, "take what counters grew by with --difference, or log what a step adds"),
     "physical": Kind(ERROR, "add up the replicas of each expert by the physical-to-logical map"),
     "rounded": Kind(WARNING, "count in 32-bit integers: half-precision numbers do not hold every whole number"),
-    "repeated-choice": Kind(ERROR, "leave rows of padding out with --ignore and their number; routing by a hash may choose so"),
+    "repeated-choice": Kind(ERROR, "leave rows of padding out with --ignore and their number; hash routing may repeat"),
     "one-expert": Kind(WARNING, "a dense layer, or padding: leave it out with --layers"),
     "every-token": Kind(WARNING, "a fused shared expert is not routed to: leave it out with --ignore and its number"),
     "float32": Kind(WARNING, "count in 64-bit integers, and reset the counter in every step"),
