@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from moetrace.trace import LoadTrace
 
 SUMMARY_COLUMNS = (
-    "predictor", "state", "error_rate", "error_noise", "expected_error", "difference", "difference_low", "difference_high",
-    "step_error_rate", "step_noise", "scored", "cutoffs", "too_short", "fallbacks", "coverage_80", "coverage_95",
+    "predictor", "state", "error_rate", "error_noise", "expected_error", "difference", "difference_low",
+    "difference_high", "step_error_rate", "step_noise", "scored", "cutoffs", "too_short", "fallbacks", "coverage_80",
+    "coverage_95",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ PERCENT = {
     "error_rate", "error_noise", "step_error_rate", "step_noise", "mape", "abs_points", "difference",
     "difference_low", "difference_high", "movement_before", "movement_after", "settle_below",
     "window_mean_error_rate", "share", "error", "part_of_error", "noise_part", "coverage_80", "coverage_95",
-    "above_oracle", "moved", "moved_per_1000", "expected",
+    "above_oracle", "moved", "moved_per_1000", "expected", "expected_error",
 }  # fmt: skip
 NOTHING = "-"
 # Characters of a cell above which it may be folded.
