@@ -106,3 +106,18 @@ def test_lookalikes_are_refused_with_the_reason(tmp_path, name, format):
 
     with pytest.raises(TraceError, match=said):
         read_trace(tmp_path / name, format=format)
+
+
+def test_tensors_of_bfloat16_are_read_and_said_to_be_rounded(tmp_path):
+    """NumPy has no such type of its own."""
+    import ml_dtypes
+    from safetensors.numpy import save_file
+
+    (tmp_path / "meta_info.json").write_text('{"num_experts": 4, "num_experts_per_token": 1}')
+    counts = np.array([300, 301, 5, 1001])
+    save_file({"1_0": counts.astype(ml_dtypes.bfloat16)}, tmp_path / "rank0.safetensors")
+
+    found = read_trace(tmp_path)
+
+    assert [[[300, 300, 5, 1000]]] == found.counts.tolist()
+    assert "rounded" in [finding.name for finding in found.info.findings]

@@ -133,3 +133,23 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, monkeypatch):
             read_trace(path, format="sglang")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "was-run").exists()
+
+
+@pytest.mark.parametrize("records", [False, True])
+def test_counts_of_bfloat16_are_rounded_ones(tmp_path, records):
+    """NumPy has no such type; they are neither multiples nor doubled."""
+    torch = pytest.importorskip("torch")
+    counts = torch.tensor(np.random.default_rng(0).multinomial(20_000, np.arange(1, 9) / 36, size=(6, 2)) * 4)
+    half = counts.to(torch.bfloat16)
+    document = {"logical_count": half}
+    if records:
+        kept = [{"forward_pass_id": i, "rank": 0, "global_physical_count": step} for i, step in enumerate(half)]
+        document = {"records": kept, "last_physical_to_logical_map": torch.arange(8).repeat(2, 1)}
+    torch.save(document, tmp_path / "dump.pt")
+
+    found = read_trace(tmp_path / "dump.pt")
+
+    assert np.array_equal(half.to(torch.int64).numpy(), found.counts)
+    names = [finding.name for finding in found.info.findings]
+    assert "rounded" in names
+    assert not {"multiplied", "doubled"} & set(names)

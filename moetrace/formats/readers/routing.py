@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from moetrace.errors import SettingError, TraceError
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.readers.tokens import CHOICE_NAMES, Table, is_table
+from moetrace.formats.stream.arrays import COUNTS_KEYS
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.choices import Choices, Counting, reading_of
 from moetrace.formats.stream.names import LAYER_IN_NAME
@@ -154,10 +155,10 @@ def _is_named_so(text: str) -> bool:
 
 
 def _choices_in(path: Path) -> str | None:
-    """The array of choices in an archive, by its name."""
+    """The array of choices in an archive without counts, by its name."""
     with zipfile.ZipFile(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
-    return next((name for name in names if _is_named_so(name)), None)
+    return None if set(names) & set(COUNTS_KEYS) else next((name for name in names if _is_named_so(name)), None)
 
 
 def _array(path: Path) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Collector
+from moetrace.doctor.collector import HALVES, Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.readers.tensors import is_torch, keys_of, loaded
@@ -90,13 +90,27 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
     cube = counts if counts.ndim == 3 else counts[None]
     steps = np.arange(1, len(cube) + 1)
     assumptions = ("passes are numbered from 1 in the order of the buffer",)
-    return replace(_Passes(str(path), steps, cube, Collector()).unpadded().reading(assumptions), numbered=True)
+    collector = _collector(document["logical_count"], cube)
+    return replace(_Passes(str(path), steps, cube, collector).unpadded().reading(assumptions), numbered=True)
 
 
 def _array(value: Any, path: Path) -> NDArray[Any] | None:
     """A tensor or nested list as an array; raises `TraceError` where it is none of numbers."""
     with library_errors(str(path), "holds no numbers", "dump it again"):
-        return None if value is None else np.asarray(value)
+        return None if value is None else np.asarray(value.float() if _is_bfloat16(value) else value)
+
+
+def _is_bfloat16(value: Any) -> bool:
+    """Whether a tensor is of the type that NumPy does not have."""
+    return str(getattr(value, "dtype", "")) == "torch.bfloat16"
+
+
+def _collector(value: Any, counts: NDArray[Any]) -> Collector:
+    """One that was told of *counts* that are rounded, if their tensor *value* was of bfloat16."""
+    collector = Collector()
+    if _is_bfloat16(value):
+        collector.note_half(counts, 2 ** HALVES["bfloat16"], "bfloat16", "counts", 0)
+    return collector
 
 
 @dataclass(frozen=True)
@@ -154,8 +168,8 @@ def _records(document: dict[str, Any], path: Path, phase: Phase | None) -> Readi
         raise TraceError(str(path), "holds no such pass", "check --phase, and record while requests are served")
     with library_errors(str(path), "has a record that is none", "give a per_pass or per_token dump"):
         steps = np.array([int(record["forward_pass_id"]) for record in records])
-        physical = np.stack([np.asarray(record["global_physical_count"]) for record in records])
-    collector = Collector()
+        physical = np.stack([np.asarray(_array(record["global_physical_count"], path)) for record in records])
+    collector = _collector(records[0]["global_physical_count"], physical)
     mapping = _array(document.get("last_physical_to_logical_map"), path)
     if mapping is None:
         collector.note(

@@ -6,6 +6,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -71,6 +72,8 @@ def _opened(path: Path) -> Any:
         raise TraceError(
             str(path), "is a safetensors file", 'install safetensors: pip install "moetrace[safetensors]"'
         ) from error
+    with suppress(ImportError):  # it makes bfloat16 known to NumPy, and comes with jax
+        import ml_dtypes  # noqa: F401
     return safe_open(path, framework="numpy")
 
 
