@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moetrace.analysis.jumps import since_jump
 from moetrace.analysis.variogram import BLOCK, FAR_LAGS, SHARE_FLOOR, Motion, motion
 from moetrace.trace import LayerLoad, Shares
 
@@ -27,6 +28,8 @@ from moetrace.trace import LayerLoad, Shares
 MEMORIES = (2500, 1000, 500)
 # The share of an expert is that of its last steps.
 SHARE_WINDOW = 500
+# Blocks after a jump that noise and drift can be read from.
+LEAST_BLOCKS = 10
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +47,11 @@ class Outlook:
 
     @classmethod
     def of(cls, history: LayerLoad) -> Outlook:
-        """From all of *history*, and nothing else."""
-        parts = ((history.last(memory), min(FAR_LAGS, memory // BLOCK // 2)) for memory in MEMORIES)
-        share = np.maximum(history.last(SHARE_WINDOW).mean_shares, SHARE_FLOOR / history.experts)
+        """From what came after the last jump of *history*; while that is too little to tell, from all of it."""
+        present = since_jump(history)
+        known = present if len(present.steps) >= LEAST_BLOCKS * history.rows(BLOCK) else history
+        parts = ((known.last(memory), min(FAR_LAGS, memory // BLOCK // 2)) for memory in MEMORIES)
+        share = np.maximum(present.last(SHARE_WINDOW).mean_shares, SHARE_FLOOR / history.experts)
         return cls(tuple(motion(part, lags=lags) for part, lags in parts), share, history.rows(BLOCK), history.stride)
 
     def deviation(self, horizon: int) -> Shares:

@@ -24,6 +24,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.analysis.jumps import since_jump
 from moetrace.analysis.level import gain_of, last_level
 from moetrace.analysis.outlook import Outlook, total_error
 from moetrace.analysis.variogram import BLOCK, block_means
@@ -37,9 +38,9 @@ EVERY, FIRST = 2, 10
 LEVEL_BLOCKS = 200
 # A past horizon counts half as much for every so many blocks that it lies back.
 HALF_LIFE = 16
-# The load calms down while a model is trained: on gpt-moe-8e-a, before anything is known, the variogram tells 2.5 times
+# The load calms down while a model is trained: on gpt-moe-8e-a, before anything is known, the variogram tells twice
 # of what is found. That weighs as much as twelve looks at the first step, and is forgotten like them.
-PRIOR, PRIOR_LOOKS = np.log(0.4), 12.0
+PRIOR, PRIOR_LOOKS = np.log(0.5), 12.0
 # The most that one look says: found is told times or over 4.5.
 MOST = 1.5
 # Horizons that say something of the one asked for: it and its halves, down to a block.
@@ -125,8 +126,9 @@ class Experience:
         """Back at the time when there were so many *rows*."""
         if rows not in self._looks:
             history = self.load.until(int(self.load.steps[rows - 1]))
-            means = block_means(history.last(LEVEL_BLOCKS * BLOCK), min(rows, history.rows(BLOCK)))
-            level = last_level(means, gain_of(history))
+            present = since_jump(history)
+            means = block_means(present.last(LEVEL_BLOCKS * BLOCK), min(len(present.steps), history.rows(BLOCK)))
+            level = last_level(means, gain_of(present))
             self._looks[rows] = _Look(int(history.steps[-1]), level, Outlook.of(history))
         return self._looks[rows]
 

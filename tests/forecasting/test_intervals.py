@@ -116,7 +116,7 @@ def test_intervals_see_nothing_after_the_cutoff():
 def naive_scale(load, cutoff, horizon):
     """Found over told at looks 100 steps apart from step 500 on, weighted, in loops."""
     total = 12 * 0.5 ** ((cutoff - 1) / 800)
-    logs = total * np.log(0.4)
+    logs = total * np.log(0.5)
     for shorter in {horizon, horizon // 2, horizon // 4, horizon // 8} if horizon >= 400 else {horizon, horizon // 2}:
         for step in range(500, cutoff - shorter + 1, 100):
             level = predictor("level").fit([]).forecast(load.until(step), 1).shares[0]

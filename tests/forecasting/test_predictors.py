@@ -7,8 +7,9 @@ import pytest
 from statsmodels.tsa.arima.model import ARIMA
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor
+from moetrace.analysis.jumps import since_jump
 from moetrace.analysis.level import gain_of, last_level, levels
-from moetrace.analysis.variogram import block_means, motion
+from moetrace.analysis.variogram import block_means
 from moetrace.forecasting.predictors import PREDICTORS, label
 from moetrace.forecasting.predictors.arima import FittedArima
 from moetrace.forecasting.predictors.auto import weights
@@ -260,14 +261,15 @@ def test_auto_weighs_what_was_right_before():
 
     assert 1 == pytest.approx(short.sum())
     assert not np.array_equal(short, long)
-    assert weights(still.until(600), 1000) == pytest.approx(np.exp([1.8, 0, -1.8]) / np.exp([1.8, 0, -1.8]).sum())
+    assert weights(still.until(600), 1000) == pytest.approx(np.exp([4.2, 0, 0]) / np.exp([4.2, 0, 0]).sum())
+    assert long[2] > 3 * weights(still.until(600), 1000)[2]
 
 
 def test_auto_weights_equal_their_naive_twin():
-    """Log errors of the candidates at each earlier cutoff, by age and by how alike the drift was, and the prior."""
+    """Log errors of the candidates at each earlier cutoff, by age, and the prior."""
     trace = synthetic_trace([Course(steps=3000, tokens=50_000, changes=((1, 0.01), (1600, 0.001)))], seed=2)
     history, horizon = trace.layer(0), 500
-    total, believed = 0.05, [0.05 * -0.3, 0.0, 0.05 * 0.3]
+    total, believed = 3.0, [0.0, 3 * 0.3, 3 * 0.3]
     for cutoff in range(2500, 0, -250):
         past = history.until(cutoff)
         if len(past.steps) <= 250 + 200:  # a cutoff earlier than that says nothing
@@ -279,15 +281,57 @@ def test_auto_weights_equal_their_naive_twin():
                     - history.after(cutoff, horizon).mean_shares
                 )
             )
-            for spec in ("level", "level:trend=0.2", "window_mean:trend=0.3")
+            for spec in ("level", "level:trend=0.2", "window_mean")
         ]
-        drift, past_drift = (motion(load.last(2500), lags=20).drift for load in (history, past))
-        weight = min(drift / past_drift, past_drift / drift) * 0.5 ** ((3000 - cutoff) / 1000)
+        weight = 0.5 ** ((3000 - horizon - cutoff) / 1000)
         total += weight
         believed = [b + weight * np.log(error / (sum(errors) / 3)) for b, error in zip(believed, errors)]
-    heights = [np.exp(-6 * b / total) for b in believed]
+    heights = [np.exp(-14 * b / total) for b in believed]
 
     assert [height / sum(heights) for height in heights] == pytest.approx(weights(history, horizon).tolist())
+
+
+def jumping(at=4000, steps=6000):
+    """A layer that stands still but for one step, at which its load turns around; and the same without the jump."""
+    still = synthetic_trace([Course(steps=steps, tokens=5000, changes=((1, 0.0002),))], seed=3).layer(0)
+    return replace(still, counts=np.where(still.steps[:, None] >= at, still.counts[:, ::-1], still.counts)), still
+
+
+@pytest.mark.parametrize("after", [100, 150, 700, 1900])
+def test_what_came_before_a_jump_is_forgotten(after):
+    """As soon as a hundred steps after it, and no more than two blocks of what follows are lost."""
+    load, still = jumping()
+    present = since_jump(load.until(4000 + after))
+
+    assert 4000 <= present.steps[0] <= 4100
+    assert present.steps[-1] == 4000 + after
+    assert since_jump(still.until(4000 + after)).steps[0] == 1
+
+
+def test_large_changes_of_a_load_that_always_moves_are_no_jumps():
+    """Nor is anything in a history of a thousand steps or less; a jump further back than 5,000 steps does not matter."""
+    lively = synthetic_trace([Course(steps=4000, changes=((1, 0.02),))]).layer(0)
+    load, _ = jumping(at=600, steps=6500)
+
+    assert since_jump(lively) is lively
+    assert 600 > since_jump(load.until(1000)).steps[0]
+    assert 600 <= since_jump(load.until(3000)).steps[0]
+    assert since_jump(load.until(6500)).steps[0] == 1
+
+
+@pytest.mark.parametrize("spec", ["level", "auto"])
+def test_forecasts_after_a_jump_are_of_the_load_after_it(spec):
+    """Half way into the memory of the mean of 1,000 steps, and when it is through but the variogram still sees the jump."""
+    load, _ = jumping()
+    for cutoff, times in ((4300, 5), (5200, 0.9)):
+        errors = {
+            by: abs(
+                predictor(by).fit([]).forecast(load.until(cutoff), 500).shares.mean(axis=0)
+                - load.after(cutoff, 500).mean_shares
+            ).sum()
+            for by in (spec, "window_mean")
+        }
+        assert errors[spec] * times < errors["window_mean"]
 
 
 def test_level_forgets_as_fast_as_the_load_moves():

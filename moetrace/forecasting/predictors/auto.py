@@ -8,26 +8,27 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.analysis.variogram import FAR_LAGS, motion
+from moetrace.analysis.jumps import since_jump
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor
 from moetrace.forecasting.predictors.level import Level
 from moetrace.forecasting.predictors.window_mean import WindowMean
 from moetrace.trace import LayerLoad, Shares
 
-# Unlike each other on purpose: a level that follows quickly, the same with a trend, and what serving
-# systems do with a trend. More candidates with other windows made it worse on gpt-moe-8e-a.
-CANDIDATES: tuple[Predictor, ...] = (Level(), Level(trend=0.2), WindowMean(trend=0.3))
-# The log errors of the candidates that are assumed before there is any evidence: a trend over 2,000 steps
-# is useless to a load that has just begun to move. They weigh as much as a twentieth of a cutoff.
-PRIOR = (-0.3, 0.0, 0.3)
-PRIOR_WEIGHT = 0.05
-# Earlier cutoffs are this many steps apart, and a cutoff weighs half as much for every 1,000 steps that it lies back.
+# Unlike each other on purpose: a level that follows quickly, the same with a trend, and what serving systems do.
+# More candidates with other windows made it worse on gpt-moe-8e-a, and so did errors over shorter horizons, which speak
+# for those that follow.
+CANDIDATES: tuple[Predictor, ...] = (Level(), Level(trend=0.2), WindowMean())
+# The log errors of the candidates that are assumed, and how many looks back that weighs: without evidence the level is
+# the best, and a trend or a long window has to have been better by far, or for long, to be taken.
+PRIOR = (0.0, 0.3, 0.3)
+PRIOR_WEIGHT = 3.0
+# Earlier cutoffs are this many steps apart, and one counts half as much for every 1,000 steps since its horizon passed.
 EVERY = 250
 HALF_LIFE = 1000
 # What is older than so many of them has no weight left, and is not looked at.
 MOST_HALF_LIVES = 20
-# Ten percent less error is 1.8 times the weight.
-SHARPNESS = 6.0
+# Ten percent less error is four times the weight.
+SHARPNESS = 14.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Auto(Predictor, Fitted):
 
     The weights follow from the errors that the three made over the same horizon at earlier cutoffs, as far as
     that horizon lies in the history: nothing after the cutoff is used. An earlier cutoff counts less the longer
-    ago it is, and the more the drift of the load has changed since. The numbers were chosen on gpt-moe-8e-a.
+    ago it is, and not at all if the load has jumped since. The numbers were chosen so that it is safe: nowhere much
+    worse than the best of the predictors that one could have chosen instead (`benchmarks/accuracy.py`).
     """
 
     name = "auto"
@@ -57,8 +59,9 @@ class Auto(Predictor, Fitted):
 
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """The weighted mean of the candidates' forecasts."""
-        forecasts = np.stack([_forecast(candidate, history, horizon) for candidate in CANDIDATES])
-        return Forecast(np.tensordot(weights(history, horizon), forecasts, axes=1))
+        present = since_jump(history)
+        forecasts = np.stack([_forecast(candidate, present, horizon) for candidate in CANDIDATES])
+        return Forecast(np.tensordot(weights(present, horizon), forecasts, axes=1))
 
 
 def weights(history: LayerLoad, horizon: int) -> NDArray[np.float64]:
@@ -69,13 +72,11 @@ def weights(history: LayerLoad, horizon: int) -> NDArray[np.float64]:
     oldest = max(first + EVERY + Auto().needs, last - horizon - MOST_HALF_LIVES * max(HALF_LIFE, history.stride))
     earlier = range(last - horizon, oldest, -every)
     total, log_errors = PRIOR_WEIGHT, PRIOR_WEIGHT * np.array(PRIOR)
-    now = _drift(history)
     for cutoff in earlier:
         past, actual = history.until(cutoff), history.after(cutoff, horizon)
         if not len(actual.steps) or len(past.steps) < Auto().least_rows(past.stride):
             continue
-        similarity = np.exp(-abs(np.log(now / _drift(past))))
-        weight = similarity * 0.5 ** ((last - cutoff) / HALF_LIFE)
+        weight = 0.5 ** ((last - cutoff - horizon) / HALF_LIFE)
         log_errors = log_errors + weight * _log_errors(past, actual)
         total += weight
     scores = np.exp(-SHARPNESS * log_errors / total)
@@ -95,7 +96,3 @@ def _log_errors(past: LayerLoad, actual: LayerLoad) -> NDArray[np.float64]:
 
 def _forecast(candidate: Predictor, history: LayerLoad, horizon: int) -> Shares:
     return candidate.fit([]).forecast(history, horizon).shares
-
-
-def _drift(history: LayerLoad) -> float:
-    return max(motion(history.last(Level().history), lags=FAR_LAGS).drift, 1e-9)

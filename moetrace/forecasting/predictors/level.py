@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moetrace.analysis.jumps import since_jump
 from moetrace.analysis.level import HISTORY, gain_of, last_level
 from moetrace.analysis.variogram import BLOCK, block_means
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, ramp
@@ -18,7 +19,8 @@ class Level(Predictor, Fitted):
     Noise and drift are read from the variogram of the last *history* steps (`moetrace.analysis.variogram`), and
     the weight of the newest block follows from their ratio (Harvey 1989, section 4.1.2), so there is no window
     to choose. The forecast is that of ARIMA (0,1,1), without the fit. *trend* carries on that part of
-    the change between the last two 1,000 steps.
+    the change between the last two 1,000 steps. What came before a jump of the load is forgotten
+    (`moetrace.analysis.jumps`).
     """
 
     name = "level"
@@ -40,6 +42,7 @@ class Level(Predictor, Fitted):
 
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """The level, and the damped trend if there is one."""
-        means = block_means(history, history.rows(BLOCK))
-        level = last_level(means, gain_of(history, self.history))
-        return Forecast(ramp(level, history, self.trend, horizon))
+        present = since_jump(history)
+        means = block_means(present, min(len(present.steps), history.rows(BLOCK)))
+        level = last_level(means, gain_of(present, self.history))
+        return Forecast(ramp(level, present, self.trend, horizon))
