@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 COMMANDS = ROOT / "docs" / "commands.md"
 FINDINGS = ROOT / "docs" / "findings.md"
+FIELDS = ROOT / "docs" / "fields.md"
 API = ROOT / "docs" / "api.md"
 BAD_FILES = ROOT / "tests" / "bad_files.md"
 PICTURE = ROOT / "docs" / "report.png"
@@ -142,6 +143,39 @@ def findings() -> str:
     return "\n".join([*lines, *rows]) + "\n"
 
 
+FIELDS_HEAD = """# Fields
+
+Every column of every table, and every field of every JSON document, by name.
+A name means the same wherever it occurs.
+JSON and CSV have full precision, fractions are fractions, and what is not known is null or empty.
+A *mean load* is the load of a layer over its experts, or over its GPUs.
+
+With [jq](https://jqlang.org):
+
+```sh
+moetrace ingest --json | jq -r '.traces[] | "\\(.trace): \\(.findings | length) findings"'
+moetrace list --json | jq -r '.traces[].trace'
+moetrace check --json | jq '.findings | group_by(.severity) | map({(.[0].severity): length}) | add'
+moetrace states --json | jq '[.layers[] | select(.state != "stable") | .layer]'
+moetrace predict --horizon 2000 --json | jq '.summary[] | select(.state == "stable") | {predictor, error_rate}'
+moetrace place --gpus 4 --json | jq '.summary | map(select(.state == "all")) | min_by(.peak_over_mean) | .strategy'
+moetrace report --json | jq -r .page
+moetrace export gpt-moe-8e-a --to csv -o a.csv --json | jq -r .path
+```
+
+| field | unit | meaning |
+|---|---|---|
+"""
+
+
+def fields() -> str:
+    """The page of all fields."""
+    from moetrace.report import fields
+
+    rows = [f"| `{name}` | {unit} | {means} |\n" for name, (unit, means) in sorted(fields.FIELDS.items())]
+    return FIELDS_HEAD + "".join(rows)
+
+
 def api() -> str:
     """The page of all public names, for mkdocstrings to fill."""
     import moetrace
@@ -170,6 +204,7 @@ def picture() -> bytes:
 if __name__ == "__main__":
     COMMANDS.write_text(commands())
     FINDINGS.write_text(findings())
+    FIELDS.write_text(fields())
     API.write_text(api())
     BAD_FILES.write_text(damage())
     for page in PAGES:

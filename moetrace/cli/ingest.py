@@ -206,6 +206,7 @@ def _known(accept: list[str]) -> tuple[str, ...]:
 
 def _show(shared: Shared, done: list[Ingested]) -> None:
     from moetrace.doctor.catalogue import NOTE
+    from moetrace.workspace.traces import described
 
     for item in done:
         for assumption in item.trace.info.assumptions:
@@ -213,7 +214,8 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
         for finding in item.trace.info.findings:
             tell = shared.note if finding.severity == NOTE else say  # being quiet hides no warning and no error
             tell(f"{item.trace.name}: {finding.severity}: {finding.name}, {finding.place}: {finding.evidence}")
-    document = {"traces": [_described(item) for item in done]}
+
+    document = {"traces": [described(item.trace, item.path) | {"unchanged": item.unchanged} for item in done]}
     if shared.wants_json:  # for which pandas is not loaded at all
         shared.emit({}, document)
         return
@@ -225,27 +227,6 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
     screen = traces_screen(frame, sentence, every=shared.all)
     wrote = sorted({f"{item.path.parent}/" for item in done if not item.unchanged})
     shared.emit({"traces": Table("Traces", frame)}, document, [screen], wrote=wrote, then="moetrace states")
-
-
-def _described(item: Ingested) -> dict[str, object]:
-    from dataclasses import asdict
-
-    trace = item.trace
-    return {
-        "name": trace.name,
-        "path": str(item.path),
-        "steps": len(trace.steps),
-        "layers": len(trace.layers),
-        "experts": trace.experts,
-        "tokens_per_step": trace.info.tokens_per_step,
-        "format": trace.info.format,
-        "findings": [asdict(finding) for finding in trace.info.findings],
-        "assumptions": list(trace.info.assumptions),
-        "settings": trace.info.settings,
-        "source": trace.info.source,
-        "fingerprint": trace.info.fingerprint,
-        "unchanged": item.unchanged,
-    }
 
 
 def _list_formats(shared: Shared) -> None:

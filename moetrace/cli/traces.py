@@ -25,7 +25,7 @@ def list_(shared: Shared) -> None:
     """
     from moetrace.analysis.about import traces_frame
     from moetrace.report.screens import listed_sentence, traces_screen
-    from moetrace.report.tables import records
+    from moetrace.workspace.traces import described
 
     names = shared.folder().names()
     opened = shared.each(names, shared.open) if names else []
@@ -33,7 +33,8 @@ def list_(shared: Shared) -> None:
     screen = traces_screen(frame, listed_sentence(frame, str(shared.workspace)), every=True)
     tables = {"traces": Table(f"Traces in {shared.workspace}", frame)}
     then = "moetrace states" if names else "moetrace ingest"
-    shared.emit(tables, {"traces": records(frame)}, [screen], then=then)
+    documents = [described(trace, shared.folder().trace_path(trace.name)) for trace in opened]
+    shared.emit(tables, {"traces": documents}, [screen], then=then)
 
 
 @with_options

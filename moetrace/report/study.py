@@ -133,12 +133,14 @@ def _page(trace: str, anchor: str, frames: Mapping[str, Any], pictures: Mapping[
 
 def _facts(frames: Mapping[str, Any]) -> str:
     """The model and the size of a trace in a line, from the frame ``about``."""
+    import pandas as pd
+
     row = rows_of(frames["about"])[0]
     parts = [
         row["model"],
         f"{row['steps']:,} steps, {row['first_step']:,} to {row['last_step']:,}",
         f"{row['layers']:,} layers x {row['experts']:,} experts",
-        f"{int(row['tokens_per_step']):,} tokens a step" if row["tokens_per_step"] > 0 else None,
+        f"{int(row['tokens_per_step']):,} tokens a step" if pd.notna(row["tokens_per_step"]) else None,
         f"findings: {row['findings'] or 'none'}",
     ]
     return "; ".join(part for part in parts if part)

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,6 +172,30 @@ def name_of(sources: Sequence[Location]) -> str:
     if len(sources) > 1:
         return (first.resolve() if isinstance(first, Path) else first.path).parent.name
     return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", first.stem, flags=re.IGNORECASE)
+
+
+def described(trace: LoadTrace, path: Path) -> dict[str, Any]:
+    """What a document says of a trace that lies at *path*."""
+    info = trace.info
+    return {
+        "trace": trace.name,
+        "name": trace.name,
+        "path": str(path),
+        "model": info.model,
+        "steps": len(trace.steps),
+        "first_step": int(trace.steps[0]),
+        "last_step": int(trace.steps[-1]),
+        "stride": trace.stride,
+        "layers": len(trace.layers),
+        "experts": trace.experts,
+        "tokens_per_step": info.tokens_per_step,
+        "format": info.format,
+        "source": info.source,
+        "fingerprint": info.fingerprint,
+        "settings": info.settings,
+        "findings": [asdict(finding) for finding in info.findings],
+        "assumptions": list(info.assumptions),
+    }
 
 
 def findings_frame(trace: str, findings: Iterable[Finding]) -> pd.DataFrame:
