@@ -225,3 +225,81 @@ DUMPS = {
 }
 # What a user has to say for a dump that does not tell.
 OPTIONS: dict[str, ReadOptions] = {}
+
+
+def by_layer(trace: LoadTrace) -> list[tuple[int, int, list[int]]]:
+    """Step, layer and counts of each."""
+    return [
+        (step, layer, trace.counts[i, j].tolist())
+        for i, step in enumerate(trace.steps.tolist())
+        for j, layer in enumerate(trace.layers)
+    ]
+
+
+def json_keys(trace: LoadTrace, folder: Path) -> Path:
+    """Steps, layers and experts as keys of one document."""
+    document: dict[str, dict[str, dict[int, int]]] = {}
+    for step, layer, counts in by_layer(trace):
+        document.setdefault(f"step_{step}", {})[f"layer_{layer}"] = dict(enumerate(counts))
+    (folder / "dump.json").write_text(json.dumps(document))
+    return folder / "dump.json"
+
+
+def jsonl_keys(trace: LoadTrace, folder: Path) -> Path:
+    """Experts as keys in each line."""
+    lines = [json.dumps({"step": s, "layer": n, "counts": dict(enumerate(c))}) for s, n, c in by_layer(trace)]
+    (folder / "dump.jsonl").write_text("".join(line + "\n" for line in lines))
+    return folder / "dump.jsonl"
+
+
+def csv_lists(trace: LoadTrace, folder: Path) -> Path:
+    """Lists of counts as text."""
+    rows = [{"step": s, "layer": f"model.layers.{n}.mlp", "counts": str(c)} for s, n, c in by_layer(trace)]
+    pd.DataFrame(rows).to_csv(folder / "dump.csv", index=False)
+    return folder / "dump.csv"
+
+
+def csv_tags(trace: LoadTrace, folder: Path) -> Path:
+    """A column for each layer and expert, rows of a loss between."""
+    rows = [
+        {"step": s, **row}
+        for i, s in enumerate(trace.steps.tolist())
+        for row in (
+            {"loss": 0.5},
+            {
+                f"moe/layer_{n}/expert_{e}": trace.counts[i, j, e]
+                for j, n in enumerate(trace.layers)
+                for e in range(trace.experts)
+            },
+        )
+    ]
+    pd.DataFrame(rows).to_csv(folder / "dump.csv", index=False)
+    return folder / "dump.csv"
+
+
+def routing_csv(trace: LoadTrace, folder: Path) -> Path:
+    """A row for each token, its choices as text."""
+    rows = [
+        {"step": s, "token": i, "layer": n, "topk_ids": str(top)}
+        for s, n, c in by_layer(trace)
+        for i, top in enumerate(chosen(np.array(c), s))
+    ]
+    pd.DataFrame(rows).to_csv(folder / "dump.csv", index=False)
+    return folder / "dump.csv"
+
+
+def npz_layers(trace: LoadTrace, folder: Path) -> Path:
+    """An array for each layer."""
+    np.savez(folder / "dump.npz", **{f"layer_{n}": trace.counts[:, j] for j, n in enumerate(trace.layers)})
+    return folder / "dump.npz"
+
+
+# More forms that some formats have, for damage: the format and what is different.
+FORMS = {
+    "json+keys": json_keys,
+    "jsonl+keys": jsonl_keys,
+    "csv+lists": csv_lists,
+    "csv+tags": csv_tags,
+    "routing+csv": routing_csv,
+    "numpy+layers": npz_layers,
+}

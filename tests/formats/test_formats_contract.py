@@ -4,7 +4,7 @@ from typing import Literal
 
 import numpy as np
 import pytest
-from dumps import DUMPS, OPTIONS
+from dumps import DUMPS, FORMS, OPTIONS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -38,6 +38,17 @@ def test_a_dump_is_sniffed_and_its_counts_are_those_of_the_source(small, tmp_pat
     numbered = PASSES[name] * np.arange(1, len(small.steps) + 1) if name in PASSES else small.steps
     assert np.array_equal(numbered, found.steps)
     assert LAYERS.get(name, small.layers) == found.layers
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_other_forms_of_a_format_are_sniffed_and_their_counts_are_those_of_the_source(small, tmp_path, name):
+    """What is fuzzed is read where it is whole."""
+    found = read_trace(FORMS[name](small, tmp_path))
+
+    assert name.partition("+")[0] == found.info.format
+    assert np.array_equal(small.counts, found.counts)
+    assert small.layers == found.layers
+    assert () == found.info.findings
 
 
 @pytest.mark.parametrize("name", DUMPS)

@@ -158,22 +158,22 @@ def child(first: int, folder: Path) -> None:
         path = damage(folder / "case" / dumps[name].name, seed, others)
         print(seed, name, end=" ", flush=True)
         signal.alarm(SECONDS)
-        print(outcome(path, name if seed % 3 else None).replace(" ", "-"), flush=True)
+        print(outcome(path, name.partition("+")[0] if seed % 3 else None).replace(" ", "-"), flush=True)
         signal.alarm(0)
 
 
 def make_dumps(folder: Path) -> None:
-    """A dump of every format whose library is here, each in a folder of its own."""
+    """A dump of every format whose library is here, in every form, each in a folder of its own."""
     import numpy as np
     import pytest
-    from dumps import DUMPS
+    from dumps import DUMPS, FORMS
 
     from moetrace import LoadTrace
 
     trace = LoadTrace.from_counts(
         np.random.default_rng(0).multinomial(40, [0.4, 0.3, 0.2, 0.1], size=(6, 2)), steps=np.arange(10, 16)
     )
-    for name, make in DUMPS.items():
+    for name, make in {**DUMPS, **FORMS}.items():
         inside = folder / name
         inside.mkdir()
         try:

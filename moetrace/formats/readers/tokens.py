@@ -20,7 +20,7 @@ from moetrace.formats.stream.choices import Choices, side_by_side
 from moetrace.formats.stream.columns import is_text, layers_in, numbers
 from moetrace.formats.stream.names import LAYER_IN_NAME, layer_of
 from moetrace.formats.stream.roles import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES
-from moetrace.formats.stream.texts import lists_in
+from moetrace.formats.stream.texts import are_whole, lists_in
 from moetrace.formats.stream.values import VALUE_NAMES, simple_name
 
 CHOICE_NAMES = (
@@ -227,7 +227,7 @@ def _flat(lists: Any, name: str, where: str) -> tuple[NDArray[np.intp], NDArray[
         last_row, last_sizes = row, sizes
         row, lists, levels = np.repeat(row, sizes), lists.flatten(), levels + 1
     values = lists.to_numpy(zero_copy_only=False)
-    if levels and values.dtype.kind == "f" and (values == np.floor(values)).all():
+    if levels and values.dtype.kind == "f" and are_whole(values):
         values = values.astype(np.int64)
     if not levels or values.dtype.kind not in "iu":
         raise TraceError(

@@ -18,6 +18,7 @@ from moetrace.formats.stream.columns import OF_LAYER
 from moetrace.formats.stream.names import Named, step_in
 from moetrace.formats.stream.roles import LAYER_NAMES, STEP_NAMES
 from moetrace.formats.stream.values import COUNT_NAMES, Values, simple_name
+from moetrace.trace import FLOAT64_EXACT
 
 AXES = ("step", "layer", "expert")
 # What the key of a level says that it numbers, and where its number stands.
@@ -174,9 +175,13 @@ def _axes(keys: Sequence[Key], where: str, needs: str) -> list[str]:
     return axes
 
 
-def _number(key: Key, where: str, needs: str) -> int:
-    if isinstance(key, int):
+def _number(key: Any, where: str, needs: str) -> int:
+    if isinstance(key, float) and key.is_integer():
+        key = int(key)
+    if isinstance(key, int) and not isinstance(key, bool) and abs(key) <= FLOAT64_EXACT:
         return key
+    if not isinstance(key, str):
+        raise TraceError(where, f"has {key!r:.40} where a step, a layer or an expert should be", f"it needs {needs}")
     found = BARE.fullmatch(key) or next((match for word in WORDS.values() if (match := word.search(key))), None)
     groups = [text for text in (found[0], *found.groups()) if text and text.isdecimal()] if found else []
     if not groups:

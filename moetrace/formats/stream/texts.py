@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.stream.columns import LIST, is_text, null
+from moetrace.trace import FLOAT64_EXACT
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -70,8 +71,13 @@ def lists_in(values: pa.Array, name: str, row: int, where: str) -> pa.Array:
 
     texts = texts_in(values, name, row, where)
     sizes = np.bincount(texts.row, minlength=len(values))
-    whole = texts.value.astype(np.int64) if (texts.value == np.floor(texts.value)).all() else texts.value
+    whole = texts.value.astype(np.int64) if are_whole(texts.value) else texts.value
     return pa.ListArray.from_arrays(pa.array(np.append(0, np.cumsum(sizes)).astype(np.int32)), pa.array(whole))
+
+
+def are_whole(values: NDArray[np.floating]) -> bool:
+    """Whether all of *values* are whole numbers that a float holds exactly."""
+    return bool((np.isfinite(values) & (np.abs(values) <= FLOAT64_EXACT) & (values == np.floor(values))).all())
 
 
 def _cells(text: str) -> Iterator[tuple[int, int, float]]:
