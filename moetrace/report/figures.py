@@ -126,10 +126,10 @@ def errors(frames: Frames) -> Figure:
 
 
 def _errors_message(frames: Frames) -> str:
-    course = frames["course"]
-    horizon = int(course["horizon"].min())
+    course = frames["course"].dropna(subset="error_rate")
+    horizon = _shortest(frames["summary"])
     best = _best(frames, horizon)
-    own = course[(course["horizon"] == horizon) & (course["predictor"] == best)].dropna(subset="error_rate")
+    own = course[(course["horizon"] == horizon) & (course["predictor"] == best)]
     first, last = own.iloc[0], own.iloc[-1]
     return (
         f"The error of {best} over the next {horizon:,} steps goes from {100 * first['error_rate']:.1f} % "
@@ -147,11 +147,16 @@ def _best(frames: Frames, horizon: int) -> str | None:
     return None
 
 
+def _shortest(summary: pd.DataFrame) -> int:
+    """The shortest horizon that anything was scored over."""
+    return int(summary.loc[summary["scored"] > 0, "horizon"].min())
+
+
 def comparison(frames: Frames) -> Figure:
     """Each predictor's difference from the baseline with its interval, stable beside transient."""
     summary = frames["summary"]
-    own = summary[(summary["horizon"] == summary["horizon"].min()) & (summary["scored"] > 0)]
-    states = [state for state in ("stable", "transient") if (own["state"] == state).any()]
+    own = summary[(summary["horizon"] == _shortest(summary)) & (summary["scored"] > 0)]
+    states = [state for state in ("stable", "transient", "unknown") if (own["state"] == state).any()]
     names = own[own["state"] == states[0]].sort_values("error_rate", ascending=False)["predictor"].astype(str).tolist()
     figure = new_figure(WIDTH, 1.3 + 0.26 * len(names))
     best = _best(frames, int(own["horizon"].min()))
@@ -201,7 +206,7 @@ def _placement_message(frames: Frames) -> str:
 
 
 def _comparison_message(frames: Frames) -> str:
-    return predictable(frames["summary"], int(frames["summary"]["horizon"].min())).sentence
+    return predictable(frames["summary"], _shortest(frames["summary"])).sentence
 
 
 FIGURES: Mapping[str, Kind] = {
@@ -210,7 +215,7 @@ FIGURES: Mapping[str, Kind] = {
     "errors": Kind(("course", "summary"), _errors_message, errors),
     "predictors": Kind(
         ("summary", "course"),
-        lambda f: predictable(f["summary"], int(f["summary"]["horizon"].min())).sentence,
+        _comparison_message,
         comparison,
     ),
     "placement": Kind(("placement", "plan_scores"), _placement_message, placement),
@@ -220,7 +225,14 @@ FIGURES: Mapping[str, Kind] = {
 
 def possible(kinds: Mapping[str, Kind], frames: Frames) -> dict[str, Kind]:
     """Those *kinds* of figure that the *frames* allow."""
-    return {name: kind for name, kind in kinds.items() if all(len(frames.get(need, ())) for need in kind.needs)}
+    return {name: kind for name, kind in kinds.items() if all(_filled(frames.get(need)) for need in kind.needs)}
+
+
+def _filled(frame: pd.DataFrame | None) -> bool:
+    """Whether there is a *frame* with rows; one of scores has something that was scored."""
+    if frame is None or not len(frame):
+        return False
+    return bool((frame["scored"] > 0).any()) if "scored" in frame else True
 
 
 # --- a layer -------------------------------------------------------------------------------------------------------
