@@ -367,9 +367,10 @@ def test_columns_of_experts_need_no_layer_in_their_names(small, tmp_path, name):
     assert np.array_equal(small.counts, read_trace(tmp_path / "dump.csv").counts)
 
 
-def test_experts_may_be_named(small, tmp_path):
+def test_steps_and_experts_may_be_named(small, tmp_path):
     """By a word and their number."""
     frame = long_table(small).to_pandas()
+    frame["step"] = "step " + frame["step"].astype(str)
     frame["expert"] = "expert_" + frame["expert"].astype(str)
     frame.to_csv(tmp_path / "dump.csv", index=False)
 

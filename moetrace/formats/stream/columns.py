@@ -144,7 +144,7 @@ def module_layer(text: str, where: str) -> int:
 
 
 def numbered(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
-    """A column of experts (rows,), numbers or texts with one number each, such as ``expert_3``."""
+    """A column of steps or experts (rows,), numbers or texts with one number each, such as ``expert_3``."""
     values = batch.column(name)
     if not is_text(values.type) or values.null_count:
         return numbers(batch, name, row, where)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.stream.cells import Cells
-from moetrace.formats.stream.columns import layers_in, numbers
+from moetrace.formats.stream.columns import layers_in, numbered
 from moetrace.formats.stream.values import COUNT_NAMES, VALUE_NAMES, Values, simple_name
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ class Found:
     def steps(self, batch: pa.RecordBatch, row: int, where: str) -> NDArray[np.int64]:
         """The steps of the rows, shape (rows,)."""
         if self.step is not None:
-            return numbers(batch, self.step, row, where)
+            return numbered(batch, self.step, row, where)
         return np.full(batch.num_rows, 1 if self.naming.step is None else self.naming.step)
 
     def layers(self, batch: pa.RecordBatch, row: int, where: str) -> NDArray[np.int64]:
