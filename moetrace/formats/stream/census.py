@@ -17,8 +17,9 @@ from moetrace.trace import Finding
 MAXIMA = (2**8 - 1, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 # Experts up to which their counts are taken without sorting.
 FEW = 1 << 16
-# How far the largest number of a type is from all others where it is no expert.
-FAR = 8
+# How far the largest number of an unsigned type is from all others where it is no expert, and any other number,
+# which is beyond twice as many experts, too.
+NEAR, FAR = 8, 64
 
 
 @dataclass
@@ -138,5 +139,5 @@ def no_choices(ids: Sequence[int], highest: int | None) -> bool:
         return False
     last, before = ids[-1], ids[-2]
     if last == highest:
-        return last - before > FAR
-    return last in MAXIMA and last - before > max(64, before + 1)
+        return last - before > NEAR
+    return last in MAXIMA and last - before > max(FAR, before + 1)

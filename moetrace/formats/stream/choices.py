@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -14,7 +14,10 @@ from moetrace.errors import SettingError, TraceError
 from moetrace.formats.errors import require
 from moetrace.formats.stream.blocks import BLOCK_CELLS
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells, starts_of
-from moetrace.formats.stream.census import Census, no_choices
+from moetrace.formats.stream.census import FAR, Census, no_choices
+
+# Different numbers that a log may choose; beyond that they are no experts.
+MOST_EXPERTS = 1 << 20
 
 
 class Choices(NamedTuple):
@@ -66,6 +69,8 @@ def census_of(pieces: Iterable[Choices], where: str) -> Census:
     for piece in pieces:
         if len(piece.layer):
             census.add(piece.layer, piece.expert)
+            if len(census.counts) > MOST_EXPERTS:
+                raise TraceError(where, f"chooses over {MOST_EXPERTS:,} different experts", "is it the right column?")
     if not census.ids:
         raise TraceError(where, "holds no chosen expert", "is it the right file?")
     return census
@@ -205,39 +210,36 @@ def _of_layers(piece: Choices, layers: NDArray[np.int64]) -> Choices:
 
 def _padding(census: Census, counting: Counting, where: str) -> tuple[Padding, list[str]]:
     """Which numbers are padding, and what is said of that; raises `TraceError` for what may be or may not."""
-    ids = census.ids
-    beyond, inside, said = [], [], []
-    if counting.ignore is not None and counting.ignore not in census.counts:
-        raise SettingError(f"{where} holds no {counting.ignore}, and has no use for --ignore")
-    if counting.ignore is not None:
-        others = [number for number in ids if number != counting.ignore]
-        if others and counting.ignore > others[-1]:
-            beyond, ids = [counting.ignore], others
-            said.append(f"{counting.ignore} is left out, {census.counts[counting.ignore]:,} times, by --ignore")
-        else:
-            inside = [counting.ignore]
-            said.append(f"tokens that choose {counting.ignore} alone are left out, by --ignore")
-    highest = ids[-1]
-    alone = len(ids) > 1 and ids[-2] < (counting.experts or highest)
-    if (
-        counting.experts is not None
-        and highest >= counting.experts
-        and not (alone and no_choices(ids, counting.highest))
-    ):
+    padding, said = _ignored(census, counting, where)
+    ids = [number for number in census.ids if number not in padding.beyond]
+    if counting.experts is not None and ids[-1] < counting.experts:
+        return padding, said
+    highest, before = ids[-1], ids[-2] if len(ids) > 1 else ids[-1]
+    if no_choices(ids, counting.highest) and before < (counting.experts or highest):
+        said.append(
+            f"{highest} stands for no choice ({census.counts[highest]:,} of them left out), since no other expert is "
+            f"beyond {before}; --experts {highest + 1} takes it for one"
+        )
+        return replace(padding, beyond=(*padding.beyond, highest)), said
+    if counting.experts is not None:
         way = f"with --experts {counting.experts} the last is one less; leave what is no routed expert out with "
         raise TraceError(where, f"expert {highest} was chosen", f"{way}--ignore {highest}")
-    if counting.experts is None or highest >= counting.experts:
-        if no_choices(ids, counting.highest):
-            beyond.append(highest)
-            n, last = census.counts[highest], ids[-2]
-            said.append(
-                f"{highest} stands for no choice ({n:,} of them left out), since no other expert is beyond {last}; "
-                f"--experts {highest + 1} takes it for one"
-            )
-        elif len(ids) > 1 and highest - ids[-2] > max(64, ids[-2] + 1):
-            raise TraceError(
-                where,
-                f"expert {highest} is far beyond all others, which end with {ids[-2]}",
-                f"leave it out with --ignore {highest}, or give the number of experts with --experts N",
-            )
-    return Padding(tuple(beyond), tuple(inside)), said
+    if highest - before > max(FAR, before + 1):
+        raise TraceError(
+            where,
+            f"expert {highest} is far beyond all others, which end with {before}",
+            f"leave it out with --ignore {highest}, or give the number of experts with --experts N",
+        )
+    return padding, said
+
+
+def _ignored(census: Census, counting: Counting, where: str) -> tuple[Padding, list[str]]:
+    """What was said to be no expert; raises `SettingError` where there is none of it."""
+    number = counting.ignore
+    if number is None:
+        return Padding(), []
+    if number not in census.counts:
+        raise SettingError(f"{where} holds no {number}, and has no use for --ignore")
+    if len(census.ids) > 1 and number == census.ids[-1]:
+        return Padding(beyond=(number,)), [f"{number} is left out, {census.counts[number]:,} times, by --ignore"]
+    return Padding(inside=(number,)), [f"tokens that choose {number} alone are left out, by --ignore"]
