@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+from moetrace.analysis.states import state_at
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.summary import DIFFERENCE, summarise
 from moetrace.placement.plan import evenness, in_order, place, replan
@@ -119,12 +120,25 @@ def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return found.reindex(columns=columns)
 
 
-def best_strategy(scores: pd.DataFrame, predictors: list[str]) -> str:
-    """The one of *predictors* whose plans had the lowest peak where all of them were scored, else the first."""
+def best_strategy(scores: pd.DataFrame, predictors: list[str], ends: Mapping[int, str] | None = None) -> str:
+    """The one of *predictors* whose plans had the lowest peak where all of them were scored, else the first.
+
+    *ends* has the state that each layer ends in: a plan for what comes is judged by those that were made in that
+    state, by all if there are none.
+    """
     own = scores[scores["strategy"].isin(predictors)]
-    cells = own.pivot_table(index=["layer", "horizon", "cutoff"], columns="strategy", values="peak_over_mean")
-    shared = cells.reindex(columns=predictors).dropna()
-    return str(shared.mean().idxmin()) if len(shared) else predictors[0]
+    in_state = own[own["state"] == own["layer"].map(ends)] if ends else own
+    for part in (in_state, own):
+        cells = part.pivot_table(index=["layer", "horizon", "cutoff"], columns="strategy", values="peak_over_mean")
+        shared = cells.reindex(columns=predictors).dropna()
+        if len(shared):
+            return str(shared.mean().idxmin())
+    return predictors[0]
+
+
+def ending_states(trace: LoadTrace) -> dict[int, str]:
+    """By layer the state that *trace* ends in."""
+    return {load.layer: state_at(load, int(load.steps[-1])) for load in trace.by_layer()}
 
 
 def plans_frame(trace: LoadTrace, means: pd.DataFrame, predictor: str, gpus: int, redundant: int = 0) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
 from moetrace.placement.plan import slots_of
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
-from moetrace.placement.simulate import best_strategy, placement_summary, plans_frame, simulate
+from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -27,9 +27,10 @@ class Placement:
     """What came of placing the experts of a trace on GPUs.
 
     *frames* are ``summary``, ``plans`` and ``scores``, and ``replanning`` and ``stretches`` where that was asked;
-    *best* is the predictor whose plans had the lowest peak, by which the plan to deploy is made. *holds* says by
-    state for how many steps a plan holds, None for the rest of the trace. *computed* results are new, *reused*
-    ones were kept. *first_expert* is the number of the first expert in the source.
+    *best* is the predictor whose plans had the lowest peak in the state that each layer ends in, by which the plan to
+    deploy is made. *holds* says by state for how many steps a plan holds, None for the rest of the trace.
+    *computed* results are new, *reused* ones were kept. *first_expert* is the number of the first expert in the
+    source.
     """
 
     trace: str
@@ -87,7 +88,7 @@ def place(
     scores = simulate(trace, test, gpus, redundant, least_gain)
     means = means_frame(test.forecasts(), horizon)
     able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
-    best = best_strategy(scores, able)
+    best = best_strategy(scores, able, ending_states(trace))
     frames = {
         "summary": placement_summary(scores, seed),
         "plans": plans_frame(trace, means, best, gpus, redundant),

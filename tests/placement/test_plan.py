@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moetrace import LoadTrace, SettingError, evaluate, predictor
+from moetrace import LoadTrace, SettingError, evaluate, predictor, state_at
 from moetrace.placement.plan import Plan, evenness, in_order, place, replan, slots_of
-from moetrace.placement.simulate import best_strategy, placement_summary, simulate
+from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, simulate
 from moetrace.synthetic import settling, synthetic_trace
 
 
@@ -365,3 +365,35 @@ def test_gpus_that_do_not_fit_are_one_line(moetrace, settled, tmp_path):
 def test_in_order_keeps_neighbours_together():
     """As frameworks do; what is left over goes to the first ones."""
     assert [[0, 1], [2], [3]] == in_order(4, 3).experts
+
+
+def test_the_best_is_judged_in_the_state_that_each_layer_ends_in():
+    """What was best while transient plans no layer that is stable; where no plan was made in that state, all count."""
+    import pandas as pd
+
+    peaks = {
+        (0, 500, "transient"): {"level": 1.1, "ema": 1.9},
+        (0, 1000, "stable"): {"level": 1.3, "ema": 1.2},
+        (1, 500, "transient"): {"level": 1.4, "ema": 1.3},
+        (1, 1000, "stable"): {"level": 1.0, "ema": 1.9},
+    }
+    scores = pd.DataFrame(
+        [
+            {"layer": layer, "horizon": 9, "cutoff": cutoff, "state": state, "strategy": by, "peak_over_mean": peak}
+            for (layer, cutoff, state), own in peaks.items()
+            for by, peak in own.items()
+        ]
+    )
+
+    assert "level" == best_strategy(scores, ["ema", "level"])
+    assert "ema" == best_strategy(scores, ["ema", "level"], {0: "stable", 1: "transient"})
+    assert "level" == best_strategy(scores, ["ema", "level"], {0: "transient", 1: "stable"})
+    assert "level" == best_strategy(scores, ["ema", "level"], {0: "unknown", 1: "unknown"})
+
+
+def test_states_that_a_trace_ends_in_are_those_at_its_last_step(settled):
+    """Of every layer."""
+    expected = {load.layer: state_at(load, 4000) for load in settled.by_layer()}
+
+    assert expected == ending_states(settled)
+    assert {"stable", "transient"} == set(expected.values())
