@@ -244,7 +244,7 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
         refuse(findings, options.accept, dump.where)
         return {
             "format": dump.format,
-            "assumptions": _assumptions(dump.source, options, grid),
+            "assumptions": _assumptions(dump.source, options, grid, len(steps)),
             "first_expert": grid.first_expert if options.first_expert is None else options.first_expert,
             "findings": (*findings, *gap_findings(steps)),
             "tokens_per_step": summary.tokens_per_step,
@@ -255,7 +255,7 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
     return _Flow(grid, blocks, about)
 
 
-def _assumptions(source: Source, options: ReadOptions, grid: Grid) -> tuple[str, ...]:
+def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -> tuple[str, ...]:
     texts = list(source.assumptions)
     texts += [text for reading in readings_of(source) for text in reading.assumptions]
     if grid.first_expert and options.first_expert is None:
@@ -270,6 +270,9 @@ def _assumptions(source: Source, options: ReadOptions, grid: Grid) -> tuple[str,
         texts.append("counts are counters: a step is what they grew by, the first from 0")
     if options.bin is not None:
         texts.append(f"each step is the sum of {options.bin} logged passes, numbered from 1")
+    first = grid.first_expert if options.first_expert is None else options.first_expert
+    shape = f"{steps:,} steps x {len(grid.layers)} layers x {grid.experts} experts"
+    texts.append(f"{shape}, layers numbered from {grid.layers[0]}, experts from {first}")
     return tuple(dict.fromkeys(texts))
 
 

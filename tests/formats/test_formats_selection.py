@@ -221,3 +221,18 @@ def test_plans_name_experts_as_the_source_does(tmp_path):
     numbers = [{expert for own in plans[first].frames["plans"]["experts"] for expert in own} for first in (0, 1)]
     assert [{0, 1, 2, 3}, {1, 2, 3, 4}] == numbers
     assert plans[0].slots == plans[1].slots
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npy"])
+def test_what_was_taken_for_what_is_always_said(small, tmp_path, kind):
+    """Sizes, where numbers begin, and which column holds the counts."""
+    path = tmp_path / f"dump.{kind}"
+    pq.write_table(long_table(small), path) if kind == "parquet" else np.save(path, small.counts)
+
+    said = read_trace(path).info.assumptions
+
+    first = 3 if kind == "parquet" else 0
+    assert f"60 steps x 2 layers x 4 experts, layers numbered from {first}, experts from 0" in said
+    assert (
+        "column tokens holds the counts" if kind == "parquet" else "axes are steps, layers, experts: 60 x 2 x 4"
+    ) in said

@@ -95,6 +95,7 @@ class Found:
     def assumptions(self) -> tuple[str, ...]:
         """The columns taken under another name than ours, and what was not there."""
         found = [f"column {name} is the {role}" for role, name in self._named() if name and name != role]
+        found += [f"column {self.value} holds the counts"] if self.value else []
         found += [f"column {name} is left out, since {self.step} is the step" for name in self.others]
         if self.step is None:
             in_name = self.naming.step is not None
@@ -107,8 +108,7 @@ class Found:
         return tuple(found)
 
     def _named(self) -> list[tuple[str, str | None]]:
-        value = "counts" if self.expert is None else "tokens"
-        return [("step", self.step), ("layer", self.layer), ("expert", self.expert), (value, self.value)]
+        return [("step", self.step), ("layer", self.layer), ("expert", self.expert)]
 
     def steps(self, batch: pa.RecordBatch, row: int, where: str) -> NDArray[np.int64]:
         """The steps of the rows, shape (rows,)."""

@@ -50,7 +50,8 @@ def wide_columns(names: Sequence[str], naming: Naming, found: Found) -> Wide | N
     if matches:
         in_name = [match["layer"] for match in matches.values()]
         layers = None if any(number is None for number in in_name) else np.array([int(n) for n in in_name])
-        return Wide(list(matches), layers, np.array([int(match["expert"]) for match in matches.values()]))
+        said = f"columns like {template(next(iter(matches)))} hold the counts of experts"
+        return Wide(list(matches), layers, np.array([int(match["expert"]) for match in matches.values()]), (said,))
     if naming.pattern is None and len(bare) > 1:
         return Wide(bare, None, np.array([int(name) for name in bare]), ("columns with bare numbers are experts",))
     tags = tags_by(naming.pattern, found.where)
