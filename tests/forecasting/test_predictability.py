@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from moetrace import evaluate, predictor
-from moetrace.forecasting.predictability import predictability_frames, worst_experts_frame
+from moetrace.forecasting.predictability import MEASURES, _means, predictability_frames, worst_experts_frame
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def test_errors_are_compared_by_horizon(frames):
 
     assert [10, 30, 100, 300, 1000] == [h for h in stable.index if h <= 1000]
     assert stable["error_noise"].is_monotonic_decreasing
-    assert (stable["step_noise"] / stable["step_error_rate"]).tolist() == stable["noise_part"].tolist()
+    assert (stable["step_noise"] / stable["step_error_rate"]).tolist() == pytest.approx(stable["noise_part"].tolist())
 
 
 def test_histories_are_compared_at_the_same_cutoffs(frames):
@@ -51,3 +51,15 @@ def test_the_experts_that_cause_the_error_are_named():
 
     assert [2, 1, 0] == worst["expert"].tolist()
     assert [0.75, 0.25, 0.0] == pytest.approx(worst["part_of_error"])
+
+
+def test_the_part_that_is_noise_is_that_of_scores_whose_noise_is_told():
+    """A score without it counts for the error, and not for the part."""
+    rows = [("t", 10, "stable", 0.1, 0.05, 0.3, 0.2), ("t", 10, "stable", 0.3, 0.05, 0.9, float("nan"))]
+    found = _means(
+        pd.DataFrame(rows, columns=["trace", "horizon", "state", *MEASURES]), ["trace", "horizon", "state"]
+    ).iloc[0]
+
+    assert [0.2, 0.6, 0.2] == pytest.approx([found["error_rate"], found["step_error_rate"], found["step_noise"]])
+    assert 0.2 / 0.3 == pytest.approx(found["noise_part"])
+    assert 2 == found["scored"]

@@ -1,0 +1,247 @@
+"""Whether what is told holds: the noise floor, the borders of states, what stable promises, expected errors, intervals.
+
+Prints Markdown tables, on synthetic layers whose truth is known, of seeds from 1,000 on, and on all real traces in
+`sample_traces` and, where present, `sample_traces/large`. Of the synthetic layers nothing was chosen on the seeds
+reported; the numbers of the intervals, of the promise and of `auto` were chosen with an eye on all of the real traces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.signal import lfilter
+
+import moetrace as mt
+from moetrace.analysis.noise import pooled_shares
+from moetrace.analysis.states import PROMISE, PROMISED_STEPS, STABLE, TRANSIENT, classify, state_at
+from moetrace.forecasting.backtest import evaluate
+from moetrace.trace import LayerLoad
+
+SAMPLES = Path(__file__).parent.parent / "sample_traces"
+FIRST_SEED = 1000
+# Every fourth layer of a trace of many experts: the cutoffs are many.
+MOST_EXPERTS = 64
+
+
+def real_traces() -> Iterator[mt.LoadTrace]:
+    paths = [*SAMPLES.glob("*.parquet"), *SAMPLES.glob("large/*.parquet")]
+    # Passes of a server without a decode token are no steps.
+    for path in sorted((path for path in paths if "decode" not in path.stem), key=lambda path: path.stem):
+        trace = mt.read_trace(path)
+        trace = replace(trace, info=replace(trace.info, name=path.stem))
+        yield trace.select(layers=trace.layers[::4]) if trace.experts > MOST_EXPERTS else trace
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """*table* with its index, numbers as they are."""
+    flat = table.reset_index().astype(str)
+    rows = [flat.columns, ["---"] * len(flat.columns), *flat.to_numpy()]
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+
+
+# --- the noise floor ---------------------------------------------------------------------------
+
+
+def still(
+    kind: str, stride: int, rows: int, varying: bool, seed: int, experts: int = 32
+) -> tuple[LayerLoad, np.ndarray]:
+    """A synthetic load that stands still, and its shares: sampled token by token, in topics, or in lasting topics."""
+    rng = np.random.default_rng([seed, 79])
+    shares = share = np.arange(1, experts + 1) / np.arange(1, experts + 1).sum()
+    tokens = (4096 * np.exp(rng.normal(0, 0.6 * varying, rows))).astype(int) + 50
+    if kind == "topics":
+        shares = rng.dirichlet(share * 20 * experts, size=rows)
+    if kind == "lasting topics":
+        keep = np.exp(-stride / 5)
+        topics = lfilter([(1 - keep**2) ** 0.5], [1, -keep], rng.normal(size=(rows, experts)), axis=0)
+        shares = share * np.maximum(0, 1 + 0.2 * topics)
+        shares = shares / shares.sum(axis=1, keepdims=True)
+    counts = rng.multinomial(tokens, shares)
+    return LayerLoad("still", 0, np.arange(rows) * stride, counts), share
+
+
+def noise_table() -> str:
+    """What is told over what a forecast that knows the load errs by, mean over seeds and cutoffs."""
+    rows = []
+    for kind, varying, stride in product(("tokens", "topics", "lasting topics"), (False, True), (1, 10, 100, 1000)):
+        row: dict[str, object] = {"sampling": kind, "totals": "vary" if varying else "equal", "logged every": stride}
+        for horizon in (1, 10, 100, 1000, 4000):
+            told, known = [], []
+            for seed in range(FIRST_SEED, FIRST_SEED + 4):
+                load, share = still(kind, stride, 30_000 if stride == 1 else 6000, varying, seed)
+                if horizon < stride:
+                    continue
+                errors = np.abs(pooled_shares(load.counts, horizon // stride) - share).sum(axis=1).mean()
+                known.append((np.abs(load.shares - share).sum(axis=1).mean(), errors))
+                for cutoff in np.linspace(60 * stride + 1100, load.steps[-1] - horizon - 1, 6).astype(int):
+                    told.append(mt.horizon_noise(load, int(cutoff) // stride * stride, horizon))
+            ratio = np.nanmean(told, axis=0) / np.mean(known, axis=0) if known else (np.nan, np.nan)
+            row[f"{horizon:,}"] = f"{ratio[0]:.2f} / {ratio[1]:.2f}" if known else ""
+        rows.append(row)
+    return markdown(pd.DataFrame(rows).set_index(["sampling", "totals", "logged every"]))
+
+
+def floor_table() -> str:
+    """Error of the best of three quick predictors over the noise that is told, on real traces."""
+    rows = []
+    by = [mt.predictor(spec) for spec in ("level", "ema", "window_mean:window=300")]
+    for trace in real_traces():
+        cutoffs = range(1500, int(trace.steps[-1]), 500)
+        scores = evaluate(trace, by, (10, 100, 1000), list(cutoffs)).scores.dropna(subset=["error_rate", "error_noise"])
+        row = {"trace": trace.name}
+        for horizon, own in scores.groupby("horizon"):
+            cells = own.pivot_table(index=["layer", "cutoff"], columns="predictor", values="error_rate")
+            best = cells[cells.mean().idxmin()]
+            noise = own.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["error_noise"]
+            by_cutoff = (best - noise).groupby("cutoff").mean()
+            margin = 1.96 * by_cutoff.std() / np.sqrt(len(by_cutoff))
+            row[f"{horizon:,}"] = (
+                f"{100 * best.mean():.2f} - {100 * noise.mean():.2f} = {100 * by_cutoff.mean():.2f} ± {100 * margin:.2f}"
+            )
+        rows.append(row)
+    return markdown(pd.DataFrame(rows).set_index("trace"))
+
+
+# --- borders -----------------------------------------------------------------------------------
+
+
+def sudden(seeds: range) -> Iterator[tuple[str, int, LayerLoad]]:
+    """Layers that suddenly settle, unsettle, or jump: the kind, the step, the load."""
+    for seed in seeds:
+        rng = np.random.default_rng([seed, 78])
+        kind = ("settles", "unsettles", "jumps")[seed % 3]
+        loud, quiet = np.exp(rng.uniform(*np.log([0.007, 0.03]))), np.exp(rng.uniform(*np.log([0.0002, 0.0013])))
+        at, experts = int(rng.integers(1500, 4500)), int(rng.choice([8, 16, 64, 256]))
+        tokens = int(np.exp(rng.uniform(*np.log([2_000, 500_000]))))
+        topics = float(np.exp(rng.uniform(*np.log([3, 80]))) * experts) if rng.random() < 0.5 else None
+        before, after = {"settles": (loud, quiet), "unsettles": (quiet, loud), "jumps": (quiet, quiet)}[kind]
+        course = mt.Course(
+            steps=6000, experts=experts, tokens=tokens, changes=((1, before), (at, after)), concentration=topics
+        )
+        load = mt.synthetic_trace([course], seed=seed).layer(0)
+        if kind == "jumps":
+            other = load.counts[:, rng.permutation(experts)]
+            load = replace(load, counts=np.where(load.steps[:, None] >= at, other, load.counts))
+        yield kind, at, load
+
+
+def border_table() -> str:
+    """How far from the truth the border lies, with hindsight; and how soon the state at a cutoff is right."""
+    rows = []
+    for kind, at, load in sudden(range(FIRST_SEED, FIRST_SEED + 240)):
+        wanted = STABLE if kind == "settles" else TRANSIENT
+        begins = [run.from_step for run in classify(load).runs[1:] if run.state == wanted]
+        row = {"": kind, "error": min((abs(begin - at) for begin in begins), default=len(load.steps))}
+        if kind == "jumps":
+            row |= {"before": state_at(load, at - 1) == STABLE, "after": state_at(load, at + 100) == TRANSIENT}
+        rows.append(row)
+    found = pd.DataFrame(rows).groupby("", sort=False)
+    return markdown(
+        pd.DataFrame(
+            {
+                "layers": found.size(),
+                "error in steps, median": found["error"].median().round().astype(int),
+                "90 % within": found["error"].quantile(0.9).round().astype(int),
+                "99 % within": found["error"].quantile(0.99).round().astype(int),
+                "stable a step before": found["before"].mean().map(lambda x: "" if x != x else f"{100 * x:.0f} %"),
+                "transient 100 steps after": found["after"].mean().map(lambda x: "" if x != x else f"{100 * x:.0f} %"),
+            }
+        )
+    )
+
+
+# --- what is told at a cutoff --------------------------------------------------------------------
+
+
+def told(specs: tuple[str, ...], cutoffs: dict[str, range]) -> pd.DataFrame:
+    """Scores on all real traces, with the column *when*."""
+    parts = []
+    for trace in real_traces():
+        for when, at in cutoffs.items():
+            inside = [cutoff for cutoff in at if cutoff + PROMISED_STEPS <= trace.steps[-1]]
+            scores = evaluate(trace, [mt.predictor(spec) for spec in specs], (1000, 2000), inside).scores
+            parts.append(scores.assign(when=when))
+    return pd.concat(parts, ignore_index=True).dropna(subset="error_rate")
+
+
+def promise_table(scores: pd.DataFrame) -> str:
+    """Errors of the level by the state that was told at the cutoff."""
+    own = scores[(scores["predictor"] == "level") & (scores["horizon"] == PROMISED_STEPS)]
+    rows = []
+    for (trace, state), part in own.groupby(["trace", "state"]):
+        net = np.sqrt(np.maximum(part["error_rate"] ** 2 - part["error_noise"].fillna(0) ** 2, 0))
+        beyond = f"{100 * (net > 3 * PROMISE).mean():.1f} %"
+        rows.append(
+            {
+                "trace": trace, "state": state, "scored": len(part), "error %": f"{100 * part['error_rate'].mean():.2f}",
+                "median %": f"{100 * part['error_rate'].median():.2f}", "beyond three times the promise": beyond,
+            }
+        )  # fmt: skip
+    return markdown(pd.DataFrame(rows).set_index("trace"))
+
+
+def expectation_table(scores: pd.DataFrame) -> str:
+    """Found over told, and what the intervals held, by state; states of fewer than ten scores left out."""
+    rows = []
+    own = scores[scores["predictor"].isin(["level", "window_mean", "auto"])]
+    for (predictor, horizon, trace), part in own.groupby(["predictor", "horizon", "trace"], sort=False):
+        row = {"predictor": predictor, "horizon": horizon, "trace": trace}
+        for state, one in part.groupby("state"):
+            if state in (STABLE, TRANSIENT) and len(one) >= 10:
+                ratio = (one["error_rate"] / one["expected_error"]).median()
+                held = f"{100 * one['coverage_80'].mean():.0f} % / {100 * one['coverage_95'].mean():.0f} %"
+                row |= {f"{state}: found / told": f"{ratio:.2f}", f"{state}: held": held}
+        logs = np.log(part[["error_rate", "expected_error"]])
+        rows.append(row | {"log correlation": f"{logs.corr().iloc[0, 1]:.2f}"})
+    return markdown(pd.DataFrame(rows).fillna("").set_index("predictor"))
+
+
+def auto_table(scores: pd.DataFrame) -> str:
+    """`auto` beside the best single predictor with its default setting, mean over both horizons."""
+    rows = []
+    for (trace, when), part in scores.groupby(["trace", "when"], sort=False):
+        cells = part.pivot_table(
+            index=["layer", "cutoff", "horizon"], columns="predictor", values="error_rate"
+        ).dropna()
+        means = 100 * cells.mean()
+        best = means.drop("auto").idxmin()
+        apart = f"{100 * (means['auto'] / means[best] - 1):+.1f} %"
+        rows.append({"trace": trace, "cutoffs": when, **means.round(2), "best": best, "auto beside it": apart})
+    table = pd.DataFrame(rows).set_index("trace")
+    overall = table.select_dtypes("number").mean()
+    best = overall.drop("auto").idxmin()
+    line = f"Mean of all rows: `auto` {overall['auto']:.2f} %, the best of the others, `{best}`, {overall[best]:.2f} %."
+    return f"{markdown(table)}\n\n{line}"
+
+
+def main() -> None:
+    print("### The noise floor\n\nTold over the error of a forecast that knows the load, synthetic loads that stand still: "
+          "of a step / of the mean over the horizon, by horizon in steps.\n")  # fmt: skip
+    print(noise_table())
+    print("\nOn real traces, the mean error of the best of `level`, `ema` and `window_mean:window=300` less the noise "
+          "that is told, in percent, with a 95 % interval over cutoffs, by horizon; cutoffs from step 1,500, every 500.\n")  # fmt: skip
+    print(floor_table())
+    print("\n### Borders of states\n\nSynthetic layers that change suddenly.\n")
+    print(border_table())
+    scores = told(
+        ("auto", "level", "sw_avg", "window_mean", "ema"),
+        {"early": range(500, 2501, 250), "late": range(2750, 100_000, 250)},
+    )
+    print("\n### What stable promises\n\nError of `level` over the next 1,000 steps by the state told at the cutoff, every "
+          f"250 steps from 500 on; the promise is {100 * PROMISE:.0f} %, noise taken off.\n")  # fmt: skip
+    print(promise_table(scores))
+    print("\n### Errors and intervals told before\n\nMedian of found over told, and the part of the experts inside the 80 % and "
+          "the 95 % intervals; the same cutoffs.\n")  # fmt: skip
+    print(expectation_table(scores))
+    print("\n### auto beside the best single predictor\n\nMean error in percent over both horizons; early are the cutoffs up "
+          "to 2,500.\n")  # fmt: skip
+    print(auto_table(scores))
+
+
+if __name__ == "__main__":
+    main()
