@@ -154,4 +154,4 @@ def test_the_command_says_how_long_a_plan_holds(moetrace, settled, tmp_path):
     assert "how long a plan by level holds" in found.err
     assert 3 == len(found.json["files"])
     assert b"\x89PNG" == (tmp_path / "cwd" / found.json["figures"][0]).read_bytes()[:4]
-    assert "one made while stable" in " ".join(moetrace(*argv, "--replan", "500,1000").out.split())
+    assert "one made while stable" in moetrace(*argv, "--replan", "500,1000").err
