@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from moetrace.formats import ReadOptions, open_trace, read_trace, save_trace
     from moetrace.formats.export import export_trace
     from moetrace.placement.plan import Plan
+    from moetrace.placement.rebalance import rebalance_experts
     from moetrace.placement.replanning import replanning_frame
     from moetrace.placement.simulate import simulate
     from moetrace.placement.study import Placement, place
@@ -64,6 +65,7 @@ _HOMES = {
     "formats": ("ReadOptions", "open_trace", "read_trace", "save_trace"),
     "formats.export": ("export_trace",),
     "placement.plan": ("Plan",),
+    "placement.rebalance": ("rebalance_experts",),
     "placement.replanning": ("replanning_frame",),
     "placement.simulate": ("simulate",),
     "placement.study": ("Placement", "place"),
@@ -119,6 +121,7 @@ __all__ = [
     "place",
     "predictor",
     "read_trace",
+    "rebalance_experts",
     "replanning_frame",
     "runner",
     "save_trace",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from moetrace.analysis.states import state_at
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.summary import DIFFERENCE, summarise
-from moetrace.placement.plan import evenness, in_order, place, replan
+from moetrace.placement.plan import TOLERANCE, evenness, in_order, place, replan, slots_of
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 
 if TYPE_CHECKING:
@@ -24,13 +24,20 @@ WINDOW = 1000
 SCORE_COLUMNS = ("trace", "layer", "horizon", "cutoff", "state", "strategy", "peak_over_mean", "balance", "moved")
 
 
-def simulate(trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0, least_gain: float = 0.0) -> pd.DataFrame:
+def simulate(
+    trace: LoadTrace,
+    test: Backtest,
+    gpus: int,
+    redundant: int = 0,
+    least_gain: float = 0.0,
+    tolerance: float = TOLERANCE,
+) -> pd.DataFrame:
     """One row per layer, horizon, cutoff and strategy: a plan made at the cutoff, on the load of the horizon after it.
 
     The strategies: ``in_order``, neighbours together; the forecast of each predictor of *test*;
     ``window_mean``, the load of the last 1,000 steps; ``oracle``, the load that came. *moved* is the
-    part of the slots that change from the plan of the cutoff before, from ``in_order`` at the first;
-    one that would not gain more than *least_gain* is not made.
+    part of the slots that change from the plan of the cutoff before, from ``in_order`` at the first. Plans are changed
+    as `replan` does with *least_gain* and *tolerance*; the oracle's are as even as can be.
     One layer at a time. Raises `SettingError` where the slots do not fill the *gpus* evenly.
 
     >>> import moetrace as mt
@@ -43,7 +50,8 @@ def simulate(trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0, le
 
     rows: list[dict[str, Any]] = []
     states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
-    start = in_order(trace.experts, gpus)
+    start = in_order(trace.experts, gpus, redundant)
+    slots_of(trace.experts, gpus, redundant)
     for layer in trace.layers if len(test.shares) else ():
         known = Strategies.of(trace.layer(layer), test)
         for horizon, strategy in product(known.horizons, known.strategies):
@@ -52,7 +60,8 @@ def simulate(trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0, le
                 share = known.shares(strategy, cutoff, horizon)
                 if share is None and strategy != IN_ORDER:
                     continue
-                before, last = last, start if share is None else replan(last, share, redundant, least_gain)
+                near = 0.0 if strategy == ORACLE else tolerance
+                before, last = last, start if share is None else replan(last, share, redundant, least_gain, near)
                 key = (trace.name, layer, horizon, cutoff, states[layer, cutoff], strategy)
                 found = evenness(last, known.load.after(cutoff, horizon).counts)
                 rows.append(dict(zip(SCORE_COLUMNS, (*key, *found, last.moved(before)))))
@@ -153,7 +162,7 @@ def plans_frame(trace: LoadTrace, means: pd.DataFrame, predictor: str, gpus: int
     rows = []
     for layer, experts in own.groupby("layer", sort=False):
         share = experts["share"].to_numpy()
-        plan = place(share, gpus, redundant).aligned(in_order(len(share), gpus))
+        plan = place(share, gpus, redundant).aligned(in_order(len(share), gpus, redundant))
         key = {"trace": trace.name, "layer": layer, "predictor": predictor}
         for gpu, (held, expected) in enumerate(zip(plan.experts, plan.parts @ share)):
             numbers = [trace.info.first_expert + expert for expert in held]

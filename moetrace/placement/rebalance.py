@@ -1,0 +1,162 @@
+"""Plans for all layers at once, with the arguments and the arrays of DeepSeek's EPLB."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from moetrace.errors import SettingError
+from moetrace.placement.plan import TOLERANCE, Plan, matched, place, replan, slots_of
+from moetrace.placement.planner import Ints, planned
+from moetrace.trace import Shares
+
+
+def rebalance_experts(
+    weight: ArrayLike,
+    num_replicas: int,
+    num_groups: int,
+    num_nodes: int,
+    num_gpus: int,
+    *,
+    before: ArrayLike | None = None,
+    tolerance: float = TOLERANCE,
+) -> tuple[Ints, Ints, Ints]:
+    """A plan for every layer: ``phy2log``, ``log2phy`` and ``logcnt``, as DeepSeek's EPLB gives them.
+
+    *weight* (layers, experts) is the load of each expert, in any unit. With *num_groups* a multiple of *num_nodes*,
+    groups of experts stay on one node (hierarchical, for group-limited routing); otherwise, as in EPLB, groups and
+    nodes do not count. *before* (layers, num_replicas) is the ``phy2log`` in force: few experts are moved from there,
+    none where its peak is within *tolerance*, a part of the mean GPU's load. No GPU gets two replicas of an expert.
+
+    ``phy2log`` (layers, num_replicas) is the expert in each slot, GPU after GPU; ``log2phy`` (layers, experts, most
+    replicas) are the slots of each expert, padded with -1; ``logcnt`` (layers, experts) its replicas.
+    Raises `SettingError` where the numbers do not fit together, or a weight is negative or no number.
+
+    >>> import moetrace as mt
+    >>> phy2log, log2phy, logcnt = mt.rebalance_experts([[4, 1, 1, 2]], 6, 1, 1, 3)
+    >>> phy2log.shape, log2phy.shape, logcnt.tolist()
+    ((1, 6), (1, 4, 2), [[2, 1, 1, 2]])
+    """
+    load = _loads(weight)
+    layers, experts = load.shape
+    nodes = num_nodes if num_groups % num_nodes == 0 else 1
+    groups = num_groups if nodes > 1 else 1
+    _check(experts, num_replicas, groups, nodes, num_gpus)
+    homes = _experts_of_nodes(load, groups, nodes)
+    if before is None:
+        slots = _within_nodes(load, homes, num_replicas, num_gpus)
+    else:
+        force = _in_force(before, layers, num_replicas, experts).reshape(layers, num_gpus, -1)
+        group = experts // groups
+        slots = np.stack([_changed(*own, group, tolerance) for own in zip(force, load, homes)])
+    return _arrays(slots.reshape(layers, num_replicas), experts)
+
+
+def _loads(weight: ArrayLike) -> Shares:
+    """The load as parts of that of the layer; the same of every expert where a layer has none."""
+    load = np.asarray(weight, np.float64)
+    if load.ndim != 2 or not load.size:
+        raise SettingError(f"weight has the shape {load.shape}: (layers, experts) is needed")
+    if not (np.isfinite(load).all() and (load >= 0).all()):
+        layer, expert = np.argwhere(~(np.isfinite(load) & (load >= 0)))[0]
+        raise SettingError(f"weight of expert {expert} in layer {layer} is {load[layer, expert]}: a load is 0 or more")
+    total = load.sum(axis=1, keepdims=True)
+    return np.where(total > 0, load / np.where(total > 0, total, 1), 1 / load.shape[1])
+
+
+def _check(experts: int, replicas: int, groups: int, nodes: int, gpus: int) -> None:
+    if min(nodes, gpus) < 1 or gpus % nodes:
+        raise SettingError(f"{gpus} GPUs are not the same number on each of {nodes} nodes")
+    if experts % groups:
+        raise SettingError(f"{experts} experts are not the same number in each of {groups} groups")
+    if replicas < experts or replicas % nodes:
+        raise SettingError(f"{replicas} replicas do not hold {experts} experts evenly on {nodes} nodes")
+    slots_of(experts // nodes, gpus // nodes, (replicas - experts) // nodes)
+
+
+def _experts_of_nodes(load: Shares, groups: int, nodes: int) -> Ints:
+    """The experts of each node, whole groups, shape (layers, nodes, experts of a node)."""
+    layers, experts = load.shape
+    size = experts // groups
+    own = planned(load.reshape(layers, groups, size).sum(axis=2), nodes, 0).slots  # (layers, nodes, groups of a node)
+    return np.sort((own[..., None] * size + np.arange(size)).reshape(layers, nodes, -1), axis=2)
+
+
+def _within_nodes(load: Shares, experts: Ints, replicas: int, gpus: int) -> Ints:
+    layers, nodes, own = experts.shape
+    of_node = np.take_along_axis(load, experts.reshape(layers, -1), axis=1).reshape(layers * nodes, own)
+    local = planned(of_node, gpus // nodes, replicas // nodes - own).slots
+    named = np.take_along_axis(experts.reshape(layers * nodes, own), local.reshape(layers * nodes, -1), axis=1)
+    return named.reshape(layers, gpus, -1)
+
+
+def _in_force(before: ArrayLike, layers: int, replicas: int, experts: int) -> Ints:
+    """The ``phy2log`` in force, checked."""
+    found = np.asarray(before)
+    if found.shape != (layers, replicas) or not np.issubdtype(found.dtype, np.integer):
+        raise SettingError(
+            f"before has the shape {found.shape}: whole numbers of shape ({layers}, {replicas}) are needed"
+        )
+    whole = np.arange(experts)
+    for layer, row in enumerate(found):
+        if not np.array_equal(np.unique(row), whole):
+            raise SettingError(
+                f"before: layer {layer} does not hold every expert from 0 to {experts - 1}, and no other"
+            )
+    return found.astype(np.int64)
+
+
+def _changed(force: Ints, load: Shares, fresh: Ints, group: int, tolerance: float) -> Ints:
+    """The slots of one layer, changed node by node from those in *force* (gpus, slots).
+
+    *fresh* (nodes, experts of a node) are the homes planned from nothing, whole groups of so many experts as *group*.
+    """
+    nodes, experts = fresh.shape
+    redundant = force.size // nodes - experts
+    parts = []
+    for own, home in zip(force.reshape(nodes, len(force) // nodes, -1), _homes(force, load, fresh, group, tolerance)):
+        if np.array_equal(np.unique(own), home):
+            before = Plan.of(np.searchsorted(home, own), experts)
+            slots = home[replan(before, load[home], redundant, tolerance=tolerance).slots]
+        else:
+            plan = Plan.of(home[place(load[home], len(own), redundant).slots], len(load))
+            slots = plan.aligned(Plan.of(own, len(load))).slots
+        parts.append(_in_their_slots(slots, own))
+    return np.concatenate(parts)
+
+
+def _homes(force: Ints, load: Shares, fresh: Ints, group: int, tolerance: float) -> Ints:
+    """The experts of each node: as in *force* where those are whole groups and even enough, else the *fresh* ones."""
+    nodes, size = fresh.shape
+    own = [np.unique(node) for node in force.reshape(nodes, -1)]
+    if all(len(node) == size and np.isin(np.bincount(node // group), (0, group)).all() for node in own):
+        stays, best = (load[np.array(homes)].sum(axis=1).max() for homes in (own, fresh))
+        if stays <= best + tolerance * load.sum() / nodes:
+            return np.array(own)
+    common = np.array([[len(np.intersect1d(mine, theirs)) for theirs in own] for mine in fresh])
+    return fresh[matched(common)]
+
+
+def _in_their_slots(slots: Ints, before: Ints) -> Ints:
+    """*slots* (gpus, slots) with every expert that a GPU held *before* in the slot where it was."""
+    placed = np.full_like(slots, -1)
+    for own, new, old in zip(placed, slots, before):
+        stays, where = np.unique(old, return_index=True)
+        kept = np.isin(stays, new)
+        own[where[kept]] = stays[kept]
+        own[own < 0] = np.setdiff1d(new, own)
+    return placed
+
+
+def _arrays(phy2log: Ints, experts: int) -> tuple[Ints, Ints, Ints]:
+    """The three arrays of EPLB."""
+    layers, replicas = phy2log.shape
+    rows = np.arange(layers)[:, None]
+    logcnt = np.zeros((layers, experts), np.int64)
+    np.add.at(logcnt, (rows, phy2log), 1)
+    order = np.argsort(phy2log, axis=1, kind="stable")
+    ordered = np.take_along_axis(phy2log, order, axis=1)
+    first = np.cumsum(logcnt, axis=1) - logcnt
+    log2phy = np.full((layers, experts, int(logcnt.max())), -1, np.int64)
+    log2phy[rows, ordered, np.arange(replicas) - np.take_along_axis(first, ordered, axis=1)] = order
+    return phy2log, log2phy, logcnt
