@@ -9,8 +9,8 @@ from moetrace.record import Recorder, read_parts
 
 
 def counts_of(step, layer, experts=4):
-    """Counts that tell step and layer apart, shape (experts,)."""
-    return np.arange(experts) + 10 * layer + 100 * step
+    """Counts that tell step and layer apart, and do not only grow, as a counter's would, shape (experts,)."""
+    return np.arange(experts) + 10 * layer + 100 * (step ^ 1)
 
 
 def record(recorder, first, last, layers=(2, 4), plus=0):
@@ -56,7 +56,7 @@ def test_what_is_noted_last_is_kept(path):
         recorder.assume("nothing")
     trace = open_trace(path)
 
-    assert ({"loss": [1.5]}, ("nothing",)) == (trace.info.notes, trace.info.assumptions)
+    assert ({"loss": [1.5]}, "nothing") == (trace.info.notes, trace.info.assumptions[0])
     assert np.array_equal(expected_counts(1, 10), trace.counts)
 
 
