@@ -34,7 +34,7 @@ def report(
     ] = None,
     redundant: Annotated[int, typer.Option(min=0, help="Slots for further replicas of experts, with --gpus.")] = 0,
     figures: Annotated[
-        str, typer.Option(help="What each figure is written as: png, svg, pdf.", metavar="KINDS")
+        str, typer.Option(help="What each figure is written as: png, svg, pdf; or none.", metavar="KINDS")
     ] = "png",
     folder: Annotated[
         Path | None, typer.Option(help="Where the report goes; `report` in the workspace if not given.")
@@ -79,9 +79,9 @@ def report(
 
 def _kinds(text: str) -> list[str]:
     """The kinds of figures as an option has them, such as svg,pdf."""
-    kinds = text.split(",")
+    kinds = [] if text == "none" else text.split(",")
     if set(kinds) - {"png", "svg", "pdf"}:
-        raise typer.BadParameter(f"{text!r} is not a list of png, svg and pdf")
+        raise typer.BadParameter(f"{text!r} is not a list of png, svg and pdf, and not none")
     return kinds
 
 

@@ -108,7 +108,7 @@ def errors(frames: Frames) -> Figure:
     """Error over the run, a panel for each horizon: the best predictor, the baseline and the noise; the rest grey."""
     course = frames["course"]
     horizons = sorted(course["horizon"].unique())
-    figure = new_figure(WIDTH, 3.1)
+    figure = new_figure(WIDTH, 3.1, (0.6, 0.1, 0.85, 0.3))
     for i, horizon in enumerate(horizons):
         axes = figure.add_subplot(1, len(horizons), i + 1)
         part = course[course["horizon"] == horizon]
@@ -240,8 +240,7 @@ def _filled(frame: pd.DataFrame | None) -> bool:
 
 def course(hottest: pd.DataFrame) -> Figure:
     """The course of one layer: its five hottest experts in colour, all others as a grey band of quantiles."""
-    figure = new_figure(7.2, 2.2, fitted=False)
-    figure.subplots_adjust(left=0.07, right=0.99, bottom=0.33, top=0.97)
+    figure = new_figure(7.2, 2.2, (0.5, 0.1, 0.72, 0.07))
     axes = figure.add_subplot()
     series = {str(name): part for name, part in hottest.groupby("series", sort=False)}
     steps = next(iter(series.values()))["step"]

@@ -122,7 +122,7 @@ def error_course(frames: Frames) -> Figure:
     """Error at each cutoff, mean over layers, of the paper's predictors, with the paper's errors."""
     course = frames["course"]
     horizons = sorted(course["horizon"].unique())
-    figure = new_figure(max(8.0, 5.2 * len(horizons)), 4.2)
+    figure = new_figure(max(8.0, 5.2 * len(horizons)), 4.2, (0.6, 0.4, 1.1, 0.3))
     for i, horizon in enumerate(horizons):
         axes = figure.add_subplot(1, len(horizons), i + 1)
         part = course[course["horizon"] == horizon]
@@ -142,7 +142,7 @@ def error_course(frames: Frames) -> Figure:
 
 def predictability(frames: Frames) -> Figure:
     """Error and noise by horizon, and error by the length of the history whose mean is the forecast."""
-    figure = new_figure(10.4, 4.2)
+    figure = new_figure(10.4, 4.2, (0.6, 0.1, 1.0, 0.3))
     panels = (
         (frames["by_horizon"], "horizon", "level, by horizon", "steps ahead"),
         (frames["by_history"], "history", "mean of the last steps, 1,000 steps ahead", "steps of history"),
@@ -231,7 +231,7 @@ def _panels(frame: pd.DataFrame, ylabel: str, xlabel: str = "step") -> tuple[Fig
     columns = 2 if len(chosen) <= 4 else 3
     columns = min(columns, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = new_figure(5.4 * columns, 2.6 * rows + 0.6)
+    figure = new_figure(5.4 * columns, 2.6 * rows + 0.8, (0.75, 0.15, 0.95, 0.3))
     axes: Sequence[Axes] = [figure.add_subplot(rows, columns, i + 1) for i in range(len(chosen))]
     for i, (layer, panel) in enumerate(zip(chosen, axes)):
         panel.set_title(f"layer {layer}", fontsize=9, loc="left")
@@ -239,7 +239,7 @@ def _panels(frame: pd.DataFrame, ylabel: str, xlabel: str = "step") -> tuple[Fig
         if i + columns >= len(chosen):
             panel.set_xlabel(xlabel, fontsize=8)
     some = "" if chosen == layers else f"; {len(chosen)} of {len(layers)} layers"
-    figure.supylabel(f"{ylabel}{some}", fontsize=9)
+    figure.supylabel(f"{ylabel}{some}", fontsize=9, x=0.1 / figure.get_figwidth())
     return figure, dict(zip(chosen, axes))
 
 

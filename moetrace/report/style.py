@@ -26,6 +26,8 @@ WINDOWS = {10: FAINT, 100: BLUE, 200: INK}
 # On a page the colours follow its theme: what they are called there.
 VARIABLES = {INK: "--ink", GREY: "--grey", FAINT: "--faint", BLUE: "--blue", GREEN: "--green"}
 
+Margins = tuple[float, float, float, float]
+"""Left, right, bottom and top of a figure's panels, in inches."""
 BASELINE = "window_mean"
 # Dots per inch of what is drawn as pixels on a page: curves too many to be kept as lines.
 PAGE_DPI = 64
@@ -52,11 +54,16 @@ def styled() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float, *, fitted: bool = True) -> Figure:
-    """An empty figure, in inches; *fitted* to what is in it, which takes as long as all the drawing."""
+def new_figure(width: float, height: float, margins: Margins | None = None) -> Figure:
+    """An empty figure, in inches, with these *margins*; fitted to what is in it without, which takes twice as long."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained" if fitted else None, dpi=110)
+    figure = Figure(figsize=(width, height), layout=None if margins else "constrained", dpi=110)
+    if margins:
+        left, right, bottom, top = margins
+        edges = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
+        figure.subplots_adjust(**edges, wspace=0.16, hspace=0.28)
+    return figure
 
 
 def picture(figure: Figure, kind: str, title: str = "") -> bytes:
@@ -155,11 +162,10 @@ def log_scale(axes: Axes, *, plain: bool = True) -> None:
     axes.set_yscale("log")
     if not plain:
         return
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import NullLocator
 
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_minor_locator(NullLocator())
     low, high = axes.get_ylim()
     ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
-    axes.set_yticks(ticks)
+    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.grid(visible=True)

@@ -146,7 +146,11 @@ def test_whatever_a_trace_is_called_it_stays_in_its_place(moetrace, tmp_path, na
     path.parent.mkdir()
     save_trace(replace(trace_of(), info=info), path)
     outside = {file for file in tmp_path.rglob("*") if tmp_path / "cwd" not in file.parents}
-    drawn = [("report", path, *QUICK, "--horizons", "200")] if name in {"path", "mathematics", "markup"} else []
+    drawn = (
+        [("report", path, *QUICK, "--horizons", "200", "--figures", "none")]
+        if name in {"path", "mathematics", "markup"}
+        else []
+    )
     for command in (
         ("ingest", path), ("list",), ("states",), ("check",), ("predict", *QUICK, "--horizon", 200),
         ("predict", path, *QUICK, "--horizon", 200), ("states", path, "--json"), ("check", path, "--format", "csv"),

@@ -58,7 +58,7 @@ ODD = {
 COMMANDS = (
     ("states", "--experts", "--sensitivity"),
     ("predict", "--horizon", "300"),
-    ("report", "--predictor", "level"),
+    ("report", "--predictor", "level", "--figures", "none"),
     ("place", "--gpus", "2", "--horizon", "300", "--predictor", "window_mean"),
     ("check",),
     ("list",),

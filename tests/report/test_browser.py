@@ -21,9 +21,9 @@ HOSTILE = "<img src=x onerror=alert(1)> & 'all'"
 @pytest.fixture(scope="module")
 def page_file(tmp_path_factory):
     """The page of two synthetic traces, one of them with a name that is a tag, and with 13 layers."""
-    courses = [settling(400 if layer != 3 else 2100, steps=2200, tokens=2000) for layer in range(13)]
+    courses = [settling(400 if layer != 3 else 1700, steps=1800, tokens=2000) for layer in range(13)]
     many = synthetic_trace(courses, name="many")
-    one = synthetic_trace([settling(500, steps=2200)], name=HOSTILE)
+    one = synthetic_trace([settling(500, steps=1800)], name=HOSTILE)
     path = tmp_path_factory.mktemp("page") / "report.html"
     studies = {"many": frames_of(many, (300,), gpus=4), HOSTILE: frames_of(one, (300,))}
     path.write_bytes(dict(files_of(studies, {"command": "moetrace report <b>"}, ()))["report.html"])
