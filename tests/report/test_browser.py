@@ -65,7 +65,6 @@ LOOKS = {
     "light": {},
     "dark": {"color_scheme": "dark"},
     "phone": {"width": 390},
-    "phone, dark": {"width": 390, "color_scheme": "dark"},
 }
 
 
