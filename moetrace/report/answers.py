@@ -216,12 +216,14 @@ def _state_sentence(state: str, rows: pd.DataFrame) -> str:
         apart = points(best["difference"], best["difference_low"], best["difference_high"])
         beside = f"{apart} {'as' if apart == SAME else 'beside'} {BASELINE_NAMED}"
         return f"{said}, {best['predictor']} is {percent(best['error_rate'])} wrong ({noise}): {beside}."
-    if best["predictor"] == BASELINE or not best["difference_high"] < 0:
-        verdict = "nothing clearly beats" if len(rows) > 1 or best["predictor"] != BASELINE else "this is"
+    better = rows[rows["difference_high"] < 0]
+    if better.empty:
+        verdict = "nothing clearly beats" if len(rows) > 1 else "this is"
         return f"{said}, {verdict} {BASELINE_NAMED} ({percent(baseline)} wrong; {noise})."
+    best = best_of(better)
     return (
-        f"{said}, {best['predictor']} is best: {percent(best['error_rate'])} wrong ({noise}), "
-        f"where {BASELINE_NAMED} is {percent(baseline)}."
+        f"{said}, {best['predictor']} is clearly better than {BASELINE_NAMED}: {percent(best['error_rate'])} wrong "
+        f"where that is {percent(best['error_rate'] - best['difference'])} ({noise})."
     )
 
 
