@@ -218,8 +218,9 @@ def _state_sentence(state: str, rows: pd.DataFrame) -> str:
         return f"{said}, {best['predictor']} is {percent(best['error_rate'])} wrong ({noise}): {beside}."
     better = rows[rows["difference_high"] < 0]
     if better.empty:
-        verdict = "nothing clearly beats" if len(rows) > 1 else "this is"
-        return f"{said}, {verdict} {BASELINE_NAMED} ({percent(baseline)} wrong; {noise})."
+        if len(rows) == 1:
+            return f"{said}, {BASELINE_NAMED} is {percent(baseline)} wrong ({noise})."
+        return f"{said}, nothing clearly beats {BASELINE_NAMED} ({percent(baseline)} wrong; {noise})."
     best = best_of(better)
     return (
         f"{said}, {best['predictor']} is clearly better than {BASELINE_NAMED}: {percent(best['error_rate'])} wrong "

@@ -71,6 +71,7 @@ NOTHING = ("auto", "stable", float("nan"), float("nan"), float("nan"), float("na
         ([BASE, CLEAR], "1.20 % stable", "arima is clearly better than the mean of the last 1,000 steps: 1.20 % wrong where that is 1.72 % (noise 0.60 %)."),
         ([BASE, CLEAR, LUCKY], "1.10 % stable", "arima is clearly better than the mean of the last 1,000 steps: 1.20 % wrong where that is 1.72 % (noise 0.60 %)."),
         ([UNCLEAR], "1.62 % stable", "auto is 1.62 % wrong (noise 0.60 %): about the same as the mean of the last 1,000 steps."),
+        ([BASE], "1.72 % stable", "While stable, the mean of the last 1,000 steps is 1.72 % wrong (noise 0.60 %)."),
         ([EARLY], "9.0 % transient", "Nothing was scored while stable."),
         ([NOTHING], "not measured", "Not measured: no cutoff of this trace can be scored 1,000 steps ahead."),
     ],
