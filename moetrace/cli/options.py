@@ -31,9 +31,9 @@ class Command(TyperCommand):
             if record is not None:
                 group = getattr(parameter, "rich_help_panel", None) or own
                 groups.setdefault(group, []).append((_plainly(record[0]), _without_range(record[1])))
-        for title in sorted(groups, key=[*groups].index):
+        for title, records in groups.items():
             with formatter.section(title):
-                formatter.write_dl(groups[title])
+                formatter.write_dl(records)
 
 
 def _plainly(usage: str) -> str:

@@ -1,0 +1,82 @@
+"""What a person sees at the terminal: the answer, what was written, what comes next, help, and progress."""
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import long_table
+
+from moetrace.cli import progress
+
+QUICK = ("--predictor", "window_mean", "--predictor", "ema", "--horizon", "700")
+COMMANDS = ("ingest", "states", "predict", "report", "place", "list", "remove", "check", "export")
+
+
+@pytest.fixture
+def ingested(moetrace, settled, tmp_path, monkeypatch):
+    """A workspace with two traces, seen on 100 columns."""
+    for name in ("one", "two"):
+        pq.write_table(long_table(settled), tmp_path / f"{name}.parquet")
+        assert 0 == moetrace("ingest", tmp_path / f"{name}.parquet").code
+    monkeypatch.setenv("COLUMNS", "100")
+    return moetrace
+
+
+@pytest.mark.parametrize(
+    ("argv", "then"),
+    [
+        (("list",), "Next: moetrace states"),
+        (("states", "one"), "Next: moetrace predict one"),
+        (("predict", "one", *QUICK), "Next: moetrace place one --gpus N"),
+        (("place", "one", "--gpus", "4", *QUICK), ""),
+        (("check",), ""),
+    ],
+)
+def test_an_answer_fits_100_columns_and_names_the_next_command(ingested, argv, then):
+    """One sentence, one table with one line of headings; notes are on stderr, and quiet has none."""
+    done, quiet = ingested(*argv), ingested(*argv, "-q")
+
+    assert 0 == done.code
+    assert max(map(len, done.out.splitlines())) <= 100
+    assert done.out.splitlines()[0].endswith((".", ",")) or " " in done.out.splitlines()[0]
+    assert then in done.err
+    assert (done.out, "") == (quiet.out, quiet.err)
+
+
+def test_show_prints_the_tables_behind_an_answer(ingested):
+    """Those named, or all; an unknown one is a usage error that names them; not with CSV."""
+    windows, everything = ingested("states", "one", "--show", "windows"), ingested("states", "one", "--show", "all")
+
+    assert windows.out.startswith("Windows of one state")
+    assert all(title in everything.out for title in ("Layers", "Windows of one state", "By depth"))
+    assert (2, True) == (lambda d: (d.code, "layers, windows" in d.err))(ingested("states", "--show", "nothing"))
+    assert 2 == ingested("states", "--show", "windows", "--format", "csv").code
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_groups_and_plain_names_of_values(moetrace, command):
+    """What is selected and how it is shown stand apart; no value is called after a type of Python."""
+    said = moetrace(command, "--help").out
+
+    assert all(f"\n{group}:\n" in said for group in ("Selection", "Output"))
+    assert "int range" not in said
+    assert "<str" not in said
+    assert "x>=" not in said
+
+
+def test_the_summaries_of_all_commands_fit_their_line(moetrace):
+    """None is cut."""
+    listing = moetrace("--help").out.partition("Commands:")[2].partition("\n\n")[0]
+
+    assert set(COMMANDS) <= {line.split()[0] for line in listing.splitlines() if line.strip()}
+    assert "..." not in listing
+
+
+def test_progress_off_a_terminal_is_a_line_now_and_then(ingested, monkeypatch):
+    """With its unit, and which trace of how many; quiet has none."""
+    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    said, quiet, none = (ingested("states", *more).err for more in ((), ("-q",), ("--no-progress",)))
+
+    assert "states of one (1 of 2): 2 of 2 layers" in said
+    assert "states of two (2 of 2): 1 of 2 layers" in said
+    assert "" == quiet
+    assert "layers (" not in none
+    assert "of 2 layers" not in none
