@@ -23,6 +23,7 @@ LEAST_ROWS = 5
 # What the counts of a layer may add up to: twice that still fits in 64 bits.
 MOST_TOKENS = 2**62
 LAST_LAYER = 2**31 - 1
+MOST_DISTANCES = 100_000  # between steps, whose median is the stride
 
 # The largest whole number up to which a float counts every one; from there on neighbours look the same.
 FLOAT32_EXACT = 2**24
@@ -257,8 +258,10 @@ def rows_of(window: int, stride: int) -> int:
 
 
 def stride_of(steps: Steps) -> int:
-    """The median distance between two logged steps, at least 1."""
-    return max(1, int(np.median(np.diff(steps)))) if len(steps) > 1 else 1
+    """The median of the last distances between two logged steps, at least 1."""
+    recent = steps[-MOST_DISTANCES - 1 :]
+    whole = len(recent) < 2 or recent[-1] - recent[0] == len(recent) - 1  # as nearly always, and told at once
+    return 1 if whole else max(1, int(np.median(np.diff(recent))))
 
 
 def gaps(steps: Steps) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moetrace import LoadTrace, SettingError, TraceError
-from moetrace.trace import gaps
+from moetrace.trace import gaps, stride_of
 
 
 def test_shares_of_every_step_sum_to_one(small):
@@ -78,3 +78,10 @@ def test_gaps_are_found_at_any_stride():
     """A gap is wider than the usual distance of the steps."""
     assert gaps(np.arange(0, 100, 10)) == []
     assert gaps(np.array([0, 10, 20, 50, 60])) == [(20, 50)]
+
+
+def test_the_stride_is_the_median_of_the_last_distances(monkeypatch):
+    """Of as many as are looked at; 1 where all steps are logged, or one is."""
+    monkeypatch.setattr("moetrace.trace.MOST_DISTANCES", 4)
+
+    assert [1, 1, 1, 10] == [stride_of(np.array(steps)) for steps in ([], [7], [3, 4, 5], [0, 1, 2, 3, 13, 23, 33, 34])]

@@ -14,6 +14,8 @@ from moetrace.trace import LayerLoad
 
 # Steps that are searched: what lies further back has no weight to speak of.
 SEARCHED = 5000
+# Steps whose mean shares say how much each expert counts.
+KNOWN = 20_000
 # Blocks compared on each side of a border: few, so that a jump is soon seen.
 SIDE = 2
 # A jump changes the load by so much, root mean square and relative, ...
@@ -38,7 +40,7 @@ def since_jump(history: LayerLoad) -> LayerLoad:
     if borders < LEAST:
         return history
     sides = np.stack([means[i : borders + SIDE + i] for i in range(SIDE)]).mean(axis=0)
-    squared = np.square(sides[SIDE:] - sides[:-SIDE]) @ weights(history.mean_shares)  # (borders,)
+    squared = np.square(sides[SIDE:] - sides[:-SIDE]) @ weights(history.last(KNOWN).mean_shares)  # (borders,)
     jumps = np.flatnonzero(squared > max(JUMP**2, UNUSUAL**2 * float(np.median(squared))))
     if not jumps.size:
         return history

@@ -9,6 +9,8 @@ from moetrace.trace import LayerLoad, Shares
 
 # The smallest gain: means of the last 100 blocks, 5,000 steps, on average.
 LEAST_GAIN = 0.02
+# Steps that a level is an average of: at the least gain, older blocks have a weight below 1e-17.
+REMEMBERED = 100_000
 # Steps that noise and drift are read from: long enough for 30 pairs of blocks 1,000 steps apart, short
 # enough to belong to the present. 1,500 and 4,000 err more on gpt-moe-8e-a.
 HISTORY = 2500

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, STEP_LAG, block_means
 from moetrace.trace import LEAST_ROWS, LayerLoad, Shares, Steps
 
+# Values worked on at a time, whole blocks of them: what is computed from them is small beside the load of a layer.
+VALUES_AT_A_TIME = 1 << 20
+
 
 def window_blocks(load: LayerLoad, window: int) -> tuple[int, int]:
     """Rows of a block, and blocks of a window, which holds at least `LEAST_ROWS` rows."""
@@ -50,9 +53,14 @@ def _block_scatter(load: LayerLoad, rows: int) -> Shares:
     blocks = len(load.steps) // rows
     shares = load.shares[len(load.steps) - blocks * rows :]
     lag = min(load.rows(STEP_LAG), max(1, rows // 2))
-    apart = np.square(shares[lag:] - shares[:-lag]) / 2
-    whole = np.concatenate([apart[:lag], apart])  # the first rows have no partner before them
-    scatter: Shares = whole.reshape(blocks, rows, load.experts).mean(axis=1)
+    scatter = np.empty((blocks, load.experts))
+    n = max(2, VALUES_AT_A_TIME // (rows * load.experts))
+    for a in range(0, blocks, n):
+        part = shares[max(0, a * rows - lag) : (a + n) * rows]
+        apart = np.square(part[lag:] - part[:-lag]) / 2
+        if a == 0:  # the first rows have no partner before them
+            apart = np.concatenate([apart[:lag], apart])
+        scatter[a : a + n] = apart.reshape(-1, rows, load.experts).mean(axis=1)
     return scatter
 
 

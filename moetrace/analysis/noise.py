@@ -31,6 +31,8 @@ LEAST_PAIRS = 10
 # A short horizon borrows from the steps before it, so that this many are looked at, or rows where they are far
 # apart: enough for the noise of a step.
 LEAST_STEPS, LEAST_SEEN = 200, 60
+# Counts worked on at a time, whole experts of them: what is computed from them is small beside the counts of a layer.
+VALUES_AT_A_TIME = 1 << 22
 
 
 def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, float]:
@@ -76,17 +78,25 @@ def _scatter(load: LayerLoad, length: int) -> tuple[float, float]:
     near = length - 1 + load.rows(GAP)
     if len(load.steps) < length + 2 * near + LEAST_PAIRS - 1:
         return float("nan"), float("nan")
-    means = pooled_shares(load.counts, length)
-    apart, twice = means[near:] - means[:-near], means[2 * near :] - means[: -2 * near]
-    weight = weights(load.mean_shares)
-    once, more = (float((np.square(values).mean(axis=0) * weight).sum()) for values in (apart, twice))
-    growth = more / once if once else 1.0
-    return float(np.abs(apart).sum(axis=1).mean() / np.sqrt(2)), growth
+    totals, weight = _pooled(load.totals[:, None], length), weights(load.mean_shares)
+    distance = once = more = 0.0
+    n = max(1, VALUES_AT_A_TIME // len(load.steps))
+    for some in (slice(e, e + n) for e in range(0, load.experts, n)):
+        means = _pooled(load.counts[:, some], length) / totals
+        apart, twice = means[near:] - means[:-near], means[2 * near :] - means[: -2 * near]
+        distance += np.abs(apart).sum(axis=1).mean()
+        once += (np.square(apart).mean(axis=0) * weight[some]).sum()
+        more += (np.square(twice).mean(axis=0) * weight[some]).sum()
+    return float(distance / np.sqrt(2)), float(more / once) if once else 1.0
 
 
 def pooled_shares(counts: Counts, length: int) -> Shares:
     """Shares of the tokens of every *length* consecutive rows together; *counts* and result (rows, experts)."""
+    return _pooled(counts, length) / _pooled(counts.sum(axis=1, keepdims=True), length)
+
+
+def _pooled(counts: Counts, length: int) -> Counts:
+    """The tokens of every *length* consecutive rows together, from (rows, experts)."""
     total = np.concatenate([np.zeros_like(counts[:1]), np.cumsum(counts, axis=0)])
-    pooled = total[length:] - total[:-length]
-    shares: Shares = pooled / pooled.sum(axis=1, keepdims=True)
-    return shares
+    pooled: Counts = total[length:] - total[:-length]
+    return pooled

@@ -71,6 +71,8 @@ RANK_RULE = replace(RULE, hold=1000)
 # 2,500 and below 4 % from step 3,250 on.
 PROMISED_STEPS = 1000
 PROMISE = 0.04
+# Steps that the state at a cutoff is told from, and twice as many as long as they do not tell.
+LOOKED_BACK = 50_000
 
 
 class Run(NamedTuple):
@@ -246,10 +248,20 @@ def state_at(load: LayerLoad, cutoff: int) -> str:
     ('transient', 'stable')
     """
     history = load.until(cutoff)
-    state = _judged(history, RULE).runs[-1].state
+    state = _state_now(history, RULE)
     if state == STABLE and expected_movement(history, PROMISED_STEPS) > PROMISE:
         return TRANSIENT
     return state
+
+
+def _state_now(history: LayerLoad, rule: Rule, looked_back: int = LOOKED_BACK) -> str:
+    """The state at the end: of what was *looked_back* at, if it was below or above the rule there at all."""
+    recent = history.last(looked_back)
+    found = _judged(recent, rule)
+    decided = (found.ahead < rule.settle_below**2) | (found.ahead > rule.unsettle_above**2)
+    if decided.any() or len(recent.steps) == len(history.steps):
+        return found.runs[-1].state
+    return _state_now(history, rule, 2 * looked_back)
 
 
 def _spearman(a: Shares, b: Shares) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -43,8 +43,16 @@ def stacked(frames: Sequence[pd.DataFrame], columns: Sequence[str] = ()) -> pd.D
     return frames[0] if frames and not columns else pd.DataFrame(columns=list(columns))
 
 
-def layers_frame(load: LayerLoad, states: LayerStates) -> pd.DataFrame:
-    """One row: when the layer settled, its state now, its fluctuation before and after.
+def layers_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    """A row of `layer_row` for each layer."""
+    import pandas as pd
+
+    steps = ["settle_step", "settle_step_low", "settle_step_high", "unsettled_step", "rank_settle_step"]
+    return pd.DataFrame(rows).astype(dict.fromkeys(steps, "Int64"))
+
+
+def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
+    """When a layer settled, its state now, its fluctuation before and after.
 
     *settle_step_low* and *settle_step_high* are the ends of the interval of the settle step; *rank_settle_step* is
     what the order of the experts alone says, *detectors* whether the two ``agree``.
@@ -52,13 +60,11 @@ def layers_frame(load: LayerLoad, states: LayerStates) -> pd.DataFrame:
     taken off; *variance_100* and *range_100* are the paper's, for windows of 100 steps, mean over
     experts; *step_noise* is what one step scatters. NaN where there is no before or after.
     """
-    import pandas as pd
-
     first, last = int(load.steps[0]), int(load.steps[-1])
     border = last + 1 if states.settle_step is None else states.settle_step
     ranks = rank_runs(load)
     low, high = states.settle_interval or (None, None)
-    row = {
+    return {
         "trace": load.trace,
         "layer": load.layer,
         "settle_step": states.settle_step,
@@ -74,8 +80,6 @@ def layers_frame(load: LayerLoad, states: LayerStates) -> pd.DataFrame:
         **_before_and_after(load, border),
         "step_noise": step_noise(load),
     }
-    steps = ["settle_step", "settle_step_low", "settle_step_high", "unsettled_step", "rank_settle_step"]
-    return pd.DataFrame([row]).astype(dict.fromkeys(steps, "Int64"))
 
 
 def _agree(by_movement: int | None, by_ranks: int | None) -> bool:
@@ -111,12 +115,14 @@ def states_tables(
     >>> mt.states_tables(trace)["windows"]["state"].tolist()
     ['transient', 'stable']
     """
-    names = ["layers", "windows", "movement", *["experts"] * experts, *["sensitivity"] * sensitivity]
+    names = ["movement", *["experts"] * experts, *["sensitivity"] * sensitivity]
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
+    states: list[LayerStates] = []
+    rows: list[dict[str, Any]] = []
     for done, load in enumerate(trace.by_layer(), 1):
         found = classify(load)
-        parts["layers"].append(layers_frame(load, found))
-        parts["windows"].append(windows_frame([found]))
+        rows.append(layer_row(load, found))
+        states.append(found)
         parts["movement"].append(movement_frame(found))
         if experts:
             parts["experts"].append(experts_frame(load))
@@ -124,8 +130,8 @@ def states_tables(
             parts["sensitivity"].append(sensitivity_frame(load))
         if progress is not None:
             progress(done, len(trace.layers))
-    frames = {name: stacked(frames) for name, frames in parts.items()}
-    return frames | {"depth": depth_frame(frames["layers"])}
+    layers, rest = layers_frame(rows), {name: stacked(frames) for name, frames in parts.items()}
+    return {"layers": layers, "windows": windows_frame(states), **rest, "depth": depth_frame(layers)}
 
 
 def course_frames(trace: LoadTrace) -> dict[str, pd.DataFrame]:

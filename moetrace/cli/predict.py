@@ -15,7 +15,7 @@ from moetrace.cli.shared import Shared, steps_of
 from moetrace.forecasting.predictors import PREDICTORS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import pandas as pd
 
@@ -50,7 +50,14 @@ class Protocol:
         typer.Option(help="Score at these cutoffs, such as 3000,4000.", metavar="STEPS", rich_help_panel=PROTOCOL),
     ] = None
     first: Annotated[int, typer.Option(min=1, help="First cutoff.", rich_help_panel=PROTOCOL)] = 500
-    every: Annotated[int, typer.Option(min=1, help="Steps between cutoffs after it.", rich_help_panel=PROTOCOL)] = 1000
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps between cutoffs after it; if not given 1,000, or more where that would be over 50 cutoffs.",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = None
     train_on: Annotated[
         list[str] | None,
         typer.Option(metavar="TRACE", help="Another run for lstm to learn from, repeatable.", rich_help_panel=PROTOCOL),
@@ -72,11 +79,24 @@ class Protocol:
 
         return [predictor(spec, self.seed) for spec in (self.predictor or PREDICTORS)]
 
-    def looks(self, trace: LoadTrace, horizons: Sequence[int], *, explicit: bool = True) -> list[int]:
-        """The cutoffs; raises `SettingError` where an *explicit* horizon or cutoff cannot be scored."""
-        from moetrace.forecasting.windows import checked_cutoffs, default_cutoffs
+    def looks(
+        self,
+        trace: LoadTrace,
+        horizons: Sequence[int],
+        note: Callable[[str], None] | None = None,
+        *,
+        explicit: bool = True,
+    ) -> list[int]:
+        """The cutoffs; raises `SettingError` where an *explicit* horizon or cutoff cannot be scored.
+
+        *note* is told where they are further apart than usual.
+        """
+        from moetrace.forecasting.windows import CUTOFF_EVERY, checked_cutoffs, cutoffs_apart, default_cutoffs
 
         asked = steps_of(self.cutoffs) if self.cutoffs else None
+        apart = self.every or cutoffs_apart(trace)
+        if note is not None and not (asked or self.every) and apart > CUTOFF_EVERY:
+            note(f"{trace.name} is long: its cutoffs are {apart:,} steps apart (--every {CUTOFF_EVERY} for more)")
         default = default_cutoffs(trace, self.first, self.every) or [self.first]
         if asked is None and not explicit:
             return default
@@ -135,7 +155,7 @@ def predict(
     means: list[pd.DataFrame] = []
 
     def one(given: str, trace: LoadTrace, progress: Report) -> Backtest:
-        cutoffs = protocol.looks(trace, [horizon])
+        cutoffs = protocol.looks(trace, [horizon], shared.note)
         test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **settings)
         shared.note_reused(trace.name, test.computed, test.reused)
         means.append(means_frame(test.forecasts(), horizon))

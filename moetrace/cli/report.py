@@ -59,7 +59,7 @@ def report(
         from moetrace.forecasting.study import study
         from moetrace.placement.study import placement_frames
 
-        cutoffs = protocol.looks(trace, asked, explicit=horizons is not None)
+        cutoffs = protocol.looks(trace, asked, shared.note, explicit=horizons is not None)
         found = study(trace, predictors, asked, cutoffs, progress, seed=protocol.seed, **settings)
         shared.note_reused(trace.name, found.computed, found.reused)
         if gpus is None:
@@ -105,7 +105,7 @@ def _facts(protocol: Protocol, horizons: list[int]) -> dict[str, str]:
         "command": " ".join(["moetrace", *map(shlex.quote, sys.argv[1:])]),
         "predictors": ", ".join(label(predictor) for predictor in protocol.predictors()),
         "horizons": ", ".join(str(horizon) for horizon in horizons),
-        "cutoffs": protocol.cutoffs or f"{protocol.first}, then every {protocol.every} steps",
+        "cutoffs": protocol.cutoffs or f"{protocol.first}, then every {protocol.every or '1000 or more'} steps",
         "seed": str(protocol.seed),
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
     }

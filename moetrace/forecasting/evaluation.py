@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+
+import numpy as np
 
 from moetrace.errors import SettingError
 from moetrace.forecasting.fitting import check_other_runs, has_history
@@ -13,7 +16,7 @@ from moetrace.forecasting.keys import key_of, settings_of
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.windows import Windows
-from moetrace.trace import LoadTrace
+from moetrace.trace import LoadTrace, Steps
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ class Evaluation:
 
     @cached_property
     def _steps_digest(self) -> str:
-        return key_of(self.trace.steps.tolist())
+        return _digest(self.trace.steps)
 
     @cached_property
     def _all_layers(self) -> str:
@@ -108,4 +111,8 @@ class Evaluation:
 
     @cached_property
     def _trained_on(self) -> str:
-        return key_of([[run.steps.tolist(), [run.digest(layer) for layer in run.layers]] for run in self.train_on])
+        return key_of([[_digest(run.steps), [run.digest(layer) for layer in run.layers]] for run in self.train_on])
+
+
+def _digest(steps: Steps) -> str:
+    return hashlib.sha256(np.ascontiguousarray(steps, "<i8").data).hexdigest()

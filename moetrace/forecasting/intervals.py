@@ -22,7 +22,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moetrace.analysis.jumps import since_jump
 from moetrace.analysis.level import gain_of, last_level
@@ -38,6 +37,8 @@ EVERY, FIRST = 2, 10
 LEVEL_BLOCKS = 200
 # A past horizon counts half as much for every so many blocks that it lies back.
 HALF_LIFE = 16
+# Looks that are remembered, sixteen half-lives: an older one counts less than 1 in 65,000.
+MOST_LOOKS = 16 * HALF_LIFE // EVERY
 # The load calms down while a model is trained: on gpt-moe-8e-a, before anything is known, the variogram tells twice
 # of what is found. That weighs as much as twelve looks at the first step, and is forgotten like them.
 PRIOR, PRIOR_LOOKS = np.log(0.5), 12.0
@@ -112,8 +113,8 @@ class Experience:
         self._steps: Steps = load.steps[np.array(self._rows, dtype=np.int64) - 1]
         self._block = block * load.stride
         self._looks: dict[int, _Look] = {}
-        self._logs: dict[int, list[float]] = {}
-        self._reaches: dict[int, list[dict[int, float]]] = {}
+        self._logs: dict[tuple[int, int], float] = {}
+        self._reaches: dict[tuple[int, int], list[dict[int, float]]] = {}
 
     def expectation(self, cutoff: int, horizon: int) -> Expectation:
         """Of the mean share over the *horizon* steps after *cutoff*."""
@@ -139,27 +140,25 @@ class Experience:
     def _scale(self, cutoff: int, horizon: int) -> float:
         """Found over told at earlier looks, their geometric mean."""
         half_life, begin = HALF_LIFE * self._block, int(self.load.steps[0])
-        total = PRIOR_LOOKS * 0.5 ** ((cutoff - begin) / half_life)
+        total = max(PRIOR_LOOKS * 0.5 ** ((cutoff - begin) / half_life), TINY)
         sums = total * PRIOR
         for shorter in _halves(horizon, self._block):
             n = self._passed(cutoff, shorter)
-            logs = self._ratios(shorter, n)
-            weight = 0.5 ** ((cutoff - self._steps[:n] - shorter) / half_life)
+            remembered = range(max(0, n - MOST_LOOKS), n)
+            logs = np.array([self._ratio(i, shorter) for i in remembered])
+            weight = 0.5 ** ((cutoff - self._steps[remembered.start : n] - shorter) / half_life)
             weight = np.where(np.isnan(logs), 0, weight)
             total, sums = total + weight.sum(), sums + (weight * np.nan_to_num(logs)).sum()
         return float(np.exp(sums / total))
 
-    def _ratios(self, horizon: int, n: int) -> NDArray[np.float64]:
-        """Logarithms of found over told at the first *n* looks, of sums over experts, shape (n,)."""
-        logs = self._logs.setdefault(horizon, [])
-        logs += [self._ratio(self._look(rows), horizon) for rows in self._rows[len(logs) : n]]
-        return np.array(logs[:n])
-
-    def _ratio(self, look: _Look, horizon: int) -> float:
-        """NaN where no step of the horizon was logged."""
-        found, told = np.abs(self._error(look, horizon)).sum(), total_error(look.outlook.deviation(horizon))
-        # What stands still is told and found to be 0.
-        return float(np.clip(np.log((found + 1e-12) / (told + 1e-12)), -MOST, MOST))
+    def _ratio(self, i: int, horizon: int) -> float:
+        """Logarithm of found over told at a look, of sums over experts; NaN where no step of the horizon was logged."""
+        if (i, horizon) not in self._logs:
+            look = self._look(self._rows[i])
+            found, told = np.abs(self._error(look, horizon)).sum(), total_error(look.outlook.deviation(horizon))
+            # What stands still is told and found to be 0.
+            self._logs[i, horizon] = float(np.clip(np.log((found + 1e-12) / (told + 1e-12)), -MOST, MOST))
+        return self._logs[i, horizon]
 
     def _error(self, look: _Look, horizon: int) -> Shares:
         after = self.load.after(look.step, horizon)
@@ -168,18 +167,30 @@ class Experience:
 
     def _reach(self, cutoff: int, horizon: int) -> dict[int, float]:
         """Logarithms of what the quantiles are multiplied by, after the looks that had passed at *cutoff*."""
-        known = self._reaches.setdefault(horizon, [dict(BEGIN)])
-        for n in range(len(known) - 1, self._passed(cutoff, horizon)):
+        passed = self._passed(cutoff, horizon)
+        begin = self._begin(passed, horizon)
+        known = self._reaches.setdefault((begin, horizon), [dict(BEGIN)])
+        for n in range(begin + len(known) - 1, passed):
             look = self._look(self._rows[n])
-            if self._passed(look.step, horizon) < LEARNED:  # that would judge what was assumed
+            learned = self._passed(look.step, horizon) - begin
+            if learned < LEARNED:  # that would judge what was assumed
                 known.append(known[-1])
                 continue
-            in_force = known[self._passed(look.step, horizon)]  # at the time, not what was learned since
+            in_force = known[learned]  # at the time, not what was learned since
             told = look.outlook.deviation(horizon) * self._scale(look.step, horizon)
             apart = np.abs(self._error(look, horizon))
             missed = {p: (apart > told * q * np.exp(in_force[p])).mean() for p, q in QUANTILES.items()}
             known.append({p: log + STEP[p] * (missed[p] - (1 - p / 100)) for p, log in known[-1].items()})
-        return known[self._passed(cutoff, horizon)]
+        return known[passed - begin]
+
+    def _begin(self, passed: int, horizon: int) -> int:
+        """The look that a reach begins to learn at: once or twice what is remembered before the last one *passed*.
+
+        What is remembered is counted from where the horizon of the first look has passed. Many cutoffs share a
+        beginning, and so what was learned from there on.
+        """
+        remembered = MOST_LOOKS + horizon // (EVERY * self._block)
+        return max(0, passed // remembered - 1) * remembered
 
 
 def _halves(horizon: int, block: int) -> list[int]:

@@ -15,23 +15,33 @@ Windows = Mapping[int, Sequence[int]]
 # The first look is early, inside the transient state; then the paper's distance of 1,000 steps.
 FIRST_CUTOFF = 500
 CUTOFF_EVERY = 1000
+# Cutoffs after the first one that are looked at unless their distance is given: more say little more.
+MOST_CUTOFFS = 50
 # Of a sparse log: as many logged steps as the default distance has where every 40th is logged.
 ROWS_APART = 25
 
 
-def default_cutoffs(trace: LoadTrace, first: int = FIRST_CUTOFF, every: int = CUTOFF_EVERY) -> list[int]:
+def default_cutoffs(trace: LoadTrace, first: int = FIRST_CUTOFF, every: int | None = None) -> list[int]:
     """*first*, then every multiple of *every* after it, up to the end of the trace.
 
-    Counted from the last multiple of *every* at or before the first step, so that a trace that
+    *every* is what `cutoffs_apart` says if None.
+    Counted from the last multiple of *every*, or of `CUTOFF_EVERY`, at or before the first step, so that a trace that
     begins at step 100,000 is treated as one that begins at 0. Where steps were logged far apart, cutoffs are so
     far apart, and the first so late, that `ROWS_APART` logged steps lie between two.
     """
     start, end = int(trace.steps[0]), int(trace.steps[-1])
+    every = every or cutoffs_apart(trace)
     if ROWS_APART * trace.stride > every:
         return [int(step) for step in trace.steps[ROWS_APART - 1 :: ROWS_APART]]
-    origin = start - start % every
+    origin = start - start % min(every, CUTOFF_EVERY)
     later = range(origin + every * (first // every + 1), end + 1, every)
     return [cutoff for cutoff in [origin + first, *later] if start <= cutoff <= end]
+
+
+def cutoffs_apart(trace: LoadTrace) -> int:
+    """Steps between two default cutoffs: `CUTOFF_EVERY`, or as many times that as leave `MOST_CUTOFFS` of them."""
+    length = int(trace.steps[-1] - trace.steps[0]) + 1
+    return CUTOFF_EVERY * -(-length // (CUTOFF_EVERY * MOST_CUTOFFS))
 
 
 def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int]:

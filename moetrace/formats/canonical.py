@@ -18,8 +18,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,9 @@ from moetrace.formats.metadata import DIGEST_KEY, DOCUMENT_KEY, SCHEMA_VERSION, 
 from moetrace.formats.stream.cells import Block
 from moetrace.formats.stream.prefetch import prefetch
 from moetrace.trace import Counts, LoadTrace, Steps, TraceInfo
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
 
 # Cells written at a time, a row group for each layer: large enough that the work is done in NumPy and
 # pages are worth their overhead, small enough that so many of any trace fit in memory.
@@ -257,14 +261,16 @@ def open_trace(path: str | Path) -> LoadTrace:
 def _open(path: Path) -> LoadTrace:
     import pyarrow.parquet as pq
 
-    document = read_document(path)
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        groups = document["row_groups"]
-        if file.num_row_groups != len(groups):
-            raise damaged(path, "its row groups are not those it was written with")
-        by_layer = {entry["layer"]: entry["digest"] for entry in document["layers"]}
-        first = next(iter(by_layer))
-        table = file.read_row_groups([i for i, layer in enumerate(groups) if layer == first], columns=["step"])
+    footer = pq.read_metadata(path)
+    document = read_document(path, footer)
+    if footer.num_row_groups != len(document["row_groups"]):
+        raise damaged(path, "its row groups are not those it was written with")
+    by_layer = {entry["layer"]: entry["digest"] for entry in document["layers"]}
+    groups: dict[int, list[int]] = {layer: [] for layer in by_layer}
+    for i, layer in enumerate(document["row_groups"]):
+        groups[layer].append(i)
+    with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
+        table = file.read_row_groups(next(iter(groups.values())), columns=["step"])
     steps = to_numpy(table.column("step"))
     if len(steps) != document["steps"]["rows"] or digest_of(steps) != document["steps"]["digest"]:
         raise damaged(path, "its steps are not those it was written with")
@@ -274,10 +280,25 @@ def _open(path: Path) -> LoadTrace:
 
     def read_layer(number: int) -> Counts:
         with damage_named(path):
-            mine = [i for i, layer in enumerate(groups) if layer == number]
-            return _read_layer(path, number, mine, steps, experts, by_layer[number])
+            return _read_layer(path, number, groups[number], steps, experts, by_layer[number])
 
     return LoadTrace(info_of(path, document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)
+
+
+def _footer(path: Path) -> FileMetaData:
+    """The footer of the file that lies at *path* now, parsed once in a process: with many layers it is long.
+
+    Whatever it says, what is read of a layer has the digest of that layer, or the file is damaged.
+    """
+    now = path.stat()
+    return _parsed_footer(path, now.st_ino, now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=8)
+def _parsed_footer(path: Path, *_version: int) -> FileMetaData:
+    import pyarrow.parquet as pq
+
+    return pq.read_metadata(path)
 
 
 def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, experts: int, digest: str) -> Counts:
@@ -286,7 +307,7 @@ def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, expert
 
     counts = np.empty((len(steps), experts), np.int64)
     found, row = hashlib.sha256(), 0
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    with pq.ParquetFile(path, metadata=_footer(path), page_checksum_verification=True) as file:
         for group in groups:
             table = file.read_row_group(group)
             rows = slice(row, row + table.num_rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from moetrace.errors import TraceError, printable
 from moetrace.formats.errors import damaged
 from moetrace.trace import Finding, TraceInfo
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData
 
 SCHEMA_VERSION = 1
 DOCUMENT_KEY = "moetrace.trace"
@@ -27,11 +30,9 @@ def digest_of(data: bytes | NDArray[np.int64]) -> str:
     return hashlib.sha256(raw).hexdigest()
 
 
-def read_document(path: Path) -> dict[str, Any]:
-    """The document of the canonical file at *path*; raises `TraceError` for none, damage, or a later version."""
-    import pyarrow.parquet as pq
-
-    keys = pq.read_metadata(path).metadata or {}
+def read_document(path: Path, footer: FileMetaData) -> dict[str, Any]:
+    """The document in the *footer* of the file at *path*; raises `TraceError` for none, damage, or a later version."""
+    keys = footer.metadata or {}
     text, digest = keys.get(DOCUMENT_KEY.encode()), keys.get(DIGEST_KEY.encode())
     if text is None and digest is None:
         raise TraceError(str(path), "is not a trace that moetrace wrote", f"run `moetrace ingest {path}` first")

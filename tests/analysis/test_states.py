@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from moetrace import LoadTrace, classify, fluctuation, state_at
+from moetrace.analysis import noise, states
 from moetrace.analysis.borders import Changes
 from moetrace.analysis.movement import movement
 from moetrace.analysis.outlook import expected_movement
@@ -532,3 +533,30 @@ def test_fluctuation_leaves_out_windows_longer_than_the_trace():
 
     assert [10, 100] == [found.window for found in fluctuation(load)]
     assert [] == fluctuation(load.last(9))
+
+
+def test_the_state_at_a_cutoff_is_that_of_the_whole_history(monkeypatch):
+    """Where little of it is looked at: it settles, moves a little for long, and is stable still."""
+    course = Course(steps=9000, experts=8, tokens=50_000, changes=((1, 0.02), (2500, 0.00002), (5000, 0.008)))
+    load, rule = synthetic_trace([course]).layer(0), replace(RULE, unsettle_above=0.5)
+    looked_at, judged = [], states._judged
+    monkeypatch.setattr(states, "_judged", lambda part, rule: looked_at.append(len(part.steps)) or judged(part, rule))
+
+    assert [TRANSIENT, STABLE] == [run.state for run in judged(load, rule).runs]
+    assert not any(run.state == STABLE for run in judged(load.last(2000), rule).runs)
+    assert STABLE == states._state_now(load, rule, 2000)
+    assert [2000, 4000, 8000] == looked_at
+    assert TRANSIENT == states._state_now(load.until(2000), rule, 500)
+
+
+@pytest.mark.parametrize(("rows", "experts"), [(3000, 8), (1999, 1), (400, 300)])
+def test_work_on_some_values_at_a_time_changes_nothing(monkeypatch, rows, experts):
+    """Movement, its noise, and the noise of a step, to rounding."""
+    counts = np.random.default_rng(rows).multinomial(20 * experts, np.full(experts, 1 / experts), size=rows)
+    load = LoadTrace.from_counts(counts[:, None]).layer(0)
+    whole = [*movement(load, 200), *noise._scatter(load, 10)]
+    monkeypatch.setattr("moetrace.analysis.movement.VALUES_AT_A_TIME", 500)
+    monkeypatch.setattr(noise, "VALUES_AT_A_TIME", 7000)
+
+    for expected, found in zip(whole, [*movement(load, 200), *noise._scatter(load, 10)]):
+        assert np.asarray(expected) == pytest.approx(np.asarray(found), rel=1e-12)

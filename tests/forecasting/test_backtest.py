@@ -9,9 +9,9 @@ import pytest
 from moetrace import LoadTrace, SettingError, TooShortError, evaluate, predictor
 from moetrace.forecasting.layers import repaired
 from moetrace.forecasting.predictors import PREDICTORS, base
-from moetrace.forecasting.windows import default_cutoffs, longest_scorable, scorable
+from moetrace.forecasting.windows import cutoffs_apart, default_cutoffs, longest_scorable, scorable
 from moetrace.synthetic import settling, synthetic_trace
-from moetrace.trace import LayerLoad
+from moetrace.trace import LayerLoad, TraceInfo
 
 
 @dataclass(frozen=True)
@@ -274,3 +274,24 @@ def test_a_run_is_not_predicted_by_what_was_trained_on_it(even):
     """That would be no test."""
     with pytest.raises(SettingError, match="even itself"):
         evaluate(even, [WatchingAll()], [10], [30], train_on=[even])
+
+
+@pytest.mark.parametrize(("steps", "apart"), [(12_000, 1000), (50_000, 1000), (50_001, 2000), (10_000_000, 200_000)])
+def test_a_long_trace_has_no_more_cutoffs_than_others(steps, apart):
+    """Fifty after the first, thousands of steps apart; as many as were asked for where they were."""
+    trace = LoadTrace(TraceInfo("long"), np.arange(steps), (0,), 2, dict)
+    found = default_cutoffs(trace)
+
+    assert 500 == found[0]
+    assert apart == found[1] == cutoffs_apart(trace)
+    assert {apart} == set(np.diff(found[1:]).tolist())
+    assert len(found) <= 51
+    assert (steps - 1) // 1000 + 1 == len(default_cutoffs(trace, every=1000))
+
+
+def test_a_long_sparse_trace_has_no_more_cutoffs_than_others():
+    """However few of its steps were logged."""
+    for rows in (100, 1250, 1300, 100_000):
+        trace = LoadTrace(TraceInfo("sparse"), 10_000 * np.arange(1, rows + 1), (0,), 2, dict)
+
+        assert len(default_cutoffs(trace)) <= 51

@@ -9,6 +9,7 @@ from scipy.stats import foldnorm, norm
 from moetrace import LoadTrace, evaluate, means_frame, predictor
 from moetrace.analysis.outlook import Outlook
 from moetrace.analysis.variogram import motion
+from moetrace.forecasting import intervals
 from moetrace.forecasting.intervals import Expectation, Experience, _halves, bounds
 from moetrace.synthetic import Course, synthetic_trace
 
@@ -249,3 +250,39 @@ def test_the_forecast_after_the_end_expects_what_a_score_there_would():
     assert scored.scores["expected_error"].tolist() == pytest.approx([alone.expected_error])
     assert scored.shares["low_80"].tolist() == pytest.approx(means["low_80"].tolist())
     assert alone.expected_error > 0
+
+
+def test_looks_that_are_not_remembered_change_nothing_in_a_trace_as_long_as_the_samples(monkeypatch):
+    """To the last bit, at the end of 12,000 steps, over short and long horizons."""
+    load = replace(wandering(6, 8, 2000, 0.002, None).layer(0), steps=np.arange(7000) * 2)  # 14,000 steps
+    found = [Experience(load).expectation(12_000, horizon) for horizon in (100, 1000, 4000)]
+    monkeypatch.setattr(intervals, "MOST_LOOKS", 10**6)
+
+    for horizon, some in zip((100, 1000, 4000), found):
+        every = Experience(load).expectation(12_000, horizon)
+        assert (every.reach, every.deviation.tolist()) == (some.reach, some.deviation.tolist())
+
+
+def test_a_long_past_is_not_looked_at(monkeypatch):
+    """The looks of a cutoff are bounded wherever it lies, and without what came before them it expects the same."""
+    monkeypatch.setattr(intervals, "MOST_LOOKS", 20)
+    counts = np.random.default_rng(7).multinomial(2000, [0.4, 0.3, 0.2, 0.1], size=60_000)
+    load = LoadTrace.from_counts(counts[:, None]).layer(0)
+    remembered = 100 * (20 + 500 // 100)  # steps
+    experience = Experience(load)
+    found = experience.expectation(59_000, 500)
+    late = Experience(load.between(1 + 4 * remembered, 60_000)).expectation(59_000, 500)
+
+    assert len(experience._looks) <= 3 * 25 + 1
+    assert min(experience._looks) > 59_000 - 3 * remembered - 500
+    assert (found.reach, found.deviation.tolist()) == (late.reach, late.deviation.tolist())
+
+
+def test_after_a_gap_beyond_all_memory_what_was_assumed_stands():
+    """No weight is left to divide by: a warning would be an error."""
+    counts = np.random.default_rng(0).multinomial(500, [0.6, 0.4], size=1500)
+    steps = np.where(np.arange(1500) < 700, 1, 10**7) + np.arange(1500)
+    load = LoadTrace.from_counts(counts[:, None], steps=steps).layer(0)
+    cutoff = int(steps[705])
+
+    assert 0.5 == pytest.approx(Experience(load)._scale(cutoff, 1000))

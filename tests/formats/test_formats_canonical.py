@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 
+import cloudpickle
 import duckdb
 import numpy as np
 import pandas as pd
@@ -168,3 +169,39 @@ def test_the_sample_trace_is_what_its_card_says(tmp_path):
 
     assert (len(trace.steps), trace.layers, trace.experts) == (12_000, (2, 4, 6, 8), 8)
     assert info.tokens_per_step == 2048
+
+
+def test_the_footer_is_parsed_once_for_all_layers(saved, monkeypatch):
+    """With thousands of layers it is long."""
+    trace, parsed, read = open_trace(saved), [], pq.read_metadata
+    monkeypatch.setattr(pq, "read_metadata", lambda path: parsed.append(path) or read(path))
+
+    for _ in range(2):
+        for layer in trace.layers:
+            assert trace.layer(layer).counts.shape == (len(trace.steps), trace.experts)
+    assert len(parsed) <= 1
+
+
+def test_a_file_that_was_replaced_meanwhile_is_noticed(saved, small):
+    """By the digests; the layers that are the same are read."""
+    trace = open_trace(saved)
+    first, *others = trace.layers
+    trace.layer(first)
+    changed = small.counts.copy()
+    changed[:, 1:] += 1
+    save_trace(LoadTrace.from_counts(changed, layers=small.layers, steps=small.steps), saved)
+
+    assert np.array_equal(small.layer(first).counts, trace.layer(first).counts)
+    for layer in others:
+        with pytest.raises(TraceError, match="not as it was written"):
+            trace.layer(layer)
+
+
+def test_a_trace_goes_to_another_process_without_its_footer(saved):
+    """What is sent is small, and reads the same."""
+    trace = open_trace(saved)
+    trace.layer(trace.layers[0])
+    sent = cloudpickle.dumps(trace)
+
+    assert b"FileMetaData" not in sent
+    assert np.array_equal(trace.counts, cloudpickle.loads(sent).counts)

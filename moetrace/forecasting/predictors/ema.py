@@ -11,6 +11,9 @@ from moetrace.errors import SettingError
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, constant
 from moetrace.trace import LayerLoad
 
+# Steps that weigh less than this are not looked at.
+NOTHING = 1e-18
+
 
 @dataclass(frozen=True)
 class Ema(Predictor, Fitted):
@@ -29,6 +32,7 @@ class Ema(Predictor, Fitted):
 
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """Constant shares."""
-        age = np.arange(len(history.steps))[::-1]
-        weight = self.decay**age
-        return Forecast(constant(weight @ history.shares / weight.sum(), horizon))
+        rows = min(len(history.steps), int(np.log(NOTHING) / np.log(self.decay)) + 1)
+        weight = self.decay ** np.arange(rows)[::-1]
+        recent = history.counts[-rows:] / history.totals[-rows:, None]
+        return Forecast(constant(weight @ recent / weight.sum(), horizon))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moetrace.analysis.jumps import since_jump
-from moetrace.analysis.level import HISTORY, gain_of, last_level
+from moetrace.analysis.level import HISTORY, REMEMBERED, gain_of, last_level
 from moetrace.analysis.variogram import BLOCK, block_means
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, ramp
 from moetrace.trace import LayerLoad, rows_of
@@ -43,6 +43,6 @@ class Level(Predictor, Fitted):
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """The level, and the damped trend if there is one."""
         present = since_jump(history)
-        means = block_means(present, min(len(present.steps), history.rows(BLOCK)))
+        means = block_means(present.last(REMEMBERED), min(len(present.steps), history.rows(BLOCK)))
         level = last_level(means, gain_of(present, self.history))
         return Forecast(ramp(level, present, self.trend, horizon))
