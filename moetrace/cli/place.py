@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -45,6 +46,20 @@ def place(
         float,
         typer.Option(min=0, help="Keep a plan that no new one betters by this part of the mean load.", metavar="PART"),
     ] = 0.0,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0, help="Keep a plan whose predicted peak is this near to the lowest.", metavar="PART"),
+    ] = 0.01,
+    plan: Annotated[
+        Path | None,
+        typer.Option(help="The plan that runs today: scored, and changed by few moves.", metavar="FILE"),
+    ] = None,
+    expert_bytes: Annotated[
+        float | None, typer.Option(min=0, help="Bytes of one expert: what is moved is told in bytes, too.")
+    ] = None,
+    model_layers: Annotated[
+        int, typer.Option(min=0, help="Layers of the model: files have a row for those without a plan.")
+    ] = 0,
     replan: Annotated[
         str | None,
         typer.Option(help="Compare plans made every so many steps, such as 500,1000,4000.", metavar="STEPS"),
@@ -65,6 +80,7 @@ def place(
     Example: moetrace place gpt-moe-8e-a --gpus 4 --predictor auto --predictor sw_avg
     """
     from moetrace.analysis.tables import stacked
+    from moetrace.placement.running import running_plan
     from moetrace.placement.study import place as place_trace
     from moetrace.report.tables import records
 
@@ -72,17 +88,19 @@ def place(
         raise typer.BadParameter("say how many GPUs share the experts: moetrace place gpt-moe-8e-a --gpus 4")
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     every = steps_of(replan) if replan else []
-    files: list[str] = []
+    deployed: list[dict[str, str]] = []
     figures: list[str] = []
 
     def one(given: str, trace: LoadTrace, progress: Report) -> Placement:
         cutoffs = protocol.looks(trace, [horizon])
+        force = running_plan(plan, trace.layers, trace.experts, gpus) if plan is not None else None
         placed = place_trace(
             trace, predictors, gpus, redundant, horizon, cutoffs, progress,
-            least_gain=least_gain, replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
+            least_gain=least_gain, tolerance=tolerance, running=force, expert_bytes=expert_bytes,
+            replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         shared.note_reused(trace.name, placed.computed, placed.reused)
-        files.extend(_write_plans(shared, given, placed, f"the next {horizon:,} steps"))
+        deployed.extend(_write_plans(shared, given, placed, f"the next {horizon:,} steps", model_layers))
         figures.extend(_draw(shared, given, placed, gpus))
         _note_holding(shared, placed, every)
         return placed
@@ -100,7 +118,8 @@ def place(
             "How often to plan", frames["replanning"], REPLANNING_COLUMNS, by=("trace", "strategy"), rows=printed
         )
         tables["stretches"] = Table("Stretches between plans", frames["stretches"])
-    document: dict[str, Any] = {"gpus": gpus, "redundant": redundant, "horizon": horizon, "files": files}
+    document: dict[str, Any] = {"gpus": gpus, "redundant": redundant, "horizon": horizon}
+    document |= {"files": [own["path"] for own in deployed], "deploy": deployed}
     document |= {"figures": figures, "trained_on": protocol.trained_on(shared)}
     document |= {name: records(table.frame) for name, table in tables.items()}
     screens = [_screen(part, gpus, shared) for _, part in frames["summary"].groupby("trace", sort=False)]
@@ -114,8 +133,8 @@ def _screen(summary: pd.DataFrame, gpus: int, shared: Shared) -> Screen:
     return place_screen(summary, worth(summary, gpus, "").sentence, every=shared.all)
 
 
-def _write_plans(shared: Shared, given: str, placed: Placement, coming: str) -> list[str]:
-    """Write the plan to deploy in every format there is; the files."""
+def _write_plans(shared: Shared, given: str, placed: Placement, coming: str, model_layers: int) -> list[dict[str, str]]:
+    """Write the plan to deploy in every format there is; of each file its path, its system and the flags it needs."""
     from moetrace.files import write_bytes
     from moetrace.placement.expert_maps import MAPS
 
@@ -126,17 +145,17 @@ def _write_plans(shared: Shared, given: str, placed: Placement, coming: str) -> 
         return []
     stem = shared.folder().result_path("place", given, f"{len(placed.slots[min(placed.slots)])}-gpus")
     shared.note(f"wrote the plan by {placed.best} for {coming} to {stem.parent}, in it:")
-    files = []
+    deployed = []
     for kind in MAPS:
         try:
-            text = kind.text(placed.slots)
+            text = kind.text(placed.slots, model_layers)
         except SettingError as error:
             say(f"no plan for {kind.readers}: {error}")
             continue
         path = write_bytes(stem.with_name(stem.name + kind.ending), text.encode())
-        files.append(str(path))
-        shared.note(f"  {path.name} for {kind.readers}")
-    return files
+        deployed.append({"path": str(path), "system": kind.readers, "flags": kind.flags(placed.slots, str(path))})
+        shared.note(f"  {path.name} for {kind.readers}: {kind.flags(placed.slots, path.name)}")
+    return deployed
 
 
 def _draw(shared: Shared, given: str, placed: Placement, gpus: int) -> list[str]:

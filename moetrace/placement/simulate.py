@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from moetrace.analysis.states import state_at
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.summary import DIFFERENCE, summarise
-from moetrace.placement.plan import TOLERANCE, evenness, in_order, place, replan, slots_of
+from moetrace.placement.plan import TOLERANCE, Plan, evenness, in_order, place, replan, slots_of
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 
 if TYPE_CHECKING:
     import pandas as pd
 
 IN_ORDER = "in_order"
+# The plan that runs today, where it was given; it is never changed.
+IN_FORCE = "in_force"
 WINDOW_MEAN = "window_mean"
 ORACLE = "oracle"
 # What serving systems plan by: the load of the last 1,000 passes (SGLang, vLLM).
@@ -31,13 +33,15 @@ def simulate(
     redundant: int = 0,
     least_gain: float = 0.0,
     tolerance: float = TOLERANCE,
+    running: Mapping[int, Plan] | None = None,
 ) -> pd.DataFrame:
     """One row per layer, horizon, cutoff and strategy: a plan made at the cutoff, on the load of the horizon after it.
 
     The strategies: ``in_order``, neighbours together; the forecast of each predictor of *test*;
     ``window_mean``, the load of the last 1,000 steps; ``oracle``, the load that came. *moved* is the
-    part of the slots that change from the plan of the cutoff before, from ``in_order`` at the first. Plans are changed
-    as `replan` does with *least_gain* and *tolerance*; the oracle's are as even as can be.
+    part of the slots that change from the plan of the cutoff before, at the first from ``in_order``, or from the plan
+    that is *running*, by layer, which is then scored as ``in_force``. Plans are changed as `replan` does with
+    *least_gain* and *tolerance*; the oracle's are as even as can be.
     One layer at a time. Raises `SettingError` where the slots do not fill the *gpus* evenly.
 
     >>> import moetrace as mt
@@ -50,18 +54,20 @@ def simulate(
 
     rows: list[dict[str, Any]] = []
     states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
-    start = in_order(trace.experts, gpus, redundant)
+    plain = in_order(trace.experts, gpus, redundant)
     slots_of(trace.experts, gpus, redundant)
     for layer in trace.layers if len(test.shares) else ():
         known = Strategies.of(trace.layer(layer), test)
-        for horizon, strategy in product(known.horizons, known.strategies):
-            last = start
+        force = running[layer] if running else plain
+        strategies = [IN_ORDER, *([IN_FORCE] if running else []), *known.strategies[1:]]
+        for horizon, strategy in product(known.horizons, strategies):
+            last = plain if strategy == IN_ORDER else force
             for cutoff in known.cutoffs(horizon):
                 share = known.shares(strategy, cutoff, horizon)
-                if share is None and strategy != IN_ORDER:
+                if share is None and strategy not in (IN_ORDER, IN_FORCE):
                     continue
                 near = 0.0 if strategy == ORACLE else tolerance
-                before, last = last, start if share is None else replan(last, share, redundant, least_gain, near)
+                before, last = last, last if share is None else replan(last, share, redundant, least_gain, near)
                 key = (trace.name, layer, horizon, cutoff, states[layer, cutoff], strategy)
                 found = evenness(last, known.load.after(cutoff, horizon).counts)
                 rows.append(dict(zip(SCORE_COLUMNS, (*key, *found, last.moved(before)))))
@@ -150,11 +156,18 @@ def ending_states(trace: LoadTrace) -> dict[int, str]:
     return {load.layer: state_at(load, int(load.steps[-1])) for load in trace.by_layer()}
 
 
-def plans_frame(trace: LoadTrace, means: pd.DataFrame, predictor: str, gpus: int, redundant: int = 0) -> pd.DataFrame:
+def plans_frame(
+    trace: LoadTrace,
+    means: pd.DataFrame,
+    predictor: str,
+    gpus: int,
+    redundant: int = 0,
+    running: Mapping[int, Plan] | None = None,
+) -> pd.DataFrame:
     """The plan of each layer for the steps after the end of *trace*: one row per layer and GPU, with its experts.
 
     They have the numbers that they have in the source. *means* is that of `means_frame`. *expected* is the part of
-    the layer's load on the GPU if the forecast is right.
+    the layer's load on the GPU if the forecast is right. Planned from nothing, or from the plan that is *running*.
     """
     import pandas as pd
 
@@ -162,7 +175,9 @@ def plans_frame(trace: LoadTrace, means: pd.DataFrame, predictor: str, gpus: int
     rows = []
     for layer, experts in own.groupby("layer", sort=False):
         share = experts["share"].to_numpy()
-        plan = place(share, gpus, redundant).aligned(in_order(len(share), gpus, redundant))
+        plain = in_order(len(share), gpus, redundant)
+        fresh = None if running else place(share, gpus, redundant).aligned(plain)
+        plan = fresh or replan(running[layer], share, redundant)  # type: ignore[index]
         key = {"trace": trace.name, "layer": layer, "predictor": predictor}
         for gpu, (held, expected) in enumerate(zip(plan.experts, plan.parts @ share)):
             numbers = [trace.info.first_expert + expert for expert in held]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
-from moetrace.placement.plan import slots_of
+from moetrace.placement.plan import TOLERANCE, Plan, slots_of
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
 from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
 from moetrace.trace import LoadTrace
@@ -60,6 +60,9 @@ def place(
     progress: Progress | None = None,
     *,
     least_gain: float = 0.0,
+    tolerance: float = TOLERANCE,
+    running: Mapping[int, Plan] | None = None,
+    expert_bytes: float | None = None,
     replan_every: Sequence[int] = (),
     first: int = FIRST_CUTOFF,
     train_on: Sequence[LoadTrace] = (),
@@ -69,10 +72,10 @@ def place(
 ) -> Placement:
     """Put the experts of *trace* on *gpus* by every forecast, and score the plans on the load that then came.
 
-    *redundant* slots hold further replicas of busy experts. A plan is for the next *horizon* steps; one that
-    promises no more than *least_gain* of the mean load is not made. With *replan_every* the trace is replayed
-    for one who plans so often, from *first* steps on. *cutoffs*, *train_on*, *results* and *run* are those of
-    `evaluate`.
+    *redundant* slots hold further replicas of busy experts. A plan is for the next *horizon* steps, and changes the
+    one before as `replan` does with *least_gain* and *tolerance*, at first the one that is *running*, by layer. An
+    expert has so many *expert_bytes*. With *replan_every* the trace is replayed for one who plans so often, from
+    *first* steps on. *cutoffs*, *train_on*, *results* and *run* are those of `evaluate`.
     Raises `SettingError` where the slots do not fill the GPUs evenly, or distances of plans do not fit.
 
     >>> import moetrace as mt
@@ -85,21 +88,26 @@ def place(
     windows = replanning_windows(trace, replan_every, first) if replan_every else {}
     shared = {"train_on": train_on, "results": results, "run": run}
     test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **shared)  # type: ignore[arg-type]
-    scores = simulate(trace, test, gpus, redundant, least_gain)
+    scores = simulate(trace, test, gpus, redundant, least_gain, tolerance, running)
     means = means_frame(test.forecasts(), horizon)
     able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
     best = best_strategy(scores, able, ending_states(trace))
+    all_bytes = (
+        (trace.experts + redundant) * len(trace.layers) * (float("nan") if expert_bytes is None else expert_bytes)
+    )
+    summary = placement_summary(scores, seed)
     frames = {
-        "summary": placement_summary(scores, seed),
-        "plans": plans_frame(trace, means, best, gpus, redundant),
+        "summary": summary.assign(moved_bytes=summary["moved"] * all_bytes),
+        "plans": plans_frame(trace, means, best, gpus, redundant, running),
         "scores": scores,
     }
     done = Placement(trace.name, frames, best, {}, test.computed, test.reused, trace.info.first_expert)
     if not replan_every:
         return done
     again = evaluate(trace, predictors, sorted(set(replan_every)), windows, progress, **shared)  # type: ignore[arg-type]
-    stretches = replanning_frame(trace, again, gpus, redundant, least_gain)
+    stretches = replanning_frame(trace, again, gpus, redundant, least_gain, tolerance)
     replanning = replanning_summary(stretches, seed)
+    replanning = replanning.assign(moved_bytes=replanning["moved"] * all_bytes)
     frames |= {"replanning": replanning, "stretches": stretches}
     planned_in = set(replanning.loc[replanning["strategy"] == best, "state"])
     holds = {state: plan_holds(replanning, best, state) for state in (TRANSIENT, STABLE) if state in planned_in}

@@ -239,7 +239,7 @@ def worth(summary: pd.DataFrame | None, gpus: int | None, command: str) -> Answe
     if not peaks:
         return Answer("Worth balancing?", "not measured", f"No plan for {gpus} GPUs could be scored on this trace.")
     plain, oracle = peaks["in_order"], peaks["oracle"]
-    forecasts = {name: peak for name, peak in peaks.items() if name not in ("in_order", "oracle")}
+    forecasts = {name: peak for name, peak in peaks.items() if name not in ("in_order", "in_force", "oracle")}
     best = min(forecasts, key=lambda name: forecasts[name])
     saved = 1 - forecasts[best] / plain
     sentence = (

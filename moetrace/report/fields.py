@@ -148,7 +148,13 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     # placement
     "gpus": (NUMBER, "GPUs that share the experts of a layer"),
     "redundant": (NUMBER, "slots for further replicas"),
-    "strategy": (TEXT, "what a plan is made by: `in_order`, a predictor, or `oracle`, who knew the load"),
+    "strategy": (
+        TEXT,
+        "what a plan is by: `in_order`, `in_force` (as it runs today), a predictor, or `oracle`, who knew the load",
+    ),
+    "deploy": (LIST, "of each file of a plan: path, system and flags"),
+    "system": (TEXT, "serving system that reads a file, or whose rules a policy follows"),
+    "flags": (TEXT, "what the system must be started with to use the file"),
     "plans": (LIST, "the plan to deploy, a row for each layer and GPU"),
     "gpu": (NUMBER, "number of a GPU"),
     "expected": (FRACTION, "share of the load that the plan expects on that GPU"),
@@ -156,6 +162,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "balance": (FRACTION, "mean over busiest GPU where every step waits for its own busiest; 1 is best"),
     "above_oracle": (MEAN_LOADS, "peak_over_mean less that of who knew the load"),
     "moved": (FRACTION, "slots that change from one plan to the next"),
+    "moved_bytes": ("bytes", "what those slots hold in all layers; null where the bytes of an expert were not given"),
     "moved_per_1000": (FRACTION, "slots that change in 1,000 steps"),
     "replan_every": (STEPS, "distance of plans; null for one plan kept to the end"),
     "replanning": (LIST, "how good plans are that are made every so many steps"),

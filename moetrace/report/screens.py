@@ -237,10 +237,12 @@ def _apart(row: dict[str, Any] | None, name: str) -> str:
 
 def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool) -> Screen:
     """What plans by each forecast leave of the imbalance of one trace, by state; most even first."""
-    names = {"in_order": "none (in order)", "oracle": "knew the load (oracle)", BASELINE: f"{BASELINE} (as EPLB does)"}
+    names = {"in_order": "none (in order)", "in_force": "as it runs today", "oracle": "knew the load (oracle)"}
     states = [state for state in (STABLE, TRANSIENT) if state in set(summary["state"])]
     by_state = {state: summary[summary["state"] == state].set_index("strategy") for state in states}
-    strategies = sorted(summary["strategy"].unique(), key=lambda name: (name != "in_order", name == "oracle", name))
+    strategies = sorted(
+        summary["strategy"].unique(), key=lambda name: (name != "in_order", name != "in_force", name == "oracle", name)
+    )
     rows = [
         {"plan by": names.get(name, str(name))}
         | {state: _peak(rows, name, "peak_over_mean") for state, rows in by_state.items()}
@@ -254,7 +256,18 @@ def _peak(rows: pd.DataFrame, name: str, measure: str) -> str:
     value = rows[measure].get(name)
     if value is None or value != value:
         return NOTHING
-    return percent_whole(value) if measure == "moved" else f"{value:.2f}x"
+    if measure != "moved":
+        return f"{value:.2f}x"
+    size = rows["moved_bytes"].get(name) if "moved_bytes" in rows else None
+    return percent_whole(value) + (f", {bytes_of(size)}" if size is not None and size == size else "")
+
+
+def bytes_of(size: float) -> str:
+    """``14 GB``: so many bytes in the largest unit that has at least one."""
+    for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
+        if size >= one:
+            return f"{size / one:.3g} {unit}"
+    return f"{size / 1e3:.3g} kB"
 
 
 # --- report --------------------------------------------------------------------------------------------------------

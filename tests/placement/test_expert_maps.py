@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from moetrace.placement.expert_maps import MAPS, ascend, sglang, tensorrt_llm
+from moetrace import TraceError
+from moetrace.placement.expert_maps import MAPS, ascend, sglang, sglang_counts, tensorrt_llm
+from moetrace.placement.running import running_plan
 
 # Two MoE layers after a dense one, six slots for five experts on three GPUs.
 SLOTS = {1: [[0, 4], [1, 2], [3, 0]], 3: [[2, 1], [0, 4], [3, 4]]}
@@ -45,3 +48,108 @@ def test_the_map_of_tensorrt_llm_is_yaml_with_whole_numbers_as_keys():
 def test_maps_have_files_of_their_own():
     """None takes the place of another."""
     assert len(MAPS) == len({kind.ending for kind in MAPS})
+
+
+def test_replicas_alone_are_counted_for_sglang():
+    """How many slots each expert has; layers up to the end of the model have their experts in order."""
+    found = json.loads(sglang_counts(SLOTS, 6))["logical_count"]
+
+    assert 6 == len(found)
+    assert ([2, 1, 1, 1, 1], [1, 1, 1, 1, 2]) == (found[1], found[3])
+
+
+def test_layers_after_those_of_the_trace_are_filled():
+    """SGLang wants every layer; TensorRT-LLM those from the first on, and stops at one that is missing."""
+    rows = json.loads(sglang(SLOTS, 6))["physical_to_logical_map"]
+    text = tensorrt_llm(SLOTS, 5)
+
+    assert (6, [0, 1, 2, 3, 4, 0]) == (len(rows), rows[5])
+    assert ["1:", "2:", "3:", "4:"] == [line.split()[0] for line in text.splitlines()[3:]]
+
+
+def test_flags_fit_the_file():
+    """The number of GPUs and of replicas; without replicas vllm-ascend needs no key for them."""
+    flags = {kind.ending: kind.flags(SLOTS, "FILE") for kind in MAPS}
+
+    assert "--init-expert-location FILE --ep-size 3 --ep-num-redundant-experts 1" == flags[".sglang.json"]
+    assert '"expert_map_path": "FILE", "num_redundant_experts": 1' in flags[".ascend.json"]
+    assert "num_redundant" not in MAPS[0].flags({0: [[0], [1]]}, "FILE")
+    assert "moe_expert_parallel_size: 3" in flags[".tensorrt-llm.yaml"]
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MAPS if kind.text is not sglang_counts], ids=lambda kind: kind.readers
+)
+def test_a_plan_that_was_written_is_read_back(kind, tmp_path):
+    """Layer by layer, GPU by GPU."""
+    path = tmp_path / f"plan{kind.ending}"
+    path.write_text(kind.text(SLOTS))
+
+    plans = running_plan(path, [1, 3], 5, 3)
+
+    assert {layer: [sorted(own) for own in gpus] for layer, gpus in SLOTS.items()} == {
+        layer: plan.experts for layer, plan in plans.items()
+    }
+
+
+def test_the_array_of_eplb_and_other_yaml_are_read(tmp_path):
+    """Rows are the MoE layers; YAML may be in one line, or a line for each slot."""
+    flat = [[0, 4, 1, 2, 3, 0], [2, 1, 0, 4, 3, 4]]
+    np.save(tmp_path / "plan.npy", np.array(flat))
+    line = f"{{initial_global_assignments: {{1: {flat[0]}, 3: {flat[1]}}}, layer_updates_per_iter: 0, num_slots: 6}}\n"
+    (tmp_path / "line.yaml").write_text(line)
+    items = "".join(f"  {n}:\n" + "".join(f"  - {e}\n" for e in row) for n, row in zip((1, 3), flat))
+    (tmp_path / "items.yml").write_text(f"num_slots: 6\ninitial_global_assignments:\n{items}")
+
+    found = [running_plan(tmp_path / name, [1, 3], 5, 3) for name in ("plan.npy", "line.yaml", "items.yml")]
+
+    assert all([[0, 4], [1, 2], [0, 3]] == plans[1].experts for plans in found)
+    assert all([[1, 2], [0, 4], [3, 4]] == plans[3].experts for plans in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("gone.json", None, "No such file"),
+        ("x.json", "[", "is not a plan that is known"),
+        ("x.json", "{}", "is not a plan that is known"),
+        ("x.json", '{"physical_to_logical_map": [[0, 1, 2]]}', "layer 1 is missing"),
+        ("x.json", '{"physical_to_logical_map": [[], [0, 1, 2, 3]]}', "4 slots do not fill 3 GPUs"),
+        ("x.json", '{"physical_to_logical_map": [[], [0, 1, 1]]}', "expert 2 is in no slot"),
+        ("x.json", '{"physical_to_logical_map": [[], [0, 1, 7]]}', "expert 2 is in no slot"),
+        ("x.json", '{"physical_to_logical_map": [[], [0, 1, 2, 3, 4, 5]]}', "expert 3 is none of the 3 experts"),
+        ("x.json", '{"physical_to_logical_map": [[], ["a"]]}', "no list of whole numbers"),
+        ("x.json", '{"physical_to_logical_map": [[], [[0], [0, 1]]]}', "no list of whole numbers"),
+        ("x.npy", "x", "is not a plan that is known"),
+        ("x.yaml", "num_slots: 3", "layer 1 is missing"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_one_line(name, text, said, tmp_path):
+    """With the file and the way out."""
+    if text is not None:
+        (tmp_path / name).write_text(text)
+
+    with pytest.raises(TraceError) as error:
+        running_plan(tmp_path / name, [1], 3, 3)
+
+    assert said in str(error.value)
+    assert name in str(error.value)
+
+
+def test_the_plan_that_runs_today_is_scored_and_changed(moetrace, settled, tmp_path):
+    """It has a row of its own; moves are counted from it, and the plan to deploy is near it."""
+    from moetrace import save_trace
+
+    save_trace(settled, tmp_path / "settled.parquet")
+    argv = ("place", tmp_path / "settled.parquet", "--gpus", "4", "--predictor", "window_mean", "--cutoffs", "3000")
+    first = moetrace(*argv, "--json").json
+    path = next(own["path"] for own in first["deploy"] if own["system"] == "SGLang")
+
+    again = moetrace(*argv, "--plan", tmp_path / "cwd" / path, "--json").json
+
+    moved = {row["strategy"]: row["moved"] for row in again["summary"] if row["state"] == "all"}
+    assert 0 == moved["in_force"]
+    assert [own["experts"] for own in first["plans"]] == [own["experts"] for own in again["plans"]]
+    assert "as it runs today" in moetrace(*argv, "--plan", tmp_path / "cwd" / path).out
+    sized = moetrace(*argv, "--plan", tmp_path / "cwd" / path, "--expert-bytes", "1e6", "--json").json["summary"]
+    assert all(row["moved_bytes"] == pytest.approx(row["moved"] * 8 * 2 * 1e6) for row in sized)

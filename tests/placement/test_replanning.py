@@ -151,6 +151,6 @@ def test_the_command_says_how_long_a_plan_holds(moetrace, settled, tmp_path):
     assert {"in_order", "level", "window_mean", "oracle"} == {row["strategy"] for row in found.json["replanning"]}
     assert {500, 1000, None} == {row["replan_every"] for row in found.json["stretches"]}
     assert "how long a plan by level holds" in found.err
-    assert 3 == len(found.json["files"])
+    assert 4 == len(found.json["files"])
     assert b"\x89PNG" == (tmp_path / "cwd" / found.json["figures"][0]).read_bytes()[:4]
     assert "one made while stable" in moetrace(*argv, "--replan", "500,1000").err
