@@ -2,7 +2,8 @@
 
     python benchmarks/size.py --sizes     # four sizes, everything but the LSTM
     python benchmarks/size.py --full 2    # 58 layers of 256 experts over 10,000 steps, by 2 processes
-    python benchmarks/size.py             # both
+    python benchmarks/size.py --edges     # very long, very deep and very wide traces
+    python benchmarks/size.py             # all of it
 
 Prints Markdown tables. Every run is a process of its own: five cutoffs, horizons of 1,000 and 2,000
 steps, scores, shares, the forecast after the end, its file and the summary. Traces are made, not
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,15 +24,19 @@ from pathlib import Path
 
 import numpy as np
 
-from moetrace import save_trace
+from moetrace import LoadTrace, save_trace
 from moetrace.forecasting.predictors import PREDICTORS, predictor
 from moetrace.synthetic import settling, synthetic_trace
+from moetrace.trace import Counts, TraceInfo
 
 SIZES = ((8, 128, 5000), (16, 128, 5000), (16, 256, 5000), (16, 256, 10_000))
 FULL = (58, 256, 10_000)
 # What the largest trace may take.
 MINUTES, MIB = 20, 2048
 HORIZONS = [1000, 2000]
+# Layers, experts and steps, the first the one that the others are beside, and the longest horizon each can score.
+EDGES = {(8, 128, 5000): 1000, (1, 8, 10_000_000): 1000, (5000, 8, 600): 100, (2, 100_000, 600): 100}
+COMMANDS = (("states",), ("predict", "--predictor", "window_mean", "--predictor", "level"))
 TOKENS_PER_EXPERT = 256
 
 
@@ -117,9 +123,59 @@ def growth(specs: list[str]) -> str:
     return "\n".join(lines)
 
 
+def make_still(path: Path, layers: int, experts: int, steps: int) -> None:
+    """Writes a trace that stands still, drawn layer by layer."""
+
+    def counts(layer: int) -> Counts:
+        rng = np.random.default_rng(layer)
+        return rng.poisson(TOKENS_PER_EXPERT * rng.uniform(0.5, 1.5, experts), (steps, experts))
+
+    numbers = tuple(range(layers))
+    save_trace(LoadTrace(TraceInfo("made"), np.arange(1, steps + 1), numbers, experts, counts), path)
+
+
+def command(path: Path, *words: str) -> tuple[float, float]:
+    """Seconds and the largest resident set in MiB of a command on the trace at *path*, in a process of its own."""
+    argv = [sys.executable, "-m", "moetrace", words[0], str(path), *words[1:], "-q", "-w", str(path.parent)]
+    began = time.perf_counter()
+    process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(argv)} ended with {process.returncode}")
+    return time.perf_counter() - began, used.ru_maxrss / 1024
+
+
+def edges() -> str:
+    """Time and memory of two commands at the edges, times those of an everyday trace."""
+    lines = [
+        "At the edges: synthetic traces that stand still; `states`, and `predict` with `window_mean` and `level` at "
+        "its default cutoffs. A layer is held as two arrays of 8 bytes for each count.",
+        "",
+        "| layers x experts x steps | million counts | counts of a layer, MiB | states: time | MiB | predict: time | MiB |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    first: list[float] = []
+    for shape, horizon in EDGES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "made.parquet"
+            make_still(path, *shape)
+            found = [
+                command(path, *words, *(["--horizon", str(horizon)] if words[0] == "predict" else []))
+                for words in COMMANDS
+            ]
+        print(f"{shape}: {found}", file=sys.stderr)
+        first = first or [seconds for seconds, _ in found]
+        cells = " | ".join(f"{seconds / of:.1f} | {mib:,.0f}" for (seconds, mib), of in zip(found, first))
+        named, layer = " x ".join(f"{n:,}" for n in shape), shape[1] * shape[2] * 8 / 2**20
+        lines.append(f"| {named} | {np.prod(shape) / 1e6:.1f} | {layer:,.1f} | {cells} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", action="store_true", help="the four sizes alone")
+    parser.add_argument("--edges", action="store_true", help="very long, deep and wide traces alone")
     parser.add_argument("--full", type=int, metavar="JOBS", help="the largest trace alone, by so many processes")
     parser.add_argument("--layers", type=int, default=FULL[0], help="of the largest trace")
     parser.add_argument("--predictor", action="append", help="these alone; repeatable")
@@ -129,6 +185,9 @@ def main() -> None:
         path, jobs, specs = json.loads(given.child)
         print(json.dumps(predict(Path(path), jobs, specs)))
         return
+    if given.edges:
+        print(edges())
+        return
     others = [name for name in PREDICTORS if name != "lstm"]
     runs = (
         {", ".join(given.predictor): given.predictor} if given.predictor else {"all but lstm": others, "lstm": ["lstm"]}
@@ -137,6 +196,8 @@ def main() -> None:
         print(growth(given.predictor or others), end="\n\n" if not given.sizes else "\n")
     if not given.sizes:
         print(full(given.layers, given.full or 2, runs))
+    if not (given.sizes or given.full or given.predictor):
+        print("", edges(), sep="\n")
 
 
 if __name__ == "__main__":

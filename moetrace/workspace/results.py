@@ -1,6 +1,6 @@
 """Kept results as files: scores, shares, forecasts and fits, each under a name that says what it depends on.
 
-    <root>/<trace>/<predictor>/layer-3.horizon-1000.<key>.<digest>.scores.parquet    the rows of `Score`
+    <root>/<trace>/<predictor>/layer-3/horizon-1000.<key>.<digest>.scores.parquet    the rows of `Score`
                                                                    .shares.parquet    what they were computed from
                                                                    .forecast.parquet  the steps after the end
                                fit.<key>.<digest>.npz, fit.<key>.<digest>.json        one fit, and its seconds
@@ -51,8 +51,9 @@ class ResultFolder:
 
     def begin(self, trace: str) -> None:
         """Remove what killed processes left half-written of a trace."""
-        for folder in (self.root / file_name(trace)).glob("*/"):
-            sweep(folder)
+        for pattern in ("*/", "*/*/"):
+            for folder in (self.root / file_name(trace)).glob(pattern):
+                sweep(folder)
 
     def handed_over(self) -> None:
         """Nothing: whoever asked reads the same files."""
@@ -140,7 +141,9 @@ class ResultFolder:
     # --- files ---
 
     def _folder(self, of: Result | SharedFit) -> Path:
-        return self.root / file_name(of.trace) / file_name(of.predictor)
+        """One for each layer, so that what is searched for a result does not grow with the layers."""
+        folder = self.root / file_name(of.trace) / file_name(of.predictor)
+        return folder / f"layer-{of.layer}" if isinstance(of, Result) else folder
 
     def _sound(self, result: Result, kind: str) -> bool:
         return self._found(self._folder(result), _stem(result), f"{kind}.parquet") is not None
@@ -178,7 +181,7 @@ class ResultFolder:
 
 
 def _stem(result: Result) -> str:
-    return f"layer-{result.layer}.horizon-{result.horizon}.{result.key}"
+    return f"horizon-{result.horizon}.{result.key}"
 
 
 def _digest(path: Path) -> str:

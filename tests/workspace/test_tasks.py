@@ -240,7 +240,7 @@ def test_results_of_one_layer_are_never_those_of_another(path, tmp_path):
     """A file that was copied over another's is noticed and made anew."""
     store = ResultFolder(tmp_path / "parts")
     expected = untimed(computed(path, "ema", results=store).scores)
-    first, second = (next(store.root.rglob(f"layer-{n}.horizon-300.*.scores.parquet")) for n in (0, 1))
+    first, second = (next(store.root.rglob(f"layer-{n}/horizon-300.*.scores.parquet")) for n in (0, 1))
     second.write_bytes(first.read_bytes())
     again = computed(path, "ema", results=store)
 
