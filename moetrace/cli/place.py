@@ -28,6 +28,11 @@ SUMMARY_COLUMNS = (
     "balance", "moved", "scored", "cutoffs",
 )  # fmt: skip
 
+POLICY_COLUMNS = (
+    "system", "window", "interval", "redundant", "balance", "peak_over_mean", "moved_per_1000", "chosen_by",
+    "recommended", "dispatch",
+)  # fmt: skip
+
 REPLANNING_COLUMNS = (
     "state", "replan_every", "peak_over_mean", "difference", "difference_low", "difference_high",
     "balance", "moved", "moved_per_1000", "scored", "cutoffs",
@@ -40,7 +45,10 @@ def place(
     shared: Shared,
     gpus: Annotated[int | None, typer.Option(min=2, help="GPUs that share the experts of a layer.")] = None,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
-    redundant: Annotated[int, typer.Option(min=0, help="Slots for second and further copies of experts.")] = 0,
+    redundant: Annotated[
+        str,
+        typer.Option(help="Slots for replicas; of several, such as 0,32,64, the first is planned.", metavar="N"),
+    ] = "0",
     horizon: Annotated[int, typer.Option(min=1, help="Steps that a plan is made for.")] = 1000,
     least_gain: Annotated[
         float,
@@ -88,6 +96,7 @@ def place(
         raise typer.BadParameter("say how many GPUs share the experts: moetrace place gpt-moe-8e-a --gpus 4")
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     every = steps_of(replan) if replan else []
+    slots = _redundant(redundant)
     deployed: list[dict[str, str]] = []
     figures: list[str] = []
 
@@ -95,9 +104,9 @@ def place(
         cutoffs = protocol.looks(trace, [horizon])
         force = running_plan(plan, trace.layers, trace.experts, gpus) if plan is not None else None
         placed = place_trace(
-            trace, predictors, gpus, redundant, horizon, cutoffs, progress,
+            trace, predictors, gpus, slots[0], horizon, cutoffs, progress,
             least_gain=least_gain, tolerance=tolerance, running=force, expert_bytes=expert_bytes,
-            replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
+            policies=slots, replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         shared.note_reused(trace.name, placed.computed, placed.reused)
         deployed.extend(_write_plans(shared, given, placed, f"the next {horizon:,} steps", model_layers))
@@ -111,6 +120,7 @@ def place(
         "summary": Table(f"Experts on {gpus} GPUs", frames["summary"], SUMMARY_COLUMNS, by=("trace", "horizon")),
         "plans": Table("Plan for the steps to come", frames["plans"]),
         "scores": Table("Scores", frames["scores"]),
+        "policies": Table("Policies", frames["policies"], POLICY_COLUMNS, by=("trace",)),
     }
     if every:
         printed = list(chain.from_iterable(placed.frames["replanning"]["strategy"] == placed.best for placed in done))
@@ -118,19 +128,32 @@ def place(
             "How often to plan", frames["replanning"], REPLANNING_COLUMNS, by=("trace", "strategy"), rows=printed
         )
         tables["stretches"] = Table("Stretches between plans", frames["stretches"])
-    document: dict[str, Any] = {"gpus": gpus, "redundant": redundant, "horizon": horizon}
+    document: dict[str, Any] = {"gpus": gpus, "redundant": slots[0], "horizon": horizon}
     document |= {"files": [own["path"] for own in deployed], "deploy": deployed}
     document |= {"figures": figures, "trained_on": protocol.trained_on(shared)}
     document |= {name: records(table.frame) for name, table in tables.items()}
-    screens = [_screen(part, gpus, shared) for _, part in frames["summary"].groupby("trace", sort=False)]
+    judged = {placed.trace: placed.verdict.as_row() for placed in done if placed.verdict}
+    document["verdict"] = next(iter(judged.values())) if len(judged) == 1 else [*judged.values()]
+    screens = [
+        _screen(part, judged.get(str(trace)), gpus, shared)
+        for trace, part in frames["summary"].groupby("trace", sort=False)
+    ]
     shared.emit(tables, document, screens)
 
 
-def _screen(summary: pd.DataFrame, gpus: int, shared: Shared) -> Screen:
-    from moetrace.report.answers import worth
+def _redundant(text: str) -> list[int]:
+    found = steps_of(text)
+    if min(found) < 0:
+        raise typer.BadParameter(f"{text!r}: slots for replicas are 0 or more")
+    return list(dict.fromkeys(found))
+
+
+def _screen(summary: pd.DataFrame, judged: dict[str, Any] | None, gpus: int, shared: Shared) -> Screen:
+    from moetrace.report.answers import verdict_notes, worth
     from moetrace.report.screens import place_screen
 
-    return place_screen(summary, worth(summary, gpus, "").sentence, every=shared.all)
+    notes = verdict_notes(judged) if judged else []
+    return place_screen(summary, worth(summary, gpus, "").sentence, every=shared.all, notes=notes)
 
 
 def _write_plans(shared: Shared, given: str, placed: Placement, coming: str, model_layers: int) -> list[dict[str, str]]:

@@ -65,6 +65,12 @@ def planned(shares: Shares, gpus: int, redundant: int) -> Packing:
     return _other_replicas(found, shares, copies, gpus) if few else found
 
 
+def greedy(shares: Shares, gpus: int, redundant: int) -> Ints:
+    """Slots (rows, gpus, slots) as EPLB's planner fills them: replicas, then the heaviest first; nothing exchanged."""
+    copies = replicas_of(shares, redundant, gpus)
+    return _packed(shares / copies, copies, gpus)
+
+
 def replicas_of(shares: Shares, redundant: int, gpus: int) -> Ints:
     """How many slots each expert gets, at most one on each GPU, shape (rows, experts)."""
     copies, each, rows = np.ones(shares.shape, np.int64), shares.copy(), np.arange(len(shares))

@@ -14,8 +14,10 @@ from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
 from moetrace.placement.plan import TOLERANCE, Plan, slots_of
+from moetrace.placement.policies import replayed
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
 from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
+from moetrace.placement.verdict import Verdict, policies_frame, verdict
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ class Placement:
     """What came of placing the experts of a trace on GPUs.
 
     *frames* are ``summary``, ``plans`` and ``scores``, and ``replanning`` and ``stretches`` where that was asked;
+    ``policies`` are those of `verdict.policies_frame`, and *verdict* is what they say, where that was asked.
     *best* is the predictor whose plans had the lowest peak in the state that each layer ends in, by which the plan to
     deploy is made. *holds* says by state for how many steps a plan holds, None for the rest of the trace.
     *computed* results are new, *reused* ones were kept. *first_expert* is the number of the first expert in the
@@ -40,6 +43,7 @@ class Placement:
     computed: int = 0
     reused: int = 0
     first_expert: int = 0
+    verdict: Verdict | None = None
 
     @property
     def slots(self) -> dict[int, list[list[int]]]:
@@ -63,6 +67,7 @@ def place(
     tolerance: float = TOLERANCE,
     running: Mapping[int, Plan] | None = None,
     expert_bytes: float | None = None,
+    policies: Sequence[int] = (),
     replan_every: Sequence[int] = (),
     first: int = FIRST_CUTOFF,
     train_on: Sequence[LoadTrace] = (),
@@ -74,7 +79,9 @@ def place(
 
     *redundant* slots hold further replicas of busy experts. A plan is for the next *horizon* steps, and changes the
     one before as `replan` does with *least_gain* and *tolerance*, at first the one that is *running*, by layer. An
-    expert has so many *expert_bytes*. With *replan_every* the trace is replayed for one who plans so often, from
+    expert has so many *expert_bytes*. With *policies*, the trace is replayed under the policies of serving systems,
+    with each of these numbers of redundant slots, and judged. With *replan_every* the trace is replayed for one who
+    plans so often, from
     *first* steps on. *cutoffs*, *train_on*, *results* and *run* are those of `evaluate`.
     Raises `SettingError` where the slots do not fill the GPUs evenly, or distances of plans do not fit.
 
@@ -84,7 +91,8 @@ def place(
     >>> [len(experts) for experts in placed.slots[0]]
     [2, 2, 2, 2]
     """
-    slots_of(trace.experts, gpus, redundant)
+    for more in (redundant, *policies):
+        slots_of(trace.experts, gpus, more)
     windows = replanning_windows(trace, replan_every, first) if replan_every else {}
     shared = {"train_on": train_on, "results": results, "run": run}
     test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **shared)  # type: ignore[arg-type]
@@ -101,7 +109,12 @@ def place(
         "plans": plans_frame(trace, means, best, gpus, redundant, running),
         "scores": scores,
     }
-    done = Placement(trace.name, frames, best, {}, test.computed, test.reused, trace.info.first_expert)
+    said = None
+    if policies:
+        replay = replayed(trace, gpus, policies, first)
+        frames["policies"] = policies_frame(replay, trace)
+        said = verdict(trace, replay, frames["policies"], gpus, expert_bytes, seed)
+    done = Placement(trace.name, frames, best, {}, test.computed, test.reused, trace.info.first_expert, said)
     if not replan_every:
         return done
     again = evaluate(trace, predictors, sorted(set(replan_every)), windows, progress, **shared)  # type: ignore[arg-type]

@@ -235,7 +235,7 @@ def _apart(row: dict[str, Any] | None, name: str) -> str:
 # --- placement -----------------------------------------------------------------------------------------------------
 
 
-def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool) -> Screen:
+def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool, notes: Sequence[str] = ()) -> Screen:
     """What plans by each forecast leave of the imbalance of one trace, by state; most even first."""
     names = {"in_order": "none (in order)", "in_force": "as it runs today", "oracle": "knew the load (oracle)"}
     states = [state for state in (STABLE, TRANSIENT) if state in set(summary["state"])]
@@ -249,7 +249,7 @@ def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool) -> Screen
         | {f"moved, {state}": _peak(rows, name, "moved") for state, rows in by_state.items()}
         for name in strategies
     ]
-    return _screen(f"{summary['trace'].iloc[0]}: {sentence}", rows, every=every)
+    return _screen(f"{summary['trace'].iloc[0]}: {sentence}", rows, every=every, notes=notes)
 
 
 def _peak(rows: pd.DataFrame, name: str, measure: str) -> str:

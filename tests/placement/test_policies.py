@@ -1,0 +1,185 @@
+"""Policies of serving systems: when they plan, from what, and what is said of them."""
+
+import dataclasses
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moetrace import LoadTrace
+from moetrace.placement.plan import in_order, place
+from moetrace.placement.policies import BLOCK, Policy, from_nothing, in_steps, launch, policies, replayed
+from moetrace.placement.verdict import policies_frame, verdict
+from moetrace.report.answers import verdict_notes
+
+
+def trace_of(shares, steps, tokens=20_000, seed=0):
+    """One layer whose load is *shares*, or turns from one to the next of them."""
+    rng = np.random.default_rng(seed)
+    parts = [rng.multinomial(tokens, share, size=(steps // len(shares), 1)) for share in shares]
+    return LoadTrace.from_counts(np.concatenate(parts), name="made")
+
+
+UNEVEN = np.array([0.3, 0.25, 0.12, 0.1, 0.08, 0.06, 0.05, 0.04])
+# The first and the last of a plan for the load before share a GPU.
+TURNED = UNEVEN[[0, 2, 4, 5, 6, 7, 3, 1]]
+
+
+@pytest.fixture(scope="module")
+def replay():
+    """A load that is uneven, and from half of the trace on uneven in another way."""
+    trace = trace_of([UNEVEN, TURNED], 6000)
+    return trace, replayed(trace, 4, [0], 500)
+
+
+def of(frame, system, interval):
+    """The rows of one policy."""
+    return frame[(frame["system"] == system) & (frame["interval"] == interval)]
+
+
+def test_every_policy_is_scored_on_the_same_blocks(replay):
+    """From the first steps on; the mean load is the same whatever the plan, and never above the peak."""
+    trace, frame = replay
+    sizes = frame.groupby(["system", "window", "interval"], dropna=False).size()
+
+    assert {len(range(500, 6000 - BLOCK + 1, BLOCK))} == set(sizes)
+    assert len(policies(len(trace.layers))) == len(sizes)
+    assert (frame["mean_load"] <= frame["block_peak"] / 1 + 1e-9).all()
+    assert (frame["block_peak"] <= frame["peak_load"] + 1e-9).all()
+    assert 1 == frame.groupby("step")["mean_load"].nunique().max()
+
+
+def test_a_policy_is_what_replaying_it_step_by_step_gives(replay):
+    """A naive twin of vLLM's defaults, planned every 3,000 steps by the last 1,000."""
+    trace, frame = replay
+    load, plan = trace.layer(0), in_order(8, 4)
+    peaks, moves = [], []
+    for step in range(500, 6000):
+        if (step - 500) % 3000 == 0:
+            new = from_nothing(plan, load.until(step).last(1000).mean_shares[None], 0)[0]
+            moves.append((step, int(np.maximum(new.held - plan.held, 0).sum())))
+            plan = new
+        peaks.append(max(plan.parts @ load.counts[np.searchsorted(load.steps, step + 1)]))
+    own = of(frame, "vLLM", 3000)
+    own = own[own["window"] == 1000]
+
+    assert own["peak_load"].tolist() == pytest.approx(np.add.reduceat(peaks, np.arange(0, len(peaks), BLOCK)).tolist())
+    assert own["moved"].sum() == moves[1][1]
+
+
+def test_who_never_plans_moves_nothing_and_who_plans_once_moves_before_it_counts(replay):
+    """The first plan is that of the start."""
+    _, frame = replay
+
+    assert 0 == frame[frame["system"].isin(["none", "static"])]["moved"].sum()
+    assert 0 < of(frame, "moetrace", 250)["moved"].sum()
+
+
+def test_a_late_plan_is_in_force_late(monkeypatch):
+    """The load of the steps between is that of the plan before."""
+    import moetrace.placement.policies as room
+
+    trace = trace_of([UNEVEN], 1500)
+    soon = Policy("soon", 1000, None, in_steps)
+    late = dataclasses.replace(soon, system="late", late=BLOCK)
+    monkeypatch.setattr(room, "policies", lambda _: [soon, late, Policy("none", 0, 0, in_steps)])
+
+    frame = replayed(trace, 4, [0], 500).pivot_table(index="step", columns="system", values="peak_load")
+
+    assert frame["late"].iloc[0] == frame["none"].iloc[0] > frame["soon"].iloc[0]
+    assert frame["late"].iloc[1] == frame["soon"].iloc[1]
+
+
+def test_plans_from_nothing_do_not_know_of_each_other():
+    """Those in steps do: what is even enough stays."""
+    before, shares = place(UNEVEN, 4), np.array([UNEVEN, TURNED, UNEVEN])
+
+    anew, changed = from_nothing(before, shares, 0), in_steps(before, shares, 0)
+
+    assert np.array_equal(anew[0].held, anew[2].held)
+    assert changed[0] is before
+    assert all(one.moved(other) <= 1 for one, other in pairwise(changed))
+
+
+def test_one_policy_is_recommended_by_the_first_half(replay):
+    """The one that moves least among those whose balance is near the best there."""
+    trace, frame = replay
+    found = policies_frame(frame, trace)
+    half = frame[frame["step"] < np.sort(frame["step"].unique())[frame["step"].nunique() // 2]]
+    balance = half.groupby(["system", "window", "interval"], dropna=False)[["mean_load", "peak_load"]].sum()
+    balance = balance["mean_load"] / balance["peak_load"]
+
+    (best,) = found[found["recommended"]].to_dict("records")
+
+    assert sorted(found["chosen_by"]) == pytest.approx(sorted(balance))
+    assert best["chosen_by"] >= found["chosen_by"].max() - 0.01
+    assert {"none", "static"}.isdisjoint(found[found["balance"] > found["balance"].max() - 0.001]["system"])
+
+
+def test_what_is_worth_it_and_what_is_not():
+    """An uneven load is, an even one is not, a short trace says nothing."""
+    said = {}
+    for name, share, steps in (("uneven", UNEVEN, 4000), ("even", np.full(8, 1 / 8), 4000), ("short", UNEVEN, 1500)):
+        trace = trace_of([share], steps, tokens=200_000)
+        frame = replayed(trace, 4, [0], 500)
+        said[name] = verdict(trace, frame, policies_frame(frame, trace), 4, 1e6)
+
+    assert {"uneven": "worth it", "even": "not worth it", "short": "not enough evidence"} == {
+        name: own.verdict for name, own in said.items()
+    }
+    uneven = said["uneven"]
+    assert uneven.saved_low <= uneven.saved <= uneven.saved_high
+    assert uneven.saved == pytest.approx(1 - 0.34 / 0.55, abs=0.01)
+    assert 4 * 0.34 == pytest.approx(uneven.floor, abs=0.01)
+    assert any("half it was not chosen on" in line for line in verdict_notes(uneven.as_row()))
+    assert "too short" in verdict_notes(said["short"].as_row())[0]
+
+
+def test_a_load_that_turns_around_ends_what_a_plan_holds(replay):
+    """The plan made at the start holds until the turn at step 3,000, give or take a block."""
+    trace, frame = replay
+
+    found = verdict(trace, frame, policies_frame(frame, trace), 4, None)
+
+    assert 2500 - BLOCK <= found.holds <= 2500
+    assert 4 <= found.enough_redundant
+
+
+def test_a_trace_without_a_block_has_no_policy():
+    """The frame has its columns all the same."""
+    trace = trace_of([UNEVEN], 300)
+    found = policies_frame(replayed(trace, 4, [0], 200), trace)
+
+    assert isinstance(found, pd.DataFrame)
+    assert "recommended" in found.columns
+
+
+@pytest.mark.parametrize(
+    ("system", "part"),
+    [
+        ("vLLM", '"window_size": 1000, "step_interval": 3000, "num_redundant_experts": 32'),
+        ("SGLang", "--eplb-rebalance-num-iterations 3000 --ep-size 8 --ep-num-redundant-experts 32"),
+        ("vllm-ascend", '"expert_heat_collection_interval": 1000'),
+        ("static", ""),
+    ],
+)
+def test_systems_are_started_with_what_was_replayed(system, part):
+    """In their own words."""
+    assert part in launch(system, 1000, 3000, 8, 32)
+
+
+def test_the_command_judges(moetrace, settled, tmp_path):
+    """A verdict, the policies with several numbers of replicas, and notes on the screen."""
+    from moetrace import save_trace
+
+    save_trace(settled, tmp_path / "settled.parquet")
+    argv = ("place", tmp_path / "settled.parquet", "--gpus", "4", "--predictor", "window_mean", "--cutoffs", "3000")
+
+    found = moetrace(*argv, "--redundant", "0,4", "--json").json
+
+    assert {0, 4} == {row["redundant"] for row in found["policies"]}
+    assert 1 == sum(row["recommended"] for row in found["policies"])
+    assert "worth it" == found["verdict"]["verdict"]
+    assert "Worth it: planned" in moetrace(*argv).out
+    assert (2, 1) == ((bad := moetrace(*argv, "--redundant", "0,3")).code, bad.err.count("\n"))
