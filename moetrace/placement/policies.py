@@ -12,7 +12,7 @@ import numpy as np
 
 from moetrace.placement.plan import Plan, in_order, place, replan
 from moetrace.placement.planner import greedy
-from moetrace.trace import LayerLoad, LoadTrace, Shares
+from moetrace.trace import LEAST_ROWS, Counts, LayerLoad, LoadTrace, Shares, Steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,9 +65,12 @@ class Policy:
     planner: Planner
     late: int = 0
 
-    def due(self, first: int, last: int) -> list[int]:
-        """The steps after which plans are made, from *first* to *last*."""
-        return [first] if self.interval is None else list(range(first, last, self.interval)) if self.interval else []
+    def due(self, steps: Steps) -> list[int]:
+        """After which of *steps* plans are made: the first, and the first logged one of each interval after it."""
+        if not self.interval or not len(steps):
+            return [int(step) for step in steps[:1] if self.interval is None]
+        _, first = np.unique((steps - steps[0]) // self.interval, return_index=True)
+        return [int(step) for step in steps[first]]
 
 
 def policies(layers: int) -> list[Policy]:
@@ -99,33 +102,55 @@ def replayed(trace: LoadTrace, gpus: int, redundants: Sequence[int], first: int)
     import pandas as pd
 
     begin = int(trace.steps[0]) + first - 1
-    rows = [
-        (trace.name, policy.system, policy.window, policy.interval, redundant, load.layer, *block)
-        for load in trace.by_layer()
-        for redundant, policy in product(redundants, policies(len(trace.layers)))
-        for block in _blocks(load, policy, in_order(load.experts, gpus, redundant), redundant, begin)
-    ]
+    rows: list[tuple[Any, ...]] = []
+    for load in trace.by_layer():
+        before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
+        for redundant, policy in product(redundants, policies(len(trace.layers))):
+            key = (trace.name, policy.system, policy.window, policy.interval, redundant, load.layer)
+            plain = in_order(load.experts, gpus, redundant)
+            rows += [(*key, *block) for block in _blocks(load, before, policy, plain, redundant, begin)]
     return pd.DataFrame(rows, columns=REPLAY_COLUMNS).astype({"interval": "Int64"})
 
 
-def _blocks(load: LayerLoad, policy: Policy, plain: Plan, redundant: int, begin: int) -> Iterator[tuple[Any, ...]]:
+def _blocks(
+    load: LayerLoad, before: Counts, policy: Policy, plain: Plan, redundant: int, begin: int
+) -> Iterator[tuple[Any, ...]]:
     """Begin, loads and moves of each block."""
     end = int(load.steps[-1])
-    due = [step for step in policy.due(begin, end) if len(load.until(step).last(policy.window).steps)]
-    shares = np.array([load.until(step).last(policy.window).mean_shares for step in due])
+    due = policy.due(load.steps[(load.steps >= begin) & (load.steps < end)])
+    shares = _window_shares(load, before, due, policy.window)
     plans = [plain, *(policy.planner(plain, shares, redundant) if len(due) else [])]
     starts = np.searchsorted(load.steps, [begin, *(step + policy.late for step in due), end], "right")
     gpu_loads = np.zeros((len(load.steps), len(plain.held)))
     for plan, (start, stop) in zip(plans, pairwise(starts)):
-        gpu_loads[start:stop] = load.counts[start:stop] @ plan.parts.T
+        if start < stop:
+            gpu_loads[start:stop] = load.counts[start:stop] @ plan.parts.T
     changed = np.array([0, *(np.maximum(new.held - old.held, 0).sum() for old, new in pairwise(plans))])
-    edges = np.arange(begin, end + 1, BLOCK)
-    for at, (start, stop) in zip(edges, pairwise(np.searchsorted(load.steps, edges, "right"))):
-        own = gpu_loads[start:stop]
-        if len(own):
-            # The first plan is made before anything is scored.
-            moves = int(changed[2:][(starts[2:-1] >= start) & (starts[2:-1] < stop)].sum())
-            yield int(at), own.mean(axis=1).sum(), own.max(axis=1).sum(), own.sum(axis=0).max(), moves
+    # Whole blocks alone, and of them those in which something was logged.
+    numbers, edges = np.unique((load.steps[starts[0] :] - begin - 1) // BLOCK, return_index=True)
+    whole = begin + (numbers + 1) * BLOCK <= end
+    if not whole.any():
+        return
+    own = gpu_loads[starts[0] :]
+    busiest = np.add.reduceat(own, edges, axis=0).max(axis=1)
+    mean, peak = (np.add.reduceat(loads, edges) for loads in (own.mean(axis=1), own.max(axis=1)))
+    # The first plan is made before anything is scored.
+    moved = np.zeros(len(edges), np.int64)
+    np.add.at(moved, np.searchsorted(edges, starts[2:-1] - starts[0], "right") - 1, changed[2:])
+    for i in np.flatnonzero(whole):
+        yield int(begin + numbers[i] * BLOCK), mean[i], peak[i], busiest[i], int(moved[i])
+
+
+def _window_shares(load: LayerLoad, before: Counts, due: Sequence[int], window: int) -> Shares:
+    """The share of each expert of the load of the last *window* steps up to each of *due*, shape (due, experts).
+
+    As `LayerLoad.last` has them; *before* (rows + 1, experts) is what was counted before each row.
+    """
+    last = np.searchsorted(load.steps, np.array(due, np.int64), "right")
+    first = np.searchsorted(load.steps, np.array(due, np.int64) - window, "right")
+    counts = before[last] - before[np.maximum(np.minimum(first, last - min(window, LEAST_ROWS)), 0)]
+    shares: Shares = counts / counts.sum(axis=1, keepdims=True)
+    return shares
 
 
 def launch(system: str, window: int, interval: int | None, gpus: int, redundant: int) -> str:

@@ -258,14 +258,14 @@ def verdict_notes(verdict: Mapping[str, Any]) -> list[str]:
     saved, low, high = (percent_whole(verdict[f"saved{end}"]) for end in ("", "_low", "_high"))
     how = f"every {verdict['interval']:,} steps" if verdict["interval"] else "once" if verdict["window"] else "never"
     window = f", by the last {verdict['window']:,}" if verdict["window"] else ""
-    holds = "to the end" if verdict["holds"] is None else f"{verdict['holds']:,} steps"
+    holds = "to the end" if verdict["holds"] is None else f"for {verdict['holds']:,} steps"
+    holds = holds if verdict["holds"] != 0 else "for less than 250 steps"
     return [
         f"{_start(verdict['verdict'])}: planned {how}{window} (like {verdict['system']}), {saved} less expert time",
         f"[{low}, {high}] on the half it was not chosen on; {percent_whole(verdict['moved_per_1000'])} of the slots "
         "move in 1,000 steps.",
-        f"A plan made once holds {holds}; above {verdict['enough_redundant']:,} replicas the peak falls by less than "
-        f"1 %;",
-        f"the hottest expert alone leaves {verdict['floor']:.2f}x.",
+        f"One plan made at the start holds {holds}; above {verdict['enough_redundant']:,} replicas the peak falls by",
+        f"less than 1 %; the hottest expert alone leaves {verdict['floor']:.2f}x.",
     ]
 
 
