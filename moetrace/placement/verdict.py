@@ -64,8 +64,8 @@ def policies_frame(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
     *chosen_by* is the balance on the first half, by which the one is *recommended* that moves least among the best.
     Moves are in parts of the slots of all layers of *trace*.
     """
-    if replay.empty:
-        return replay.reindex(columns=list(POLICY_COLUMNS))
+    if replay["step"].nunique() < 2:  # nothing to choose on
+        return replay.iloc[:0].reindex(columns=list(POLICY_COLUMNS))
     steps = np.sort(replay["step"].unique())
     first = replay["step"] < steps[len(steps) // 2]
     half, found = (_measured(replay[part], trace) for part in (first, ~first))  # in the same order

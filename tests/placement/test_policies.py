@@ -4,7 +4,6 @@ import dataclasses
 from itertools import pairwise
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from moetrace import LoadTrace
@@ -146,13 +145,26 @@ def test_a_load_that_turns_around_ends_what_a_plan_holds(replay):
     assert 4 <= found.enough_redundant
 
 
-def test_a_trace_without_a_block_has_no_policy():
+@pytest.mark.parametrize("steps", [300, 600])
+def test_a_trace_without_two_blocks_has_no_policy(steps):
     """The frame has its columns all the same."""
-    trace = trace_of([UNEVEN], 300)
-    found = policies_frame(replayed(trace, 4, [0], 200), trace)
+    trace = trace_of([UNEVEN], steps)
+    found = policies_frame(replayed(trace, 4, [0], 250), trace)
 
-    assert isinstance(found, pd.DataFrame)
-    assert "recommended" in found.columns
+    assert (0, True) == (len(found), "recommended" in found.columns)
+
+
+def test_steps_far_apart_are_replayed_by_the_rows_that_there_are():
+    """Time stamps for steps, and a gap of a thousand million of them, take no longer and say something."""
+    counts = trace_of([UNEVEN], 400).counts
+    steps = {"times": 1_700_000_000_000 + 997 * np.arange(400), "gap": np.r_[np.arange(200), 10**9 + np.arange(200)]}
+
+    found = {
+        name: replayed(LoadTrace.from_counts(counts, name=name, steps=at), 4, [0], 100) for name, at in steps.items()
+    }
+
+    assert 350 <= found["times"]["step"].nunique() <= 400
+    assert 1 <= found["gap"]["step"].nunique() <= 3
 
 
 @pytest.mark.parametrize(
