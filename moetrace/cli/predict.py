@@ -91,16 +91,18 @@ class Protocol:
 
         *note* is told where they are further apart than usual.
         """
-        from moetrace.forecasting.windows import CUTOFF_EVERY, checked_cutoffs, cutoffs_apart, default_cutoffs
+        from moetrace.forecasting.windows import checked_cutoffs, cutoffs_apart, default_cutoffs, thinned
 
         asked = steps_of(self.cutoffs) if self.cutoffs else None
-        apart = self.every or cutoffs_apart(trace)
-        if note is not None and not (asked or self.every) and apart > CUTOFF_EVERY:
-            note(f"{trace.name} is long: its cutoffs are {apart:,} steps apart (--every {CUTOFF_EVERY} for more)")
         default = default_cutoffs(trace, self.first, self.every) or [self.first]
-        if asked is None and not explicit:
-            return default
-        return checked_cutoffs(trace, horizons, asked or default, explicit=asked is not None)
+        found = asked or default
+        if asked is not None or explicit:
+            found = checked_cutoffs(trace, horizons, found, explicit=asked is not None)
+        if note is not None and not (asked or self.every) and thinned(trace):
+            note(
+                f"{trace.name} is long: its cutoffs are far apart, {len(found)} of them (--every {CUTOFF_EVERY}: more)"
+            )
+        return found
 
     def settings(self, shared: Shared) -> dict[str, Any]:
         """What `evaluate` and everything built on it wants to know besides trace, predictors, horizons and cutoffs."""

@@ -44,6 +44,11 @@ def cutoffs_apart(trace: LoadTrace) -> int:
     return CUTOFF_EVERY * -(-length // (CUTOFF_EVERY * MOST_CUTOFFS))
 
 
+def thinned(trace: LoadTrace) -> bool:
+    """Whether default cutoffs are further apart than `CUTOFF_EVERY` for the length of *trace*, not for its gaps."""
+    return cutoffs_apart(trace) > max(CUTOFF_EVERY, ROWS_APART * trace.stride)
+
+
 def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int]:
     """The *cutoffs* inside the trace after which *horizon* steps were recorded."""
     end = _end(trace)

@@ -1,8 +1,11 @@
 """What `predict` and `report` say of results that are kept."""
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from conftest import long_table
+
+from moetrace import LoadTrace, save_trace
 
 QUICK = ("--predictor", "window_mean", "--predictor", "ema")
 
@@ -61,3 +64,15 @@ def test_a_damaged_result_is_made_anew(ingested, tmp_path):
 
     assert (0, expected) == (done.code, done.out)
     assert f"{part.name} was damaged: it is made anew" in done.err
+
+
+def test_a_long_trace_says_that_its_cutoffs_are_far_apart(moetrace, tmp_path):
+    """Once, and not to who asked for a distance."""
+    counts = np.tile([3, 1], (60_000, 1, 1))
+    save_trace(LoadTrace.from_counts(counts, name="long"), tmp_path / "long.parquet")
+    argv = ("predict", tmp_path / "long.parquet", "--predictor", "window_mean", "--horizon", "10")
+    found, asked = moetrace(*argv, "--json"), moetrace(*argv, "--every", "30000", "--json")
+
+    assert 1 == found.err.count("long: cutoffs 2,000 steps apart, for its length (--every sets it)")
+    assert [500, *range(2000, 59_000, 2000)] == [row["cutoff"] for row in found.json["scores"]]
+    assert "apart" not in asked.err

@@ -8,6 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from moetrace.record import Recorder
+
 RNG = np.random.default_rng(0)
 LOAD = RNG.multinomial(300, [0.4, 0.3, 0.2, 0.1], size=(1500, 2))
 
@@ -95,6 +97,21 @@ def check_document(value, where=""):
         assert math.isfinite(value), where
 
 
+def check_answer(moetrace, command):
+    """An exit code that says so, one line for an error, and a document of possible numbers."""
+    done = moetrace(*command, "--json")
+
+    assert "Traceback" not in done.err
+    assert done.code in {0, 1, 2}, (command, done.err)
+    if done.code and command[0] != "check":
+        assert 1 == done.err.count("\n"), (command, done.err)
+    if done.out:
+        check_document(json.loads(done.out, parse_constant=lambda text: pytest.fail(text)), command[0])
+    if command[0] in {"states", "check", "list"}:  # the others have tables of the same numbers
+        shown = moetrace(*command)
+        assert (done.code, False) == (shown.code, "nan" in shown.out.lower().split()), command
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_every_command_has_an_answer_or_one_line(moetrace, tmp_path, name):
@@ -106,14 +123,29 @@ def test_every_command_has_an_answer_or_one_line(moetrace, tmp_path, name):
         assert (1, 1) == (ingested.code, ingested.err.count("\n")), ingested.err
         return
     for command in COMMANDS:
-        done = moetrace(*command, "--json")
+        check_answer(moetrace, command)
 
-        assert "Traceback" not in done.err
-        assert done.code in {0, 1, 2}, (command, done.err)
-        if done.code and command[0] != "check":
-            assert 1 == done.err.count("\n"), (command, done.err)
-        if done.out:
-            check_document(json.loads(done.out, parse_constant=lambda text: pytest.fail(text)), command[0])
-        if command[0] in {"states", "check", "list"}:  # the others have tables of the same numbers
-            shown = moetrace(*command)
-            assert (done.code, False) == (shown.code, "nan" in shown.out.lower().split()), command
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 2, 10])
+def test_a_short_recording_has_an_answer_or_one_line(moetrace, tmp_path, steps):
+    """As it lies where it was recorded, and ingested; while it is recorded, too."""
+    path = tmp_path / "run.parquet"
+    with Recorder(path, block=4) as recorder:
+        for step in range(1, steps + 1):
+            for layer in (0, 1):
+                recorder.add(layer, LOAD[step, layer])
+            recorder.step(step)
+        going_on = moetrace("ingest", tmp_path / "run.parts", "--name", "parts", "--json")
+        assert going_on.code in {0, 1, 2}, going_on.err
+        assert "Traceback" not in going_on.err
+    moetrace("remove", "parts")
+
+    for command in COMMANDS:
+        check_answer(moetrace, (command[0], *([path] if command[0] != "list" else []), *command[1:]))
+    ingested = moetrace("ingest", path, "--json")
+    assert (0, steps) == (ingested.code, ingested.json["traces"][0]["steps"]), ingested.err
+    states = moetrace("states", "run", "--json").json["layers"]
+    assert ["unknown", "unknown"] == [row["state"] for row in states]
+    for command in COMMANDS:
+        check_answer(moetrace, command)

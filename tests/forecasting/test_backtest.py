@@ -9,7 +9,7 @@ import pytest
 from moetrace import LoadTrace, SettingError, TooShortError, evaluate, predictor
 from moetrace.forecasting.layers import repaired
 from moetrace.forecasting.predictors import PREDICTORS, base
-from moetrace.forecasting.windows import cutoffs_apart, default_cutoffs, longest_scorable, scorable
+from moetrace.forecasting.windows import cutoffs_apart, default_cutoffs, longest_scorable, scorable, thinned
 from moetrace.synthetic import settling, synthetic_trace
 from moetrace.trace import LayerLoad, TraceInfo
 
@@ -284,6 +284,7 @@ def test_a_long_trace_has_no_more_cutoffs_than_others(steps, apart):
 
     assert 500 == found[0]
     assert apart == found[1] == cutoffs_apart(trace)
+    assert (apart > 1000) == thinned(trace)
     assert {apart} == set(np.diff(found[1:]).tolist())
     assert len(found) <= 51
     assert (steps - 1) // 1000 + 1 == len(default_cutoffs(trace, every=1000))
