@@ -99,9 +99,7 @@ class Protocol:
         if asked is not None or explicit:
             found = checked_cutoffs(trace, horizons, found, explicit=asked is not None)
         if note is not None and not (asked or self.every) and thinned(trace):
-            note(
-                f"{trace.name} is long: its cutoffs are far apart, {len(found)} of them (--every {CUTOFF_EVERY}: more)"
-            )
+            note(f"{trace.name}: cutoffs {cutoffs_apart(trace):,} steps apart, for its length (--every sets it)")
         return found
 
     def settings(self, shared: Shared) -> dict[str, Any]:
