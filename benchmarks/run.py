@@ -26,6 +26,7 @@ SECTIONS = {
     "told": ("Whether what is told holds", "Synthetic layers of known truth, of seeds that nothing was chosen on; real traces, with an eye on which the numbers of the intervals, of the promise and of `auto` were chosen."),
     "sliding": ("Sliding variance and range", "Variance and range for windows of 10, 100 and 200 steps; moetrace on two threads, the others on their one."),
     "accuracy": ("How wrong the predictors are", "`error_rate` in percent on the real traces; choices were made on gpt-moe-8e-a, those of `auto` with an eye on all; the others are only reported on."),
+    "planners": ("Planners and policies", "Against the best plan, EPLB's rules, and what serving systems do."),
     "placement": ("Experts on GPUs", "How even plans leave the load, and for how long one holds; shares of the mean GPU's load in percent."),
     "speed": ("Speed of arima and lstm", "Fit and forecast, per series, errors beside the ratios; a rival that was not tuned, on the trace our defaults were chosen on."),
     "size": ("Growth with size", "Synthetic traces; everything but the LSTM."),

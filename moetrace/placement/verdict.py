@@ -19,6 +19,9 @@ POLICY = ["trace", "system", "window", "interval", "redundant"]
 POLICY_COLUMNS = (*POLICY, "dispatch", "balance", "peak_over_mean", "moved_per_1000", "chosen_by", "recommended")
 # Policies whose balance is so near to the best are as good: the one that moves least is taken.
 ENOUGH = 0.01
+# Who moves more than every slot once in 1,000 steps is not recommended: no system that plans from nothing does so by
+# default (SGLang every 1,000 iterations, vLLM every 3,000).
+MOST_MOVED = 1.0
 # Expert time that balancing has to save at least: below that, nobody would run one more moving part.
 WORTH = 0.02
 # Blocks of the rest below which a bootstrap tells nothing.
@@ -61,7 +64,8 @@ class Verdict:
 def policies_frame(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
     """One row for each policy: *balance*, *peak_over_mean* and moves on the second half of the blocks.
 
-    *chosen_by* is the balance on the first half, by which the one is *recommended* that moves least among the best.
+    *chosen_by* is the balance on the first half, by which the one is *recommended* that moves least among the best
+    of those that move no more than `MOST_MOVED`.
     Moves are in parts of the slots of all layers of *trace*.
     """
     if replay["step"].nunique() < 2:  # nothing to choose on
@@ -69,7 +73,8 @@ def policies_frame(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
     steps = np.sort(replay["step"].unique())
     first = replay["step"] < steps[len(steps) // 2]
     half, found = (_measured(replay[part], trace) for part in (first, ~first))  # in the same order
-    near = half[half["balance"] >= half["balance"].max() - ENOUGH]
+    able = half[half["moved_per_1000"] <= MOST_MOVED]
+    near = able[able["balance"] >= able["balance"].max() - ENOUGH]
     recommended = found.index == near["moved_per_1000"].idxmin()
     found = found.assign(chosen_by=half["balance"], dispatch="even", recommended=recommended)
     return found[list(POLICY_COLUMNS)]
