@@ -164,7 +164,8 @@ def _choices_in(path: Path) -> str | None:
 def _array(path: Path) -> NDArray[Any]:
     """The choices in a file, not held in memory, or in an archive, held whole."""
     if path.suffix.lower() != ".npz":
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        with np.errstate(over="ignore"):  # a shape beyond 64 bits is refused in a line of its own
+            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         return array
     name = _choices_in(path)
     if name is None:
