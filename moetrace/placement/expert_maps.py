@@ -69,6 +69,11 @@ def _every_layer(slots: Slots, first: int, model_layers: int) -> dict[int, list[
     flat = _flat(slots)
     some = next(iter(flat.values()))
     in_order = [slot % (max(some) + 1) for slot in range(len(some))]
+    if 0 < model_layers <= max(flat):
+        raise SettingError(
+            f"layer {max(flat)} is none of {model_layers} layers that count from 0: a trace that counts them from 1 "
+            "makes a file that is one layer late"
+        )
     return {layer: flat.get(layer, in_order) for layer in range(first, max(max(flat) + 1, model_layers))}
 
 

@@ -142,9 +142,21 @@ def _is(replay: pd.DataFrame, policy: pd.Series[Any]) -> pd.Series[bool]:
 
 
 def _holds(replay: pd.DataFrame, best: pd.Series[Any]) -> int | None:
-    """For how many steps the plan made once stays within `ENOUGH` of the *best* policy."""
-    static = replay[(replay["system"] == "static") & (replay["redundant"] == best["redundant"])]
-    ways = [part.groupby("step")[["block_peak", "mean_load"]].sum() for part in (static, replay[_is(replay, best)])]
+    """For how many steps the plan made once stays within `ENOUGH` of the *best* policy, or of the next best."""
+    same = replay[replay["redundant"] == best["redundant"]]
+    static = same[same["system"] == "static"]
+    found = replay[_is(replay, best)]
+    often: Any = found if best["system"] != "static" else _most_even(same)
+    if often is None:
+        return None
+    ways = [part.groupby("step")[["block_peak", "mean_load"]].sum() for part in (static, often)]
     once, often = (way["block_peak"] / way["mean_load"] for way in ways)
     worse = once.index[once > often + ENOUGH]
     return int(worse[0] - replay["step"].min()) if len(worse) else None
+
+
+def _most_even(replay: pd.DataFrame) -> pd.DataFrame | None:
+    """The rows of the policy that plans anew and leaves the lowest peak; None where none does."""
+    again = replay[~replay["system"].isin(["static", "none"])]
+    policies = [part for _, part in again.groupby(list(POLICY[1:]), dropna=False)]
+    return min(policies, key=lambda part: part["block_peak"].sum() / part["mean_load"].sum(), default=None)
