@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from moetrace import TraceError
+from moetrace import SettingError, TraceError
 from moetrace.placement.expert_maps import MAPS, ascend, sglang, sglang_counts, tensorrt_llm
 from moetrace.placement.running import running_plan
 
@@ -153,3 +153,12 @@ def test_the_plan_that_runs_today_is_scored_and_changed(moetrace, settled, tmp_p
     assert "as it runs today" in moetrace(*argv, "--plan", tmp_path / "cwd" / path).out
     sized = moetrace(*argv, "--plan", tmp_path / "cwd" / path, "--expert-bytes", "1e6", "--json").json["summary"]
     assert all(row["moved_bytes"] == pytest.approx(row["moved"] * 8 * 2 * 1e6) for row in sized)
+
+
+def test_a_layer_beyond_those_of_the_model_is_refused():
+    """A trace that counts its layers from 1 would make a file that is one layer late."""
+    slots = {layer: [[0, 1], [2, 3]] for layer in (2, 4)}
+
+    assert 5 == len(json.loads(sglang(slots, 5))["physical_to_logical_map"])
+    with pytest.raises(SettingError, match="layer 4 is none of 4 layers that count from 0"):
+        sglang(slots, 4)

@@ -19,7 +19,7 @@ from moetrace.placement.policies import (
     policies,
     replayed,
 )
-from moetrace.placement.verdict import policies_frame, verdict
+from moetrace.placement.verdict import POLICY, _holds, policies_frame, verdict
 from moetrace.report.answers import verdict_notes
 
 
@@ -221,3 +221,17 @@ def test_the_command_judges(moetrace, settled, tmp_path):
     assert "worth it" == found["verdict"]["verdict"]
     assert "Worth it: planned" in moetrace(*argv).out
     assert (2, 1) == ((bad := moetrace(*argv, "--redundant", "0,3")).code, bad.err.count("\n"))
+
+
+def test_how_long_a_plan_holds_is_told_beside_another_policy():
+    """Where the plan made once is itself the best, beside the most even of those that plan anew; never beside itself."""
+    rows = [
+        ("t", system, window, 250, 0, step, peak, 1.0)
+        for system, window, peaks in (("static", 1000, (1.0, 1.0, 1.3)), ("vllm", 250, (1.0, 1.0, 1.0)))
+        for step, peak in zip((500, 750, 1000), peaks)
+    ]
+    replay = pd.DataFrame(rows, columns=[*POLICY, "step", "block_peak", "mean_load"])
+    best = replay[replay["system"] == "static"].iloc[0]
+
+    assert 500 == _holds(replay, best) == _holds(replay, replay[replay["system"] == "vllm"].iloc[0])
+    assert _holds(replay[replay["system"] == "static"], best) is None
