@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moetrace.trace import LoadTrace
 
@@ -11,26 +11,29 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+def facts_of(trace: LoadTrace) -> dict[str, Any]:
+    """The size of a trace, and where it comes from: what tables and documents say alike."""
+    return {
+        "model": trace.info.model,
+        "steps": len(trace.steps),
+        "first_step": int(trace.steps[0]),
+        "last_step": int(trace.steps[-1]),
+        "stride": trace.stride,
+        "layers": len(trace.layers),
+        "experts": trace.experts,
+        "tokens_per_step": trace.info.tokens_per_step,
+        "format": trace.info.format,
+        "source": trace.info.source,
+        "fingerprint": trace.info.fingerprint,
+    }
+
+
 def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:
     """One row per trace: its size, source and what was noticed."""
     import pandas as pd
 
     rows = [
-        {
-            "trace": trace.name,
-            "model": trace.info.model,
-            "steps": len(trace.steps),
-            "first_step": int(trace.steps[0]),
-            "last_step": int(trace.steps[-1]),
-            "stride": trace.stride,
-            "layers": len(trace.layers),
-            "experts": trace.experts,
-            "tokens_per_step": trace.info.tokens_per_step,
-            "format": trace.info.format,
-            "source": trace.info.source,
-            "fingerprint": trace.info.fingerprint,
-            "findings": ", ".join(finding.name for finding in trace.info.findings),
-        }
+        {"trace": trace.name, **facts_of(trace), "findings": ", ".join(found.name for found in trace.info.findings)}
         for trace in traces
     ]
     return pd.DataFrame(rows).astype({"tokens_per_step": "Int64"} if rows else {})

@@ -26,7 +26,7 @@ def peaks_frame(load: LayerLoad) -> pd.DataFrame:
     """The load of the hottest expert in mean loads, one row for each block of steps: at most `MOMENTS` rows."""
     import pandas as pd
 
-    ends, means = _course(load, MOMENTS)
+    ends, means = course(load, MOMENTS)
     peak = means.max(axis=1) * load.experts  # shares of a step sum to 1
     return pd.DataFrame({"trace": load.trace, "layer": load.layer, "step": ends, "peak_over_mean": peak})
 
@@ -38,7 +38,7 @@ def hottest_frame(load: LayerLoad) -> pd.DataFrame:
     """
     import pandas as pd
 
-    ends, means = _course(load, COURSE_MOMENTS)
+    ends, means = course(load, COURSE_MOMENTS)
     order = np.argsort(-load.last(RECENT).mean_shares, kind="stable")
     hot, rest = order[:HOTTEST], order[HOTTEST:]
     series = {str(expert): means[:, expert] for expert in hot}
@@ -48,7 +48,7 @@ def hottest_frame(load: LayerLoad) -> pd.DataFrame:
     return pd.concat([pd.DataFrame({**rows, "series": name, "share": share}) for name, share in series.items()])
 
 
-def _course(load: LayerLoad, moments: int) -> tuple[Steps, Shares]:
+def course(load: LayerLoad, moments: int) -> tuple[Steps, Shares]:
     """The last step and the mean shares of each of at most *moments* blocks, shape (blocks, experts)."""
     rows = max(load.rows(BLOCK), -(-len(load.steps) // moments))
     rows = min(rows, max(1, len(load.steps) // 2))

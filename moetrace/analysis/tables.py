@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.analysis.courses import hottest_frame, peaks_frame
+from moetrace.analysis.courses import course, hottest_frame, peaks_frame
 from moetrace.analysis.fluctuation import fluctuation
 from moetrace.analysis.imbalance import IMBALANCE, RECENT, balance_frame
 from moetrace.analysis.noise import step_noise
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
-from moetrace.analysis.variogram import BLOCK, block_means, step_scatter
+from moetrace.analysis.variogram import step_scatter
 from moetrace.trace import LayerLoad, LoadTrace
 
 if TYPE_CHECKING:
@@ -227,10 +227,7 @@ def load_frame(load: LayerLoad) -> pd.DataFrame:
     """The course of the load: one row per expert and moment, shares averaged over blocks of steps."""
     import pandas as pd
 
-    rows = max(load.rows(BLOCK), -(-len(load.steps) // CURVE_POINTS))
-    rows = min(rows, max(1, len(load.steps) // 2))
-    means = block_means(load, rows)
-    ends = load.steps[len(load.steps) - len(means) * rows :].reshape(-1, rows)[:, -1]
+    ends, means = course(load, CURVE_POINTS)
     moments, experts = np.indices(means.shape)
     return pd.DataFrame(
         {

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from moetrace.errors import printable
+from moetrace.report.tables import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from moetrace.report.screens import Screen
 
-SCHEMA_VERSION = 1
 # Columns of what does not go to a terminal: an answer fits it, and so does every table of `--show`.
 FILE_WIDTH = 140
 
@@ -78,10 +78,11 @@ def csv_text(tables: Mapping[str, Table], name: str | None) -> str:
     """The table of that *name*, or the first, as CSV."""
     from moetrace.report.tables import csv
 
-    return csv(_named(tables, name or next(iter(tables))).frame)
+    return csv(named(tables, name or next(iter(tables))).frame)
 
 
-def _named(tables: Mapping[str, Table], name: str) -> Table:
+def named(tables: Mapping[str, Table], name: str) -> Table:
+    """The table of that *name*; a usage error that has the names of all where there is none."""
     if name not in tables:
         raise typer.BadParameter(f"there is no table {name!r}; there are {', '.join(tables)}")
     return tables[name]
@@ -123,7 +124,7 @@ def _print(console: Console, screens: Sequence[Screen], tables: Mapping[str, Tab
         for screen in screens:
             console.print(*rendered(screen, ascii_only=ascii_only), sep="\n")
     for name in show:
-        _print_table(console, _named(tables, name), ascii_only=ascii_only)
+        _print_table(console, named(tables, name), ascii_only=ascii_only)
 
 
 def _print_table(console: Console, table: Table, *, ascii_only: bool) -> None:

@@ -116,18 +116,7 @@ def place(
 
     done = shared.each_trace(traces, "plans of", "results", one)
     frames = {name: stacked([placed.frames[name] for placed in done]) for name in done[0].frames}
-    tables = {
-        "summary": Table(f"Experts on {gpus} GPUs", frames["summary"], SUMMARY_COLUMNS, by=("trace", "horizon")),
-        "plans": Table("Plan for the steps to come", frames["plans"]),
-        "scores": Table("Scores", frames["scores"]),
-        "policies": Table("Policies", frames["policies"], POLICY_COLUMNS, by=("trace",)),
-    }
-    if every:
-        printed = list(chain.from_iterable(placed.frames["replanning"]["strategy"] == placed.best for placed in done))
-        tables["replanning"] = Table(
-            "How often to plan", frames["replanning"], REPLANNING_COLUMNS, by=("trace", "strategy"), rows=printed
-        )
-        tables["stretches"] = Table("Stretches between plans", frames["stretches"])
+    tables = _tables(frames, done, gpus)
     document: dict[str, Any] = {"gpus": gpus, "redundant": slots[0], "horizon": horizon}
     document |= {"files": [own["path"] for own in deployed], "deploy": deployed}
     document |= {"figures": figures, "trained_on": protocol.trained_on(shared)}
@@ -139,6 +128,23 @@ def place(
         for trace, part in frames["summary"].groupby("trace", sort=False)
     ]
     shared.emit(tables, document, screens)
+
+
+def _tables(frames: dict[str, pd.DataFrame], done: Sequence[Placement], gpus: int) -> dict[str, Table]:
+    """The tables behind the answer; of re-planning those of the predictor that is deployed are printed."""
+    tables = {
+        "summary": Table(f"Experts on {gpus} GPUs", frames["summary"], SUMMARY_COLUMNS, by=("trace", "horizon")),
+        "plans": Table("Plan for the steps to come", frames["plans"]),
+        "scores": Table("Scores", frames["scores"]),
+        "policies": Table("Policies", frames["policies"], POLICY_COLUMNS, by=("trace",)),
+    }
+    if "replanning" in frames:
+        printed = list(chain.from_iterable(placed.frames["replanning"]["strategy"] == placed.best for placed in done))
+        tables["replanning"] = Table(
+            "How often to plan", frames["replanning"], REPLANNING_COLUMNS, by=("trace", "strategy"), rows=printed
+        )
+        tables["stretches"] = Table("Stretches between plans", frames["stretches"])
+    return tables
 
 
 def _redundant(text: str) -> list[int]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from moetrace.cli.options import OUTPUT, SELECTION
-from moetrace.cli.output import Format, Table, csv_text, json_text, note, say, shown_text, to_stdout
+from moetrace.cli.output import Format, Table, csv_text, json_text, named, note, say, shown_text, to_stdout
 from moetrace.cli.progress import Report, progress, silent
 from moetrace.errors import MoetraceError, SettingError, WorkspaceError
 
@@ -222,8 +222,7 @@ class Shared:
 def _shown(text: str, tables: Mapping[str, Table]) -> list[str]:
     names = list(tables) if text == "all" else text.split(",")
     for name in names:
-        if name not in tables:
-            raise typer.BadParameter(f"there is no table {name!r}; there are {', '.join(tables)}")
+        named(tables, name)
     return names
 
 

@@ -231,23 +231,32 @@ def _state_sentence(state: str, rows: pd.DataFrame) -> str:
 # --- is balancing worth it? ----------------------------------------------------------------------------------------
 
 
+def plan_peaks(summary: pd.DataFrame) -> dict[str, float]:
+    """The mean load of the busiest GPU by strategy, over all states."""
+    return {row["strategy"]: row["peak_over_mean"] for row in rows_of(summary) if row["state"] == "all"}
+
+
+def best_plan(peaks: Mapping[str, float]) -> str:
+    """The strategy of the lowest of the *peaks*, of those that plan by a forecast."""
+    return min((name for name in peaks if name not in ("in_order", "in_force", "oracle")), key=lambda name: peaks[name])
+
+
 def worth(summary: pd.DataFrame | None, gpus: int | None, command: str) -> Answer:
     """What plans gain on *gpus*, from the placement ``summary``; without one, the *command* that would tell."""
     if summary is None or gpus is None:
         return Answer("Worth balancing?", "not asked", f"Say how many GPUs share the experts: {command}")
-    peaks = {row["strategy"]: row["peak_over_mean"] for row in rows_of(summary) if row["state"] == "all"}
+    peaks = plan_peaks(summary)
     if not peaks:
         return Answer("Worth balancing?", "not measured", f"No plan for {gpus} GPUs could be scored on this trace.")
     plain, oracle = peaks["in_order"], peaks["oracle"]
-    forecasts = {name: peak for name, peak in peaks.items() if name not in ("in_order", "in_force", "oracle")}
-    best = min(forecasts, key=lambda name: forecasts[name])
-    saved = 1 - forecasts[best] / plain
+    best = best_plan(peaks)
+    saved = 1 - peaks[best] / plain
     sentence = (
-        f"On {gpus} GPUs the busiest has {plain:.2f} times the mean load in order, {forecasts[best]:.2f} times "
+        f"On {gpus} GPUs the busiest has {plain:.2f} times the mean load in order, {peaks[best]:.2f} times "
         f"planned by {best}, and {oracle:.2f} times by who knew the load: "
         f"{percent_whole(saved)} less expert time a step."
     )
-    number = f"{plain:.2f}x to {forecasts[best]:.2f}x"
+    number = f"{plain:.2f}x to {peaks[best]:.2f}x"
     return Answer("Worth balancing?", number, sentence, "time follows the busiest GPU: a model, not a measurement")
 
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.report.answers import best_of, predictable, settled
+from moetrace.report.answers import BASELINE, best_of, best_plan, plan_peaks, predictable, settled
 from moetrace.report.placement import courses
 from moetrace.report.style import (
-    BASELINE,
     BLUE,
     FAINT,
     GREY,
@@ -188,20 +187,15 @@ def placement(frames: Frames) -> Figure:
     """The busiest GPU over the run, mean over layers, a curve per strategy."""
     figure = new_figure(WIDTH, 3.0)
     axes = figure.add_subplot()
-    courses(axes, frames["plan_scores"], _best_plan(frames))
+    courses(axes, frames["plan_scores"], best_plan(plan_peaks(frames["placement"])))
     one_legend(figure, axes)
     return figure
 
 
-def _best_plan(frames: Frames) -> str:
-    summary = frames["placement"][frames["placement"]["state"] == "all"].set_index("strategy")["peak_over_mean"]
-    return str(summary.drop(labels=["in_order", "oracle"], errors="ignore").idxmin())
-
-
 def _placement_message(frames: Frames) -> str:
-    summary = frames["placement"][frames["placement"]["state"] == "all"].set_index("strategy")["peak_over_mean"]
-    best, gpus = _best_plan(frames), int(frames["placement"]["gpus"].iloc[0])
-    lowered = f"lower the busiest from {summary['in_order']:.2f} to {summary[best]:.2f} mean loads"
+    peaks, gpus = plan_peaks(frames["placement"]), int(frames["placement"]["gpus"].iloc[0])
+    best = best_plan(peaks)
+    lowered = f"lower the busiest from {peaks['in_order']:.2f} to {peaks[best]:.2f} mean loads"
     return f"On {gpus} GPUs plans by {best} {lowered}"
 
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetrace.report.answers import BASELINE
 from moetrace.report.figures import Frames, Kind
 from moetrace.report.style import (
-    BASELINE,
     BLUE,
     FAINT,
     GREEN,

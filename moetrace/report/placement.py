@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetrace.report.style import BASELINE, BLUE, FAINT, GREEN, GREY, INK, MARKER, STATE, new_figure, one_legend
+from moetrace.report.answers import BASELINE
+from moetrace.report.style import BLUE, FAINT, GREEN, GREY, INK, MARKER, STATE, new_figure, one_legend
 
 if TYPE_CHECKING:
     import pandas as pd

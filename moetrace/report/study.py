@@ -15,12 +15,11 @@ from moetrace.report.figures import possible
 from moetrace.report.pages import Layer, Picture, Section, TracePage, as_html, as_markdown
 from moetrace.report.screens import layer_cells
 from moetrace.report.style import inline, picture, styled
-from moetrace.report.tables import NOTHING, csv, records, rows_of
+from moetrace.report.tables import NOTHING, SCHEMA_VERSION, csv, records, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
 DEFINITIONS = {
     "share": "the tokens of an expert over all tokens of its layer in a step",
     "error rate": "the sum over experts of |predicted - actual| share of the load of the whole horizon",

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from moetrace.report.answers import BASELINE
+
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -28,7 +29,6 @@ VARIABLES = {INK: "--ink", GREY: "--grey", FAINT: "--faint", BLUE: "--blue", GRE
 
 Margins = tuple[float, float, float, float]
 """Left, right, bottom and top of a figure's panels, in inches."""
-BASELINE = "window_mean"
 # Dots per inch of what is drawn as pixels on a page: curves too many to be kept as lines.
 PAGE_DPI = 64
 # A line of a title in inches, and letters on an inch of it.
@@ -145,11 +145,6 @@ def one_legend(figure: Figure, axes: Axes, title: str | None = None, columns: in
     handles, labels = axes.get_legend_handles_labels()
     place: Any = "outside lower center" if figure.get_layout_engine() else "lower center"
     figure.legend(handles, labels, title=title, title_fontsize=8, loc=place, ncols=min(len(labels), columns))
-
-
-def trace_of(frame: pd.DataFrame) -> str:
-    """The name of the trace that a frame is about."""
-    return literally(str(frame["trace"].iloc[0]))
 
 
 def log_scale(axes: Axes, *, plain: bool = True) -> None:

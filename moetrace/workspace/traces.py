@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moetrace.analysis.about import facts_of
 from moetrace.errors import SettingError, TraceError, WorkspaceError, known_names, printable
 from moetrace.files import file_name, sweep, writing
 from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
@@ -176,25 +177,14 @@ def name_of(sources: Sequence[Location]) -> str:
 
 def described(trace: LoadTrace, path: Path) -> dict[str, Any]:
     """What a document says of a trace that lies at *path*."""
-    info = trace.info
     return {
         "trace": trace.name,
         "name": trace.name,
         "path": str(path),
-        "model": info.model,
-        "steps": len(trace.steps),
-        "first_step": int(trace.steps[0]),
-        "last_step": int(trace.steps[-1]),
-        "stride": trace.stride,
-        "layers": len(trace.layers),
-        "experts": trace.experts,
-        "tokens_per_step": info.tokens_per_step,
-        "format": info.format,
-        "source": info.source,
-        "fingerprint": info.fingerprint,
-        "settings": info.settings,
-        "findings": [asdict(finding) for finding in info.findings],
-        "assumptions": list(info.assumptions),
+        **facts_of(trace),
+        "settings": trace.info.settings,
+        "findings": [asdict(finding) for finding in trace.info.findings],
+        "assumptions": list(trace.info.assumptions),
     }
 
 
