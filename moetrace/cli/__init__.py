@@ -21,7 +21,8 @@ USAGE = 2
 app = typer.Typer(
     name="moetrace",
     help="Expert-load traces of Mixture-of-Experts models: how unbalanced, from when on stable, how predictable.",
-    epilog="Start with: moetrace ingest, moetrace states, moetrace predict --horizon 2000, moetrace report",
+    epilog="Start with: moetrace ingest, moetrace states, moetrace predict --horizon 2000, moetrace report, "
+    "moetrace place --gpus 4",
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -47,7 +48,9 @@ def place(
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
     redundant: Annotated[
         str,
-        typer.Option(help="Slots for replicas; of several, such as 0,32,64, the first is planned.", metavar="N"),
+        typer.Option(
+            help="Slots for replicas; of several, such as 0,32,64, those recommended are planned.", metavar="N"
+        ),
     ] = "0",
     horizon: Annotated[int, typer.Option(min=1, help="Steps that a plan is made for.")] = 1000,
     least_gain: Annotated[
@@ -68,6 +71,10 @@ def place(
     model_layers: Annotated[
         int, typer.Option(min=0, help="Layers of the model: files have a row for those without a plan.")
     ] = 0,
+    first_layer: Annotated[
+        int | None,
+        typer.Option(min=0, help="The model's number, from 0, of the trace's first layer: for files.", metavar="N"),
+    ] = None,
     replan: Annotated[
         str | None,
         typer.Option(help="Compare plans made every so many steps, such as 500,1000,4000.", metavar="STEPS"),
@@ -102,14 +109,16 @@ def place(
 
     def one(given: str, trace: LoadTrace, progress: Report) -> Placement:
         cutoffs = protocol.looks(trace, [horizon])
-        force = running_plan(plan, trace.layers, trace.experts, gpus) if plan is not None else None
+        force = running_plan(plan, trace.layers, trace.experts, gpus, first_layer) if plan is not None else None
         placed = place_trace(
             trace, predictors, gpus, slots[0], horizon, cutoffs, progress,
             least_gain=least_gain, tolerance=tolerance, running=force, expert_bytes=expert_bytes,
             policies=slots, replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         shared.note_reused(trace.name, placed.computed, placed.reused)
-        deployed.extend(_write_plans(shared, given, placed, f"the next {horizon:,} steps", model_layers))
+        written = _write_plans(shared, given, placed, f"the next {horizon:,} steps", model_layers, first_layer)
+        deployed.extend(written)
+        placed = _launched(shared, placed, written)
         figures.extend(_draw(shared, given, placed, gpus))
         _note_holding(shared, placed, every)
         return placed
@@ -117,8 +126,10 @@ def place(
     done = shared.each_trace(traces, "plans of", "results", one)
     frames = {name: stacked([placed.frames[name] for placed in done]) for name in done[0].frames}
     tables = _tables(frames, done, gpus)
-    document: dict[str, Any] = {"gpus": gpus, "redundant": slots[0], "horizon": horizon}
-    document |= {"files": [own["path"] for own in deployed], "deploy": deployed}
+    planned = list(dict.fromkeys(placed.redundant for placed in done))
+    document: dict[str, Any] = {"gpus": gpus, "redundant": planned[0] if len(planned) == 1 else planned}
+    document |= {"horizon": horizon}
+    document |= {"files": list(dict.fromkeys(own["path"] for own in deployed)), "deploy": deployed}
     document |= {"figures": figures, "trained_on": protocol.trained_on(shared)}
     document |= {name: records(table.frame) for name, table in tables.items()}
     judged = {placed.trace: placed.verdict.as_row() for placed in done if placed.verdict}
@@ -155,36 +166,59 @@ def _redundant(text: str) -> list[int]:
 
 
 def _screen(summary: pd.DataFrame, judged: dict[str, Any] | None, gpus: int, shared: Shared) -> Screen:
-    from moetrace.report.answers import verdict_notes, worth
+    from moetrace.report.answers import worth
     from moetrace.report.screens import place_screen
+    from moetrace.report.verdict import judged as answered
+    from moetrace.report.verdict import verdict_notes
 
-    notes = verdict_notes(judged) if judged else []
-    return place_screen(summary, worth(summary, gpus, "").sentence, every=shared.all, notes=notes)
+    told = judged and judged["system"]
+    answer = answered(judged, gpus) if judged and told else worth(summary, gpus, "")
+    return place_screen(summary, answer.sentence, every=shared.all, notes=verdict_notes(judged, gpus) if judged else [])
 
 
-def _write_plans(shared: Shared, given: str, placed: Placement, coming: str, model_layers: int) -> list[dict[str, str]]:
-    """Write the plan to deploy in every format there is; of each file its path, its system and the flags it needs."""
+def _write_plans(
+    shared: Shared, given: str, placed: Placement, coming: str, model_layers: int, first_layer: int | None
+) -> list[dict[str, str]]:
+    """Write the plan to deploy in every format there is; by system the path of its file and the flags it needs."""
     from moetrace.files import write_bytes
-    from moetrace.placement.expert_maps import MAPS
+    from moetrace.placement.expert_maps import MAPS, Deployed
 
     if shared.layers is not None:
         shared.note(f"{placed.trace}: no plan is written, which takes all layers: leave --layers out")
         return []
     if not len(placed.frames["plans"]):
         return []
-    stem = shared.folder().result_path("place", given, f"{len(placed.slots[min(placed.slots)])}-gpus")
-    shared.note(f"wrote the plan by {placed.best} for {coming} to {stem.parent}, in it:")
+    plan = Deployed(placed.slots, placed.loads, model_layers).numbered(first_layer)
+    stem = shared.folder().result_path("place", given, f"{plan.gpus}-gpus")
+    replicas = f", with {placed.redundant:,} replicas," if placed.redundant else ""
+    shared.note(f"wrote the plan by {placed.best}{replicas} for {coming} to {stem.parent}, for")
     deployed = []
     for kind in MAPS:
         try:
-            text = kind.text(placed.slots, model_layers)
+            content = kind.content(plan)
         except SettingError as error:
-            say(f"no plan for {kind.readers}: {error}")
+            say(f"no plan for {', '.join(kind.flags)}: {error}")
             continue
-        path = write_bytes(stem.with_name(stem.name + kind.ending), text.encode())
-        deployed.append({"path": str(path), "system": kind.readers, "flags": kind.flags(placed.slots, str(path))})
-        shared.note(f"  {path.name} for {kind.readers}: {kind.flags(placed.slots, path.name)}")
+        path = str(write_bytes(stem.with_name(stem.name + kind.ending), content))
+        for system, flags in kind.flags.items():
+            deployed.append({"path": path, "system": system, "flags": flags(plan, path)})
+            shared.note(f"  {system}: {deployed[-1]['flags']}")
+    if first_layer is None and min(plan.slots):
+        shared.note(
+            f"  their first layer is {min(plan.slots)}, as in the trace: --first-layer N if it is not the model's"
+        )
     return deployed
+
+
+def _launched(shared: Shared, placed: Placement, written: Sequence[dict[str, str]]) -> Placement:
+    """*placed* with what starts the recommended policy: where a system plans by itself that, else a file's flags."""
+    if placed.verdict is None:
+        return placed
+    flags = next((own["flags"] for own in written if own["system"] == "SGLang"), "")
+    verdict = placed.verdict.launched(flags)
+    if verdict.launch and verdict.launch != flags:
+        shared.note(f"the policy of {placed.trace}, {verdict.system}: {verdict.launch}")
+    return replace(placed, verdict=verdict)
 
 
 def _draw(shared: Shared, given: str, placed: Placement, gpus: int) -> list[str]:

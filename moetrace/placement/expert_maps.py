@@ -2,118 +2,192 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
+
+import numpy as np
 
 from moetrace.errors import SettingError
 
 # Layers of a model; beyond that their numbers are something else.
 MOST_LAYERS = 10_000
+# Loads are written as whole numbers that add up to about so many tokens a layer.
+TOKENS = 1_000_000
 
 Slots = Mapping[int, Sequence[Sequence[int]]]
 """For each layer, by its number in the model, the experts in the slots of each GPU."""
 
 
-def ascend(slots: Slots, model_layers: int = 0) -> str:  # noqa: ARG001 - it knows no other layers
+@dataclass(frozen=True)
+class Deployed:
+    """What is written for a model.
+
+    *slots* are the experts of each GPU, *loads* the predicted share of each expert, both by the number of the layer
+    in the model; the model has *model_layers* layers, 0 if that is not known.
+    """
+
+    slots: Slots
+    loads: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    model_layers: int = 0
+
+    def numbered(self, first_layer: int | None) -> Deployed:
+        """The same with *first_layer* as the number of its first layer, the others as far from it as they were."""
+        names = renumbered(sorted(self.slots), first_layer)
+        slots, loads = ({names[layer]: own for layer, own in part.items()} for part in (self.slots, self.loads))
+        return Deployed(slots, loads, self.model_layers)  # type: ignore[arg-type]
+
+    @property
+    def gpus(self) -> int:
+        """How many share a layer."""
+        return len(next(iter(self.slots.values())))
+
+    @property
+    def number_of_slots(self) -> int:
+        """Of all GPUs together, in one layer."""
+        return sum(map(len, next(iter(self.slots.values()))))
+
+    @property
+    def experts(self) -> int:
+        """Experts of a layer."""
+        return len({expert for own in next(iter(self.slots.values())) for expert in own})
+
+    @property
+    def redundant(self) -> int:
+        """Slots beyond one for each expert."""
+        return self.number_of_slots - self.experts
+
+    @property
+    def flat(self) -> dict[int, list[int]]:
+        """The experts in all slots of each layer, GPU after GPU."""
+        return {layer: [expert for own in gpus for expert in own] for layer, gpus in self.slots.items()}
+
+    def every_layer(self, first: int) -> range:
+        """The numbers of all layers from *first* to the last that there is.
+
+        Raises `SettingError` where layers have numbers that no model, or not this one, has.
+        """
+        last = max(self.slots)
+        if last > MOST_LAYERS:
+            raise SettingError(f"a row for every layer up to {last:,} is needed: number layers as the model does")
+        if 0 < self.model_layers <= last:
+            raise SettingError(
+                f"layer {last} is none of {self.model_layers} layers that count from 0: a trace that counts them from "
+                "1 needs --first-layer, the number of its first layer counted from 0"
+            )
+        return range(first, max(last + 1, self.model_layers))
+
+
+def renumbered(layers: Sequence[int], first_layer: int | None) -> dict[int, int]:
+    """The number in the model of each of *layers*, increasing, of which the first is *first_layer*; None for its own.
+
+    >>> renumbered([1, 2, 4], 0)
+    {1: 0, 2: 1, 4: 3}
+    """
+    apart = 0 if first_layer is None else first_layer - layers[0]
+    return {layer: layer + apart for layer in layers}
+
+
+def ascend(plan: Deployed) -> bytes:
     """The expert map of vllm-ascend (``expert_map_path``) and MindIE; MoE layers are counted from 0 there."""
     layers = [
         {
             "layer_id": i,
-            "device_count": len(gpus),
+            "device_count": plan.gpus,
             "device_list": [{"device_id": gpu, "device_expert": list(own)} for gpu, own in enumerate(gpus)],
         }
-        for i, gpus in enumerate(slots[layer] for layer in sorted(slots))
+        for i, gpus in enumerate(plan.slots[layer] for layer in sorted(plan.slots))
     ]
-    return json.dumps({"moe_layer_count": len(layers), "layer_list": layers}, indent=1)
+    return json.dumps({"moe_layer_count": len(layers), "layer_list": layers}, indent=1).encode()
 
 
-def sglang(slots: Slots, model_layers: int = 0) -> str:
+def sglang(plan: Deployed) -> bytes:
     """What ``--init-expert-location`` of SGLang reads: a row for every layer from 0, the slots GPU after GPU.
 
-    A layer that is not among *slots*, such as a dense one, or one after them up to *model_layers*, gets the experts in
-    their order. Raises `SettingError` where layers have numbers that no model has.
+    A layer that is not in the plan, such as a dense one, or one after it up to the last of the model, gets the
+    experts in their order. Raises `SettingError` where layers have numbers that no model has.
     """
-    return json.dumps({"physical_to_logical_map": [*_every_layer(slots, 0, model_layers).values()]})
+    return json.dumps({"physical_to_logical_map": [*_every_row(plan, 0).values()]}).encode()
 
 
-def sglang_counts(slots: Slots, model_layers: int = 0) -> str:
-    """How many replicas each expert has, which ``--init-expert-location`` reads too; SGLang places them itself."""
-    rows = _every_layer(slots, 0, model_layers).values()
-    return json.dumps({"logical_count": [[row.count(expert) for expert in range(max(row) + 1)] for row in rows]})
+def sglang_counts(plan: Deployed) -> bytes:
+    """The predicted tokens of each expert, which ``--init-expert-location`` reads too; SGLang plans by them itself.
+
+    A row for every layer as in `sglang`; those that are not in the plan have the same load for each expert.
+    """
+    even = [1 / plan.experts] * plan.experts
+    shares = [plan.loads.get(layer, even) for layer in plan.every_layer(0)]
+    return json.dumps({"logical_count": np.rint(np.array(shares) * TOKENS).astype(int).tolist()}).encode()
 
 
-def tensorrt_llm(slots: Slots, model_layers: int = 0) -> str:
+def tensorrt_llm(plan: Deployed) -> bytes:
     """The ``moe_config.load_balancer`` of TensorRT-LLM, as YAML: an assignment that stays as it is.
 
-    Layers that are missing between the first and *model_layers* get the experts in their order: it stops where it
-    finds none.
+    Layers that are missing between the first and the last of the model get the experts in their order: it stops
+    where it finds none.
     """
-    flat = _every_layer(slots, min(slots), model_layers) if model_layers else _flat(slots)
-    lines = [f"num_slots: {_number_of(slots)}", "layer_updates_per_iter: 0", "initial_global_assignments:"]
-    return "\n".join([*lines, *(f"  {layer}: {row}" for layer, row in sorted(flat.items()))]) + "\n"
+    rows = _every_row(plan, min(plan.slots)) if plan.model_layers else plan.flat
+    lines = [f"num_slots: {plan.number_of_slots}", "layer_updates_per_iter: 0", "initial_global_assignments:"]
+    return ("\n".join([*lines, *(f"  {layer}: {row}" for layer, row in sorted(rows.items()))]) + "\n").encode()
 
 
-def _flat(slots: Slots) -> dict[int, list[int]]:
-    return {layer: [expert for own in gpus for expert in own] for layer, gpus in slots.items()}
+def eplb_weight(plan: Deployed) -> bytes:
+    """The ``weight`` of DeepSeek's EPLB: the predicted load, (layers, experts), MoE layers in order, as ``.npy``."""
+    file = io.BytesIO()
+    np.save(file, np.array([plan.loads[layer] for layer in sorted(plan.loads)]) * TOKENS)
+    return file.getvalue()
 
 
-def _number_of(slots: Slots) -> int:
-    return sum(map(len, next(iter(slots.values()))))
-
-
-def _every_layer(slots: Slots, first: int, model_layers: int) -> dict[int, list[int]]:
+def _every_row(plan: Deployed, first: int) -> dict[int, list[int]]:
     """The slots of every layer from *first* to the last there is, in order where there is no plan."""
-    if max(slots) > MOST_LAYERS:
-        raise SettingError(f"a row for every layer up to {max(slots):,} is needed: number layers as the model does")
-    flat = _flat(slots)
-    some = next(iter(flat.values()))
-    in_order = [slot % (max(some) + 1) for slot in range(len(some))]
-    if 0 < model_layers <= max(flat):
-        raise SettingError(
-            f"layer {max(flat)} is none of {model_layers} layers that count from 0: a trace that counts them from 1 "
-            "makes a file that is one layer late"
-        )
-    return {layer: flat.get(layer, in_order) for layer in range(first, max(max(flat) + 1, model_layers))}
+    in_order = [slot % plan.experts for slot in range(plan.number_of_slots)]
+    return {layer: plan.flat.get(layer, in_order) for layer in plan.every_layer(first)}
 
 
-def _redundant(slots: Slots) -> int:
-    return _number_of(slots) - len({expert for own in next(iter(slots.values())) for expert in own})
+def _sglang_flags(plan: Deployed, path: str) -> str:
+    return f"--init-expert-location {path} --ep-size {plan.gpus} --ep-num-redundant-experts {plan.redundant}"
 
 
-def _sglang_flags(slots: Slots, path: str) -> str:
-    gpus = len(next(iter(slots.values())))
-    return f"--init-expert-location {path} --ep-size {gpus} --ep-num-redundant-experts {_redundant(slots)}"
-
-
-def _ascend_flags(slots: Slots, path: str) -> str:
-    settings = {"expert_map_path": path} | ({"num_redundant_experts": _redundant(slots)} if _redundant(slots) else {})
+def _ascend_flags(plan: Deployed, path: str) -> str:
+    settings = {"expert_map_path": path} | ({"num_redundant_experts": plan.redundant} if plan.redundant else {})
     return f"--enable-expert-parallel --additional-config '{json.dumps({'eplb_config': settings})}'"
 
 
-def _tensorrt_llm_flags(slots: Slots, path: str) -> str:
-    gpus = len(next(iter(slots.values())))
+def _mindie_flags(_plan: Deployed, path: str) -> str:
+    return f'"eplb": {json.dumps({"level": 1, "expert_map_file": path})}'
+
+
+def _tensorrt_llm_flags(plan: Deployed, path: str) -> str:
     return (
         f"moe_config: {{backend: WIDEEP, load_balancer: {path}}}, enable_attention_dp: true, "
-        f"moe_expert_parallel_size: {gpus}"
+        f"moe_expert_parallel_size: {plan.gpus}"
+    )
+
+
+def _eplb_flags(plan: Deployed, path: str) -> str:
+    return (
+        f'rebalance_experts(torch.from_numpy(numpy.load("{path}")), num_replicas={plan.number_of_slots}, '
+        f"num_groups=1, num_nodes=1, num_gpus={plan.gpus})"
     )
 
 
 class Map(NamedTuple):
-    """How the plan of a model is written for the systems that *readers* names; *ending* is that of the file.
+    """A file for serving systems: its *content*, its *ending*, and by system what that must be started with.
 
-    *flags* are what the system must be started with, for the slots and the path of the file.
+    The flags are made for the plan and the path of the file.
     """
 
-    readers: str
     ending: str
-    text: Callable[..., str]
-    flags: Callable[[Slots, str], str]
+    content: Callable[[Deployed], bytes]
+    flags: Mapping[str, Callable[[Deployed, str], str]]
 
 
 MAPS = (
-    Map("vllm-ascend and MindIE", ".ascend.json", ascend, _ascend_flags),
-    Map("SGLang", ".sglang.json", sglang, _sglang_flags),
-    Map("SGLang, replicas alone", ".sglang-counts.json", sglang_counts, _sglang_flags),
-    Map("TensorRT-LLM", ".tensorrt-llm.yaml", tensorrt_llm, _tensorrt_llm_flags),
+    Map(".sglang.json", sglang, {"SGLang": _sglang_flags}),
+    Map(".sglang-counts.json", sglang_counts, {"SGLang, planning by itself": _sglang_flags}),
+    Map(".ascend.json", ascend, {"vllm-ascend": _ascend_flags, "MindIE": _mindie_flags}),
+    Map(".tensorrt-llm.yaml", tensorrt_llm, {"TensorRT-LLM": _tensorrt_llm_flags}),
+    Map(".eplb-weight.npy", eplb_weight, {"DeepSeek's EPLB": _eplb_flags}),
 )

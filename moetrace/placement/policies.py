@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Steps over which loads are added up before they are compared.
 BLOCK = 250
+# Policies whose plans a system reads from a file; the others plan by themselves.
+FROM_FILES = ("static", "moetrace")
 REPLAY_COLUMNS = (
     "trace", "system", "window", "interval", "redundant", "layer", "step", "mean_load", "peak_load", "block_peak",
     "moved",

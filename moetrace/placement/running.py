@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from moetrace.errors import TraceError
+from moetrace.placement.expert_maps import renumbered
 from moetrace.placement.plan import Plan
 from moetrace.placement.planner import Ints
 
@@ -18,18 +19,22 @@ FORMS = "SGLang's physical_to_logical_map, vllm-ascend's layer_list, TensorRT-LL
 ROW = re.compile(r"(\d+)\s*:\s*(?:\[([\d,\s]*)\]|((?:\s*-\s*\d+)+))")
 
 
-def running_plan(path: Path, layers: Sequence[int], experts: int, gpus: int) -> dict[int, Plan]:
+def running_plan(
+    path: Path, layers: Sequence[int], experts: int, gpus: int, first_layer: int | None = None
+) -> dict[int, Plan]:
     """The plan of each of *layers* in the file at *path*: for *experts*, counted from 0, on *gpus*.
 
-    SGLang and TensorRT-LLM number the layers as the model does; the rows of the others are the MoE layers in order.
+    SGLang and TensorRT-LLM number the layers as the model does, where the first of *layers* is *first_layer*, its own
+    number if None; the rows of the others are the MoE layers in order.
     Raises `TraceError` where the file is none of these, misses a layer or an expert, or does not fill the GPUs.
     """
-    rows = _rows(path, layers)
+    names = renumbered(layers, first_layer)
+    rows = _rows(path, [*names.values()])
     plans = {}
-    for layer in layers:
-        if layer not in rows:
-            raise TraceError(str(path), f"layer {layer} is missing", "give the plan of every layer of the trace")
-        plans[layer] = _plan(path, layer, rows[layer], experts, gpus)
+    for layer, name in names.items():
+        if name not in rows:
+            raise TraceError(str(path), f"layer {name} is missing", "give the plan of every layer of the trace")
+        plans[layer] = _plan(path, name, rows[name], experts, gpus)
     if len({int(plan.held.sum()) for plan in plans.values()}) > 1:
         raise TraceError(str(path), "layers have different numbers of slots", "give as many to each")
     return plans

@@ -31,7 +31,8 @@ class Placement:
     *frames* are ``summary``, ``plans`` and ``scores``, and ``replanning`` and ``stretches`` where that was asked;
     ``policies`` are those of `verdict.policies_frame`, and *verdict* is what they say, where that was asked.
     *best* is the predictor whose plans had the lowest peak in the state that each layer ends in, by which the plan to
-    deploy is made. *holds* says by state for how many steps a plan holds, None for the rest of the trace.
+    deploy is made; it has *redundant* slots for replicas, and *loads* has the predicted share of each expert by layer.
+    *holds* says by state for how many steps a plan holds, None for the rest of the trace.
     *computed* results are new, *reused* ones were kept. *first_expert* is the number of the first expert in the
     source.
     """
@@ -39,6 +40,8 @@ class Placement:
     trace: str
     frames: dict[str, pd.DataFrame]
     best: str
+    redundant: int = 0
+    loads: dict[int, list[float]] = field(default_factory=dict)
     holds: dict[str, int | None] = field(default_factory=dict)
     computed: int = 0
     reused: int = 0
@@ -80,7 +83,8 @@ def place(
     *redundant* slots hold further replicas of busy experts. A plan is for the next *horizon* steps, and changes the
     one before as `replan` does with *least_gain* and *tolerance*, at first the one that is *running*, by layer. An
     expert has so many *expert_bytes*. With *policies*, the trace is replayed under the policies of serving systems,
-    with each of these numbers of redundant slots, and judged. With *replan_every* the trace is replayed for one who
+    with each of these numbers of redundant slots, and judged; planned is then with the number that is recommended, or
+    *redundant* where none is. With *replan_every* the trace is replayed for one who
     plans so often, from
     *first* steps on. *cutoffs*, *train_on*, *results* and *run* are those of `evaluate`.
     Raises `SettingError` where the slots do not fill the GPUs evenly, or distances of plans do not fit.
@@ -94,6 +98,13 @@ def place(
     for more in (redundant, *policies):
         slots_of(trace.experts, gpus, more)
     windows = replanning_windows(trace, replan_every, first) if replan_every else {}
+    judged: dict[str, pd.DataFrame] = {}
+    said = None
+    if policies:
+        replay = replayed(trace, gpus, policies, first)
+        judged["policies"] = policies_frame(replay, trace)
+        said = verdict(trace, replay, judged["policies"], gpus, expert_bytes, seed)
+        redundant = redundant if said.redundant is None else said.redundant
     shared = {"train_on": train_on, "results": results, "run": run}
     test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **shared)  # type: ignore[arg-type]
     scores = simulate(trace, test, gpus, redundant, least_gain, tolerance, running)
@@ -108,13 +119,11 @@ def place(
         "summary": summary.assign(moved_bytes=summary["moved"] * all_bytes),
         "plans": plans_frame(trace, means, best, gpus, redundant, running),
         "scores": scores,
-    }
-    said = None
-    if policies:
-        replay = replayed(trace, gpus, policies, first)
-        frames["policies"] = policies_frame(replay, trace)
-        said = verdict(trace, replay, frames["policies"], gpus, expert_bytes, seed)
-    done = Placement(trace.name, frames, best, {}, test.computed, test.reused, trace.info.first_expert, said)
+    } | judged
+    done = Placement(
+        trace.name, frames, best, redundant, _loads(means, best), {}, test.computed, test.reused,
+        trace.info.first_expert, said,
+    )  # fmt: skip
     if not replan_every:
         return done
     again = evaluate(trace, predictors, sorted(set(replan_every)), windows, progress, **shared)  # type: ignore[arg-type]
@@ -125,6 +134,15 @@ def place(
     planned_in = set(replanning.loc[replanning["strategy"] == best, "state"])
     holds = {state: plan_holds(replanning, best, state) for state in (TRANSIENT, STABLE) if state in planned_in}
     return replace(done, holds=holds, computed=test.computed + again.computed, reused=test.reused + again.reused)
+
+
+def _loads(means: pd.DataFrame, predictor: str) -> dict[int, list[float]]:
+    """The share of each expert that *predictor* expects, by layer."""
+    found: dict[int, list[float]] = {}
+    for name, layer, share in zip(*(means.get(column, ()) for column in ("predictor", "layer", "share"))):
+        if name == predictor:
+            found.setdefault(int(layer), []).append(float(share))
+    return found
 
 
 def placement_frames(

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from moetrace.placement.moves import lowest_bound
+from moetrace.placement.plan import Plan, evenness
 from moetrace.placement.planner import planned
-from moetrace.placement.policies import BLOCK, launch
+from moetrace.placement.policies import BLOCK, FROM_FILES, launch
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
 POLICY = ["trace", "system", "window", "interval", "redundant"]
 POLICY_COLUMNS = (*POLICY, "dispatch", "balance", "peak_over_mean", "moved_per_1000", "chosen_by", "recommended")
-# Policies whose balance is so near to the best are as good: the one that moves least is taken.
+# Policies whose balance is so near to the best are as good: the one with fewest replicas is taken, which cost memory,
+# and of those the one that moves least.
 ENOUGH = 0.01
 # Who moves more than every slot once in 1,000 steps is not recommended: no system that plans from nothing does so by
 # default (SGLang every 1,000 iterations, vLLM every 3,000).
@@ -34,10 +36,11 @@ class Verdict:
     """Whether balancing pays on a trace: *verdict* is ``worth it``, ``not worth it`` or ``not enough evidence``.
 
     *saved* is the part of the expert time of a step that the recommended policy saves on the part of the trace that it
-    was not chosen on, if time follows the busiest GPU, with a 95 % interval from a paired bootstrap over blocks of
-    steps. *enough_redundant* is the number of replicas above which the peak falls by less than 1 %, *floor* the peak
-    that the hottest expert alone leaves, in mean loads, *holds* for how many steps a plan made once is within 1 % of
-    the recommended policy, None to the end.
+    was not chosen on, if time follows the busiest GPU, beside experts in order with *plain_redundant* replicas, the
+    fewest that were asked for, with a 95 % interval from a paired bootstrap over blocks of steps. *enough_redundant*
+    is the number of replicas above which balance gains less than 0.01, *floor* the peak that the hottest expert alone
+    leaves, in mean loads, *holds* for how many steps the balance of a plan made once is within 0.01 of the recommended
+    policy, None to the end. *launch* starts the system so that it does this.
     """
 
     trace: str
@@ -46,6 +49,7 @@ class Verdict:
     window: int | None = None
     interval: int | None = None
     redundant: int | None = None
+    plain_redundant: int | None = None
     saved: float = float("nan")
     saved_low: float = float("nan")
     saved_high: float = float("nan")
@@ -56,6 +60,10 @@ class Verdict:
     holds: int | None = None
     launch: str = ""
 
+    def launched(self, flags: str) -> Verdict:
+        """With the *flags* that a file needs, where what is recommended is a plan that the system reads from one."""
+        return replace(self, launch=flags) if self.system in FROM_FILES else self
+
     def as_row(self) -> dict[str, Any]:
         """Its fields."""
         return asdict(self)
@@ -64,8 +72,8 @@ class Verdict:
 def policies_frame(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
     """One row for each policy: *balance*, *peak_over_mean* and moves on the second half of the blocks.
 
-    *chosen_by* is the balance on the first half, by which the one is *recommended* that moves least among the best
-    of those that move no more than `MOST_MOVED`.
+    *chosen_by* is the balance on the first half, by which one is *recommended*: of those that move no more than
+    `MOST_MOVED` and are within `ENOUGH` of the best, that with fewest replicas, and then fewest moves.
     Moves are in parts of the slots of all layers of *trace*.
     """
     if replay["step"].nunique() < 2:  # nothing to choose on
@@ -75,7 +83,7 @@ def policies_frame(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
     half, found = (_measured(replay[part], trace) for part in (first, ~first))  # in the same order
     able = half[half["moved_per_1000"] <= MOST_MOVED]
     near = able[able["balance"] >= able["balance"].max() - ENOUGH]
-    recommended = found.index == near["moved_per_1000"].idxmin()
+    recommended = found.index == near.sort_values(["redundant", "moved_per_1000"], kind="stable").index[0]
     found = found.assign(chosen_by=half["balance"], dispatch="even", recommended=recommended)
     return found[list(POLICY_COLUMNS)]
 
@@ -105,7 +113,8 @@ def verdict(
     best = policies[policies["recommended"]].iloc[0]
     rest = replay[replay["step"] >= steps[len(steps) // 2]]
     mine = _is(rest, best)
-    plain = rest[(rest["system"] == "none") & (rest["redundant"] == best["redundant"])]
+    fewest = int(rest["redundant"].min())
+    plain = rest[(rest["system"] == "none") & (rest["redundant"] == fewest)]
     sums = np.array([part.groupby("step")["peak_load"].sum() for part in (rest[mine], plain)])  # (2, blocks)
     draws = np.random.default_rng(seed).integers(sums.shape[1], size=(DRAWS, sums.shape[1]))
     drawn = sums[:, draws].sum(axis=2)
@@ -116,7 +125,7 @@ def verdict(
     slots = (trace.experts + redundant) * len(trace.layers)
     knee, floor = _replicas(trace, gpus, redundant)
     return Verdict(
-        trace.name, said, system, window, interval, redundant,
+        trace.name, said, system, window, interval, redundant, fewest,
         float(1 - sums[0].sum() / sums[1].sum()), float(low), float(high), float(best["moved_per_1000"]),
         float(best["moved_per_1000"]) * slots * (float("nan") if expert_bytes is None else expert_bytes),
         knee, floor, _holds(replay, best), launch(system, window, interval, gpus, redundant),
@@ -124,13 +133,21 @@ def verdict(
 
 
 def _replicas(trace: LoadTrace, gpus: int, redundant: int) -> tuple[int, float]:
-    """Above how many replicas the peak falls by less than `ENOUGH`, and the peak that the hottest expert leaves."""
-    shares = np.array([load.last(1000).mean_shares for load in trace.by_layer()])
-    most = trace.experts * (gpus - 1)
+    """Above how many replicas balance gains less than `ENOUGH`, and the peak that the hottest expert leaves.
+
+    Balance is that of the last 1,000 steps with a plan by the 1,000 before them.
+    """
+    cutoff = int(trace.steps[-1]) - 1000
+    shares = np.array([load.until(cutoff).last(1000).mean_shares for load in trace.by_layer()])
     base = -trace.experts % gpus
-    tried = [base + n * gpus for n in (0, 1, 2, 4) if base + n * gpus <= most]
-    peaks = [float(planned(shares, gpus, n).peaks.mean() * gpus) for n in tried]
-    knee = next(n for n, peak in zip(tried, peaks) if peak <= min(peaks) + ENOUGH)
+    tried = [base + n * gpus for n in (0, 1, 2, 4) if base + n * gpus <= trace.experts * (gpus - 1)]
+    slots = [planned(shares, gpus, n).slots for n in tried]
+    after = (load.after(cutoff, 1000).counts for load in trace.by_layer())
+    balances = np.mean(
+        [[evenness(Plan.of(own[i], trace.experts), counts).balance for own in slots] for i, counts in enumerate(after)],
+        axis=0,
+    )
+    knee = next(n for n, balance in zip(tried, balances) if balance >= max(balances) - ENOUGH)
     return knee, float(np.mean([lowest_bound(share, gpus, redundant) * gpus for share in shares]))
 
 
@@ -142,21 +159,24 @@ def _is(replay: pd.DataFrame, policy: pd.Series[Any]) -> pd.Series[bool]:
 
 
 def _holds(replay: pd.DataFrame, best: pd.Series[Any]) -> int | None:
-    """For how many steps the plan made once stays within `ENOUGH` of the *best* policy, or of the next best."""
+    """For how many steps a plan made once stays within `ENOUGH` of the balance of the *best* policy, or the next best.
+
+    Over 1,000 steps, so that one block does not decide.
+    """
     same = replay[replay["redundant"] == best["redundant"]]
     static = same[same["system"] == "static"]
     found = replay[_is(replay, best)]
     often: Any = found if best["system"] != "static" else _most_even(same)
     if often is None:
         return None
-    ways = [part.groupby("step")[["block_peak", "mean_load"]].sum() for part in (static, often)]
-    once, often = (way["block_peak"] / way["mean_load"] for way in ways)
-    worse = once.index[once > often + ENOUGH]
+    ways = [part.groupby("step")[["peak_load", "mean_load"]].sum().rolling(4, 1).sum() for part in (static, often)]
+    once, often = (way["mean_load"] / way["peak_load"] for way in ways)
+    worse = once.index[once < often - ENOUGH]
     return int(worse[0] - replay["step"].min()) if len(worse) else None
 
 
 def _most_even(replay: pd.DataFrame) -> pd.DataFrame | None:
-    """The rows of the policy that plans anew and leaves the lowest peak; None where none does."""
+    """The rows of the policy that plans anew and has the best balance; None where none does."""
     again = replay[~replay["system"].isin(["static", "none"])]
     policies = [part for _, part in again.groupby(list(POLICY[1:]), dropna=False)]
-    return min(policies, key=lambda part: part["block_peak"].sum() / part["mean_load"].sum(), default=None)
+    return min(policies, key=lambda part: part["peak_load"].sum() / part["mean_load"].sum(), default=None)

@@ -260,24 +260,6 @@ def worth(summary: pd.DataFrame | None, gpus: int | None, command: str) -> Answe
     return Answer("Worth balancing?", number, sentence, "time follows the busiest GPU: a model, not a measurement")
 
 
-def verdict_notes(verdict: Mapping[str, Any]) -> list[str]:
-    """What replayed policies say of balancing, in lines; *verdict* is that of ``place --json``."""
-    if verdict["system"] is None:
-        return ["Not enough evidence for a policy: the trace is too short to choose on one half and score the other."]
-    saved, low, high = (percent_whole(verdict[f"saved{end}"]) for end in ("", "_low", "_high"))
-    how = f"every {verdict['interval']:,} steps" if verdict["interval"] else "once" if verdict["window"] else "never"
-    window = f", by the last {verdict['window']:,}" if verdict["window"] else ""
-    holds = "to the end" if verdict["holds"] is None else f"for {verdict['holds']:,} steps"
-    holds = holds if verdict["holds"] != 0 else "for less than 250 steps"
-    return [
-        f"{_start(verdict['verdict'])}: planned {how}{window} (like {verdict['system']}), {saved} less expert time",
-        f"[{low}, {high}] on the half it was not chosen on; {percent_whole(verdict['moved_per_1000'])} of the slots "
-        "move in 1,000 steps.",
-        f"One plan made at the start holds {holds}; above {verdict['enough_redundant']:,} replicas the peak falls by",
-        f"less than 1 %; the hottest expert alone leaves {verdict['floor']:.2f}x.",
-    ]
-
-
 def answers_of(frames: Mapping[str, pd.DataFrame]) -> list[Answer]:
     """The four answers on one trace, in the order of the cards, from the frames of a study."""
     trace = str(frames["layers"]["trace"].iloc[0])

@@ -249,6 +249,12 @@ def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool, notes: Se
         | {f"moved, {state}": _peak(rows, name, "moved") for state, rows in by_state.items()}
         for name in strategies
     ]
+    if rows and states:
+        horizon = int(summary["horizon"].iloc[0])
+        legend = (
+            f"Busiest GPU in the {horizon:,} steps after each plan, in mean loads (x), and slots that a plan moved."
+        )
+        notes = [legend, *notes]
     return _screen(f"{summary['trace'].iloc[0]}: {sentence}", rows, every=every, notes=notes)
 
 

@@ -5,17 +5,19 @@ import json
 import numpy as np
 import pytest
 
-from moetrace import SettingError, TraceError
-from moetrace.placement.expert_maps import MAPS, ascend, sglang, sglang_counts, tensorrt_llm
+from moetrace import SettingError, TraceError, rebalance_experts
+from moetrace.placement.expert_maps import MAPS, Deployed, ascend, eplb_weight, sglang, sglang_counts, tensorrt_llm
 from moetrace.placement.running import running_plan
 
 # Two MoE layers after a dense one, six slots for five experts on three GPUs.
 SLOTS = {1: [[0, 4], [1, 2], [3, 0]], 3: [[2, 1], [0, 4], [3, 4]]}
+LOADS = {1: [0.4, 0.1, 0.2, 0.1, 0.2], 3: [0.1, 0.1, 0.3, 0.2, 0.3]}
+PLAN = Deployed(SLOTS, LOADS)
 
 
 def test_the_map_of_ascend_has_each_device_of_each_moe_layer():
     """MoE layers are counted from 0, whatever their number in the model is."""
-    found = json.loads(ascend(SLOTS))
+    found = json.loads(ascend(PLAN))
 
     assert 2 == found["moe_layer_count"]
     assert [0, 1] == [layer["layer_id"] for layer in found["layer_list"]]
@@ -26,7 +28,7 @@ def test_the_map_of_ascend_has_each_device_of_each_moe_layer():
 
 def test_the_map_of_sglang_has_a_row_for_every_layer_of_the_model():
     """Layers without a plan have their experts in order; no other key, which SGLang would take for an argument."""
-    found = json.loads(sglang(SLOTS))
+    found = json.loads(sglang(PLAN))
 
     in_order = [0, 1, 2, 3, 4, 0]
     assert {"physical_to_logical_map": [in_order, [0, 4, 1, 2, 3, 0], in_order, [2, 1, 0, 4, 3, 4]]} == found
@@ -36,7 +38,7 @@ def test_the_map_of_tensorrt_llm_is_yaml_with_whole_numbers_as_keys():
     """JSON would turn the numbers of the layers into text."""
     yaml = pytest.importorskip("yaml")
 
-    found = yaml.safe_load(tensorrt_llm(SLOTS))
+    found = yaml.safe_load(tensorrt_llm(PLAN))
 
     assert {
         "num_slots": 6,
@@ -50,18 +52,36 @@ def test_maps_have_files_of_their_own():
     assert len(MAPS) == len({kind.ending for kind in MAPS})
 
 
-def test_replicas_alone_are_counted_for_sglang():
-    """How many slots each expert has; layers up to the end of the model have their experts in order."""
-    found = json.loads(sglang_counts(SLOTS, 6))["logical_count"]
+def test_sglang_plans_by_the_predicted_load():
+    """Whole tokens; layers that are not in the plan have the same for each expert."""
+    found = json.loads(sglang_counts(Deployed(SLOTS, LOADS, 6)))["logical_count"]
 
     assert 6 == len(found)
-    assert ([2, 1, 1, 1, 1], [1, 1, 1, 1, 2]) == (found[1], found[3])
+    assert [[400_000, 100_000, 200_000, 100_000, 200_000], [200_000] * 5] == [found[1], found[5]]
+
+
+def test_eplb_gets_the_predicted_load_as_an_array(tmp_path):
+    """(layers, experts), MoE layers alone; what our planner with EPLB's arguments takes, too."""
+    (tmp_path / "weight.npy").write_bytes(eplb_weight(PLAN))
+
+    weight = np.load(tmp_path / "weight.npy")
+
+    assert weight / weight.sum(axis=1, keepdims=True) == pytest.approx(np.array([*LOADS.values()]))
+    assert [2, 1, 1, 1, 1] == rebalance_experts(weight, 6, 1, 1, 3)[2][0].tolist()
+
+
+def test_layers_get_their_numbers_in_the_model():
+    """The first the one that is given, the others as far from it as they were."""
+    moved = PLAN.numbered(0)
+
+    assert ({0: SLOTS[1], 2: SLOTS[3]}, {0: LOADS[1], 2: LOADS[3]}) == (moved.slots, moved.loads)
+    assert PLAN == PLAN.numbered(None)
 
 
 def test_layers_after_those_of_the_trace_are_filled():
     """SGLang wants every layer; TensorRT-LLM those from the first on, and stops at one that is missing."""
-    rows = json.loads(sglang(SLOTS, 6))["physical_to_logical_map"]
-    text = tensorrt_llm(SLOTS, 5)
+    rows = json.loads(sglang(Deployed(SLOTS, LOADS, 6)))["physical_to_logical_map"]
+    text = tensorrt_llm(Deployed(SLOTS, LOADS, 5)).decode()
 
     assert (6, [0, 1, 2, 3, 4, 0]) == (len(rows), rows[5])
     assert ["1:", "2:", "3:", "4:"] == [line.split()[0] for line in text.splitlines()[3:]]
@@ -69,21 +89,26 @@ def test_layers_after_those_of_the_trace_are_filled():
 
 def test_flags_fit_the_file():
     """The number of GPUs and of replicas; without replicas vllm-ascend needs no key for them."""
-    flags = {kind.ending: kind.flags(SLOTS, "FILE") for kind in MAPS}
+    flags = {system: own(PLAN, "FILE") for kind in MAPS for system, own in kind.flags.items()}
+    plain = next(kind for kind in MAPS if "MindIE" in kind.flags).flags["vllm-ascend"](
+        Deployed({0: [[0], [1]]}), "FILE"
+    )
 
-    assert "--init-expert-location FILE --ep-size 3 --ep-num-redundant-experts 1" == flags[".sglang.json"]
-    assert '"expert_map_path": "FILE", "num_redundant_experts": 1' in flags[".ascend.json"]
-    assert "num_redundant" not in MAPS[0].flags({0: [[0], [1]]}, "FILE")
-    assert "moe_expert_parallel_size: 3" in flags[".tensorrt-llm.yaml"]
+    assert "--init-expert-location FILE --ep-size 3 --ep-num-redundant-experts 1" == flags["SGLang"]
+    assert '"expert_map_path": "FILE", "num_redundant_experts": 1' in flags["vllm-ascend"]
+    assert "num_redundant" not in plain
+    assert '"eplb": {"level": 1, "expert_map_file": "FILE"}' == flags["MindIE"]
+    assert "moe_expert_parallel_size: 3" in flags["TensorRT-LLM"]
+    assert "num_replicas=6, num_groups=1, num_nodes=1, num_gpus=3" in flags["DeepSeek's EPLB"]
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in MAPS if kind.text is not sglang_counts], ids=lambda kind: kind.readers
+    "kind", [kind for kind in MAPS if kind.content not in (sglang_counts, eplb_weight)], ids=lambda kind: kind.ending
 )
 def test_a_plan_that_was_written_is_read_back(kind, tmp_path):
     """Layer by layer, GPU by GPU."""
     path = tmp_path / f"plan{kind.ending}"
-    path.write_text(kind.text(SLOTS))
+    path.write_bytes(kind.content(PLAN))
 
     plans = running_plan(path, [1, 3], 5, 3)
 
@@ -159,6 +184,28 @@ def test_a_layer_beyond_those_of_the_model_is_refused():
     """A trace that counts its layers from 1 would make a file that is one layer late."""
     slots = {layer: [[0, 1], [2, 3]] for layer in (2, 4)}
 
-    assert 5 == len(json.loads(sglang(slots, 5))["physical_to_logical_map"])
-    with pytest.raises(SettingError, match="layer 4 is none of 4 layers that count from 0"):
-        sglang(slots, 4)
+    assert 5 == len(json.loads(sglang(Deployed(slots, {}, 5)))["physical_to_logical_map"])
+    assert 4 == len(json.loads(sglang(Deployed(slots, {}, 4).numbered(1)))["physical_to_logical_map"])
+    with pytest.raises(SettingError, match=r"layer 4 is none of 4 layers that count from 0.*--first-layer"):
+        sglang(Deployed(slots, {}, 4))
+
+
+def test_the_model_may_number_layers_otherwise(moetrace, settled, tmp_path):
+    """Files and the plan that is read have the numbers of the model, whatever the trace calls its first layer."""
+    from moetrace import save_trace
+
+    save_trace(settled, tmp_path / "settled.parquet")
+    argv = ("place", tmp_path / "settled.parquet", "--gpus", "4", "--predictor", "window_mean", "--cutoffs", "3000")
+    found = moetrace(*argv, "--first-layer", "5", "--model-layers", "8", "--json").json
+    paths = {own["system"]: tmp_path / "cwd" / own["path"] for own in found["deploy"]}
+
+    rows = json.loads(paths["SGLang"].read_text())["physical_to_logical_map"]
+    plan = [
+        [expert for own in found["plans"] if own["layer"] == layer for expert in own["experts"]] for layer in (0, 1)
+    ]
+    again = moetrace(*argv, "--first-layer", "5", "--plan", paths["TensorRT-LLM"], "--json").json
+
+    assert (8, plan, list(range(8))) == (len(rows), rows[5:7], rows[0])
+    assert found["plans"] == again["plans"]
+    assert all(path.is_file() for path in paths.values())
+    assert len(set(found["files"])) == len(found["files"]) == len(paths) - 1

@@ -20,7 +20,7 @@ from moetrace.placement.policies import (
     replayed,
 )
 from moetrace.placement.verdict import POLICY, _holds, policies_frame, verdict
-from moetrace.report.answers import verdict_notes
+from moetrace.report.verdict import verdict_notes
 
 
 def trace_of(shares, steps, tokens=20_000, seed=0):
@@ -157,8 +157,8 @@ def test_what_is_worth_it_and_what_is_not():
     assert uneven.saved_low <= uneven.saved <= uneven.saved_high
     assert uneven.saved == pytest.approx(1 - 0.34 / 0.55, abs=0.01)
     assert 4 * 0.34 == pytest.approx(uneven.floor, abs=0.01)
-    assert any("half it was not chosen on" in line for line in verdict_notes(uneven.as_row()))
-    assert "too short" in verdict_notes(said["short"].as_row())[0]
+    assert (0, 0) == (uneven.redundant, uneven.plain_redundant)
+    assert "too short" in verdict_notes(said["short"].as_row(), 4)[0]
 
 
 def test_a_load_that_turns_around_ends_what_a_plan_holds(replay):
@@ -219,7 +219,7 @@ def test_the_command_judges(moetrace, settled, tmp_path):
     assert {0, 4} == {row["redundant"] for row in found["policies"]}
     assert 1 == sum(row["recommended"] for row in found["policies"])
     assert "worth it" == found["verdict"]["verdict"]
-    assert "Worth it: planned" in moetrace(*argv).out
+    assert "Worth it on 4 GPUs: " in moetrace(*argv).out
     assert (2, 1) == ((bad := moetrace(*argv, "--redundant", "0,3")).code, bad.err.count("\n"))
 
 
@@ -230,7 +230,7 @@ def test_how_long_a_plan_holds_is_told_beside_another_policy():
         for system, window, peaks in (("static", 1000, (1.0, 1.0, 1.3)), ("vllm", 250, (1.0, 1.0, 1.0)))
         for step, peak in zip((500, 750, 1000), peaks)
     ]
-    replay = pd.DataFrame(rows, columns=[*POLICY, "step", "block_peak", "mean_load"])
+    replay = pd.DataFrame(rows, columns=[*POLICY, "step", "peak_load", "mean_load"])
     best = replay[replay["system"] == "static"].iloc[0]
 
     assert 500 == _holds(replay, best) == _holds(replay, replay[replay["system"] == "vllm"].iloc[0])

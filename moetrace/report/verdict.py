@@ -1,0 +1,82 @@
+"""Whether balancing is worth it, in words: the sentence, its evidence, and what to start or to deploy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moetrace.report.answers import Answer, percent_whole
+
+UNTOLD = "the trace is too short to choose a policy on one half and to score it on the other"
+# What a policy does; the others are named after the system that does so.
+WAYS = {
+    "none": "leaving experts in order",
+    "static": "one plan, by the load of the last {window:,} steps,",
+    "moetrace": "a plan that is changed in few places every {interval:,} steps, by the load of the last {window:,},",
+}
+LIKE_SYSTEM = "a plan every {interval:,} steps, by the load of the last {window:,}, as {system} makes it,"
+HOT = 1.005  # of an expert that is below, two digits say that it leaves nothing
+
+
+def judged(verdict: Mapping[str, Any], gpus: int) -> Answer:
+    """Whether balancing pays on *gpus*, from the verdict of ``place --json``."""
+    said = f"{verdict['verdict'][:1].upper()}{verdict['verdict'][1:]} on {gpus} GPUs"
+    if verdict["system"] is None:
+        return Answer("Worth balancing?", verdict["verdict"], f"{said}: {UNTOLD}.")
+    saved, low, high = (f"{100 * verdict[f'saved{end}']:.1f} %" for end in ("", "_low", "_high"))
+    sentence = f"{said}: {policy_named(verdict)} saves {saved} [{low}, {high}] of the expert time of a step."
+    replicas = verdict["plain_redundant"]
+    beside = "experts in order" + (f" with {replicas:,} replicas" if replicas else "")
+    evidence = (
+        f"Saved: beside {beside}, if time follows the busiest GPU of every step, which is a model; on the second half "
+        f"of the trace, by the best policy of the first. {percent_whole(verdict['moved_per_1000'])} of the slots move "
+        "in 1,000 steps."
+    )
+    return Answer("Worth balancing?", f"{saved} saved", sentence, evidence)
+
+
+def policy_named(verdict: Mapping[str, Any]) -> str:
+    """The recommended policy as the subject of a sentence."""
+    way = WAYS.get(verdict["system"], LIKE_SYSTEM).format(**verdict)
+    return f"{way} with {verdict['redundant']:,} replicas," if verdict["redundant"] else way
+
+
+def verdict_notes(verdict: Mapping[str, Any], gpus: int) -> list[str]:
+    """What stands below the table, a paragraph each: the evidence, how long a plan holds, and what to deploy."""
+    answer = judged(verdict, gpus)
+    if verdict["system"] is None:
+        return [answer.sentence]
+    return [answer.evidence, f"{_holding(verdict)} {_replicas(verdict)}", deployment(verdict)]
+
+
+def _holding(verdict: Mapping[str, Any]) -> str:
+    beside = "the best that plans anew" if verdict["system"] == "static" else "this policy"
+    if verdict["holds"] is None:
+        return f"One plan made at the start stays within 1 % of {beside} to the end."
+    holds = f"{verdict['holds']:,}" if verdict["holds"] else "less than 250"
+    return f"One plan made at the start stays within 1 % of {beside} for {holds} steps."
+
+
+def _replicas(verdict: Mapping[str, Any]) -> str:
+    enough, floor = verdict["enough_redundant"], verdict["floor"]
+    more = f"More than {enough:,} replicas save less than 1 % more" if enough else "Replicas save less than 1 %"
+    hottest = f" The hottest expert alone keeps the busiest GPU at {floor:.2f} mean loads." if floor >= HOT else ""
+    return f"{more}.{hottest}"
+
+
+def deployment(verdict: Mapping[str, Any]) -> str:
+    """What to start or which file to deploy, and whether that is what is recommended."""
+    system = verdict["system"]
+    if system == "none":
+        return "To run it: nothing. The files are plans that are hardly better."
+    if system == "static":
+        return "To run it: deploy the file of your system with its flags, above; that is this policy."
+    if system in WAYS:
+        return (
+            "To run it: deploy the file of your system with its flags, above, which is the first plan, and call "
+            f"`moetrace place --plan FILE` every {verdict['interval']:,} steps for the next."
+        )
+    return (
+        f"To run it: start {system} with the flags of its policy, above, and without a file. The files are one plan "
+        "that stays as it is, for systems that read one: not this policy."
+    )

@@ -1,0 +1,57 @@
+"""The verdict in words: one saving, how it was found, and what to start or to deploy."""
+
+import pytest
+
+from moetrace.report.verdict import deployment, judged, policy_named, verdict_notes
+
+VERDICT = {
+    "verdict": "worth it", "system": "vLLM", "window": 1000, "interval": 3000, "redundant": 32, "plain_redundant": 0,
+    "saved": 0.1234, "saved_low": 0.11, "saved_high": 0.131, "moved_per_1000": 0.25, "enough_redundant": 32,
+    "floor": 1.0, "holds": 750, "launch": "--enable-eplb",
+}  # fmt: skip
+
+
+def test_the_verdict_is_one_sentence_with_one_saving():
+    """The policy, its replicas, and the interval; beside what is in the evidence."""
+    answer = judged(VERDICT, 8)
+
+    assert answer.sentence == (
+        "Worth it on 8 GPUs: a plan every 3,000 steps, by the load of the last 1,000, as vLLM makes it, with 32 "
+        "replicas, saves 12.3 % [11.0 %, 13.1 %] of the expert time of a step."
+    )
+    assert "beside experts in order, if time" in answer.evidence
+    assert "in order with 16 replicas" in judged(VERDICT | {"plain_redundant": 16}, 8).evidence
+    assert "too short" in judged({"verdict": "not enough evidence", "system": None}, 8).sentence
+
+
+@pytest.mark.parametrize(
+    ("system", "policy", "todo"),
+    [
+        ("none", "leaving experts in order", "nothing"),
+        ("static", "one plan, by the load of the last 1,000 steps,", "that is this policy"),
+        ("moetrace", "changed in few places every 3,000 steps", "`moetrace place --plan FILE` every 3,000 steps"),
+        ("SGLang", "as SGLang makes it", "start SGLang with the flags of its policy"),
+    ],
+)
+def test_what_to_run_says_whether_the_file_is_the_policy(system, policy, todo):
+    """A file where the system reads one, flags where it plans by itself."""
+    verdict = VERDICT | {"system": system}
+
+    assert policy in policy_named(verdict)
+    assert todo in deployment(verdict)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, "for 750 steps. More than 32 replicas save less than 1 % more."),
+        ({"enough_redundant": 0}, "Replicas save less than 1 %."),
+        ({"holds": None}, "this policy to the end."),
+        ({"holds": 0}, "for less than 250 steps."),
+        ({"system": "static"}, "within 1 % of the best that plans anew"),
+        ({"floor": 1.31}, "keeps the busiest GPU at 1.31 mean loads."),
+    ],
+)
+def test_how_long_a_plan_holds_and_how_many_replicas_pay(more, said):
+    """Also where the answer is none, at once, or never."""
+    assert said in verdict_notes(VERDICT | more, 8)[1]
