@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -61,6 +61,10 @@ def place(
         float,
         typer.Option(min=0, help="Keep a plan whose predicted peak is this near to the lowest.", metavar="PART"),
     ] = 0.01,
+    judge: Annotated[
+        Literal["steps", "mean"],
+        typer.Option(help="Judge plans on single steps, which wait for their own busiest GPU, or on the mean load."),
+    ] = "steps",
     plan: Annotated[
         Path | None,
         typer.Option(help="The plan that runs today: scored, and changed by few moves.", metavar="FILE"),
@@ -112,7 +116,7 @@ def place(
         force = running_plan(plan, trace.layers, trace.experts, gpus, first_layer) if plan is not None else None
         placed = place_trace(
             trace, predictors, gpus, slots[0], horizon, cutoffs, progress,
-            least_gain=least_gain, tolerance=tolerance, running=force, expert_bytes=expert_bytes,
+            least_gain=least_gain, tolerance=tolerance, judge=judge, running=force, expert_bytes=expert_bytes,
             policies=slots, replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         shared.note_reused(trace.name, placed.computed, placed.reused)

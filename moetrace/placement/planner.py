@@ -60,7 +60,7 @@ def planned(shares: Shares, gpus: int, redundant: int) -> Packing:
     given to another expert and all is packed anew, as long as that lowers the peak.
     """
     copies = replicas_of(shares, redundant, gpus)
-    found = _packed_and_exchanged(shares, copies, gpus)
+    found = arranged(shares, copies, gpus)
     few = redundant and gpus > 1 and shares.shape[1] + redundant <= FEW_SLOTS
     return _other_replicas(found, shares, copies, gpus) if few else found
 
@@ -81,7 +81,8 @@ def replicas_of(shares: Shares, redundant: int, gpus: int) -> Ints:
     return copies
 
 
-def _packed_and_exchanged(shares: Shares, copies: Ints, gpus: int) -> Packing:
+def arranged(shares: Shares, copies: Ints, gpus: int) -> Packing:
+    """Experts of *shares* (rows, experts) in as many slots as *copies* says: packed, then exchanged."""
     weight = shares / copies
     return exchanged(Packing(_packed(weight, copies, gpus), weight))
 
@@ -190,7 +191,7 @@ def _other_replicas(found: Packing, shares: Shares, copies: Ints, gpus: int) -> 
             choices = [_choices(shares[row], copies[row], gpus, changes) for row in rows]
             ends = np.cumsum([len(own) for own in choices])
             tried = np.concatenate(choices)
-            new = _packed_and_exchanged(np.repeat(shares[rows], np.diff(ends, prepend=0), axis=0), tried, gpus)
+            new = arranged(np.repeat(shares[rows], np.diff(ends, prepend=0), axis=0), tried, gpus)
             low = new.peaks
             best = np.array([end - len(own) + low[end - len(own) : end].argmin() for end, own in zip(ends, choices)])
             better = low[best] < peaks[rows] * (1 - LEAST_GAIN)

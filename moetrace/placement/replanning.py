@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.summary import DIFFERENCE, summarise
-from moetrace.placement.plan import TOLERANCE, evenness, in_order, replan
-from moetrace.placement.simulate import IN_ORDER, ORACLE, Strategies
+from moetrace.placement.planning import Planning
+from moetrace.placement.simulate import IN_ORDER, Strategies
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -22,14 +22,7 @@ REPLANNING_COLUMNS = (
 ENOUGH = 0.01
 
 
-def replanning_frame(
-    trace: LoadTrace,
-    test: Backtest,
-    gpus: int,
-    redundant: int = 0,
-    least_gain: float = 0.0,
-    tolerance: float = TOLERANCE,
-) -> pd.DataFrame:
+def replanning_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int = 0, **settings: Any) -> pd.DataFrame:
     """One row per layer, strategy, distance of the plans and stretch of the shortest distance after each *cutoff*.
 
     *test* was made at the cutoffs of `replanning_windows`; its horizons are the distances. A plan holds
@@ -38,7 +31,7 @@ def replanning_frame(
     goes on with the plan it has, experts in their order at first. *state* is the layer's when the plan
     was made, which is what one knows who decides how long it shall hold. *moved* is the part of the slots
     that a plan changes, empty where none is made and at the first cutoff, from which all begin.
-    Plans are changed as `replan` does with *least_gain* and *tolerance*; the oracle's are as even as can be.
+    The other *settings* are those of `Planning`; the plans of the oracle are as even as can be.
     Raises `SettingError` where the slots do not fill the *gpus* evenly.
 
     >>> import moetrace as mt
@@ -51,17 +44,17 @@ def replanning_frame(
     """
     import pandas as pd
 
+    planning = Planning(gpus, redundant, **settings)
+    planning.check(trace.experts)
     rows = [
         {"trace": trace.name, "layer": layer} | row
         for layer in (trace.layers if len(test.shares) else ())
-        for row in _replanned(Strategies.of(trace.layer(layer), test), test, gpus, redundant, least_gain, tolerance)
+        for row in _replanned(Strategies.of(trace.layer(layer), test, planning), test)
     ]
     return pd.DataFrame(rows, columns=REPLANNING_COLUMNS).astype({"replan_every": "Int64"})
 
 
-def _replanned(
-    known: Strategies, test: Backtest, gpus: int, redundant: int, least_gain: float, tolerance: float
-) -> Iterator[dict[str, Any]]:
+def _replanned(known: Strategies, test: Backtest) -> Iterator[dict[str, Any]]:
     """The rows of one layer."""
     own = test.scores[test.scores["layer"] == known.load.layer]
     states = own.drop_duplicates("cutoff").set_index("cutoff")["state"]
@@ -71,21 +64,20 @@ def _replanned(
     for strategy, every in product(known.strategies, (*distances, None)):
         if strategy == IN_ORDER and every is not None:
             continue
-        plan, planned_at = in_order(known.load.experts, gpus, redundant), None
+        plan, planned_at = known.planning.in_order(known.load.experts), None
         for cutoff in looks:
             due = cutoff == begin if every is None else (cutoff - begin) % every == 0
-            share = known.shares(strategy, cutoff, every or distances[-1]) if due else None
-            before = plan
-            if share is not None:
-                near = 0.0 if strategy == ORACLE else tolerance
-                plan, planned_at = replan(plan, share, redundant, least_gain, near), cutoff
+            horizon = every or distances[-1]
+            before, made = plan, due and known.shares(strategy, cutoff, horizon) is not None
+            if made:
+                plan, planned_at = known.replanned(plan, strategy, cutoff, horizon), cutoff
             yield {
                 "strategy": strategy,
                 "replan_every": every,
                 "cutoff": cutoff,
                 "state": states[cutoff if planned_at is None else planned_at],
-                **evenness(plan, known.load.after(cutoff, distances[0]).counts)._asdict(),
-                "moved": plan.moved(before) if share is not None and cutoff > begin else None,
+                **known.planning.evenness(plan, known.load.after(cutoff, distances[0]).counts)._asdict(),
+                "moved": plan.moved(before) if made and cutoff > begin else None,
             }
 
 

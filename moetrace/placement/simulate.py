@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from moetrace.analysis.states import state_at
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.summary import DIFFERENCE, summarise
-from moetrace.placement.plan import TOLERANCE, Plan, evenness, in_order, place, replan, slots_of
+from moetrace.placement.plan import Load, Plan
+from moetrace.placement.planning import Planning
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 
 if TYPE_CHECKING:
@@ -31,45 +32,45 @@ def simulate(
     test: Backtest,
     gpus: int,
     redundant: int = 0,
-    least_gain: float = 0.0,
-    tolerance: float = TOLERANCE,
+    *,
     running: Mapping[int, Plan] | None = None,
+    **settings: Any,
 ) -> pd.DataFrame:
     """One row per layer, horizon, cutoff and strategy: a plan made at the cutoff, on the load of the horizon after it.
 
     The strategies: ``in_order``, neighbours together; the forecast of each predictor of *test*;
     ``window_mean``, the load of the last 1,000 steps; ``oracle``, the load that came. *moved* is the
     part of the slots that change from the plan of the cutoff before, at the first from ``in_order``, or from the plan
-    that is *running*, by layer, which is then scored as ``in_force``. Plans are changed as `replan` does with
-    *least_gain* and *tolerance*; the oracle's are as even as can be.
+    that is *running*, by layer, which is then scored as ``in_force``. The other *settings* are those of `Planning`;
+    the plans of the oracle are as even as can be.
     One layer at a time. Raises `SettingError` where the slots do not fill the *gpus* evenly.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
     >>> test = mt.evaluate(trace, [mt.Level()], horizons=[500], cutoffs=[1000])
-    >>> mt.simulate(trace, test, gpus=4)["strategy"].tolist()
+    >>> mt.simulate(trace, test, gpus=4, judge="mean")["strategy"].tolist()
     ['in_order', 'level', 'window_mean', 'oracle']
     """
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
     states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
-    plain = in_order(trace.experts, gpus, redundant)
-    slots_of(trace.experts, gpus, redundant)
+    planning = Planning(gpus, redundant, **settings)
+    planning.check(trace.experts)
+    plain = planning.in_order(trace.experts)
     for layer in trace.layers if len(test.shares) else ():
-        known = Strategies.of(trace.layer(layer), test)
+        known = Strategies.of(trace.layer(layer), test, planning)
         force = running[layer] if running else plain
         strategies = [IN_ORDER, *([IN_FORCE] if running else []), *known.strategies[1:]]
         for horizon, strategy in product(known.horizons, strategies):
             last = plain if strategy == IN_ORDER else force
             for cutoff in known.cutoffs(horizon):
-                share = known.shares(strategy, cutoff, horizon)
-                if share is None and strategy not in (IN_ORDER, IN_FORCE):
+                able = known.shares(strategy, cutoff, horizon) is not None
+                if not able and strategy not in (IN_ORDER, IN_FORCE):
                     continue
-                near = 0.0 if strategy == ORACLE else tolerance
-                before, last = last, last if share is None else replan(last, share, redundant, least_gain, near)
+                before, last = last, known.replanned(last, strategy, cutoff, horizon)
                 key = (trace.name, layer, horizon, cutoff, states[layer, cutoff], strategy)
-                found = evenness(last, known.load.after(cutoff, horizon).counts)
+                found = planning.evenness(last, known.load.after(cutoff, horizon).counts)
                 rows.append(dict(zip(SCORE_COLUMNS, (*key, *found, last.moved(before)))))
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
@@ -80,13 +81,14 @@ class Strategies:
 
     load: LayerLoad
     forecasts: Mapping[tuple[str, int, int], Shares]
+    planning: Planning
 
     @classmethod
-    def of(cls, load: LayerLoad, test: Backtest) -> Strategies:
+    def of(cls, load: LayerLoad, test: Backtest, planning: Planning) -> Strategies:
         """From the forecasts that were tested."""
         own = test.shares[test.shares["layer"] == load.layer]
         forecasts = own.groupby(["predictor", "horizon", "cutoff"], sort=False)["forecast"]
-        return cls(load, {key: shares.to_numpy() for key, shares in forecasts})  # type: ignore[misc]  # Hashable
+        return cls(load, {key: shares.to_numpy() for key, shares in forecasts}, planning)  # type: ignore[misc]  # Hashable
 
     @property
     def horizons(self) -> list[int]:
@@ -109,6 +111,19 @@ class Strategies:
         if strategy == WINDOW_MEAN and (strategy, horizon, cutoff) not in self.forecasts:
             return self.load.until(cutoff).last(WINDOW).mean_shares
         return self.forecasts.get((strategy, horizon, cutoff))
+
+    def planned_for(self, strategy: str, cutoff: int, horizon: int) -> Load | None:
+        """The same, and the single steps that are known: those up to the cutoff, for the oracle the horizon."""
+        shares = self.shares(strategy, cutoff, horizon)
+        if shares is None:
+            return None
+        seen = self.load.after(cutoff, horizon) if strategy == ORACLE else self.load.until(cutoff).last(WINDOW)
+        return self.planning.load(seen.counts, shares)
+
+    def replanned(self, before: Plan, strategy: str, cutoff: int, horizon: int) -> Plan:
+        """The plan *before* as *strategy* changes it at *cutoff*, itself where it does not plan."""
+        load = self.planned_for(strategy, cutoff, horizon)
+        return before if load is None else self.planning.replan(before, load, 0.0 if strategy == ORACLE else None)
 
 
 def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -160,8 +175,7 @@ def plans_frame(
     trace: LoadTrace,
     means: pd.DataFrame,
     predictor: str,
-    gpus: int,
-    redundant: int = 0,
+    planning: Planning,
     running: Mapping[int, Plan] | None = None,
 ) -> pd.DataFrame:
     """The plan of each layer for the steps after the end of *trace*: one row per layer and GPU, with its experts.
@@ -175,9 +189,11 @@ def plans_frame(
     rows = []
     for layer, experts in own.groupby("layer", sort=False):
         share = experts["share"].to_numpy()
-        plain = in_order(len(share), gpus, redundant)
-        fresh = None if running else place(share, gpus, redundant).aligned(plain)
-        plan = fresh or replan(running[layer], share, redundant)  # type: ignore[index]
+        load = planning.load(trace.layer(layer).last(WINDOW).counts, share)  # type: ignore[arg-type]  # Hashable
+        if running:
+            plan = planning.replan(running[layer], load)  # type: ignore[index]
+        else:
+            plan = planning.place(load).aligned(planning.in_order(len(share)))
         key = {"trace": trace.name, "layer": layer, "predictor": predictor}
         for gpu, (held, expected) in enumerate(zip(plan.experts, plan.parts @ share)):
             numbers = [trace.info.first_expert + expert for expert in held]

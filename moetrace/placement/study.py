@@ -13,7 +13,8 @@ from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
-from moetrace.placement.plan import TOLERANCE, Plan, slots_of
+from moetrace.placement.plan import Plan, slots_of
+from moetrace.placement.planning import Planning
 from moetrace.placement.policies import replayed
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
 from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
@@ -66,8 +67,6 @@ def place(
     cutoffs: Sequence[int] | None = None,
     progress: Progress | None = None,
     *,
-    least_gain: float = 0.0,
-    tolerance: float = TOLERANCE,
     running: Mapping[int, Plan] | None = None,
     expert_bytes: float | None = None,
     policies: Sequence[int] = (),
@@ -77,16 +76,16 @@ def place(
     seed: int = 0,
     results: Results | None = None,
     run: Run = in_turn,
+    **settings: Any,
 ) -> Placement:
     """Put the experts of *trace* on *gpus* by every forecast, and score the plans on the load that then came.
 
     *redundant* slots hold further replicas of busy experts. A plan is for the next *horizon* steps, and changes the
-    one before as `replan` does with *least_gain* and *tolerance*, at first the one that is *running*, by layer. An
+    one before, at first the one that is *running*, by layer, with the *settings* of `Planning`. An
     expert has so many *expert_bytes*. With *policies*, the trace is replayed under the policies of serving systems,
     with each of these numbers of redundant slots, and judged; planned is then with the number that is recommended, or
     *redundant* where none is. With *replan_every* the trace is replayed for one who
-    plans so often, from
-    *first* steps on. *cutoffs*, *train_on*, *results* and *run* are those of `evaluate`.
+    plans so often, from *first* steps on. *cutoffs*, *train_on*, *results* and *run* are those of `evaluate`.
     Raises `SettingError` where the slots do not fill the GPUs evenly, or distances of plans do not fit.
 
     >>> import moetrace as mt
@@ -105,9 +104,10 @@ def place(
         judged["policies"] = policies_frame(replay, trace)
         said = verdict(trace, replay, judged["policies"], gpus, expert_bytes, seed)
         redundant = redundant if said.redundant is None else said.redundant
+    planning = Planning(gpus, redundant, **settings)
     shared = {"train_on": train_on, "results": results, "run": run}
     test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **shared)  # type: ignore[arg-type]
-    scores = simulate(trace, test, gpus, redundant, least_gain, tolerance, running)
+    scores = simulate(trace, test, gpus, redundant, running=running, **settings)
     means = means_frame(test.forecasts(), horizon)
     able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
     best = best_strategy(scores, able, ending_states(trace))
@@ -117,7 +117,7 @@ def place(
     summary = placement_summary(scores, seed)
     frames = {
         "summary": summary.assign(moved_bytes=summary["moved"] * all_bytes),
-        "plans": plans_frame(trace, means, best, gpus, redundant, running),
+        "plans": plans_frame(trace, means, best, planning, running),
         "scores": scores,
     } | judged
     done = Placement(
@@ -127,7 +127,7 @@ def place(
     if not replan_every:
         return done
     again = evaluate(trace, predictors, sorted(set(replan_every)), windows, progress, **shared)  # type: ignore[arg-type]
-    stretches = replanning_frame(trace, again, gpus, redundant, least_gain, tolerance)
+    stretches = replanning_frame(trace, again, gpus, redundant, **settings)
     replanning = replanning_summary(stretches, seed)
     replanning = replanning.assign(moved_bytes=replanning["moved"] * all_bytes)
     frames |= {"replanning": replanning, "stretches": stretches}

@@ -7,6 +7,7 @@ from moetrace import LoadTrace, SettingError, evaluate, predictor
 from moetrace.forecasting.windows import replanning_windows
 from moetrace.placement.plan import evenness, in_order, replan
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
+from moetrace.placement.step_peak import StepLoad
 from moetrace.synthetic import settling, synthetic_trace
 
 EVERY = [500, 1000]
@@ -76,8 +77,8 @@ def test_every_stretch_is_what_replaying_the_plans_gives(trace, frame):
             due = row.cutoff == 500 if every is None else (row.cutoff - 500) % every == 0
             moved = None
             if due:
-                share = load.until(row.cutoff).last(1000).mean_shares
-                before, plan = plan, replan(plan, share)
+                seen = load.until(row.cutoff).last(1000)
+                before, plan = plan, replan(plan, StepLoad.of(seen.counts, seen.mean_shares))
                 moved = plan.moved(before) if row.cutoff > 500 else None
             expected = evenness(plan, load.after(row.cutoff, 500).counts)
             assert (row.peak_over_mean, row.balance) == pytest.approx(tuple(expected))
@@ -151,6 +152,6 @@ def test_the_command_says_how_long_a_plan_holds(moetrace, settled, tmp_path):
     assert {"in_order", "level", "window_mean", "oracle"} == {row["strategy"] for row in found.json["replanning"]}
     assert {500, 1000, None} == {row["replan_every"] for row in found.json["stretches"]}
     assert "how long a plan by level holds" in found.err
-    assert 4 == len(found.json["files"])
+    assert 5 == len(found.json["files"])
     assert b"\x89PNG" == (tmp_path / "cwd" / found.json["figures"][0]).read_bytes()[:4]
     assert "one made while stable" in moetrace(*argv, "--replan", "500,1000").err

@@ -1,0 +1,244 @@
+"""Plans for single steps: the bound and its changes against plain loops, and better than the mean where experts go together."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moetrace import LoadTrace, SettingError, evaluate, predictor
+from moetrace.placement import step_peak
+from moetrace.placement.plan import evenness, in_order, place, replan
+from moetrace.placement.planning import FEWEST_STEPS, Planning
+from moetrace.placement.simulate import Strategies, simulate
+from moetrace.placement.step_peak import StepLoad, StepPeak, lowered
+
+
+def counts_of(steps, experts, seed=0, spread=1.0):
+    """Counts of steps whose experts go together in pairs, and are of unlike size."""
+    rng = np.random.default_rng(seed)
+    size = rng.lognormal(5, spread, experts)
+    together = np.repeat(rng.normal(0, 0.4, (steps, (experts + 1) // 2)), 2, axis=1)[:, :experts]
+    return rng.poisson(size * np.exp(together)) + 1
+
+
+def pairs(steps=400, experts=8):
+    """Counts of experts that are alike in the mean; where the first has much load, the last has little, and so on."""
+    half = np.random.default_rng(1).uniform(-0.9, 0.9, (steps // 2, experts // 2))
+    swing = np.stack([half, -half], axis=1).reshape(steps, -1)
+    return (1000 * np.concatenate([1 + swing, 1 - swing[:, ::-1]], axis=1)).round().astype(int)
+
+
+def bound(counts, slots, sharpness, mean=None):
+    """What `StepPeak.peak` says, in plain loops over steps, GPUs and experts."""
+    shares = [[n / sum(row) for n in row] for row in counts.tolist()]
+    weight = [sum(row) for row in counts.tolist()]
+    experts = range(counts.shape[1])
+    copies = [sum(e in own for own in slots) for e in experts]
+    total = 0.0
+    for own in slots:
+        loads = [sum(row[e] / copies[e] for e in own) for row in shares]
+        middle = sum(w * load for w, load in zip(weight, loads)) / sum(weight)
+        variance = sum(w * (load - middle) ** 2 for w, load in zip(weight, loads)) / sum(weight)
+        total += np.exp(sharpness * middle + sharpness**2 * variance / 2)
+    return np.log(total) / sharpness
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(8, 4, 0), (8, 4, 4), (9, 3, 6)]), st.floats(0.5, 60))
+def test_the_bound_equals_its_naive_twin(seed, shape, sharpness):
+    """Mean, variance and covariance of every GPU, also with replicas."""
+    experts, gpus, redundant = shape
+    counts = counts_of(12, experts, seed)
+    slots = place(counts.sum(axis=0) / counts.sum(), gpus, redundant).slots
+
+    found = StepPeak(slots, StepLoad.of(counts), sharpness).peak
+
+    assert found == pytest.approx(bound(counts, slots.tolist(), sharpness))
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_the_bound_is_above_normal_loads(seed):
+    """What the busiest of GPUs with normal loads has on average is below it, and not by much where they are alike."""
+    rng = np.random.default_rng(seed)
+    steps = rng.normal(1, 0.05, (4000, 4))
+    load = StepLoad(steps / steps.sum(axis=1, keepdims=True) / len(steps))
+
+    found = StepPeak.of(np.arange(4)[:, None], load)
+
+    exact = load.peak(np.eye(4))
+    assert exact < found.peak < exact + 0.05
+
+
+def neighbours(slots, experts):
+    """All plans that one exchange or one changed slot leads to, no expert twice on a GPU and none left out."""
+    gpus, size = slots.shape
+    for cell in range(slots.size):
+        for other in range(cell):
+            changed = slots.ravel().copy()
+            changed[[cell, other]] = changed[[other, cell]]
+            yield changed.reshape(gpus, size)
+        for expert in range(experts):
+            changed = slots.ravel().copy()
+            changed[cell] = expert
+            yield changed.reshape(gpus, size)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(6, 3, 0), (6, 3, 3), (5, 4, 3)]))
+def test_no_single_change_lowers_the_bound_of_a_plan(seed, shape):
+    """Against every exchange and every changed slot, one after the other."""
+    experts, gpus, redundant = shape
+    load = StepLoad.of(counts_of(30, experts, seed))
+    start = in_order(experts, gpus, redundant).slots
+
+    *_, found = lowered(start, load, least=1e-7)
+
+    blunt = next(lowered(start, load, least=1e-7))
+    now = StepPeak.of(blunt, load).changed(found)
+    for other in neighbours(found, experts):
+        allowed = all(len(set(own)) == len(own) for own in other.tolist()) and len(np.unique(other)) == experts
+        if allowed:
+            assert now.changed(other).peak > now.peak - 2e-7
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(1, 5), st.integers(0, 20))
+def test_no_gpu_holds_an_expert_twice_and_none_is_left_out(seed, gpus, slots, redundant):
+    """Whatever the load, from nothing and from the plan in force."""
+    redundant = min(redundant, gpus * slots - max(slots, 1))
+    counts = counts_of(25, gpus * slots - redundant, seed)
+    load = StepLoad.of(counts)
+
+    plan = place(load, gpus, redundant)
+    after = replan(plan, StepLoad.of(counts[:, ::-1]), redundant)
+
+    for found in (plan, after):
+        assert [slots] * gpus == found.held.sum(axis=1).tolist()
+        assert (1, True) == (found.held.max(), bool(found.held.sum(axis=0).min() >= 1))
+
+
+def test_experts_that_make_up_for_one_another_are_put_together():
+    """All are alike in the mean, so that the mean alone knows no better plan than any; single steps do."""
+    counts = pairs()
+    shares = counts.sum(axis=0) / counts.sum()
+
+    by_mean, by_steps = (place(load, 4) for load in (shares, StepLoad.of(counts)))
+
+    later = pairs(500)[400:]
+    assert evenness(by_steps, later).balance > evenness(by_mean, later).balance + 0.1
+    assert [[0, 7], [1, 6], [2, 5], [3, 4]] == sorted(by_steps.experts)
+
+
+def test_steps_are_scaled_to_the_mean_that_is_forecast():
+    """Each expert's share of all of it is the forecast one, its ups and downs are those of the steps; idle ones too."""
+    counts = np.array([[10, 30, 0], [30, 10, 0]])
+
+    load = StepLoad.of(counts, np.array([0.2, 0.6, 0.2]))
+
+    assert [0.2, 0.6, 0.2] == pytest.approx(load.mean.tolist())
+    assert load.steps == pytest.approx(np.array([[0.05, 0.45, 0.1], [0.15, 0.15, 0.1]]))
+    assert StepLoad.of(counts).steps == pytest.approx(counts / 80)
+
+
+def test_the_peak_of_steps_is_that_of_balance():
+    """Tokens of the busiest GPU, added up step by step, over all tokens: 1 over balance and the GPUs."""
+    counts = counts_of(50, 8)
+    plan = in_order(8, 4, 4)
+
+    assert StepLoad.of(counts).peak(plan.parts) * 4 == pytest.approx(1 / evenness(plan, counts).balance)
+
+
+def test_a_plan_for_steps_is_kept_where_changes_gain_little():
+    """Within half of the tolerance, or the least gain; beyond it few experts move, and the peak falls."""
+    load, other = StepLoad.of(counts_of(200, 16, 1)), StepLoad.of(counts_of(200, 16, 2, 0.8))
+    before = place(load, 4)
+
+    assert replan(before, load) is before
+    assert replan(before, other, tolerance=9.0) is before
+    assert replan(before, other, least_gain=9.0) is before
+    after = replan(before, other)
+    assert other.peak(after.parts) < other.peak(before.parts)
+    assert after.moved(before) < place(other, 4).moved(before)
+    gain = (other.peak(before.parts) - other.peak(after.parts)) * 4
+    assert replan(before, other, least_gain=gain + 1e-6) is before
+    assert replan(before, other, least_gain=gain - 1e-6) is not before
+    once = replan(before, load, tolerance=0.0)
+    assert load.peak(once.parts) <= load.peak(before.parts)
+
+
+def test_a_plan_for_steps_that_all_are_alike_is_that_for_the_mean():
+    """Nothing scatters, so that the peak of a step is the peak of the mean."""
+    counts = np.tile(counts_of(1, 12), (30, 1))
+    shares = counts.sum(axis=0) / counts.sum()
+
+    peaks = [place(load, 4, 4).peak_over_mean(shares) for load in (shares, StepLoad.of(counts))]
+
+    assert peaks[1] <= peaks[0] + 1e-9
+
+
+def test_steps_too_few_are_judged_by_their_mean():
+    """So is everything where the setting says so; another word is refused."""
+    counts = counts_of(FEWEST_STEPS, 8)
+    mean = counts.sum(axis=0) / counts.sum()
+
+    assert Planning(4).load(counts[1:], mean) is mean
+    assert isinstance(Planning(4).load(counts, mean), StepLoad)
+    assert Planning(4, judge="mean").load(counts, mean) is mean
+    assert 1000 == len(Planning(4).load(np.tile(counts, (200, 1)), mean).steps)
+    with pytest.raises(SettingError, match="judged by steps or mean"):
+        Planning(4, judge="median")
+
+
+def test_a_plan_for_steps_knows_none_after_the_cutoff():
+    """Whatever comes after the cutoff, plans made there are the same; what came before it changes them."""
+    counts = np.concatenate([pairs(600), counts_of(600, 8)])[:, None]
+    turned = counts.copy()
+    turned[600:] = turned[600:, :, ::-1]
+    early = counts.copy()
+    early[:600] = early[:600, :, [0, 1, 2, 3, 5, 4, 7, 6]]
+
+    def planned(values):
+        trace = LoadTrace.from_counts(values)
+        test = evaluate(trace, [predictor("window_mean")], [500], [600])
+        known = Strategies.of(trace.layer(0), test, Planning(4))
+        return known.replanned(in_order(8, 4), "window_mean", 600, 500).experts
+
+    assert planned(counts) == planned(turned)
+    assert planned(counts) != planned(early)
+
+
+def test_simulated_plans_for_steps_are_more_balanced():
+    """On a trace whose experts make up for one another; judged by the mean they are not."""
+    trace = LoadTrace.from_counts(pairs(1500)[:, None], name="pairs")
+    test = evaluate(trace, [predictor("window_mean")], [500], [500, 1000])
+
+    steps, mean = (
+        simulate(trace, test, 4, judge=judge).set_index("strategy")["balance"].loc["window_mean"].mean()
+        for judge in ("steps", "mean")
+    )
+
+    assert steps > mean + 0.1
+
+
+def test_terms_too_large_for_a_float_are_no_warning():
+    """An expert that makes almost all of the load, in steps that do not scatter."""
+    counts = np.tile(np.array([[10**6, 1, 1, 1]]), (30, 1))
+
+    assert 2 == len(place(StepLoad.of(counts), 2).slots)
+    assert step_peak.StepPeak.of(np.array([[0, 1], [2, 3]]), StepLoad.of(counts)).peak == pytest.approx(1, abs=1e-2)
+
+
+def test_the_command_judges_by_steps_unless_told(moetrace, tmp_path):
+    """--judge mean is what it was before."""
+    from moetrace import save_trace
+
+    save_trace(LoadTrace.from_counts(pairs(1500)[:, None], name="pairs"), tmp_path / "pairs.parquet")
+    argv = ("place", tmp_path / "pairs.parquet", "--gpus", "4", "--predictor", "window_mean", "--cutoffs", "1000")
+    argv = (*argv, "--horizon", "500", "--json")
+
+    steps, mean = (
+        next(row["balance"] for row in moetrace(*argv, *more).json["scores"] if row["strategy"] == "window_mean")
+        for more in ((), ("--judge", "mean"))
+    )
+
+    assert steps > mean + 0.1
+    assert 2 == moetrace(*argv, "--judge", "median").code
