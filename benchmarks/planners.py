@@ -16,7 +16,7 @@ from moetrace import LoadTrace, read_trace, rebalance_experts
 from moetrace.analysis.states import state_at
 from moetrace.placement.plan import evenness, in_order, place, replan
 from moetrace.placement.planner import greedy, planned
-from moetrace.placement.policies import replayed
+from moetrace.placement.replay import replayed
 from moetrace.placement.verdict import policies_frame, verdict
 from moetrace.report.tables import markdown
 

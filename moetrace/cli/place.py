@@ -30,8 +30,8 @@ SUMMARY_COLUMNS = (
 )  # fmt: skip
 
 POLICY_COLUMNS = (
-    "system", "window", "interval", "redundant", "balance", "peak_over_mean", "moved_per_1000", "chosen_by",
-    "recommended", "dispatch",
+    "system", "window", "interval", "threshold", "redundant", "recommended", "balance", "peak_over_mean",
+    "moved_per_1000", "chosen_by", "dispatch",
 )  # fmt: skip
 
 REPLANNING_COLUMNS = (

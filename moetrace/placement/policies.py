@@ -1,71 +1,144 @@
-"""Policies: when a plan is made anew and from what, as serving systems do it, replayed step by step on a trace."""
+"""Policies: when a plan is made anew and from what, as serving systems do it, and how they are started so.
+
+`POLICIES` is the registry: what a system does, with its defaults and a small grid around them, is one entry.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
 
 import numpy as np
 
-from moetrace.placement.plan import Plan, in_order, place, replan
+from moetrace.analysis.jumps import since_jump
+from moetrace.analysis.states import STABLE, state_at
+from moetrace.placement.plan import Plan, place, replan
 from moetrace.placement.planner import greedy
-from moetrace.trace import LEAST_ROWS, Counts, LayerLoad, LoadTrace, Shares, Steps
+from moetrace.trace import Counts, LayerLoad, Shares, Steps
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-# Steps over which loads are added up before they are compared.
-BLOCK = 250
-# Policies whose plans a system reads from a file; the others plan by themselves.
-FROM_FILES = ("static", "moetrace")
-REPLAY_COLUMNS = (
-    "trace", "system", "window", "interval", "redundant", "layer", "step", "mean_load", "peak_load", "block_peak",
-    "moved",
-)  # fmt: skip
-
-Planner = Callable[[Plan, Shares, int], list[Plan]]
-"""Plans for the shares (times, experts), one after the other, with so many redundant slots, from the plan in force."""
+SETTINGS = ("system", "window", "interval", "threshold")
+# Utilisation is the mean over so many passes at most: the longest window that SGLang keeps.
+MEASURED = 1000
+# Steps that say what a moving load is now: on gpt-moe-8e-a as good as any number from 200 to 500.
+MOVING = 250
+# Steps that the state at a look is told from: a look then takes the same time at the end of a trace of any length.
+LOOKED_BACK = 5000
 
 
-def from_nothing(before: Plan, shares: Shares, redundant: int) -> list[Plan]:
+@dataclass(frozen=True, eq=False)
+class Looks:
+    """What a policy sees of a layer: at each of *steps* the *shares* (looks, experts) of the load of its *window*.
+
+    Nothing of *load* after a step is for the plan that is made there.
+    """
+
+    load: LayerLoad
+    steps: Sequence[int]
+    window: int
+    shares: Shares
+
+    def since_last(self, look: int) -> Counts:
+        """The counts since the look before, of at most `MEASURED` steps, shape (steps, experts)."""
+        before = self.steps[look - 1] if look else self.steps[look] - MEASURED
+        return self.load.between(max(before, self.steps[look] - MEASURED) + 1, self.steps[look]).counts
+
+    @cached_property
+    def settled(self) -> list[tuple[bool, int]]:
+        """At each look whether the layer is stable, and the first step after its last jump."""
+        histories = (self.load.until(step).last(LOOKED_BACK) for step in self.steps)
+        return [(state_at(own, int(own.steps[-1])) == STABLE, int(since_jump(own).steps[0])) for own in histories]
+
+
+Planner = Callable[[Looks, Plan, int], list[Plan]]
+"""The plan after each look, from the one in force before the first, with so many redundant slots."""
+
+
+def from_nothing(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
     """Planned anew each time, the heaviest first, as EPLB and after it SGLang, vLLM and TensorRT-LLM do."""
     gpus, experts = before.held.shape
-    return [Plan.of(slots, experts) for slots in greedy(shares, gpus, redundant)]
+    return [Plan.of(slots, experts) for slots in greedy(looks.shares, gpus, redundant)]
 
 
-def in_steps(before: Plan, shares: Shares, redundant: int, least_gain: float = 0.0) -> list[Plan]:
+def gated(threshold: float) -> Planner:
+    """`from_nothing`, but not where utilisation since the last look was above *threshold*, as SGLang's gate does.
+
+    Of each layer by itself, where SGLang takes the mean over layers.
+    """
+
+    def planner(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
+        plans = [before]
+        for look, fresh in enumerate(from_nothing(looks, before, redundant)):
+            busy = utilisation(plans[-1], looks.since_last(look))
+            plans.append(plans[-1] if busy > threshold else fresh)
+        return plans[1:]
+
+    return planner
+
+
+def utilisation(plan: Plan, counts: Counts) -> float:
+    """The mean over steps of the mean GPU's load over the busiest one's, for *counts* (steps, experts)."""
+    loads = counts @ plan.parts.T
+    return float((loads.mean(axis=1) / loads.max(axis=1)).mean())
+
+
+def in_steps(looks: Looks, before: Plan, redundant: int, least_gain: float = 0.0) -> list[Plan]:
     """Changed where the load has moved: `replan`."""
     plans = [before]
-    for share in shares:
+    for share in looks.shares:
         plans.append(replan(plans[-1], share, redundant, least_gain))
     return plans[1:]
 
 
-def only_for_5_percent(before: Plan, shares: Shares, redundant: int) -> list[Plan]:
+def only_for_5_percent(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
     """Changed only where the predicted peak falls by 5 %, as vllm-ascend's default policy does, in few moves."""
-    return in_steps(before, shares, redundant, 0.05)
+    return in_steps(looks, before, redundant, 0.05)
 
 
-def as_even_as_can_be(before: Plan, shares: Shares, redundant: int) -> list[Plan]:
+def as_even_as_can_be(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
     """Planned from nothing by `place`, its GPUs named after those before."""
-    return [place(share, len(before.held), redundant).aligned(before) for share in shares]
+    return [place(share, len(before.held), redundant).aligned(before) for share in looks.shares]
+
+
+def by_state(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
+    """Planned once a layer settles, by its window; changed at every look while it moves, by its last `MOVING` steps.
+
+    Of a stable layer a plan is changed only when its load has jumped, by what came since.
+    """
+    plans, steady, planned_at = [before], False, -1
+    for share, step, (stable, since) in zip(looks.shares, looks.steps, looks.settled):
+        if stable and steady and since <= planned_at:
+            plans.append(plans[-1])
+        else:
+            whole = stable and since <= step - looks.window
+            known = share if whole else looks.load.between(since, step).last(MOVING).mean_shares
+            plans.append(replan(plans[-1], known, redundant))
+            planned_at = step
+        steady = stable
+    return plans[1:]
 
 
 @dataclass(frozen=True)
 class Policy:
     """Plans by the load of the last *window* steps, every *interval* steps, once (None) or never (0).
 
-    A plan is in force so many steps *late*.
+    A plan is in force so many steps *late*. *threshold* is the utilisation above which none is made.
     """
 
     system: str
     window: int
     interval: int | None
-    planner: Planner
+    plans: Planner
     late: int = 0
+    threshold: float | None = None
+
+    @property
+    def settings(self) -> tuple[str, int, int | None, float | None]:
+        """What tells it from the others: `SETTINGS`."""
+        return self.system, self.window, self.interval, self.threshold
 
     def due(self, steps: Steps) -> list[int]:
         """After which of *steps* plans are made: the first, and the first logged one of each interval after it."""
@@ -75,100 +148,104 @@ class Policy:
         return [int(step) for step in steps[first]]
 
 
-def policies(layers: int) -> list[Policy]:
-    """Each system with its defaults and a small grid around them; of vLLM and SGLang every window and interval.
+Launch = Callable[[Policy, int, int, int], str]
+"""What starts a system with a policy on so many GPUs, for so many experts and redundant slots."""
 
-    Defaults of vLLM 0.33 (window 1,000, interval 3,000), SGLang 0.5.23 (1,000 iterations), vllm-ascend (600 passes are
-    collected, 50 later is planned, then a layer a pass changes) and TensorRT-LLM (one layer an iteration).
+
+class System(NamedTuple):
+    """What a system can do: its *policies* for a model of so many layers, its defaults first, and how it is started.
+
+    *launch* is None where the plan comes from a file, and a policy is when that file is made anew.
     """
-    grid = [
-        *(
-            Policy("vLLM", window, every, from_nothing)
-            for window, every in ((1000, 3000), *product((250, 1000), (250, 1000)))
-        ),
-        *(Policy("SGLang", every, every, from_nothing) for every in (1000, 250, 3000)),
-        *(Policy("vllm-ascend", n, n + 50 + layers, only_for_5_percent, 50 + layers) for n in (600, 200)),
-        Policy("TensorRT-LLM", max(layers, 1), max(layers, 1), from_nothing),
-        *(Policy("moetrace", window, every, in_steps) for window, every in ((1000, 1000), (1000, 250), (250, 250))),
-    ]
-    return [Policy("none", 0, 0, in_steps), Policy("static", 1000, None, as_even_as_can_be), *grid]
+
+    policies: Callable[[int], list[Policy]]
+    launch: Launch | None
 
 
-def replayed(trace: LoadTrace, gpus: int, redundants: Sequence[int], first: int) -> pd.DataFrame:
-    """What each policy leaves of the load: a row for each policy, number of redundant slots, layer and block of steps.
-
-    From *first* steps on. *mean_load* and *peak_load* are the tokens of the mean and of the busiest GPU, added up step
-    by step, *block_peak* those of the GPU that has most in all steps of the block; *moved* are slots changed in it.
-    Experts are in order before the first plan.
-    """
-    import pandas as pd
-
-    begin = int(trace.steps[0]) + first - 1
-    rows: list[tuple[Any, ...]] = []
-    for load in trace.by_layer():
-        before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
-        for redundant, policy in product(redundants, policies(len(trace.layers))):
-            key = (trace.name, policy.system, policy.window, policy.interval, redundant, load.layer)
-            plain = in_order(load.experts, gpus, redundant)
-            rows += [(*key, *block) for block in _blocks(load, before, policy, plain, redundant, begin)]
-    return pd.DataFrame(rows, columns=REPLAY_COLUMNS).astype({"interval": "Int64"})
+def _vllm(_layers: int) -> list[Policy]:
+    grid = dict.fromkeys([(1000, 3000), *product((1000, 250), (1000, 250))])
+    return [Policy("vLLM", window, every, from_nothing) for window, every in grid]
 
 
-def _blocks(
-    load: LayerLoad, before: Counts, policy: Policy, plain: Plan, redundant: int, begin: int
-) -> Iterator[tuple[Any, ...]]:
-    """Begin, loads and moves of each block."""
-    end = int(load.steps[-1])
-    due = policy.due(load.steps[(load.steps >= begin) & (load.steps < end)])
-    shares = _window_shares(load, before, due, policy.window)
-    plans = [plain, *(policy.planner(plain, shares, redundant) if len(due) else [])]
-    starts = np.searchsorted(load.steps, [begin, *(step + policy.late for step in due), end], "right")
-    gpu_loads = np.zeros((len(load.steps), len(plain.held)))
-    for plan, (start, stop) in zip(plans, pairwise(starts)):
-        if start < stop:
-            gpu_loads[start:stop] = load.counts[start:stop] @ plan.parts.T
-    changed = np.array([0, *(np.maximum(new.held - old.held, 0).sum() for old, new in pairwise(plans))])
-    # Whole blocks alone, and of them those in which something was logged.
-    numbers, edges = np.unique((load.steps[starts[0] :] - begin - 1) // BLOCK, return_index=True)
-    whole = begin + (numbers + 1) * BLOCK <= end
-    if not whole.any():
-        return
-    own = gpu_loads[starts[0] :]
-    busiest = np.add.reduceat(own, edges, axis=0).max(axis=1)
-    mean, peak = (np.add.reduceat(loads, edges) for loads in (own.mean(axis=1), own.max(axis=1)))
-    # The first plan is made before anything is scored.
-    moved = np.zeros(len(edges), np.int64)
-    np.add.at(moved, np.searchsorted(edges, starts[2:-1] - starts[0], "right") - 1, changed[2:])
-    for i in np.flatnonzero(whole):
-        yield int(begin + numbers[i] * BLOCK), mean[i], peak[i], busiest[i], int(moved[i])
+def _sglang(_layers: int) -> list[Policy]:
+    own = [Policy("SGLang", every, every, from_nothing) for every in (1000, 250, 3000)]
+    return [*own, Policy("SGLang", 1000, 1000, gated(0.9), threshold=0.9)]
 
 
-def _window_shares(load: LayerLoad, before: Counts, due: Sequence[int], window: int) -> Shares:
-    """The share of each expert of the load of the last *window* steps up to each of *due*, shape (due, experts).
-
-    As `LayerLoad.last` has them; *before* (rows + 1, experts) is what was counted before each row.
-    """
-    last = np.searchsorted(load.steps, np.array(due, np.int64), "right")
-    first = np.searchsorted(load.steps, np.array(due, np.int64) - window, "right")
-    counts = before[last] - before[np.maximum(np.minimum(first, last - min(window, LEAST_ROWS)), 0)]
-    shares: Shares = counts / counts.sum(axis=1, keepdims=True)
-    return shares
+def _ascend(layers: int) -> list[Policy]:
+    late = 50 + layers
+    return [Policy("vllm-ascend", n, n + late, only_for_5_percent, late) for n in (600, 200)]
 
 
-def launch(system: str, window: int, interval: int | None, gpus: int, redundant: int) -> str:
-    """How *system* is started so that it plans by itself; empty for those that only read files."""
-    if system == "vLLM":
-        settings = {"window_size": window, "step_interval": interval, "num_redundant_experts": redundant}
-        return f"--enable-expert-parallel --enable-eplb --eplb-config '{json.dumps(settings)}'"
-    if system == "SGLang":
-        return (
-            f"--enable-eplb --eplb-rebalance-num-iterations {interval} --ep-size {gpus} "
-            f"--ep-num-redundant-experts {redundant}"
-        )
-    if system == "vllm-ascend":
-        settings = {
-            "dynamic_eplb": True, "expert_heat_collection_interval": window, "algorithm_execution_interval": 50,
-            "num_redundant_experts": redundant,
-        }  # fmt: skip
-        return f"--enable-expert-parallel --additional-config '{json.dumps({'eplb_config': settings})}'"
+def _tensorrt_llm(layers: int) -> list[Policy]:
+    return [Policy("TensorRT-LLM", max(layers, 1), max(layers, 1), from_nothing)]
+
+
+def _moetrace(_layers: int) -> list[Policy]:
+    return [Policy("moetrace", window, every, in_steps) for window, every in ((1000, 1000), (1000, 250), (250, 250))]
+
+
+def _by_state(_layers: int) -> list[Policy]:
+    return [Policy("moetrace by state", 1000, 250, by_state)]
+
+
+def _launch_nothing(_policy: Policy, _gpus: int, _experts: int, _redundant: int) -> str:
     return ""
+
+
+def _launch_vllm(policy: Policy, _gpus: int, _experts: int, redundant: int) -> str:
+    settings = {"window_size": policy.window, "step_interval": policy.interval, "num_redundant_experts": redundant}
+    return f"--enable-expert-parallel --enable-eplb --eplb-config '{json.dumps(settings)}'"
+
+
+def _launch_sglang(policy: Policy, gpus: int, _experts: int, redundant: int) -> str:
+    # Utilisation is only measured where metrics are on.
+    gate = (
+        f" --eplb-min-rebalancing-utilization-threshold {policy.threshold} --enable-expert-distribution-metrics"
+        if policy.threshold is not None
+        else ""
+    )
+    return (
+        f"--enable-eplb --eplb-rebalance-num-iterations {policy.interval} --ep-size {gpus} "
+        f"--ep-num-redundant-experts {redundant}{gate}"
+    )
+
+
+def _launch_ascend(policy: Policy, _gpus: int, _experts: int, redundant: int) -> str:
+    settings = {
+        "dynamic_eplb": True, "expert_heat_collection_interval": policy.window, "algorithm_execution_interval": 50,
+        "num_redundant_experts": redundant,
+    }  # fmt: skip
+    return f"--enable-expert-parallel --additional-config '{json.dumps({'eplb_config': settings})}'"
+
+
+def _launch_tensorrt_llm(_policy: Policy, gpus: int, experts: int, redundant: int) -> str:
+    return (
+        f"moe_config: {{backend: WIDEEP, load_balancer: {{num_slots: {experts + redundant}, "
+        f"layer_updates_per_iter: 1}}}}, enable_attention_dp: true, moe_expert_parallel_size: {gpus}"
+    )
+
+
+# Defaults of vLLM 0.33 (window 1,000, interval 3,000), SGLang 0.5.23 (1,000 iterations, no gate), vllm-ascend (600
+# passes are collected, 50 later is planned, then a layer a pass changes) and TensorRT-LLM (one layer an iteration).
+POLICIES: Mapping[str, System] = {
+    "none": System(lambda _: [Policy("none", 0, 0, in_steps)], _launch_nothing),
+    "static": System(lambda _: [Policy("static", 1000, None, as_even_as_can_be)], None),
+    "vLLM": System(_vllm, _launch_vllm),
+    "SGLang": System(_sglang, _launch_sglang),
+    "vllm-ascend": System(_ascend, _launch_ascend),
+    "TensorRT-LLM": System(_tensorrt_llm, _launch_tensorrt_llm),
+    "moetrace": System(_moetrace, None),
+    "moetrace by state": System(_by_state, None),
+}
+
+
+def policies(layers: int) -> list[Policy]:
+    """All policies that are replayed on a trace of so many *layers*, those of each system together."""
+    return [policy for system in POLICIES.values() for policy in system.policies(layers)]
+
+
+def launch(policy: Policy, gpus: int, experts: int, redundant: int) -> str:
+    """How the system of *policy* is started so that it plans by itself; empty where the plan comes from a file."""
+    start = POLICIES[policy.system].launch
+    return "" if start is None else start(policy, gpus, experts, redundant)

@@ -15,8 +15,8 @@ from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
 from moetrace.placement.plan import Plan, slots_of
 from moetrace.placement.planning import Planning
-from moetrace.placement.policies import replayed
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
+from moetrace.placement.replay import replayed
 from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
 from moetrace.placement.verdict import Verdict, policies_frame, verdict
 from moetrace.trace import LoadTrace

@@ -10,13 +10,15 @@ import numpy as np
 from moetrace.placement.moves import lowest_bound
 from moetrace.placement.plan import Plan, evenness
 from moetrace.placement.planner import planned
-from moetrace.placement.policies import BLOCK, FROM_FILES, launch
+from moetrace.placement.policies import POLICIES, SETTINGS, launch
+from moetrace.placement.policies import policies as known_policies
+from moetrace.placement.replay import BLOCK
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
     import pandas as pd
 
-POLICY = ["trace", "system", "window", "interval", "redundant"]
+POLICY = ["trace", *SETTINGS, "redundant"]
 POLICY_COLUMNS = (*POLICY, "dispatch", "balance", "peak_over_mean", "moved_per_1000", "chosen_by", "recommended")
 # Policies whose balance is so near to the best are as good: the one with fewest replicas is taken, which cost memory,
 # and of those the one that moves least.
@@ -48,6 +50,7 @@ class Verdict:
     system: str | None = None
     window: int | None = None
     interval: int | None = None
+    threshold: float | None = None
     redundant: int | None = None
     plain_redundant: int | None = None
     saved: float = float("nan")
@@ -62,7 +65,8 @@ class Verdict:
 
     def launched(self, flags: str) -> Verdict:
         """With the *flags* that a file needs, where what is recommended is a plan that the system reads from one."""
-        return replace(self, launch=flags) if self.system in FROM_FILES else self
+        read = self.system is not None and POLICIES[self.system].launch is None
+        return replace(self, launch=flags) if read else self
 
     def as_row(self) -> dict[str, Any]:
         """Its fields."""
@@ -120,15 +124,16 @@ def verdict(
     drawn = sums[:, draws].sum(axis=2)
     low, high = np.quantile(1 - drawn[0] / drawn[1], [0.025, 0.975])
     said = "worth it" if low > WORTH else "not worth it" if high < WORTH else "not enough evidence"
-    interval = None if pd.isna(best["interval"]) else int(best["interval"])
-    system, window, redundant = str(best["system"]), int(best["window"]), int(best["redundant"])
+    settings = [None if pd.isna(value) else value for value in best[list(SETTINGS)]]
+    policy = next(own for own in known_policies(len(trace.layers)) if list(own.settings) == settings)
+    redundant = int(best["redundant"])
     slots = (trace.experts + redundant) * len(trace.layers)
     knee, floor = _replicas(trace, gpus, redundant)
     return Verdict(
-        trace.name, said, system, window, interval, redundant, fewest,
+        trace.name, said, *policy.settings, redundant, fewest,
         float(1 - sums[0].sum() / sums[1].sum()), float(low), float(high), float(best["moved_per_1000"]),
         float(best["moved_per_1000"]) * slots * (float("nan") if expert_bytes is None else expert_bytes),
-        knee, floor, _holds(replay, best), launch(system, window, interval, gpus, redundant),
+        knee, floor, _holds(replay, best), launch(policy, gpus, trace.experts, redundant),
     )  # fmt: skip
 
 

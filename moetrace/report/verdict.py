@@ -13,8 +13,10 @@ WAYS = {
     "none": "leaving experts in order",
     "static": "one plan, by the load of the last {window:,} steps,",
     "moetrace": "a plan that is changed in few places every {interval:,} steps, by the load of the last {window:,},",
+    "moetrace by state": "a plan once a layer settles, and a changed one every {interval:,} steps while it moves,",
 }
 LIKE_SYSTEM = "a plan every {interval:,} steps, by the load of the last {window:,}, as {system} makes it,"
+WHILE_IT_MOVES = {"moetrace by state": " while `moetrace states` says that a layer moves"}
 HOT = 1.005  # of an expert that is below, two digits say that it leaves nothing
 
 
@@ -38,6 +40,8 @@ def judged(verdict: Mapping[str, Any], gpus: int) -> Answer:
 def policy_named(verdict: Mapping[str, Any]) -> str:
     """The recommended policy as the subject of a sentence."""
     way = WAYS.get(verdict["system"], LIKE_SYSTEM).format(**verdict)
+    if verdict["threshold"] is not None:
+        way += f" unless utilisation is above {verdict['threshold']:.0%},"
     return f"{way} with {verdict['redundant']:,} replicas," if verdict["redundant"] else way
 
 
@@ -74,7 +78,8 @@ def deployment(verdict: Mapping[str, Any]) -> str:
     if system in WAYS:
         return (
             "To run it: deploy the file of your system with its flags, above, which is the first plan, and call "
-            f"`moetrace place --plan FILE` every {verdict['interval']:,} steps for the next."
+            f"`moetrace place --plan FILE` every {verdict['interval']:,} steps{WHILE_IT_MOVES.get(system, '')} for the "
+            "next."
         )
     return (
         f"To run it: start {system} with the flags of its policy, above, and without a file. The files are one plan "

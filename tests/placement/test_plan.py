@@ -292,15 +292,15 @@ def test_the_command_scores_plans_and_writes_one(moetrace, settled, tmp_path):
     argv = ("place", "--gpus", "4", "--redundant", "4", "--predictor", "sw_avg", "--cutoffs", "1000,2000")
 
     found = moetrace(*argv, "--json").json
-    ascend = next(file for file in found["files"] if file.endswith(".ascend.json"))
-    written = json.loads((tmp_path / "cwd" / ascend).read_text())
+    path = next(own["path"] for own in found["deploy"] if own["system"] == "MindIE")
+    written = json.loads((tmp_path / "cwd" / path).read_text())
 
     assert {"trace", "layer", "cutoff", "strategy", "balance", "peak_over_mean"} <= set(found["scores"][0])
     assert {"in_order", "sw_avg", "window_mean", "oracle"} == {row["strategy"] for row in found["scores"]}
     assert settled.experts == len({e for row in found["plans"] if row["layer"] == 0 for e in row["experts"]})
     assert [2, 4] == [written["moe_layer_count"], written["layer_list"][0]["device_count"]]
     assert 1 == pytest.approx(sum(row["expected"] for row in found["plans"] if row["layer"] == 0))
-    assert "on 4 GPUs" in moetrace(*argv).out
+    assert "Worth it on 4 GPUs: " in moetrace(*argv).out
 
 
 def test_no_expert_moves_where_no_plan_gains_enough(moetrace, settled, tmp_path):

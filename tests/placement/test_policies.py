@@ -10,15 +10,18 @@ import pytest
 from moetrace import LoadTrace
 from moetrace.placement.plan import in_order, place
 from moetrace.placement.policies import (
-    BLOCK,
-    REPLAY_COLUMNS,
+    POLICIES,
+    Looks,
     Policy,
+    by_state,
     from_nothing,
+    gated,
     in_steps,
     launch,
     policies,
-    replayed,
+    utilisation,
 )
+from moetrace.placement.replay import BLOCK, REPLAY_COLUMNS, replayed
 from moetrace.placement.verdict import POLICY, _holds, policies_frame, verdict
 from moetrace.report.verdict import verdict_notes
 
@@ -47,10 +50,74 @@ def of(frame, system, interval):
     return frame[(frame["system"] == system) & (frame["interval"] == interval)]
 
 
+def looked(load, policy):
+    """What the policy sees of the layer, from step 500 on."""
+    due = policy.due(load.steps[load.steps >= 500])
+    shares = [load.until(step).last(policy.window or 1).mean_shares for step in due]
+    return Looks(load, due, policy.window, np.array(shares).reshape(-1, load.experts))
+
+
+ALL = [policy for policy in policies(3) if policy.interval != 0]
+
+
+@pytest.mark.parametrize("policy", ALL, ids=lambda policy: "-".join(map(str, policy.settings)))
+@pytest.mark.parametrize("redundant", [0, 4])
+def test_every_policy_fills_every_slot_and_no_gpu_twice(policy, redundant):
+    """A plan after each look, for all experts, as many slots on each GPU and no two replicas of an expert on one."""
+    load = trace_of([UNEVEN, TURNED], 3000).layer(0)
+    looks = looked(load, policy)
+
+    plans = policy.plans(looks, in_order(8, 4, redundant), redundant)
+
+    assert len(looks.steps) == len(plans) > 0
+    for plan in plans:
+        assert {(8 + redundant) // 4} == set(plan.held.sum(axis=1).tolist())
+        assert 1 == plan.held.max()
+        assert plan.held.sum(axis=0).min() > 0
+
+
+@pytest.mark.parametrize("policy", ALL, ids=lambda policy: "-".join(map(str, policy.settings)))
+def test_no_policy_sees_a_step_after_its_look(policy):
+    """Another future changes no plan made before it."""
+    load = trace_of([UNEVEN, TURNED], 3000).layer(0)
+    future = load.counts.copy()
+    future[2000:] = future[2000:, ::-1]
+    plain = in_order(8, 4, 4)
+
+    plans, others = (
+        policy.plans(looked(own, policy), plain, 4) for own in (load, dataclasses.replace(load, counts=future))
+    )
+
+    past = [step <= 2000 for step in looked(load, policy).steps]
+    assert all(np.array_equal(a.held, b.held) for a, b, before in zip(plans, others, past) if before)
+
+
+@pytest.mark.parametrize("policy", policies(1), ids=lambda policy: "-".join(map(str, policy.settings)))
+def test_moves_are_those_from_each_plan_to_the_next(policy, replay):
+    """Whatever the policy; the first plan is made before anything counts."""
+    trace, frame = replay
+    load, plain = trace.layer(0), in_order(8, 4)
+    due = policy.due(load.steps[(load.steps >= 500) & (load.steps < 6000)])
+    shares = np.array([load.until(step).last(policy.window).mean_shares for step in due]).reshape(-1, 8)
+    plans = policy.plans(Looks(load, due, policy.window, shares), plain, 0) if due else []
+    moves = [round(new.moved(old) * 8) for old, new in pairwise(plans)]
+    scored = [move for move, step in zip(moves, due[1:]) if step + policy.late < 500 + 5500 // BLOCK * BLOCK]
+
+    own = frame[[row == policy.settings for row in rows_of_settings(frame)]]
+
+    assert sum(scored) == own["moved"].sum()
+
+
+def rows_of_settings(frame):
+    """The settings of each row, as a policy has them."""
+    settings = frame[list(POLICY[1:-1])].astype(object)
+    return [tuple(None if value is pd.NA else value for value in row) for row in settings.itertuples(index=False)]
+
+
 def test_every_policy_is_scored_on_the_same_blocks(replay):
     """From the first steps on; the mean load is the same whatever the plan, and never above the peak."""
     trace, frame = replay
-    sizes = frame.groupby(["system", "window", "interval"], dropna=False).size()
+    sizes = frame.groupby(POLICY[1:-1], dropna=False).size()
 
     assert {len(range(500, 6000 - BLOCK + 1, BLOCK))} == set(sizes)
     assert len(policies(len(trace.layers))) == len(sizes)
@@ -66,7 +133,8 @@ def test_a_policy_is_what_replaying_it_step_by_step_gives(replay):
     peaks, moves = [], []
     for step in range(500, 6000):
         if (step - 500) % 3000 == 0:
-            new = from_nothing(plan, load.until(step).last(1000).mean_shares[None], 0)[0]
+            shares = load.until(step).last(1000).mean_shares[None]
+            new = from_nothing(Looks(load, [step], 1000, shares), plan, 0)[0]
             moves.append((step, int(np.maximum(new.held - plan.held, 0).sum())))
             plan = new
         peaks.append(max(plan.parts @ load.counts[np.searchsorted(load.steps, step + 1)]))
@@ -87,7 +155,7 @@ def test_who_never_plans_moves_nothing_and_who_plans_once_moves_before_it_counts
 
 def test_a_late_plan_is_in_force_late(monkeypatch):
     """The load of the steps between is that of the plan before."""
-    import moetrace.placement.policies as room
+    import moetrace.placement.replay as room
 
     trace = trace_of([UNEVEN], 1500)
     soon = Policy("soon", 1000, None, in_steps)
@@ -102,9 +170,10 @@ def test_a_late_plan_is_in_force_late(monkeypatch):
 
 def test_plans_from_nothing_do_not_know_of_each_other():
     """Those in steps do: what is even enough stays."""
-    before, shares = place(UNEVEN, 4), np.array([UNEVEN, TURNED, UNEVEN])
+    before = place(UNEVEN, 4)
+    looks = Looks(trace_of([UNEVEN], 3).layer(0), [1, 2, 3], 1, np.array([UNEVEN, TURNED, UNEVEN]))
 
-    anew, changed = from_nothing(before, shares, 0), in_steps(before, shares, 0)
+    anew, changed = from_nothing(looks, before, 0), in_steps(looks, before, 0)
 
     assert np.array_equal(anew[0].held, anew[2].held)
     assert changed[0] is before
@@ -116,7 +185,7 @@ def test_one_policy_is_recommended_by_the_first_half(replay):
     trace, frame = replay
     found = policies_frame(frame, trace)
     half = frame[frame["step"] < np.sort(frame["step"].unique())[frame["step"].nunique() // 2]]
-    balance = half.groupby(["system", "window", "interval"], dropna=False)[["mean_load", "peak_load"]].sum()
+    balance = half.groupby(POLICY[1:-1], dropna=False)[["mean_load", "peak_load"]].sum()
     balance = balance["mean_load"] / balance["peak_load"]
 
     (best,) = found[found["recommended"]].to_dict("records")
@@ -130,7 +199,7 @@ def test_who_moves_all_the_time_is_not_recommended():
     """More than every slot in 1,000 steps is too much, however even; of the others nearly as even ones the calmest."""
     trace, blocks = trace_of([UNEVEN], 400), range(0, 8 * BLOCK, BLOCK)
     rows = [
-        (trace.name, system, 1, 1, 0, 0, step, 100.0, peak, peak, moved)
+        (trace.name, system, 1, 1, None, 0, 0, step, 100.0, peak, peak, moved)
         for system, peak, moved in (("restless", 101, 3), ("even", 110, 2), ("calm", 110.5, 1), ("none", 150, 0))
         for step in blocks
     ]
@@ -197,14 +266,69 @@ def test_steps_far_apart_are_replayed_by_the_rows_that_there_are():
     ("system", "part"),
     [
         ("vLLM", '"window_size": 1000, "step_interval": 3000, "num_redundant_experts": 32'),
-        ("SGLang", "--eplb-rebalance-num-iterations 3000 --ep-size 8 --ep-num-redundant-experts 32"),
-        ("vllm-ascend", '"expert_heat_collection_interval": 1000'),
+        ("SGLang", "--eplb-rebalance-num-iterations 1000 --ep-size 8 --ep-num-redundant-experts 32"),
+        ("vllm-ascend", '"expert_heat_collection_interval": 600'),
+        ("TensorRT-LLM", "{num_slots: 160, layer_updates_per_iter: 1}"),
         ("static", ""),
+        ("moetrace by state", ""),
     ],
 )
 def test_systems_are_started_with_what_was_replayed(system, part):
-    """In their own words."""
-    assert part in launch(system, 1000, 3000, 8, 32)
+    """In their own words; their defaults come first."""
+    said = launch(POLICIES[system].policies(12)[0], 8, 128, 32)
+
+    assert part in said
+    assert bool(part) == bool(said)
+
+
+def test_every_system_has_policies_of_its_own_name():
+    """No two are the same, and what starts one with a gate names it."""
+    known = policies(12)
+
+    assert len(known) == len({policy.settings for policy in known})
+    assert all(policy.system == name for name, system in POLICIES.items() for policy in system.policies(12))
+    gate = next(policy for policy in known if policy.threshold)
+    assert "--eplb-min-rebalancing-utilization-threshold 0.9" in launch(gate, 8, 128, 0)
+
+
+def test_a_gate_keeps_the_plan_while_gpus_are_busy():
+    """At the first look the load of before counts; after the turn utilisation falls below the gate."""
+    load = trace_of([UNEVEN, TURNED], 6000).layer(0)
+    policy = Policy("gated", 1000, 1000, gated(0.7))
+    looks = looked(load, policy)
+
+    plans = policy.plans(looks, in_order(8, 4), 0)
+    busy = [utilisation(plan, looks.since_last(look + 1)) for look, plan in enumerate(plans[:-1])]
+    kept = [new is old for old, new in pairwise(plans)]
+
+    assert kept == [one > 0.7 for one in busy]
+    assert {True, False} == set(kept)
+    assert utilisation(in_order(2, 2), np.array([[1, 3], [2, 2]])) == pytest.approx((2 / 3 + 1) / 2)
+
+
+def test_a_layer_that_stands_still_is_planned_once_and_again_after_a_jump():
+    """While it moves at every look; the plan after the jump is for the load after it."""
+    load = trace_of([UNEVEN, TURNED], 8000, tokens=200_000).layer(0)
+    looks = looked(load, Policy("by state", 1000, 250, by_state))
+
+    plans = by_state(looks, in_order(8, 4), 0)
+    changed = [step for step, old, new in zip(looks.steps[1:], plans, plans[1:]) if new is not old]
+
+    assert changed
+    assert all(4000 < step < 6000 for step in changed)
+    assert plans[-1].peak_over_mean(TURNED) < 1.05 * place(TURNED, 4).peak_over_mean(TURNED)
+    assert plans[0].peak_over_mean(UNEVEN) < 1.05 * place(UNEVEN, 4).peak_over_mean(UNEVEN)
+
+
+def test_a_layer_that_moves_is_planned_by_its_last_steps():
+    """And not by those of its window."""
+    load = trace_of([UNEVEN, TURNED], 2000, tokens=200_000).layer(0)
+    looks = Looks(load, [1300], 1000, load.until(1300).last(1000).mean_shares[None])
+
+    (plan,) = by_state(looks, in_order(8, 4), 0)
+
+    assert not looks.settled[0][0]
+    assert plan.peak_over_mean(TURNED) < 1.05 * place(TURNED, 4).peak_over_mean(TURNED)
 
 
 def test_the_command_judges(moetrace, settled, tmp_path):
@@ -226,7 +350,7 @@ def test_the_command_judges(moetrace, settled, tmp_path):
 def test_how_long_a_plan_holds_is_told_beside_another_policy():
     """Where the plan made once is itself the best, beside the most even of those that plan anew; never beside itself."""
     rows = [
-        ("t", system, window, 250, 0, step, peak, 1.0)
+        ("t", system, window, 250, None, 0, step, peak, 1.0)
         for system, window, peaks in (("static", 1000, (1.0, 1.0, 1.3)), ("vllm", 250, (1.0, 1.0, 1.0)))
         for step, peak in zip((500, 750, 1000), peaks)
     ]

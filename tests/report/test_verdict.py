@@ -5,7 +5,7 @@ import pytest
 from moetrace.report.verdict import deployment, judged, policy_named, verdict_notes
 
 VERDICT = {
-    "verdict": "worth it", "system": "vLLM", "window": 1000, "interval": 3000, "redundant": 32, "plain_redundant": 0,
+    "verdict": "worth it", "system": "vLLM", "window": 1000, "interval": 3000, "threshold": None, "redundant": 32, "plain_redundant": 0,
     "saved": 0.1234, "saved_low": 0.11, "saved_high": 0.131, "moved_per_1000": 0.25, "enough_redundant": 32,
     "floor": 1.0, "holds": 750, "launch": "--enable-eplb",
 }  # fmt: skip
@@ -21,6 +21,7 @@ def test_the_verdict_is_one_sentence_with_one_saving():
     )
     assert "beside experts in order, if time" in answer.evidence
     assert "in order with 16 replicas" in judged(VERDICT | {"plain_redundant": 16}, 8).evidence
+    assert "unless utilisation is above 90%," in policy_named(VERDICT | {"threshold": 0.9})
     assert "too short" in judged({"verdict": "not enough evidence", "system": None}, 8).sentence
 
 
@@ -30,6 +31,7 @@ def test_the_verdict_is_one_sentence_with_one_saving():
         ("none", "leaving experts in order", "nothing"),
         ("static", "one plan, by the load of the last 1,000 steps,", "that is this policy"),
         ("moetrace", "changed in few places every 3,000 steps", "`moetrace place --plan FILE` every 3,000 steps"),
+        ("moetrace by state", "every 3,000 steps while it moves,", "every 3,000 steps while `moetrace states` says"),
         ("SGLang", "as SGLang makes it", "start SGLang with the flags of its policy"),
     ],
 )
