@@ -1,6 +1,6 @@
 """How wrong each predictor is on the real traces, how that was chosen, and what others do on the same cutoffs.
 
-Prints Markdown tables. `error_rate` in percent; choices were made on gpt-moe-8e-a, the other two
+Prints Markdown tables. `error_rate` in percent; choices were made on gpt-moe-8e-a, the other
 traces are only reported on. Rivals run in the environment whose Python is in MOETRACE_RIVALS.
 """
 
@@ -23,7 +23,8 @@ from moetrace.forecasting.summary import summary_frame
 from moetrace.forecasting.windows import default_cutoffs
 
 SAMPLES = Path(__file__).parent.parent / "sample_traces"
-TRACES = ("gpt-moe-8e-a", "gpt-moe-8e-b", "large/gpt-moe-32e-d")
+SMALL = ("gpt-moe-8e-a", "gpt-moe-8e-b", "large/gpt-moe-32e-d")
+TRACES = (*SMALL, "large/gpt-moe-128e-f", "large/gpt-moe-128e-serving")
 HORIZONS = (1000, 2000)
 OURS = ("auto", "level", "sw_avg", "arima", "lstm", "window_mean", "ema")
 # What a single fixed setting could have been, for the comparison with the best of them in hindsight.
@@ -73,6 +74,9 @@ def by_predictor() -> str:
     for name in TRACES:
         summary = summary_frame(scores_of(name, OURS))
         for state in ("stable", "transient"):
+            if not (summary["state"] == state).any():
+                lines += [f"{Path(name).name}: no layer is {state} at a cutoff.", ""]
+                continue
             lines += [
                 f"{Path(name).name}, {state} cutoffs:",
                 "",
@@ -91,10 +95,10 @@ def by_predictor() -> str:
     return "\n".join(lines)
 
 
-def mean_errors(specs: Sequence[str], cutoffs_from: int) -> pd.DataFrame:
+def mean_errors(specs: Sequence[str], cutoffs_from: int, traces: Sequence[str] = TRACES) -> pd.DataFrame:
     """Mean error_rate in percent, one row per predictor, one column per trace, both horizons averaged."""
     columns = {}
-    for name in TRACES:
+    for name in traces:
         trace = trace_of(name)
         at = [cutoff for cutoff in default_cutoffs(trace) if cutoff >= cutoffs_from]
         scores = scores_of(name, specs, at).dropna(subset="error_rate")
@@ -135,7 +139,7 @@ def against_hindsight() -> str:
 
 def arima_choices() -> str:
     """Orders, blocks and histories of arima, over the cutoffs from step 3,000."""
-    return markdown(mean_errors([*ARIMAS, "window_mean"], 3000))
+    return markdown(mean_errors([*ARIMAS, "window_mean"], 3000, SMALL))
 
 
 def across_runs() -> str:
@@ -190,7 +194,7 @@ def beside_rivals(rivals: str) -> str:
     """statsforecast on the same cutoffs and layers, history of 2,000 single steps as it would be used."""
     errors: dict[str, dict[str, list[float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name in TRACES[:2]:
+        for name in SMALL[:2]:
             cases = {}
             for load in trace_of(name).by_layer():
                 for cutoff in RIVAL_CUTOFFS:
@@ -209,7 +213,7 @@ def beside_rivals(rivals: str) -> str:
         {model: {key: 100 * np.mean(value) for key, value in by.items()} for model, by in errors.items()}
     ).T
     ours = {}
-    for name in TRACES[:2]:
+    for name in SMALL[:2]:
         scores = scores_of(name, OURS, RIVAL_CUTOFFS)
         for (made, horizon), value in (100 * scores.groupby(["predictor", "horizon"])["error_rate"].mean()).items():
             ours.setdefault(made, {})[f"{name}, {horizon:,}"] = value

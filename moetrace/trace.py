@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -106,6 +106,11 @@ class LayerLoad:
         """Steps between two logged ones (the median distance; 1 where every step is logged)."""
         return stride_of(self.steps)
 
+    @cached_property
+    def known(self) -> tuple[int, dict[Hashable, Any]]:
+        """At which row of its layer this begins, and what was computed of the layer (`moetrace.analysis.kept`)."""
+        return 0, {}
+
     def rows(self, window: int) -> int:
         """How many logged rows make *window* steps, at least one."""
         return rows_of(window, self.stride)
@@ -116,6 +121,7 @@ class LayerLoad:
         part = replace(self, steps=self.steps[a:b], counts=self.counts[a:b])
         # What is known of the whole need not be computed again for every history that is cut from it.
         part.__dict__.update({name: self.__dict__[name][a:b] for name in ("totals", "shares") if name in self.__dict__})
+        part.__dict__["known"] = self.known[0] + int(a), self.known[1]
         return part
 
     def until(self, cutoff: int) -> LayerLoad:
@@ -262,12 +268,6 @@ def stride_of(steps: Steps) -> int:
     recent = steps[-MOST_DISTANCES - 1 :]
     whole = len(recent) < 2 or recent[-1] - recent[0] == len(recent) - 1  # as nearly always, and told at once
     return 1 if whole else max(1, int(np.median(np.diff(recent))))
-
-
-def gaps(steps: Steps) -> list[tuple[int, int]]:
-    """The pairs (last step before, first step after) of every gap wider than the trace's stride."""
-    wide = np.flatnonzero(np.diff(steps) > stride_of(steps))
-    return [(int(steps[i]), int(steps[i + 1])) for i in wide]
 
 
 def whole_counts(values: NDArray[Any], where: str, column: str, first_row: int = 0) -> Counts:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 from moetrace import LoadTrace
 from moetrace.cli import main
@@ -16,6 +17,10 @@ from moetrace.synthetic import Course, settling, synthetic_trace
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "sample_traces" / "gpt-moe-8e-a.parquet"
+
+# How long an example takes says nothing on a machine with other work.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from moetrace.analysis.kept import once
 from moetrace.analysis.variogram import BLOCK, block_means, weights
 from moetrace.trace import LayerLoad
 
@@ -34,18 +35,25 @@ def since_jump(history: LayerLoad) -> LayerLoad:
     >>> since_jump(load) is load
     True
     """
+    left = _rows_left(history)
+    return history.between(int(history.steps[-left]), int(history.steps[-1])) if left else history
+
+
+@once
+def _rows_left(history: LayerLoad) -> int:
+    """How many of the last rows come after the last jump; 0 where there was none."""
     rows = history.rows(BLOCK)
     means = block_means(history.last(SEARCHED), rows)
     borders = len(means) - 2 * SIDE + 1
     if borders < LEAST:
-        return history
+        return 0
     sides = np.stack([means[i : borders + SIDE + i] for i in range(SIDE)]).mean(axis=0)
     squared = np.square(sides[SIDE:] - sides[:-SIDE]) @ weights(history.last(KNOWN).mean_shares)  # (borders,)
     jumps = np.flatnonzero(squared > max(JUMP**2, UNUSUAL**2 * float(np.median(squared))))
     if not jumps.size:
-        return history
+        return 0
     near = np.arange(max(0, jumps[-1] - 2 * SIDE), jumps[-1] + 1)
     border = near[squared[near].argmax()] + SIDE
     # The block that begins there may hold some of what came before.
     left = min(len(means) - 1, int(border) + 1)
-    return history.between(int(history.steps[-(len(means) - left) * rows]), int(history.steps[-1]))
+    return (len(means) - left) * rows

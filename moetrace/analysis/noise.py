@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from moetrace.analysis.variogram import weights
-from moetrace.trace import Counts, LayerLoad, Shares
+from moetrace.analysis.kept import once
+from moetrace.analysis.variogram import SHARE_FLOOR
+from moetrace.trace import Counts, LayerLoad, Shares, rows_of, stride_of
 
 # Steps between two means. Batches that follow each other correlate over about 5 steps on the sample traces; a
 # correlation that falls by 1/e in 5 steps has 2 % left after 20.
@@ -31,8 +32,9 @@ LEAST_PAIRS = 10
 # A short horizon borrows from the steps before it, so that this many are looked at, or rows where they are far
 # apart: enough for the noise of a step.
 LEAST_STEPS, LEAST_SEEN = 200, 60
-# Counts worked on at a time, whole experts of them: what is computed from them is small beside the counts of a layer.
-VALUES_AT_A_TIME = 1 << 22
+# Rows measured together, once for all stretches that they are in, and how many counts of them at a time, whole experts:
+# what is computed from them is small beside the counts of a layer.
+PART, VALUES_AT_A_TIME = 1 << 11, 1 << 20
 
 
 def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, float]:
@@ -50,8 +52,8 @@ def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, fl
     rows = len(load.after(cutoff, horizon).steps)
     end = cutoff + horizon
     length = max(horizon, MEANS * min(horizon, LONGEST), LEAST_STEPS, LEAST_SEEN * load.stride)
-    seen = load.between(end - length + 1, end)
-    return step_noise(seen), mean_noise(seen, rows)
+    first, last = np.searchsorted(load.steps, [end - length + 1, end + 1]).tolist()
+    return _noise(load, first, last, 1), _noise(load, first, last, rows)
 
 
 def step_noise(load: LayerLoad) -> float:
@@ -61,33 +63,68 @@ def step_noise(load: LayerLoad) -> float:
 
 def mean_noise(load: LayerLoad, rows: int) -> float:
     """The same for the shares of the tokens of *rows* rows together."""
-    length = min(rows, max(LEAST_OF_LONGEST, min(load.rows(LONGEST), len(load.steps) // MEANS)))
+    return _noise(load, 0, len(load.steps), rows)
+
+
+def _noise(load: LayerLoad, first: int, last: int, rows: int) -> float:
+    """The noise of a mean over *rows* rows, measured from the rows *first* up to before *last* of *load*."""
+    stride = stride_of(load.steps[first:last])
+    length = min(rows, max(LEAST_OF_LONGEST, min(rows_of(LONGEST, stride), (last - first) // MEANS)))
     while length:
-        scatter, growth = _scatter(load, length)
+        scatter, growth = _scatter(load, first, last, length, rows_of(GAP, stride))
         if growth <= MOST_GROWTH:
             return float(scatter * np.sqrt(2 - growth) * np.sqrt(length / rows))
         length //= 2
     return float("nan")
 
 
-def _scatter(load: LayerLoad, length: int) -> tuple[float, float]:
-    """``sum_e |difference|`` of two means of *length* rows, over sqrt(2), and how the squares grow with the distance.
+def _scatter(load: LayerLoad, first: int, last: int, length: int, gap: int) -> tuple[float, float]:
+    """``sum_e |difference|`` of two means, over sqrt(2), and how the squares grow with the distance.
 
-    The difference of two equal, independent scatters is sqrt(2) times as wide as one.
+    The means are over *length* rows and at least *gap* rows lie between them. The difference of two equal, independent
+    scatters is sqrt(2) times as wide as one.
     """
-    near = length - 1 + load.rows(GAP)
-    if len(load.steps) < length + 2 * near + LEAST_PAIRS - 1:
+    apart = _spacing(length)
+    near = -(-(length - 1 + gap) // apart)  # like all that follows in places, so many rows apart
+    begin = -(-first // apart)
+    pairs = (last - begin * apart - length) // apart + 1 - near
+    if pairs - near < LEAST_PAIRS / apart:
         return float("nan"), float("nan")
-    totals, weight = _pooled(load.totals[:, None], length), weights(load.mean_shares)
-    distance = once = more = 0.0
-    n = max(1, VALUES_AT_A_TIME // len(load.steps))
+    parts = range(begin // PART, -(-(begin + pairs) // PART))
+    found = np.concatenate([_distances(load, length, near, part) for part in parts], axis=1)
+    found = found[:, begin - parts[0] * PART :]
+    distance, (once, twice) = found[0, :pairs].mean(), found[1:, : pairs - near].sum(axis=1)
+    return float(distance / np.sqrt(2)), float(twice / once) if once else 1.0
+
+
+def _spacing(length: int) -> int:
+    """How many rows apart means over *length* rows begin: five or more of them share a row, and more say no more."""
+    return next(n for n in range(max(1, length // 5), 0, -1) if length % n == 0)
+
+
+@once
+def _distances(load: LayerLoad, length: int, near: int, part: int) -> Shares:
+    """How far means over *length* rows are apart, for the `PART` places of a *part* at which the first begins.
+
+    Of shape (3, places): ``sum_e |difference|`` *near* places apart, and the squares of that and of twice the distance
+    relative to the share, which is that of all three means: none of them is like the others only because it is divided
+    by its own scatter. Means that would end after the last row are NaN.
+    """
+    spacing = _spacing(length)
+    rows = slice(part * PART * spacing, ((part + 1) * PART + 2 * near - 1) * spacing + length)
+    totals = _pooled(load.totals[rows, None], length, spacing)
+    pairs, triples = (max(0, len(totals) - n * near) for n in (1, 2))
+    found = np.zeros((3, len(totals)))
+    n = max(1, VALUES_AT_A_TIME // (len(totals) * spacing))
     for some in (slice(e, e + n) for e in range(0, load.experts, n)):
-        means = _pooled(load.counts[:, some], length) / totals
-        apart, twice = means[near:] - means[:-near], means[2 * near :] - means[: -2 * near]
-        distance += np.abs(apart).sum(axis=1).mean()
-        once += (np.square(apart).mean(axis=0) * weight[some]).sum()
-        more += (np.square(twice).mean(axis=0) * weight[some]).sum()
-    return float(distance / np.sqrt(2)), float(more / once) if once else 1.0
+        means = _pooled(load.counts[rows, some], length, spacing) / totals
+        apart, middle = means[near:] - means[:pairs], means[near : near + triples]
+        found[0, :pairs] += np.abs(apart).sum(axis=1)
+        share = np.maximum((means[:triples] + middle + means[2 * near :]) / 3, SHARE_FLOOR / load.experts)
+        found[1, :triples] += (np.square(apart[:triples]) / share).sum(axis=1)
+        found[2, :triples] += (np.square(means[2 * near :] - means[:triples]) / share).sum(axis=1)
+    found[0, pairs:] = found[1:, triples:] = np.nan
+    return found[:, :PART]
 
 
 def pooled_shares(counts: Counts, length: int) -> Shares:
@@ -95,8 +132,12 @@ def pooled_shares(counts: Counts, length: int) -> Shares:
     return _pooled(counts, length) / _pooled(counts.sum(axis=1, keepdims=True), length)
 
 
-def _pooled(counts: Counts, length: int) -> Counts:
-    """The tokens of every *length* consecutive rows together, from (rows, experts)."""
-    total = np.concatenate([np.zeros_like(counts[:1]), np.cumsum(counts, axis=0)])
-    pooled: Counts = total[length:] - total[:-length]
+def _pooled(counts: Counts, length: int, spacing: int = 1) -> Counts:
+    """The tokens of *length* consecutive rows together, from (rows, experts), at every *spacing* rows."""
+    blocks = len(counts) // spacing
+    sums = counts if spacing == 1 else counts[: blocks * spacing].reshape(blocks, spacing, -1).sum(axis=1)
+    if length == spacing:
+        return sums
+    total = np.concatenate([np.zeros_like(sums[:1]), np.cumsum(sums, axis=0)])
+    pooled: Counts = total[length // spacing :] - total[: -(length // spacing)]
     return pooled

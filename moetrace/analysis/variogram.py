@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moetrace.analysis.kept import kept_means, once
 from moetrace.trace import LayerLoad, Shares
 
 # Steps averaged into one block. Batches of neighbouring steps hardly correlate beyond 20 steps on
@@ -64,6 +65,9 @@ def block_means(load: LayerLoad, rows: int) -> Shares:
 
     The last block ends with the last row; rows before the first whole block are left out.
     """
+    kept = kept_means(load, rows)
+    if kept is not None:
+        return kept
     blocks = len(load.steps) // rows
     tail = load.shares[len(load.steps) - blocks * rows :]
     means: Shares = tail.reshape(blocks, rows, load.experts).mean(axis=1)  # (blocks, experts)
@@ -80,6 +84,7 @@ def variogram(values: Shares, weight: Shares, lags: int) -> Shares:
     return np.array([(np.square(values[k:] - values[:-k]).mean(axis=0) * weight).sum() for k in range(1, lags + 1)])
 
 
+@once
 def motion(load: LayerLoad, block: int = BLOCK, lags: int = LAGS) -> Motion:
     """Noise and drift of *load*, from a line through its variogram at distances up to *lags* blocks.
 

@@ -181,16 +181,16 @@ def _check_settings(sources: list[Location], options: ReadOptions, format: str |
 
 def _groups(given: list[str], merge: bool, name: str | None) -> dict[str, list[Location]]:
     """The sources of each trace by what they are called in messages: every file apart, or all merged."""
-    from moetrace.errors import WorkspaceError
+    from moetrace.errors import SettingError
     from moetrace.formats import location, named, sources_in
 
     found = [source for text in given for source in sources_in(location(text))]
     if merge and len(found) < 2:
-        raise WorkspaceError(f"--merge goes with several files, and {named(found)} is one")
+        raise SettingError(f"--merge goes with several files, and {named(found)} is one")
     if merge:
         return {named(found): found}
     if name is not None and len(found) > 1:
-        raise WorkspaceError(f"--name goes with one source, and there are {len(found)}: give --merge to make them one")
+        raise SettingError(f"--name goes with one source, and there are {len(found)}: give --merge to make them one")
     return {str(source): [source] for source in found}
 
 

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.analysis.kept import keep_blocks
 from moetrace.analysis.noise import horizon_noise
 from moetrace.analysis.states import state_at
 from moetrace.analysis.tables import stacked
+from moetrace.analysis.variogram import BLOCK
 from moetrace.forecasting import intervals
 from moetrace.forecasting.fitting import TimedFit, has_history, layer_fits
 from moetrace.forecasting.predictors import BASELINE, label, predictor
-from moetrace.forecasting.predictors.base import Forecast, Predictor
-from moetrace.forecasting.scoring import Errors, errors
+from moetrace.forecasting.predictors.base import Forecast, Predictor, is_constant
+from moetrace.forecasting.scoring import Errors, errors, predicted_shares
 from moetrace.forecasting.windows import Windows
 from moetrace.trace import Counts, LayerLoad, Shares
 
@@ -87,9 +89,11 @@ def forecasts(
 
 def repaired(forecast: Forecast) -> Shares:
     """The shares clipped at 0 and scaled to sum to 1; equal shares where nothing is left."""
-    shares = np.clip(np.nan_to_num(forecast.shares), 0, None)
+    rows = forecast.shares[:1] if is_constant(forecast.shares) else forecast.shares
+    shares = np.clip(np.nan_to_num(rows), 0, None)
     total = shares.sum(axis=1, keepdims=True)
-    return np.where(total > 0, shares / np.where(total > 0, total, 1), 1 / shares.shape[1])
+    whole = np.where(total > 0, shares / np.where(total > 0, total, 1), 1 / shares.shape[1])
+    return np.broadcast_to(whole, forecast.shares.shape)
 
 
 def forecast_end(
@@ -163,7 +167,7 @@ class Reference:
     def of(cls, experience: intervals.Experience, windows: Windows) -> Reference:
         """The reference of a layer at the cutoffs and horizons of *windows*, with what its *experience* expects."""
         load = experience.load
-        _once = load.shares  # for every history that is cut from the layer
+        keep_blocks(load, load.rows(BLOCK))  # for every history that is cut from the layer
         cells = [(cutoff, horizon) for cutoff, horizons in windows.items() for horizon in horizons]
         baseline = {at.cutoff: at.by_horizon for at in forecasts(load, predictor(BASELINE), windows)}
         return cls(
@@ -230,7 +234,7 @@ def horizon_shares(forecast: Shares, counts: Counts, half_widths: dict[int, Shar
     the tokens that then came, as *actual* does.
     """
     totals = counts.sum(axis=1)
-    predicted, actual = totals @ forecast / totals.sum(), counts.sum(axis=0) / totals.sum()
+    predicted, actual = predicted_shares(forecast, totals), counts.sum(axis=0) / totals.sum()
     ends = intervals.bounds(predicted, half_widths)
     known = {"expert": np.arange(len(actual)), "forecast": forecast.mean(axis=0)}
     return known | {"predicted": predicted, "actual": actual, **ends}
@@ -243,4 +247,5 @@ def _inside(experts: Mapping[str, Shares], percent: str) -> NDArray[np.bool_]:
 def matched(load: LayerLoad, shares: Shares, cutoff: int, horizon: int) -> tuple[Shares, Counts]:
     """Forecast and counts of the steps that were logged, both (rows, experts)."""
     actual = load.after(cutoff, horizon)
-    return shares[actual.steps - cutoff - 1], actual.counts
+    rows = slice(len(actual.steps)) if is_constant(shares) else actual.steps - cutoff - 1
+    return shares[rows], actual.counts

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moetrace.forecasting.predictors.base import is_constant
 from moetrace.trace import Counts, Shares
 
 
@@ -31,10 +32,22 @@ class Errors(NamedTuple):
     abs_points: float
 
 
+def predicted_shares(forecast: Shares, totals: Counts) -> Shares:
+    """Share of the load of all steps together that *forecast* (steps, experts) predicts, each step weighed by *totals*.
+
+    Of shape (experts,).
+    """
+    if is_constant(forecast):
+        first: Shares = forecast[0]
+        return first
+    predicted: Shares = totals @ forecast / totals.sum()
+    return predicted
+
+
 def errors(forecast: Shares, counts: Counts) -> Errors:
     """The errors of *forecast* against *counts*, both of shape (steps, experts)."""
     totals = counts.sum(axis=1)  # (steps,)
-    predicted = totals @ forecast / totals.sum()  # (experts,)
+    predicted = predicted_shares(forecast, totals)
     actual = counts.sum(axis=0) / totals.sum()  # (experts,)
     apart = np.abs(predicted - actual)
     loaded = actual > 0

@@ -7,7 +7,9 @@ import pytest
 from scipy.signal import lfilter
 
 from moetrace import Course, LoadTrace, horizon_noise, synthetic_trace
+from moetrace.analysis import noise
 from moetrace.analysis.noise import _scatter, mean_noise, pooled_shares, step_noise
+from moetrace.analysis.variogram import SHARE_FLOOR
 
 SHARE = np.arange(1, 33) / np.arange(1, 33).sum()
 
@@ -84,27 +86,44 @@ def test_a_load_without_noise_has_none():
     assert (0.0, 0.0) == horizon_noise(load, 300, 100)
 
 
-@pytest.mark.parametrize(("length", "stride"), [(1, 1), (7, 1), (3, 10), (2, 50)])
-def test_the_scatter_equals_its_naive_twin(length, stride):
-    """Means with a gap of 20 steps between them, and as far again; weighted by tokens."""
-    load = still("topics", stride, 200, varying=True)
-    means = [load.counts[t : t + length].sum(axis=0) for t in range(200 - length + 1)]
-    means = [row / row.sum() for row in means]
-    near = length - 1 + {1: 20, 10: 2, 50: 1}[stride]
-    share = load.counts.sum(axis=0) / load.counts.sum()
-    once, twice = (
-        np.mean([sum((b - a) ** 2 / share) for a, b in zip(means, means[apart:])]) for apart in (near, 2 * near)
-    )
-    scatter = np.mean([abs(b - a).sum() for a, b in zip(means, means[near:])]) / 2**0.5
+@pytest.mark.parametrize(("length", "spacing", "stride"), [(1, 1, 1), (7, 1, 1), (30, 6, 1), (3, 1, 10), (2, 1, 50)])
+@pytest.mark.parametrize(("first", "last"), [(0, 240), (13, 221)])
+def test_the_scatter_equals_its_naive_twin(length, spacing, stride, first, last):
+    """Means with a gap of 20 steps between them, and as far again; relative to the share of all three."""
+    load = still("topics", stride, 240, varying=True)
+    gap = {1: 20, 10: 2, 50: 1}[stride]
+    near = -(-(length - 1 + gap) // spacing) * spacing
+    distances, once, twice = [], [], []
+    for t in range(-(-first // spacing) * spacing, last - near - length + 1, spacing):
+        a, b, c = (load.counts[at : at + length].sum(axis=0) for at in (t, t + near, t + 2 * near))
+        a, b = a / a.sum(), b / b.sum()
+        distances.append(abs(b - a).sum() / 2**0.5)
+        if t + 2 * near + length <= last:
+            c = c / c.sum()
+            share = np.maximum((a + b + c) / 3, SHARE_FLOOR / load.experts)
+            once.append(sum((b - a) ** 2 / share))
+            twice.append(sum((c - a) ** 2 / share))
 
-    assert (scatter, twice / once) == pytest.approx(_scatter(load, length))
+    found = _scatter(load, first, last, length, gap)
+
+    assert found == pytest.approx((np.mean(distances), sum(twice) / sum(once)))
+
+
+def test_long_layers_are_measured_in_parts(monkeypatch):
+    """With the same result, whatever the parts and however few experts at a time."""
+    load, again = still("topics", 1, 1000), still("topics", 1, 1000)
+    whole = [_scatter(load, 30, 930, length, 20) for length in (1, 30)]
+    monkeypatch.setattr(noise, "PART", 7)
+    monkeypatch.setattr(noise, "VALUES_AT_A_TIME", 50)
+
+    assert whole == [pytest.approx(_scatter(again, 30, 930, length, 20)) for length in (1, 30)]
 
 
 def test_the_line_through_both_distances_is_followed_to_0():
     """Of squared distances v and g v the noise is v (2 - g); longer means scatter by the root of their length less."""
     load = still("topics", 1, 1000)
     for rows, measured in ((1, 1), (64, 64), (400, 100)):
-        scatter, growth = _scatter(load, measured)
+        scatter, growth = _scatter(load, 0, 1000, measured, 20)
         if growth <= 1.3:
             assert scatter * (2 - growth) ** 0.5 * (measured / rows) ** 0.5 == pytest.approx(mean_noise(load, rows))
 
@@ -112,6 +131,6 @@ def test_the_line_through_both_distances_is_followed_to_0():
 def test_noise_is_that_of_the_steps_up_to_the_end_of_the_horizon():
     """A long horizon is looked at alone, a short one with the steps before it, and never what comes after."""
     load = still("topics", 1, 3000)
-    for horizon, seen in ((1500, 1500), (300, 1000), (100, 1000), (30, 300), (10, 200), (1, 200)):
-        expected = mean_noise(load.between(1001 + horizon - seen, 1000 + horizon), horizon)
-        assert expected == horizon_noise(load, 1000, horizon)[1]
+    for horizon, seen in ((1500, 1500), (300, 1000), (100, 1000), (50, 500), (10, 200), (1, 200)):
+        expected = mean_noise(load.between(1000 + horizon - seen, 999 + horizon), horizon)
+        assert expected == horizon_noise(load, 999, horizon)[1]

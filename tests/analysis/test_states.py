@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from moetrace import LoadTrace, classify, fluctuation, state_at
-from moetrace.analysis import noise, states
+from moetrace.analysis import states
 from moetrace.analysis.borders import Changes
 from moetrace.analysis.movement import movement
 from moetrace.analysis.outlook import expected_movement
@@ -551,12 +551,11 @@ def test_the_state_at_a_cutoff_is_that_of_the_whole_history(monkeypatch):
 
 @pytest.mark.parametrize(("rows", "experts"), [(3000, 8), (1999, 1), (400, 300)])
 def test_work_on_some_values_at_a_time_changes_nothing(monkeypatch, rows, experts):
-    """Movement, its noise, and the noise of a step, to rounding."""
+    """Movement and its noise, to rounding."""
     counts = np.random.default_rng(rows).multinomial(20 * experts, np.full(experts, 1 / experts), size=rows)
     load = LoadTrace.from_counts(counts[:, None]).layer(0)
-    whole = [*movement(load, 200), *noise._scatter(load, 10)]
+    whole = movement(load, 200)
     monkeypatch.setattr("moetrace.analysis.movement.VALUES_AT_A_TIME", 500)
-    monkeypatch.setattr(noise, "VALUES_AT_A_TIME", 7000)
 
-    for expected, found in zip(whole, [*movement(load, 200), *noise._scatter(load, 10)]):
+    for expected, found in zip(whole, movement(load, 200)):
         assert np.asarray(expected) == pytest.approx(np.asarray(found), rel=1e-12)

@@ -57,7 +57,7 @@ def test_ranks_are_merged_under_the_name_of_their_folder(moetrace, small, tmp_pa
 @pytest.mark.parametrize(
     ("argv", "code", "said"),
     [
-        (["--merge", "sum"], 1, "goes with several files"),
+        (["--merge", "sum"], 2, "goes with several files"),
         (["--merge", "product"], 2, "'product'"),
         (["--accept", "nothing"], 2, "there is no finding 'nothing'"),
         (["--bin", "0"], 2, "--bin"),

@@ -19,7 +19,7 @@ READABLE = [kind for kind in KINDS if kind != "forecasting"]
 
 
 @pytest.mark.parametrize("kind", READABLE)
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     counts=hnp.arrays(np.int64, hnp.array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.integers(1, 2**40)),
     start=st.integers(0, 10**9),

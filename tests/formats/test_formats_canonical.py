@@ -28,7 +28,7 @@ def saved(small, tmp_path):
     return tmp_path / "small.parquet"
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     counts=hnp.arrays(np.int64, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7), elements=st.integers(1, 2**40)),
     start=st.integers(-5, 10**12),

@@ -108,7 +108,7 @@ def test_a_truncated_dump_is_refused_or_whole(small, tmp_path, name, share):
 
 
 @pytest.mark.parametrize("name", DUMPS)
-@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     counts=hnp.arrays(
         np.int64,

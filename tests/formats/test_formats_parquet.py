@@ -186,7 +186,7 @@ def test_what_is_no_parquet_is_refused(tmp_path, content):
         read_trace(tmp_path / "dump.parquet")
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     counts=hnp.arrays(np.int64, hnp.array_shapes(min_dims=3, max_dims=3, max_side=6), elements=st.integers(1, 2**40)),
     layout=st.sampled_from(sorted(LAYOUTS)),

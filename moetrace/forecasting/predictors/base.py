@@ -108,3 +108,8 @@ def ramp(level: Shares, history: LayerLoad, trend: float, horizon: int) -> Share
 def constant(shares: Shares, horizon: int) -> Shares:
     """The same *shares* (experts,) for every step, shape (horizon, experts); read-only."""
     return np.broadcast_to(shares, (horizon, len(shares)))
+
+
+def is_constant(shares: Shares) -> bool:
+    """Whether *shares* (horizon, experts) are those of `constant`: one row in memory, however many steps."""
+    return len(shares) > 1 and shares.strides[0] == 0

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import dropwhile, takewhile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -70,7 +71,7 @@ def whole_lines(path: Path) -> int | None:
         file.seek(start)
         before, newline, last = file.read().rpartition(b"\n")
         file.seek(0)
-        header = file.readline(HEAD_BYTES)
+        header = next(dropwhile(lambda line: line.startswith(b"#"), file), b"")
     if not last.strip() or not newline:
         return None
     cut = _is_no_json(last) if json_lines else _is_short(last, header)
@@ -131,13 +132,15 @@ class CsvFormat(TableFormat):
 
     def read(self, path: Path) -> Reading:
         """Match the header to a layout and stream the rows."""
-        delimiter = delimiter_of(path)
+        delimiter, comments = delimiter_of(path), comments_of(path)
         few_columns(_columns_of(path, delimiter), str(path))
-        if delimiter not in head_of(path).partition("\n")[0]:
+        if delimiter not in _header_line(path):
             raise TraceError(
                 str(path), "has no header with columns", "begin it with the names of its columns, in UTF-8"
             )
         assumed = () if delimiter == "," else (f"columns are separated by {delimiter!r}",)
+        if comments:
+            assumed = (*assumed, f"{comments} lines before the header that begin with # are comments")
         with library_errors(str(path), "cannot be read", WRITE_AGAIN):
             dotted = _dotted(path)
         if dotted:
@@ -147,12 +150,21 @@ class CsvFormat(TableFormat):
 
 def header_of(path: Path) -> list[str]:
     """The names of the columns of delimited text."""
-    return next(csv.reader([head_of(path).partition("\n")[0]], delimiter=delimiter_of(path)), [])
+    return next(csv.reader([_header_line(path)], delimiter=delimiter_of(path)), [])
 
 
 def delimiter_of(path: Path) -> str:
     """What there is most of in the header."""
-    return max(DELIMITERS, key=head_of(path).partition("\n")[0].count)
+    return max(DELIMITERS, key=_header_line(path).count)
+
+
+def comments_of(path: Path) -> int:
+    """How many lines before the header of delimited text begin with ``#``."""
+    return sum(1 for _ in takewhile(lambda line: line.startswith("#"), head_of(path).split("\n")))
+
+
+def _header_line(path: Path) -> str:
+    return next((line for line in head_of(path).split("\n") if not line.startswith("#")), "")
 
 
 def csv_batches(path: Path, as_text: Sequence[str] = ()) -> Any:
@@ -160,7 +172,7 @@ def csv_batches(path: Path, as_text: Sequence[str] = ()) -> Any:
     import pyarrow as pa
     import pyarrow.csv as pc
 
-    read = pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
+    read = pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, skip_rows=comments_of(path))
     types = {name: pa.string() for name in as_text}
     convert = pc.ConvertOptions(strings_can_be_null=True, column_types=types)
     # Lists that NumPy wrote go over several lines.
@@ -186,7 +198,8 @@ def _dotted(path: Path) -> list[str]:
 def _columns_of(path: Path, delimiter: str) -> int:
     """The number of columns of the first line; raises `TraceError` where the file cannot be unpacked."""
     with library_errors(str(path), "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
-        return int(stream.read(BLOCK_BYTES).partition(b"\n")[0].count(delimiter.encode())) + 1
+        lines = stream.read(BLOCK_BYTES).split(b"\n")
+        return int(next((line for line in lines if not line.startswith(b"#")), b"").count(delimiter.encode())) + 1
 
 
 @dataclass(frozen=True)
