@@ -56,6 +56,18 @@ $(VENV)/.installed-torch: $(VENV)/.installed-dev
 test-torch: $(VENV)/.installed-torch ## Install torch and transformers, then test what needs them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch tests/formats/test_formats_sglang.py tests/formats/test_formats_contract.py $(COVER)
 
+# Only the modules of SGLang that read and make plans are run: they need torch, the rest needs a GPU.
+.venv-systems/.installed: pyproject.toml Makefile | $(BIN)/python
+	$(PYTHON) -m venv .venv-systems
+	.venv-systems/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-systems/bin/python -m pip install --quiet --group systems-tests --editable .
+	.venv-systems/bin/python -m pip install --quiet --no-deps sglang==0.5.23
+	@touch $@
+
+.PHONY: test-systems
+test-systems: .venv-systems/.installed ## Let serving systems read our plans by their own loaders
+	OMP_NUM_THREADS=1 .venv-systems/bin/python -m pytest tests/with_systems
+
 .PHONY: fuzz
 fuzz: $(VENV)/.installed-dev ## Damage dumps and traces, and kill ingests (FUZZ_SECONDS=60)
 	$(BIN)/python tests/fuzz/readers.py
@@ -131,4 +143,4 @@ check: lint types test ## All of lint, types and test
 
 .PHONY: clean
 clean: ## Remove what was installed and made
-	rm -rf $(VENV) .venv-bench .venv-rivals .venv-site site $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-bench .venv-rivals .venv-systems .venv-site site $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -47,6 +47,36 @@ def test_the_map_of_tensorrt_llm_is_yaml_with_whole_numbers_as_keys():
     } == found
 
 
+def test_the_map_is_what_the_loaders_of_vllm_ascend_and_mindie_ask_for():
+    """Layers in order, as many slots on each device, and never an expert twice on one: it would hide the other."""
+    document = json.loads(ascend(PLAN))
+
+    for number in range(document["moe_layer_count"]):
+        layer = document["layer_list"][number]
+        devices = np.array([device["device_expert"] for device in layer["device_list"]], np.int32)
+        expert_map = np.full((layer["device_count"], 5), -1)
+        for rank, local in enumerate(devices):
+            expert_map[rank, local] = np.arange(len(local))
+        assert (number, list(range(3))) == (layer["layer_id"], [own["device_id"] for own in layer["device_list"]])
+        assert (expert_map >= 0).sum() == devices.size == 5 + PLAN.redundant
+        assert (expert_map >= 0).any(axis=0).all()
+
+
+@pytest.mark.parametrize("model_layers", [0, 6])
+def test_the_yaml_is_what_the_loader_of_tensorrt_llm_asks_for(model_layers):
+    """Every layer by its number, each with as many slots as said, as many on each rank, and every expert."""
+    yaml = pytest.importorskip("yaml")
+    plan = Deployed(SLOTS, LOADS, model_layers)
+
+    found = yaml.safe_load(tensorrt_llm(plan))
+
+    rows = found["initial_global_assignments"]
+    assert {"num_slots", "initial_global_assignments", "layer_updates_per_iter"} == set(found)
+    assert set(range(1, model_layers) if model_layers else SLOTS) == set(rows)
+    assert 0 == found["num_slots"] % plan.gpus
+    assert all(found["num_slots"] == len(row) and set(range(5)) == set(row) for row in rows.values())
+
+
 def test_maps_have_files_of_their_own():
     """None takes the place of another."""
     assert len(MAPS) == len({kind.ending for kind in MAPS})
