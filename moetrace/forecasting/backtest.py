@@ -97,6 +97,7 @@ def evaluate(
     progress: Progress | None = None,
     *,
     ahead: bool = False,
+    intervals: bool = True,
     train_on: Sequence[LoadTrace] = (),
     results: Results | None = None,
     run: Run = in_turn,
@@ -104,7 +105,8 @@ def evaluate(
     """Score *predictors* at every one of *cutoffs* and *horizons* that the trace covers.
 
     *cutoffs* are the default ones if None; a mapping says which horizons are scored at which. With *ahead*
-    the steps after the end of the trace are forecast too. Both frames are empty where the trace is too short
+    the steps after the end of the trace are forecast too. Without *intervals* forecasts are scored alone: no intervals
+    and expected errors, and no shares. Both frames are empty where the trace is too short
     for every horizon. Predictors with one fit for all layers learn from the runs *train_on* instead of from
     the history, where given. *results* keeps what is made and hands out what it has (memory, unless given);
     *run* runs the tasks (`moetrace.workspace.tasks` has cores and clusters).
@@ -118,7 +120,7 @@ def evaluate(
     [{'predictor': 'sw_avg:window=300', 'cutoff': 1000, 'horizon': 500}]
     """
     windows = cutoffs if isinstance(cutoffs, Mapping) else evaluation_windows(trace, horizons, cutoffs)
-    asked = Evaluation(trace, predictors, sorted(set(horizons)), windows, ahead, train_on)
+    asked = Evaluation(trace, predictors, sorted(set(horizons)), windows, ahead, train_on, intervals)
     if ahead:
         check_able(trace, predictors)
     kept = InMemory() if results is None else results
@@ -201,7 +203,10 @@ class FitTask:
 
 @dataclass(frozen=True, eq=False)
 class LayerTask:
-    """The pending results of one layer, and by predictor and cutoff the fits for all layers that they need."""
+    """The pending results of one layer, and by predictor and cutoff the fits for all layers that they need.
+
+    Without *intervals* forecasts are scored alone.
+    """
 
     trace: LoadTrace
     layer: int
@@ -209,13 +214,14 @@ class LayerTask:
     pending: Sequence[Pending]
     fits: Mapping[tuple[str, int], FitRequest]
     results: Results
+    intervals: bool = True
 
     def run(self) -> Results | None:
         """Score and forecast, and keep each result as it is made."""
         load = self.trace.layer(self.layer)
         scored = _of_horizons(self.windows, {result.horizon for part in self.pending for result in part.scores})
         experience = Experience(load)
-        reference = Reference.of(experience, scored) if scored else None
+        reference = Reference.of(experience, scored, self.intervals) if scored else None
         for part in self.pending:
             shared_fits = self._shared_fits(part.predictor)
             if reference is not None and part.scores:
@@ -252,7 +258,10 @@ def _layer_tasks(asked: Evaluation, kept: Results) -> list[LayerTask]:
             if len(part):
                 pending.setdefault(layer, []).append(part)
     fits = _needed_fits(asked, [part for parts in pending.values() for part in parts])
-    return [LayerTask(asked.trace, layer, asked.windows, parts, fits, kept) for layer, parts in pending.items()]
+    return [
+        LayerTask(asked.trace, layer, asked.windows, parts, fits, kept, asked.intervals)
+        for layer, parts in pending.items()
+    ]
 
 
 def _needed_fits(asked: Evaluation, pending: Sequence[Pending]) -> dict[tuple[str, int], FitRequest]:

@@ -21,13 +21,17 @@ from moetrace.trace import LoadTrace, Steps
 
 @dataclass(frozen=True)
 class Result:
-    """The name of the results of one layer; *predictor* is the label, *key* the digest of what they depend on."""
+    """The name of the results of one layer; *predictor* is the label, *key* the digest of what they depend on.
+
+    Without *intervals* there are the scores alone.
+    """
 
     trace: str
     predictor: str
     layer: int
     horizon: int
     key: str
+    intervals: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Evaluation:
 
     With *ahead* the steps after the end of the trace are forecast too, for each of *horizons*, by the
     predictors that the whole trace is history enough for. *train_on* are the runs that predictors with
-    one fit for all layers learn from instead.
+    one fit for all layers learn from instead. Without *intervals* forecasts are scored alone.
     """
 
     trace: LoadTrace
@@ -54,6 +58,7 @@ class Evaluation:
     windows: Windows
     ahead: bool = False
     train_on: Sequence[LoadTrace] = ()
+    intervals: bool = True
 
     def __post_init__(self) -> None:
         labels = [label(predictor) for predictor in self.predictors]
@@ -71,8 +76,10 @@ class Evaluation:
             name, counts = label(predictor), self.trace.digest(layer)
             learned = [self._all_layers, trained] if predictor.pools_layers else []
             for horizon in self.horizons:
-                key = key_of(layer, horizon, settings_of(predictor), counts, steps, cutoffs[horizon], learned)
-                names[layer, name, horizon] = Result(self.trace.name, name, layer, horizon, key)
+                key = key_of(
+                    layer, horizon, settings_of(predictor), counts, steps, cutoffs[horizon], learned, self.intervals
+                )
+                names[layer, name, horizon] = Result(self.trace.name, name, layer, horizon, key, self.intervals)
         return names
 
     def cutoffs(self, horizon: int) -> list[int]:

@@ -155,7 +155,10 @@ SHARE_COLUMNS = (
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What the scores of a layer have in common, whatever the predictor, by cutoff or by `Cell`."""
+    """What the scores of a layer have in common, whatever the predictor, by cutoff or by `Cell`.
+
+    Nothing is *expected* where forecasts are scored alone.
+    """
 
     load: LayerLoad
     states: Mapping[int, str]
@@ -164,7 +167,7 @@ class Reference:
     window_mean: Mapping[Cell, float]
 
     @classmethod
-    def of(cls, experience: intervals.Experience, windows: Windows) -> Reference:
+    def of(cls, experience: intervals.Experience, windows: Windows, expect: bool = True) -> Reference:
         """The reference of a layer at the cutoffs and horizons of *windows*, with what its *experience* expects."""
         load = experience.load
         keep_blocks(load, load.rows(BLOCK))  # for every history that is cut from the layer
@@ -174,7 +177,7 @@ class Reference:
             load,
             {cutoff: state_at(load, cutoff) for cutoff in windows},
             {cell: horizon_noise(load, *cell) for cell in cells},
-            {cell: experience.expectation(*cell) for cell in cells},
+            {cell: experience.expectation(*cell) for cell in cells if expect},
             {(c, h): errors(*matched(load, repaired(baseline[c][h]), c, h)).error_rate for c, h in cells},
         )
 
@@ -207,23 +210,26 @@ def score_layer(
 def _measured(
     reference: Reference, forecast: Forecast | None, cell: Cell
 ) -> tuple[dict[str, Any], dict[str, Shares] | None]:
-    """The measured fields of a `Score`, and the shares of the experts, None where there is no forecast."""
+    """The measured fields of a `Score`, and the shares of the experts, None where none were forecast or expected."""
     step_noise, error_noise = reference.noise[cell]
     baseline = reference.window_mean[cell]
     known = {"error_noise": error_noise, "step_noise": step_noise, "window_mean_error_rate": baseline}
     if forecast is None:
-        return known | _NOTHING._asdict() | dict.fromkeys(("skill", "expected_error", *COVERAGE), float("nan")), None
-    shares, expected = repaired(forecast), reference.expected[cell]
-    mean = shares.mean(axis=0)
+        return known | _NOTHING._asdict() | dict.fromkeys(("skill", *EXPECTED), float("nan")), None
+    shares, expected = repaired(forecast), reference.expected.get(cell)
     predicted, counts = matched(reference.load, shares, *cell)
     found = errors(predicted, counts)
+    skill = 1 - found.error_rate / baseline if baseline > 0 else float("nan")
+    if expected is None:
+        return known | found._asdict() | {"skill": skill} | dict.fromkeys(EXPECTED, float("nan")), None
+    mean = shares.mean(axis=0)
     experts = horizon_shares(predicted, counts, expected.half_widths(mean))
     held = {name: float(_inside(experts, name.removeprefix("coverage_")).mean()) for name in COVERAGE}
-    skill = 1 - found.error_rate / baseline if baseline > 0 else float("nan")
     return known | found._asdict() | held | {"skill": skill, "expected_error": expected.error(mean)}, experts
 
 
 COVERAGE = ("coverage_80", "coverage_95")
+EXPECTED = ("expected_error", *COVERAGE)
 _NOTHING = Errors(float("nan"), float("nan"), float("nan"), 0, float("nan"))
 
 

@@ -55,7 +55,7 @@ def by_horizon_frame(
 
     *noise_part* is the part of the step-by-step error that no forecast can remove.
     """
-    scores = evaluate(trace, [predictor("level")], HORIZONS, cutoffs, results=results, run=run).scores
+    scores = evaluate(trace, [predictor("level")], HORIZONS, cutoffs, intervals=False, results=results, run=run).scores
     return _means(scores, ["trace", "horizon", "state"])
 
 
@@ -68,7 +68,7 @@ def by_history_frame(
     """
     start = int(trace.steps[0])
     means = [predictor(f"window_mean:window={history}") for history in HISTORIES]
-    scores = evaluate(trace, means, [HORIZON], cutoffs, results=results, run=run).scores
+    scores = evaluate(trace, means, [HORIZON], cutoffs, intervals=False, results=results, run=run).scores
     longest = max((h for h in HISTORIES if (scores["cutoff"] - start + 1 >= h).any()), default=0)
     scores = scores[scores["cutoff"] - start + 1 >= longest]
     lengths = dict(zip(map(label, means), HISTORIES))

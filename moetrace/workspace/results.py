@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,21 +60,17 @@ class ResultFolder:
     def merge(self, other: object) -> None:
         """Nothing to take in."""
 
-    def remove(self, trace: str) -> None:
-        """Delete every result of the trace of that name, where there are any."""
-        shutil.rmtree(self.root / file_name(trace), ignore_errors=True)
-
     # --- scores and shares ---
 
     def has_scores(self, result: Result) -> bool:
-        """Whether its scores, and so its shares, are there and sound."""
-        return self._sound(result, "scores") and self._sound(result, "shares")
+        """Whether its scores, and its shares if it has some, are there and sound."""
+        return self._sound(result, "scores") and (not result.intervals or self._sound(result, "shares"))
 
     def put_scores(self, result: Result, scores: pd.DataFrame, shares: pd.DataFrame) -> None:
         """Keep the rows of one result; the scores come last, so that they are never there without their shares."""
         import pyarrow as pa
 
-        for kind, frame in (("shares", shares), ("scores", scores)):
+        for kind, frame in (("shares", shares), ("scores", scores))[not result.intervals :]:
             self._write_table(result, kind, pa.Table.from_pandas(frame, preserve_index=False))
 
     def scores(self, result: Result) -> pd.DataFrame:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from moetrace import LoadTrace, SettingError, TooShortError, evaluate, predictor
-from moetrace.forecasting.layers import repaired
+from moetrace.forecasting.layers import matched, repaired
 from moetrace.forecasting.predictors import PREDICTORS, base
+from moetrace.forecasting.scoring import errors
 from moetrace.forecasting.windows import cutoffs_apart, default_cutoffs, longest_scorable, scorable, thinned
 from moetrace.synthetic import settling, synthetic_trace
 from moetrace.trace import LayerLoad, TraceInfo
@@ -235,6 +236,37 @@ def test_a_trace_too_short_for_every_predictor_is_an_error(even):
     with pytest.raises(TooShortError, match="needs 40"):
         evaluate(short, [Demanding()], [5], [], ahead=True)
     assert 2 == len(list(evaluate(short, [Demanding(), Saying()], [5], [], ahead=True).forecasts()))
+
+
+@pytest.mark.parametrize("name", ["level", "sw_avg"])
+def test_without_intervals_the_errors_are_the_same(name):
+    """And nothing is told before, or of single experts."""
+    trace = synthetic_trace([settling(500, steps=2500)])
+    whole, alone = (
+        evaluate(trace, [predictor(name)], [100, 500], [1000, 1500], intervals=asked) for asked in (True, False)
+    )
+    told = ["expected_error", "coverage_80", "coverage_95"]
+    seconds = ["fit_seconds", "forecast_seconds"]
+
+    assert whole.scores.drop(columns=told + seconds).equals(alone.scores.drop(columns=told + seconds))
+    assert whole.scores[told].notna().all().all()
+    assert alone.scores[told].isna().all().all()
+    assert not len(alone.shares)
+    assert not {r.key for r in whole.evaluation.scored} & {r.key for r in alone.evaluation.scored}
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_constant_forecast_is_scored_like_any_other(rows):
+    """Held as one row, or as many that are the same."""
+    load = synthetic_trace([settling(500, steps=600)]).layer(0)
+    shares = base.constant(load.mean_shares, rows)
+    once, often = (matched(load, repaired(base.Forecast(own)), 500, rows) for own in (shares, np.array(shares)))
+
+    assert base.is_constant(shares) == (rows > 1)
+    assert not base.is_constant(np.array(shares))
+    assert np.array_equal(once[0], often[0])
+    assert np.array_equal(once[1], often[1])
+    assert errors(*once) == pytest.approx(errors(*often))
 
 
 def test_progress_ends_with_all_done(even):

@@ -1,5 +1,7 @@
 """The store: what goes in comes out, damage is one line, and names say what a result depends on."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -37,6 +39,17 @@ def test_scores_and_shares_come_back(store):
     pd.testing.assert_frame_equal(shares, store.shares(RESULT), check_exact=True)
 
 
+def test_scores_alone_have_no_shares(store):
+    """Neither a file of them, nor are they missed."""
+    alone = replace(RESULT, intervals=False)
+    scores = pd.DataFrame({"cutoff": [1, 2], "error_rate": [0.1, 0.2]})
+    store.put_scores(alone, scores, scores.iloc[:0])
+
+    assert store.has_scores(alone)
+    assert not store.has_scores(RESULT)
+    assert ["scores"] == [path.suffixes[-2][1:] for path in store.root.rglob("*.parquet")]
+
+
 def test_a_forecast_comes_back(store):
     """Shares, the expected error, intervals and status, to the last bit."""
     store.put_forecast(RESULT, COMING)
@@ -47,17 +60,6 @@ def test_a_forecast_comes_back(store):
     assert all(np.array_equal(HALF_WIDTHS[percent], found.half_widths[percent]) for percent in HALF_WIDTHS)
     assert found.expected_error == 1 / 7
     assert (COMING[:4], "ok") == (found[:4], found.status)
-
-
-def test_removing_takes_the_results_of_one_trace(store):
-    """And no other; nothing to remove is no error."""
-    other = Result("b", "p", 0, 10, "k")
-    store.put_forecast(RESULT, COMING)
-    store.put_forecast(other, COMING)
-    store.remove("a trace")
-    store.remove("never heard of")
-
-    assert (False, True) == (store.has_forecast(RESULT), store.has_forecast(other))
 
 
 @pytest.mark.parametrize(
