@@ -65,6 +65,11 @@ def place(
         Literal["steps", "mean"],
         typer.Option(help="Judge plans on single steps, which wait for their own busiest GPU, or on the mean load."),
     ] = "steps",
+    dispatch: Annotated[
+        Literal["even", "nearest", "lp"],
+        typer.Option(help="How an expert's tokens are split: evenly, to the nearest replica, or anew in each step."),
+    ] = "even",
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes that the GPUs are on.")] = 1,
     plan: Annotated[
         Path | None,
         typer.Option(help="The plan that runs today: scored, and changed by few moves.", metavar="FILE"),
@@ -116,7 +121,8 @@ def place(
         force = running_plan(plan, trace.layers, trace.experts, gpus, first_layer) if plan is not None else None
         placed = place_trace(
             trace, predictors, gpus, slots[0], horizon, cutoffs, progress,
-            least_gain=least_gain, tolerance=tolerance, judge=judge, running=force, expert_bytes=expert_bytes,
+            least_gain=least_gain, tolerance=tolerance, judge=judge, dispatch=dispatch, nodes=nodes,
+            running=force, expert_bytes=expert_bytes,
             policies=slots, replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         shared.note_reused(trace.name, placed.computed, placed.reused)
@@ -132,7 +138,7 @@ def place(
     tables = _tables(frames, done, gpus)
     planned = list(dict.fromkeys(placed.redundant for placed in done))
     document: dict[str, Any] = {"gpus": gpus, "redundant": planned[0] if len(planned) == 1 else planned}
-    document |= {"horizon": horizon}
+    document |= {"horizon": horizon, "judge": judge, "dispatch": dispatch, "nodes": nodes}
     document |= {"files": list(dict.fromkeys(own["path"] for own in deployed)), "deploy": deployed}
     document |= {"figures": figures, "trained_on": protocol.trained_on(shared)}
     document |= {name: records(table.frame) for name, table in tables.items()}

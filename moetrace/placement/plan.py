@@ -1,8 +1,8 @@
 """Experts on GPUs: a plan made from predicted shares, and how even it left the load that then came.
 
 A plan is for one layer. Every GPU has the same number of slots, each slot holds one expert, and an
-expert in several slots shares its tokens evenly among them. A plan is made to keep the load of the
-busiest GPU low, because the others wait for it.
+expert in several slots shares its tokens among them, evenly where nothing else is said. A plan is made
+to keep the load of the busiest GPU low, because the others wait for it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from moetrace.analysis.imbalance import max_over_mean
 from moetrace.errors import SettingError
+from moetrace.placement.dispatch import EVENLY, LP, Dispatch
 from moetrace.placement.moves import improved, lowest_bound
 from moetrace.placement.planner import FEW_SLOTS, LEAST_GAIN, Ints, arranged, planned, replicas_of
 from moetrace.placement.step_peak import LEAST_CHANGE, StepLoad, lowered
@@ -29,6 +30,9 @@ TOLERANCE = 0.01
 EACH = 0.05
 # Replicas for single steps are also given by the mean share and so many standard deviations.
 SCATTER = (1.0, 2.0)
+# Where a linear programme splits the tokens, replicas of experts that scatter help more: measured on the sample traces,
+# 8 experts with 4 replicas on 4 GPUs go from 0.985 to 0.9998, 32 with 8 on 8 from 0.971 to 0.996.
+SPLIT_SCATTER = (0.5, 1.0, 2.0, 3.0, 4.0)
 
 Load = Shares | StepLoad
 """What is planned for: shares (experts,), or single steps."""
@@ -96,31 +100,41 @@ def in_order(experts: int, gpus: int, redundant: int = 0) -> Plan:
     return Plan(held)
 
 
-def place(load: Load, gpus: int, redundant: int = 0) -> Plan:
+def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY) -> Plan:
     """The experts of *load* on *gpus*, with *redundant* further slots for replicas of the busiest.
 
     Planned from nothing: by shares (experts,) alone as `planner.planned` does, for single steps as `lowered` does from
-    there, and where slots are few also from replicas by mean and scatter. Raises `SettingError` where the slots are not
-    as many on every GPU, or are too many.
+    there, and where slots are few also from replicas by mean and scatter; the best is taken where tokens are split as
+    *dispatch* does. Raises `SettingError` where the slots are not as many on every GPU, or are too many.
     """
     shares = load.mean if isinstance(load, StepLoad) else load
     slots_of(len(shares), gpus, redundant)
     slots = planned(shares[None], gpus, redundant).slots
     if not isinstance(load, StepLoad):
         return Plan.of(slots[0], len(shares))
-    if redundant and slots[0].size <= FEW_SLOTS:
-        scatter = np.array(SCATTER)[:, None] * np.sqrt(np.diagonal(load.covariance))
+    if redundant and (slots[0].size <= FEW_SLOTS or dispatch.kind == LP):
+        scatter = np.array(SCATTER if dispatch.kind != LP else SPLIT_SCATTER)[:, None] * np.sqrt(
+            np.diagonal(load.covariance)
+        )
         copies = replicas_of(shares + scatter, redundant, gpus)
         slots = np.concatenate([slots, arranged(np.repeat(shares[None], len(copies), axis=0), copies, gpus).slots])
-    return _best([plan for start in slots for plan in (start, *lowered(start, load))], load)
+    ways = [plan for start in slots for plan in (start, *lowered(start, load, dispatch=dispatch))]
+    return _best(ways, load, dispatch)
 
 
-def _best(plans: Iterable[Ints], load: StepLoad) -> Plan:
+def _best(plans: Iterable[Ints], load: StepLoad, dispatch: Dispatch) -> Plan:
     """The one of the *plans*, slots (gpus, slots), with the lowest peak of a step."""
-    return min((Plan.of(slots, len(load.mean)) for slots in plans), key=lambda plan: load.peak(plan.parts))
+    return min((Plan.of(slots, len(load.mean)) for slots in plans), key=lambda plan: load.peak(plan.held, dispatch))
 
 
-def replan(before: Plan, load: Load, redundant: int = 0, least_gain: float = 0.0, tolerance: float = TOLERANCE) -> Plan:
+def replan(
+    before: Plan,
+    load: Load,
+    redundant: int = 0,
+    least_gain: float = 0.0,
+    tolerance: float = TOLERANCE,
+    dispatch: Dispatch = EVENLY,
+) -> Plan:
     """The plan *before*, changed for *load* with few experts moved, or itself where that is good enough.
 
     For shares (experts,), it is good enough where its predicted peak is within *tolerance* of the lowest that can be.
@@ -133,9 +147,9 @@ def replan(before: Plan, load: Load, redundant: int = 0, least_gain: float = 0.0
     """
     gpus, experts = before.held.shape
     if before.held.sum() != slots_of(experts, gpus, redundant) * gpus or before.held.max() > 1:
-        return place(load, gpus, redundant).aligned(before)
+        return place(load, gpus, redundant, dispatch).aligned(before)
     if isinstance(load, StepLoad):
-        return _replanned(before, load, redundant, least_gain, tolerance)
+        return _replanned(before, load, redundant, least_gain, tolerance, dispatch)
     mean = load.sum() / gpus
     lowest = lowest_bound(load, gpus, redundant)
     peak = (before.parts @ load).max()
@@ -151,16 +165,21 @@ def replan(before: Plan, load: Load, redundant: int = 0, least_gain: float = 0.0
     return before if gain <= max(least_gain, LEAST_GAIN) * mean else plan
 
 
-def _replanned(before: Plan, load: StepLoad, redundant: int, least_gain: float, tolerance: float) -> Plan:
+def _replanned(
+    before: Plan, load: StepLoad, redundant: int, least_gain: float, tolerance: float, dispatch: Dispatch
+) -> Plan:
     """The plan *before*, changed for single steps."""
-    mean, now = load.mean.sum() / len(before.held), load.peak(before.parts)
+
+    def peak(plan: Plan) -> float:
+        return load.peak(plan.held, dispatch)
+
+    mean = load.mean.sum() / len(before.held)
     worth = max(tolerance / 2, least_gain, LEAST_GAIN) * mean
-    plan = _best(lowered(before.slots, load, max(tolerance * EACH, LEAST_CHANGE)), load)
-    if now - load.peak(plan.parts) > worth or not tolerance:
-        fresh = place(load, len(before.held), redundant)
-        better = load.peak(plan.parts) - load.peak(fresh.parts)
-        plan = fresh.aligned(before) if better > max(tolerance, LEAST_GAIN) * mean else plan
-    return plan if now - load.peak(plan.parts) > worth else before
+    plan = _best(lowered(before.slots, load, max(tolerance * EACH, LEAST_CHANGE), dispatch), load, dispatch)
+    if peak(before) - peak(plan) > worth or not tolerance:
+        fresh = place(load, len(before.held), redundant, dispatch).aligned(before)
+        plan = fresh if peak(plan) - peak(fresh) > max(tolerance, LEAST_GAIN) * mean else plan
+    return plan if peak(before) - peak(plan) > worth else before
 
 
 def matched(common: Ints) -> Ints:
@@ -183,7 +202,7 @@ def slots_of(experts: int, gpus: int, redundant: int) -> int:
     return slots
 
 
-def evenness(plan: Plan, counts: Counts) -> Evenness:
-    """How even *plan* leaves *counts* (steps, experts)."""
-    loads = counts @ plan.parts.T  # (steps, gpus)
+def evenness(plan: Plan, counts: Counts, dispatch: Dispatch = EVENLY) -> Evenness:
+    """How even *plan* leaves *counts* (steps, experts), where tokens are split as *dispatch* does."""
+    loads = dispatch.loads(plan.held, counts)  # (steps, gpus)
     return Evenness(max_over_mean(loads.sum(axis=0)), float(loads.mean(axis=1).sum() / loads.max(axis=1).sum()))

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moetrace.errors import SettingError
+from moetrace.placement.dispatch import EVEN, Dispatch
 from moetrace.placement.plan import TOLERANCE, Evenness, Load, Plan, evenness, in_order, place, replan, slots_of
 from moetrace.placement.step_peak import StepLoad
 from moetrace.trace import Counts, Shares
@@ -23,7 +24,8 @@ class Planning:
     """Plans for *gpus*, with *redundant* further slots, changed as `replan` does with *least_gain* and *tolerance*.
 
     *judge* says by what a plan is judged: by single ``steps``, each of which waits for its own busiest GPU, or by the
-    ``mean`` load alone. Raises `SettingError` for a judge that there is not.
+    ``mean`` load alone. *dispatch* says how the tokens of an expert are split among its replicas, see `Dispatch`, on so
+    many *nodes*. Raises `SettingError` for settings that there are not, or that do not fit together.
 
     >>> Planning(gpus=4).in_order(8).experts
     [[0, 1], [2, 3], [4, 5], [6, 7]]
@@ -34,10 +36,20 @@ class Planning:
     least_gain: float = 0.0
     tolerance: float = TOLERANCE
     judge: str = STEPS
+    dispatch: str = EVEN
+    nodes: int = 1
 
     def __post_init__(self) -> None:
+        if self.nodes < 1 or self.gpus % self.nodes:
+            raise SettingError(f"{self.gpus} GPUs are not the same number on each of {self.nodes} nodes")
         if self.judge not in JUDGES:
             raise SettingError(f"a plan is judged by {' or '.join(JUDGES)}, not by {self.judge!r}")
+        Dispatch(self.dispatch)  # raises for one that there is not
+
+    @property
+    def split(self) -> Dispatch:
+        """How tokens are split."""
+        return Dispatch(self.dispatch, self.nodes)
 
     def check(self, experts: int) -> None:
         """Raise `SettingError` where the slots do not fill the GPUs evenly."""
@@ -50,19 +62,19 @@ class Planning:
     def load(self, seen: Counts, mean: Shares) -> Load:
         """What is planned for, where *mean* (experts,) is forecast after steps *seen* with counts (steps, experts)."""
         if self.judge == MEAN or len(seen) < FEWEST_STEPS:
-            return mean
+            return mean if self.dispatch == EVEN else StepLoad(mean[None])
         rows = np.linspace(0, len(seen) - 1, min(len(seen), MOST_STEPS)).round().astype(np.int64)
         return StepLoad.of(seen[rows], mean)
 
     def place(self, load: Load) -> Plan:
         """Planned from nothing, see `plan.place`."""
-        return place(load, self.gpus, self.redundant)
+        return place(load, self.gpus, self.redundant, self.split)
 
     def replan(self, before: Plan, load: Load, tolerance: float | None = None) -> Plan:
         """The plan *before*, changed for *load*, see `plan.replan`; with another *tolerance* where it is given."""
         near = self.tolerance if tolerance is None else tolerance
-        return replan(before, load, self.redundant, self.least_gain, near)
+        return replan(before, load, self.redundant, self.least_gain, near, self.split)
 
     def evenness(self, plan: Plan, counts: Counts) -> Evenness:
         """How even *plan* leaves *counts* (steps, experts)."""
-        return evenness(plan, counts)
+        return evenness(plan, counts, self.split)

@@ -195,7 +195,7 @@ def plans_frame(
         else:
             plan = planning.place(load).aligned(planning.in_order(len(share)))
         key = {"trace": trace.name, "layer": layer, "predictor": predictor}
-        for gpu, (held, expected) in enumerate(zip(plan.experts, plan.parts @ share)):
+        for gpu, (held, expected) in enumerate(zip(plan.experts, planning.split.loads(plan.held, share[None])[0])):
             numbers = [trace.info.first_expert + expert for expert in held]
             rows.append(key | {"gpu": gpu, "experts": numbers, "expected": float(expected)})
     return pd.DataFrame(rows, columns=["trace", "layer", "predictor", "gpu", "experts", "expected"])

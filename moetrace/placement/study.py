@@ -13,7 +13,7 @@ from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
-from moetrace.placement.plan import Plan, slots_of
+from moetrace.placement.plan import Plan
 from moetrace.placement.planning import Planning
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
 from moetrace.placement.replay import replayed
@@ -95,7 +95,7 @@ def place(
     [2, 2, 2, 2]
     """
     for more in (redundant, *policies):
-        slots_of(trace.experts, gpus, more)
+        Planning(gpus, more, **settings).check(trace.experts)
     windows = replanning_windows(trace, replan_every, first) if replan_every else {}
     judged: dict[str, pd.DataFrame] = {}
     said = None

@@ -155,7 +155,12 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "policies": (LIST, "when plans are made anew and from what, as serving systems do it, replayed on the trace"),
     "interval": (STEPS, "from one plan to the next; null for one plan kept to the end, 0 for none"),
     "threshold": (FRACTION, "utilisation above which SGLang makes no new plan; null where there is no such gate"),
-    "dispatch": (TEXT, "how the tokens of a replicated expert are split: `even`"),
+    "judge": (TEXT, "what plans are judged by: single `steps`, or the `mean` load"),
+    "dispatch": (
+        TEXT,
+        "how the tokens of a replicated expert are split: `even`, `nearest` or `lp`; of policies, `even`",
+    ),
+    "nodes": (NUMBER, "nodes that the GPUs are on"),
     "chosen_by": (FRACTION, "balance on the first half of the trace; the other columns are of the second half"),
     "recommended": (
         "true or false",

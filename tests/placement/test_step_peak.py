@@ -144,7 +144,7 @@ def test_the_peak_of_steps_is_that_of_balance():
     counts = counts_of(50, 8)
     plan = in_order(8, 4, 4)
 
-    assert StepLoad.of(counts).peak(plan.parts) * 4 == pytest.approx(1 / evenness(plan, counts).balance)
+    assert StepLoad.of(counts).peak(plan.held) * 4 == pytest.approx(1 / evenness(plan, counts).balance)
 
 
 def test_a_plan_for_steps_is_kept_where_changes_gain_little():
@@ -156,13 +156,13 @@ def test_a_plan_for_steps_is_kept_where_changes_gain_little():
     assert replan(before, other, tolerance=9.0) is before
     assert replan(before, other, least_gain=9.0) is before
     after = replan(before, other)
-    assert other.peak(after.parts) < other.peak(before.parts)
+    assert other.peak(after.held) < other.peak(before.held)
     assert after.moved(before) < place(other, 4).moved(before)
-    gain = (other.peak(before.parts) - other.peak(after.parts)) * 4
+    gain = (other.peak(before.held) - other.peak(after.held)) * 4
     assert replan(before, other, least_gain=gain + 1e-6) is before
     assert replan(before, other, least_gain=gain - 1e-6) is not before
     once = replan(before, load, tolerance=0.0)
-    assert load.peak(once.parts) <= load.peak(before.parts)
+    assert load.peak(once.held) <= load.peak(before.held)
 
 
 def test_a_plan_for_steps_that_all_are_alike_is_that_for_the_mean():

@@ -1,0 +1,170 @@
+"""Dispatch: how the tokens of an expert are split among its replicas, and what load each GPU then has.
+
+Everywhere tokens come evenly from all GPUs, each of which has its own: a trace does not say where they come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.errors import SettingError
+from moetrace.placement.planner import Ints
+from moetrace.trace import Shares
+
+Held = NDArray[Any]
+"""How many slots of each GPU hold each expert, or whether one does, shape (gpus, experts)."""
+Tokens = NDArray[Any]
+
+EVEN, NEAREST, LP = DISPATCHES = ("even", "nearest", "lp")
+SEED = 42  # of SGLang's choices
+# The split of a linear programme is refined until no load changes by more than this part of the mean one.
+EXACT = 1e-5
+MOST_ROUNDS = 500
+
+
+@dataclass(frozen=True)
+class Dispatch:
+    """How tokens are split among replicas, on so many *nodes*.
+
+    ``even``: each replica gets the same. ``nearest``: the replica on the same GPU takes the tokens of that GPU, else
+    the first one on the same node, else one that was chosen once (SGLang 0.5.23, ``static``). ``lp``: in every step
+    so that the busiest GPU has least, by a linear programme (DeepSeek's LPLB, SGLang's ``lp``).
+    Raises `SettingError` for another one.
+    """
+
+    kind: str = EVEN
+    nodes: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in DISPATCHES:
+            raise SettingError(f"tokens are split {', '.join(DISPATCHES[:-1])} or {DISPATCHES[-1]}, not {self.kind!r}")
+
+    def expected_parts(self, held: Held) -> Shares:
+        """The part of each expert's tokens that each GPU works on, as far as a plan can know it, shape of *held*.
+
+        A choice that is made once falls on all replicas alike. Where a linear programme splits the tokens of each
+        step, plans are searched by an even split.
+        """
+        if self.kind == NEAREST and self.nodes > 1:
+            return _nearest_parts(held > 0, self.nodes)
+        parts: Shares = held / held.sum(axis=0)
+        return parts
+
+    def loads(self, held: Held, counts: Tokens) -> Shares:
+        """The load of each GPU in steps of *counts* (steps, experts), shape (steps, gpus)."""
+        if self.kind == LP:
+            return least_loads(held, counts)
+        parts = _chosen_parts(held, self.nodes) if self.kind == NEAREST else self.expected_parts(held)
+        loads: Shares = counts @ parts.T
+        return loads
+
+
+EVENLY = Dispatch()
+
+
+def _chosen_parts(held: Held, nodes: int) -> Shares:
+    """The part of each expert's tokens that each GPU works on after the choices of SGLang, shape of *held*."""
+    gpus, experts = held.shape
+    slots = np.array([np.repeat(np.arange(experts), row) for row in held])
+    table = nearest_table(slots.reshape(1, -1), gpus, nodes)[:, 0]
+    parts = np.zeros((gpus, experts))
+    np.add.at(parts, (table // slots.shape[1], np.arange(experts)), 1 / gpus)
+    return parts
+
+
+def nearest_table(phy2log: Ints, gpus: int, nodes: int = 1, *, from_file: bool = True, seed: int = SEED) -> Ints:
+    """The slot to which each GPU sends its tokens of each expert, shape (gpus, layers, experts).
+
+    *phy2log* (layers, slots) is the expert in each slot, GPU after GPU. An expert of the same GPU comes first, then
+    the first one on the same node, unless all are there, then a fair choice that is made once, layer after layer, as
+    SGLang 0.5.23 does with ``--ep-dispatch-algorithm static``. Where the plan is *from_file*, each rank draws for
+    itself, so that choices are fair only on average; where SGLang plans by itself, all share what one draws.
+
+    >>> nearest_table(np.array([[0, 1, 0, 2]]), gpus=2).tolist()
+    [[[0, 1, 3]], [[2, 1, 3]]]
+    """
+    layers, experts, size = len(phy2log), int(phy2log.max()) + 1, phy2log.shape[1] // gpus
+    table = np.empty((gpus, layers, experts), np.int64)
+    draws = [Random(seed) for _ in range(gpus)]
+    for layer, row in enumerate(phy2log):
+        for expert in range(experts):
+            slots = np.flatnonzero(row == expert).tolist()
+            near = [_nearest(slots, gpu, size, gpus // nodes) for gpu in range(gpus)]
+            far = [gpu for gpu, slot in enumerate(near) if slot < 0]
+            if from_file:
+                chosen = {gpu: _fair_choices(slots, len(far), draws[gpu])[at] for at, gpu in enumerate(far)}
+            else:
+                chosen = dict(zip(far, _fair_choices(slots, len(far), draws[0]) if far else ()))
+            table[:, layer, expert] = [chosen.get(gpu, slot) for gpu, slot in enumerate(near)]
+    return table
+
+
+def _nearest(slots: list[int], gpu: int, size: int, node: int) -> int:
+    """The one of *slots* nearest to *gpu*, -1 if none is; GPUs have so many slots as *size*, nodes so many GPUs."""
+    here = [slot for slot in slots if slot // size == gpu]
+    there = [slot for slot in slots if slot // (size * node) == gpu // node]
+    if here or len(slots) == 1:
+        return (here or slots)[0]
+    return there[0] if 0 < len(there) < len(slots) else -1
+
+
+def _fair_choices(slots: list[int], number: int, draw: Random) -> list[int]:
+    """So many of *slots*, each as often as any other but for the rest, in an order drawn."""
+    times, rest = divmod(number, len(slots))
+    choices = slots * times + draw.sample(slots, k=rest)
+    draw.shuffle(choices)
+    return choices
+
+
+def _nearest_parts(held: NDArray[np.bool_], nodes: int) -> Shares:
+    """The parts that each GPU works on if what is chosen once falls on all replicas alike, shape of *held*."""
+    gpus, experts = held.shape
+    by_node = held.reshape(nodes, gpus // nodes, experts)
+    copies, there = held.sum(axis=0), by_node.sum(axis=1)  # (experts,), (nodes, experts)
+    some, others = (there > 0) & (there < copies), gpus // nodes - there
+    first = by_node & (by_node.cumsum(axis=1) == 1)
+    near = by_node + first * (some * others)[:, None]
+    far = np.where(some, 0, others).sum(axis=0) / copies
+    parts: Shares = (near.reshape(held.shape) + held * far) / gpus
+    return parts
+
+
+def least_loads(held: Held, counts: Tokens) -> Shares:
+    """The load of each GPU if the tokens of each step are split so that the busiest has least, then the next.
+
+    *held* (gpus, experts), *counts* (steps, experts); shape (steps, gpus). What a linear programme finds in each
+    step; here one expert after the other fills the GPUs that hold it up to one level, all steps at once, until nothing
+    changes: the sum of squared loads falls each time, and where it is least so is the busiest.
+    """
+    on, gpus = held > 0, len(held)
+    copies = on.sum(axis=0)
+    loads: Shares = counts @ (on & (copies == 1)).T.astype(float)
+    hosts = [(expert, np.flatnonzero(on[:, expert])) for expert in np.flatnonzero(copies > 1)]
+    given = {expert: np.repeat(counts[:, [expert]] / len(own), len(own), axis=1) for expert, own in hosts}
+    for expert, own in hosts:
+        loads[:, own] += given[expert]
+    close = EXACT * counts.sum(axis=1).max() / gpus
+    for _ in range(MOST_ROUNDS):
+        before = loads.copy()
+        for expert, own in hosts:
+            others = loads[:, own] - given[expert]
+            given[expert] = _filled_up(others, counts[:, expert])
+            loads[:, own] = others + given[expert]
+        if np.abs(loads - before).max() <= close:
+            break
+    return loads
+
+
+def _filled_up(loads: Shares, tokens: Tokens) -> Shares:
+    """How many of *tokens* (steps,) each GPU gets on top of *loads* (steps, gpus), the emptiest up to one level."""
+    low = np.sort(loads, axis=1)
+    many = np.arange(1, low.shape[1] + 1)
+    level = (low.cumsum(axis=1) + tokens[:, None]) / many  # if the so many emptiest get all
+    enough = np.argmax(np.concatenate([level[:, :-1] <= low[:, 1:], np.ones((len(low), 1), bool)], axis=1), axis=1)
+    found: Shares = np.maximum(np.take_along_axis(level, enough[:, None], axis=1) - loads, 0)
+    return found
