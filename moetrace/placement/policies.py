@@ -16,15 +16,16 @@ import numpy as np
 
 from moetrace.analysis.jumps import since_jump
 from moetrace.analysis.states import STABLE, state_at
-from moetrace.placement.plan import Plan, place, replan
+from moetrace.placement.plan import Plan, replan
 from moetrace.placement.planner import greedy
+from moetrace.placement.planning import Planning
 from moetrace.trace import Counts, LayerLoad, Shares, Steps
 
 SETTINGS = ("system", "window", "interval", "threshold")
 # Utilisation is the mean over so many passes at most: the longest window that SGLang keeps.
 MEASURED = 1000
-# Steps that say what a moving load is now: on gpt-moe-8e-a as good as any number from 200 to 500.
-MOVING = 250
+# Steps that say what a moving load is now: on gpt-moe-8e-a as good as 250, with half of the moves.
+MOVING = 500
 # Steps that the state at a look is told from: a look then takes the same time at the end of a trace of any length.
 LOOKED_BACK = 5000
 
@@ -85,22 +86,28 @@ def utilisation(plan: Plan, counts: Counts) -> float:
     return float((loads.mean(axis=1) / loads.max(axis=1)).mean())
 
 
-def in_steps(looks: Looks, before: Plan, redundant: int, least_gain: float = 0.0) -> list[Plan]:
-    """Changed where the load has moved: `replan`."""
+def only_for_5_percent(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
+    """Changed only where the predicted peak falls by 5 %, as vllm-ascend's default policy does, in few moves."""
     plans = [before]
     for share in looks.shares:
-        plans.append(replan(plans[-1], share, redundant, least_gain))
+        plans.append(replan(plans[-1], share, redundant, 0.05))
     return plans[1:]
 
 
-def only_for_5_percent(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
-    """Changed only where the predicted peak falls by 5 %, as vllm-ascend's default policy does, in few moves."""
-    return in_steps(looks, before, redundant, 0.05)
+def in_steps(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
+    """Changed where the load has moved, judged by the single steps of the window: `Planning.replan`."""
+    planning, plans = Planning(len(before.held), redundant), [before]
+    for step, share in zip(looks.steps, looks.shares):
+        seen = looks.load.until(step).last(looks.window).counts
+        plans.append(planning.replan(plans[-1], planning.load(seen, share)))
+    return plans[1:]
 
 
 def as_even_as_can_be(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
-    """Planned from nothing by `place`, its GPUs named after those before."""
-    return [place(share, len(before.held), redundant).aligned(before) for share in looks.shares]
+    """Planned from nothing for the single steps of the window, its GPUs named after those before."""
+    planning = Planning(len(before.held), redundant)
+    seen = [looks.load.until(step).last(looks.window).counts for step in looks.steps]
+    return [planning.place(planning.load(counts, share)).aligned(before) for counts, share in zip(seen, looks.shares)]
 
 
 def by_state(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
@@ -108,14 +115,15 @@ def by_state(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
 
     Of a stable layer a plan is changed only when its load has jumped, by what came since.
     """
-    plans, steady, planned_at = [before], False, -1
+    planning, plans, steady, planned_at = Planning(len(before.held), redundant), [before], False, -1
     for share, step, (stable, since) in zip(looks.shares, looks.steps, looks.settled):
         if stable and steady and since <= planned_at:
             plans.append(plans[-1])
         else:
+            present = looks.load.between(since, step)
             whole = stable and since <= step - looks.window
-            known = share if whole else looks.load.between(since, step).last(MOVING).mean_shares
-            plans.append(replan(plans[-1], known, redundant))
+            known = share if whole else present.last(MOVING).mean_shares
+            plans.append(planning.replan(plans[-1], planning.load(present.last(looks.window).counts, known)))
             planned_at = step
         steady = stable
     return plans[1:]
@@ -182,11 +190,11 @@ def _tensorrt_llm(layers: int) -> list[Policy]:
 
 
 def _moetrace(_layers: int) -> list[Policy]:
-    return [Policy("moetrace", window, every, in_steps) for window, every in ((1000, 1000), (1000, 250), (250, 250))]
+    return [Policy("moetrace", 1000, every, in_steps) for every in (1000, 500)]
 
 
 def _by_state(_layers: int) -> list[Policy]:
-    return [Policy("moetrace by state", 1000, 250, by_state)]
+    return [Policy("moetrace by state", 1000, MOVING, by_state)]
 
 
 def _launch_nothing(_policy: Policy, _gpus: int, _experts: int, _redundant: int) -> str:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetrace.placement.moves import lowest_bound
-from moetrace.placement.plan import Plan, evenness
-from moetrace.placement.planner import planned
+from moetrace.placement.planning import Planning
 from moetrace.placement.policies import POLICIES, SETTINGS, launch
 from moetrace.placement.policies import policies as known_policies
 from moetrace.placement.replay import BLOCK
@@ -142,18 +141,18 @@ def _replicas(trace: LoadTrace, gpus: int, redundant: int) -> tuple[int, float]:
 
     Balance is that of the last 1,000 steps with a plan by the 1,000 before them.
     """
-    cutoff = int(trace.steps[-1]) - 1000
-    shares = np.array([load.until(cutoff).last(1000).mean_shares for load in trace.by_layer()])
-    base = -trace.experts % gpus
+    cutoff, base = int(trace.steps[-1]) - 1000, -trace.experts % gpus
     tried = [base + n * gpus for n in (0, 1, 2, 4) if base + n * gpus <= trace.experts * (gpus - 1)]
-    slots = [planned(shares, gpus, n).slots for n in tried]
-    after = (load.after(cutoff, 1000).counts for load in trace.by_layer())
-    balances = np.mean(
-        [[evenness(Plan.of(own[i], trace.experts), counts).balance for own in slots] for i, counts in enumerate(after)],
-        axis=0,
-    )
-    knee = next(n for n, balance in zip(tried, balances) if balance >= max(balances) - ENOUGH)
-    return knee, float(np.mean([lowest_bound(share, gpus, redundant) * gpus for share in shares]))
+    balances, lowest = [], []
+    for load in trace.by_layer():
+        seen, after = load.until(cutoff).last(1000), load.after(cutoff, 1000).counts
+        plans = [Planning(gpus, n) for n in tried]
+        balances.append(
+            [own.evenness(own.place(own.load(seen.counts, seen.mean_shares)), after).balance for own in plans]
+        )
+        lowest.append(lowest_bound(seen.mean_shares, gpus, redundant) * gpus)
+    mean = np.mean(balances, axis=0)
+    return next(n for n, balance in zip(tried, mean) if balance >= mean.max() - ENOUGH), float(np.mean(lowest))
 
 
 def _is(replay: pd.DataFrame, policy: pd.Series[Any]) -> pd.Series[bool]:

@@ -150,7 +150,7 @@ def test_who_never_plans_moves_nothing_and_who_plans_once_moves_before_it_counts
     _, frame = replay
 
     assert 0 == frame[frame["system"].isin(["none", "static"])]["moved"].sum()
-    assert 0 < of(frame, "moetrace", 250)["moved"].sum()
+    assert 0 < of(frame, "moetrace", 500)["moved"].sum()
 
 
 def test_a_late_plan_is_in_force_late(monkeypatch):
@@ -178,6 +178,18 @@ def test_plans_from_nothing_do_not_know_of_each_other():
     assert np.array_equal(anew[0].held, anew[2].held)
     assert changed[0] is before
     assert all(one.moved(other) <= 1 for one, other in pairwise(changed))
+
+
+@pytest.mark.parametrize("system", ["static", "moetrace", "moetrace by state"])
+def test_our_policies_keep_apart_what_is_busy_in_the_same_steps(system):
+    """By the mean load alone all plans are alike."""
+    busy = np.array([[40, 40, 10, 10], [10, 10, 40, 40]])
+    load = LoadTrace.from_counts(np.tile(busy, (1000, 1))[:, None]).layer(0)
+    policy = POLICIES[system].policies(1)[0]
+
+    plan = policy.plans(looked(load, policy), in_order(4, 2), 0)[0]
+
+    assert (plan.parts @ busy.T == 50).all()
 
 
 def test_one_policy_is_recommended_by_the_first_half(replay):
