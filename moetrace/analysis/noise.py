@@ -34,7 +34,7 @@ LEAST_PAIRS = 10
 LEAST_STEPS, LEAST_SEEN = 200, 60
 # Rows measured together, once for all stretches that they are in, and how many counts of them at a time, whole experts:
 # what is computed from them is small beside the counts of a layer.
-PART, VALUES_AT_A_TIME = 1 << 11, 1 << 20
+PART, VALUES_AT_A_TIME = 1 << 10, 1 << 20
 
 
 def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, float]:
@@ -118,11 +118,13 @@ def _distances(load: LayerLoad, length: int, near: int, part: int) -> Shares:
     n = max(1, VALUES_AT_A_TIME // (len(totals) * spacing))
     for some in (slice(e, e + n) for e in range(0, load.experts, n)):
         means = _pooled(load.counts[rows, some], length, spacing) / totals
-        apart, middle = means[near:] - means[:pairs], means[near : near + triples]
+        apart = means[near:] - means[:pairs]
         found[0, :pairs] += np.abs(apart).sum(axis=1)
-        share = np.maximum((means[:triples] + middle + means[2 * near :]) / 3, SHARE_FLOOR / load.experts)
-        found[1, :triples] += (np.square(apart[:triples]) / share).sum(axis=1)
-        found[2, :triples] += (np.square(means[2 * near :] - means[:triples]) / share).sum(axis=1)
+        share = (means[:triples] + means[near : near + triples] + means[2 * near :]) / 3
+        weight = 1 / np.maximum(share, SHARE_FLOOR / load.experts)
+        once, twice = apart[:triples], means[2 * near :] - means[:triples]
+        found[1, :triples] += np.einsum("te,te,te->t", once, once, weight)
+        found[2, :triples] += np.einsum("te,te,te->t", twice, twice, weight)
     found[0, pairs:] = found[1:, triples:] = np.nan
     return found[:, :PART]
 
@@ -136,8 +138,13 @@ def _pooled(counts: Counts, length: int, spacing: int = 1) -> Counts:
     """The tokens of *length* consecutive rows together, from (rows, experts), at every *spacing* rows."""
     blocks = len(counts) // spacing
     sums = counts if spacing == 1 else counts[: blocks * spacing].reshape(blocks, spacing, -1).sum(axis=1)
-    if length == spacing:
-        return sums
-    total = np.concatenate([np.zeros_like(sums[:1]), np.cumsum(sums, axis=0)])
-    pooled: Counts = total[length // spacing :] - total[: -(length // spacing)]
-    return pooled
+    return _sums(sums, length // spacing)
+
+
+def _sums(counts: Counts, n: int) -> Counts:
+    """The sums of every *n* consecutive rows: those of two halves, which is quicker than one row at a time."""
+    if n == 1:
+        return counts
+    half = _sums(counts, n // 2)
+    both = half[: -(n // 2)] + half[n // 2 :]
+    return both[: len(counts) - n + 1] + counts[n - 1 :] if n % 2 else both
