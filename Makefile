@@ -122,10 +122,13 @@ site: .venv-site/.installed ## Build the documentation site into site/, without 
 docs: $(VENV)/.installed-dev ## Write the output of the commands into README and docs
 	$(BIN)/python docs/generate.py
 
-.venv-rivals/.installed: Makefile | $(BIN)/python
+.venv-rivals/.installed: Makefile benchmarks/unpack.py | $(BIN)/python
 	$(PYTHON) -m venv .venv-rivals
 	.venv-rivals/bin/python -m pip install --quiet torch==2.13.0
-	.venv-rivals/bin/python -m pip install --quiet neuralforecast statsforecast
+	.venv-rivals/bin/python -m pip install --quiet neuralforecast statsforecast numba
+	.venv-rivals/bin/python -m pip install --quiet --no-deps sglang==0.5.23
+	.venv-rivals/bin/python benchmarks/unpack.py vllm==0.33.0 vllm/distributed/eplb/policy
+	.venv-rivals/bin/python benchmarks/unpack.py vllm-ascend==0.30.0rc2 vllm_ascend/eplb/core/policy
 	@touch $@
 
 .venv-bench/.installed: pyproject.toml | $(BIN)/python

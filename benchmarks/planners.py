@@ -1,11 +1,19 @@
 """Planners and policies side by side: against the best plan, EPLB's rules, and what serving systems do; Markdown.
 
-python benchmarks/planners.py
+    python benchmarks/planners.py --rivals PYTHON
+
+Planners of SGLang, vLLM and vllm-ascend run in a child of the Python given, on the same problems; without it, or where
+one is not installed there, their columns are empty.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
+import subprocess
+import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -14,17 +22,23 @@ from optimum import lowest_peak, published
 
 from moetrace import LoadTrace, read_trace, rebalance_experts
 from moetrace.analysis.states import state_at
-from moetrace.placement.plan import evenness, in_order, place, replan
-from moetrace.placement.planner import greedy, planned
+from moetrace.placement.plan import Plan, evenness, in_order, place, replan
+from moetrace.placement.planner import planned
+from moetrace.placement.planning import Planning
+from moetrace.placement.policies import POLICIES
 from moetrace.placement.replay import replayed
-from moetrace.placement.verdict import policies_frame, verdict
+from moetrace.placement.verdict import policies_frame, saved_beside, verdict
 from moetrace.report.tables import markdown
 
-LAYERS, SEEDS = 58, 8
-MANY = ((256, 32, 32, 1.0), (256, 64, 64, 1.0), (128, 0, 16, 0.5), (128, 0, 16, 1.0))
+LAYERS, SEEDS, ROUNDS, DRAWS = 58, 8, 5, 1000
+# Experts, replicas, GPUs, nodes, groups, sigma of the lognormal load.
+MANY = ((256, 32, 32, 1, 1, 1.0), (256, 64, 64, 1, 1, 1.0), (128, 0, 16, 1, 1, 0.5), (128, 0, 16, 1, 1, 1.0),
+        (256, 32, 32, 4, 8, 1.0))  # fmt: skip
 FEW = ((8, 4, 4), (12, 4, 8), (16, 8, 8))
 TRACES = {"gpt-moe-8e-a": (4, [0, 4]), "gpt-moe-8e-b": (4, [0, 4]), "large/gpt-moe-32e-d": (4, [0, 4]),
           "large/gpt-moe-128e-f": (8, [0, 16]), "large/gpt-moe-128e-serving": (8, [0, 16])}  # fmt: skip
+CUTOFFS = range(2000, 12_000, 2000)
+FLASHLB = ("FlashLB", "FlashLB, single steps")
 
 
 def lognormal(rows: int, experts: int, spread: float, seed: int = 0) -> np.ndarray:
@@ -33,26 +47,71 @@ def lognormal(rows: int, experts: int, spread: float, seed: int = 0) -> np.ndarr
     return found / found.sum(axis=1, keepdims=True)
 
 
-def many() -> pd.DataFrame:
-    """Peak over mean of 58 layers; seconds are of this planner over those of EPLB's rules, vectorised alike."""
+def cases() -> list[tuple[str, np.ndarray, dict[str, int]]]:
+    """The name, the shares (layers, experts) and the shape of each problem of many experts."""
+    found = []
+    for experts, redundant, gpus, nodes, groups, spread in MANY:
+        name = f"{experts}+{redundant} on {gpus}" + (f" in {nodes} nodes, {groups} groups" if nodes > 1 else "")
+        shape = {"replicas": experts + redundant, "groups": groups, "nodes": nodes, "gpus": gpus}
+        found.append((f"{name}, sigma {spread}", lognormal(LAYERS, experts, spread), shape))
+    return found
+
+
+def histories() -> list[tuple[str, int, int, np.ndarray, np.ndarray]]:
+    """Trace, GPUs, replicas, the counts before a cutoff and those after it, for each layer and cutoff."""
+    found = []
+    for name, (gpus, redundants) in TRACES.items():
+        for load in read_trace(SAMPLES / f"{name}.parquet").by_layer():
+            for cutoff in CUTOFFS:
+                if cutoff + 1000 <= load.steps[-1]:
+                    seen, after = load.until(cutoff).last(1000).counts, load.after(cutoff, 1000).counts
+                    found += [(Path(name).name, gpus, n, seen, after) for n in redundants]
+    return found
+
+
+class Rivals:
+    """What the planners of others made of the same problems, and in how many seconds."""
+
+    def __init__(self, python: str | None, past: list[tuple[str, int, int, np.ndarray, np.ndarray]]) -> None:
+        self.slots, self.seconds = {}, {}
+        if python is None:
+            return
+        mean = [{"name": name, **shape} for name, _, shape in cases()]
+        steps = [{"name": str(i), "replicas": own[3].shape[1] + own[2], "gpus": own[1]} for i, own in enumerate(past)]
+        arrays = {name: shares for name, shares, _ in cases()} | {str(i): own[3] for i, own in enumerate(past)}
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)
+            np.savez(path / "problems.npz", **arrays)
+            (path / "problems.json").write_text(json.dumps({"mean": mean, "steps": steps}))
+            subprocess.run([python, "-W", "ignore", Path(__file__).with_name("rivals.py"), folder], check=True)
+            self.slots = dict(np.load(path / "slots.npz"))
+            self.seconds = json.loads((path / "seconds.json").read_text())
+
+
+def peak(shares: np.ndarray, slots: np.ndarray, gpus: int) -> float:
+    """Peak over mean, over layers, of experts in *slots* (layers, replicas)."""
+    copies = np.zeros(shares.shape)
+    np.add.at(copies, (np.arange(len(shares))[:, None], slots), 1)
+    on = np.take_along_axis(shares / copies, slots, axis=1).reshape(len(shares), gpus, -1).sum(axis=2)
+    return float((on.max(axis=1) * gpus).mean())
+
+
+def many(rivals: Rivals) -> pd.DataFrame:
+    """Peak over mean of 58 layers of EPLB's rules, the others and ours; and how much longer ours takes than theirs."""
     rows = []
-    for experts, redundant, gpus, spread in MANY:
-        shares = lognormal(LAYERS, experts, spread)
-        start = time.perf_counter()
-        ours = planned(shares, gpus, redundant).peaks * gpus
-        middle = time.perf_counter()
-        greedy(shares, gpus, redundant)
-        longer = (middle - start) / (time.perf_counter() - middle)
-        theirs = [published(row, experts + redundant, 1, 1, gpus) for row in shares]
-        rows.append((f"{experts}+{redundant} on {gpus}, {spread}", np.mean(theirs), ours.mean(), longer))
-    shares = lognormal(LAYERS, 256, 1.0)
-    phy2log, _, logcnt = rebalance_experts(shares, 288, 8, 4, 32)
-    on = np.take_along_axis(shares / logcnt, phy2log, axis=1).reshape(LAYERS, 32, 9).sum(axis=2)
-    theirs = [published(row, 288, 8, 4, 32) for row in shares]
-    rows.append(("256+32 on 32 in 4 nodes, 8 groups", np.mean(theirs), (on.max(axis=1) * 32).mean(), np.nan))
-    return pd.DataFrame(
-        rows, columns=["experts+replicas on GPUs, lognormal", "EPLB's rules", "moetrace", "times as long"]
-    )
+    for name, shares, shape in cases():
+        seconds = []
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            phy2log, _, _ = rebalance_experts(shares, *shape.values())
+            seconds.append(time.perf_counter() - start)
+        theirs = {own: rivals.slots.get(f"{own}|{name}") for own in ("SGLang", "vLLM")}
+        peaks = {own: np.nan if slots is None else peak(shares, slots, shape["gpus"]) for own, slots in theirs.items()}
+        longer = {own: np.median(seconds) / rivals.seconds.get(f"{own}|{name}", np.nan) for own in theirs}
+        eplb = np.mean([published(row, *shape.values()) for row in shares])
+        rows.append((name, eplb, *peaks.values(), peak(shares, phy2log, shape["gpus"]), *longer.values()))
+    columns = ["experts+replicas on GPUs, lognormal", "EPLB's rules", "SGLang", "vLLM", "moetrace"]
+    return pd.DataFrame(rows, columns=[*columns, "time beside SGLang's", "time beside vLLM's"])
 
 
 def few() -> pd.DataFrame:
@@ -65,6 +124,42 @@ def few() -> pd.DataFrame:
         ours = planned(shares, gpus, redundant).peaks * gpus
         rows.append((f"{experts}+{redundant} on {gpus}", np.mean(theirs), ours.mean(), *best.mean(axis=0)))
     return pd.DataFrame(rows, columns=["experts+replicas on GPUs", "EPLB's rules", "moetrace", "MILP", "its bound"])
+
+
+def in_single_steps(rivals: Rivals, past: list[tuple[str, int, int, np.ndarray, np.ndarray]]) -> pd.DataFrame:
+    """Balance of the 1,000 steps after each cutoff with plans by the 1,000 before it, all from nothing.
+
+    *apart* is that of ours less that of the better FlashLB of the row, with a paired bootstrap over layers and cutoffs.
+    """
+    rows = []
+    for i, (name, gpus, redundant, seen, after) in enumerate(past):
+        mean = seen.sum(axis=0) / seen.sum()
+        ours = {judge: Planning(gpus, redundant, judge=judge) for judge in ("mean", "steps")}
+        plans = {f"moetrace, {judge}": own.place(own.load(seen, mean)) for judge, own in ours.items()}
+        theirs = {own: rivals.slots.get(f"{own}|{i}") for own in FLASHLB}
+        plain = in_order(len(mean), gpus, redundant)  # what FlashLB keeps where it finds no plan
+        plans |= {
+            own: plain if slots.min() < 0 else Plan.of(slots, len(mean))
+            for own, slots in theirs.items()
+            if slots is not None
+        }
+        rows.append((name, redundant, {how: evenness(plan, after).balance for how, plan in plans.items()}))
+    frame = pd.DataFrame([{"trace": name, "replicas": n} | found for name, n, found in rows])
+    return pd.DataFrame([_beside(key, own) for key, own in frame.groupby(["trace", "replicas"], sort=False)])
+
+
+def _beside(key: tuple[str, int], own: pd.DataFrame) -> dict[str, object]:
+    means = own.drop(columns=["trace", "replicas"]).mean()
+    found = {"trace": key[0], "replicas": key[1], "plans": len(own)} | {
+        how: f"{100 * value:.2f}" for how, value in means.items()
+    }
+    theirs = [how for how in FLASHLB if how in means]
+    if theirs:
+        apart = 100 * (own["moetrace, steps"] - own[means[theirs].idxmax()]).to_numpy()
+        draws = np.random.default_rng(0).integers(len(apart), size=(DRAWS, len(apart)))
+        low, high = np.quantile(apart[draws].mean(axis=1), [0.025, 0.975])
+        found["apart"] = f"{apart.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+    return found
 
 
 def moves(name: str, gpus: int, redundant: int) -> pd.DataFrame:
@@ -87,32 +182,55 @@ def moves(name: str, gpus: int, redundant: int) -> pd.DataFrame:
     return frame.groupby(["trace", "redundant", "state", "plan"], as_index=False).mean()
 
 
-def judged(trace: LoadTrace, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, dict[str, object]]:
-    """The policies of a trace, the best of each system on the half it was not chosen on, and the verdict."""
+def judged(trace: LoadTrace, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, dict[str, object], pd.DataFrame]:
+    """The policies of a trace, the best of each system on the first half; the verdict; and what it saves beside all.
+
+    Beside the defaults of each system, with as many replicas, on the half that it was not chosen on.
+    """
     replay = replayed(trace, gpus, redundants, 500)
     frame = policies_frame(replay, trace)
+    said = verdict(trace, replay, frame, gpus, None)
+    steps = np.sort(replay["step"].unique())
+    rest = replay[(replay["step"] >= steps[len(steps) // 2]) & (replay["redundant"] == said.redundant)]
+    settings = rest[["system", "window", "interval", "threshold"]].astype(object)
+    settings = settings.where(settings.notna(), None).apply(tuple, axis=1)
+    mine = rest[settings == (said.system, said.window, said.interval, said.threshold)]
+    rows = []
+    for name, system in POLICIES.items():
+        defaults = rest[settings == system.policies(len(trace.layers))[0].settings]
+        saved, low, high = (f"{100 * value:.1f} %" for value in saved_beside(defaults, mine))
+        rows.append({"trace": trace.name, "beside the defaults of": name, "saved": f"{saved} [{low}, {high}]"})
     best = frame.loc[frame.groupby("system", sort=False)["chosen_by"].idxmax()]
-    return best, verdict(trace, replay, frame, gpus, None).as_row()
+    return best, said.as_row(), pd.DataFrame(rows)
 
 
 def exact(frame: pd.DataFrame) -> pd.DataFrame:
-    """With peaks to the fourth digit, where planners differ."""
-    peaks = frame.columns[1:].drop("times as long", errors="ignore")
-    return frame.assign(**{name: frame[name].map("{:.4f}".format) for name in peaks})
+    """With peaks to the fourth digit, where planners differ, and times to the second."""
+    digits = {name: "{:.2f}" if name.startswith("time") else "{:.4f}" for name in frame.columns[1:]}
+    return frame.assign(**{name: frame[name].map(form.format) for name, form in digits.items()})
 
 
 def main() -> None:
     """Plan, replay, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rivals", metavar="PYTHON", help="the Python of the rivals")
+    past = histories()
+    rivals = Rivals(parser.parse_args().rivals, past)
     print("Peak over mean GPU load, synthetic loads:\n")
-    print(markdown(exact(many())))
+    print(markdown(exact(many(rivals))))
     print("\n" + markdown(exact(few())))
+    print("\nBalance in percent of the 1,000 steps after a cutoff, with plans by the 1,000 before it, from nothing:\n")
+    print(markdown(in_single_steps(rivals, past)))
     print("\nMoves of each new plan:\n")
     print(markdown(pd.concat([moves("large/gpt-moe-32e-d", 4, 0), moves("large/gpt-moe-32e-d", 4, 4)])))
     found = [judged(read_trace(SAMPLES / f"{name}.parquet"), *own) for name, own in TRACES.items()]
     print("\nOf each system the settings with the best balance on the first half, scored on the second:\n")
-    print(markdown(pd.concat([frame for frame, _ in found]).drop(columns="dispatch")))
+    print(markdown(pd.concat([frame for frame, _, _ in found]).drop(columns="dispatch")))
     said = ["trace", "verdict", "system", "window", "interval", "redundant", "saved", "saved_low", "saved_high", "moved_per_1000"]  # fmt: skip
-    print("\n" + markdown(pd.DataFrame([row for _, row in found])[said]))
+    print("\n" + markdown(pd.DataFrame([row for _, row, _ in found])[said]))
+    print("\nExpert time that the recommended policy saves beside the defaults of each system, on the second half:\n")
+    wide = pd.concat([frame for _, _, frame in found])
+    print(markdown(wide.pivot_table("saved", "beside the defaults of", "trace", "first", sort=False).reset_index()))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ HEAD = """# Benchmarks
 Written by `make bench`; one section alone by `.venv-bench/bin/python benchmarks/run.py NAME`.
 Ratios are against a named rival in the same run, on the same machine; no time stands for itself.
 """
+# Benchmarks beside rivals that live in an environment of their own.
+RIVALS = ("planners", "speed")
 SECTIONS = {
     "states": ("How right the state rule is", "200 synthetic layers of known settle step; the rule's numbers were chosen on other seeds."),
     "told": ("Whether what is told holds", "Synthetic layers of known truth, of seeds that nothing was chosen on; real traces, with an eye on which the numbers of the intervals, of the promise and of `auto` were chosen."),
@@ -39,7 +41,7 @@ SECTIONS = {
 def section(name: str) -> str:
     """What the benchmark prints, under its title."""
     title, intro = SECTIONS[name]
-    more = ["--rivals", os.environ["MOETRACE_RIVALS"]] if name == "speed" and "MOETRACE_RIVALS" in os.environ else []
+    more = ["--rivals", os.environ["MOETRACE_RIVALS"]] if name in RIVALS and "MOETRACE_RIVALS" in os.environ else []
     done = subprocess.run([sys.executable, "-W", "ignore", HERE / f"{name}.py", *more], capture_output=True, text=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)

@@ -118,10 +118,7 @@ def verdict(
     mine = _is(rest, best)
     fewest = int(rest["redundant"].min())
     plain = rest[(rest["system"] == "none") & (rest["redundant"] == fewest)]
-    sums = np.array([part.groupby("step")["peak_load"].sum() for part in (rest[mine], plain)])  # (2, blocks)
-    draws = np.random.default_rng(seed).integers(sums.shape[1], size=(DRAWS, sums.shape[1]))
-    drawn = sums[:, draws].sum(axis=2)
-    low, high = np.quantile(1 - drawn[0] / drawn[1], [0.025, 0.975])
+    saved, low, high = saved_beside(plain, rest[mine], seed)
     said = "worth it" if low > WORTH else "not worth it" if high < WORTH else "not enough evidence"
     settings = [None if pd.isna(value) else value for value in best[list(SETTINGS)]]
     policy = next(own for own in known_policies(len(trace.layers)) if list(own.settings) == settings)
@@ -130,10 +127,22 @@ def verdict(
     knee, floor = _replicas(trace, gpus, redundant)
     return Verdict(
         trace.name, said, *policy.settings, redundant, fewest,
-        float(1 - sums[0].sum() / sums[1].sum()), float(low), float(high), float(best["moved_per_1000"]),
+        saved, low, high, float(best["moved_per_1000"]),
         float(best["moved_per_1000"]) * slots * (float("nan") if expert_bytes is None else expert_bytes),
         knee, floor, _holds(replay, best), launch(policy, gpus, trace.experts, redundant),
     )  # fmt: skip
+
+
+def saved_beside(plain: pd.DataFrame, mine: pd.DataFrame, seed: int = 0) -> tuple[float, float, float]:
+    """The part of the expert time of *plain* that *mine* saves, both rows of a replay of the same steps.
+
+    With a 95 % interval from a paired bootstrap over blocks of steps.
+    """
+    sums = np.array([part.groupby("step")["peak_load"].sum() for part in (mine, plain)])  # (2, blocks)
+    draws = np.random.default_rng(seed).integers(sums.shape[1], size=(DRAWS, sums.shape[1]))
+    drawn = sums[:, draws].sum(axis=2)
+    low, high = np.quantile(1 - drawn[0] / drawn[1], [0.025, 0.975])
+    return float(1 - sums[0].sum() / sums[1].sum()), float(low), float(high)
 
 
 def _replicas(trace: LoadTrace, gpus: int, redundant: int) -> tuple[int, float]:
