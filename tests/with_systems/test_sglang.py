@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch", reason="`make test-systems` installs it")
 from sglang_loader import WHEEL, loader  # noqa: E402 - only where torch is
 
 from moetrace import synthetic_trace  # noqa: E402
+from moetrace.placement.dispatch import nearest_table  # noqa: E402
 from moetrace.placement.expert_maps import MAPS, Deployed  # noqa: E402
 from moetrace.placement.plan import place  # noqa: E402
 from moetrace.synthetic import settling  # noqa: E402
@@ -82,3 +83,32 @@ def test_eplb_takes_the_predicted_load(monkeypatch, plan, tmp_path):
     assert ((2, EXPERTS + REDUNDANT), (2, EXPERTS)) == (tuple(phy2log.shape), tuple(logcnt.shape))
     for row, counts, share in zip(phy2log.numpy(), logcnt.numpy(), plan.loads.values()):
         assert (np.array(share) / counts)[row].reshape(GPUS, -1).sum(axis=1).max() * GPUS < 1.1
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_nearest_replica_is_the_one_that_sglang_sends_tokens_to(monkeypatch, plan, tmp_path, nodes):
+    """Every rank, layer and expert: same GPU, same node, or the choice that SGLang draws once."""
+    _, flags = written(plan, tmp_path, "SGLang")
+    module = loader(monkeypatch, flags, LAYERS, EXPERTS, nodes=nodes)
+
+    found = [module.compute_initial_expert_location_metadata(None, rank) for rank in range(GPUS)]
+
+    theirs = np.array([own.logical_to_rank_dispatch_physical_map.numpy() for own in found])
+    phy2log = found[0].physical_to_logical_map.numpy()
+    assert np.array_equal(theirs, nearest_table(phy2log, GPUS, nodes))
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_where_sglang_plans_by_itself_all_ranks_share_its_choices(monkeypatch, plan, tmp_path, nodes):
+    """What one rank draws is for all."""
+    _, flags = written(plan, tmp_path, "SGLang")
+    module = loader(monkeypatch, flags, LAYERS, EXPERTS, nodes=nodes)
+    phy2log = module.compute_initial_expert_location_metadata(None, 0).physical_to_logical_map
+    slots = module._compute_logical_to_all_physical_map(phy2log, EXPERTS, GPUS, None)
+
+    theirs = [
+        module.compute_logical_to_rank_dispatch_physical_map(slots, GPUS, EXPERTS + REDUNDANT, rank).numpy()
+        for rank in range(GPUS)
+    ]
+
+    assert np.array_equal(theirs, nearest_table(phy2log.numpy(), GPUS, nodes, from_file=False))
