@@ -33,8 +33,9 @@ def once(ask: Callable[Concatenate[LayerLoad, P], T]) -> Callable[Concatenate[La
 
 def keep_blocks(load: LayerLoad, rows: int) -> None:
     """Keep the means of the shares over all blocks of *rows* rows, from the first row of *load* on."""
-    blocks = len(load.steps) // rows
-    load.known[1]["means", rows] = load.shares[: blocks * rows].reshape(blocks, rows, load.experts).mean(axis=1)
+    blocks, known = len(load.steps) // rows, load.known[1]
+    if ("means", rows) not in known:
+        known["means", rows] = load.shares[: blocks * rows].reshape(blocks, rows, load.experts).mean(axis=1)
 
 
 def kept_means(load: LayerLoad, rows: int) -> Shares | None:

@@ -37,6 +37,7 @@ LEAST_STEPS, LEAST_SEEN = 200, 60
 PART, VALUES_AT_A_TIME = 1 << 10, 1 << 20
 
 
+@once
 def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, float]:
     """`step_noise` and `error_noise` of the *horizon* steps after *cutoff*, as fractions; NaN where it cannot be told.
 

@@ -16,6 +16,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from moetrace.analysis.borders import Changes
+from moetrace.analysis.kept import once
 from moetrace.analysis.movement import ahead, borders, movement, uncertainty, window_blocks
 from moetrace.analysis.outlook import expected_movement
 from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, block_means
@@ -235,6 +236,7 @@ def rank_runs(load: LayerLoad, rule: Rule = RANK_RULE) -> tuple[Run, ...]:
     return _runs(load, borders(load, rows, k), _hysteresis(judged, RANKS_SETTLE_BELOW, RANKS_UNSETTLE_ABOVE))
 
 
+@once
 def state_at(load: LayerLoad, cutoff: int) -> str:
     """The state of a layer as it could be told at the *cutoff*, from nothing after it: may one plan ahead?
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Protocol
 
 from moetrace.analysis.tables import stacked
 from moetrace.errors import TooShortError
-from moetrace.forecasting.evaluation import Evaluation, Result, SharedFit
+from moetrace.forecasting.evaluation import Evaluation, Result, SharedFit, evaluation
 from moetrace.forecasting.fitting import Histories, TimedFit, fit, has_history, refits
 from moetrace.forecasting.intervals import Experience
 from moetrace.forecasting.layers import SHARE_COLUMNS, EndForecast, Reference, Score, forecast_end, score_layer
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import InMemory, Results
-from moetrace.forecasting.windows import Windows, evaluation_windows
+from moetrace.forecasting.windows import Windows
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -119,20 +119,38 @@ def evaluate(
     >>> test.scores[["predictor", "cutoff", "horizon"]].to_dict("records")
     [{'predictor': 'sw_avg:window=300', 'cutoff': 1000, 'horizon': 500}]
     """
-    windows = cutoffs if isinstance(cutoffs, Mapping) else evaluation_windows(trace, horizons, cutoffs)
-    asked = Evaluation(trace, predictors, sorted(set(horizons)), windows, ahead, train_on, intervals)
-    if ahead:
-        check_able(trace, predictors)
+    asked = evaluation(trace, predictors, horizons, cutoffs, ahead=ahead, intervals=intervals, train_on=train_on)
+    return evaluate_all([asked], progress, results=results, run=run)[0]
+
+
+def evaluate_all(
+    asked: Sequence[Evaluation], progress: Progress | None = None, *, results: Results | None = None, run: Run = in_turn
+) -> list[Backtest]:
+    """What came of each of several evaluations of one trace; each layer is read once for all of them.
+
+    The other arguments, and what is raised, are those of `evaluate`.
+    """
+    for own in asked:
+        if own.ahead:
+            check_able(own.trace, own.predictors)
     kept = InMemory() if results is None else results
-    kept.begin(trace.name)
-    tasks = _layer_tasks(asked, kept)
-    fits = _fit_tasks(asked, tasks, kept)
-    for done, handed_over in enumerate(_run_all(fits, tasks, run), 1):
+    kept.begin(asked[0].trace.name)
+    parts = [_parts(own, kept) for own in asked]
+    layers = [
+        LayerTask(asked[0].trace, layer, [own[layer] for own in parts if layer in own], kept)
+        for layer in asked[0].trace.layers
+        if any(layer in own for own in parts)
+    ]
+    fits = [task for own, by_layer in zip(asked, parts) for task in _fit_tasks(own, by_layer, kept)]
+    for done, handed_over in enumerate(_run_all(fits, layers, run), 1):
         kept.merge(handed_over)
         if progress is not None:
-            progress(done, len(fits) + len(tasks))
-    computed = sum(len(pending) for task in tasks for pending in task.pending)
-    return Backtest(asked, kept, computed, len(asked.scored) + len(asked.forecast_ahead) - computed)
+            progress(done, len(fits) + len(layers))
+    found = []
+    for own, by_layer in zip(asked, parts):
+        computed = sum(len(pending) for part in by_layer.values() for pending in part.pending)
+        found.append(Backtest(own, kept, computed, len(own.scored) + len(own.forecast_ahead) - computed))
+    return found
 
 
 def check_able(trace: LoadTrace, predictors: Sequence[Predictor]) -> None:
@@ -202,52 +220,63 @@ class FitTask:
 
 
 @dataclass(frozen=True, eq=False)
-class LayerTask:
-    """The pending results of one layer, and by predictor and cutoff the fits for all layers that they need.
+class LayerPart:
+    """The pending results of one layer in one evaluation, and by predictor and cutoff the shared fits that they need.
 
     Without *intervals* forecasts are scored alone.
     """
 
-    trace: LoadTrace
-    layer: int
     windows: Windows
     pending: Sequence[Pending]
     fits: Mapping[tuple[str, int], FitRequest]
-    results: Results
-    intervals: bool = True
+    intervals: bool
 
-    def run(self) -> Results | None:
-        """Score and forecast, and keep each result as it is made."""
-        load = self.trace.layer(self.layer)
-        scored = _of_horizons(self.windows, {result.horizon for part in self.pending for result in part.scores})
-        experience = Experience(load)
+    def run(self, experience: Experience, results: Results) -> None:
+        """Score and forecast, and keep each of the *results* as it is made."""
+        scored = _of_horizons(self.windows, {result.horizon for own in self.pending for result in own.scores})
         reference = Reference.of(experience, scored, self.intervals) if scored else None
-        for part in self.pending:
-            shared_fits = self._shared_fits(part.predictor)
-            if reference is not None and part.scores:
-                scores, shares = score_layer(reference, part.predictor, part.windows(self.windows), shared_fits)
-                for result in part.scores:
-                    own = (frame[frame["horizon"] == result.horizon] for frame in (scores, shares))
-                    self.results.put_scores(result, *own)
-            for result in part.ahead:
-                forecast = forecast_end(experience, part.predictor, result.horizon, shared_fits)
-                self.results.put_forecast(result, forecast)
-        return self.results.handed_over()
+        for own in self.pending:
+            shared_fits = self._shared_fits(own.predictor, results)
+            if reference is not None and own.scores:
+                scores, shares = score_layer(reference, own.predictor, own.windows(self.windows), shared_fits)
+                for result in own.scores:
+                    of_horizon = (frame[frame["horizon"] == result.horizon] for frame in (scores, shares))
+                    results.put_scores(result, *of_horizon)
+            for result in own.ahead:
+                forecast = forecast_end(experience, own.predictor, result.horizon, shared_fits)
+                results.put_forecast(result, forecast)
 
-    def _shared_fits(self, predictor: Predictor) -> dict[int, TimedFit] | None:
+    def _shared_fits(self, predictor: Predictor, results: Results) -> dict[int, TimedFit] | None:
         """The fits for all layers by cutoff, each layer bearing its part of the seconds, of one that has such."""
         if not predictor.pools_layers:
             return None
         own = {cutoff: request for (by, cutoff), request in self.fits.items() if by == label(predictor)}
-        learned = {request.name: self.results.fit(request.name, predictor) for request in own.values()}
+        learned = {request.name: results.fit(request.name, predictor) for request in own.values()}
         return {
             cutoff: TimedFit(learned[request.name].fitted, learned[request.name].seconds * request.part)
             for cutoff, request in own.items()
         }
 
 
-def _layer_tasks(asked: Evaluation, kept: Results) -> list[LayerTask]:
-    """A task for each layer of which something is pending, with all the fits for all layers that they need."""
+@dataclass(frozen=True, eq=False)
+class LayerTask:
+    """All that is pending of one layer."""
+
+    trace: LoadTrace
+    layer: int
+    parts: Sequence[LayerPart]
+    results: Results
+
+    def run(self) -> Results | None:
+        """Read the layer, and do each part."""
+        experience = Experience(self.trace.layer(self.layer))
+        for part in self.parts:
+            part.run(experience, self.results)
+        return self.results.handed_over()
+
+
+def _parts(asked: Evaluation, kept: Results) -> dict[int, LayerPart]:
+    """What is pending of each layer, where anything is, with all the fits for all layers that it needs."""
     scores = {result for result in asked.scored if not kept.has_scores(result)}
     ahead = {result for result in asked.forecast_ahead if not kept.has_forecast(result)}
     pending: dict[int, list[Pending]] = {}
@@ -258,10 +287,7 @@ def _layer_tasks(asked: Evaluation, kept: Results) -> list[LayerTask]:
             if len(part):
                 pending.setdefault(layer, []).append(part)
     fits = _needed_fits(asked, [part for parts in pending.values() for part in parts])
-    return [
-        LayerTask(asked.trace, layer, asked.windows, parts, fits, kept, asked.intervals)
-        for layer, parts in pending.items()
-    ]
+    return {layer: LayerPart(asked.windows, own, fits, asked.intervals) for layer, own in pending.items()}
 
 
 def _needed_fits(asked: Evaluation, pending: Sequence[Pending]) -> dict[tuple[str, int], FitRequest]:
@@ -288,9 +314,9 @@ def _fits_at(asked: Evaluation, predictor: Predictor, cutoffs: Sequence[int]) ->
     }
 
 
-def _fit_tasks(asked: Evaluation, layers: Sequence[LayerTask], kept: Results) -> list[FitTask]:
+def _fit_tasks(asked: Evaluation, parts: Mapping[int, LayerPart], kept: Results) -> list[FitTask]:
     """The fits for all layers that are needed and not kept yet."""
-    needed = {request.name: request for request in layers[0].fits.values()} if layers else {}
+    needed = {request.name: request for part in parts.values() for request in part.fits.values()}
     return [
         FitTask(request, asked.train_on if request.fitted_at is None else [asked.trace], kept)
         for name, request in needed.items()

@@ -15,7 +15,7 @@ from moetrace.forecasting.fitting import check_other_runs, has_history
 from moetrace.forecasting.keys import key_of, settings_of
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.predictors.base import Predictor
-from moetrace.forecasting.windows import Windows
+from moetrace.forecasting.windows import Windows, evaluation_windows
 from moetrace.trace import LoadTrace, Steps
 
 
@@ -119,6 +119,21 @@ class Evaluation:
     @cached_property
     def _trained_on(self) -> str:
         return key_of([[_digest(run.steps), [run.digest(layer) for layer in run.layers]] for run in self.train_on])
+
+
+def evaluation(
+    trace: LoadTrace,
+    predictors: Sequence[Predictor],
+    horizons: Sequence[int],
+    cutoffs: Sequence[int] | Windows | None = None,
+    *,
+    ahead: bool = False,
+    intervals: bool = True,
+    train_on: Sequence[LoadTrace] = (),
+) -> Evaluation:
+    """What `evaluate` computes when asked so; raises what it does."""
+    windows = cutoffs if isinstance(cutoffs, Mapping) else evaluation_windows(trace, horizons, cutoffs)
+    return Evaluation(trace, predictors, sorted(set(horizons)), windows, ahead, train_on, intervals)
 
 
 def _digest(steps: Steps) -> str:

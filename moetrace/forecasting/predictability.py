@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moetrace.analysis.states import STABLE
-from moetrace.forecasting.backtest import Backtest, Run, evaluate, in_turn
+from moetrace.forecasting.backtest import Backtest
+from moetrace.forecasting.evaluation import Evaluation, evaluation
 from moetrace.forecasting.predictors import BASELINE, label, predictor
-from moetrace.forecasting.results import Results
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -27,51 +27,45 @@ MOST_EXPERTS = 10
 MEASURES = ["error_rate", "error_noise", "step_error_rate", "step_noise"]
 
 
-def predictability_frames(
-    trace: LoadTrace,
-    test: Backtest,
-    cutoffs: Sequence[int] | None = None,
-    *,
-    results: Results | None = None,
-    run: Run = in_turn,
-) -> dict[str, pd.DataFrame]:
+def predictability_evaluations(trace: LoadTrace, cutoffs: Sequence[int] | None = None) -> list[Evaluation]:
+    """What has to be evaluated: `level` at `HORIZONS`, and the means of the last `HISTORIES` at `HORIZON`."""
+    means = [predictor(f"window_mean:window={history}") for history in HISTORIES]
+    return [
+        evaluation(trace, by, horizons, cutoffs, intervals=False)
+        for by, horizons in (([predictor("level")], HORIZONS), (means, [HORIZON]))
+    ]
+
+
+def predictability_frames(test: Backtest, of_horizons: Backtest, of_histories: Backtest) -> dict[str, pd.DataFrame]:
     """The frames ``by_horizon``, ``by_history``, ``by_layer`` and ``worst_experts`` of a trace.
 
-    *test* is its backtest, *cutoffs* those of the backtest; *results* and *run* are
-    those of `evaluate`.
+    *test* is its backtest, the others are those of `predictability_evaluations`.
     """
     return {
-        "by_horizon": by_horizon_frame(trace, cutoffs, results, run),
-        "by_history": by_history_frame(trace, cutoffs, results, run),
+        "by_horizon": by_horizon_frame(of_horizons.scores),
+        "by_history": by_history_frame(of_histories.scores, int(test.evaluation.trace.steps[0])),
         "by_layer": by_layer_frame(test.scores),
         "worst_experts": worst_experts_frame(test.shares),
     }
 
 
-def by_horizon_frame(
-    trace: LoadTrace, cutoffs: Sequence[int] | None = None, results: Results | None = None, run: Run = in_turn
-) -> pd.DataFrame:
+def by_horizon_frame(scores: pd.DataFrame) -> pd.DataFrame:
     """Error and noise of `level` at horizons from 10 to 4,000 steps, one row per horizon and state.
 
     *noise_part* is the part of the step-by-step error that no forecast can remove.
     """
-    scores = evaluate(trace, [predictor("level")], HORIZONS, cutoffs, intervals=False, results=results, run=run).scores
     return _means(scores, ["trace", "horizon", "state"])
 
 
-def by_history_frame(
-    trace: LoadTrace, cutoffs: Sequence[int] | None = None, results: Results | None = None, run: Run = in_turn
-) -> pd.DataFrame:
+def by_history_frame(scores: pd.DataFrame, start: int) -> pd.DataFrame:
     """Error over the next 1,000 steps of the mean of the last *history* steps, one row per length and state.
 
-    Only cutoffs before which the longest history fits are compared, or all if there are none.
+    Only cutoffs before which the longest history fits are compared, or all if there are none; *start* is the first
+    step.
     """
-    start = int(trace.steps[0])
-    means = [predictor(f"window_mean:window={history}") for history in HISTORIES]
-    scores = evaluate(trace, means, [HORIZON], cutoffs, intervals=False, results=results, run=run).scores
     longest = max((h for h in HISTORIES if (scores["cutoff"] - start + 1 >= h).any()), default=0)
     scores = scores[scores["cutoff"] - start + 1 >= longest]
-    lengths = dict(zip(map(label, means), HISTORIES))
+    lengths = {label(predictor(f"window_mean:window={history}")): history for history in HISTORIES}
     kept = scores.assign(history=scores["predictor"].map(lengths))
     return _means(kept[kept["history"] <= longest], ["trace", "history", "state"])
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from moetrace.analysis.about import traces_frame
 from moetrace.analysis.tables import course_frames, states_tables
-from moetrace.forecasting.backtest import Progress, Run, check_able, evaluate, in_turn
-from moetrace.forecasting.predictability import predictability_frames
+from moetrace.forecasting.backtest import Progress, Run, check_able, evaluate_all, in_turn
+from moetrace.forecasting.evaluation import evaluation
+from moetrace.forecasting.predictability import predictability_evaluations, predictability_frames
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import score_frames
@@ -55,8 +56,10 @@ def study(
     ['stable']
     """
     check_able(trace, predictors)
-    test = evaluate(trace, predictors, horizons, cutoffs, progress, train_on=train_on, results=results, run=run)
-    known = predictability_frames(trace, test, results=results, run=run)
+    asked = evaluation(trace, predictors, horizons, cutoffs, train_on=train_on)
+    beyond = predictability_evaluations(trace, cutoffs)
+    test, *others = evaluate_all([asked, *beyond], progress, results=results, run=run)
+    known = predictability_frames(test, *others)
     frames = {"about": traces_frame([trace])} | states_tables(trace) | course_frames(trace)
     frames |= score_frames(test, seed) | known
     return Study(trace.name, frames, test.computed, test.reused)

@@ -170,7 +170,10 @@ def predicted(frames: Frames) -> Figure:
         part = own.pivot_table(index="expert", columns="predictor", values="predicted", sort=False)
         actual = own.groupby("expert")["actual"].first().sort_values(ascending=False)
         at, many = np.arange(len(actual)), len(actual) > MOST_NAMED
-        axes.bar(at, 100 * actual, color=FAINT, width=0.9, label="actual", rasterized=many)
+        if many:
+            axes.stairs(100 * actual, np.arange(len(actual) + 1) - 0.5, fill=True, color=FAINT, label="actual")
+        else:
+            axes.bar(at, 100 * actual, color=FAINT, width=0.9, label="actual")
         size = 2 if many else 4
         for name in part.columns:
             style = PREDICTORS.get(str(name).partition(":")[0], {"color": INK, "marker": "x"})

@@ -3,15 +3,23 @@
 import pandas as pd
 import pytest
 
-from moetrace import evaluate, predictor
-from moetrace.forecasting.predictability import MEASURES, _means, predictability_frames, worst_experts_frame
+from moetrace import predictor
+from moetrace.forecasting.backtest import evaluate_all
+from moetrace.forecasting.evaluation import evaluation
+from moetrace.forecasting.predictability import (
+    MEASURES,
+    _means,
+    predictability_evaluations,
+    predictability_frames,
+    worst_experts_frame,
+)
 
 
 @pytest.fixture(scope="module")
 def frames(settled):
     """Of the synthetic trace with one layer that settles and one that never does."""
-    test = evaluate(settled, [predictor("window_mean"), predictor("level")], [500, 1000])
-    return predictability_frames(settled, test)
+    asked = evaluation(settled, [predictor("window_mean"), predictor("level")], [500, 1000])
+    return predictability_frames(*evaluate_all([asked, *predictability_evaluations(settled)]))
 
 
 def test_errors_are_compared_by_horizon(frames):
@@ -21,6 +29,20 @@ def test_errors_are_compared_by_horizon(frames):
     assert [10, 30, 100, 300, 1000] == [h for h in stable.index if h <= 1000]
     assert stable["error_noise"].is_monotonic_decreasing
     assert (stable["step_noise"] / stable["step_error_rate"]).tolist() == pytest.approx(stable["noise_part"].tolist())
+
+
+def test_several_evaluations_at_once_are_those_one_by_one(settled):
+    """Each layer read once, with the same scores and counts of results."""
+    asked = [evaluation(settled, [predictor("window_mean")], [500, 1000]), *predictability_evaluations(settled)]
+    told = []
+    together = evaluate_all(asked, lambda done, total: told.append((done, total)))
+
+    assert [(1, 2), (2, 2)] == told
+    for own, found in zip(asked, together):
+        (alone,) = evaluate_all([own])
+        seconds = ["fit_seconds", "forecast_seconds"]
+        assert alone.scores.drop(columns=seconds).equals(found.scores.drop(columns=seconds))
+        assert (alone.computed, 0) == (found.computed, found.reused)
 
 
 def test_histories_are_compared_at_the_same_cutoffs(frames):
