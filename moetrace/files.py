@@ -38,7 +38,8 @@ def replacing(path: Path, named: Callable[[Path], Path] | None = None) -> Iterat
     """A temporary path beside *path* that takes its place when the block ends without an error.
 
     The file is synced, then moved: a reader sees the old file or the new one, never a part.
-    *named*, where given, tells the final path from the file itself, which its digest may be part of.
+    *named*, where given, tells the final path from the file itself, by its digest: such a file is not synced, because
+    what a power failure leaves of it has another one, and is made anew.
     Raises `WorkspaceError` naming *path* when the disk is full, or the folder may not be written to.
     """
     with writing(path):
@@ -57,8 +58,11 @@ def _replacing(path: Path, partial: Path, named: Callable[[Path], Path] | None) 
         umask = os.umask(0)
         os.umask(umask)
         partial.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
+        if named is not None:
+            partial.replace(named(partial))
+            return
         _sync(partial)
-        partial.replace(named(partial) if named else path)
+        partial.replace(path)
         _sync(path.parent)
     finally:
         partial.unlink(missing_ok=True)
