@@ -29,6 +29,8 @@ SUMMARY_COLUMNS = (
     "balance", "moved", "scored", "cutoffs",
 )  # fmt: skip
 
+NODE_COLUMNS = ("node_peak_over_mean", "nodes_per_token")
+
 POLICY_COLUMNS = (
     "system", "window", "interval", "threshold", "redundant", "recommended", "balance", "peak_over_mean",
     "moved_per_1000", "chosen_by", "dispatch",
@@ -70,6 +72,12 @@ def place(
         typer.Option(help="How an expert's tokens are split: evenly, to the nearest replica, or anew in each step."),
     ] = "even",
     nodes: Annotated[int, typer.Option(min=1, help="Nodes that the GPUs are on.")] = 1,
+    groups: Annotated[
+        int, typer.Option(min=1, help="Groups of experts in group-limited routing; each stays on one node.")
+    ] = 1,
+    top_groups: Annotated[
+        int | None, typer.Option(min=1, help="Groups that a token takes; half of them if not given.")
+    ] = None,
     plan: Annotated[
         Path | None,
         typer.Option(help="The plan that runs today: scored, and changed by few moves.", metavar="FILE"),
@@ -122,6 +130,7 @@ def place(
         placed = place_trace(
             trace, predictors, gpus, slots[0], horizon, cutoffs, progress,
             least_gain=least_gain, tolerance=tolerance, judge=judge, dispatch=dispatch, nodes=nodes,
+            groups=groups, top_groups=top_groups,
             running=force, expert_bytes=expert_bytes,
             policies=slots, replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
@@ -135,10 +144,11 @@ def place(
 
     done = shared.each_trace(traces, "plans of", "results", one)
     frames = {name: stacked([placed.frames[name] for placed in done]) for name in done[0].frames}
-    tables = _tables(frames, done, gpus)
+    tables = _tables(frames, done, gpus, nodes)
     planned = list(dict.fromkeys(placed.redundant for placed in done))
     document: dict[str, Any] = {"gpus": gpus, "redundant": planned[0] if len(planned) == 1 else planned}
     document |= {"horizon": horizon, "judge": judge, "dispatch": dispatch, "nodes": nodes}
+    document |= {"groups": groups}
     document |= {"files": list(dict.fromkeys(own["path"] for own in deployed)), "deploy": deployed}
     document |= {"figures": figures, "trained_on": protocol.trained_on(shared)}
     document |= {name: records(table.frame) for name, table in tables.items()}
@@ -151,10 +161,11 @@ def place(
     shared.emit(tables, document, screens)
 
 
-def _tables(frames: dict[str, pd.DataFrame], done: Sequence[Placement], gpus: int) -> dict[str, Table]:
+def _tables(frames: dict[str, pd.DataFrame], done: Sequence[Placement], gpus: int, nodes: int) -> dict[str, Table]:
     """The tables behind the answer; of re-planning those of the predictor that is deployed are printed."""
+    summary = (*SUMMARY_COLUMNS, *NODE_COLUMNS) if nodes > 1 else SUMMARY_COLUMNS
     tables = {
-        "summary": Table(f"Experts on {gpus} GPUs", frames["summary"], SUMMARY_COLUMNS, by=("trace", "horizon")),
+        "summary": Table(f"Experts on {gpus} GPUs", frames["summary"], summary, by=("trace", "horizon")),
         "plans": Table("Plan for the steps to come", frames["plans"]),
         "scores": Table("Scores", frames["scores"]),
         "policies": Table("Policies", frames["policies"], POLICY_COLUMNS, by=("trace",)),

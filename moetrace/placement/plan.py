@@ -71,10 +71,13 @@ class Plan:
         """The load of the busiest GPU over that of the mean one, for a load of *shares* (experts,)."""
         return max_over_mean(self.parts @ shares)
 
-    def aligned(self, before: Plan) -> Plan:
-        """The same plan with its GPUs renamed so that as few slots as possible differ from *before*."""
+    def aligned(self, before: Plan, nodes: int = 1) -> Plan:
+        """The same plan with its GPUs renamed so that as few slots as possible differ from *before*.
+
+        Where they are on several *nodes*, those stay together that are on one.
+        """
         common = np.minimum(self.held, 1) @ np.minimum(before.held, 1).T  # (gpus, gpus)
-        return Plan(self.held[matched(common)])
+        return Plan(self.held[matched_on_nodes(common, nodes)])
 
     def moved(self, before: Plan) -> float:
         """The part of the slots that hold an expert which *before* did not have on that GPU."""
@@ -110,7 +113,7 @@ def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY
     shares = load.mean if isinstance(load, StepLoad) else load
     slots_of(len(shares), gpus, redundant)
     slots = planned(shares[None], gpus, redundant).slots
-    if not isinstance(load, StepLoad):
+    if not isinstance(load, StepLoad) or gpus == 1:
         return Plan.of(slots[0], len(shares))
     if redundant and (slots[0].size <= FEW_SLOTS or dispatch.kind == LP):
         scatter = np.array(SCATTER if dispatch.kind != LP else SPLIT_SCATTER)[:, None] * np.sqrt(
@@ -147,7 +150,9 @@ def replan(
     """
     gpus, experts = before.held.shape
     if before.held.sum() != slots_of(experts, gpus, redundant) * gpus or before.held.max() > 1:
-        return place(load, gpus, redundant, dispatch).aligned(before)
+        return place(load, gpus, redundant, dispatch).aligned(before, dispatch.nodes)
+    if gpus == 1:
+        return before
     if isinstance(load, StepLoad):
         return _replanned(before, load, redundant, least_gain, tolerance, dispatch)
     mean = load.sum() / gpus
@@ -160,7 +165,7 @@ def replan(
     if (plan.parts @ load).max() > enough + LEAST_GAIN * mean:
         fresh = place(load, gpus, redundant)
         better = (plan.parts @ load).max() - (fresh.parts @ load).max()
-        plan = fresh.aligned(before) if better > max(tolerance, LEAST_GAIN) * mean else plan
+        plan = fresh.aligned(before, dispatch.nodes) if better > max(tolerance, LEAST_GAIN) * mean else plan
     gain = peak - (plan.parts @ load).max()
     return before if gain <= max(least_gain, LEAST_GAIN) * mean else plan
 
@@ -177,7 +182,7 @@ def _replanned(
     worth = max(tolerance / 2, least_gain, LEAST_GAIN) * mean
     plan = _best(lowered(before.slots, load, max(tolerance * EACH, LEAST_CHANGE), dispatch), load, dispatch)
     if peak(before) - peak(plan) > worth or not tolerance:
-        fresh = place(load, len(before.held), redundant, dispatch).aligned(before)
+        fresh = place(load, len(before.held), redundant, dispatch).aligned(before, dispatch.nodes)
         plan = fresh if peak(plan) - peak(fresh) > max(tolerance, LEAST_GAIN) * mean else plan
     return plan if peak(before) - peak(plan) > worth else before
 
@@ -188,6 +193,17 @@ def matched(common: Ints) -> Ints:
 
     new, old = linear_sum_assignment(common, maximize=True)
     found: Ints = new[np.argsort(old)]
+    return found
+
+
+def matched_on_nodes(common: Ints, nodes: int) -> Ints:
+    """The same where the new ones of a node take the names of one of the *nodes*."""
+    size = len(common) // nodes
+    pairs = common.reshape(nodes, size, nodes, size).swapaxes(1, 2)  # (new node, old node, new, old)
+    ways = np.array([[matched(pair) for pair in row] for row in pairs])  # (new node, old node, old in it)
+    shared = np.take_along_axis(pairs, ways[:, :, None], axis=2).sum(axis=(2, 3))
+    new = matched(shared)  # of each old node
+    found: Ints = (new[:, None] * size + ways[new, np.arange(nodes)]).ravel()
     return found
 
 

@@ -6,8 +6,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moetrace.errors import SettingError
-from moetrace.placement.plan import TOLERANCE, Plan, matched, place, replan, slots_of
+from moetrace.placement.dispatch import Dispatch
+from moetrace.placement.nodes import changed, check_nodes, homes_of, place_on_nodes
+from moetrace.placement.plan import TOLERANCE, Load
 from moetrace.placement.planner import Ints, planned
+from moetrace.placement.step_peak import StepLoad
 from moetrace.trace import Shares
 
 
@@ -23,10 +26,12 @@ def rebalance_experts(
 ) -> tuple[Ints, Ints, Ints]:
     """A plan for every layer: ``phy2log``, ``log2phy`` and ``logcnt``, as DeepSeek's EPLB gives them.
 
-    *weight* (layers, experts) is the load of each expert, in any unit. With *num_groups* a multiple of *num_nodes*,
-    groups of experts stay on one node (hierarchical, for group-limited routing); otherwise, as in EPLB, groups and
-    nodes do not count. *before* (layers, num_replicas) is the ``phy2log`` in force: few experts are moved from there,
-    none where its peak is within *tolerance*, a part of the mean GPU's load. No GPU gets two replicas of an expert.
+    *weight* (layers, experts) is the load of each expert, in any unit; or (steps, layers, experts) that of single
+    steps, each of which waits for its own busiest GPU: then plans are judged on them. With *num_groups* a multiple of
+    *num_nodes*, groups of experts stay on one node (hierarchical, for group-limited routing); otherwise, as in EPLB,
+    groups and nodes do not count. *before* (layers, num_replicas) is the ``phy2log`` in force: few experts are moved
+    from there, none where its peak is within *tolerance*, a part of the mean GPU's load. No GPU gets two replicas of
+    an expert.
 
     ``phy2log`` (layers, num_replicas) is the expert in each slot, GPU after GPU; ``log2phy`` (layers, experts, most
     replicas) are the slots of each expert, padded with -1; ``logcnt`` (layers, experts) its replicas.
@@ -37,41 +42,43 @@ def rebalance_experts(
     >>> phy2log.shape, log2phy.shape, logcnt.tolist()
     ((1, 6), (1, 4, 2), [[2, 1, 1, 2]])
     """
-    load = _loads(weight)
+    load, steps = _loads(weight)
     layers, experts = load.shape
     nodes = num_nodes if num_groups % num_nodes == 0 else 1
     groups = num_groups if nodes > 1 else 1
-    _check(experts, num_replicas, groups, nodes, num_gpus)
-    homes = _experts_of_nodes(load, groups, nodes)
-    if before is None:
-        slots = _within_nodes(load, homes, num_replicas, num_gpus)
+    check_nodes(experts, num_replicas, groups, nodes, num_gpus)
+    if before is None and not steps:
+        slots = _within_nodes(load, _experts_of_nodes(load, groups, nodes), num_replicas, num_gpus)
     else:
-        force = _in_force(before, layers, num_replicas, experts).reshape(layers, num_gpus, -1)
-        group = experts // groups
-        slots = np.stack([_changed(*own, group, tolerance) for own in zip(force, load, homes)])
+        force = [None] * layers if before is None else [*_in_force(before, layers, num_replicas, experts)]
+        numbers = (num_replicas - experts, num_gpus, groups, nodes, tolerance)
+        slots = np.stack([_layer(own, was, *numbers) for own, was in zip(steps or load, force)])
     return _arrays(slots.reshape(layers, num_replicas), experts)
 
 
-def _loads(weight: ArrayLike) -> Shares:
-    """The load as parts of that of the layer; the same of every expert where a layer has none."""
+def _layer(
+    load: Load, force: Ints | None, redundant: int, gpus: int, groups: int, nodes: int, tolerance: float
+) -> Ints:
+    """The slots (gpus, slots) of one layer, changed from its ``phy2log`` in *force* if there is one."""
+    if force is None:
+        return place_on_nodes(load, gpus, redundant, groups, Dispatch(nodes=nodes)).slots
+    was = force.reshape(gpus, -1)
+    return _in_their_slots(changed(was, load, homes_of(load, groups, nodes), groups, tolerance=tolerance), was)
+
+
+def _loads(weight: ArrayLike) -> tuple[Shares, list[StepLoad]]:
+    """The load as parts of that of the layer, the same of every expert where a layer has none; and its single steps."""
     load = np.asarray(weight, np.float64)
-    if load.ndim != 2 or not load.size:
+    if load.ndim not in (2, 3) or not load.size:
         raise SettingError(f"weight has the shape {load.shape}: (layers, experts) is needed")
     if not (np.isfinite(load).all() and (load >= 0).all()):
-        layer, expert = np.argwhere(~(np.isfinite(load) & (load >= 0)))[0]
-        raise SettingError(f"weight of expert {expert} in layer {layer} is {load[layer, expert]}: a load is 0 or more")
-    total = load.sum(axis=1, keepdims=True)
-    return np.where(total > 0, load / np.where(total > 0, total, 1), 1 / load.shape[1])
-
-
-def _check(experts: int, replicas: int, groups: int, nodes: int, gpus: int) -> None:
-    if min(nodes, gpus) < 1 or gpus % nodes:
-        raise SettingError(f"{gpus} GPUs are not the same number on each of {nodes} nodes")
-    if experts % groups:
-        raise SettingError(f"{experts} experts are not the same number in each of {groups} groups")
-    if replicas < experts or replicas % nodes:
-        raise SettingError(f"{replicas} replicas do not hold {experts} experts evenly on {nodes} nodes")
-    slots_of(experts // nodes, gpus // nodes, (replicas - experts) // nodes)
+        *_, layer, expert = at = tuple(np.argwhere(~(np.isfinite(load) & (load >= 0)))[0])
+        raise SettingError(f"weight of expert {expert} in layer {layer} is {load[at]}: a load is 0 or more")
+    summed = load if load.ndim == 2 else load.sum(axis=0)
+    total = summed.sum(axis=1, keepdims=True)
+    shares = np.where(total > 0, summed / np.where(total > 0, total, 1), 1 / summed.shape[1])
+    steps = [StepLoad.of(load[:, layer], share) for layer, share in enumerate(shares)] if load.ndim == 3 else []
+    return shares, steps
 
 
 def _experts_of_nodes(load: Shares, groups: int, nodes: int) -> Ints:
@@ -104,37 +111,6 @@ def _in_force(before: ArrayLike, layers: int, replicas: int, experts: int) -> In
                 f"before: layer {layer} does not hold every expert from 0 to {experts - 1}, and no other"
             )
     return found.astype(np.int64)
-
-
-def _changed(force: Ints, load: Shares, fresh: Ints, group: int, tolerance: float) -> Ints:
-    """The slots of one layer, changed node by node from those in *force* (gpus, slots).
-
-    *fresh* (nodes, experts of a node) are the homes planned from nothing, whole groups of so many experts as *group*.
-    """
-    nodes, experts = fresh.shape
-    redundant = force.size // nodes - experts
-    parts = []
-    for own, home in zip(force.reshape(nodes, len(force) // nodes, -1), _homes(force, load, fresh, group, tolerance)):
-        if np.array_equal(np.unique(own), home):
-            before = Plan.of(np.searchsorted(home, own), experts)
-            slots = home[replan(before, load[home], redundant, tolerance=tolerance).slots]
-        else:
-            plan = Plan.of(home[place(load[home], len(own), redundant).slots], len(load))
-            slots = plan.aligned(Plan.of(own, len(load))).slots
-        parts.append(_in_their_slots(slots, own))
-    return np.concatenate(parts)
-
-
-def _homes(force: Ints, load: Shares, fresh: Ints, group: int, tolerance: float) -> Ints:
-    """The experts of each node: as in *force* where those are whole groups and even enough, else the *fresh* ones."""
-    nodes, size = fresh.shape
-    own = [np.unique(node) for node in force.reshape(nodes, -1)]
-    if all(len(node) == size and np.isin(np.bincount(node // group), (0, group)).all() for node in own):
-        stays, best = (load[np.array(homes)].sum(axis=1).max() for homes in (own, fresh))
-        if stays <= best + tolerance * load.sum() / nodes:
-            return np.array(own)
-    common = np.array([[len(np.intersect1d(mine, theirs)) for theirs in own] for mine in fresh])
-    return fresh[matched(common)]
 
 
 def _in_their_slots(slots: Ints, before: Ints) -> Ints:

@@ -24,7 +24,10 @@ WINDOW_MEAN = "window_mean"
 ORACLE = "oracle"
 # What serving systems plan by: the load of the last 1,000 passes (SGLang, vLLM).
 WINDOW = 1000
-SCORE_COLUMNS = ("trace", "layer", "horizon", "cutoff", "state", "strategy", "peak_over_mean", "balance", "moved")
+SCORE_COLUMNS = (
+    "trace", "layer", "horizon", "cutoff", "state", "strategy", "peak_over_mean", "balance", "node_peak_over_mean",
+    "nodes_per_token", "moved",
+)  # fmt: skip
 
 
 def simulate(
@@ -70,7 +73,8 @@ def simulate(
                     continue
                 before, last = last, known.replanned(last, strategy, cutoff, horizon)
                 key = (trace.name, layer, horizon, cutoff, states[layer, cutoff], strategy)
-                found = planning.evenness(last, known.load.after(cutoff, horizon).counts)
+                after = known.load.after(cutoff, horizon).counts
+                found = (*planning.evenness(last, after), *planning.by_node(last, after, trace.info.top_k))
                 rows.append(dict(zip(SCORE_COLUMNS, (*key, *found, last.moved(before)))))
     return pd.DataFrame(rows, columns=SCORE_COLUMNS)
 
@@ -144,9 +148,10 @@ def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     # A strategy that was too short in the first layer comes up after the oracle, which stays the last.
     order = [*(name for name in scores["strategy"].unique() if name != ORACLE), ORACLE]
-    measures = ("peak_over_mean", "balance", "moved")
+    by_node = ("node_peak_over_mean", "nodes_per_token")
+    measures = ("peak_over_mean", "balance", *by_node, "moved")
     found = summarise(known, keys, measures, more, seed, order=order)
-    columns = [*keys, "peak_over_mean", "above_oracle", *DIFFERENCE, "balance", "moved", "cutoffs", "scored"]
+    columns = [*keys, "peak_over_mean", "above_oracle", *DIFFERENCE, "balance", *by_node, "moved", "cutoffs", "scored"]
     return found.reindex(columns=columns)
 
 
@@ -189,11 +194,10 @@ def plans_frame(
     rows = []
     for layer, experts in own.groupby("layer", sort=False):
         share = experts["share"].to_numpy()
-        load = planning.load(trace.layer(layer).last(WINDOW).counts, share)  # type: ignore[arg-type]  # Hashable
-        if running:
-            plan = planning.replan(running[layer], load)  # type: ignore[index]
-        else:
-            plan = planning.place(load).aligned(planning.in_order(len(share)))
+        number = int(str(layer))
+        load = planning.load(trace.layer(number).last(WINDOW).counts, share)
+        plain = planning.in_order(len(share))
+        plan = planning.replan(running[number], load) if running else planning.place(load, plain)
         key = {"trace": trace.name, "layer": layer, "predictor": predictor}
         for gpu, (held, expected) in enumerate(zip(plan.experts, planning.split.loads(plan.held, share[None])[0])):
             numbers = [trace.info.first_expert + expert for expert in held]

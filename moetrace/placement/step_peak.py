@@ -16,9 +16,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.placement.dispatch import EVENLY, LP, NEAREST, Dispatch, Held, least_loads
+from moetrace.placement.dispatch import EVENLY, LP, NEAREST, Dispatch, Held, Tokens, least_loads
 from moetrace.placement.planner import Ints
-from moetrace.trace import Counts, Shares
+from moetrace.trace import Shares
 
 # The bound is lowered with half of the sharpness first: measured on the sample traces, plans are then better than
 # with the whole alone, and without replicas on 4 GPUs better than with the mean alone.
@@ -41,9 +41,12 @@ class StepLoad:
     steps: Shares
 
     @classmethod
-    def of(cls, counts: Counts, mean: Shares | None = None) -> StepLoad:
+    def of(cls, counts: Tokens, mean: Shares | None = None) -> StepLoad:
         """Of *counts* (steps, experts), scaled so that they have the *mean* (experts,) that is forecast."""
-        steps = counts / counts.sum()
+        kept = counts[counts.sum(axis=1) > 0]
+        if not len(kept):
+            return cls((np.full(counts.shape[1], 1 / counts.shape[1]) if mean is None else mean)[None])
+        steps = kept / kept.sum()
         if mean is None:
             return cls(steps)
         own = steps.sum(axis=0)

@@ -161,6 +161,14 @@ FIELDS: Mapping[str, tuple[str, str]] = {
         "how the tokens of a replicated expert are split: `even`, `nearest` or `lp`; of policies, `even`",
     ),
     "nodes": (NUMBER, "nodes that the GPUs are on"),
+    "groups": (NUMBER, "groups of experts, each of which stays on one node where there are several"),
+    "node_peak_over_mean": (MEAN_LOADS, "load of the busiest node over that of the mean one, over the horizon"),
+    "nodes_per_token": (
+        NUMBER,
+        "on how many nodes the experts of a token are, on average, if it takes its groups, and in each as many "
+        "experts, by their share and independently, as counts do not say which are taken together; null where top-k "
+        "is not known",
+    ),
     "chosen_by": (FRACTION, "balance on the first half of the trace; the other columns are of the second half"),
     "recommended": (
         "true or false",

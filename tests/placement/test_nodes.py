@@ -1,0 +1,214 @@
+"""GPUs on nodes: whole groups on one, never less even than EPLB, and the nodes of a token by what is assumed."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_planner import loads, optimum
+
+from moetrace import LoadTrace, SettingError, TraceInfo, evaluate, predictor, rebalance_experts, save_trace, simulate
+from moetrace.placement.nodes import homes_of, nodes_per_token
+from moetrace.placement.plan import Plan, in_order, place
+from moetrace.placement.planning import Planning
+from moetrace.placement.step_peak import StepLoad
+
+
+def whole_groups(plan, groups, nodes):
+    """Whether each group is on one node, with all its replicas."""
+    size = plan.held.shape[1] // groups
+    homes = [{e // size for own in node for e in own} for node in np.array(plan.experts).reshape(nodes, -1, plan.slots.shape[1]).tolist()]  # fmt: skip
+    return sum(len(home) for home in homes) == groups == len(set.union(*homes))
+
+
+def step_counts(experts, steps=60, seed=0):
+    """Counts of steps whose experts scatter."""
+    rng = np.random.default_rng(seed)
+    return rng.poisson(rng.lognormal(4, 1, experts) * np.exp(rng.normal(0, 0.4, (steps, experts)))) + 1
+
+
+@pytest.mark.parametrize("judge", ["steps", "mean"])
+@pytest.mark.parametrize("dispatch", ["even", "nearest", "lp"])
+def test_whole_groups_stay_on_nodes(judge, dispatch):
+    """From nothing, changed from experts in order, and changed again; no expert is twice on a GPU."""
+    planning = Planning(8, 8, nodes=4, groups=8, judge=judge, dispatch=dispatch)
+    counts = step_counts(16)
+    first, second = (planning.load(part, part.sum(axis=0) / part.sum()) for part in (counts, counts[:, ::-1]))
+
+    fresh = planning.place(first, planning.in_order(16))
+    start = planning.replan(planning.in_order(16), first)
+    changed = planning.replan(fresh, second)
+
+    for plan in (fresh, start, changed):
+        assert whole_groups(plan, 8, 4)
+        assert (1, [3] * 8) == (plan.held.max(), plan.held.sum(axis=1).tolist())
+    assert planning.replan(fresh, first).moved(fresh) <= 0.1
+    assert not whole_groups(place(counts.sum(axis=0) / counts.sum(), 8, 8), 8, 4)
+
+
+def test_a_plan_on_nodes_is_never_less_even_than_that_of_eplb():
+    """Its hierarchical mode, layer by layer; the busiest node is as heavy as whole groups make it."""
+    for weight in loads(5, 64):
+        plan = Planning(16, 16, nodes=4, groups=8, judge="mean").place(weight)
+        assert plan.peak_over_mean(weight) <= optimum.published(weight, 80, 8, 4, 16) + 1e-9
+
+        own = weight.reshape(8, 8).sum(axis=1)
+        best = min(
+            max(sum(own[list(pair)]) for pair in pairs)
+            for pairs in itertools.permutations(range(8))
+            for pairs in [[pairs[i : i + 2] for i in (0, 2, 4, 6)]]
+            if pairs[0][0] == 0
+        )
+        heaviest = weight[homes_of(weight, 8, 4)].sum(axis=1).max()
+        assert best - 1e-12 <= heaviest <= 1.05 * best
+
+
+def test_groups_that_are_busy_in_the_same_steps_are_put_on_other_nodes():
+    """Groups are alike in the mean; the mean alone cannot tell which of them go together."""
+    rng = np.random.default_rng(0)
+    swing = rng.uniform(-0.8, 0.8, (400, 2))
+    groups = np.concatenate([1 + swing, 1 - swing[:, ::-1]], axis=1)
+    counts = np.repeat(groups, 2, axis=1) * 1000
+
+    homes = homes_of(StepLoad.of(counts), 4, 2)
+
+    assert [[0, 1, 6, 7], [2, 3, 4, 5]] == sorted(homes.tolist())
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 2), (6, 3), (8, 4)]))
+def test_gpus_are_renamed_within_nodes(seed, shape):
+    """As few slots move as can be when nodes stay together, against every way; with one node any GPU may be any."""
+    gpus, nodes = shape
+    rng = np.random.default_rng(seed)
+    plan, before = (place(rng.dirichlet(np.ones(2 * gpus)), gpus) for _ in range(2))
+
+    found = plan.aligned(before, nodes)
+
+    size = gpus // nodes
+    own = plan.held.reshape(nodes, size, -1)
+    assert {frozenset(map(tuple, node)) for node in own.tolist()} == {
+        frozenset(map(tuple, node)) for node in found.held.reshape(nodes, size, -1).tolist()
+    }
+    if nodes <= 3:
+        ways = itertools.product(
+            itertools.permutations(range(nodes)), *[list(itertools.permutations(range(size)))] * nodes
+        )
+        moved = [
+            Plan(np.concatenate([own[node][list(order)] for node, order in zip(way, orders)])).moved(before)
+            for way, *orders in ways
+        ]
+        assert found.moved(before) == pytest.approx(min(moved))
+    assert 0 == plan.aligned(plan, nodes).moved(plan)
+
+
+def test_nodes_of_a_token_are_those_of_drawing_it():
+    """A naive twin: tokens drawn one by one, groups first and then experts, replicas by an even split."""
+    rng = np.random.default_rng(3)
+    shares = rng.dirichlet(np.ones(16))
+    held = Planning(8, 8, nodes=4, judge="mean").place(shares).held
+    seen = []
+    for _ in range(4000):
+        weight = shares.reshape(4, 4).sum(axis=1)
+        taken = rng.choice(4, 2, replace=False, p=weight)
+        nodes = set()
+        for group in taken:
+            within = shares[group * 4 : group * 4 + 4]
+            for expert in group * 4 + rng.choice(4, 3, p=within / within.sum()):
+                nodes.add(rng.choice(np.flatnonzero(held[:, expert])) // 2)
+        seen.append(len(nodes))
+
+    found = nodes_per_token(held, shares, 4, top_k=6, groups=4, top_groups=2)
+
+    assert found == pytest.approx(np.mean(seen), abs=0.05)
+
+
+def test_nodes_of_a_token_are_few_where_groups_stay_together():
+    """Of 8 nodes with a group each, a token of 4 groups is on 4; on 5.3 where experts are anywhere (DeepSeek-V3)."""
+    shares = loads(1, 256, 0.5)[0]
+    whole, flat = (Planning(32, nodes=8, groups=groups, judge="mean").place(shares) for groups in (8, 1))
+
+    assert nodes_per_token(whole.held, shares, 8, 8, 8, 4) == pytest.approx(4)
+    assert nodes_per_token(flat.held, shares, 8, 8, 8, 4) == pytest.approx(5.3, abs=0.1)
+    assert np.isnan(nodes_per_token(flat.held, shares, 8, None, 8, 4))
+    assert 1 == nodes_per_token(flat.held, shares, 1, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"nodes": 4, "groups": 6}, "6 groups are not the same number on each of 4 nodes"),
+        ({"nodes": 1, "groups": 3}, "16 experts are not the same number in each of 3 groups"),
+        ({"nodes": 4, "groups": 4, "redundant": 8, "top_groups": 5}, "cannot take 5 of 4 groups"),
+        ({"nodes": 8, "groups": 8, "gpus": 16, "redundant": 16}, None),
+        ({"nodes": 2, "groups": 2, "gpus": 6, "redundant": 2}, None),
+        ({"nodes": 4, "groups": 4, "gpus": 4, "redundant": 2}, "try --redundant 4"),
+    ],
+)
+def test_groups_that_do_not_fit_are_refused(settings, said):
+    """With what does not."""
+    given = {"gpus": 8} | settings
+
+    if said is None:
+        Planning(**given).check(16)
+        return
+    with pytest.raises(SettingError, match=said):
+        Planning(**given).check(16)
+
+
+def test_scores_tell_of_nodes():
+    """The busiest of them, and the nodes of a token where the trace says how many experts one takes."""
+    counts = step_counts(16, 900)[:, None]
+    trace = LoadTrace.from_counts(counts, info=TraceInfo("made", top_k=4))
+    test = evaluate(trace, [predictor("window_mean")], [300], [500])
+
+    found = simulate(trace, test, 8, nodes=4, groups=4, top_groups=2).set_index("strategy")
+
+    after = trace.layer(0).after(500, 300).counts.sum(axis=0)
+    on = (in_order(16, 8).held @ after).reshape(4, 2).sum(axis=1)
+    assert found.loc["in_order", "node_peak_over_mean"] == pytest.approx(on.max() / on.mean())
+    assert found["nodes_per_token"].tolist() == pytest.approx([2.0] * 3)
+    assert (found["node_peak_over_mean"] <= found["peak_over_mean"] + 1e-12).all()
+    unknown = simulate(LoadTrace.from_counts(counts), test, 8, nodes=4)
+    assert unknown["nodes_per_token"].isna().all()
+
+
+def test_the_arrays_are_planned_for_single_steps():
+    """Of (steps, layers, experts), with groups on nodes and from a plan in force; the sum alone knows less."""
+    rng = np.random.default_rng(1)
+    swing = rng.uniform(-0.9, 0.9, (300, 1, 4))
+    weight = np.concatenate([1 + swing, 1 - swing[..., ::-1]], axis=2)
+
+    steps, _, _ = rebalance_experts(weight, 8, 1, 1, 4)
+    again, _, _ = rebalance_experts(weight, 8, 1, 1, 4, before=steps)
+    whole, _, logcnt = rebalance_experts(np.concatenate([weight] * 2, axis=2), 20, 4, 2, 4)
+    idle, _, _ = rebalance_experts(np.zeros((3, 1, 4)), 4, 1, 1, 2)
+
+    assert [[0, 7], [1, 6], [2, 5], [3, 4]] == sorted(map(sorted, steps[0].reshape(4, 2).tolist()))
+    assert np.array_equal(steps, again)
+    assert all(2 == len(set((node // 4).tolist())) for node in whole[0].reshape(2, -1))
+    assert ([20], [0, 1, 2, 3]) == (logcnt.sum(axis=1).tolist(), sorted(idle[0].tolist()))
+    with pytest.raises(SettingError, match="expert 1 in layer 0 is -1"):
+        rebalance_experts([[[1, 2]], [[1, -1]]], 2, 1, 1, 2)
+
+
+def test_the_command_plans_on_nodes(moetrace, tmp_path):
+    """--nodes, --groups and --top-groups; what does not fit is one line before anything is computed."""
+    trace = LoadTrace.from_counts(step_counts(16, 900)[:, None], info=TraceInfo("nodes", top_k=4))
+    save_trace(trace, tmp_path / "nodes.parquet")
+    argv = ("place", tmp_path / "nodes.parquet", "--gpus", "8", "--predictor", "window_mean", "--cutoffs", "400")
+    argv = (*argv, "--horizon", "300", "--nodes", "4")
+
+    found = moetrace(*argv, "--groups", "4", "--top-groups", "1", "--json").json
+    bad = moetrace(*argv, "--groups", "6")
+
+    slots = [row["experts"] for row in found["plans"]]
+    assert all(
+        1 == len({expert // 4 for own in node for expert in own}) for node in (slots[i : i + 2] for i in (0, 2, 4, 6))
+    )
+    assert (4, 4) == (found["nodes"], found["groups"])
+    best = next(row for row in found["summary"] if row["strategy"] == "window_mean" and row["state"] == "all")
+    assert 1 == pytest.approx(best["nodes_per_token"])
+    assert (2, 1) == (bad.code, bad.err.count("\n"))
+    assert "6 groups are not the same number" in bad.err
