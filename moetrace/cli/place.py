@@ -20,6 +20,7 @@ from moetrace.errors import SettingError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from moetrace.placement.expert_maps import Deployed
     from moetrace.placement.study import Placement
     from moetrace.report.screens import Screen
     from moetrace.trace import LoadTrace
@@ -112,6 +113,7 @@ def place(
     Example: moetrace place gpt-moe-8e-a --gpus 4 --predictor auto --predictor sw_avg
     """
     from moetrace.analysis.tables import stacked
+    from moetrace.placement.expert_maps import Deployed
     from moetrace.placement.running import running_plan
     from moetrace.placement.study import place as place_trace
     from moetrace.report.tables import records
@@ -135,7 +137,8 @@ def place(
             policies=slots, replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         shared.note_reused(trace.name, placed.computed, placed.reused)
-        written = _write_plans(shared, given, placed, f"the next {horizon:,} steps", model_layers, first_layer)
+        own = Deployed(placed.slots, placed.loads, model_layers, dispatch).numbered(first_layer)
+        written = _write_plans(shared, given, placed, own, f"the next {horizon:,} steps")
         deployed.extend(written)
         placed = _launched(shared, placed, written)
         figures.extend(_draw(shared, given, placed, gpus))
@@ -197,19 +200,16 @@ def _screen(summary: pd.DataFrame, judged: dict[str, Any] | None, gpus: int, sha
     return place_screen(summary, answer.sentence, every=shared.all, notes=verdict_notes(judged, gpus) if judged else [])
 
 
-def _write_plans(
-    shared: Shared, given: str, placed: Placement, coming: str, model_layers: int, first_layer: int | None
-) -> list[dict[str, str]]:
+def _write_plans(shared: Shared, given: str, placed: Placement, plan: Deployed, coming: str) -> list[dict[str, str]]:
     """Write the plan to deploy in every format there is; by system the path of its file and the flags it needs."""
     from moetrace.files import write_bytes
-    from moetrace.placement.expert_maps import MAPS, Deployed
+    from moetrace.placement.expert_maps import MAPS
 
     if shared.layers is not None:
         shared.note(f"{placed.trace}: no plan is written, which takes all layers: leave --layers out")
         return []
     if not len(placed.frames["plans"]):
         return []
-    plan = Deployed(placed.slots, placed.loads, model_layers).numbered(first_layer)
     stem = shared.folder().result_path("place", given, f"{plan.gpus}-gpus")
     replicas = f", with {placed.redundant:,} replicas," if placed.redundant else ""
     shared.note(f"wrote the plan by {placed.best}{replicas} for {coming} to {stem.parent}, for")
@@ -224,7 +224,7 @@ def _write_plans(
         for system, flags in kind.flags.items():
             deployed.append({"path": path, "system": system, "flags": flags(plan, path)})
             shared.note(f"  {system}: {deployed[-1]['flags']}")
-    if first_layer is None and min(plan.slots):
+    if plan.slots == placed.slots and min(plan.slots):
         shared.note(
             f"  their first layer is {min(plan.slots)}, as in the trace: --first-layer N if it is not the model's"
         )

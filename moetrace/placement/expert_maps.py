@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from moetrace.errors import SettingError
+from moetrace.placement.dispatch import EVEN, LP, NEAREST
 
 # Layers of a model; beyond that their numbers are something else.
 MOST_LAYERS = 10_000
+# What SGLang calls the ways to split tokens; if nothing is said, an all-to-all backend takes the nearest replica.
+SGLANG_DISPATCH = {EVEN: "dynamic", NEAREST: "static", LP: "lp"}
 # Loads are written as whole numbers that add up to about so many tokens a layer.
 TOKENS = 1_000_000
 
@@ -26,18 +29,21 @@ class Deployed:
     """What is written for a model.
 
     *slots* are the experts of each GPU, *loads* the predicted share of each expert, both by the number of the layer
-    in the model; the model has *model_layers* layers, 0 if that is not known.
+    in the model; the model has *model_layers* layers, 0 if that is not known. *dispatch* is how the tokens of an expert
+    are split among its replicas, see `Dispatch`.
     """
 
     slots: Slots
     loads: Mapping[int, Sequence[float]] = field(default_factory=dict)
     model_layers: int = 0
+    dispatch: str = EVEN
 
     def numbered(self, first_layer: int | None) -> Deployed:
         """The same with *first_layer* as the number of its first layer, the others as far from it as they were."""
         names = renumbered(sorted(self.slots), first_layer)
-        slots, loads = ({names[layer]: own for layer, own in part.items()} for part in (self.slots, self.loads))
-        return Deployed(slots, loads, self.model_layers)  # type: ignore[arg-type]
+        slots = {names[layer]: own for layer, own in self.slots.items()}
+        loads = {names[layer]: own for layer, own in self.loads.items()}
+        return replace(self, slots=slots, loads=loads)
 
     @property
     def gpus(self) -> int:
@@ -86,7 +92,7 @@ def renumbered(layers: Sequence[int], first_layer: int | None) -> dict[int, int]
     >>> renumbered([1, 2, 4], 0)
     {1: 0, 2: 1, 4: 3}
     """
-    apart = 0 if first_layer is None else first_layer - layers[0]
+    apart = 0 if first_layer is None or not layers else first_layer - layers[0]
     return {layer: layer + apart for layer in layers}
 
 
@@ -146,8 +152,14 @@ def _every_row(plan: Deployed, first: int) -> dict[int, list[int]]:
     return {layer: plan.flat.get(layer, in_order) for layer in plan.every_layer(first)}
 
 
+def sglang_flags(gpus: int, redundant: int, dispatch: str) -> str:
+    """How SGLang is told the number of GPUs and of replicas, and how to split tokens where there are any."""
+    split = f" --ep-dispatch-algorithm {SGLANG_DISPATCH[dispatch]}" if redundant else ""
+    return f"--ep-size {gpus} --ep-num-redundant-experts {redundant}{split}"
+
+
 def _sglang_flags(plan: Deployed, path: str) -> str:
-    return f"--init-expert-location {path} --ep-size {plan.gpus} --ep-num-redundant-experts {plan.redundant}"
+    return f"--init-expert-location {path} {sglang_flags(plan.gpus, plan.redundant, plan.dispatch)}"
 
 
 def _ascend_flags(plan: Deployed, path: str) -> str:

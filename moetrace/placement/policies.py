@@ -16,6 +16,7 @@ import numpy as np
 
 from moetrace.analysis.jumps import since_jump
 from moetrace.analysis.states import STABLE, state_at
+from moetrace.placement.expert_maps import sglang_flags
 from moetrace.placement.plan import Plan, replan
 from moetrace.placement.planner import greedy
 from moetrace.placement.planning import Planning
@@ -54,14 +55,14 @@ class Looks:
         return [(state_at(own, int(own.steps[-1])) == STABLE, int(since_jump(own).steps[0])) for own in histories]
 
 
-Planner = Callable[[Looks, Plan, int], list[Plan]]
-"""The plan after each look, from the one in force before the first, with so many redundant slots."""
+Planner = Callable[[Looks, Plan, Planning], list[Plan]]
+"""The plan after each look, from the one in force before the first."""
 
 
-def from_nothing(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
+def from_nothing(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
     """Planned anew each time, the heaviest first, as EPLB and after it SGLang, vLLM and TensorRT-LLM do."""
-    gpus, experts = before.held.shape
-    return [Plan.of(slots, experts) for slots in greedy(looks.shares, gpus, redundant)]
+    experts = before.held.shape[1]
+    return [Plan.of(slots, experts) for slots in greedy(looks.shares, planning.gpus, planning.redundant)]
 
 
 def gated(threshold: float) -> Planner:
@@ -70,52 +71,50 @@ def gated(threshold: float) -> Planner:
     Of each layer by itself, where SGLang takes the mean over layers.
     """
 
-    def planner(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
+    def planner(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
         plans = [before]
-        for look, fresh in enumerate(from_nothing(looks, before, redundant)):
-            busy = utilisation(plans[-1], looks.since_last(look))
+        for look, fresh in enumerate(from_nothing(looks, before, planning)):
+            busy = utilisation(planning.split.loads(plans[-1].held, looks.since_last(look)))
             plans.append(plans[-1] if busy > threshold else fresh)
         return plans[1:]
 
     return planner
 
 
-def utilisation(plan: Plan, counts: Counts) -> float:
-    """The mean over steps of the mean GPU's load over the busiest one's, for *counts* (steps, experts)."""
-    loads = counts @ plan.parts.T
+def utilisation(loads: Shares) -> float:
+    """The mean over steps of the mean GPU's load over the busiest one's, for *loads* (steps, gpus)."""
     return float((loads.mean(axis=1) / loads.max(axis=1)).mean())
 
 
-def only_for_5_percent(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
+def only_for_5_percent(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
     """Changed only where the predicted peak falls by 5 %, as vllm-ascend's default policy does, in few moves."""
     plans = [before]
     for share in looks.shares:
-        plans.append(replan(plans[-1], share, redundant, 0.05))
+        plans.append(replan(plans[-1], share, planning.redundant, 0.05))
     return plans[1:]
 
 
-def in_steps(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
+def in_steps(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
     """Changed where the load has moved, judged by the single steps of the window: `Planning.replan`."""
-    planning, plans = Planning(len(before.held), redundant), [before]
+    plans = [before]
     for step, share in zip(looks.steps, looks.shares):
         seen = looks.load.until(step).last(looks.window).counts
         plans.append(planning.replan(plans[-1], planning.load(seen, share)))
     return plans[1:]
 
 
-def as_even_as_can_be(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
+def as_even_as_can_be(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
     """Planned from nothing for the single steps of the window, its GPUs named after those before."""
-    planning = Planning(len(before.held), redundant)
     seen = [looks.load.until(step).last(looks.window).counts for step in looks.steps]
     return [planning.place(planning.load(counts, share)).aligned(before) for counts, share in zip(seen, looks.shares)]
 
 
-def by_state(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
+def by_state(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
     """Planned once a layer settles, by its window; changed at every look while it moves, by its last `MOVING` steps.
 
     Of a stable layer a plan is changed only when its load has jumped, by what came since.
     """
-    planning, plans, steady, planned_at = Planning(len(before.held), redundant), [before], False, -1
+    plans, steady, planned_at = [before], False, -1
     for share, step, (stable, since) in zip(looks.shares, looks.steps, looks.settled):
         if stable and steady and since <= planned_at:
             plans.append(plans[-1])
@@ -133,7 +132,8 @@ def by_state(looks: Looks, before: Plan, redundant: int) -> list[Plan]:
 class Policy:
     """Plans by the load of the last *window* steps, every *interval* steps, once (None) or never (0).
 
-    A plan is in force so many steps *late*. *threshold* is the utilisation above which none is made.
+    A plan is in force so many steps *late*. *threshold* is the utilisation above which none is made. *even* systems
+    split the tokens of an expert evenly among its replicas, the others as they are told to.
     """
 
     system: str
@@ -142,6 +142,7 @@ class Policy:
     plans: Planner
     late: int = 0
     threshold: float | None = None
+    even: bool = False
 
     @property
     def settings(self) -> tuple[str, int, int | None, float | None]:
@@ -156,8 +157,8 @@ class Policy:
         return [int(step) for step in steps[first]]
 
 
-Launch = Callable[[Policy, int, int, int], str]
-"""What starts a system with a policy on so many GPUs, for so many experts and redundant slots."""
+Launch = Callable[[Policy, Planning, int], str]
+"""What starts a system with a policy, for so many experts."""
 
 
 class System(NamedTuple):
@@ -172,7 +173,7 @@ class System(NamedTuple):
 
 def _vllm(_layers: int) -> list[Policy]:
     grid = dict.fromkeys([(1000, 3000), *product((1000, 250), (1000, 250))])
-    return [Policy("vLLM", window, every, from_nothing) for window, every in grid]
+    return [Policy("vLLM", window, every, from_nothing, even=True) for window, every in grid]
 
 
 def _sglang(_layers: int) -> list[Policy]:
@@ -182,11 +183,11 @@ def _sglang(_layers: int) -> list[Policy]:
 
 def _ascend(layers: int) -> list[Policy]:
     late = 50 + layers
-    return [Policy("vllm-ascend", n, n + late, only_for_5_percent, late) for n in (600, 200)]
+    return [Policy("vllm-ascend", n, n + late, only_for_5_percent, late, even=True) for n in (600, 200)]
 
 
 def _tensorrt_llm(layers: int) -> list[Policy]:
-    return [Policy("TensorRT-LLM", max(layers, 1), max(layers, 1), from_nothing)]
+    return [Policy("TensorRT-LLM", max(layers, 1), max(layers, 1), from_nothing, even=True)]
 
 
 def _moetrace(_layers: int) -> list[Policy]:
@@ -197,16 +198,18 @@ def _by_state(_layers: int) -> list[Policy]:
     return [Policy("moetrace by state", 1000, MOVING, by_state)]
 
 
-def _launch_nothing(_policy: Policy, _gpus: int, _experts: int, _redundant: int) -> str:
+def _launch_nothing(_policy: Policy, _planning: Planning, _experts: int) -> str:
     return ""
 
 
-def _launch_vllm(policy: Policy, _gpus: int, _experts: int, redundant: int) -> str:
-    settings = {"window_size": policy.window, "step_interval": policy.interval, "num_redundant_experts": redundant}
+def _launch_vllm(policy: Policy, planning: Planning, _experts: int) -> str:
+    settings = {
+        "window_size": policy.window, "step_interval": policy.interval, "num_redundant_experts": planning.redundant,
+    }  # fmt: skip
     return f"--enable-expert-parallel --enable-eplb --eplb-config '{json.dumps(settings)}'"
 
 
-def _launch_sglang(policy: Policy, gpus: int, _experts: int, redundant: int) -> str:
+def _launch_sglang(policy: Policy, planning: Planning, _experts: int) -> str:
     # Utilisation is only measured where metrics are on.
     gate = (
         f" --eplb-min-rebalancing-utilization-threshold {policy.threshold} --enable-expert-distribution-metrics"
@@ -214,23 +217,23 @@ def _launch_sglang(policy: Policy, gpus: int, _experts: int, redundant: int) -> 
         else ""
     )
     return (
-        f"--enable-eplb --eplb-rebalance-num-iterations {policy.interval} --ep-size {gpus} "
-        f"--ep-num-redundant-experts {redundant}{gate}"
+        f"--enable-eplb --eplb-rebalance-num-iterations {policy.interval} "
+        f"{sglang_flags(planning.gpus, planning.redundant, planning.dispatch)}{gate}"
     )
 
 
-def _launch_ascend(policy: Policy, _gpus: int, _experts: int, redundant: int) -> str:
+def _launch_ascend(policy: Policy, planning: Planning, _experts: int) -> str:
     settings = {
         "dynamic_eplb": True, "expert_heat_collection_interval": policy.window, "algorithm_execution_interval": 50,
-        "num_redundant_experts": redundant,
+        "num_redundant_experts": planning.redundant,
     }  # fmt: skip
     return f"--enable-expert-parallel --additional-config '{json.dumps({'eplb_config': settings})}'"
 
 
-def _launch_tensorrt_llm(_policy: Policy, gpus: int, experts: int, redundant: int) -> str:
+def _launch_tensorrt_llm(_policy: Policy, planning: Planning, experts: int) -> str:
     return (
-        f"moe_config: {{backend: WIDEEP, load_balancer: {{num_slots: {experts + redundant}, "
-        f"layer_updates_per_iter: 1}}}}, enable_attention_dp: true, moe_expert_parallel_size: {gpus}"
+        f"moe_config: {{backend: WIDEEP, load_balancer: {{num_slots: {experts + planning.redundant}, "
+        f"layer_updates_per_iter: 1}}}}, enable_attention_dp: true, moe_expert_parallel_size: {planning.gpus}"
     )
 
 
@@ -253,7 +256,7 @@ def policies(layers: int) -> list[Policy]:
     return [policy for system in POLICIES.values() for policy in system.policies(layers)]
 
 
-def launch(policy: Policy, gpus: int, experts: int, redundant: int) -> str:
+def launch(policy: Policy, planning: Planning, experts: int) -> str:
     """How the system of *policy* is started so that it plans by itself; empty where the plan comes from a file."""
     start = POLICIES[policy.system].launch
-    return "" if start is None else start(policy, gpus, experts, redundant)
+    return "" if start is None else start(policy, planning, experts)

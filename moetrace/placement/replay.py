@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.placement.plan import Plan, in_order
+from moetrace.placement.dispatch import EVENLY, Dispatch
+from moetrace.placement.plan import Plan
+from moetrace.placement.planning import Planning
 from moetrace.placement.policies import SETTINGS, Looks, Policy, policies
 from moetrace.trace import LEAST_ROWS, Counts, LayerLoad, LoadTrace, Shares, Steps
 
@@ -18,16 +20,17 @@ if TYPE_CHECKING:
 # Steps over which loads are added up before they are compared.
 BLOCK = 250
 REPLAY_COLUMNS = (
-    "trace", *SETTINGS, "redundant", "layer", "step", "mean_load", "peak_load", "block_peak", "moved",
+    "trace", *SETTINGS, "redundant", "dispatch", "layer", "step", "mean_load", "peak_load", "block_peak", "moved",
 )  # fmt: skip
 
 
-def replayed(trace: LoadTrace, gpus: int, redundants: Sequence[int], first: int) -> pd.DataFrame:
+def replayed(trace: LoadTrace, gpus: int, redundants: Sequence[int], first: int, **settings: Any) -> pd.DataFrame:
     """What each policy leaves of the load: a row for each policy, number of redundant slots, layer and block of steps.
 
     From *first* steps on. *mean_load* and *peak_load* are the tokens of the mean and of the busiest GPU, added up step
     by step, *block_peak* those of the GPU that has most in all steps of the block; *moved* are slots changed in it.
-    Experts are in order before the first plan.
+    Experts are in order before the first plan. *settings* are those of `Planning`, by which our own policies plan, and
+    by whose dispatch systems that have a choice split tokens.
     """
     import pandas as pd
 
@@ -37,12 +40,13 @@ def replayed(trace: LoadTrace, gpus: int, redundants: Sequence[int], first: int)
     for load in trace.by_layer():
         before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
         looks = [_looks(load, before, policy, begin) for policy in known]
-        for redundant in redundants:
-            plain = in_order(load.experts, gpus, redundant)
+        for planning in (Planning(gpus, redundant, **settings) for redundant in redundants):
+            plain = planning.in_order(load.experts)
             for policy, own in zip(known, looks):
-                key = (trace.name, *policy.settings, redundant, load.layer)
-                plans = [plain, *policy.plans(own, plain, redundant)]
-                rows += [(*key, *block) for block in _blocks(load, plans, _starts(policy, own, begin), begin)]
+                split = EVENLY if policy.even else planning.split
+                key = (trace.name, *policy.settings, planning.redundant, split.kind, load.layer)
+                plans = [plain, *policy.plans(own, plain, planning)]
+                rows += [(*key, *block) for block in _blocks(load, plans, split, _starts(policy, own, begin), begin)]
     return pd.DataFrame(rows, columns=REPLAY_COLUMNS).astype({"interval": "Int64", "threshold": "Float64"})
 
 
@@ -58,13 +62,15 @@ def _starts(policy: Policy, looks: Looks, begin: int) -> Steps:
     return np.searchsorted(looks.load.steps, moments, "right")
 
 
-def _blocks(load: LayerLoad, plans: Sequence[Plan], starts: Steps, begin: int) -> Iterator[tuple[Any, ...]]:
+def _blocks(
+    load: LayerLoad, plans: Sequence[Plan], split: Dispatch, starts: Steps, begin: int
+) -> Iterator[tuple[Any, ...]]:
     """Begin, loads and moves of each block."""
     end = int(load.steps[-1])
     gpu_loads = np.zeros((len(load.steps), len(plans[0].held)))
     for plan, (start, stop) in zip(plans, pairwise(starts)):
         if start < stop:
-            gpu_loads[start:stop] = load.counts[start:stop] @ plan.parts.T
+            gpu_loads[start:stop] = split.loads(plan.held, load.counts[start:stop])
     changed = np.array([0, *(np.maximum(new.held - old.held, 0).sum() for old, new in pairwise(plans))])
     # Whole blocks alone, and of them those in which something was logged.
     numbers, edges = np.unique((load.steps[starts[0] :] - begin - 1) // BLOCK, return_index=True)

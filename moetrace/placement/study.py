@@ -100,9 +100,9 @@ def place(
     judged: dict[str, pd.DataFrame] = {}
     said = None
     if policies:
-        replay = replayed(trace, gpus, policies, first)
+        replay = replayed(trace, gpus, policies, first, **settings)
         judged["policies"] = policies_frame(replay, trace)
-        said = verdict(trace, replay, judged["policies"], gpus, expert_bytes, seed)
+        said = verdict(trace, replay, judged["policies"], gpus, expert_bytes, seed, **settings)
         redundant = redundant if said.redundant is None else said.redundant
     planning = Planning(gpus, redundant, **settings)
     shared = {"train_on": train_on, "results": results, "run": run}

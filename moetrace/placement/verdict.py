@@ -17,8 +17,8 @@ from moetrace.trace import LoadTrace
 if TYPE_CHECKING:
     import pandas as pd
 
-POLICY = ["trace", *SETTINGS, "redundant"]
-POLICY_COLUMNS = (*POLICY, "dispatch", "balance", "peak_over_mean", "moved_per_1000", "chosen_by", "recommended")
+POLICY = ["trace", *SETTINGS, "redundant", "dispatch"]
+POLICY_COLUMNS = (*POLICY, "balance", "peak_over_mean", "moved_per_1000", "chosen_by", "recommended")
 # Policies whose balance is so near to the best are as good: the one with fewest replicas is taken, which cost memory,
 # and of those the one that moves least.
 ENOUGH = 0.01
@@ -87,7 +87,7 @@ def policies_frame(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
     able = half[half["moved_per_1000"] <= MOST_MOVED]
     near = able[able["balance"] >= able["balance"].max() - ENOUGH]
     recommended = found.index == near.sort_values(["redundant", "moved_per_1000"], kind="stable").index[0]
-    found = found.assign(chosen_by=half["balance"], dispatch="even", recommended=recommended)
+    found = found.assign(chosen_by=half["balance"], recommended=recommended)
     return found[list(POLICY_COLUMNS)]
 
 
@@ -105,9 +105,15 @@ def _measured(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
 
 
 def verdict(
-    trace: LoadTrace, replay: pd.DataFrame, policies: pd.DataFrame, gpus: int, expert_bytes: float | None, seed: int = 0
+    trace: LoadTrace,
+    replay: pd.DataFrame,
+    policies: pd.DataFrame,
+    gpus: int,
+    expert_bytes: float | None,
+    seed: int = 0,
+    **settings: Any,
 ) -> Verdict:
-    """What the *policies* and their *replay* say of balancing *trace* on *gpus*."""
+    """What the *policies* and their *replay* say of balancing *trace* on *gpus*; *settings* are those of the replay."""
     import pandas as pd
 
     steps = np.sort(replay["step"].unique()) if len(replay) else np.array([])
@@ -120,16 +126,17 @@ def verdict(
     plain = rest[(rest["system"] == "none") & (rest["redundant"] == fewest)]
     saved, low, high = saved_beside(plain, rest[mine], seed)
     said = "worth it" if low > WORTH else "not worth it" if high < WORTH else "not enough evidence"
-    settings = [None if pd.isna(value) else value for value in best[list(SETTINGS)]]
-    policy = next(own for own in known_policies(len(trace.layers)) if list(own.settings) == settings)
+    chosen = tuple(None if pd.isna(value) else value for value in best[list(SETTINGS)])
+    policy = next(own for own in known_policies(len(trace.layers)) if own.settings == chosen)
     redundant = int(best["redundant"])
     slots = (trace.experts + redundant) * len(trace.layers)
-    knee, floor = _replicas(trace, gpus, redundant)
+    planning = Planning(gpus, redundant, **settings)
+    knee, floor = _replicas(trace, planning)
     return Verdict(
         trace.name, said, *policy.settings, redundant, fewest,
         saved, low, high, float(best["moved_per_1000"]),
         float(best["moved_per_1000"]) * slots * (float("nan") if expert_bytes is None else expert_bytes),
-        knee, floor, _holds(replay, best), launch(policy, gpus, trace.experts, redundant),
+        knee, floor, _holds(replay, best), launch(policy, planning, trace.experts),
     )  # fmt: skip
 
 
@@ -145,21 +152,22 @@ def saved_beside(plain: pd.DataFrame, mine: pd.DataFrame, seed: int = 0) -> tupl
     return float(1 - sums[0].sum() / sums[1].sum()), float(low), float(high)
 
 
-def _replicas(trace: LoadTrace, gpus: int, redundant: int) -> tuple[int, float]:
+def _replicas(trace: LoadTrace, planning: Planning) -> tuple[int, float]:
     """Above how many replicas balance gains less than `ENOUGH`, and the peak that the hottest expert leaves.
 
     Balance is that of the last 1,000 steps with a plan by the 1,000 before them.
     """
-    cutoff, base = int(trace.steps[-1]) - 1000, -trace.experts % gpus
+    cutoff, gpus = int(trace.steps[-1]) - 1000, planning.gpus
+    base = -trace.experts % gpus
     tried = [base + n * gpus for n in (0, 1, 2, 4) if base + n * gpus <= trace.experts * (gpus - 1)]
     balances, lowest = [], []
     for load in trace.by_layer():
         seen, after = load.until(cutoff).last(1000), load.after(cutoff, 1000).counts
-        plans = [Planning(gpus, n) for n in tried]
+        plans = [replace(planning, redundant=n) for n in tried]
         balances.append(
             [own.evenness(own.place(own.load(seen.counts, seen.mean_shares)), after).balance for own in plans]
         )
-        lowest.append(lowest_bound(seen.mean_shares, gpus, redundant) * gpus)
+        lowest.append(lowest_bound(seen.mean_shares, gpus, planning.redundant) * gpus)
     mean = np.mean(balances, axis=0)
     return next(n for n, balance in zip(tried, mean) if balance >= mean.max() - ENOUGH), float(np.mean(lowest))
 

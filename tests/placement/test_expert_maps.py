@@ -124,7 +124,10 @@ def test_flags_fit_the_file():
         Deployed({0: [[0], [1]]}), "FILE"
     )
 
-    assert "--init-expert-location FILE --ep-size 3 --ep-num-redundant-experts 1" == flags["SGLang"]
+    assert (
+        "--init-expert-location FILE --ep-size 3 --ep-num-redundant-experts 1 --ep-dispatch-algorithm dynamic"
+        == flags["SGLang"]
+    )
     assert '"expert_map_path": "FILE", "num_redundant_experts": 1' in flags["vllm-ascend"]
     assert "num_redundant" not in plain
     assert '"eplb": {"level": 1, "expert_map_file": "FILE"}' == flags["MindIE"]

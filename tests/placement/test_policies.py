@@ -9,8 +9,10 @@ import pytest
 
 from moetrace import LoadTrace
 from moetrace.placement.plan import in_order, place
+from moetrace.placement.planning import Planning
 from moetrace.placement.policies import (
     POLICIES,
+    SETTINGS,
     Looks,
     Policy,
     by_state,
@@ -67,7 +69,7 @@ def test_every_policy_fills_every_slot_and_no_gpu_twice(policy, redundant):
     load = trace_of([UNEVEN, TURNED], 3000).layer(0)
     looks = looked(load, policy)
 
-    plans = policy.plans(looks, in_order(8, 4, redundant), redundant)
+    plans = policy.plans(looks, in_order(8, 4, redundant), Planning(4, redundant))
 
     assert len(looks.steps) == len(plans) > 0
     for plan in plans:
@@ -85,7 +87,8 @@ def test_no_policy_sees_a_step_after_its_look(policy):
     plain = in_order(8, 4, 4)
 
     plans, others = (
-        policy.plans(looked(own, policy), plain, 4) for own in (load, dataclasses.replace(load, counts=future))
+        policy.plans(looked(own, policy), plain, Planning(4, 4))
+        for own in (load, dataclasses.replace(load, counts=future))
     )
 
     past = [step <= 2000 for step in looked(load, policy).steps]
@@ -99,7 +102,7 @@ def test_moves_are_those_from_each_plan_to_the_next(policy, replay):
     load, plain = trace.layer(0), in_order(8, 4)
     due = policy.due(load.steps[(load.steps >= 500) & (load.steps < 6000)])
     shares = np.array([load.until(step).last(policy.window).mean_shares for step in due]).reshape(-1, 8)
-    plans = policy.plans(Looks(load, due, policy.window, shares), plain, 0) if due else []
+    plans = policy.plans(Looks(load, due, policy.window, shares), plain, Planning(4)) if due else []
     moves = [round(new.moved(old) * 8) for old, new in pairwise(plans)]
     scored = [move for move, step in zip(moves, due[1:]) if step + policy.late < 500 + 5500 // BLOCK * BLOCK]
 
@@ -110,14 +113,14 @@ def test_moves_are_those_from_each_plan_to_the_next(policy, replay):
 
 def rows_of_settings(frame):
     """The settings of each row, as a policy has them."""
-    settings = frame[list(POLICY[1:-1])].astype(object)
+    settings = frame[list(SETTINGS)].astype(object)
     return [tuple(None if value is pd.NA else value for value in row) for row in settings.itertuples(index=False)]
 
 
 def test_every_policy_is_scored_on_the_same_blocks(replay):
     """From the first steps on; the mean load is the same whatever the plan, and never above the peak."""
     trace, frame = replay
-    sizes = frame.groupby(POLICY[1:-1], dropna=False).size()
+    sizes = frame.groupby(list(SETTINGS), dropna=False).size()
 
     assert {len(range(500, 6000 - BLOCK + 1, BLOCK))} == set(sizes)
     assert len(policies(len(trace.layers))) == len(sizes)
@@ -134,7 +137,7 @@ def test_a_policy_is_what_replaying_it_step_by_step_gives(replay):
     for step in range(500, 6000):
         if (step - 500) % 3000 == 0:
             shares = load.until(step).last(1000).mean_shares[None]
-            new = from_nothing(Looks(load, [step], 1000, shares), plan, 0)[0]
+            new = from_nothing(Looks(load, [step], 1000, shares), plan, Planning(4))[0]
             moves.append((step, int(np.maximum(new.held - plan.held, 0).sum())))
             plan = new
         peaks.append(max(plan.parts @ load.counts[np.searchsorted(load.steps, step + 1)]))
@@ -173,7 +176,7 @@ def test_plans_from_nothing_do_not_know_of_each_other():
     before = place(UNEVEN, 4)
     looks = Looks(trace_of([UNEVEN], 3).layer(0), [1, 2, 3], 1, np.array([UNEVEN, TURNED, UNEVEN]))
 
-    anew, changed = from_nothing(looks, before, 0), in_steps(looks, before, 0)
+    anew, changed = from_nothing(looks, before, Planning(4)), in_steps(looks, before, Planning(4))
 
     assert np.array_equal(anew[0].held, anew[2].held)
     assert changed[0] is before
@@ -187,7 +190,7 @@ def test_our_policies_keep_apart_what_is_busy_in_the_same_steps(system):
     load = LoadTrace.from_counts(np.tile(busy, (1000, 1))[:, None]).layer(0)
     policy = POLICIES[system].policies(1)[0]
 
-    plan = policy.plans(looked(load, policy), in_order(4, 2), 0)[0]
+    plan = policy.plans(looked(load, policy), in_order(4, 2), Planning(2))[0]
 
     assert (plan.parts @ busy.T == 50).all()
 
@@ -197,7 +200,7 @@ def test_one_policy_is_recommended_by_the_first_half(replay):
     trace, frame = replay
     found = policies_frame(frame, trace)
     half = frame[frame["step"] < np.sort(frame["step"].unique())[frame["step"].nunique() // 2]]
-    balance = half.groupby(POLICY[1:-1], dropna=False)[["mean_load", "peak_load"]].sum()
+    balance = half.groupby(list(SETTINGS), dropna=False)[["mean_load", "peak_load"]].sum()
     balance = balance["mean_load"] / balance["peak_load"]
 
     (best,) = found[found["recommended"]].to_dict("records")
@@ -211,7 +214,7 @@ def test_who_moves_all_the_time_is_not_recommended():
     """More than every slot in 1,000 steps is too much, however even; of the others nearly as even ones the calmest."""
     trace, blocks = trace_of([UNEVEN], 400), range(0, 8 * BLOCK, BLOCK)
     rows = [
-        (trace.name, system, 1, 1, None, 0, 0, step, 100.0, peak, peak, moved)
+        (trace.name, system, 1, 1, None, 0, "even", 0, step, 100.0, peak, peak, moved)
         for system, peak, moved in (("restless", 101, 3), ("even", 110, 2), ("calm", 110.5, 1), ("none", 150, 0))
         for step in blocks
     ]
@@ -278,7 +281,10 @@ def test_steps_far_apart_are_replayed_by_the_rows_that_there_are():
     ("system", "part"),
     [
         ("vLLM", '"window_size": 1000, "step_interval": 3000, "num_redundant_experts": 32'),
-        ("SGLang", "--eplb-rebalance-num-iterations 1000 --ep-size 8 --ep-num-redundant-experts 32"),
+        (
+            "SGLang",
+            "--eplb-rebalance-num-iterations 1000 --ep-size 8 --ep-num-redundant-experts 32 --ep-dispatch-algorithm dynamic",
+        ),
         ("vllm-ascend", '"expert_heat_collection_interval": 600'),
         ("TensorRT-LLM", "{num_slots: 160, layer_updates_per_iter: 1}"),
         ("static", ""),
@@ -287,7 +293,7 @@ def test_steps_far_apart_are_replayed_by_the_rows_that_there_are():
 )
 def test_systems_are_started_with_what_was_replayed(system, part):
     """In their own words; their defaults come first."""
-    said = launch(POLICIES[system].policies(12)[0], 8, 128, 32)
+    said = launch(POLICIES[system].policies(12)[0], Planning(8, 32), 128)
 
     assert part in said
     assert bool(part) == bool(said)
@@ -300,7 +306,24 @@ def test_every_system_has_policies_of_its_own_name():
     assert len(known) == len({policy.settings for policy in known})
     assert all(policy.system == name for name, system in POLICIES.items() for policy in system.policies(12))
     gate = next(policy for policy in known if policy.threshold)
-    assert "--eplb-min-rebalancing-utilization-threshold 0.9" in launch(gate, 8, 128, 0)
+    assert "--eplb-min-rebalancing-utilization-threshold 0.9" in launch(gate, Planning(8), 128)
+
+
+def test_systems_that_have_a_choice_split_tokens_as_they_are_told():
+    """The others evenly; what starts SGLang says how, and without replicas there is nothing to split."""
+    trace = trace_of([UNEVEN], 1500)
+    frame = replayed(trace, 4, [0, 4], 500, dispatch="nearest").groupby(["system", "redundant"])
+    even = replayed(trace, 4, [0, 4], 500).groupby(["system", "redundant"])
+
+    told = frame["dispatch"].first().unstack()[4].to_dict()
+    assert {"even"} == {told[name] for name in ("vLLM", "vllm-ascend", "TensorRT-LLM")}
+    assert {"nearest"} == {told[name] for name in ("none", "static", "SGLang", "moetrace", "moetrace by state")}
+    assert frame["peak_load"].sum()["vLLM", 4] == even["peak_load"].sum()["vLLM", 4]
+    assert frame["peak_load"].sum()["SGLang", 4] > even["peak_load"].sum()["SGLang", 4]
+    assert frame["peak_load"].sum()["SGLang", 0] == even["peak_load"].sum()["SGLang", 0]
+    policy = POLICIES["SGLang"].policies(1)[0]
+    assert "--ep-dispatch-algorithm static" in launch(policy, Planning(8, 32, dispatch="nearest"), 128)
+    assert "--ep-dispatch" not in launch(policy, Planning(8, dispatch="nearest"), 128)
 
 
 def test_a_gate_keeps_the_plan_while_gpus_are_busy():
@@ -309,13 +332,13 @@ def test_a_gate_keeps_the_plan_while_gpus_are_busy():
     policy = Policy("gated", 1000, 1000, gated(0.7))
     looks = looked(load, policy)
 
-    plans = policy.plans(looks, in_order(8, 4), 0)
-    busy = [utilisation(plan, looks.since_last(look + 1)) for look, plan in enumerate(plans[:-1])]
+    plans = policy.plans(looks, in_order(8, 4), Planning(4))
+    busy = [utilisation(looks.since_last(look + 1) @ plan.parts.T) for look, plan in enumerate(plans[:-1])]
     kept = [new is old for old, new in pairwise(plans)]
 
     assert kept == [one > 0.7 for one in busy]
     assert {True, False} == set(kept)
-    assert utilisation(in_order(2, 2), np.array([[1, 3], [2, 2]])) == pytest.approx((2 / 3 + 1) / 2)
+    assert utilisation(np.array([[1, 3], [2, 2]])) == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_a_layer_that_stands_still_is_planned_once_and_again_after_a_jump():
@@ -323,7 +346,7 @@ def test_a_layer_that_stands_still_is_planned_once_and_again_after_a_jump():
     load = trace_of([UNEVEN, TURNED], 8000, tokens=200_000).layer(0)
     looks = looked(load, Policy("by state", 1000, 250, by_state))
 
-    plans = by_state(looks, in_order(8, 4), 0)
+    plans = by_state(looks, in_order(8, 4), Planning(4))
     changed = [step for step, old, new in zip(looks.steps[1:], plans, plans[1:]) if new is not old]
 
     assert changed
@@ -337,7 +360,7 @@ def test_a_layer_that_moves_is_planned_by_its_last_steps():
     load = trace_of([UNEVEN, TURNED], 2000, tokens=200_000).layer(0)
     looks = Looks(load, [1300], 1000, load.until(1300).last(1000).mean_shares[None])
 
-    (plan,) = by_state(looks, in_order(8, 4), 0)
+    (plan,) = by_state(looks, in_order(8, 4), Planning(4))
 
     assert not looks.settled[0][0]
     assert plan.peak_over_mean(TURNED) < 1.05 * place(TURNED, 4).peak_over_mean(TURNED)
@@ -362,7 +385,7 @@ def test_the_command_judges(moetrace, settled, tmp_path):
 def test_how_long_a_plan_holds_is_told_beside_another_policy():
     """Where the plan made once is itself the best, beside the most even of those that plan anew; never beside itself."""
     rows = [
-        ("t", system, window, 250, None, 0, step, peak, 1.0)
+        ("t", system, window, 250, None, 0, "even", step, peak, 1.0)
         for system, window, peaks in (("static", 1000, (1.0, 1.0, 1.3)), ("vllm", 250, (1.0, 1.0, 1.0)))
         for step, peak in zip((500, 750, 1000), peaks)
     ]

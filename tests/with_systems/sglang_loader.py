@@ -54,7 +54,8 @@ def loader(monkeypatch, flags, layers, experts, *, nodes=1, dispatch="static", b
 def _parsed(flags):
     """The *flags* as SGLang's own parser takes them: whole numbers, and a path."""
     parser = ArgumentParser(allow_abbrev=False)
-    parser.add_argument("--init-expert-location")
+    for name in ("--init-expert-location", "--ep-dispatch-algorithm"):
+        parser.add_argument(name)
     for name in ("--ep-size", "--ep-num-redundant-experts"):
         parser.add_argument(name, type=int)
     return parser.parse_args(flags.split())
