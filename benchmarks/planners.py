@@ -20,7 +20,7 @@ import pandas as pd
 from accuracy import SAMPLES
 from optimum import lowest_peak, published
 
-from moetrace import LoadTrace, read_trace, rebalance_experts
+from moetrace import read_trace, rebalance_experts
 from moetrace.analysis.states import state_at
 from moetrace.placement.plan import Plan, evenness, in_order, place, replan
 from moetrace.placement.planner import planned
@@ -182,26 +182,29 @@ def moves(name: str, gpus: int, redundant: int) -> pd.DataFrame:
     return frame.groupby(["trace", "redundant", "state", "plan"], as_index=False).mean()
 
 
-def judged(trace: LoadTrace, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, dict[str, object], pd.DataFrame]:
+def judged(name: str, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, dict[str, object], pd.DataFrame]:
     """The policies of a trace, the best of each system on the first half; the verdict; and what it saves beside all.
 
-    Beside the defaults of each system, with as many replicas, on the half that it was not chosen on.
+    Beside the defaults of each system, with as many replicas, and beside experts in order without any, on the half
+    that it was not chosen on.
     """
+    trace = read_trace(SAMPLES / f"{name}.parquet")
     replay = replayed(trace, gpus, redundants, 500)
     frame = policies_frame(replay, trace)
     said = verdict(trace, replay, frame, gpus, None)
     steps = np.sort(replay["step"].unique())
-    rest = replay[(replay["step"] >= steps[len(steps) // 2]) & (replay["redundant"] == said.redundant)]
-    settings = rest[["system", "window", "interval", "threshold"]].astype(object)
+    rest = replay[replay["step"] >= steps[len(steps) // 2]]
+    settings = rest[["system", "window", "interval", "threshold", "redundant"]].astype(object)
     settings = settings.where(settings.notna(), None).apply(tuple, axis=1)
-    mine = rest[settings == (said.system, said.window, said.interval, said.threshold)]
+    mine = rest[settings == (said.system, said.window, said.interval, said.threshold, said.redundant)]
     rows = []
-    for name, system in POLICIES.items():
-        defaults = rest[settings == system.policies(len(trace.layers))[0].settings]
+    for system, known in POLICIES.items():
+        redundant = said.plain_redundant if system == "none" else said.redundant
+        defaults = rest[settings == (*known.policies(len(trace.layers))[0].settings, redundant)]
         saved, low, high = (f"{100 * value:.1f} %" for value in saved_beside(defaults, mine))
-        rows.append({"trace": trace.name, "beside the defaults of": name, "saved": f"{saved} [{low}, {high}]"})
-    best = frame.loc[frame.groupby("system", sort=False)["chosen_by"].idxmax()]
-    return best, said.as_row(), pd.DataFrame(rows)
+        rows.append({"trace": Path(name).name, "beside": system, "saved": f"{saved} [{low}, {high}]"})
+    best = frame.loc[frame.groupby("system", sort=False)["chosen_by"].idxmax()].assign(trace=Path(name).name)
+    return best, said.as_row() | {"trace": Path(name).name}, pd.DataFrame(rows)
 
 
 def exact(frame: pd.DataFrame) -> pd.DataFrame:
@@ -223,14 +226,16 @@ def main() -> None:
     print(markdown(in_single_steps(rivals, past)))
     print("\nMoves of each new plan:\n")
     print(markdown(pd.concat([moves("large/gpt-moe-32e-d", 4, 0), moves("large/gpt-moe-32e-d", 4, 4)])))
-    found = [judged(read_trace(SAMPLES / f"{name}.parquet"), *own) for name, own in TRACES.items()]
+    found = [judged(name, *own) for name, own in TRACES.items()]
     print("\nOf each system the settings with the best balance on the first half, scored on the second:\n")
     print(markdown(pd.concat([frame for frame, _, _ in found]).drop(columns="dispatch")))
     said = ["trace", "verdict", "system", "window", "interval", "redundant", "saved", "saved_low", "saved_high", "moved_per_1000"]  # fmt: skip
     print("\n" + markdown(pd.DataFrame([row for _, row, _ in found])[said]))
-    print("\nExpert time that the recommended policy saves beside the defaults of each system, on the second half:\n")
+    print(
+        "\nExpert time that the recommended policy saves beside the defaults of each system with as many replicas, and beside experts in order without any (none), on the second half:\n"
+    )
     wide = pd.concat([frame for _, _, frame in found])
-    print(markdown(wide.pivot_table("saved", "beside the defaults of", "trace", "first", sort=False).reset_index()))
+    print(markdown(wide.pivot_table("saved", "beside", "trace", "first", sort=False).reset_index()))
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ SUMMARY_COLUMNS = (
 NODE_COLUMNS = ("node_peak_over_mean", "nodes_per_token")
 
 POLICY_COLUMNS = (
-    "system", "window", "interval", "threshold", "redundant", "recommended", "balance", "peak_over_mean",
-    "moved_per_1000", "chosen_by", "dispatch",
+    "system", "window", "interval", "threshold", "redundant", "balance", "moved_per_1000", "recommended", "chosen_by",
+    "peak_over_mean", "dispatch",
 )  # fmt: skip
 
 REPLANNING_COLUMNS = (

@@ -27,8 +27,9 @@ REPLAY_COLUMNS = (
 def replayed(trace: LoadTrace, gpus: int, redundants: Sequence[int], first: int, **settings: Any) -> pd.DataFrame:
     """What each policy leaves of the load: a row for each policy, number of redundant slots, layer and block of steps.
 
-    From *first* steps on. *mean_load* and *peak_load* are the tokens of the mean and of the busiest GPU, added up step
-    by step, *block_peak* those of the GPU that has most in all steps of the block; *moved* are slots changed in it.
+    From *first* steps on; in any case also for experts in order without replicas, or as few as fill the GPUs.
+    *mean_load* and *peak_load* are the tokens of the mean and of the busiest GPU, added up step by step, *block_peak*
+    those of the GPU that has most in all steps of the block; *moved* are slots changed in it.
     Experts are in order before the first plan. *settings* are those of `Planning`, by which our own policies plan, and
     by whose dispatch systems that have a choice split tokens.
     """
@@ -36,13 +37,15 @@ def replayed(trace: LoadTrace, gpus: int, redundants: Sequence[int], first: int,
 
     begin = int(trace.steps[0]) + first - 1
     rows: list[tuple[Any, ...]] = []
-    known = policies(len(trace.layers))
+    known, bare = policies(len(trace.layers)), -trace.experts % gpus
     for load in trace.by_layer():
         before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
         looks = [_looks(load, before, policy, begin) for policy in known]
-        for planning in (Planning(gpus, redundant, **settings) for redundant in redundants):
+        for planning in (Planning(gpus, redundant, **settings) for redundant in sorted({bare, *redundants})):
             plain = planning.in_order(load.experts)
             for policy, own in zip(known, looks):
+                if planning.redundant not in redundants and policy.interval != 0:
+                    continue
                 split = EVENLY if policy.even else planning.split
                 key = (trace.name, *policy.settings, planning.redundant, split.kind, load.layer)
                 plans = [plain, *policy.plans(own, plain, planning)]

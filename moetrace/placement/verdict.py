@@ -37,8 +37,8 @@ class Verdict:
     """Whether balancing pays on a trace: *verdict* is ``worth it``, ``not worth it`` or ``not enough evidence``.
 
     *saved* is the part of the expert time of a step that the recommended policy saves on the part of the trace that it
-    was not chosen on, if time follows the busiest GPU, beside experts in order with *plain_redundant* replicas, the
-    fewest that were asked for, with a 95 % interval from a paired bootstrap over blocks of steps. *enough_redundant*
+    was not chosen on, if time follows the busiest GPU, beside experts in order with *plain_redundant* replicas, as
+    few as fill the GPUs, with a 95 % interval from a paired bootstrap over blocks of steps. *enough_redundant*
     is the number of replicas above which balance gains less than 0.01, *floor* the peak that the hottest expert alone
     leaves, in mean loads, *holds* for how many steps the balance of a plan made once is within 0.01 of the recommended
     policy, None to the end. *launch* starts the system so that it does this.

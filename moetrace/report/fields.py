@@ -178,7 +178,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "saved": (FRACTION, "expert time saved, if time follows the busiest GPU, on the second half"),
     "saved_low": (FRACTION, "2.5 % of its bootstrap"),
     "saved_high": (FRACTION, "97.5 % of its bootstrap"),
-    "plain_redundant": (NUMBER, "replicas of the experts in order that `saved` is beside: the fewest asked for"),
+    "plain_redundant": (NUMBER, "replicas of the experts in order that `saved` is beside: as few as fill the GPUs"),
     "enough_redundant": (NUMBER, "replicas above which balance gains less than 0.01"),
     "floor": (MEAN_LOADS, "peak that the hottest expert alone leaves, whatever the plan"),
     "holds": (

@@ -255,6 +255,19 @@ def test_a_load_that_turns_around_ends_what_a_plan_holds(replay):
     assert 4 <= found.enough_redundant
 
 
+def test_what_is_saved_is_beside_experts_in_order_without_replicas():
+    """Also where only policies with replicas were asked for."""
+    trace = trace_of([UNEVEN], 4000)
+    frame = replayed(trace, 4, [4], 500)
+    found = verdict(trace, frame, policies_frame(frame, trace), 4, None)
+    peaks = frame.groupby(["system", "redundant"])["peak_load"].sum()
+
+    assert {("none", 0), ("none", 4)} == {key for key in peaks.index if key[0] == "none" or key[1] == 0}
+    assert (4, 0) == (found.redundant, found.plain_redundant)
+    assert found.saved == pytest.approx(1 - peaks[found.system, 4] / peaks["none", 0], abs=0.01)
+    assert peaks["none", 4] < 0.9 * peaks["none", 0]
+
+
 @pytest.mark.parametrize("steps", [300, 600])
 def test_a_trace_without_two_blocks_has_no_policy(steps):
     """The frame has its columns all the same."""
