@@ -50,7 +50,7 @@ def make(path: Path, layers: int, experts: int, steps: int) -> None:
 def predict(path: Path, jobs: int, specs: list[str]) -> dict[str, float]:
     """Seconds, and the sum of the largest resident sets of this process and its workers in MiB."""
     from moetrace import ResultFolder, evaluate, open_trace, runner, summary_frame
-    from moetrace.workspace.results import write_forecast
+    from moetrace.workspace.results import writing_forecast
 
     trace = open_trace(path)
     end = int(trace.steps[-1])
@@ -61,7 +61,8 @@ def predict(path: Path, jobs: int, specs: list[str]) -> dict[str, float]:
         trace, [predictor(spec) for spec in specs], HORIZONS, cutoffs, show if jobs > 1 else None,
         ahead=True, results=ResultFolder(path.parent / "parts"), run=runner(jobs),
     )  # fmt: skip
-    write_forecast(path.parent / "forecast.parquet", test.forecasts())
+    for _ in writing_forecast(path.parent / "forecast.parquet", test.forecasts()):
+        pass
     summary_frame(test.scores)
     seconds = time.perf_counter() - began
     return {"seconds": seconds, "mib": largest_resident("self") + sum(map(largest_resident, children()))}

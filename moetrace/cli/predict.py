@@ -15,11 +15,12 @@ from moetrace.cli.shared import Shared, steps_of
 from moetrace.forecasting.predictors import PREDICTORS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import pandas as pd
 
     from moetrace.forecasting.backtest import Backtest
+    from moetrace.forecasting.layers import EndForecast
     from moetrace.forecasting.predictors.base import Predictor
     from moetrace.trace import LoadTrace
 
@@ -145,27 +146,31 @@ def predict(
     import pandas as pd
 
     from moetrace.analysis.tables import stacked
+    from moetrace.files import write_bytes
     from moetrace.forecasting.backtest import evaluate
     from moetrace.forecasting.summary import means_frame, summary_frame
     from moetrace.report.screens import predict_screen
-    from moetrace.report.tables import records
+    from moetrace.report.tables import csv, records
 
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     files: dict[str, tuple[str, str]] = {}
     means: list[pd.DataFrame] = []
+    statuses: list[dict[str, object]] = []
 
     def one(given: str, trace: LoadTrace, progress: Report) -> Backtest:
         cutoffs = protocol.looks(trace, [horizon], shared.note)
         test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **settings)
         shared.note_reused(trace.name, test.computed, test.reused)
-        means.append(means_frame(test.forecasts(), horizon))
-        files[trace.name] = _write(shared, given, test, means[-1], horizon)
+        path, forecasts = _written(shared, given, test, horizon)
+        means.append(means_frame(_noted(forecasts, statuses), horizon))
+        beside = write_bytes(path.with_name(f"means-{horizon}.csv"), csv(means[-1]).encode())
+        files[trace.name] = str(path), str(beside)
         return test
 
     done = shared.each_trace(traces, "forecasts of", "results", one)
     scores = stacked([test.scores for test in done])
     summary = summary_frame(scores, protocol.seed)
-    told = pd.DataFrame([forecast for test in done for forecast in _statuses(test)], columns=list(STATUS))
+    told = pd.DataFrame(statuses, columns=list(STATUS))
     document = {
         "horizon": horizon,
         "scores": records(scores),
@@ -187,24 +192,21 @@ def predict(
     shared.emit(tables, document, screens, wrote=wrote, then=f"moetrace place {given} --gpus N".replace("  ", " "))
 
 
-def _write(shared: Shared, given: str, test: Backtest, means: pd.DataFrame, horizon: int) -> tuple[str, str]:
-    """Write the forecast of the steps after the end, and the mean of each expert beside it; their paths."""
-    from moetrace.files import write_bytes
+def _written(shared: Shared, given: str, test: Backtest, horizon: int) -> tuple[Path, Iterator[EndForecast]]:
+    """The forecasts of the steps after the end, and the file that they are written to as they pass."""
     from moetrace.forecasting.keys import key_of
-    from moetrace.report.tables import csv
-    from moetrace.workspace.results import write_forecast
+    from moetrace.workspace.results import writing_forecast
 
     path = shared.folder().result_path("predict", given, f"forecast-{horizon}.parquet")
     key = key_of([(result.trace, result.predictor, result.key) for result in test.evaluation.forecast_ahead])
-    write_forecast(path, test.forecasts(), key)
-    beside = path.with_name(f"means-{horizon}.csv")
-    write_bytes(beside, csv(means).encode())
-    return str(path), str(beside)
+    return path, writing_forecast(path, test.forecasts(), key)
 
 
-def _statuses(test: Backtest) -> list[dict[str, object]]:
-    """What is said of each forecast of the steps after the end."""
-    return [{name: getattr(ahead, name) for name in STATUS} for ahead in test.forecasts()]
+def _noted(forecasts: Iterable[EndForecast], statuses: list[dict[str, object]]) -> Iterator[EndForecast]:
+    """The same *forecasts*; what is said of each goes to *statuses* as they pass."""
+    for ahead in forecasts:
+        statuses.append({name: getattr(ahead, name) for name in STATUS})
+        yield ahead
 
 
 def score_tables(summary: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Table]:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from moetrace.analysis.tables import stacked
 from moetrace.errors import TooShortError
 from moetrace.forecasting.evaluation import Evaluation, Result, SharedFit, evaluation
@@ -60,14 +62,14 @@ class Backtest:
         """The forecast of the steps after the end, for each layer, predictor and horizon, one at a time."""
         return (self.results.forecast(result) for result in self.evaluation.forecast_ahead)
 
-    def _frame(self, read: Callable[[Result], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-        by_predictor: dict[tuple[int, str], list[pd.DataFrame]] = {}
-        for result in self.evaluation.scored:
-            by_predictor.setdefault((result.layer, result.predictor), []).append(read(result))
-        parts = [stacked(frames, columns) for frames in by_predictor.values()]
+    def _frame(self, read: Callable[[Sequence[Result]], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
+        frame = read(self.evaluation.scored)
+        if not len(frame):
+            return stacked([], columns)
+        turn = frame["predictor"].map({label(by): i for i, by in enumerate(self.evaluation.predictors)})
         # A stable sort, so that the experts of a cutoff stay in their order.
-        ordered = [part.sort_values(["cutoff", "horizon"], kind="stable", ignore_index=True) for part in parts]
-        return stacked(ordered, columns)
+        order = np.lexsort((frame["horizon"], frame["cutoff"], turn, frame["layer"]))
+        return frame.iloc[order].reset_index(drop=True)
 
 
 # --- the loop ---------------------------------------------------------------------------------

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from moetrace.analysis.tables import stacked
 from moetrace.forecasting.evaluation import Result, SharedFit
 from moetrace.forecasting.fitting import TimedFit
 from moetrace.forecasting.layers import EndForecast
@@ -35,11 +37,11 @@ class Results(Protocol):
     def put_fit(self, fit: SharedFit, learned: TimedFit) -> None:
         """Keep a fit."""
 
-    def scores(self, result: Result) -> pd.DataFrame:
-        """The scores, one row per cutoff."""
+    def scores(self, results: Sequence[Result]) -> pd.DataFrame:
+        """The scores of all *results*, one row per cutoff of each."""
 
-    def shares(self, result: Result) -> pd.DataFrame:
-        """The shares, one row per cutoff and expert."""
+    def shares(self, results: Sequence[Result]) -> pd.DataFrame:
+        """Their shares, one row per cutoff and expert of each."""
 
     def forecast(self, result: Result) -> EndForecast:
         """The forecast of the steps after the end."""
@@ -89,13 +91,13 @@ class InMemory:
         """Keep a fit."""
         self.fits[fit] = learned
 
-    def scores(self, result: Result) -> pd.DataFrame:
-        """The scores."""
-        return self.scored[result][0]
+    def scores(self, results: Sequence[Result]) -> pd.DataFrame:
+        """The scores of all *results*."""
+        return stacked([self.scored[result][0] for result in results])
 
-    def shares(self, result: Result) -> pd.DataFrame:
-        """The shares."""
-        return self.scored[result][1]
+    def shares(self, results: Sequence[Result]) -> pd.DataFrame:
+        """Their shares."""
+        return stacked([self.scored[result][1] for result in results])
 
     def forecast(self, result: Result) -> EndForecast:
         """The forecast of the steps after the end."""

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,13 +73,13 @@ class ResultFolder:
         for kind, frame in (("shares", shares), ("scores", scores))[not result.intervals :]:
             self._write_table(result, kind, pa.Table.from_pandas(frame, preserve_index=False))
 
-    def scores(self, result: Result) -> pd.DataFrame:
-        """The scores of *result*, one row per cutoff."""
-        return self._read_frame(result, "scores")
+    def scores(self, results: Sequence[Result]) -> pd.DataFrame:
+        """The scores of all *results*, one row per cutoff of each."""
+        return self._read_frame(results, "scores")
 
-    def shares(self, result: Result) -> pd.DataFrame:
-        """The shares of *result*, one row per cutoff and expert; no rows where every history was too short."""
-        return self._read_frame(result, "shares")
+    def shares(self, results: Sequence[Result]) -> pd.DataFrame:
+        """Their shares, one row per cutoff and expert of each; no rows where every history was too short."""
+        return self._read_frame([result for result in results if result.intervals], "shares")
 
     # --- forecasts of the steps after the end ---
 
@@ -104,11 +104,11 @@ class ResultFolder:
 
     def forecast(self, result: Result) -> EndForecast:
         """The forecast of the steps after the end of the trace."""
-        with self._read(result, "forecast") as table:
-            known = json.loads(table.schema.metadata[FORECAST_KEY])
-            flat = table.column("shares").combine_chunks().flatten().to_numpy()
-            half_widths = {percent: np.array(half) for percent, half in known.pop("half_widths")}
-            return EndForecast(**known, half_widths=half_widths, shares=flat.reshape(len(table), -1))
+        table = self._read(result, "forecast")
+        known = json.loads(table.schema.metadata[FORECAST_KEY])
+        flat = table.column("shares").combine_chunks().flatten().to_numpy()
+        half_widths = {percent: np.array(half) for percent, half in known.pop("half_widths")}
+        return EndForecast(**known, half_widths=half_widths, shares=flat.reshape(len(table), -1))
 
     # --- fits for all layers ---
 
@@ -145,7 +145,7 @@ class ResultFolder:
 
     def _found(self, folder: Path, stem: str, kind: str) -> Path | None:
         """The file of that name whose content has the digest in its name; a damaged one is removed."""
-        for path in folder.glob(f"{stem}.*.{kind}"):
+        for path in _files_of(folder, stem, kind):
             if path.name == f"{stem}.{_digest(path)}.{kind}":
                 return path
             path.unlink(missing_ok=True)
@@ -159,24 +159,35 @@ class ResultFolder:
         with _kept(self._folder(result), _stem(result), f"{kind}.parquet") as partial:
             pq.write_table(table, partial, compression="zstd", write_page_checksum=True)
 
-    def _read_frame(self, result: Result, kind: str) -> pd.DataFrame:
-        with self._read(result, kind) as table:
-            frame: pd.DataFrame = table.to_pandas()
-            return frame
+    def _read_frame(self, results: Sequence[Result], kind: str) -> pd.DataFrame:
+        import pandas as pd
+        import pyarrow as pa
 
-    @contextmanager
-    def _read(self, result: Result, kind: str) -> Iterator[pa.Table]:
+        # Those without rows do not know the types of their columns.
+        tables = [table for result in results if (table := self._read(result, kind)).num_rows]
+        frame: pd.DataFrame = pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame()
+        return frame
+
+    def _read(self, result: Result, kind: str) -> pa.Table:
         import pyarrow.parquet as pq
 
-        path = next(self._folder(result).glob(f"{_stem(result)}.*.{kind}.parquet"), None)
+        path = next(_files_of(self._folder(result), _stem(result), f"{kind}.parquet"), None)
         if path is None:
             raise _gone(self._folder(result))
-        with _damage_named(path):
-            yield pq.read_table(path, page_checksum_verification=True, partitioning=None)
+        with _damage_named(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(use_threads=False)
 
 
 def _stem(result: Result) -> str:
     return f"horizon-{result.horizon}.{result.key}"
+
+
+def _files_of(folder: Path, stem: str, kind: str) -> Iterator[Path]:
+    """The files in *folder* with the name that *stem* begins and *kind* ends, whatever their digest."""
+    with suppress(OSError):  # not there, or not readable: nothing is kept there
+        for path in list(folder.iterdir()):
+            if path.name.startswith(f"{stem}.") and path.name.endswith(f".{kind}"):
+                yield path
 
 
 def _digest(path: Path) -> str:
@@ -211,10 +222,10 @@ def _damage_named(path: Path) -> Iterator[None]:
 # --- the forecast that a user asked for -------------------------------------------------------
 
 
-def write_forecast(path: Path, forecasts: Iterable[EndForecast], key: str = "") -> None:
-    """Write *forecasts* as one Parquet file, atomically.
+def writing_forecast(path: Path, forecasts: Iterable[EndForecast], key: str = "") -> Iterator[EndForecast]:
+    """The same *forecasts*, which are written as one Parquet file as they pass; it is there when all have.
 
-    Does nothing where the file there was written with the same *key*, the digest of what goes into it.
+    Nothing is written where the file there was written with the same *key*, the digest of what goes into it.
 
     Columns ``trace, predictor, layer, step, shares: list<double>``, one row for every step of the
     horizon; each forecast is one row group, so that a forecast of any size passes through memory
@@ -233,6 +244,7 @@ def write_forecast(path: Path, forecasts: Iterable[EndForecast], key: str = "") 
         }
     )
     if key and path.exists() and _key_in(path) == key.encode():
+        yield from forecasts
         return
     with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
         writer.add_key_value_metadata({FORECAST_KEY: key.encode()})
@@ -246,6 +258,7 @@ def write_forecast(path: Path, forecasts: Iterable[EndForecast], key: str = "") 
                 "shares": to_lists(forecast.shares),
             }
             writer.write_table(pa.table(columns, schema=schema))
+            yield forecast
 
 
 def _key_in(path: Path) -> bytes | None:

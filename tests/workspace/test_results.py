@@ -14,7 +14,7 @@ from moetrace.files import file_name
 from moetrace.forecasting.evaluation import Result
 from moetrace.forecasting.keys import settings_of
 from moetrace.forecasting.layers import EndForecast
-from moetrace.workspace.results import write_forecast
+from moetrace.workspace.results import writing_forecast
 
 RESULT = Result("a trace", "arima:order=5,1,5", 3, 1000, "0123")
 HALF_WIDTHS = {80: np.array([1 / 3, 0.1]), 95: np.array([0.5, 0.2])}
@@ -35,8 +35,8 @@ def test_scores_and_shares_come_back(store):
     store.put_scores(RESULT, scores, shares)
 
     assert store.has_scores(RESULT)
-    pd.testing.assert_frame_equal(scores, store.scores(RESULT), check_exact=True)
-    pd.testing.assert_frame_equal(shares, store.shares(RESULT), check_exact=True)
+    pd.testing.assert_frame_equal(scores, store.scores([RESULT]), check_exact=True)
+    pd.testing.assert_frame_equal(shares, store.shares([RESULT]), check_exact=True)
 
 
 def test_scores_alone_have_no_shares(store):
@@ -108,7 +108,7 @@ def test_digests_are_those_of_the_counts(small, tmp_path):
 def test_the_forecast_file_has_a_row_for_every_step(tmp_path):
     """Columns as documented, shares as lists."""
     ahead = EndForecast("a", "p", 3, 11, np.array([[0.25, 0.75], [0.5, 0.5]]), 0.1, HALF_WIDTHS, "ok")
-    write_forecast(tmp_path / "f.parquet", [ahead, ahead._replace(trace="b")])
+    list(writing_forecast(tmp_path / "f.parquet", [ahead, ahead._replace(trace="b")]))
     rows = pq.read_table(tmp_path / "f.parquet").to_pylist()
 
     assert {"trace": "a", "predictor": "p", "layer": 3, "step": 12, "shares": [0.5, 0.5]} == rows[1]
@@ -118,13 +118,13 @@ def test_the_forecast_file_has_a_row_for_every_step(tmp_path):
 def test_the_same_forecast_file_is_not_written_again(tmp_path):
     """The key decides; a damaged file is replaced."""
     path = tmp_path / "f.parquet"
-    write_forecast(path, [COMING], "key")
-    write_forecast(path, iter([COMING._replace(trace="b")]), "key")
+    list(writing_forecast(path, [COMING], "key"))
+    list(writing_forecast(path, iter([COMING._replace(trace="b")]), "key"))
     assert {"a"} == set(pq.read_table(path)["trace"].to_pylist())
 
-    write_forecast(path, [COMING._replace(trace="b")], "another")
+    list(writing_forecast(path, [COMING._replace(trace="b")], "another"))
     assert {"b"} == set(pq.read_table(path)["trace"].to_pylist())
 
     path.write_bytes(b"")
-    write_forecast(path, [COMING._replace(trace="b")], "another")
+    list(writing_forecast(path, [COMING._replace(trace="b")], "another"))
     assert {"b"} == set(pq.read_table(path)["trace"].to_pylist())
