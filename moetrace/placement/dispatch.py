@@ -162,6 +162,9 @@ def least_loads(held: Held, counts: Tokens) -> Shares:
 
 def _filled_up(loads: Shares, tokens: Tokens) -> Shares:
     """How many of *tokens* (steps,) each GPU gets on top of *loads* (steps, gpus), the emptiest up to one level."""
+    if loads.shape[1] == 2:  # as most are
+        first = np.clip((tokens + loads[:, 1] - loads[:, 0]) / 2, 0, tokens)
+        return np.stack([first, tokens - first], axis=1)
     low = np.sort(loads, axis=1)
     many = np.arange(1, low.shape[1] + 1)
     level = (low.cumsum(axis=1) + tokens[:, None]) / many  # if the so many emptiest get all

@@ -18,7 +18,7 @@ from moetrace.analysis.imbalance import max_over_mean
 from moetrace.errors import SettingError
 from moetrace.placement.dispatch import EVENLY, LP, Dispatch
 from moetrace.placement.moves import improved, lowest_bound
-from moetrace.placement.planner import FEW_SLOTS, LEAST_GAIN, Ints, arranged, planned, replicas_of
+from moetrace.placement.planner import LEAST_GAIN, Ints, arranged, planned, replicas_of
 from moetrace.placement.step_peak import LEAST_CHANGE, StepLoad, lowered
 from moetrace.trace import Counts, Shares
 
@@ -26,7 +26,7 @@ from moetrace.trace import Counts, Shares
 # are wrong by more, and every further change moves experts.
 TOLERANCE = 0.01
 # Of a plan for single steps, the part of the tolerance that each change has to gain: at stable cutoffs of
-# gpt-moe-32e-d, 4 to 6 % of the slots move for a balance within 0.003 of planning from nothing, which moves half.
+# gpt-moe-32e-d, 5 to 7 % of the slots move for a balance within 0.002 of planning from nothing, which moves half.
 EACH = 0.05
 # Replicas for single steps are also given by the mean share and so many standard deviations.
 SCATTER = (1.0, 2.0)
@@ -107,15 +107,15 @@ def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY
     """The experts of *load* on *gpus*, with *redundant* further slots for replicas of the busiest.
 
     Planned from nothing: by shares (experts,) alone as `planner.planned` does, for single steps as `lowered` does from
-    there, and where slots are few also from replicas by mean and scatter; the best is taken where tokens are split as
-    *dispatch* does. Raises `SettingError` where the slots are not as many on every GPU, or are too many.
+    there, also from replicas by mean and scatter; the best is taken where tokens are split as *dispatch* does.
+    Raises `SettingError` where the slots are not as many on every GPU, or are too many.
     """
     shares = load.mean if isinstance(load, StepLoad) else load
     slots_of(len(shares), gpus, redundant)
     slots = planned(shares[None], gpus, redundant).slots
     if not isinstance(load, StepLoad) or gpus == 1:
         return Plan.of(slots[0], len(shares))
-    if redundant and (slots[0].size <= FEW_SLOTS or dispatch.kind == LP):
+    if redundant:
         scatter = np.array(SCATTER if dispatch.kind != LP else SPLIT_SCATTER)[:, None] * np.sqrt(
             np.diagonal(load.covariance)
         )

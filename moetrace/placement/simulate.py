@@ -11,7 +11,7 @@ from moetrace.analysis.states import state_at
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.summary import DIFFERENCE, summarise
 from moetrace.placement.plan import Load, Plan
-from moetrace.placement.planning import Planning
+from moetrace.placement.planning import MEAN, Planning
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 
 if TYPE_CHECKING:
@@ -155,8 +155,12 @@ def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     return found.reindex(columns=columns)
 
 
-def best_strategy(scores: pd.DataFrame, predictors: list[str], ends: Mapping[int, str] | None = None) -> str:
-    """The one of *predictors* whose plans had the lowest peak where all of them were scored, else the first.
+def best_strategy(
+    scores: pd.DataFrame, predictors: list[str], ends: Mapping[int, str] | None = None, judge: str = MEAN
+) -> str:
+    """The one of *predictors* whose plans were best where all of them were scored, else the first.
+
+    By what plans are judged: the lowest peak over the mean load, or the highest balance of single steps.
 
     *ends* has the state that each layer ends in: a plan for what comes is judged by those that were made in that
     state, by all if there are none.
@@ -164,10 +168,11 @@ def best_strategy(scores: pd.DataFrame, predictors: list[str], ends: Mapping[int
     own = scores[scores["strategy"].isin(predictors)]
     in_state = own[own["state"] == own["layer"].map(ends)] if ends else own
     for part in (in_state, own):
-        cells = part.pivot_table(index=["layer", "horizon", "cutoff"], columns="strategy", values="peak_over_mean")
+        measure = "peak_over_mean" if judge == MEAN else "balance"
+        cells = part.pivot_table(index=["layer", "horizon", "cutoff"], columns="strategy", values=measure)
         shared = cells.reindex(columns=predictors).dropna()
         if len(shared):
-            return str(shared.mean().idxmin())
+            return str(shared.mean().idxmin() if judge == MEAN else shared.mean().idxmax())
     return predictors[0]
 
 

@@ -31,7 +31,7 @@ class Placement:
 
     *frames* are ``summary``, ``plans`` and ``scores``, and ``replanning`` and ``stretches`` where that was asked;
     ``policies`` are those of `verdict.policies_frame`, and *verdict* is what they say, where that was asked.
-    *best* is the predictor whose plans had the lowest peak in the state that each layer ends in, by which the plan to
+    *best* is the predictor whose plans were best in the state that each layer ends in, by which the plan to
     deploy is made; it has *redundant* slots for replicas, and *loads* has the predicted share of each expert by layer.
     *holds* says by state for how many steps a plan holds, None for the rest of the trace.
     *computed* results are new, *reused* ones were kept. *first_expert* is the number of the first expert in the
@@ -110,7 +110,7 @@ def place(
     scores = simulate(trace, test, gpus, redundant, running=running, **settings)
     means = means_frame(test.forecasts(), horizon)
     able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
-    best = best_strategy(scores, able, ending_states(trace))
+    best = best_strategy(scores, able, ending_states(trace), planning.judge)
     all_bytes = (
         (trace.experts + redundant) * len(trace.layers) * (float("nan") if expert_bytes is None else expert_bytes)
     )

@@ -329,6 +329,8 @@ def test_the_best_is_judged_where_all_were_scored():
 
     assert "level" == best_strategy(scores, ["arima", "level"])
     assert "arima" == best_strategy(scores[:0], ["arima", "level"])
+    by_steps = scores.assign(balance=[0.1, 0.8, 0.9])
+    assert "arima" == best_strategy(by_steps, ["arima", "level"], judge="steps")
 
 
 def test_a_plan_stays_in_the_workspace(moetrace, settled, tmp_path):
