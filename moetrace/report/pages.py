@@ -12,6 +12,9 @@ from moetrace.report.tables import markdown, markdown_text, readable, words_of
 if TYPE_CHECKING:
     import pandas as pd
 
+# Rows of a table on the page: nobody reads more, and the files have them all.
+MOST_ROWS = 1000
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -34,7 +37,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Layer:
-    """A row of the explorer, as text, and the course of the layer as an SVG element with its message."""
+    """A row of the explorer, as text, and the course of the layer as an SVG element with its message, or nothing."""
 
     cells: Sequence[str]
     message: str
@@ -43,7 +46,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class TracePage:
-    """All that the page says of one trace; *anchor* is its name within the page."""
+    """All that the page says of one trace; *anchor* is its name within the page, *layers* some of *all_layers*."""
 
     name: str
     anchor: str
@@ -52,24 +55,27 @@ class TracePage:
     pictures: Sequence[Picture]
     headings: Sequence[str]
     layers: Sequence[Layer]
+    all_layers: int
     sections: Sequence[Section]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A frame as text: *headings*, *rows*, and the columns that are words."""
+    """A frame as text: *headings*, *rows*, the columns that are words, and how many rows there are beyond these."""
 
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: Sequence[int]
+    more: int = 0
 
 
 def grid(frame: pd.DataFrame) -> Grid:
-    """A frame as the page shows it."""
-    text = readable(frame)
+    """A frame as the page shows it, its first `MOST_ROWS` rows."""
+    more = max(0, len(frame) - MOST_ROWS)
+    text = readable(frame.head(MOST_ROWS))
     headings = [str(name) for name in text.columns]
     words = [i for i, name in enumerate(headings) if name.removesuffix(" %") in words_of(frame)]
-    return Grid([name.replace("_", " ") for name in headings], text.to_numpy().tolist(), words)
+    return Grid([name.replace("_", " ") for name in headings], text.to_numpy().tolist(), words, more)
 
 
 def as_html(
@@ -112,7 +118,9 @@ def as_markdown(
             lines += [f"### {markdown_text(section.title)}", ""]
             lines += [markdown_text(section.text), ""] if section.text else []
             for caption, frame in section.tables.items():
-                lines += [f"**{caption}**", "", markdown(frame)]
+                more = len(frame) - MOST_ROWS
+                lines += [f"**{caption}**", "", markdown(frame.head(MOST_ROWS))]
+                lines += [f"And {more:,} more rows, in the files.", ""] if more > 0 else []
     lines += ["## Definitions", "", *(f"- **{word}**: {meaning}" for word, meaning in definitions.items()), ""]
     lines += ["## How this was made", "", *(f"- {name}: {markdown_text(value)}" for name, value in facts.items())]
     return "\n".join(lines) + "\n"

@@ -43,6 +43,8 @@ SAVED = (
     "by_history", "by_layer", "worst_experts", "placement", "plan_scores",
 )  # fmt: skip
 """The frames that are written as files."""
+# Layers that a page lists, and draws: far more than any model has, and a page that a browser still opens.
+MOST_LAYERS, MOST_COURSES = 512, 128
 LARGE = ("last_shares",)
 """Those of them that are Parquet: a row for each expert, layer and predictor."""
 
@@ -127,7 +129,9 @@ def _page(trace: str, anchor: str, frames: Mapping[str, Any], pictures: Mapping[
     headings, layers = _layers(anchor, frames)
     shown = [pictures[name] for name in figures.FIGURES if name in pictures]
     sections = _sections(frames, pictures)
-    return TracePage(trace, anchor, _facts(frames), answers_of(frames), shown, headings, layers, sections)
+    return TracePage(
+        trace, anchor, _facts(frames), answers_of(frames), shown, headings, layers, len(frames["layers"]), sections
+    )
 
 
 def _facts(frames: Mapping[str, Any]) -> str:
@@ -146,15 +150,19 @@ def _facts(frames: Mapping[str, Any]) -> str:
 
 
 def _layers(anchor: str, frames: Mapping[str, Any]) -> tuple[list[str], list[Layer]]:
-    """The explorer: a row for each layer, with its course."""
+    """The explorer: a row for each of the `MOST_LAYERS` layers with the hottest experts, and the course of some."""
     courses = {int(layer): part for layer, part in frames["hottest"].groupby("layer")}
     balance = {row["layer"]: row for row in rows_of(frames["balance"])}
     scored = frames["by_layer"]
     nearest = scored[scored["horizon"] == scored["horizon"].min()]
     errors = {row["layer"]: row["error_rate"] for row in rows_of(nearest)}
+    hottest = sorted(balance, key=lambda layer: -balance[layer]["max_over_mean"])
+    listed, drawn = set(hottest[:MOST_LAYERS]), set(hottest[:MOST_COURSES])
     rows, layers = [], []
     for state in rows_of(frames["layers"]):
         number = int(state["layer"])
+        if number not in listed:
+            continue
         hot = balance[number]
         cells = layer_cells(state) | {
             "hottest expert": str(hot["hottest"]),
@@ -163,8 +171,10 @@ def _layers(anchor: str, frames: Mapping[str, Any]) -> tuple[list[str], list[Lay
         }
         rows.append(cells)
         message = f"Layer {number}: expert {hot['hottest']} is the hottest, at {hot['max_over_mean']:.1f} mean loads"
-        with styled():
-            svg = inline(figures.course(courses[number]), f"{anchor}-layer-{number}")
+        svg = ""
+        if number in drawn:
+            with styled():
+                svg = inline(figures.course(courses[number]), f"{anchor}-layer-{number}")
         layers.append(Layer(list(cells.values()), message, svg))
     return list(rows[0]), layers
 

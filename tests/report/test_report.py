@@ -256,3 +256,19 @@ def test_a_narrow_terminal_shows_fewer_columns_and_never_half_a_number():
     assert list(frame.columns) == list(fitting(frame, 80).columns)
     assert ["predictor", "difference", "difference_low", "difference_high"] == list(fitting(frame, 40).columns)
     assert ["predictor"] == list(fitting(frame, 5).columns)
+
+
+def test_a_page_of_very_many_layers_stays_one_that_opens(many, monkeypatch):
+    """It lists and draws the layers with the hottest experts, says so, and cuts long tables."""
+    monkeypatch.setattr("moetrace.report.study.MOST_LAYERS", 5)
+    monkeypatch.setattr("moetrace.report.study.MOST_COURSES", 2)
+    monkeypatch.setattr("moetrace.report.pages.MOST_ROWS", 7)
+    files = dict(files_of({"many": many}, {}, ()))
+    page = files["report.html"].decode()
+    hottest = many["balance"].nlargest(5, "max_over_mean")["layer"].tolist()
+
+    assert "14 layers: open one to see its course (the 5 with the hottest experts; all are in the files)" in page
+    assert {str(layer) for layer in hottest[:2]} == set(re.findall(r"<summary>course of layer (\d+)<", page))
+    assert "<p>And 7 more rows, in the files.</p>" in page
+    assert "And 7 more rows, in the files." in files["report.md"].decode()
+    assert 14 == len(pd.read_csv(io.BytesIO(files["data/many-layers.csv"])))
