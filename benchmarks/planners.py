@@ -191,7 +191,7 @@ def judged(name: str, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, d
     trace = read_trace(SAMPLES / f"{name}.parquet")
     replay = replayed(trace, gpus, redundants, 500)
     frame = policies_frame(replay, trace)
-    said = verdict(trace, replay, frame, gpus, None)
+    said = verdict(trace, replay, frame, gpus)
     steps = np.sort(replay["step"].unique())
     rest = replay[replay["step"] >= steps[len(steps) // 2]]
     settings = rest[["system", "window", "interval", "threshold", "redundant"]].astype(object)
@@ -228,7 +228,7 @@ def main() -> None:
     print(markdown(pd.concat([moves("large/gpt-moe-32e-d", 4, 0), moves("large/gpt-moe-32e-d", 4, 4)])))
     found = [judged(name, *own) for name, own in TRACES.items()]
     print("\nOf each system the settings with the best balance on the first half, scored on the second:\n")
-    print(markdown(pd.concat([frame for frame, _, _ in found]).drop(columns="dispatch")))
+    print(markdown(pd.concat([frame for frame, _, _ in found]).drop(columns=["dispatch", "moved_bytes"])))
     said = ["trace", "verdict", "system", "window", "interval", "redundant", "saved", "saved_low", "saved_high", "moved_per_1000"]  # fmt: skip
     print("\n" + markdown(pd.DataFrame([row for _, row, _ in found])[said]))
     print(

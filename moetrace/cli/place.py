@@ -34,7 +34,7 @@ NODE_COLUMNS = ("node_peak_over_mean", "nodes_per_token")
 
 POLICY_COLUMNS = (
     "system", "window", "interval", "threshold", "redundant", "balance", "moved_per_1000", "recommended", "chosen_by",
-    "peak_over_mean", "dispatch",
+    "moved_bytes", "peak_over_mean", "dispatch",
 )  # fmt: skip
 
 REPLANNING_COLUMNS = (

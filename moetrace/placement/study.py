@@ -101,8 +101,8 @@ def place(
     said = None
     if policies:
         replay = replayed(trace, gpus, policies, first, **settings)
-        judged["policies"] = policies_frame(replay, trace)
-        said = verdict(trace, replay, judged["policies"], gpus, expert_bytes, seed, **settings)
+        judged["policies"] = policies_frame(replay, trace, expert_bytes)
+        said = verdict(trace, replay, judged["policies"], gpus, seed, **settings)
         redundant = redundant if said.redundant is None else said.redundant
     planning = Planning(gpus, redundant, **settings)
     shared = {"train_on": train_on, "results": results, "run": run}

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 POLICY = ["trace", *SETTINGS, "redundant", "dispatch"]
-POLICY_COLUMNS = (*POLICY, "balance", "peak_over_mean", "moved_per_1000", "chosen_by", "recommended")
+POLICY_COLUMNS = (*POLICY, "balance", "peak_over_mean", "moved_per_1000", "moved_bytes", "chosen_by", "recommended")
 # Policies whose balance is so near to the best are as good: the one with fewest replicas is taken, which cost memory,
 # and of those the one that moves least.
 ENOUGH = 0.01
@@ -72,18 +72,19 @@ class Verdict:
         return asdict(self)
 
 
-def policies_frame(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
+def policies_frame(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float | None = None) -> pd.DataFrame:
     """One row for each policy: *balance*, *peak_over_mean* and moves on the second half of the blocks.
 
     *chosen_by* is the balance on the first half, by which one is *recommended*: of those that move no more than
     `MOST_MOVED` and are within `ENOUGH` of the best, that with fewest replicas, and then fewest moves.
-    Moves are in parts of the slots of all layers of *trace*.
+    Moves are those of 1,000 steps, in parts of the slots of all layers of *trace*, and in bytes where an expert has so
+    many *expert_bytes*.
     """
     if replay["step"].nunique() < 2:  # nothing to choose on
         return replay.iloc[:0].reindex(columns=list(POLICY_COLUMNS))
     steps = np.sort(replay["step"].unique())
     first = replay["step"] < steps[len(steps) // 2]
-    half, found = (_measured(replay[part], trace) for part in (first, ~first))  # in the same order
+    half, found = (_measured(replay[part], trace, expert_bytes) for part in (first, ~first))  # in the same order
     able = half[half["moved_per_1000"] <= MOST_MOVED]
     near = able[able["balance"] >= able["balance"].max() - ENOUGH]
     recommended = found.index == near.sort_values(["redundant", "moved_per_1000"], kind="stable").index[0]
@@ -91,7 +92,7 @@ def policies_frame(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
     return found[list(POLICY_COLUMNS)]
 
 
-def _measured(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
+def _measured(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float | None) -> pd.DataFrame:
     """Balance, peak and moves of each policy."""
     blocks = replay["step"].nunique()
     mean, peak, block_peak, moved = (
@@ -101,6 +102,7 @@ def _measured(replay: pd.DataFrame, trace: LoadTrace) -> pd.DataFrame:
     own = {"balance": mean / peak, "peak_over_mean": block_peak / mean}
     slots = (trace.experts + moved.index.get_level_values("redundant").to_numpy()) * len(trace.layers)
     own["moved_per_1000"] = moved / slots / blocks * 1000 / BLOCK
+    own["moved_bytes"] = own["moved_per_1000"] * slots * (float("nan") if expert_bytes is None else expert_bytes)
     return mean.to_frame().assign(**own).reset_index()
 
 
@@ -109,7 +111,6 @@ def verdict(
     replay: pd.DataFrame,
     policies: pd.DataFrame,
     gpus: int,
-    expert_bytes: float | None,
     seed: int = 0,
     **settings: Any,
 ) -> Verdict:
@@ -129,13 +130,11 @@ def verdict(
     chosen = tuple(None if pd.isna(value) else value for value in best[list(SETTINGS)])
     policy = next(own for own in known_policies(len(trace.layers)) if own.settings == chosen)
     redundant = int(best["redundant"])
-    slots = (trace.experts + redundant) * len(trace.layers)
     planning = Planning(gpus, redundant, **settings)
     knee, floor = _replicas(trace, planning)
     return Verdict(
         trace.name, said, *policy.settings, redundant, fewest,
-        saved, low, high, float(best["moved_per_1000"]),
-        float(best["moved_per_1000"]) * slots * (float("nan") if expert_bytes is None else expert_bytes),
+        saved, low, high, float(best["moved_per_1000"]), float(best["moved_bytes"]),
         knee, floor, _holds(replay, best), launch(policy, planning, trace.experts),
     )  # fmt: skip
 

@@ -196,7 +196,11 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "balance": (FRACTION, "mean over busiest GPU where every step waits for its own busiest; 1 is best"),
     "above_oracle": (MEAN_LOADS, "peak_over_mean less that of who knew the load"),
     "moved": (FRACTION, "slots that change from one plan to the next"),
-    "moved_bytes": ("bytes", "what those slots hold in all layers; null where the bytes of an expert were not given"),
+    "moved_bytes": (
+        "bytes",
+        "what those slots hold in all layers, of policies and the verdict those of 1,000 steps; null where the bytes "
+        "of an expert were not given",
+    ),
     "moved_per_1000": (FRACTION, "slots that change in 1,000 steps"),
     "replan_every": (STEPS, "distance of plans; null for one plan kept to the end"),
     "replanning": (LIST, "how good plans are that are made every so many steps"),

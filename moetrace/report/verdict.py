@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from moetrace.report.answers import Answer, percent_whole
+from moetrace.report.screens import bytes_of
 
 UNTOLD = "the trace is too short to choose a policy on one half and to score it on the other"
 # What a policy does; the others are named after the system that does so.
@@ -29,10 +31,11 @@ def judged(verdict: Mapping[str, Any], gpus: int) -> Answer:
     sentence = f"{said}: {policy_named(verdict)} saves {saved} [{low}, {high}] of the expert time of a step."
     replicas = verdict["plain_redundant"]
     beside = "experts in order" + (f" with {replicas:,} replicas" if replicas else "")
+    size = "" if math.isnan(verdict["moved_bytes"]) else f" ({bytes_of(verdict['moved_bytes'])})"
     evidence = (
         f"Saved: beside {beside}, if time follows the busiest GPU of every step, which is a model; on the second half "
-        f"of the trace, by the best policy of the first. {percent_whole(verdict['moved_per_1000'])} of the slots move "
-        "in 1,000 steps."
+        f"of the trace, by the best policy of the first. {percent_whole(verdict['moved_per_1000'])} of the slots{size} "
+        "move in 1,000 steps."
     )
     return Answer("Worth balancing?", f"{saved} saved", sentence, evidence)
 

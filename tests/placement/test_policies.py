@@ -219,9 +219,10 @@ def test_who_moves_all_the_time_is_not_recommended():
         for step in blocks
     ]
 
-    found = policies_frame(pd.DataFrame(rows, columns=REPLAY_COLUMNS), trace).set_index("system")
+    found = policies_frame(pd.DataFrame(rows, columns=REPLAY_COLUMNS), trace, 10.0).set_index("system")
 
     assert [1.5, 1, 0.5, 0] == found["moved_per_1000"].tolist()
+    assert [120, 80, 40, 0] == found["moved_bytes"].tolist()
     assert ["calm"] == found.index[found["recommended"]].tolist()
     assert found.loc["calm", "balance"] == pytest.approx(100 / 110.5)
 
@@ -232,7 +233,7 @@ def test_what_is_worth_it_and_what_is_not():
     for name, share, steps in (("uneven", UNEVEN, 4000), ("even", np.full(8, 1 / 8), 4000), ("short", UNEVEN, 1500)):
         trace = trace_of([share], steps, tokens=200_000)
         frame = replayed(trace, 4, [0], 500)
-        said[name] = verdict(trace, frame, policies_frame(frame, trace), 4, 1e6)
+        said[name] = verdict(trace, frame, policies_frame(frame, trace, 1e6), 4)
 
     assert {"uneven": "worth it", "even": "not worth it", "short": "not enough evidence"} == {
         name: own.verdict for name, own in said.items()
@@ -249,7 +250,7 @@ def test_a_load_that_turns_around_ends_what_a_plan_holds(replay):
     """The plan made at the start holds until the turn at step 3,000, give or take a block."""
     trace, frame = replay
 
-    found = verdict(trace, frame, policies_frame(frame, trace), 4, None)
+    found = verdict(trace, frame, policies_frame(frame, trace), 4)
 
     assert 2500 - BLOCK <= found.holds <= 2500
     assert 4 <= found.enough_redundant
@@ -259,7 +260,7 @@ def test_what_is_saved_is_beside_experts_in_order_without_replicas():
     """Also where only policies with replicas were asked for."""
     trace = trace_of([UNEVEN], 4000)
     frame = replayed(trace, 4, [4], 500)
-    found = verdict(trace, frame, policies_frame(frame, trace), 4, None)
+    found = verdict(trace, frame, policies_frame(frame, trace), 4)
     peaks = frame.groupby(["system", "redundant"])["peak_load"].sum()
 
     assert {("none", 0), ("none", 4)} == {key for key in peaks.index if key[0] == "none" or key[1] == 0}

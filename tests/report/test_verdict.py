@@ -6,7 +6,7 @@ from moetrace.report.verdict import deployment, judged, policy_named, verdict_no
 
 VERDICT = {
     "verdict": "worth it", "system": "vLLM", "window": 1000, "interval": 3000, "threshold": None, "redundant": 32, "plain_redundant": 0,
-    "saved": 0.1234, "saved_low": 0.11, "saved_high": 0.131, "moved_per_1000": 0.25, "enough_redundant": 32,
+    "saved": 0.1234, "saved_low": 0.11, "saved_high": 0.131, "moved_per_1000": 0.25, "moved_bytes": float("nan"), "enough_redundant": 32,
     "floor": 1.0, "holds": 750, "launch": "--enable-eplb",
 }  # fmt: skip
 
@@ -20,6 +20,8 @@ def test_the_verdict_is_one_sentence_with_one_saving():
         "replicas, saves 12.3 % [11.0 %, 13.1 %] of the expert time of a step."
     )
     assert "beside experts in order, if time" in answer.evidence
+    assert "25 % of the slots move" in answer.evidence
+    assert "25 % of the slots (14 GB) move" in judged(VERDICT | {"moved_bytes": 14e9}, 8).evidence
     assert "in order with 16 replicas" in judged(VERDICT | {"plain_redundant": 16}, 8).evidence
     assert "unless utilisation is above 90%," in policy_named(VERDICT | {"threshold": 0.9})
     assert "too short" in judged({"verdict": "not enough evidence", "system": None}, 8).sentence
