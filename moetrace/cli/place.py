@@ -237,8 +237,9 @@ def _launched(shared: Shared, placed: Placement, written: Sequence[dict[str, str
         return placed
     flags = next((own["flags"] for own in written if own["system"] == "SGLang"), "")
     verdict = placed.verdict.launched(flags)
-    if verdict.launch and verdict.launch != flags:
-        shared.note(f"the policy of {placed.trace}, {verdict.system}: {verdict.launch}")
+    for own in (verdict.as_row(), verdict.stock or {"launch": ""}):
+        if own["launch"] not in ("", flags):
+            shared.note(f"the policy of {own['system']} for {placed.trace}: {own['launch']}")
     return replace(placed, verdict=verdict)
 
 

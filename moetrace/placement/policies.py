@@ -164,11 +164,13 @@ Launch = Callable[[Policy, Planning, int], str]
 class System(NamedTuple):
     """What a system can do: its *policies* for a model of so many layers, its defaults first, and how it is started.
 
-    *launch* is None where the plan comes from a file, and a policy is when that file is made anew.
+    *launch* is None where plans do not come from the system itself. One that is *planned* has to take plans while it
+    runs, from `rebalance_experts`: no system does as it is.
     """
 
     policies: Callable[[int], list[Policy]]
     launch: Launch | None
+    planned: bool = False
 
 
 def _vllm(_layers: int) -> list[Policy]:
@@ -246,8 +248,8 @@ POLICIES: Mapping[str, System] = {
     "SGLang": System(_sglang, _launch_sglang),
     "vllm-ascend": System(_ascend, _launch_ascend),
     "TensorRT-LLM": System(_tensorrt_llm, _launch_tensorrt_llm),
-    "moetrace": System(_moetrace, None),
-    "moetrace by state": System(_by_state, None),
+    "moetrace": System(_moetrace, None, planned=True),
+    "moetrace by state": System(_by_state, None, planned=True),
 }
 
 

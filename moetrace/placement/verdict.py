@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 POLICY = ["trace", *SETTINGS, "redundant", "dispatch"]
-POLICY_COLUMNS = (*POLICY, "balance", "peak_over_mean", "moved_per_1000", "moved_bytes", "chosen_by", "recommended")
+POLICY_COLUMNS = (
+    *POLICY,
+    "balance",
+    "peak_over_mean",
+    "moved_per_1000",
+    "moved_bytes",
+    "chosen_by",
+    "recommended",
+    "stock",
+)
 # Policies whose balance is so near to the best are as good: the one with fewest replicas is taken, which cost memory,
 # and of those the one that moves least.
 ENOUGH = 0.01
@@ -41,7 +50,8 @@ class Verdict:
     few as fill the GPUs, with a 95 % interval from a paired bootstrap over blocks of steps. *enough_redundant*
     is the number of replicas above which balance gains less than 0.01, *floor* the peak that the hottest expert alone
     leaves, in mean loads, *holds* for how many steps the balance of a plan made once is within 0.01 of the recommended
-    policy, None to the end. *launch* starts the system so that it does this.
+    policy, None to the end. *launch* starts the system so that it does this. *stock* has the same of the best policy
+    that needs no change to any system, None where that is the recommended one.
     """
 
     trace: str
@@ -61,11 +71,14 @@ class Verdict:
     floor: float = float("nan")
     holds: int | None = None
     launch: str = ""
+    stock: dict[str, Any] | None = None
 
     def launched(self, flags: str) -> Verdict:
         """With the *flags* that a file needs, where what is recommended is a plan that the system reads from one."""
-        read = self.system is not None and POLICIES[self.system].launch is None
-        return replace(self, launch=flags) if read else self
+        own = {"launch": flags} if self.system and POLICIES[self.system].launch is None else {}
+        if self.stock and POLICIES[self.stock["system"]].launch is None:
+            own["stock"] = self.stock | {"launch": flags}  # type: ignore[assignment]
+        return replace(self, **own)  # type: ignore[arg-type]
 
     def as_row(self) -> dict[str, Any]:
         """Its fields."""
@@ -76,7 +89,8 @@ def policies_frame(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float |
     """One row for each policy: *balance*, *peak_over_mean* and moves on the second half of the blocks.
 
     *chosen_by* is the balance on the first half, by which one is *recommended*: of those that move no more than
-    `MOST_MOVED` and are within `ENOUGH` of the best, that with fewest replicas, and then fewest moves.
+    `MOST_MOVED` and are within `ENOUGH` of the best, that with fewest replicas, and then fewest moves. *stock* is the
+    one of those that need no change to any system.
     Moves are those of 1,000 steps, in parts of the slots of all layers of *trace*, and in bytes where an expert has so
     many *expert_bytes*.
     """
@@ -85,11 +99,17 @@ def policies_frame(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float |
     steps = np.sort(replay["step"].unique())
     first = replay["step"] < steps[len(steps) // 2]
     half, found = (_measured(replay[part], trace, expert_bytes) for part in (first, ~first))  # in the same order
+    stock = ~half["system"].map(lambda name: name in POLICIES and POLICIES[name].planned)
+    picked = {"recommended": found.index == _best(half), "stock": found.index == _best(half[stock])}
+    found = found.assign(chosen_by=half["balance"], **picked)
+    return found[list(POLICY_COLUMNS)]
+
+
+def _best(half: pd.DataFrame) -> Any:
+    """The index of the best policy."""
     able = half[half["moved_per_1000"] <= MOST_MOVED]
     near = able[able["balance"] >= able["balance"].max() - ENOUGH]
-    recommended = found.index == near.sort_values(["redundant", "moved_per_1000"], kind="stable").index[0]
-    found = found.assign(chosen_by=half["balance"], recommended=recommended)
-    return found[list(POLICY_COLUMNS)]
+    return near.sort_values(["redundant", "moved_per_1000"], kind="stable").index[0]
 
 
 def _measured(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float | None) -> pd.DataFrame:
@@ -115,28 +135,39 @@ def verdict(
     **settings: Any,
 ) -> Verdict:
     """What the *policies* and their *replay* say of balancing *trace* on *gpus*; *settings* are those of the replay."""
-    import pandas as pd
-
     steps = np.sort(replay["step"].unique()) if len(replay) else np.array([])
     if len(steps) < 2 * FEWEST_BLOCKS:
         return Verdict(trace.name, "not enough evidence")
-    best = policies[policies["recommended"]].iloc[0]
     rest = replay[replay["step"] >= steps[len(steps) // 2]]
-    mine = _is(rest, best)
-    fewest = int(rest["redundant"].min())
-    plain = rest[(rest["system"] == "none") & (rest["redundant"] == fewest)]
-    saved, low, high = saved_beside(plain, rest[mine], seed)
+    planning = Planning(gpus, int(rest["redundant"].min()), **settings)
+    best, stock = (policies[policies[name]].iloc[0] for name in ("recommended", "stock"))
+    told = _told(trace, rest, best, planning, seed)
+    low, high = told["saved_low"], told["saved_high"]
     said = "worth it" if low > WORTH else "not worth it" if high < WORTH else "not enough evidence"
-    chosen = tuple(None if pd.isna(value) else value for value in best[list(SETTINGS)])
-    policy = next(own for own in known_policies(len(trace.layers)) if own.settings == chosen)
-    redundant = int(best["redundant"])
-    planning = Planning(gpus, redundant, **settings)
-    knee, floor = _replicas(trace, planning)
+    knee, floor = _replicas(trace, replace(planning, redundant=told["redundant"]))
     return Verdict(
-        trace.name, said, *policy.settings, redundant, fewest,
-        saved, low, high, float(best["moved_per_1000"]), float(best["moved_bytes"]),
-        knee, floor, _holds(replay, best), launch(policy, planning, trace.experts),
+        trace.name, said, **told, plain_redundant=planning.redundant, enough_redundant=knee, floor=floor,
+        holds=_holds(replay, best), stock=None if stock["recommended"] else _told(trace, rest, stock, planning, seed),
     )  # fmt: skip
+
+
+def _told(trace: LoadTrace, rest: pd.DataFrame, row: pd.Series[Any], plain: Planning, seed: int) -> dict[str, Any]:
+    """What is told of the policy in a *row* of the policies, beside experts in order as *plain* has them."""
+    import pandas as pd
+
+    settings = tuple(None if pd.isna(value) else value for value in row[list(SETTINGS)])
+    policy = next(own for own in known_policies(len(trace.layers)) if own.settings == settings)
+    planning = replace(plain, redundant=int(row["redundant"]))
+    in_order = rest[(rest["system"] == "none") & (rest["redundant"] == plain.redundant)]
+    saved = saved_beside(in_order, rest[_is(rest, row)], seed)
+    return {
+        **dict(zip(SETTINGS, policy.settings)),
+        "redundant": planning.redundant,
+        **dict(zip(("saved", "saved_low", "saved_high"), saved)),
+        "moved_per_1000": float(row["moved_per_1000"]),
+        "moved_bytes": float(row["moved_bytes"]),
+        "launch": launch(policy, planning, trace.experts),
+    }
 
 
 def saved_beside(plain: pd.DataFrame, mine: pd.DataFrame, seed: int = 0) -> tuple[float, float, float]:

@@ -174,6 +174,11 @@ FIELDS: Mapping[str, tuple[str, str]] = {
         "true or false",
         "of the best on the first half the one with fewest replicas, and then fewest moves",
     ),
+    "stock": (
+        "true or false, or object",
+        "of a policy, whether it is the best that needs no change to any system; of the verdict, what is told of that "
+        "one, null where it is the recommended one",
+    ),
     "verdict": (f"object, {LIST} of them, or {TEXT}", "`worth it`, `not worth it` or `not enough evidence`, and why"),
     "saved": (FRACTION, "expert time saved, if time follows the busiest GPU, on the second half"),
     "saved_low": (FRACTION, "2.5 % of its bootstrap"),

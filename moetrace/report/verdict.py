@@ -18,7 +18,6 @@ WAYS = {
     "moetrace by state": "a plan once a layer settles, and a changed one every {interval:,} steps while it moves,",
 }
 LIKE_SYSTEM = "a plan every {interval:,} steps, by the load of the last {window:,}, as {system} makes it,"
-WHILE_IT_MOVES = {"moetrace by state": " while `moetrace states` says that a layer moves"}
 HOT = 1.005  # of an expert that is below, two digits say that it leaves nothing
 
 
@@ -27,8 +26,7 @@ def judged(verdict: Mapping[str, Any], gpus: int) -> Answer:
     said = f"{verdict['verdict'][:1].upper()}{verdict['verdict'][1:]} on {gpus} GPUs"
     if verdict["system"] is None:
         return Answer("Worth balancing?", verdict["verdict"], f"{said}: {UNTOLD}.")
-    saved, low, high = (f"{100 * verdict[f'saved{end}']:.1f} %" for end in ("", "_low", "_high"))
-    sentence = f"{said}: {policy_named(verdict)} saves {saved} [{low}, {high}] of the expert time of a step."
+    sentence = f"{said}: {policy_named(verdict)} saves {_saved(verdict)} of the expert time of a step."
     replicas = verdict["plain_redundant"]
     beside = "experts in order" + (f" with {replicas:,} replicas" if replicas else "")
     size = "" if math.isnan(verdict["moved_bytes"]) else f" ({bytes_of(verdict['moved_bytes'])})"
@@ -37,7 +35,13 @@ def judged(verdict: Mapping[str, Any], gpus: int) -> Answer:
         f"of the trace, by the best policy of the first. {percent_whole(verdict['moved_per_1000'])} of the slots{size} "
         "move in 1,000 steps."
     )
-    return Answer("Worth balancing?", f"{saved} saved", sentence, evidence)
+    return Answer("Worth balancing?", f"{percent_whole(verdict['saved'])} saved", sentence, evidence)
+
+
+def _saved(verdict: Mapping[str, Any]) -> str:
+    """With its interval."""
+    saved, low, high = (f"{100 * verdict[f'saved{end}']:.1f} %" for end in ("", "_low", "_high"))
+    return f"{saved} [{low}, {high}]"
 
 
 def policy_named(verdict: Mapping[str, Any]) -> str:
@@ -80,11 +84,17 @@ def deployment(verdict: Mapping[str, Any]) -> str:
         return "To run it: deploy the file of your system with its flags, above; that is this policy."
     if system in WAYS:
         return (
-            "To run it: deploy the file of your system with its flags, above, which is the first plan, and call "
-            f"`moetrace place --plan FILE` every {verdict['interval']:,} steps{WHILE_IT_MOVES.get(system, '')} for the "
-            "next."
+            "To run it, a system has to take plans while it runs: `moetrace.rebalance_experts` makes them, with "
+            f"`before`; the files are its first. {_as_it_is(verdict['stock'])}"
         )
     return (
         f"To run it: start {system} with the flags of its policy, above, and without a file. The files are one plan "
         "that stays as it is, for systems that read one: not this policy."
     )
+
+
+def _as_it_is(stock: Mapping[str, Any]) -> str:
+    """The best policy that needs no change, and what it takes."""
+    flags = {"none": "nothing to do", "static": "deploy the file of your system with its flags, above"}
+    what = flags.get(stock["system"], f"start {stock['system']} with the flags of its policy, above, without a file")
+    return f"As systems are, {policy_named(stock)} saves {_saved(stock)}: {what}."

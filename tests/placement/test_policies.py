@@ -207,6 +207,8 @@ def test_one_policy_is_recommended_by_the_first_half(replay):
 
     assert sorted(found["chosen_by"]) == pytest.approx(sorted(balance))
     assert best["chosen_by"] >= found[found["moved_per_1000"] <= 1]["chosen_by"].max() - 0.01
+    (stock,) = found[found["stock"]].to_dict("records")
+    assert stock["system"] not in {"moetrace", "moetrace by state"}
     assert {"none", "static"}.isdisjoint(found[found["balance"] > found["balance"].max() - 0.001]["system"])
 
 
@@ -254,6 +256,28 @@ def test_a_load_that_turns_around_ends_what_a_plan_holds(replay):
 
     assert 2500 - BLOCK <= found.holds <= 2500
     assert 4 <= found.enough_redundant
+
+
+def test_what_needs_a_change_of_the_system_is_told_beside_what_does_not():
+    """Where ours is recommended; a file's flags start what reads one."""
+    trace = trace_of([UNEVEN], 3000)
+    settings = {"none": (0, 0, 200.0), "static": (1000, None, 160.0), "vLLM": (1000, 3000, 150.0)}
+    rows = [
+        (trace.name, system, window, interval, None, 0, "even", 0, step, 100.0, peak, peak, 0)
+        for system, (window, interval, peak) in (settings | {"moetrace": (1000, 1000, 120.0)}).items()
+        for step in range(0, 8 * BLOCK, BLOCK)
+    ]
+    frame = pd.DataFrame(rows, columns=REPLAY_COLUMNS).astype({"interval": "Int64", "threshold": "Float64"})
+    found = verdict(trace, frame, policies_frame(frame, trace), 4)
+
+    assert ("moetrace", 0.4) == (found.system, pytest.approx(found.saved))
+    assert ("vLLM", 0.25) == (found.stock["system"], pytest.approx(found.stock["saved"]))
+    assert set(found.stock) < set(found.as_row())
+    assert "--enable-eplb" in found.stock["launch"]
+    told = found.launched("FLAGS")
+    assert ("FLAGS", found.stock) == (told.launch, told.stock)
+    static = dataclasses.replace(found, stock=found.stock | {"system": "static"}).launched("FLAGS")
+    assert "FLAGS" == static.stock["launch"]
 
 
 def test_what_is_saved_is_beside_experts_in_order_without_replicas():

@@ -7,7 +7,7 @@ from moetrace.report.verdict import deployment, judged, policy_named, verdict_no
 VERDICT = {
     "verdict": "worth it", "system": "vLLM", "window": 1000, "interval": 3000, "threshold": None, "redundant": 32, "plain_redundant": 0,
     "saved": 0.1234, "saved_low": 0.11, "saved_high": 0.131, "moved_per_1000": 0.25, "moved_bytes": float("nan"), "enough_redundant": 32,
-    "floor": 1.0, "holds": 750, "launch": "--enable-eplb",
+    "floor": 1.0, "holds": 750, "launch": "--enable-eplb", "stock": None,
 }  # fmt: skip
 
 
@@ -32,17 +32,30 @@ def test_the_verdict_is_one_sentence_with_one_saving():
     [
         ("none", "leaving experts in order", "nothing"),
         ("static", "one plan, by the load of the last 1,000 steps,", "that is this policy"),
-        ("moetrace", "changed in few places every 3,000 steps", "`moetrace place --plan FILE` every 3,000 steps"),
-        ("moetrace by state", "every 3,000 steps while it moves,", "every 3,000 steps while `moetrace states` says"),
+        ("moetrace", "changed in few places every 3,000 steps", "`moetrace.rebalance_experts` makes them"),
+        ("moetrace by state", "every 3,000 steps while it moves,", "the files are its first"),
         ("SGLang", "as SGLang makes it", "start SGLang with the flags of its policy"),
     ],
 )
 def test_what_to_run_says_whether_the_file_is_the_policy(system, policy, todo):
     """A file where the system reads one, flags where it plans by itself."""
-    verdict = VERDICT | {"system": system}
+    verdict = VERDICT | {"system": system, "stock": VERDICT | {"system": "static", "saved": 0.05}}
 
     assert policy in policy_named(verdict)
     assert todo in deployment(verdict)
+
+
+@pytest.mark.parametrize(
+    ("system", "todo"),
+    [
+        ("none", "leaving experts in order with 32 replicas, saves 5.0 % [11.0 %, 13.1 %]: nothing to do."),
+        ("static", "deploy the file of your system with its flags, above."),
+        ("vLLM", "start vLLM with the flags of its policy, above, without a file."),
+    ],
+)
+def test_where_a_system_has_to_be_changed_the_best_without_is_told(system, todo):
+    """And what it saves."""
+    assert todo in deployment(VERDICT | {"system": "moetrace", "stock": VERDICT | {"system": system, "saved": 0.05}})
 
 
 @pytest.mark.parametrize(
