@@ -204,7 +204,9 @@ def judged(name: str, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, d
         saved, low, high = (f"{100 * value:.1f} %" for value in saved_beside(defaults, mine))
         rows.append({"trace": Path(name).name, "beside": system, "saved": f"{saved} [{low}, {high}]"})
     best = frame.loc[frame.groupby("system", sort=False)["chosen_by"].idxmax()].assign(trace=Path(name).name)
-    return best, said.as_row() | {"trace": Path(name).name}, pd.DataFrame(rows)
+    stock = said.stock or {"system": "the same", "saved": said.saved, "moved_per_1000": said.moved_per_1000}
+    told = said.as_row() | {"trace": Path(name).name} | {f"stock {key}": value for key, value in stock.items()}
+    return best, told, pd.DataFrame(rows)
 
 
 def exact(frame: pd.DataFrame) -> pd.DataFrame:
@@ -230,6 +232,8 @@ def main() -> None:
     print("\nOf each system the settings with the best balance on the first half, scored on the second:\n")
     print(markdown(pd.concat([frame for frame, _, _ in found]).drop(columns=["dispatch", "moved_bytes"])))
     said = ["trace", "verdict", "system", "window", "interval", "redundant", "saved", "saved_low", "saved_high", "moved_per_1000"]  # fmt: skip
+    said += ["stock system", "stock window", "stock interval", "stock redundant", "stock saved", "stock moved_per_1000"]
+    print("\nWhat is recommended, and of what systems do as they are (stock), on the second half:")
     print("\n" + markdown(pd.DataFrame([row for _, row, _ in found])[said]))
     print(
         "\nExpert time that the recommended policy saves beside the defaults of each system with as many replicas, and beside experts in order without any (none), on the second half:\n"
