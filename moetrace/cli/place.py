@@ -123,10 +123,8 @@ def place(
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     every = steps_of(replan) if replan else []
     slots = _redundant(redundant)
-    deployed: list[dict[str, str]] = []
-    figures: list[str] = []
 
-    def one(given: str, trace: LoadTrace, progress: Report) -> Placement:
+    def one(given: str, trace: LoadTrace, progress: Report) -> tuple[str, Placement]:
         cutoffs = protocol.looks(trace, [horizon])
         force = running_plan(plan, trace.layers, trace.experts, gpus, first_layer) if plan is not None else None
         placed = place_trace(
@@ -137,15 +135,17 @@ def place(
             policies=slots, replan_every=every, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         shared.note_reused(trace.name, placed.computed, placed.reused)
-        own = Deployed(placed.slots, placed.loads, model_layers, dispatch).numbered(first_layer)
-        written = _write_plans(shared, given, placed, own, f"the next {horizon:,} steps")
-        deployed.extend(written)
-        placed = _launched(shared, placed, written)
-        figures.extend(_draw(shared, given, placed, gpus))
-        _note_holding(shared, placed, every)
-        return placed
+        return given, placed
 
-    done = shared.each_trace(traces, "plans of", "results", one)
+    placements = shared.each_trace(traces, "plans of", "results", one)
+    done, deployed, figures = [], [], []
+    for given, placed in placements:  # where no bar breaks the lines that are to be copied
+        own = Deployed(placed.slots, placed.loads, model_layers, dispatch, groups, nodes).numbered(first_layer)
+        written = _write_plans(shared, given, placed, own, f"the next {horizon:,} steps")
+        deployed += written
+        done.append(_launched(shared, placed, written))
+        figures += _draw(shared, given, placed, gpus)
+        _note_holding(shared, placed, every)
     frames = {name: stacked([placed.frames[name] for placed in done]) for name in done[0].frames}
     tables = _tables(frames, done, gpus, nodes)
     planned = list(dict.fromkeys(placed.redundant for placed in done))

@@ -30,13 +30,15 @@ class Deployed:
 
     *slots* are the experts of each GPU, *loads* the predicted share of each expert, both by the number of the layer
     in the model; the model has *model_layers* layers, 0 if that is not known. *dispatch* is how the tokens of an expert
-    are split among its replicas, see `Dispatch`.
+    are split among its replicas, see `Dispatch`; *groups* of experts stay on one of so many *nodes*.
     """
 
     slots: Slots
     loads: Mapping[int, Sequence[float]] = field(default_factory=dict)
     model_layers: int = 0
     dispatch: str = EVEN
+    groups: int = 1
+    nodes: int = 1
 
     def numbered(self, first_layer: int | None) -> Deployed:
         """The same with *first_layer* as the number of its first layer, the others as far from it as they were."""
@@ -181,7 +183,7 @@ def _tensorrt_llm_flags(plan: Deployed, path: str) -> str:
 def _eplb_flags(plan: Deployed, path: str) -> str:
     return (
         f'rebalance_experts(torch.from_numpy(numpy.load("{path}")), num_replicas={plan.number_of_slots}, '
-        f"num_groups=1, num_nodes=1, num_gpus={plan.gpus})"
+        f"num_groups={plan.groups}, num_nodes={plan.nodes}, num_gpus={plan.gpus})"
     )
 
 

@@ -133,6 +133,8 @@ def test_flags_fit_the_file():
     assert '"eplb": {"level": 1, "expert_map_file": "FILE"}' == flags["MindIE"]
     assert "moe_expert_parallel_size: 3" in flags["TensorRT-LLM"]
     assert "num_replicas=6, num_groups=1, num_nodes=1, num_gpus=3" in flags["DeepSeek's EPLB"]
+    grouped = Deployed(SLOTS, LOADS, groups=4, nodes=2)
+    assert "num_groups=4, num_nodes=2" in MAPS[-1].flags["DeepSeek's EPLB"](grouped, "FILE")
 
 
 @pytest.mark.parametrize(
