@@ -60,20 +60,34 @@ Planner = Callable[[Looks, Plan, Planning], list[Plan]]
 
 
 def from_nothing(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
-    """Planned anew each time, the heaviest first, as EPLB and after it SGLang, vLLM and TensorRT-LLM do."""
+    """Planned anew each time, the heaviest first, as EPLB and after it TensorRT-LLM do; nodes do not count."""
     experts = before.held.shape[1]
     return [Plan.of(slots, experts) for slots in greedy(looks.shares, planning.gpus, planning.redundant)]
 
 
+def as_eplb(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
+    """`from_nothing`; where groups stay on nodes first groups to nodes, as EPLB, SGLang and vLLM do."""
+    if not planning.on_nodes:
+        return from_nothing(looks, before, planning)
+    (rows, experts), nodes = looks.shares.shape, planning.nodes
+    size = experts // planning.groups
+    groups = greedy(looks.shares.reshape(rows, planning.groups, size).sum(axis=2), nodes, 0)  # (rows, nodes, groups)
+    homes = (groups[..., None] * size + np.arange(size)).reshape(rows * nodes, -1)
+    own = np.take_along_axis(np.repeat(looks.shares, nodes, axis=0), homes, axis=1)
+    local = greedy(own, planning.gpus // nodes, planning.redundant // nodes).reshape(rows * nodes, -1)
+    slots = np.take_along_axis(homes, local, axis=1).reshape(rows, planning.gpus, -1)
+    return [Plan.of(row, experts) for row in slots]
+
+
 def gated(threshold: float) -> Planner:
-    """`from_nothing`, but not where utilisation since the last look was above *threshold*, as SGLang's gate does.
+    """`as_eplb`, but not where utilisation since the last look was above *threshold*, as SGLang's gate does.
 
     Of each layer by itself, where SGLang takes the mean over layers.
     """
 
     def planner(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
         plans = [before]
-        for look, fresh in enumerate(from_nothing(looks, before, planning)):
+        for look, fresh in enumerate(as_eplb(looks, before, planning)):
             busy = utilisation(planning.split.loads(plans[-1].held, looks.since_last(look)))
             plans.append(plans[-1] if busy > threshold else fresh)
         return plans[1:]
@@ -106,7 +120,7 @@ def in_steps(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
 def as_even_as_can_be(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
     """Planned from nothing for the single steps of the window, its GPUs named after those before."""
     seen = [looks.load.until(step).last(looks.window).counts for step in looks.steps]
-    return [planning.place(planning.load(counts, share)).aligned(before) for counts, share in zip(seen, looks.shares)]
+    return [planning.place(planning.load(counts, share), before) for counts, share in zip(seen, looks.shares)]
 
 
 def by_state(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
@@ -175,11 +189,11 @@ class System(NamedTuple):
 
 def _vllm(_layers: int) -> list[Policy]:
     grid = dict.fromkeys([(1000, 3000), *product((1000, 250), (1000, 250))])
-    return [Policy("vLLM", window, every, from_nothing, even=True) for window, every in grid]
+    return [Policy("vLLM", window, every, as_eplb, even=True) for window, every in grid]
 
 
 def _sglang(_layers: int) -> list[Policy]:
-    own = [Policy("SGLang", every, every, from_nothing) for every in (1000, 250, 3000)]
+    own = [Policy("SGLang", every, every, as_eplb) for every in (1000, 250, 3000)]
     return [*own, Policy("SGLang", 1000, 1000, gated(0.9), threshold=0.9)]
 
 

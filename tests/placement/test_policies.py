@@ -59,23 +59,28 @@ def looked(load, policy):
     return Looks(load, due, policy.window, np.array(shares).reshape(-1, load.experts))
 
 
+# Systems whose planners know of no nodes.
+FLAT = ("vllm-ascend", "TensorRT-LLM")
 ALL = [policy for policy in policies(3) if policy.interval != 0]
 
 
 @pytest.mark.parametrize("policy", ALL, ids=lambda policy: "-".join(map(str, policy.settings)))
-@pytest.mark.parametrize("redundant", [0, 4])
-def test_every_policy_fills_every_slot_and_no_gpu_twice(policy, redundant):
+@pytest.mark.parametrize("planning", [Planning(4), Planning(4, 4), Planning(4, 4, nodes=2, groups=4)])
+def test_every_policy_fills_every_slot_and_no_gpu_twice(policy, planning):
     """A plan after each look, for all experts, as many slots on each GPU and no two replicas of an expert on one."""
     load = trace_of([UNEVEN, TURNED], 3000).layer(0)
     looks = looked(load, policy)
 
-    plans = policy.plans(looks, in_order(8, 4, redundant), Planning(4, redundant))
+    plans = policy.plans(looks, in_order(8, 4, planning.redundant), planning)
 
     assert len(looks.steps) == len(plans) > 0
     for plan in plans:
-        assert {(8 + redundant) // 4} == set(plan.held.sum(axis=1).tolist())
+        assert {(8 + planning.redundant) // 4} == set(plan.held.sum(axis=1).tolist())
         assert 1 == plan.held.max()
         assert plan.held.sum(axis=0).min() > 0
+        if planning.on_nodes and policy.system not in FLAT:
+            groups = plan.held.reshape(2, 2, 4, 2).sum(axis=(1, 3)) > 0  # (nodes, groups)
+            assert (groups.sum(axis=0) == 1).all()
 
 
 @pytest.mark.parametrize("policy", ALL, ids=lambda policy: "-".join(map(str, policy.settings)))
