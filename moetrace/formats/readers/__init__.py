@@ -9,6 +9,7 @@ from moetrace.formats.errors import readable
 from moetrace.formats.readers.documents import JsonFormat
 from moetrace.formats.readers.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.readers.mindie import MindieFormat
+from moetrace.formats.readers.mlflow import MlflowFormat
 from moetrace.formats.readers.numpy import NumpyFormat
 from moetrace.formats.readers.omni import OmniFormat
 from moetrace.formats.readers.parquet import Location, ParquetFormat, Uri
@@ -33,6 +34,7 @@ FORMATS: dict[str, Format] = {
         TensorsFormat(),
         TensorrtFormat(),
         TensorboardFormat(),
+        MlflowFormat(),
         OmniFormat(),
         MindieFormat(),
         RoutingFormat(),
