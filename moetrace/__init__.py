@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from moetrace.formats import ReadOptions, open_trace, read_trace, save_trace
     from moetrace.formats.export import export_trace
     from moetrace.placement.plan import Plan
+    from moetrace.placement.planning import Planning
     from moetrace.placement.rebalance import rebalance_experts
     from moetrace.placement.replanning import replanning_frame
     from moetrace.placement.simulate import simulate
@@ -65,6 +66,7 @@ _HOMES = {
     "formats": ("ReadOptions", "open_trace", "read_trace", "save_trace"),
     "formats.export": ("export_trace",),
     "placement.plan": ("Plan",),
+    "placement.planning": ("Planning",),
     "placement.rebalance": ("rebalance_experts",),
     "placement.replanning": ("replanning_frame",),
     "placement.simulate": ("simulate",),
@@ -95,6 +97,7 @@ __all__ = [
     "MoetraceError",
     "Placement",
     "Plan",
+    "Planning",
     "ReadOptions",
     "Recorder",
     "ResultFolder",

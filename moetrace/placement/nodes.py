@@ -19,7 +19,7 @@ def check_nodes(experts: int, slots: int, groups: int, nodes: int, gpus: int) ->
     """Raise `SettingError` where groups, slots and GPUs are not the same number on each of the *nodes*."""
     if min(nodes, gpus) < 1 or gpus % nodes:
         raise SettingError(f"{gpus} GPUs are not the same number on each of {nodes} nodes")
-    if groups % nodes and groups > 1:
+    if groups % nodes:
         raise SettingError(f"{groups} groups are not the same number on each of {nodes} nodes")
     if experts % groups:
         raise SettingError(f"{experts} experts are not the same number in each of {groups} groups")

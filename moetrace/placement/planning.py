@@ -39,8 +39,12 @@ class Planning:
     where a token takes *top_groups* of them (half of them by default, as DeepSeek-V3 does, with 4 of 8).
     Raises `SettingError` for settings that there are not, or that do not fit together.
 
-    >>> Planning(gpus=4).in_order(8).experts
-    [[0, 1], [2, 3], [4, 5], [6, 7]]
+    >>> import moetrace as mt
+    >>> load = mt.synthetic_trace([mt.settling(500, steps=2000)]).layer(0).until(1000).last(500)
+    >>> planning = mt.Planning(gpus=4)
+    >>> plan = planning.place(planning.load(load.counts, load.mean_shares))
+    >>> planning.evenness(plan, load.counts).balance > planning.evenness(planning.in_order(8), load.counts).balance
+    True
     """
 
     gpus: int

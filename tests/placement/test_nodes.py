@@ -133,6 +133,7 @@ def test_nodes_of_a_token_are_few_where_groups_stay_together():
     assert nodes_per_token(flat.held, shares, 8, 8, 8, 4) == pytest.approx(5.3, abs=0.1)
     assert np.isnan(nodes_per_token(flat.held, shares, 8, None, 8, 4))
     assert 1 == nodes_per_token(flat.held, shares, 1, 8)
+    assert 1.75 == pytest.approx(nodes_per_token(np.eye(8), np.full(8, 1 / 8), 4, 2))
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,16 @@ def test_a_plan_in_force_that_knows_no_nodes_is_left_for_whole_groups():
     assert all(2 == len(set((node // 4).tolist())) for row in after for node in np.split(row, 2))
 
 
+@pytest.mark.parametrize(("tolerance", "homes"), [(0.03, [[0, 1], [2, 3]]), (0.015, [[0, 3], [1, 2]])])
+def test_groups_stay_where_they_are_even_enough(tolerance, homes):
+    """The busiest node has 2 % more than the mean: it keeps its groups within that tolerance of the mean node."""
+    weight = np.repeat([0.26, 0.25, 0.25, 0.24], 2)[None] / 2
+
+    after, _, _ = rebalance_experts(weight, 8, 4, 2, 2, before=[[*range(8)]], tolerance=tolerance)
+
+    assert homes == sorted(sorted(set((node // 2).tolist())) for node in np.split(after[0], 2))
+
+
 def test_a_layer_without_load_is_planned():
     """Every expert alike."""
     phy2log, _, _ = rebalance_experts(np.zeros((1, 4)), 4, 1, 1, 2)
@@ -87,6 +97,7 @@ def test_a_layer_without_load_is_planned():
         ([[1, float("nan")]], (2, 1, 1, 2), None, "is nan"),
         ([[1, 2, 3]], (3, 1, 1, 2), None, "try --redundant 1"),
         ([[1, 2, 3, 4]], (3, 1, 1, 1), None, "do not hold 4 experts"),
+        ([[1, 2, 3, 4]], (5, 2, 2, 2), None, "5 replicas do not hold 4 experts evenly on 2 nodes"),
         ([[1, 2, 3, 4]], (4, 2, 2, 3), None, "not the same number on each of 2 nodes"),
         ([[1, 2, 3, 4, 5, 6]], (6, 4, 2, 2), None, "in each of 4 groups"),
         ([[1, 2]], (2, 1, 1, 2), [[0, 0]], "layer 0 does not hold every expert"),
