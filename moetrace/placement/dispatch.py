@@ -92,7 +92,8 @@ def nearest_table(phy2log: Ints, gpus: int, nodes: int = 1, *, from_file: bool =
     table = np.empty((gpus, layers, experts), np.int64)
     draws = [Random(seed) for _ in range(gpus)]
     for layer, row in enumerate(phy2log):
-        for expert in range(experts):
+        table[:, layer, row] = np.arange(len(row))  # the slot of each expert that has but one
+        for expert in np.flatnonzero(np.bincount(row) > 1):
             slots = np.flatnonzero(row == expert).tolist()
             near = [_nearest(slots, gpu, size, gpus // nodes) for gpu in range(gpus)]
             far = [gpu for gpu, slot in enumerate(near) if slot < 0]

@@ -156,10 +156,7 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "interval": (STEPS, "from one plan to the next; null for one plan kept to the end, 0 for none"),
     "threshold": (FRACTION, "utilisation above which SGLang makes no new plan; null where there is no such gate"),
     "judge": (TEXT, "what plans are judged by: single `steps`, or the `mean` load"),
-    "dispatch": (
-        TEXT,
-        "how the tokens of a replicated expert are split: `even`, `nearest` or `lp`; of policies, `even`",
-    ),
+    "dispatch": (TEXT, "how the tokens of a replicated expert are split: `even`, `nearest` or `lp`"),
     "nodes": (NUMBER, "nodes that the GPUs are on"),
     "groups": (NUMBER, "groups of experts, each of which stays on one node where there are several"),
     "node_peak_over_mean": (MEAN_LOADS, "load of the busiest node over that of the mean one, over the horizon"),
