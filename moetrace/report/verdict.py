@@ -10,6 +10,11 @@ from moetrace.report.answers import Answer, percent_whole
 from moetrace.report.screens import bytes_of
 
 UNTOLD = "the trace is too short to choose a policy on one half and to score it on the other"
+NO_BETTER = "no policy betters the balance of experts in order by 0.01, which is about 1 % of the expert time"
+TOLD = (
+    "if time follows the busiest GPU of every step, which is a model; on the second half of the trace, by the best "
+    "policy of the first"
+)
 # What a policy does; the others are named after the system that does so.
 WAYS = {
     "none": "leaving experts in order",
@@ -26,13 +31,14 @@ def judged(verdict: Mapping[str, Any], gpus: int) -> Answer:
     said = f"{verdict['verdict'][:1].upper()}{verdict['verdict'][1:]} on {gpus} GPUs"
     if verdict["system"] is None:
         return Answer("Worth balancing?", verdict["verdict"], f"{said}: {UNTOLD}.")
+    if verdict["system"] == "none":
+        return Answer("Worth balancing?", verdict["verdict"], f"{said}: {NO_BETTER}.", f"{TOLD[:1].upper()}{TOLD[1:]}.")
     sentence = f"{said}: {policy_named(verdict)} saves {_saved(verdict)} of the expert time of a step."
     replicas = verdict["plain_redundant"]
     beside = "experts in order" + (f" with {replicas:,} replicas" if replicas else "")
     size = "" if math.isnan(verdict["moved_bytes"]) else f" ({bytes_of(verdict['moved_bytes'])})"
     evidence = (
-        f"Saved: beside {beside}, if time follows the busiest GPU of every step, which is a model; on the second half "
-        f"of the trace, by the best policy of the first. {percent_whole(verdict['moved_per_1000'])} of the slots{size} "
+        f"Saved: beside {beside}, {TOLD}. {percent_whole(verdict['moved_per_1000'])} of the slots{size} "
         "move in 1,000 steps."
     )
     return Answer("Worth balancing?", f"{percent_whole(verdict['saved'])} saved", sentence, evidence)

@@ -27,6 +27,14 @@ def test_the_verdict_is_one_sentence_with_one_saving():
     assert "too short" in judged({"verdict": "not enough evidence", "system": None}, 8).sentence
 
 
+def test_where_nothing_is_better_than_experts_in_order_nothing_is_saved():
+    """It says so instead of 0 %."""
+    found = judged(VERDICT | {"system": "none", "verdict": "not worth it", "window": 0, "interval": 0}, 8)
+
+    assert found.sentence.startswith("Not worth it on 8 GPUs: no policy betters the balance of experts in order")
+    assert found.evidence.startswith("If time follows the busiest GPU")
+
+
 @pytest.mark.parametrize(
     ("system", "policy", "todo"),
     [
