@@ -7,6 +7,7 @@ rows first. Slots are an array (rows, gpus, slots of a GPU) of experts; no GPU e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,12 @@ LEAST_GAIN = 1e-9
 # A peak so close to the mean is even: the load of no step is known to a ten-thousandth.
 EVEN = 1e-4
 # The GPUs with least load are tried first as partners of the busiest, more of them where those have nothing to offer:
-# measured on 58 layers of 256 experts, a third of the time of trying all at once.
-PARTNERS = (4, 12)
-# Replicas are chosen together with the packing where so few slots share the load that one more or less is felt.
+# measured on 58 layers of 256 experts, two thirds of the time of trying all at once.
+PARTNERS = (4, 24)
+# With more slots on a GPU, partners are looked up by their weight instead of trying all pairs.
+MANY_SLOTS = 200
+# Replicas are chosen together with the packing, and every slot is filled with all loads known, where so few slots share
+# the load that one more or less is felt.
 FEW_SLOTS = 64
 # Choices of replicas that are tried in one round for one row, while the peak is so far above the mean: the forecast of
 # a horizon is hardly ever better known.
@@ -55,9 +59,10 @@ def planned(shares: Shares, gpus: int, redundant: int) -> Packing:
     """The experts of *shares* (rows, experts), none negative, on *gpus* with *redundant* further slots.
 
     Replicas go one by one to the expert with most load a replica (as EPLB does, DeepSeek-AI 2025). Then the heaviest
-    comes first to the GPU with least load and a free slot (longest processing time, Graham 1969), and experts are
-    exchanged with the busiest GPU as long as that lowers the peak. Where slots are few, one replica at a time is
-    given to another expert and all is packed anew, as long as that lowers the peak.
+    comes first to the GPU with least load and a free slot (longest processing time, Graham 1969), or where slots are
+    many in turns to all GPUs, and experts are exchanged with the busiest GPU as long as that lowers the peak. Where
+    slots are few, one replica at a time is given to another expert and all is packed anew, as long as that lowers the
+    peak.
     """
     copies = replicas_of(shares, redundant, gpus)
     found = arranged(shares, copies, gpus)
@@ -82,32 +87,65 @@ def replicas_of(shares: Shares, redundant: int, gpus: int) -> Ints:
 
 
 def arranged(shares: Shares, copies: Ints, gpus: int) -> Packing:
-    """Experts of *shares* (rows, experts) in as many slots as *copies* says: packed, then exchanged."""
+    """Experts of *shares* (rows, experts) in as many slots as *copies* says: packed or dealt, then exchanged."""
     weight = shares / copies
-    return exchanged(Packing(_packed(weight, copies, gpus), weight))
+    filled = _packed if copies[0].sum() <= FEW_SLOTS else _dealt
+    return exchanged(Packing(filled(weight, copies, gpus), weight))
+
+
+def _heaviest_first(weight: Shares, copies: Ints) -> Ints:
+    """What fills the slots, replicas of an expert one after the other, shape (rows, all slots)."""
+    heaviest = np.argsort(-weight, axis=1, kind="stable")
+    return np.repeat(heaviest.ravel(), _of(copies, heaviest).ravel()).reshape(len(weight), -1)
+
+
+def _dealt(weight: Shares, copies: Ints, gpus: int) -> Ints:
+    """The heaviest first, in every turn one to each GPU, the heavier to those with less load; no replica twice.
+
+    Less even than `_packed` where slots are few, and as many turns as a GPU has slots instead of one for each.
+    """
+    items, at = _heaviest_first(weight, copies).reshape(len(weight), -1, gpus), np.arange(len(weight))[:, None]
+    heavy, load, slots = _of(weight, items), np.zeros((len(weight), gpus)), np.empty_like(items)
+    for turn in range(items.shape[1]):
+        order = np.argsort(load, axis=1, kind="stable")
+        again = np.flatnonzero((items[:, turn, 0] == items[:, turn - 1, -1]) & (turn > 0))
+        if len(again):  # further replicas of an expert that the last turn had: GPUs without it come first
+            split = items[again, turn, :1]
+            without = slots[again[:, None], turn - 1, order[again]] != split
+            first = without & (without.cumsum(axis=1) <= (items[again, turn] == split).sum(axis=1, keepdims=True))
+            order[again] = _of(order[again], np.argsort(~first, axis=1, kind="stable"))
+        slots[at, turn, order] = items[:, turn]
+        load[at, order] += heavy[:, turn]
+    return np.ascontiguousarray(slots.swapaxes(1, 2))
 
 
 def _packed(weight: Shares, copies: Ints, gpus: int) -> Ints:
     """Heaviest first to the GPU with least load that has a free slot and no replica of it."""
-    rows, total = np.arange(len(weight)), int(copies[0].sum())
-    heaviest = np.argsort(-weight, axis=1, kind="stable")
-    items = np.repeat(heaviest.ravel(), _of(copies, heaviest).ravel()).reshape(len(weight), total)
-    heavy, again = _of(weight, items), np.zeros(items.shape, bool)
-    again[:, 1:] = items[:, 1:] == items[:, :-1]
-    slots = np.full((len(weight), gpus, total // gpus), -1, np.int64)
-    load, filled = np.zeros((len(weight), gpus)), np.zeros((len(weight), gpus), np.int64)
-    taken = np.zeros((len(weight), gpus), bool)  # holds a replica of the item whose turn it is, or is full
-    for turn in range(total):
-        first = ~again[:, turn]
-        if first.any():
-            taken[first] = filled[first] == slots.shape[2]
-        gpu = np.where(taken, np.inf, load).argmin(axis=1)
-        for row in np.flatnonzero(taken[rows, gpu]):
-            gpu[row] = _make_room(slots[row], filled[row], load[row], weight[row], items[row, turn])
-        slots[rows, gpu, filled[rows, gpu]] = items[:, turn]
-        filled[rows, gpu] += 1
-        load[rows, gpu] += heavy[:, turn]
-        taken[rows, gpu] = True
+    rows, items = np.arange(len(weight)), _heaviest_first(weight, copies)
+    total, size = items.shape[1], items.shape[1] // gpus
+    heavy, items = _of(weight, items).T.copy(), items.T.copy()
+    again = np.zeros((total + 1, len(weight)), bool)  # whether a turn has the expert of the turn before
+    again[1:-1] = items[1:] == items[:-1]
+    some: NDArray[np.bool_] = again.any(axis=1)
+    ends = np.logical_and(again[:-1], ~again[1:])
+    slots, load = np.full((len(weight), gpus, size), -1, np.int64), np.zeros((len(weight), gpus))
+    filled, free = np.zeros(load.shape, np.int64), np.zeros(load.shape)  # free: infinite where an item cannot go
+    for turn, item in enumerate(items):
+        gpu = free.argmin(axis=1)
+        if some[turn]:
+            for row in np.flatnonzero(np.isinf(free[rows, gpu])):
+                gpu[row] = _make_room(slots[row], filled[row], load[row], weight[row], item[row])
+        at = rows * gpus + gpu
+        spot = filled.take(at)
+        slots.put(at * size + spot, item)
+        filled.put(at, spot + 1)
+        now = load.take(at) + heavy[turn]
+        load.put(at, now)
+        now[(spot + 1 == size) | again[turn + 1]] = np.inf
+        free.put(at, now)
+        if some[turn]:
+            over = np.flatnonzero(ends[turn])
+            free[over] = np.where(filled[over] < size, load[over], np.inf)
     return slots
 
 
@@ -152,28 +190,73 @@ def exchange(packing: Packing) -> Ints | None:
 
 def _exchange(slots: Ints, weight: Shares, load: Shares, rows: Ints, partners: int) -> NDArray[np.bool_]:
     """The best exchange of each of *rows* with one of so many *partners*, made in place; whether there was one."""
-    own, at, n, size = load[rows], np.arange(len(rows)), len(rows), slots.shape[2]
-    order = np.argpartition(own, partners - 1, axis=1)[:, :partners] if partners < load.shape[1] - 1 else None
+    own, at, (gpus, size) = load[rows], np.arange(len(rows)), slots.shape[1:]
     peak = own.argmax(axis=1)
-    others = _others(peak, load.shape[1]) if order is None else order
-    ours, theirs = slots[rows, peak], slots[rows[:, None], others]  # (n, size), (n, partners, size)
-    our_weight, their_weight = weight[rows[:, None], ours], weight[rows[:, None, None], theirs]
-    less = our_weight[:, None, None, :] - their_weight[:, :, :, None]  # (n, partners, theirs, ours)
-    high, low = own[at, peak][:, None, None, None], own[at[:, None], others][:, :, None, None]
-    worst = np.maximum(high - less, low + less)
-    if slots.shape[1] * size > weight.shape[1]:  # no second replica on one GPU
-        row, partner, other, mine = np.nonzero(theirs[:, :, :, None] == ours[:, None, None, :])
-        worst[row, partner, other, :] = np.inf
-        worst[row, partner, :, mine] = np.inf
-    best = worst.reshape(n, -1).argmin(axis=1)
-    gain: NDArray[np.bool_] = worst.reshape(n, -1)[at, best] < own[at, peak] * (1 - LEAST_GAIN)
-    partner, other, mine = np.unravel_index(best[gain], worst.shape[1:])
-    at, rows = at[gain], rows[gain]
-    other_gpu, apart = others[at, partner], less[at, partner, other, mine]
-    slots[rows, peak[at], mine], slots[rows, other_gpu, other] = theirs[at, partner, other], ours[at, mine]
+    few = partners < gpus - 1
+    others = np.argpartition(own, partners - 1, axis=1)[:, :partners] if few else _others(peak, gpus)
+    ours, theirs = slots[rows, peak], slots[rows[:, None], others].reshape(len(rows), -1)  # (n, size), (n, all theirs)
+    begin = (rows * weight.shape[1])[:, None]
+    our_weight, their_weight = weight.take(begin + ours), weight.take(begin + theirs)
+    high, low = own[at, peak], np.repeat(_of(own, others), size, axis=1)
+    # The busier of the two GPUs has their mean after an exchange, and what it is off half of their difference.
+    mean, wanted = (high[:, None] + low) / 2, their_weight + (high[:, None] - low) / 2
+    best = _nearest_of_many if size > MANY_SLOTS else _nearest
+    worst, mine, other = best(ours, theirs, our_weight, wanted, mean, gpus * size > weight.shape[1])
+    gain: NDArray[np.bool_] = worst < high * (1 - LEAST_GAIN)
+    at, mine, other = at[gain], mine[gain], other[gain]
+    rows, other_gpu, apart = rows[gain], others[at, other // size], our_weight[at, mine] - their_weight[at, other]
+    slots[rows, peak[at], mine], slots[rows, other_gpu, other % size] = theirs[at, other], ours[at, mine]
     load[rows, peak[at]] -= apart
     load[rows, other_gpu] += apart
     return gain
+
+
+def _nearest(
+    ours: Ints, theirs: Ints, weight: Shares, wanted: Shares, mean: Shares, replicas: bool
+) -> tuple[Shares, Ints, Ints]:
+    """For each row the least of *mean* and how far the *weight* of one of *ours* is from what is *wanted*; of which.
+
+    Ours have shape (n, slots), theirs and what is wanted for them (n, partners * slots). With *replicas*, none comes to
+    a GPU that has one.
+    """
+    (n, size), at = ours.shape, np.arange(len(ours))
+    worst = weight[:, :, None] - wanted[:, None]
+    np.abs(worst, out=worst)
+    worst += mean[:, None]
+    if replicas:
+        both = np.flatnonzero(ours[:, :, None] == theirs[:, None])
+        row, mine, other = np.unravel_index(both, worst.shape)
+        worst[row, :, other] = np.inf
+        worst.reshape(n, size, -1, size)[row, mine, other // size] = np.inf
+    worst = worst.reshape(n, -1)
+    best = worst.argmin(axis=1)
+    return worst[at, best], *np.divmod(best, wanted.shape[1])
+
+
+def _nearest_of_many(
+    ours: Ints, theirs: Ints, weight: Shares, wanted: Shares, mean: Shares, replicas: bool
+) -> tuple[Shares, Ints, Ints]:
+    """The same, looked up in sorted weights, one pair of GPUs at a time."""
+    size = ours.shape[1]
+    found = [(np.inf, 0, 0)] * len(ours)
+    for row, begin in product(range(len(ours)), range(0, theirs.shape[1], size)):
+        if mean[row, begin] >= found[row][0]:
+            continue
+        part = slice(begin, begin + size)
+        mine, other = np.arange(size), np.arange(begin, begin + size)
+        if replicas:
+            mine = mine[~np.isin(ours[row], theirs[row, part])]
+            other = other[~np.isin(theirs[row, part], ours[row])]
+        if not len(mine):
+            continue
+        mine = mine[np.argsort(weight[row, mine])]
+        above = np.searchsorted(weight[row, mine], wanted[row, other])
+        near = np.clip(above + np.array([[-1], [0]]), 0, len(mine) - 1)  # the next lighter and heavier of ours
+        worst = mean[row, begin] + np.abs(weight[row, mine[near]] - wanted[row, other])
+        side, best = np.unravel_index(worst.argmin(), worst.shape)
+        found[row] = min(found[row], (worst[side, best], int(mine[near[side, best]]), int(other[best])))
+    worst, one, another = zip(*found)
+    return np.array(worst), np.array(one, np.int64), np.array(another, np.int64)
 
 
 def _others(peak: Ints, gpus: int) -> Ints:

@@ -148,3 +148,34 @@ def test_room_is_made_where_only_gpus_with_a_replica_are_free():
     assert [[0, 2], [1, 2]] == np.sort(found[0], axis=1).tolist()
     tight = planner._packed(np.array([[5.0, 2.0, 2.0, 1.0]]), np.array([[1, 1, 2, 2]]), 3)
     assert (np.diff(np.sort(tight[0], axis=1), axis=1) > 0).all()
+
+
+@pytest.mark.parametrize(("experts", "gpus", "redundant"), [(12, 4, 0), (13, 4, 7), (4, 4, 12), (6, 3, 3), (5, 2, 5)])
+def test_dealing_equals_its_naive_twin(experts, gpus, redundant):
+    """In every turn one expert to each GPU, the heavier to less load, replicas left over first to GPUs without one."""
+    shares = loads(20, experts, 1.5, seed=experts)
+    copies = replicas_of(shares, redundant, gpus)
+
+    for weight, many, found in zip(shares / copies, copies, planner._dealt(shares / copies, copies, gpus)):
+        held = [[] for _ in range(gpus)]
+        items = [e for e in np.argsort(-weight, kind="stable") for _ in range(many[e])]
+        for turn in range(0, len(items), gpus):
+            free = sorted(range(gpus), key=lambda gpu: weight[held[gpu]].sum())
+            for expert in items[turn : turn + gpus]:
+                gpu = next(gpu for gpu in free if expert not in held[gpu])
+                free.remove(gpu)
+                held[gpu].append(expert)
+        assert held == found.tolist()
+
+
+def test_looking_partners_up_finds_the_same_exchanges(monkeypatch):
+    """By the order of weights as by all pairs, also where replicas must not meet."""
+    shares = loads(6, 60)
+    for redundant in (0, 20):
+        every = planned(shares, 4, redundant)
+        with monkeypatch.context() as patch:
+            patch.setattr(planner, "MANY_SLOTS", 0)
+            patch.setattr(planner, "_nearest", None)
+            looked_up = planned(shares, 4, redundant)
+        assert looked_up.peaks == pytest.approx(every.peaks, rel=1e-12)
+        assert np.array_equal(np.sort(looked_up.slots, axis=2), np.sort(every.slots, axis=2))
