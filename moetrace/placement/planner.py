@@ -126,7 +126,7 @@ def _packed(weight: Shares, copies: Ints, gpus: int) -> Ints:
     heavy, items = _of(weight, items).T.copy(), items.T.copy()
     again = np.zeros((total + 1, len(weight)), bool)  # whether a turn has the expert of the turn before
     again[1:-1] = items[1:] == items[:-1]
-    some: NDArray[np.bool_] = again.any(axis=1)
+    some: NDArray[np.bool_] = np.logical_or.reduce(again, axis=1)
     ends = np.logical_and(again[:-1], ~again[1:])
     slots, load = np.full((len(weight), gpus, size), -1, np.int64), np.zeros((len(weight), gpus))
     filled, free = np.zeros(load.shape, np.int64), np.zeros(load.shape)  # free: infinite where an item cannot go

@@ -20,6 +20,9 @@ STEPS, MEAN = JUDGES = ("steps", "mean")
 # than by the mean alone. More than 1,000 make none better.
 FEWEST_STEPS = 20
 MOST_STEPS = 1000
+# With more experts plans are judged by the mean alone: the loads of hundreds of experts on a GPU even out, and there
+# are as many covariances as pairs of experts.
+MOST_EXPERTS = 2000
 
 
 class ByNode(NamedTuple):
@@ -90,7 +93,7 @@ class Planning:
 
     def load(self, seen: Counts, mean: Shares) -> Load:
         """What is planned for, where *mean* (experts,) is forecast after steps *seen* with counts (steps, experts)."""
-        if self.judge == MEAN or len(seen) < FEWEST_STEPS:
+        if self.judge == MEAN or len(seen) < FEWEST_STEPS or len(mean) > MOST_EXPERTS:
             return mean if self.dispatch == EVEN else StepLoad(mean[None])
         rows = np.linspace(0, len(seen) - 1, min(len(seen), MOST_STEPS)).round().astype(np.int64)
         return StepLoad.of(seen[rows], mean)
