@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moetrace import LoadTrace, SettingError, TraceError
-from moetrace.trace import gaps, stride_of
+from moetrace.trace import stride_of
 
 
 def test_shares_of_every_step_sum_to_one(small):
@@ -72,12 +72,6 @@ def test_a_selection_of_nothing_is_refused(small, selection):
     """Unknown layers and empty ranges of steps name what there is."""
     with pytest.raises(SettingError, match=r"it has"):
         small.select(**selection)
-
-
-def test_gaps_are_found_at_any_stride():
-    """A gap is wider than the usual distance of the steps."""
-    assert gaps(np.arange(0, 100, 10)) == []
-    assert gaps(np.array([0, 10, 20, 50, 60])) == [(20, 50)]
 
 
 def test_the_stride_is_the_median_of_the_last_distances(monkeypatch):

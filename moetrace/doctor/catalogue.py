@@ -178,7 +178,8 @@ def gap_findings(steps: Steps) -> list[Finding]:
     if not missing:
         return []
     spans = shown([f"{a} to {b}" for a, b in missing], 3)
-    evidence = f"{len(missing)} gaps in the steps (stride {stride_of(steps)}): {spans}"
+    many = "1 gap" if len(missing) == 1 else f"{len(missing)} gaps"
+    evidence = f"{many} in the steps (stride {stride_of(steps)}): {spans}"
     return [finding("gap", f"after step {missing[0][0]}", evidence)]
 
 

@@ -7,7 +7,7 @@ import pytest
 from conftest import SAMPLE, long_table
 
 from moetrace import LoadTrace, ReadOptions, TraceError, examine, read_trace
-from moetrace.doctor.catalogue import ERROR, KINDS
+from moetrace.doctor.catalogue import ERROR, KINDS, gap_findings
 from moetrace.doctor.checks import failing
 from moetrace.synthetic import Course, synthetic_trace
 
@@ -213,3 +213,11 @@ def test_check_fails_for_what_is_named(moetrace, tmp_path):
     assert 2 == moetrace("check", "--fail-on", "nothing").code
     shown = moetrace("check", "--json").json["findings"]
     assert [("collapse", "warning", "layer 0")] == [(row["name"], row["severity"], row["place"]) for row in shown]
+
+
+def test_gaps_are_found_at_any_stride():
+    """A gap is wider than the usual distance of the steps."""
+    (found,) = gap_findings(np.array([0, 10, 20, 50, 60]))
+
+    assert () == tuple(gap_findings(np.arange(0, 100, 10)))
+    assert ("after step 20", "1 gap in the steps (stride 10): 20 to 50") == (found.place, found.evidence)
