@@ -122,7 +122,7 @@ def test_what_does_not_fit_into_memory_is_missing_and_said(disk):
     trace = open_trace(disk.path)
 
     assert expected((1, 20), (321, 520)) == trace.counts.tolist()
-    assert ["1 gaps in the steps (stride 1): 20 to 321"] == [
+    assert ["1 gap in the steps (stride 1): 20 to 321"] == [
         found.evidence for found in trace.info.findings if found.name == "gap"
     ]
 
