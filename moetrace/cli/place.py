@@ -137,7 +137,7 @@ def place(
         shared.note_reused(trace.name, placed.computed, placed.reused)
         return given, placed
 
-    placements = shared.each_trace(traces, "plans of", "results", one)
+    placements = shared.each_trace(traces, "plans of", "layers and results", one)
     done, deployed, figures = [], [], []
     for given, placed in placements:  # where no bar breaks the lines that are to be copied
         own = Deployed(placed.slots, placed.loads, model_layers, dispatch, groups, nodes).numbered(first_layer)
@@ -146,6 +146,8 @@ def place(
         done.append(_launched(shared, placed, written))
         figures += _draw(shared, given, placed, gpus)
         _note_holding(shared, placed, every)
+        for left_out in placed.notes:
+            shared.note(f"{placed.trace}: {left_out}")
     frames = {name: stacked([placed.frames[name] for placed in done]) for name in done[0].frames}
     tables = _tables(frames, done, gpus, nodes)
     planned = list(dict.fromkeys(placed.redundant for placed in done))

@@ -91,9 +91,13 @@ class Planning:
         """Neighbours together, see `plan.in_order`."""
         return in_order(experts, self.gpus, self.redundant)
 
+    def by_steps(self, experts: int) -> bool:
+        """Whether plans for so many *experts* are judged by single steps, see `MOST_EXPERTS`."""
+        return self.judge == STEPS and experts <= MOST_EXPERTS
+
     def load(self, seen: Counts, mean: Shares) -> Load:
         """What is planned for, where *mean* (experts,) is forecast after steps *seen* with counts (steps, experts)."""
-        if self.judge == MEAN or len(seen) < FEWEST_STEPS or len(mean) > MOST_EXPERTS:
+        if len(seen) < FEWEST_STEPS or not self.by_steps(len(mean)):
             return mean if self.dispatch == EVEN else StepLoad(mean[None])
         rows = np.linspace(0, len(seen) - 1, min(len(seen), MOST_STEPS)).round().astype(np.int64)
         return StepLoad.of(seen[rows], mean)

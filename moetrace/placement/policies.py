@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -18,7 +18,7 @@ from moetrace.analysis.jumps import since_jump
 from moetrace.analysis.states import STABLE, state_at
 from moetrace.placement.expert_maps import sglang_flags
 from moetrace.placement.plan import Plan, replan
-from moetrace.placement.planner import greedy
+from moetrace.placement.planner import Ints, greedy
 from moetrace.placement.planning import Planning
 from moetrace.trace import Counts, LayerLoad, Shares, Steps
 
@@ -29,6 +29,8 @@ MEASURED = 1000
 MOVING = 500
 # Steps that the state at a look is told from: a look then takes the same time at the end of a trace of any length.
 LOOKED_BACK = 5000
+# Shares of experts that are planned for in one go: plans of a policy are made as they are asked for.
+AT_ONCE = 1_000_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,28 +57,42 @@ class Looks:
         return [(state_at(own, int(own.steps[-1])) == STABLE, int(since_jump(own).steps[0])) for own in histories]
 
 
-Planner = Callable[[Looks, Plan, Planning], list[Plan]]
+Planner = Callable[[Looks, Plan, Planning], Iterator[Plan]]
 """The plan after each look, from the one in force before the first."""
 
 
-def from_nothing(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
+def from_nothing(looks: Looks, before: Plan, planning: Planning) -> Iterator[Plan]:
     """Planned anew each time, the heaviest first, as EPLB and after it TensorRT-LLM do; nodes do not count."""
-    experts = before.held.shape[1]
-    return [Plan.of(slots, experts) for slots in greedy(looks.shares, planning.gpus, planning.redundant)]
+    for shares in _in_parts(looks.shares):
+        for slots in greedy(shares, planning.gpus, planning.redundant):
+            yield Plan.of(slots, before.held.shape[1])
 
 
-def as_eplb(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
+def as_eplb(looks: Looks, before: Plan, planning: Planning) -> Iterator[Plan]:
     """`from_nothing`; where groups stay on nodes first groups to nodes, as EPLB, SGLang and vLLM do."""
     if not planning.on_nodes:
-        return from_nothing(looks, before, planning)
-    (rows, experts), nodes = looks.shares.shape, planning.nodes
+        yield from from_nothing(looks, before, planning)
+        return
+    for shares in _in_parts(looks.shares):
+        for slots in _on_nodes(shares, planning):
+            yield Plan.of(slots, shares.shape[1])
+
+
+def _on_nodes(shares: Shares, planning: Planning) -> Ints:
+    """Slots (rows, gpus, slots) as EPLB's hierarchical mode fills them for *shares* (rows, experts)."""
+    (rows, experts), nodes = shares.shape, planning.nodes
     size = experts // planning.groups
-    groups = greedy(looks.shares.reshape(rows, planning.groups, size).sum(axis=2), nodes, 0)  # (rows, nodes, groups)
+    groups = greedy(shares.reshape(rows, planning.groups, size).sum(axis=2), nodes, 0)  # (rows, nodes, groups)
     homes = (groups[..., None] * size + np.arange(size)).reshape(rows * nodes, -1)
-    own = np.take_along_axis(np.repeat(looks.shares, nodes, axis=0), homes, axis=1)
+    own = np.take_along_axis(np.repeat(shares, nodes, axis=0), homes, axis=1)
     local = greedy(own, planning.gpus // nodes, planning.redundant // nodes).reshape(rows * nodes, -1)
-    slots = np.take_along_axis(homes, local, axis=1).reshape(rows, planning.gpus, -1)
-    return [Plan.of(row, experts) for row in slots]
+    return np.take_along_axis(homes, local, axis=1).reshape(rows, planning.gpus, -1)
+
+
+def _in_parts(shares: Shares) -> Iterator[Shares]:
+    """The rows, so many at a time that no part has more than `AT_ONCE` shares, unless a row has."""
+    rows = max(1, AT_ONCE // shares.shape[1])
+    return (shares[row : row + rows] for row in range(0, len(shares), rows))
 
 
 def gated(threshold: float) -> Planner:
@@ -85,12 +101,12 @@ def gated(threshold: float) -> Planner:
     Of each layer by itself, where SGLang takes the mean over layers.
     """
 
-    def planner(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
-        plans = [before]
+    def planner(looks: Looks, before: Plan, planning: Planning) -> Iterator[Plan]:
+        plan = before
         for look, fresh in enumerate(as_eplb(looks, before, planning)):
-            busy = utilisation(planning.split.loads(plans[-1].held, looks.since_last(look)))
-            plans.append(plans[-1] if busy > threshold else fresh)
-        return plans[1:]
+            busy = utilisation(planning.split.loads(plan.held, looks.since_last(look)))
+            plan = plan if busy > threshold else fresh
+            yield plan
 
     return planner
 
@@ -100,46 +116,43 @@ def utilisation(loads: Shares) -> float:
     return float((loads.mean(axis=1) / loads.max(axis=1)).mean())
 
 
-def only_for_5_percent(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
+def only_for_5_percent(looks: Looks, before: Plan, planning: Planning) -> Iterator[Plan]:
     """Changed only where the predicted peak falls by 5 %, as vllm-ascend's default policy does, in few moves."""
-    plans = [before]
+    plan = before
     for share in looks.shares:
-        plans.append(replan(plans[-1], share, planning.redundant, 0.05))
-    return plans[1:]
+        plan = replan(plan, share, planning.redundant, 0.05)
+        yield plan
 
 
-def in_steps(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
+def in_steps(looks: Looks, before: Plan, planning: Planning) -> Iterator[Plan]:
     """Changed where the load has moved, judged by the single steps of the window: `Planning.replan`."""
-    plans = [before]
+    plan = before
     for step, share in zip(looks.steps, looks.shares):
-        seen = looks.load.until(step).last(looks.window).counts
-        plans.append(planning.replan(plans[-1], planning.load(seen, share)))
-    return plans[1:]
+        plan = planning.replan(plan, planning.load(looks.load.until(step).last(looks.window).counts, share))
+        yield plan
 
 
-def as_even_as_can_be(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
+def as_even_as_can_be(looks: Looks, before: Plan, planning: Planning) -> Iterator[Plan]:
     """Planned from nothing for the single steps of the window, its GPUs named after those before."""
-    seen = [looks.load.until(step).last(looks.window).counts for step in looks.steps]
-    return [planning.place(planning.load(counts, share), before) for counts, share in zip(seen, looks.shares)]
+    for step, share in zip(looks.steps, looks.shares):
+        yield planning.place(planning.load(looks.load.until(step).last(looks.window).counts, share), before)
 
 
-def by_state(looks: Looks, before: Plan, planning: Planning) -> list[Plan]:
+def by_state(looks: Looks, before: Plan, planning: Planning) -> Iterator[Plan]:
     """Planned once a layer settles, by its window; changed at every look while it moves, by its last `MOVING` steps.
 
     Of a stable layer a plan is changed only when its load has jumped, by what came since.
     """
-    plans, steady, planned_at = [before], False, -1
+    plan, steady, planned_at = before, False, -1
     for share, step, (stable, since) in zip(looks.shares, looks.steps, looks.settled):
-        if stable and steady and since <= planned_at:
-            plans.append(plans[-1])
-        else:
+        if not (stable and steady and since <= planned_at):
             present = looks.load.between(since, step)
             whole = stable and since <= step - looks.window
             known = share if whole else present.last(MOVING).mean_shares
-            plans.append(planning.replan(plans[-1], planning.load(present.last(looks.window).counts, known)))
+            plan = planning.replan(plan, planning.load(present.last(looks.window).counts, known))
             planned_at = step
         steady = stable
-    return plans[1:]
+        yield plan
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moetrace.forecasting.backtest import Progress
 from moetrace.placement.dispatch import EVENLY, Dispatch
 from moetrace.placement.plan import Plan
 from moetrace.placement.planning import Planning
-from moetrace.placement.policies import SETTINGS, Looks, Policy, policies
+from moetrace.placement.policies import LOOKED_BACK, SETTINGS, Looks, Policy, policies
 from moetrace.trace import LEAST_ROWS, Counts, LayerLoad, LoadTrace, Shares, Steps
 
 if TYPE_CHECKING:
@@ -19,26 +21,38 @@ if TYPE_CHECKING:
 
 # Steps over which loads are added up before they are compared.
 BLOCK = 250
+# Of a longer trace the last so many steps are replayed: what is planned for is what comes after them, and a policy may
+# plan every other step.
+MOST_REPLAYED = 100_000
 REPLAY_COLUMNS = (
     "trace", *SETTINGS, "redundant", "dispatch", "layer", "step", "mean_load", "peak_load", "block_peak", "moved",
 )  # fmt: skip
 
 
-def replayed(trace: LoadTrace, gpus: int, redundants: Sequence[int], first: int, **settings: Any) -> pd.DataFrame:
+def replayed(
+    trace: LoadTrace,
+    gpus: int,
+    redundants: Sequence[int],
+    first: int,
+    progress: Progress | None = None,
+    **settings: Any,
+) -> pd.DataFrame:
     """What each policy leaves of the load: a row for each policy, number of redundant slots, layer and block of steps.
 
-    From *first* steps on; in any case also for experts in order without replicas, or as few as fill the GPUs.
-    *mean_load* and *peak_load* are the tokens of the mean and of the busiest GPU, added up step by step, *block_peak*
-    those of the GPU that has most in all steps of the block; *moved* are slots changed in it.
-    Experts are in order before the first plan. *settings* are those of `Planning`, by which our own policies plan, and
-    by whose dispatch systems that have a choice split tokens.
+    From *first* steps on, or the last `MOST_REPLAYED` of a longer trace; in any case also for experts in order without
+    replicas, or as few as fill the GPUs. *mean_load* and *peak_load* are the tokens of the mean and of the busiest GPU,
+    added up step by step, *block_peak* those of the GPU that has most in all steps of the block; *moved* are slots
+    changed in it. Experts are in order before the first plan. *progress* is told how many layers are done. *settings*
+    are those of `Planning`, by which our own policies plan, and by whose dispatch systems that have a choice split
+    tokens.
     """
     import pandas as pd
 
-    begin = int(trace.steps[0]) + first - 1
+    begin = replayed_from(trace, first)
     rows: list[tuple[Any, ...]] = []
     known, bare = policies(len(trace.layers)), -trace.experts % gpus
-    for load in trace.by_layer():
+    for done, number in enumerate(trace.layers, 1):
+        load = _recent(trace.layer(number), begin)
         before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
         looks = [_looks(load, before, policy, begin) for policy in known]
         for planning in (Planning(gpus, redundant, **settings) for redundant in sorted({bare, *redundants})):
@@ -48,9 +62,28 @@ def replayed(trace: LoadTrace, gpus: int, redundants: Sequence[int], first: int,
                     continue
                 split = EVENLY if policy.even else planning.split
                 key = (trace.name, *policy.settings, planning.redundant, split.kind, load.layer)
-                plans = [plain, *policy.plans(own, plain, planning)]
+                plans = chain([plain], policy.plans(own, plain, planning))
                 rows += [(*key, *block) for block in _blocks(load, plans, split, _starts(policy, own, begin), begin)]
+        if progress:
+            progress(done, len(trace.layers))
     return pd.DataFrame(rows, columns=REPLAY_COLUMNS).astype({"interval": "Int64", "threshold": "Float64"})
+
+
+def replayed_from(trace: LoadTrace, first: int) -> int:
+    """The step after which policies are scored: *first* steps on, or the last `MOST_REPLAYED` logged ones of more.
+
+    >>> import moetrace as mt
+    >>> replayed_from(mt.synthetic_trace([mt.settling(500, steps=2000)]), 500)
+    500
+    """
+    whole = int(trace.steps[0]) + first - 1
+    return max(whole, int(trace.steps[-MOST_REPLAYED - 1])) if len(trace.steps) > MOST_REPLAYED else whole
+
+
+def _recent(load: LayerLoad, begin: int) -> LayerLoad:
+    """The part of a layer that policies see that plan from the step *begin* on, and no more in memory."""
+    row = int(np.searchsorted(load.steps, begin, "right")) - LOOKED_BACK
+    return load if row <= 0 else replace(load, steps=load.steps[row:], counts=load.counts[row:].copy())
 
 
 def _looks(load: LayerLoad, before: Counts, policy: Policy, begin: int) -> Looks:
@@ -66,26 +99,27 @@ def _starts(policy: Policy, looks: Looks, begin: int) -> Steps:
 
 
 def _blocks(
-    load: LayerLoad, plans: Sequence[Plan], split: Dispatch, starts: Steps, begin: int
+    load: LayerLoad, plans: Iterable[Plan], split: Dispatch, starts: Steps, begin: int
 ) -> Iterator[tuple[Any, ...]]:
     """Begin, loads and moves of each block."""
     end = int(load.steps[-1])
-    gpu_loads = np.zeros((len(load.steps), len(plans[0].held)))
-    for plan, (start, stop) in zip(plans, pairwise(starts)):
-        if start < stop:
-            gpu_loads[start:stop] = split.loads(plan.held, load.counts[start:stop])
-    changed = np.array([0, *(np.maximum(new.held - old.held, 0).sum() for old, new in pairwise(plans))])
     # Whole blocks alone, and of them those in which something was logged.
     numbers, edges = np.unique((load.steps[starts[0] :] - begin - 1) // BLOCK, return_index=True)
     whole = begin + (numbers + 1) * BLOCK <= end
     if not whole.any():
         return
-    own = gpu_loads[starts[0] :]
+    changed: list[int] = []
+    parts, before = [], None
+    for plan, (start, stop) in zip(plans, pairwise(starts)):
+        changed.append(0 if before is None else int(np.maximum(plan.held - before.held, 0).sum()))
+        parts += [split.loads(plan.held, load.counts[start:stop])] if start < stop else []
+        before = plan
+    own = np.concatenate(parts)
     busiest = np.add.reduceat(own, edges, axis=0).max(axis=1)
     mean, peak = (np.add.reduceat(loads, edges) for loads in (own.mean(axis=1), own.max(axis=1)))
     # The first plan is made before anything is scored.
     moved = np.zeros(len(edges), np.int64)
-    np.add.at(moved, np.searchsorted(edges, starts[2:-1] - starts[0], "right") - 1, changed[2:])
+    np.add.at(moved, np.searchsorted(edges, starts[2:-1] - starts[0], "right") - 1, np.array(changed[2:], int))
     for i in np.flatnonzero(whole):
         yield int(begin + numbers[i] * BLOCK), mean[i], peak[i], busiest[i], int(moved[i])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +14,9 @@ from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
 from moetrace.placement.plan import Plan
-from moetrace.placement.planning import Planning
+from moetrace.placement.planning import MOST_EXPERTS, STEPS, Planning
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
-from moetrace.placement.replay import replayed
+from moetrace.placement.replay import MOST_REPLAYED, replayed, replayed_from
 from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
 from moetrace.placement.verdict import Verdict, policies_frame, verdict
 from moetrace.trace import LoadTrace
@@ -35,7 +35,7 @@ class Placement:
     deploy is made; it has *redundant* slots for replicas, and *loads* has the predicted share of each expert by layer.
     *holds* says by state for how many steps a plan holds, None for the rest of the trace.
     *computed* results are new, *reused* ones were kept. *first_expert* is the number of the first expert in the
-    source.
+    source. *notes* say what was left out of a trace that is very long or has very many experts.
     """
 
     trace: str
@@ -48,6 +48,7 @@ class Placement:
     reused: int = 0
     first_expert: int = 0
     verdict: Verdict | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def slots(self) -> dict[int, list[list[int]]]:
@@ -85,7 +86,8 @@ def place(
     expert has so many *expert_bytes*. With *policies*, the trace is replayed under the policies of serving systems,
     with each of these numbers of redundant slots, and judged; planned is then with the number that is recommended, or
     *redundant* where none is. With *replan_every* the trace is replayed for one who
-    plans so often, from *first* steps on. *cutoffs*, *train_on*, *results* and *run* are those of `evaluate`.
+    plans so often, from *first* steps on. *cutoffs*, *train_on*, *results* and *run* are those of `evaluate`;
+    *progress* is told of the layers that were replayed, then of results, too.
     Raises `SettingError` where the slots do not fill the GPUs evenly, or distances of plans do not fit.
 
     >>> import moetrace as mt
@@ -100,13 +102,14 @@ def place(
     judged: dict[str, pd.DataFrame] = {}
     said = None
     if policies:
-        replay = replayed(trace, gpus, policies, first, **settings)
+        replay = replayed(trace, gpus, policies, first, progress, **settings)
         judged["policies"] = policies_frame(replay, trace, expert_bytes)
         said = verdict(trace, replay, judged["policies"], gpus, seed, **settings)
         redundant = redundant if said.redundant is None else said.redundant
     planning = Planning(gpus, redundant, **settings)
     shared = {"train_on": train_on, "results": results, "run": run}
-    test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **shared)  # type: ignore[arg-type]
+    told = _further(progress, len(trace.layers) if policies else 0)
+    test = evaluate(trace, predictors, [horizon], cutoffs, told, ahead=True, **shared)  # type: ignore[arg-type]
     scores = simulate(trace, test, gpus, redundant, running=running, **settings)
     means = means_frame(test.forecasts(), horizon)
     able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
@@ -122,7 +125,7 @@ def place(
     } | judged
     done = Placement(
         trace.name, frames, best, redundant, _loads(means, best), {}, test.computed, test.reused,
-        trace.info.first_expert, said,
+        trace.info.first_expert, said, tuple(_left_out(trace, planning, first if policies else None)),
     )  # fmt: skip
     if not replan_every:
         return done
@@ -134,6 +137,20 @@ def place(
     planned_in = set(replanning.loc[replanning["strategy"] == best, "state"])
     holds = {state: plan_holds(replanning, best, state) for state in (TRANSIENT, STABLE) if state in planned_in}
     return replace(done, holds=holds, computed=test.computed + again.computed, reused=test.reused + again.reused)
+
+
+def _further(progress: Progress | None, done: int) -> Progress | None:
+    """*progress* of what comes after so much that is *done*."""
+    return progress and (lambda more, of: progress(done + more, done + of))
+
+
+def _left_out(trace: LoadTrace, planning: Planning, first: int | None) -> Iterator[str]:
+    """What is not looked at, in sentences; policies are replayed from *first* steps on, if they are."""
+    if planning.judge == STEPS and not planning.by_steps(trace.experts):
+        yield f"{trace.experts:,} experts are more than {MOST_EXPERTS:,}: plans are judged by the mean, not by steps"
+    logged = len(trace.steps)
+    if first is not None and logged > MOST_REPLAYED and replayed_from(trace, first) >= trace.steps[-MOST_REPLAYED - 1]:
+        yield f"policies are replayed on the last {MOST_REPLAYED:,} of {logged:,} logged steps"
 
 
 def _loads(means: pd.DataFrame, predictor: str) -> dict[int, list[float]]:

@@ -7,10 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace import LoadTrace
+from moetrace import LoadTrace, WindowMean
+from moetrace.placement import replay as room
+from moetrace.placement import study
 from moetrace.placement.plan import in_order, place
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import (
+    LOOKED_BACK,
     POLICIES,
     SETTINGS,
     Looks,
@@ -24,6 +27,7 @@ from moetrace.placement.policies import (
     utilisation,
 )
 from moetrace.placement.replay import BLOCK, REPLAY_COLUMNS, replayed
+from moetrace.placement.study import place as place_trace
 from moetrace.placement.verdict import POLICY, _holds, policies_frame, verdict
 from moetrace.report.verdict import verdict_notes
 
@@ -71,7 +75,7 @@ def test_every_policy_fills_every_slot_and_no_gpu_twice(policy, planning):
     load = trace_of([UNEVEN, TURNED], 3000).layer(0)
     looks = looked(load, policy)
 
-    plans = policy.plans(looks, in_order(8, 4, planning.redundant), planning)
+    plans = [*policy.plans(looks, in_order(8, 4, planning.redundant), planning)]
 
     assert len(looks.steps) == len(plans) > 0
     for plan in plans:
@@ -107,7 +111,7 @@ def test_moves_are_those_from_each_plan_to_the_next(policy, replay):
     load, plain = trace.layer(0), in_order(8, 4)
     due = policy.due(load.steps[(load.steps >= 500) & (load.steps < 6000)])
     shares = np.array([load.until(step).last(policy.window).mean_shares for step in due]).reshape(-1, 8)
-    plans = policy.plans(Looks(load, due, policy.window, shares), plain, Planning(4)) if due else []
+    plans = [*policy.plans(Looks(load, due, policy.window, shares), plain, Planning(4))] if due else []
     moves = [round(new.moved(old) * 8) for old, new in pairwise(plans)]
     scored = [move for move, step in zip(moves, due[1:]) if step + policy.late < 500 + 5500 // BLOCK * BLOCK]
 
@@ -142,7 +146,7 @@ def test_a_policy_is_what_replaying_it_step_by_step_gives(replay):
     for step in range(500, 6000):
         if (step - 500) % 3000 == 0:
             shares = load.until(step).last(1000).mean_shares[None]
-            new = from_nothing(Looks(load, [step], 1000, shares), plan, Planning(4))[0]
+            new = next(from_nothing(Looks(load, [step], 1000, shares), plan, Planning(4)))
             moves.append((step, int(np.maximum(new.held - plan.held, 0).sum())))
             plan = new
         peaks.append(max(plan.parts @ load.counts[np.searchsorted(load.steps, step + 1)]))
@@ -163,7 +167,6 @@ def test_who_never_plans_moves_nothing_and_who_plans_once_moves_before_it_counts
 
 def test_a_late_plan_is_in_force_late(monkeypatch):
     """The load of the steps between is that of the plan before."""
-    import moetrace.placement.replay as room
 
     trace = trace_of([UNEVEN], 1500)
     soon = Policy("soon", 1000, None, in_steps)
@@ -181,7 +184,7 @@ def test_plans_from_nothing_do_not_know_of_each_other():
     before = place(UNEVEN, 4)
     looks = Looks(trace_of([UNEVEN], 3).layer(0), [1, 2, 3], 1, np.array([UNEVEN, TURNED, UNEVEN]))
 
-    anew, changed = from_nothing(looks, before, Planning(4)), in_steps(looks, before, Planning(4))
+    anew, changed = ([*planner(looks, before, Planning(4))] for planner in (from_nothing, in_steps))
 
     assert np.array_equal(anew[0].held, anew[2].held)
     assert changed[0] is before
@@ -195,7 +198,7 @@ def test_our_policies_keep_apart_what_is_busy_in_the_same_steps(system):
     load = LoadTrace.from_counts(np.tile(busy, (1000, 1))[:, None]).layer(0)
     policy = POLICIES[system].policies(1)[0]
 
-    plan = policy.plans(looked(load, policy), in_order(4, 2), Planning(2))[0]
+    plan = next(policy.plans(looked(load, policy), in_order(4, 2), Planning(2)))
 
     assert (plan.parts @ busy.T == 50).all()
 
@@ -375,7 +378,7 @@ def test_a_gate_keeps_the_plan_while_gpus_are_busy():
     policy = Policy("gated", 1000, 1000, gated(0.7))
     looks = looked(load, policy)
 
-    plans = policy.plans(looks, in_order(8, 4), Planning(4))
+    plans = [*policy.plans(looks, in_order(8, 4), Planning(4))]
     busy = [utilisation(looks.since_last(look + 1) @ plan.parts.T) for look, plan in enumerate(plans[:-1])]
     kept = [new is old for old, new in pairwise(plans)]
 
@@ -389,7 +392,7 @@ def test_a_layer_that_stands_still_is_planned_once_and_again_after_a_jump():
     load = trace_of([UNEVEN, TURNED], 8000, tokens=200_000).layer(0)
     looks = looked(load, Policy("by state", 1000, 250, by_state))
 
-    plans = by_state(looks, in_order(8, 4), Planning(4))
+    plans = [*by_state(looks, in_order(8, 4), Planning(4))]
     changed = [step for step, old, new in zip(looks.steps[1:], plans, plans[1:]) if new is not old]
 
     assert changed
@@ -437,3 +440,65 @@ def test_how_long_a_plan_holds_is_told_beside_another_policy():
 
     assert 500 == _holds(replay, best) == _holds(replay, replay[replay["system"] == "vllm"].iloc[0])
     assert _holds(replay[replay["system"] == "static"], best) is None
+
+
+def test_of_a_long_trace_the_end_is_replayed(replay, monkeypatch):
+    """As from that step on, and it is said; of a shorter one all."""
+    trace, _ = replay
+    placed = place_trace(trace, [WindowMean()], 4, policies=[0])
+    monkeypatch.setattr(room, "MOST_REPLAYED", 2000)
+    monkeypatch.setattr(study, "MOST_REPLAYED", 2000)
+
+    cut, told = replayed(trace, 4, [0], 500), place_trace(trace, [WindowMean()], 4, policies=[0]).notes
+
+    pd.testing.assert_frame_equal(cut, replayed(trace, 4, [0], 4000))
+    assert (4000, 5750) == (cut["step"].min(), cut["step"].max())
+    assert (("policies are replayed on the last 2,000 of 6,000 logged steps",), ()) == (told, placed.notes)
+
+
+def test_what_policies_never_look_at_changes_nothing(monkeypatch):
+    """Steps before the longest look back are not kept in memory."""
+    trace = trace_of([UNEVEN, TURNED], 12_000)
+    cut = replayed(trace, 4, [0], 9000)
+    assert 12_000 - 9000 + LOOKED_BACK == len(room._recent(trace.layer(0), 9000).steps)
+
+    monkeypatch.setattr(room, "_recent", lambda load, _: load)
+
+    pd.testing.assert_frame_equal(cut, replayed(trace, 4, [0], 9000))
+
+
+def test_plans_in_parts_are_the_same_plans(monkeypatch):
+    """However many are made in one go."""
+    load, policy = trace_of([UNEVEN, TURNED], 3000).layer(0), POLICIES["TensorRT-LLM"].policies(3)[0]
+    looks, plain = looked(load, policy), in_order(8, 4)
+    whole = [plan.experts for plan in policy.plans(looks, plain, Planning(4))]
+
+    monkeypatch.setattr("moetrace.placement.policies.AT_ONCE", 24)
+
+    assert whole == [plan.experts for plan in policy.plans(looks, plain, Planning(4))]
+    assert 626 == len(whole)
+
+
+def test_progress_counts_the_layers_that_are_replayed(replay):
+    """And the results after them, in one count."""
+    counts = np.concatenate([replay[0].counts[:2000]] * 3, axis=1)
+    told = []
+
+    place_trace(LoadTrace.from_counts(counts), [WindowMean()], 4, policies=[0], progress=lambda *at: told.append(at))
+
+    assert [(1, 3), (2, 3), (3, 3)] == told[:3]
+    assert told == sorted(told)
+    assert told[-1][0] == told[-1][1] > 3
+
+
+def test_plans_of_very_many_experts_are_judged_by_the_mean(replay, monkeypatch):
+    """And it is said."""
+    trace, _ = replay
+    monkeypatch.setattr("moetrace.placement.planning.MOST_EXPERTS", 7)
+
+    many, mean = (place_trace(trace, [WindowMean()], 4, judge=judge) for judge in ("steps", "mean"))
+
+    assert many.slots == mean.slots
+    assert 1 == len(many.notes)
+    assert "8 experts" in many.notes[0]
+    assert not mean.notes
