@@ -4,12 +4,16 @@ The variogram says how far the load of a horizon may be from a good forecast of 
 How far off that was is known of every earlier step whose horizon has passed. So at steps 100 apart the level of
 the layer is forecast, and what was found is compared with what was told:
 
+- What is *told* is the geometric mean over the latest looks: from one to the next a variogram tells a third more or
+  less of a load that goes on as before.
 - The *scale*: the geometric mean of found over told, over the same horizon and shorter ones, which tell of the latest
-  past. It forgets by halves, as fast as a load changes its ways, and what one shock can do to it is bounded.
+  past; what these usually told too little or too much is taken off. What one shock can do to it is bounded.
 - The *reach* of an interval, in standard deviations: adaptive conformal inference (Gibbs and Candes 2021) in the
   logarithm. An interval that held fewer experts than it should grows by a step, one that held more shrinks by one. It
   counts how often was missed, not by how much, so that one shock cannot spoil what follows, and it keeps its
   promise whatever the distribution of the errors is, heavy tails and a scale that is itself uncertain included.
+
+Both forget by halves, as fast as a load changes its ways: one that is young by half in a tenth of its age.
 
 The load is normally distributed around its level, and the error of a forecast around its difference from the level:
 one that follows noise, or a window that is too long, expects to be wrong by as much, whoever made it. The expected
@@ -35,15 +39,19 @@ QUANTILES = {80: 1.2816, 95: 1.9600}
 EVERY, FIRST = 2, 10
 # Blocks that the level is an average of, at the smallest gain: older ones have a weight below 2 %.
 LEVEL_BLOCKS = 200
-# A past horizon counts half as much for every so many blocks that it lies back.
-HALF_LIFE = 16
-# Looks that are remembered, sixteen half-lives: an older one counts less than 1 in 65,000.
-MOST_LOOKS = 16 * HALF_LIFE // EVERY
+# What lies back by a tenth of the steps so far, or by so many blocks, counts half as much. Half or twice of either
+# makes little difference.
+OF_AGE, HALF_LIFE = 0.1, 16
+# Looks that are remembered, eight half-lives: an older one counts less than 1 in 256.
+MOST_LOOKS = 8 * HALF_LIFE // EVERY
 # The load calms down while a model is trained: on gpt-moe-8e-a, before anything is known, the variogram tells twice
-# of what is found. That weighs as much as twelve looks at the first step, and is forgotten like them.
-PRIOR, PRIOR_LOOKS = np.log(0.5), 12.0
-# The most that one look says: found is told times or over 4.5.
-MOST = 1.5
+# of what is found. That weighs as much as one look.
+PRIOR, PRIOR_LOOKS = np.log(0.5), 1.0
+# The most that one look says: found is told times or over 4.5, and another was told, or another horizon found, twice
+# of what this one was: two standard deviations where a load goes on as before.
+MOST, MOST_APART = 1.5, 0.7
+# Looks that it takes to believe half of what a shorter horizon seems to tell too little or too much.
+DOUBT = 10.0
 # Horizons that say something of the one asked for: it and its halves, down to a block.
 HALVINGS = 3
 # How fast a reach follows, and the logarithms of what it is multiplied by in the beginning.
@@ -52,7 +60,7 @@ BEGIN = {80: 0.0, 95: 0.25}
 # Looks that have to have passed before a look says anything of the reach.
 LEARNED = 5
 # A deviation that is not told from 0, and how often an interval is halved to find its end.
-TINY, HALVED = 1e-12, 30
+TINY, HALVED = 1e-12, 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +122,7 @@ class Experience:
         self._block = block * load.stride
         self._looks: dict[int, _Look] = {}
         self._logs: dict[tuple[int, int], float] = {}
+        self._tolds: dict[tuple[int, int], float] = {}
         self._reaches: dict[tuple[int, int], list[dict[int, float]]] = {}
 
     def expectation(self, cutoff: int, horizon: int) -> Expectation:
@@ -128,7 +137,8 @@ class Experience:
         if rows not in self._looks:
             history = self.load.until(int(self.load.steps[rows - 1]))
             present = since_jump(history)
-            means = block_means(present.last(LEVEL_BLOCKS * BLOCK), min(len(present.steps), history.rows(BLOCK)))
+            recent = present.last(LEVEL_BLOCKS * BLOCK)
+            means = block_means(recent, min(len(recent.steps), history.rows(BLOCK)))
             level = last_level(means, gain_of(present))
             self._looks[rows] = _Look(int(history.steps[-1]), level, Outlook.of(history))
         return self._looks[rows]
@@ -138,27 +148,56 @@ class Experience:
         return int(np.searchsorted(self._steps + horizon, cutoff, "right"))
 
     def _scale(self, cutoff: int, horizon: int) -> float:
-        """Found over told at earlier looks, their geometric mean."""
-        half_life, begin = HALF_LIFE * self._block, int(self.load.steps[0])
-        total = max(PRIOR_LOOKS * 0.5 ** ((cutoff - begin) / half_life), TINY)
-        sums = total * PRIOR
+        """What the outlook at *cutoff* is multiplied by."""
+        return float(np.exp(self._steadied(cutoff, horizon) + self._found_over_told(cutoff, horizon)))
+
+    def _remembered(self, cutoff: int, horizon: int) -> tuple[range, Shares]:
+        """The last looks whose *horizon* has passed at *cutoff*, and how much each counts, shape (looks,)."""
+        passed = self._passed(cutoff, horizon)
+        looks = range(max(0, passed - MOST_LOOKS), passed)
+        half_life = min(OF_AGE * (cutoff - int(self.load.steps[0])), HALF_LIFE * self._block)
+        return looks, 0.5 ** ((cutoff - self._steps[looks.start : looks.stop] - horizon) / half_life)
+
+    def _steadied(self, cutoff: int, horizon: int) -> float:
+        """Logarithm of what is told on average, by the looks before *cutoff* and by the one there, over the latter."""
+        looks, weight = self._remembered(cutoff, 1)
+        now = self._told(int(np.searchsorted(self.load.steps, cutoff, "right")), horizon)
+        apart = np.clip([self._told(self._rows[i], horizon) - now for i in looks], -MOST_APART, MOST_APART)
+        return float(weight @ apart / (1 + weight.sum()))
+
+    def _found_over_told(self, cutoff: int, horizon: int) -> float:
+        """Logarithm of the geometric mean of found over told at earlier looks."""
+        known, trust = self._remembered(cutoff, horizon)
+        own = self._ratios(known, horizon)
+        total, sums = PRIOR_LOOKS, PRIOR_LOOKS * PRIOR
         for shorter in _halves(horizon, self._block):
-            n = self._passed(cutoff, shorter)
-            remembered = range(max(0, n - MOST_LOOKS), n)
-            logs = np.array([self._ratio(i, shorter) for i in remembered])
-            weight = 0.5 ** ((cutoff - self._steps[remembered.start : n] - shorter) / half_life)
-            weight = np.where(np.isnan(logs), 0, weight)
-            total, sums = total + weight.sum(), sums + (weight * np.nan_to_num(logs)).sum()
-        return float(np.exp(sums / total))
+            looks, weight = self._remembered(cutoff, shorter)
+            logs = self._ratios(looks, shorter)
+            missing = np.clip(own - self._ratios(known, shorter), -MOST_APART, MOST_APART)
+            bias = np.where(np.isnan(missing), 0, missing) @ trust / (DOUBT + trust.sum())
+            found = ~np.isnan(logs)
+            total, sums = total + weight[found].sum(), sums + weight[found] @ (logs[found] + bias)
+        return float(sums / total)
+
+    def _ratios(self, looks: range, horizon: int) -> Shares:
+        """Logarithms of found over told, shape (looks,)."""
+        return np.array([self._ratio(i, horizon) for i in looks])
 
     def _ratio(self, i: int, horizon: int) -> float:
         """Logarithm of found over told at a look, of sums over experts; NaN where no step of the horizon was logged."""
         if (i, horizon) not in self._logs:
             look = self._look(self._rows[i])
-            found, told = np.abs(self._error(look, horizon)).sum(), total_error(look.outlook.deviation(horizon))
-            # What stands still is told and found to be 0.
-            self._logs[i, horizon] = float(np.clip(np.log((found + 1e-12) / (told + 1e-12)), -MOST, MOST))
+            found = np.log(np.abs(self._error(look, horizon)).sum() + TINY)
+            told = self._told(self._rows[i], horizon) + self._steadied(look.step, horizon)
+            self._logs[i, horizon] = float(np.clip(found - told, -MOST, MOST))
         return self._logs[i, horizon]
+
+    def _told(self, rows: int, horizon: int) -> float:
+        """Logarithm of the error told when there were so many *rows*; what stands still is told and found to be 0."""
+        if (rows, horizon) not in self._tolds:
+            told = total_error(self._look(rows).outlook.deviation(horizon))
+            self._tolds[rows, horizon] = float(np.log(told + TINY))
+        return self._tolds[rows, horizon]
 
     def _error(self, look: _Look, horizon: int) -> Shares:
         after = self.load.after(look.step, horizon)

@@ -43,6 +43,7 @@ class Level(Predictor, Fitted):
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """The level, and the damped trend if there is one."""
         present = since_jump(history)
-        means = block_means(present.last(REMEMBERED), min(len(present.steps), history.rows(BLOCK)))
+        recent = present.last(REMEMBERED)
+        means = block_means(recent, min(len(recent.steps), history.rows(BLOCK)))
         level = last_level(means, gain_of(present, self.history))
         return Forecast(ramp(level, present, self.trend, horizon))
