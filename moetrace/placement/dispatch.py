@@ -142,33 +142,41 @@ def least_loads(held: Held, counts: Tokens) -> Shares:
     step; here one expert after the other fills the GPUs that hold it up to one level, all steps at once, until nothing
     changes: the sum of squared loads falls each time, and where it is least so is the busiest.
     """
-    on, gpus = held > 0, len(held)
-    copies = on.sum(axis=0)
-    loads: Shares = counts @ (on & (copies == 1)).T.astype(float)
-    hosts = [(expert, np.flatnonzero(on[:, expert])) for expert in np.flatnonzero(copies > 1)]
-    given = {expert: np.repeat(counts[:, [expert]] / len(own), len(own), axis=1) for expert, own in hosts}
-    for expert, own in hosts:
-        loads[:, own] += given[expert]
+    on, gpus, copies = held > 0, len(held), (held > 0).sum(axis=0)
+    loads: Shares = (on & (copies == 1)).astype(float) @ counts.T  # (gpus, steps)
+    hosts = [(np.flatnonzero(on[:, expert]), counts[:, expert] / 1.0) for expert in np.flatnonzero(copies > 1)]
+    given = [np.repeat(tokens[None] / len(own), len(own), axis=0) for own, tokens in hosts]
+    for (own, _), mine in zip(hosts, given):
+        loads[own] += mine
     close = EXACT * counts.sum(axis=1).max() / gpus
     for _ in range(MOST_ROUNDS):
         before = loads.copy()
-        for expert, own in hosts:
-            others = loads[:, own] - given[expert]
-            given[expert] = _filled_up(others, counts[:, expert])
-            loads[:, own] = others + given[expert]
+        for (own, tokens), mine in zip(hosts, given):
+            if len(own) == 2:  # as most are
+                _level(loads[own[0]], loads[own[1]], mine[0], tokens)
+            else:
+                others = loads[own] - mine
+                mine[:] = _filled_up(others, tokens)
+                loads[own] = others + mine
         if np.abs(loads - before).max() <= close:
             break
-    return loads
+    return np.ascontiguousarray(loads.T)
 
 
-def _filled_up(loads: Shares, tokens: Tokens) -> Shares:
-    """How many of *tokens* (steps,) each GPU gets on top of *loads* (steps, gpus), the emptiest up to one level."""
-    if loads.shape[1] == 2:  # as most are
-        first = np.clip((tokens + loads[:, 1] - loads[:, 0]) / 2, 0, tokens)
-        return np.stack([first, tokens - first], axis=1)
-    low = np.sort(loads, axis=1)
-    many = np.arange(1, low.shape[1] + 1)
-    level = (low.cumsum(axis=1) + tokens[:, None]) / many  # if the so many emptiest get all
-    enough = np.argmax(np.concatenate([level[:, :-1] <= low[:, 1:], np.ones((len(low), 1), bool)], axis=1), axis=1)
-    found: Shares = np.maximum(np.take_along_axis(level, enough[:, None], axis=1) - loads, 0)
+def _level(one: Shares, other: Shares, given: Shares, tokens: Shares) -> None:
+    """Makes the loads (steps,) of two GPUs as even as an expert on both can, of whose *tokens* the one was *given*."""
+    both, without = one + other, one - given
+    np.minimum(np.maximum(both / 2, without), without + tokens, out=one)
+    np.subtract(one, without, out=given)
+    np.subtract(both, one, out=other)
+
+
+def _filled_up(loads: Shares, tokens: Shares) -> Shares:
+    """How many of *tokens* (steps,) each GPU gets on top of *loads* (gpus, steps), the emptiest up to one level.
+
+    The level is the lowest to which any number of the emptiest would come with all tokens.
+    """
+    many = np.arange(1, len(loads) + 1)[:, None]
+    level = ((np.sort(loads, axis=0).cumsum(axis=0) + tokens) / many).min(axis=0)
+    found: Shares = np.maximum(level - loads, 0)
     return found

@@ -150,8 +150,8 @@ def eplb_weight(plan: Deployed) -> bytes:
 
 def _every_row(plan: Deployed, first: int) -> dict[int, list[int]]:
     """The slots of every layer from *first* to the last there is, in order where there is no plan."""
-    in_order = [slot % plan.experts for slot in range(plan.number_of_slots)]
-    return {layer: plan.flat.get(layer, in_order) for layer in plan.every_layer(first)}
+    flat, in_order = plan.flat, (np.arange(plan.number_of_slots) % plan.experts).tolist()
+    return {layer: flat.get(layer, in_order) for layer in plan.every_layer(first)}
 
 
 def sglang_flags(gpus: int, redundant: int, dispatch: str) -> str:

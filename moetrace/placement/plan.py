@@ -127,7 +127,8 @@ def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY
 
 def _best(plans: Iterable[Ints], load: StepLoad, dispatch: Dispatch) -> Plan:
     """The one of the *plans*, slots (gpus, slots), with the lowest peak of a step."""
-    return min((Plan.of(slots, len(load.mean)) for slots in plans), key=lambda plan: load.peak(plan.held, dispatch))
+    apart = {slots.tobytes(): slots for slots in plans}.values()  # many end alike, and to judge one takes time
+    return min((Plan.of(slots, len(load.mean)) for slots in apart), key=lambda plan: load.peak(plan.held, dispatch))
 
 
 def replan(
@@ -175,16 +176,16 @@ def _replanned(
 ) -> Plan:
     """The plan *before*, changed for single steps."""
 
-    def peak(plan: Plan) -> float:
-        return load.peak(plan.held, dispatch)
-
     mean = load.mean.sum() / len(before.held)
     worth = max(tolerance / 2, least_gain, LEAST_GAIN) * mean
     plan = _best(lowered(before.slots, load, max(tolerance * EACH, LEAST_CHANGE), dispatch), load, dispatch)
-    if peak(before) - peak(plan) > worth or not tolerance:
+    peak, lower = load.peak(before.held, dispatch), load.peak(plan.held, dispatch)
+    if peak - lower > worth or not tolerance:
         fresh = place(load, len(before.held), redundant, dispatch).aligned(before, dispatch.nodes)
-        plan = fresh if peak(plan) - peak(fresh) > max(tolerance, LEAST_GAIN) * mean else plan
-    return plan if peak(before) - peak(plan) > worth else before
+        lowest = load.peak(fresh.held, dispatch)
+        if lower - lowest > max(tolerance, LEAST_GAIN) * mean:
+            plan, lower = fresh, lowest
+    return plan if peak - lower > worth else before
 
 
 def matched(common: Ints) -> Ints:

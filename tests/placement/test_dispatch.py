@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor, save_trace, simulate
+from moetrace.placement import dispatch
 from moetrace.placement.dispatch import EVENLY, Dispatch, least_loads, nearest_table
 from moetrace.placement.plan import Plan, evenness, in_order, place, replan
 from moetrace.placement.planner import planned
@@ -261,3 +262,22 @@ def test_a_plan_where_a_gpu_holds_an_expert_twice_is_scored():
 
     assert [[6.0, 4.0]] == Dispatch("nearest").loads(doubled.held, np.array([[6, 4]])).tolist()
     assert [[6.0, 4.0]] == Dispatch("lp").loads(doubled.held, np.array([[6, 4]])).tolist()
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+def test_tokens_fill_the_emptiest_gpus_up_to_one_level(seed, gpus):
+    """A naive twin: a drop at a time on the emptiest; of two GPUs and of more the same."""
+    rng = np.random.default_rng(seed)
+    loads, tokens = rng.integers(0, 40, (gpus, 5)) / 1.0, rng.integers(0, 90, 5) / 1.0
+
+    found = loads + dispatch._filled_up(loads, tokens)
+
+    for own, number, mine in zip(loads.T, tokens, found.T):
+        drops = own.copy()
+        for _ in range(int(number) * 20):
+            drops[drops.argmin()] += 0.05
+        assert mine == pytest.approx(drops, abs=0.11)
+    one, other, given = loads[0] + tokens, loads[1].copy(), tokens.copy()
+    dispatch._level(one, other, given, tokens)
+    assert np.stack([one, other]) == pytest.approx(loads[:2] + dispatch._filled_up(loads[:2], tokens))
+    assert loads[0] + given == pytest.approx(one)
