@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,13 @@ MINUTES, MIB = 20, 2048
 HORIZONS = [1000, 2000]
 # Layers, experts and steps, the first the one that the others are beside, and the longest horizon each can score.
 EDGES = {(8, 128, 5000): 1000, (1, 8, 10_000_000): 1000, (5000, 8, 600): 100, (2, 100_000, 600): 100}
-COMMANDS = (("states",), ("predict", "--predictor", "window_mean", "--predictor", "level"))
+DRAWN_EDGES = {(8, 128, 5000): 1000, (1, 8, 1_000_000): 1000, (500, 8, 600): 100, (2, 10_000, 600): 100}
+SIMPLE = ("--predictor", "window_mean", "--predictor", "level")
+COMMANDS = (("states",), ("predict", *SIMPLE, "--horizon", "{horizon}"))
+DRAWN_COMMANDS = (
+    ("report", *SIMPLE, "--horizons", "{horizon}"),
+    ("place", *SIMPLE, "--gpus", "8", "--horizon", "{horizon}"),
+)
 TOKENS_PER_EXPERT = 256
 
 
@@ -147,32 +154,39 @@ def command(path: Path, *words: str) -> tuple[float, float]:
     return time.perf_counter() - began, used.ru_maxrss / 1024
 
 
-def edges() -> str:
-    """Time and memory of two commands at the edges, times those of an everyday trace."""
+def edges(shapes: dict[tuple[int, int, int], int], commands: Sequence[tuple[str, ...]], intro: str) -> str:
+    """Time and memory of *commands* on traces of *shapes*, times those of the first, which is an everyday one."""
+    names = " | ".join(f"{words[0]}: time | MiB" for words in commands)
     lines = [
-        "At the edges: synthetic traces that stand still; `states`, and `predict` with `window_mean` and `level` at "
-        "its default cutoffs. A layer is held as two arrays of 8 bytes for each count.",
+        intro,
         "",
-        "| layers x experts x steps | million counts | counts of a layer, MiB | states: time | MiB | predict: time | MiB |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        f"| layers x experts x steps | million counts | counts of a layer, MiB | {names} |",
+        "|---|---:|---:|" + "---:|---:|" * len(commands),
     ]
     first: list[float] = []
-    for shape, horizon in EDGES.items():
+    for shape, horizon in shapes.items():
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "made.parquet"
             # Elsewhere: what this process holds would count as what a command held that it starts.
             asked = json.dumps([str(path), *shape])
             subprocess.run([sys.executable, __file__, "--make", asked], check=True)
-            found = [
-                command(path, *words, *(["--horizon", str(horizon)] if words[0] == "predict" else []))
-                for words in COMMANDS
-            ]
+            found = [command(path, *(word.format(horizon=horizon) for word in words)) for words in commands]
         print(f"{shape}: {found}", file=sys.stderr)
         first = first or [seconds for seconds, _ in found]
         cells = " | ".join(f"{seconds / of:.1f} | {mib:,.0f}" for (seconds, mib), of in zip(found, first))
         named, layer = " x ".join(f"{n:,}" for n in shape), shape[1] * shape[2] * 8 / 2**20
         lines.append(f"| {named} | {np.prod(shape) / 1e6:.1f} | {layer:,.1f} | {cells} |")
     return "\n".join(lines)
+
+
+def both_edges() -> str:
+    """At the edges of what is predicted, and of what is drawn and placed."""
+    parts = (
+        (EDGES, COMMANDS, "`states`, and `predict` at its default cutoffs. A layer is held as two arrays of 8 bytes for each count."),
+        (DRAWN_EDGES, DRAWN_COMMANDS, "`report`, and `place` on 8 GPUs."),
+    )  # fmt: skip
+    intro = "At the edges: synthetic traces that stand still, with `window_mean` and `level`; "
+    return "\n\n".join(edges(shapes, commands, intro + text) for shapes, commands, text in parts)
 
 
 def main() -> None:
@@ -194,7 +208,7 @@ def main() -> None:
         make_still(Path(name), *shape)
         return
     if given.edges:
-        print(edges())
+        print(both_edges())
         return
     others = [name for name in PREDICTORS if name != "lstm"]
     runs = (
@@ -205,7 +219,7 @@ def main() -> None:
     if not given.sizes:
         print(full(given.layers, given.full or 2, runs))
     if not (given.sizes or given.full or given.predictor):
-        print("", edges(), sep="\n")
+        print("", both_edges(), sep="\n")
 
 
 if __name__ == "__main__":
