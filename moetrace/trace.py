@@ -278,7 +278,9 @@ def whole_counts(values: NDArray[Any], where: str, column: str, first_row: int =
     """
     if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
         bad, reason = values > np.iinfo(np.int64).max, "is beyond 64 bits"
-    elif values.dtype.kind in "iu":
+    elif values.dtype.kind in "iu" and values.min(initial=0) >= 0:
+        return values.astype(np.int64, copy=False)
+    elif values.dtype.kind == "i":
         bad, reason = values < 0, "is negative"
     elif values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
@@ -314,19 +316,18 @@ def check_layers(layers: Sequence[int], where: str) -> None:
 
 
 def check_sums(
-    counts: Counts, steps: NDArray[Any], layers: Sequence[int], where: str, before: NDArray[np.float64] | float = 0.0
+    counts: Counts, steps: NDArray[Any], layers: Sequence[int], where: str, before: ArrayLike = 0.0, largest: int = -1
 ) -> None:
     """Raise `TraceError` naming the first step up to which a layer has more tokens than 64-bit sums can hold.
 
-    *counts* (steps, layers, experts) follow *before*, the tokens of each layer (layers,) in the steps before them.
+    *counts* (steps, layers, experts), none above *largest* if told, follow *before*, the tokens (layers,) so far.
     """
-    most = float(counts.max(initial=0)) * (counts.shape[0] * counts.shape[2])
+    most = float(counts.max(initial=0) if largest < 0 else largest) * (counts.shape[0] * counts.shape[2])
     if most + np.max(before) <= MOST_TOKENS:  # nearly always, and told from the largest count alone
         return
-    totals = before + counts.astype(np.float64).sum(axis=2).cumsum(axis=0)  # (steps, layers)
+    totals = np.asarray(before) + counts.astype(np.float64).sum(axis=2).cumsum(axis=0)  # (steps, layers)
     beyond = np.argwhere(totals > MOST_TOKENS)
-    if beyond.size:
-        step, layer = beyond[0]
+    for step, layer in beyond[:1]:
         raise TraceError(
             f"{where}, step {steps[step]}, layer {layers[layer]}",
             f"the counts up to here add up to {totals[step, layer]:.3g} tokens, more than can be added up exactly",

@@ -45,7 +45,7 @@ def examine(trace: LoadTrace) -> list[Finding]:
     for load in trace.by_layer():
         findings += [*idle_experts(load, trace.info.first_expert), *_drift(load), *_roughness(load)]
         totals.append(load.totals)
-        factor.add(load.counts)
+        factor.add(load.counts, int(load.counts.max()))
     findings += [] if "rounded" in names else factor.findings
     findings += totals_findings(np.stack(totals, axis=1), trace.steps, trace.layers)
     findings += gap_findings(trace.steps)

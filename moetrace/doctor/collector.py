@@ -80,17 +80,17 @@ class Factor:
     bits: int = 0
     lengths: Counts = field(default_factory=lambda: np.zeros(65, np.int64))
 
-    def add(self, counts: Counts) -> None:
-        """Add *counts* of any shape; costs next to nothing once the divisor is 1 and no count can be rounded."""
+    def add(self, counts: Counts, largest: int) -> None:
+        """Add *counts* of any shape, none above *largest*; costs nothing once the divisor is 1 and none is rounded."""
         if self.divisor != 1:
             self.divisor = int(np.gcd.reduce(counts, axis=None, initial=self.divisor))
             self.counts += int(np.count_nonzero(counts))
-        self._add_bits(counts)
+        self._add_bits(counts, largest)
 
-    def _add_bits(self, counts: Counts) -> None:
+    def _add_bits(self, counts: Counts, largest: int) -> None:
         """Look at the counts that half precision would have rounded, while it still may have."""
         bits = next((bits for bits in HALVES.values() if self.bits <= bits), None)
-        if bits is None or not counts.size or counts.max() < 1 << (bits + 1):
+        if bits is None or largest < 1 << (bits + 1):
             return
         large = counts[counts >= 1 << (min(HALVES.values()) + 1)]
         self.lengths += np.bincount(_bit_lengths(large), minlength=65)

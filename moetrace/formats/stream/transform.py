@@ -35,14 +35,14 @@ class Summary:
     steps: list[Steps] = field(default_factory=list)
     factor: Factor = field(default_factory=Factor)
 
-    def add(self, block: Block, totals: Counts) -> None:
-        """Add the next block, of which *totals* (steps, layers) are the tokens over all experts."""
+    def add(self, block: Block, totals: Counts, largest: int) -> None:
+        """Add the next block: *totals* (steps, layers) are the tokens over all experts, no count is above *largest*."""
         if self.rows < _enough(block):
             self.beginning.append(block)
         self.rows += len(block.steps)
         self.steps.append(block.steps)
         self.totals.append(totals)
-        self.factor.add(block.counts)
+        self.factor.add(block.counts, largest)
 
     @property
     def tokens_per_step(self) -> int | None:
@@ -153,7 +153,8 @@ def _complete_steps(
     """Blocks in which every layer has tokens in every step; others are refused, or left out if that is accepted."""
     passed = np.zeros(len(summary.layers))
     for block in blocks:
-        check_sums(block.counts, block.steps, summary.layers, where, passed)
+        largest = int(block.counts.max(initial=0))
+        check_sums(block.counts, block.steps, summary.layers, where, passed, largest)
         totals = block.counts.sum(axis=2)  # (steps, layers)
         passed += totals.sum(axis=0)
         full = totals.all(axis=1)  # (steps,)
@@ -161,7 +162,7 @@ def _complete_steps(
             _note_empty(block.steps, totals, summary.layers, where, collector, accept)
             block, totals = Block(block.steps[full], block.counts[full]), totals[full]
         if len(block.steps):
-            summary.add(block, totals)
+            summary.add(block, totals, largest)
             yield block
     if not summary.rows:
         raise TraceError(where, "has no step left", "choose other --steps, or accept fewer findings")
