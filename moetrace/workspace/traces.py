@@ -16,10 +16,11 @@ from moetrace.errors import SettingError, TraceError, WorkspaceError, known_name
 from moetrace.files import file_name, sweep, writing
 from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
 from moetrace.trace import Finding, LoadTrace
-from moetrace.workspace.results import ResultFolder
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from moetrace.workspace.results import ResultFolder
 
 # What is safe as a file name on every system and readable in a table.
 # Kept results, and the commands that write results of their own.
@@ -53,6 +54,8 @@ class Workspace:
 
     def results(self, report: Callable[[str], None] | None = None) -> ResultFolder:
         """The kept results of all traces; *report* is told of damaged ones."""
+        from moetrace.workspace.results import ResultFolder  # with all that predicts: ingest needs none of it
+
         return ResultFolder(self.root / KEPT, report)
 
     def result_path(self, command: str, trace: str | Path, name: str = "") -> Path:
