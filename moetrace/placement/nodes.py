@@ -6,7 +6,7 @@ import numpy as np
 
 from moetrace.errors import SettingError
 from moetrace.placement.dispatch import EVENLY, Dispatch, Held
-from moetrace.placement.plan import TOLERANCE, Load, Plan, matched, place, replan, slots_of
+from moetrace.placement.plan import TOLERANCE, Load, Plan, matched, mean_of, place, replan, slots_of
 from moetrace.placement.planner import Ints
 from moetrace.placement.step_peak import StepLoad
 from moetrace.trace import Shares
@@ -30,7 +30,7 @@ def check_nodes(experts: int, slots: int, groups: int, nodes: int, gpus: int) ->
 
 def homes_of(load: Load, groups: int, nodes: int) -> Ints:
     """The experts of each node, whole groups, as even as can be, shape (nodes, experts of a node)."""
-    size = _experts(load) // groups
+    size = len(mean_of(load)) // groups
     summed: Load
     if isinstance(load, StepLoad):
         summed = StepLoad(load.steps.reshape(len(load.steps), groups, size).sum(axis=2))
@@ -46,7 +46,7 @@ def place_on_nodes(load: Load, gpus: int, redundant: int, groups: int, dispatch:
     homes, nodes = homes_of(load, groups, dispatch.nodes), dispatch.nodes
     within = Dispatch(dispatch.kind)
     parts = [home[place(_of(load, home), gpus // nodes, redundant // nodes, within).slots] for home in homes]
-    return Plan.of(np.concatenate(parts), _experts(load))
+    return Plan.of(np.concatenate(parts), len(mean_of(load)))
 
 
 def replan_on_nodes(
@@ -83,7 +83,7 @@ def changed(
     the dispatch on a node.
     """
     nodes, experts = fresh.shape
-    redundant, size = force.size // nodes - experts, _experts(load) // groups
+    redundant, size = force.size // nodes - experts, len(mean_of(load)) // groups
     parts = []
     for own, home in zip(force.reshape(nodes, len(force) // nodes, -1), _homes(force, load, fresh, size, tolerance)):
         if np.array_equal(np.unique(own), home):
@@ -91,15 +91,15 @@ def changed(
             plan = replan(before, _of(load, home), redundant, least_gain, tolerance, within)
             parts.append(home[plan.slots])
         else:
-            plan = Plan.of(home[place(_of(load, home), len(own), redundant, within).slots], _experts(load))
-            parts.append(plan.aligned(Plan.of(own, _experts(load))).slots)
+            plan = Plan.of(home[place(_of(load, home), len(own), redundant, within).slots], len(mean_of(load)))
+            parts.append(plan.aligned(Plan.of(own, len(mean_of(load)))).slots)
     return np.concatenate(parts)
 
 
 def _homes(force: Ints, load: Load, fresh: Ints, group: int, tolerance: float) -> Ints:
     """The experts of each node: as in *force* where those are whole groups and even enough, else the *fresh* ones."""
     nodes, size = fresh.shape
-    shares = load.mean if isinstance(load, StepLoad) else load
+    shares = mean_of(load)
     own = [np.unique(node) for node in force.reshape(nodes, -1)]
     if all(len(node) == size and np.isin(np.bincount(node // group), (0, group)).all() for node in own):
         stays, best = (shares[np.array(homes)].sum(axis=1).max() for homes in (own, fresh))
@@ -107,10 +107,6 @@ def _homes(force: Ints, load: Load, fresh: Ints, group: int, tolerance: float) -
             return np.array(own)
     common = np.array([[len(np.intersect1d(mine, theirs)) for theirs in own] for mine in fresh])
     return fresh[matched(common)]
-
-
-def _experts(load: Load) -> int:
-    return load.steps.shape[1] if isinstance(load, StepLoad) else len(load)
 
 
 def _of(load: Load, experts: Ints) -> Load:
@@ -135,7 +131,7 @@ def nodes_per_token(
     if top_k is None:
         return float("nan")
     gpus, experts = held.shape
-    parts = held / held.sum(axis=0) * shares
+    parts = EVENLY.expected_parts(held) * shares
     on = parts.reshape(nodes, gpus // nodes, groups, experts // groups).sum(axis=(1, 3))  # (nodes, groups)
     weight = on.sum(axis=0)
     missed = (1 - np.divide(on, weight, out=np.zeros_like(on), where=weight > 0)) ** (top_k / top_groups)

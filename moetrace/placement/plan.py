@@ -38,6 +38,11 @@ Load = Shares | StepLoad
 """What is planned for: shares (experts,), or single steps."""
 
 
+def mean_of(load: Load) -> Shares:
+    """The share of each expert of the whole *load*, shape (experts,)."""
+    return load.mean if isinstance(load, StepLoad) else load
+
+
 @dataclass(frozen=True, eq=False)
 class Plan:
     """*held* (gpus, experts): how many slots of each GPU hold each expert."""
@@ -47,8 +52,7 @@ class Plan:
     @property
     def parts(self) -> Shares:
         """The part of each expert's tokens that each GPU works on, shape (gpus, experts)."""
-        parts: Shares = self.held / self.held.sum(axis=0)
-        return parts
+        return EVENLY.expected_parts(self.held)
 
     @classmethod
     def of(cls, slots: Ints, experts: int) -> Plan:
@@ -110,7 +114,7 @@ def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY
     there, also from replicas by mean and scatter; the best is taken where tokens are split as *dispatch* does.
     Raises `SettingError` where the slots are not as many on every GPU, or are too many.
     """
-    shares = load.mean if isinstance(load, StepLoad) else load
+    shares = mean_of(load)
     slots_of(len(shares), gpus, redundant)
     slots = planned(shares[None], gpus, redundant).slots
     if not isinstance(load, StepLoad) or gpus == 1:

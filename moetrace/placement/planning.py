@@ -82,10 +82,8 @@ class Planning:
     def check(self, experts: int) -> None:
         """Raise `SettingError` where the slots do not fill the GPUs evenly, or groups do not fill the nodes."""
         slots_of(experts, self.gpus, self.redundant)
-        if self.on_nodes:
-            check_nodes(experts, experts + self.redundant, self.groups, self.nodes, self.gpus)
-        elif experts % self.groups:
-            raise SettingError(f"{experts} experts are not the same number in each of {self.groups} groups")
+        nodes = self.nodes if self.on_nodes else 1
+        check_nodes(experts, experts + self.redundant, self.groups, nodes, self.gpus)
 
     def in_order(self, experts: int) -> Plan:
         """Neighbours together, see `plan.in_order`."""

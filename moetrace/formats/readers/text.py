@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import dropwhile, takewhile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, AnyStr, ClassVar
 
 from moetrace.doctor.catalogue import finding
 from moetrace.errors import TraceError, shown
@@ -71,7 +71,7 @@ def whole_lines(path: Path) -> int | None:
         file.seek(start)
         before, newline, last = file.read().rpartition(b"\n")
         file.seek(0)
-        header = next(dropwhile(lambda line: line.startswith(b"#"), file), b"")
+        header = first_past(b"#", file)
     if not last.strip() or not newline:
         return None
     cut = _is_no_json(last) if json_lines else _is_short(last, header)
@@ -164,7 +164,12 @@ def comments_of(path: Path) -> int:
 
 
 def _header_line(path: Path) -> str:
-    return next((line for line in head_of(path).split("\n") if not line.startswith("#")), "")
+    return first_past("#", head_of(path).split("\n"))
+
+
+def first_past(mark: AnyStr, lines: Iterable[AnyStr]) -> AnyStr:
+    """The first of *lines* that does not begin with *mark*, an empty one if all do."""
+    return next(dropwhile(lambda line: line.startswith(mark), lines), mark[:0])
 
 
 def csv_batches(path: Path, as_text: Sequence[str] = ()) -> Any:
@@ -198,8 +203,8 @@ def _dotted(path: Path) -> list[str]:
 def _columns_of(path: Path, delimiter: str) -> int:
     """The number of columns of the first line; raises `TraceError` where the file cannot be unpacked."""
     with library_errors(str(path), "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
-        lines = stream.read(BLOCK_BYTES).split(b"\n")
-        return int(next((line for line in lines if not line.startswith(b"#")), b"").count(delimiter.encode())) + 1
+        header: bytes = first_past(b"#", stream.read(BLOCK_BYTES).split(b"\n"))
+        return header.count(delimiter.encode()) + 1
 
 
 @dataclass(frozen=True)
