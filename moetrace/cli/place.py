@@ -152,8 +152,7 @@ def place(
     tables = _tables(frames, done, gpus, nodes)
     planned = list(dict.fromkeys(placed.redundant for placed in done))
     document: dict[str, Any] = {"gpus": gpus, "redundant": planned[0] if len(planned) == 1 else planned}
-    document |= {"horizon": horizon, "judge": judge, "dispatch": dispatch, "nodes": nodes}
-    document |= {"groups": groups}
+    document |= {"horizon": horizon, "judge": judge, "dispatch": dispatch, "nodes": nodes, "groups": groups}
     document |= {"files": list(dict.fromkeys(own["path"] for own in deployed)), "deploy": deployed}
     document |= {"figures": figures, "trained_on": protocol.trained_on(shared)}
     document |= {name: records(table.frame) for name, table in tables.items()}

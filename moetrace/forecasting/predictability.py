@@ -8,6 +8,7 @@ from moetrace.analysis.states import STABLE
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.evaluation import Evaluation, evaluation
 from moetrace.forecasting.predictors import BASELINE, label, predictor
+from moetrace.forecasting.predictors.base import Predictor
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -29,11 +30,16 @@ MEASURES = ["error_rate", "error_noise", "step_error_rate", "step_noise"]
 
 def predictability_evaluations(trace: LoadTrace, cutoffs: Sequence[int] | None = None) -> list[Evaluation]:
     """What has to be evaluated: `level` at `HORIZONS`, and the means of the last `HISTORIES` at `HORIZON`."""
-    means = [predictor(f"window_mean:window={history}") for history in HISTORIES]
+    means = [_mean_of(history) for history in HISTORIES]
     return [
         evaluation(trace, by, horizons, cutoffs, intervals=False)
         for by, horizons in (([predictor("level")], HORIZONS), (means, [HORIZON]))
     ]
+
+
+def _mean_of(history: int) -> Predictor:
+    """The mean of the last so many steps."""
+    return predictor(f"window_mean:window={history}")
 
 
 def predictability_frames(test: Backtest, of_horizons: Backtest, of_histories: Backtest) -> dict[str, pd.DataFrame]:
@@ -65,7 +71,7 @@ def by_history_frame(scores: pd.DataFrame, start: int) -> pd.DataFrame:
     """
     longest = max((h for h in HISTORIES if (scores["cutoff"] - start + 1 >= h).any()), default=0)
     scores = scores[scores["cutoff"] - start + 1 >= longest]
-    lengths = {label(predictor(f"window_mean:window={history}")): history for history in HISTORIES}
+    lengths = {label(_mean_of(history)): history for history in HISTORIES}
     kept = scores.assign(history=scores["predictor"].map(lengths))
     return _means(kept[kept["history"] <= longest], ["trace", "history", "state"])
 

@@ -223,6 +223,11 @@ def slots_of(experts: int, gpus: int, redundant: int) -> int:
     return slots
 
 
+def least_redundant(experts: int, gpus: int) -> int:
+    """As few slots for replicas as fill the *gpus* evenly: none where the *experts* do."""
+    return -experts % gpus
+
+
 def evenness(plan: Plan, counts: Counts, dispatch: Dispatch = EVENLY) -> Evenness:
     """How even *plan* leaves *counts* (steps, experts), where tokens are split as *dispatch* does."""
     loads = dispatch.loads(plan.held, counts)  # (steps, gpus)

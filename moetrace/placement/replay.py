@@ -11,7 +11,7 @@ import numpy as np
 
 from moetrace.forecasting.backtest import Progress
 from moetrace.placement.dispatch import EVENLY, Dispatch
-from moetrace.placement.plan import Plan
+from moetrace.placement.plan import Plan, least_redundant
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import LOOKED_BACK, SETTINGS, Looks, Policy, policies
 from moetrace.trace import LEAST_ROWS, Counts, LayerLoad, LoadTrace, Shares, Steps
@@ -50,7 +50,7 @@ def replayed(
 
     begin = replayed_from(trace, first)
     rows: list[tuple[Any, ...]] = []
-    known, bare = policies(len(trace.layers)), -trace.experts % gpus
+    known, bare = policies(len(trace.layers)), least_redundant(trace.experts, gpus)
     for done, number in enumerate(trace.layers, 1):
         load = _recent(trace.layer(number), begin)
         before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])

@@ -16,7 +16,7 @@ from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
 from moetrace.placement.plan import Plan
 from moetrace.placement.planning import MOST_EXPERTS, STEPS, Planning
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
-from moetrace.placement.replay import MOST_REPLAYED, replayed, replayed_from
+from moetrace.placement.replay import MOST_REPLAYED, replayed
 from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
 from moetrace.placement.verdict import Verdict, policies_frame, verdict
 from moetrace.trace import LoadTrace
@@ -125,7 +125,7 @@ def place(
     } | judged
     done = Placement(
         trace.name, frames, best, redundant, _loads(means, best), {}, test.computed, test.reused,
-        trace.info.first_expert, said, tuple(_left_out(trace, planning, first if policies else None)),
+        trace.info.first_expert, said, tuple(_left_out(trace, planning, bool(policies))),
     )  # fmt: skip
     if not replan_every:
         return done
@@ -144,12 +144,12 @@ def _further(progress: Progress | None, done: int) -> Progress | None:
     return progress and (lambda more, of: progress(done + more, done + of))
 
 
-def _left_out(trace: LoadTrace, planning: Planning, first: int | None) -> Iterator[str]:
-    """What is not looked at, in sentences; policies are replayed from *first* steps on, if they are."""
+def _left_out(trace: LoadTrace, planning: Planning, replayed: bool) -> Iterator[str]:
+    """What is not looked at, in sentences; of policies only where they are *replayed*."""
     if planning.judge == STEPS and not planning.by_steps(trace.experts):
         yield f"{trace.experts:,} experts are more than {MOST_EXPERTS:,}: plans are judged by the mean, not by steps"
     logged = len(trace.steps)
-    if first is not None and logged > MOST_REPLAYED and replayed_from(trace, first) >= trace.steps[-MOST_REPLAYED - 1]:
+    if replayed and logged > MOST_REPLAYED:
         yield f"policies are replayed on the last {MOST_REPLAYED:,} of {logged:,} logged steps"
 
 

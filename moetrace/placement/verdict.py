@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetrace.placement.moves import lowest_bound
+from moetrace.placement.plan import least_redundant
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import POLICIES, SETTINGS, launch
 from moetrace.placement.policies import policies as known_policies
@@ -188,7 +189,7 @@ def _replicas(trace: LoadTrace, planning: Planning) -> tuple[int, float]:
     Balance is that of the last 1,000 steps with a plan by the 1,000 before them.
     """
     cutoff, gpus = int(trace.steps[-1]) - 1000, planning.gpus
-    base = -trace.experts % gpus
+    base = least_redundant(trace.experts, gpus)
     tried = [base + n * gpus for n in (0, 1, 2, 4) if base + n * gpus <= trace.experts * (gpus - 1)]
     balances, lowest = [], []
     for load in trace.by_layer():
