@@ -142,7 +142,7 @@ class LayerLoad:
         rows = min(window, LEAST_ROWS, len(self.steps))
         return self.between(min(by_steps, int(self.steps[-rows])), int(self.steps[-1]))
 
-    @property
+    @cached_property
     def mean_shares(self) -> Shares:
         """Share of the load of each expert over all the steps together, shape (experts,)."""
         shares: Shares = self.counts.sum(axis=0) / self.totals.sum()

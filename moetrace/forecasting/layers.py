@@ -19,9 +19,9 @@ from moetrace.forecasting import intervals
 from moetrace.forecasting.fitting import TimedFit, has_history, layer_fits
 from moetrace.forecasting.predictors import BASELINE, label, predictor
 from moetrace.forecasting.predictors.base import Forecast, Predictor, is_constant
-from moetrace.forecasting.scoring import Errors, errors, predicted_shares
+from moetrace.forecasting.scoring import Errors, errors, predicted_shares, step_errors
 from moetrace.forecasting.windows import Windows
-from moetrace.trace import Counts, LayerLoad, Shares
+from moetrace.trace import LayerLoad, Shares
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ Cell = tuple[int, int]
 
 
 class CutoffForecasts(NamedTuple):
-    """What a predictor forecasts at a *cutoff*, by horizon; nothing where the history is too short."""
+    """What a predictor forecasts at a *cutoff*, repaired, by horizon; nothing where the history is too short."""
 
     cutoff: int
     by_horizon: Mapping[int, Forecast]
@@ -80,20 +80,20 @@ def forecasts(
         began = time.perf_counter()
         history, fitted = load.until(cutoff), fits[cutoff].fitted
         if by.by_horizon:
-            found = {horizon: fitted.forecast(history, horizon) for horizon in horizons}
+            found = {horizon: repaired(fitted.forecast(history, horizon)) for horizon in horizons}
         else:
-            longest = fitted.forecast(history, max(horizons))
+            longest = repaired(fitted.forecast(history, max(horizons)))
             found = {horizon: Forecast(longest.shares[:horizon], longest.status) for horizon in horizons}
         yield CutoffForecasts(cutoff, found, fits[cutoff].seconds, time.perf_counter() - began)
 
 
-def repaired(forecast: Forecast) -> Shares:
-    """The shares clipped at 0 and scaled to sum to 1; equal shares where nothing is left."""
+def repaired(forecast: Forecast) -> Forecast:
+    """Its shares clipped at 0 and scaled to sum to 1; equal shares where nothing is left."""
     rows = forecast.shares[:1] if is_constant(forecast.shares) else forecast.shares
     shares = np.clip(np.nan_to_num(rows), 0, None)
     total = shares.sum(axis=1, keepdims=True)
     whole = np.where(total > 0, shares / np.where(total > 0, total, 1), 1 / shares.shape[1])
-    return np.broadcast_to(whole, forecast.shares.shape)
+    return Forecast(np.broadcast_to(whole, forecast.shares.shape), forecast.status)
 
 
 def forecast_end(
@@ -104,10 +104,9 @@ def forecast_end(
     end = int(load.steps[-1])
     (found,) = forecasts(load, by, {end: [horizon]}, shared_fits)
     forecast = found.by_horizon[horizon]
-    shares, expected = repaired(forecast), experience.expectation(end, horizon)
-    mean = shares.mean(axis=0)
+    expected, mean = experience.expectation(end, horizon), forecast.shares.mean(axis=0)
     uncertain = expected.error(mean), expected.half_widths(mean)
-    return EndForecast(load.trace, label(by), load.layer, end + 1, shares, *uncertain, forecast.status)
+    return EndForecast(load.trace, label(by), load.layer, end + 1, forecast.shares, *uncertain, forecast.status)
 
 
 # --- scores -----------------------------------------------------------------------------------
@@ -157,10 +156,11 @@ SHARE_COLUMNS = (
 class Reference:
     """What the scores of a layer have in common, whatever the predictor, by cutoff or by `Cell`.
 
-    Nothing is *expected* where forecasts are scored alone.
+    *after* is the load that was forecast. Nothing is *expected* where forecasts are scored alone.
     """
 
     load: LayerLoad
+    after: Mapping[Cell, LayerLoad]
     states: Mapping[int, str]
     noise: Mapping[Cell, tuple[float, float]]
     expected: Mapping[Cell, intervals.Expectation]
@@ -172,13 +172,16 @@ class Reference:
         load = experience.load
         keep_blocks(load, load.rows(BLOCK))  # for every history that is cut from the layer
         cells = [(cutoff, horizon) for cutoff, horizons in windows.items() for horizon in horizons]
+        after = {cell: load.after(*cell) for cell in cells}
         baseline = {at.cutoff: at.by_horizon for at in forecasts(load, predictor(BASELINE), windows)}
+        means = {(c, h): _predicted(baseline[c][h].shares, c, after[c, h]) for c, h in cells}
         return cls(
             load,
+            after,
             {cutoff: state_at(load, cutoff) for cutoff in windows},
             {cell: horizon_noise(load, *cell) for cell in cells},
             {cell: experience.expectation(*cell) for cell in cells if expect},
-            {(c, h): errors(*matched(load, repaired(baseline[c][h]), c, h)).error_rate for c, h in cells},
+            {cell: float(np.abs(means[cell] - after[cell].mean_shares).sum()) for cell in cells},
         )
 
 
@@ -195,9 +198,10 @@ def score_layer(
     scores: list[Score] = []
     shares: list[pd.DataFrame] = []
     for at in forecasts(load, by, windows, shared_fits):
+        by_step = _step_errors(reference, by, at)
         for horizon in windows[at.cutoff]:
             forecast = at.by_horizon.get(horizon)
-            measured, experts = _measured(reference, forecast, (at.cutoff, horizon))
+            measured, experts = _measured(reference, forecast, (at.cutoff, horizon), by_step.get(horizon))
             key = (load.trace, label(by), load.layer, horizon, at.cutoff)
             seconds: dict[str, Any] = {"fit_seconds": at.fit_seconds, "forecast_seconds": at.forecast_seconds}
             row: dict[str, Any] = dict(zip(Score._fields, (*key, reference.states[at.cutoff]))) | measured | seconds
@@ -207,23 +211,35 @@ def score_layer(
     return pd.DataFrame(scores, columns=Score._fields), stacked(shares, SHARE_COLUMNS)
 
 
+def _step_errors(reference: Reference, by: Predictor, at: CutoffForecasts) -> dict[int, Shares]:
+    """By horizon how wrong each of its steps was, shape (steps,); what begins a longer forecast is measured with it."""
+    measured: dict[int, Shares] = {}
+    for horizon in sorted(at.by_horizon, reverse=True):
+        after = reference.after[at.cutoff, horizon]
+        if by.by_horizon or not measured:
+            longest = step_errors(matched(at.by_horizon[horizon].shares, at.cutoff, after), after.shares)
+        measured[horizon] = longest[: len(after.steps)]
+    return measured
+
+
 def _measured(
-    reference: Reference, forecast: Forecast | None, cell: Cell
+    reference: Reference, forecast: Forecast | None, cell: Cell, by_step: Shares | None
 ) -> tuple[dict[str, Any], dict[str, Shares] | None]:
     """The measured fields of a `Score`, and the shares of the experts, None where none were forecast or expected."""
     step_noise, error_noise = reference.noise[cell]
     baseline = reference.window_mean[cell]
     known = {"error_noise": error_noise, "step_noise": step_noise, "window_mean_error_rate": baseline}
-    if forecast is None:
+    if forecast is None or by_step is None:
         return known | _NOTHING._asdict() | dict.fromkeys(("skill", *EXPECTED), float("nan")), None
-    shares, expected = repaired(forecast), reference.expected.get(cell)
-    predicted, counts = matched(reference.load, shares, *cell)
-    found = errors(predicted, counts)
+    after, expected = reference.after[cell], reference.expected.get(cell)
+    predicted = _predicted(forecast.shares, cell[0], after)
+    found = errors(predicted, after.mean_shares, by_step)
     skill = 1 - found.error_rate / baseline if baseline > 0 else float("nan")
     if expected is None:
         return known | found._asdict() | {"skill": skill} | dict.fromkeys(EXPECTED, float("nan")), None
-    mean = shares.mean(axis=0)
-    experts = horizon_shares(predicted, counts, expected.half_widths(mean))
+    mean = forecast.shares.mean(axis=0)
+    of_logged = matched(forecast.shares, cell[0], after).mean(axis=0)
+    experts = horizon_shares(of_logged, predicted, after.mean_shares, expected.half_widths(mean))
     held = {name: float(_inside(experts, name.removeprefix("coverage_")).mean()) for name in COVERAGE}
     return known | found._asdict() | held | {"skill": skill, "expected_error": expected.error(mean)}, experts
 
@@ -233,25 +249,26 @@ EXPECTED = ("expected_error", *COVERAGE)
 _NOTHING = Errors(float("nan"), float("nan"), float("nan"), 0, float("nan"))
 
 
-def horizon_shares(forecast: Shares, counts: Counts, half_widths: dict[int, Shares]) -> dict[str, Shares]:
-    """Predicted and actual share of the load of the horizon, with intervals, each of shape (experts,).
+def horizon_shares(
+    forecast: Shares, predicted: Shares, actual: Shares, half_widths: dict[int, Shares]
+) -> dict[str, Shares]:
+    """Forecast, predicted and actual share of the load of the horizon, with intervals, each of shape (experts,).
 
     *forecast* is the mean over the steps, which is known at the cutoff; *predicted* weighs each step by
     the tokens that then came, as *actual* does.
     """
-    totals = counts.sum(axis=1)
-    predicted, actual = predicted_shares(forecast, totals), counts.sum(axis=0) / totals.sum()
-    ends = intervals.bounds(predicted, half_widths)
-    known = {"expert": np.arange(len(actual)), "forecast": forecast.mean(axis=0)}
-    return known | {"predicted": predicted, "actual": actual, **ends}
+    known: dict[str, Any] = {"expert": np.arange(len(actual)), "forecast": forecast}
+    return known | {"predicted": predicted, "actual": actual} | intervals.bounds(predicted, half_widths)
 
 
 def _inside(experts: Mapping[str, Shares], percent: str) -> NDArray[np.bool_]:
     return (experts[f"low_{percent}"] <= experts["actual"]) & (experts["actual"] <= experts[f"high_{percent}"])
 
 
-def matched(load: LayerLoad, shares: Shares, cutoff: int, horizon: int) -> tuple[Shares, Counts]:
-    """Forecast and counts of the steps that were logged, both (rows, experts)."""
-    actual = load.after(cutoff, horizon)
-    rows = slice(len(actual.steps)) if is_constant(shares) else actual.steps - cutoff - 1
-    return shares[rows], actual.counts
+def matched(shares: Shares, cutoff: int, after: LayerLoad) -> Shares:
+    """The rows of a forecast *shares* (horizon, experts) of the steps that were logged *after* the cutoff."""
+    return shares[slice(len(after.steps)) if is_constant(shares) else after.steps - cutoff - 1]
+
+
+def _predicted(shares: Shares, cutoff: int, after: LayerLoad) -> Shares:
+    return predicted_shares(matched(shares, cutoff, after), after.totals)

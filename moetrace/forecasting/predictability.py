@@ -9,6 +9,7 @@ from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.evaluation import Evaluation, evaluation
 from moetrace.forecasting.predictors import BASELINE, label, predictor
 from moetrace.forecasting.predictors.base import Predictor
+from moetrace.forecasting.windows import evaluation_windows
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -29,11 +30,17 @@ MEASURES = ["error_rate", "error_noise", "step_error_rate", "step_noise"]
 
 
 def predictability_evaluations(trace: LoadTrace, cutoffs: Sequence[int] | None = None) -> list[Evaluation]:
-    """What has to be evaluated: `level` at `HORIZONS`, and the means of the last `HISTORIES` at `HORIZON`."""
-    means = [_mean_of(history) for history in HISTORIES]
+    """What has to be evaluated: `level` at `HORIZONS`, and the means of the last `HISTORIES` at `HORIZON`.
+
+    Histories are compared at the cutoffs that have the longest of them before them.
+    """
+    start, windows = int(trace.steps[0]), evaluation_windows(trace, [HORIZON], cutoffs)
+    longest = max((h for h in HISTORIES if any(cutoff - start + 1 >= h for cutoff in windows)), default=0)
+    means = [_mean_of(history) for history in HISTORIES if history <= longest]
+    compared = {cutoff: horizons for cutoff, horizons in windows.items() if cutoff - start + 1 >= longest}
     return [
-        evaluation(trace, by, horizons, cutoffs, intervals=False)
-        for by, horizons in (([predictor("level")], HORIZONS), (means, [HORIZON]))
+        evaluation(trace, [predictor("level")], HORIZONS, cutoffs, intervals=False),
+        evaluation(trace, means, [HORIZON], compared, intervals=False),
     ]
 
 
@@ -49,7 +56,7 @@ def predictability_frames(test: Backtest, of_horizons: Backtest, of_histories: B
     """
     return {
         "by_horizon": by_horizon_frame(of_horizons.scores),
-        "by_history": by_history_frame(of_histories.scores, int(test.evaluation.trace.steps[0])),
+        "by_history": by_history_frame(of_histories.scores),
         "by_layer": by_layer_frame(test.scores),
         "worst_experts": worst_experts_frame(test.shares),
     }
@@ -63,17 +70,10 @@ def by_horizon_frame(scores: pd.DataFrame) -> pd.DataFrame:
     return _means(scores, ["trace", "horizon", "state"])
 
 
-def by_history_frame(scores: pd.DataFrame, start: int) -> pd.DataFrame:
-    """Error over the next 1,000 steps of the mean of the last *history* steps, one row per length and state.
-
-    Only cutoffs before which the longest history fits are compared, or all if there are none; *start* is the first
-    step.
-    """
-    longest = max((h for h in HISTORIES if (scores["cutoff"] - start + 1 >= h).any()), default=0)
-    scores = scores[scores["cutoff"] - start + 1 >= longest]
+def by_history_frame(scores: pd.DataFrame) -> pd.DataFrame:
+    """Error over the next 1,000 steps of the mean of the last *history* steps, one row per length and state."""
     lengths = {label(_mean_of(history)): history for history in HISTORIES}
-    kept = scores.assign(history=scores["predictor"].map(lengths))
-    return _means(kept[kept["history"] <= longest], ["trace", "history", "state"])
+    return _means(scores.assign(history=scores["predictor"].map(lengths)), ["trace", "history", "state"])
 
 
 def by_layer_frame(scores: pd.DataFrame) -> pd.DataFrame:

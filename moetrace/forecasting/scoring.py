@@ -44,16 +44,22 @@ def predicted_shares(forecast: Shares, totals: Counts) -> Shares:
     return predicted
 
 
-def errors(forecast: Shares, counts: Counts) -> Errors:
-    """The errors of *forecast* against *counts*, both of shape (steps, experts)."""
-    totals = counts.sum(axis=1)  # (steps,)
-    predicted = predicted_shares(forecast, totals)
-    actual = counts.sum(axis=0) / totals.sum()  # (experts,)
+def step_errors(forecast: Shares, shares: Shares) -> Shares:
+    """``sum_e |q[t, e] - p[t, e]|`` of each step, shape (steps,); *forecast* and *shares* are (steps, experts)."""
+    apart: Shares = np.abs(forecast - shares).sum(axis=1)
+    return apart
+
+
+def errors(predicted: Shares, actual: Shares, by_step: Shares) -> Errors:
+    """The errors of *predicted* against *actual* shares of the load of all steps, both (experts,).
+
+    *by_step* (steps,) are the `step_errors`.
+    """
     apart = np.abs(predicted - actual)
     loaded = actual > 0
     return Errors(
         error_rate=float(apart.sum()),
-        step_error_rate=float(np.abs(forecast - counts / totals[:, None]).sum(axis=1).mean()),
+        step_error_rate=float(by_step.mean()),
         mape=float((apart[loaded] / actual[loaded]).mean()),
         idle_experts=int((~loaded).sum()),
         abs_points=float(apart.mean()),

@@ -9,7 +9,7 @@ import pytest
 from moetrace import LoadTrace, SettingError, TooShortError, evaluate, predictor
 from moetrace.forecasting.layers import matched, repaired
 from moetrace.forecasting.predictors import PREDICTORS, base
-from moetrace.forecasting.scoring import errors
+from moetrace.forecasting.scoring import predicted_shares, step_errors
 from moetrace.forecasting.windows import cutoffs_apart, default_cutoffs, longest_scorable, scorable, thinned
 from moetrace.synthetic import settling, synthetic_trace
 from moetrace.trace import LayerLoad, TraceInfo
@@ -100,7 +100,7 @@ def test_nothing_left_after_the_repair_is_an_even_forecast():
     """Shares of nothing, or not a number, become equal ones."""
     found = repaired(base.Forecast(np.array([[-1.0, 0.0], [np.nan, np.nan], [1.0, 3.0]])))
 
-    assert np.array_equal([[0.5, 0.5], [0.5, 0.5], [0.25, 0.75]], found)
+    assert np.array_equal([[0.5, 0.5], [0.5, 0.5], [0.25, 0.75]], found.shares)
 
 
 @pytest.mark.parametrize("made", [Watching(), WatchingAll()])
@@ -260,13 +260,29 @@ def test_a_constant_forecast_is_scored_like_any_other(rows):
     """Held as one row, or as many that are the same."""
     load = synthetic_trace([settling(500, steps=600)]).layer(0)
     shares = base.constant(load.mean_shares, rows)
-    once, often = (matched(load, repaired(base.Forecast(own)), 500, rows) for own in (shares, np.array(shares)))
+    after = load.after(500, rows)
+    both = (matched(repaired(base.Forecast(own)).shares, 500, after) for own in (shares, np.array(shares)))
+    once, often = ((predicted_shares(own, after.totals), step_errors(own, after.shares)) for own in both)
 
     assert base.is_constant(shares) == (rows > 1)
     assert not base.is_constant(np.array(shares))
-    assert np.array_equal(once[0], often[0])
+    assert once[0] == pytest.approx(often[0])
     assert np.array_equal(once[1], often[1])
-    assert errors(*once) == pytest.approx(errors(*often))
+
+
+@pytest.mark.parametrize("name", ["level", "level:trend=0.2", "auto", "sw_avg"])
+def test_horizons_scored_together_are_those_scored_alone(name):
+    """Also where steps are missing, and where a shorter forecast is not the beginning of a longer one."""
+    trace = synthetic_trace([settling(500, steps=2500)])
+    kept = np.random.default_rng(0).random(len(trace.steps)) > 0.3
+    sparse = LoadTrace.from_counts(trace.counts[kept], steps=trace.steps[kept])
+    together = evaluate(sparse, [predictor(name)], [100, 300, 500], [1000, 1500]).scores
+    alone = [evaluate(sparse, [predictor(name)], [horizon], [1000, 1500]).scores for horizon in (100, 300, 500)]
+    columns = ["error_rate", "step_error_rate", "mape", "abs_points"]
+
+    for own in alone:
+        same = together[together["horizon"] == own["horizon"].iloc[0]]
+        assert np.array_equal(own[columns], same[columns])
 
 
 def test_progress_ends_with_all_done(even):

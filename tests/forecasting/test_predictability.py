@@ -53,6 +53,16 @@ def test_histories_are_compared_at_the_same_cutoffs(frames):
     assert all(part["scored"].nunique() == 1 for _, part in by_history.groupby("state"))
 
 
+def test_only_histories_that_a_cutoff_has_before_it_are_evaluated(settled):
+    """The longest of them decides at which cutoffs all are compared; without any there is nothing to compare."""
+    asked = {cutoffs: predictability_evaluations(settled, cutoffs)[1] for cutoffs in ((50,), (500, 999, 1000, 1500))}
+    none, some = asked.values()
+
+    assert 0 == len(none.predictors)
+    assert [100, 200, 500, 1000] == [own.window for own in some.predictors]
+    assert {1000: [1000], 1500: [1000]} == some.windows
+
+
 def test_layers_are_told_apart(frames):
     """Only those that were stable at some cutoff, by the preferred predictor."""
     assert {0} == set(frames["by_layer"]["layer"])
