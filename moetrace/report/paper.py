@@ -50,31 +50,37 @@ PREDICTORS: Mapping[str, dict[str, Any]] = {
 def load_share(frames: Frames) -> Figure:
     """Share of every expert over the steps, a panel per layer, the settle step marked."""
     load = frames["load"]
-    figure, panels = _panels(load, "share of the layer's load (%)")
+    figure, panels = _panels(load, "share of the layer's load (%)", right=0.15 if _nameable(load) else 0.8)
     settle = _settle_steps(frames["layers"])
-    for layer, axes in panels.items():
-        part = load[load["layer"] == layer].pivot_table(index="step", columns="expert", values="share")
-        colours = _expert_colours(part.iloc[-1])
-        if len(part.columns) > MOST_NAMED:
-            _curves(axes, part, colours)
+    for layer, part, axes in panels:
+        shares = part.pivot(index="step", columns="expert", values="share")
+        colours = _expert_colours(shares.iloc[-1])
+        if len(shares.columns) > MOST_NAMED:
+            _curves(axes, shares, colours)
         else:
-            for colour, expert in zip(colours, part.columns):
-                axes.plot(part.index, 100 * part[expert], color=colour, linewidth=0.9, label=f"{expert}")
+            for colour, expert in zip(colours, shares.columns):
+                axes.plot(shares.index, 100 * shares[expert], color=colour, linewidth=0.9, label=f"{expert}")
         _mark_settled(axes, settle.get(layer))
         axes.set_ylim(bottom=0)
-    if load["expert"].nunique() > MOST_NAMED:
-        _rank_scale(figure)
-    else:
+    if _nameable(load):
         one_legend(figure, axes, "expert", columns=MOST_NAMED)
+    else:
+        _rank_scale(figure)
     return figure
+
+
+def _nameable(load: pd.DataFrame) -> bool:
+    """Whether the experts are few enough for a name each."""
+    return bool(load["expert"].nunique() <= MOST_NAMED)
 
 
 def _curves(axes: Axes, shares: pd.DataFrame, colours: Sequence[Any]) -> None:
     """A curve for each column, drawn at once and kept as pixels."""
     from matplotlib.collections import LineCollection
 
-    curves = [np.column_stack([shares.index, 100 * shares[expert]]) for expert in shares.columns]
-    axes.add_collection(LineCollection(curves, colors=list(colours), linewidths=0.7, rasterized=True))
+    steps, heights = np.broadcast_arrays(shares.index, 100 * shares.to_numpy().T)
+    curves = np.stack([steps, heights], axis=-1)  # (experts, steps, 2)
+    axes.add_collection(LineCollection(list(curves), colors=list(colours), linewidths=0.7, rasterized=True))
     axes.autoscale_view()
 
 
@@ -84,17 +90,16 @@ def fluctuation(frames: Frames, measure: str) -> Figure:
     scale, unit = (1.0, "squared share") if measure == "variance" else (100.0, "share, %")
     figure, panels = _panels(course, f"{measure} ({unit})")
     settle = _settle_steps(frames["layers"])
-    for layer, axes in panels.items():
-        part = course[course["layer"] == layer]
+    for layer, part, axes in panels:
         for window, curve in part.groupby("window"):
-            colour = WINDOWS.get(int(window), GREY)
+            colour = WINDOWS.get(int(str(window)), GREY)
             axes.plot(curve["step"], scale * curve[measure], color=colour, linewidth=0.9, label=f"{window} steps")
         longest = part[part["window"] == part["window"].max()].iloc[-1]
         axes.axhline(scale * longest[f"noise_{measure}"], label="sampling noise, longest window", **NOISE)
         if measure == "variance":  # hardly above the noise: which is why the rule does not judge by the variance
             axes.axhline(longest["threshold_variance"], label="threshold of the state rule", **THRESHOLD)
         _mark_settled(axes, settle.get(layer))
-        log_scale(axes, plain=measure == "range")
+        log_scale(axes)
     one_legend(figure, axes, "window")
     return figure
 
@@ -104,8 +109,7 @@ def movement(frames: Frames) -> Figure:
     course = frames["movement"]
     figure, panels = _panels(course, "movement (%)")
     rows = {int(row["layer"]): row for row in rows_of(frames["layers"].dropna(subset="settle_step"))}
-    for layer, axes in panels.items():
-        part = course[course["layer"] == layer]
+    for layer, part, axes in panels:
         axes.plot(part["step"], 100 * part["movement"], color=BLUE, linewidth=1, label="mean over the hold")
         for name in ("unsettle_above", "settle_below"):
             axes.axhline(100 * part[name].iloc[0], label=name, **THRESHOLD)
@@ -165,9 +169,8 @@ def predicted(frames: Frames) -> Figure:
     """What the baseline and the paper's predictors said of the load of each expert, beside what happened."""
     shares = frames["last_shares"]
     figure, panels = _panels(shares, "share of the layer's load (%)", "expert, by actual share")
-    for layer, axes in panels.items():
-        own = shares[shares["layer"] == layer]
-        part = own.pivot_table(index="expert", columns="predictor", values="predicted", sort=False)
+    for _, own, axes in panels:
+        part = own.pivot(index="expert", columns="predictor", values="predicted")
         actual = own.groupby("expert")["actual"].first().sort_values(ascending=False)
         at, many = np.arange(len(actual)), len(actual) > MOST_NAMED
         if many:
@@ -225,16 +228,19 @@ FIGURES: Mapping[str, Kind] = {
 # --- shared by the figures ---------------------------------------------------------------------
 
 
-def _panels(frame: pd.DataFrame, ylabel: str, xlabel: str = "step") -> tuple[Figure, dict[int, Axes]]:
-    """A figure with one panel per layer, at most `MOST_PANELS`, in reading order."""
-    layers = sorted(int(layer) for layer in frame["layer"].unique())
+def _panels(
+    frame: pd.DataFrame, ylabel: str, xlabel: str = "step", right: float = 0.15
+) -> tuple[Figure, list[tuple[int, pd.DataFrame, Axes]]]:
+    """A figure with one panel per layer, at most `MOST_PANELS`, in reading order: layer, its part of *frame*, panel."""
+    parts = {int(str(layer)): part for layer, part in frame.groupby("layer")}
+    layers = list(parts)
     chosen = layers
     if len(layers) > MOST_PANELS:
         chosen = [layers[i] for i in np.linspace(0, len(layers) - 1, MOST_PANELS).round().astype(int)]
     columns = 2 if len(chosen) <= 4 else 3
     columns = min(columns, len(chosen))
     rows = -(-len(chosen) // columns)
-    figure = new_figure(5.4 * columns, 2.6 * rows + 0.8, (0.75, 0.15, 0.95, 0.3))
+    figure = new_figure(5.4 * columns, 2.6 * rows + 0.8, (0.75, right, 0.95, 0.3))
     axes: Sequence[Axes] = [figure.add_subplot(rows, columns, i + 1) for i in range(len(chosen))]
     for i, (layer, panel) in enumerate(zip(chosen, axes)):
         panel.set_title(f"layer {layer}", fontsize=9, loc="left")
@@ -243,7 +249,7 @@ def _panels(frame: pd.DataFrame, ylabel: str, xlabel: str = "step") -> tuple[Fig
             panel.set_xlabel(xlabel, fontsize=8)
     some = "" if chosen == layers else f"; {len(chosen)} of {len(layers)} layers"
     figure.supylabel(f"{ylabel}{some}", fontsize=9, x=0.1 / figure.get_figwidth())
-    return figure, dict(zip(chosen, axes))
+    return figure, [(layer, parts[layer], panel) for layer, panel in zip(chosen, axes)]
 
 
 def _expert_colours(last: pd.Series) -> list[Any]:
@@ -253,7 +259,7 @@ def _expert_colours(last: pd.Series) -> list[Any]:
     if len(last) <= MOST_NAMED:
         return [matplotlib.colormaps["tab10"](i) for i in range(len(last))]
     ranks = (last.rank(method="first") - 1) / (len(last) - 1)
-    return [matplotlib.colormaps["viridis"](rank) for rank in ranks]
+    return list(matplotlib.colormaps["viridis"](ranks.to_numpy()))
 
 
 def _settle_steps(layers: pd.DataFrame) -> dict[int, int]:
