@@ -104,19 +104,23 @@ def states_tables(
     *,
     experts: bool = False,
     sensitivity: bool = False,
+    courses: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
     """The frames ``layers``, ``windows``, ``depth`` and ``movement``; ``experts`` and ``sensitivity`` when asked for.
 
-    One layer at a time.
+    With *courses* also ``load``, ``fluctuation``, ``imbalance``, ``balance``, ``peaks`` and ``hottest``. One layer at a
+    time.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
     >>> mt.states_tables(trace)["windows"]["state"].tolist()
     ['transient', 'stable']
     """
-    names = ["movement", *["experts"] * experts, *["sensitivity"] * sensitivity]
-    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in names}
+    asked = {"experts": experts_frame} if experts else {}
+    asked |= {"sensitivity": sensitivity_frame} if sensitivity else {}
+    asked |= COURSES if courses else {}
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in ("movement", *asked)}
     states: list[LayerStates] = []
     rows: list[dict[str, Any]] = []
     for done, load in enumerate(trace.by_layer(), 1):
@@ -124,31 +128,12 @@ def states_tables(
         rows.append(layer_row(load, found))
         states.append(found)
         parts["movement"].append(movement_frame(found))
-        if experts:
-            parts["experts"].append(experts_frame(load))
-        if sensitivity:
-            parts["sensitivity"].append(sensitivity_frame(load))
+        for name, make in asked.items():
+            parts[name].append(make(load))
         if progress is not None:
             progress(done, len(trace.layers))
     layers, rest = layers_frame(rows), {name: stacked(frames) for name, frames in parts.items()}
     return {"layers": layers, "windows": windows_frame(states), **rest, "depth": depth_frame(layers)}
-
-
-def course_frames(trace: LoadTrace) -> dict[str, pd.DataFrame]:
-    """The frames ``load``, ``fluctuation``, ``imbalance``, ``balance``, ``peaks`` and ``hottest``, layer by layer."""
-    made = {
-        "load": load_frame,
-        "fluctuation": fluctuation_frame,
-        "imbalance": imbalance_frame,
-        "balance": balance_frame,
-        "peaks": peaks_frame,
-        "hottest": hottest_frame,
-    }
-    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in made}
-    for load in trace.by_layer():
-        for name, make in made.items():
-            parts[name].append(make(load))
-    return {name: stacked(frames) for name, frames in parts.items()}
 
 
 def windows_frame(states: Iterable[LayerStates]) -> pd.DataFrame:
@@ -302,3 +287,14 @@ def imbalance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:
         for name, (measure, whose) in IMBALANCE.items()
     ]
     return pd.DataFrame(rows)
+
+
+COURSES: dict[str, Callable[[LayerLoad], pd.DataFrame]] = {
+    "load": load_frame,
+    "fluctuation": fluctuation_frame,
+    "imbalance": imbalance_frame,
+    "balance": balance_frame,
+    "peaks": peaks_frame,
+    "hottest": hottest_frame,
+}
+"""What figures are drawn from, by the name of the frame."""

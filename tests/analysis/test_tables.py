@@ -11,7 +11,6 @@ from moetrace.analysis.noise import step_noise
 from moetrace.analysis.states import Rule, classify_expert, rank_runs
 from moetrace.analysis.tables import (
     _agree,
-    course_frames,
     depth_frame,
     fluctuation_frame,
     imbalance_frame,
@@ -225,7 +224,7 @@ def test_curves_of_long_traces_are_thinned_evenly():
     states = classify(trace.layer(0))
 
     movement = states_tables(trace)["movement"]
-    curves = course_frames(trace)
+    curves = states_tables(trace, courses=True)
     fluctuations, load = curves["fluctuation"], curves["load"]
 
     assert states.judged[::2].tolist() == movement["movement"].tolist()
@@ -242,9 +241,9 @@ def test_curves_of_long_traces_are_thinned_evenly():
 
 def test_the_load_frame_has_the_mean_of_every_block(small, settled):
     """Of 50 steps, or half of a shorter trace; one row per expert and moment."""
-    frame = course_frames(settled.select(layers=[0]))["load"]
+    frame = states_tables(settled.select(layers=[0]), courses=True)["load"]
     shares = settled.layer(0).shares
-    short = course_frames(small)["load"]
+    short = states_tables(small, courses=True)["load"]
 
     assert ["trace", "layer", "expert", "step", "share"] == list(frame)
     assert [(e, step) for step in range(50, 4001, 50) for e in range(8)] == [*zip(frame["expert"], frame["step"])]
@@ -252,7 +251,9 @@ def test_the_load_frame_has_the_mean_of_every_block(small, settled):
         frame["share"].tolist()
     )
     assert [39, 69] == sorted(set(short["step"]))
-    assert [1, 2, 3] == sorted(set(course_frames(LoadTrace.from_counts(np.ones((3, 1, 2))))["load"]["step"]))
+    assert [1, 2, 3] == sorted(
+        set(states_tables(LoadTrace.from_counts(np.ones((3, 1, 2))), courses=True)["load"]["step"])
+    )
     assert {("small", 3), ("small", 5)} == {*zip(short["trace"], short["layer"])}
 
 
@@ -263,7 +264,7 @@ def test_noise_and_threshold_of_the_fluctuation_frame():
     scatter = [np.mean((late.shares[10:, e] - late.shares[:-10, e]) ** 2) / 2 for e in range(8)]
     drift = 0.04**2 * np.mean(late.mean_shares**2) / (2 / 3 * 200)
 
-    frame = course_frames(trace)["fluctuation"]
+    frame = states_tables(trace, courses=True)["fluctuation"]
 
     assert {("synthetic", 0)} == {*zip(frame["trace"], frame["layer"])}
     assert list(range(len(frame))) == fluctuation_frame(trace.layer(0)).index.tolist()
@@ -276,8 +277,8 @@ def test_noise_and_threshold_of_the_fluctuation_frame():
 
 def test_a_trace_shorter_than_every_window_has_no_fluctuation():
     """An empty frame with all its columns."""
-    short = course_frames(LoadTrace.from_counts(np.ones((5, 1, 2))))["fluctuation"]
-    long = course_frames(LoadTrace.from_counts(np.ones((50, 1, 2))))["fluctuation"]
+    short = states_tables(LoadTrace.from_counts(np.ones((5, 1, 2))), courses=True)["fluctuation"]
+    long = states_tables(LoadTrace.from_counts(np.ones((50, 1, 2))), courses=True)["fluctuation"]
 
     assert 0 == len(short)
     assert list(long) == list(short)
@@ -404,9 +405,9 @@ def test_detectors_that_are_far_apart_differ():
     assert [True, True, False, False] == [_agree(*pair) for pair in [(500, 1500), (None, None), (500, 1501), (None, 3)]]
 
 
-def test_course_frames_are_thin_enough_to_draw(settled):
+def test_courses_are_thin_enough_to_draw(settled):
     """At most 600 moments a curve; every definition of imbalance for every layer."""
-    frames = course_frames(settled)
+    frames = states_tables(settled, courses=True)
 
     assert frames["load"].groupby(["layer", "expert"]).size().max() <= 600
     assert frames["fluctuation"].groupby(["layer", "window"]).size().max() <= 600
@@ -417,7 +418,7 @@ def test_course_frames_are_thin_enough_to_draw(settled):
 def test_noise_levels_are_those_of_a_load_that_stands_still():
     """Variance and range of a still load lie at their noise levels, in every window; the threshold lies above."""
     counts = np.random.default_rng(0).multinomial(5000, [0.4, 0.3, 0.2, 0.1], size=4000)
-    course = course_frames(LoadTrace.from_counts(counts[:, None]))["fluctuation"]
+    course = states_tables(LoadTrace.from_counts(counts[:, None]), courses=True)["fluctuation"]
     means = course.groupby("window").mean(numeric_only=True)
 
     assert means["noise_range"].tolist() == pytest.approx(means["range"].tolist(), rel=0.05)
