@@ -121,8 +121,10 @@ def _distances(load: LayerLoad, length: int, near: int, part: int) -> Shares:
         means = _pooled(load.counts[rows, some], length, spacing) / totals
         apart = means[near:] - means[:pairs]
         found[0, :pairs] += np.abs(apart).sum(axis=1)
-        share = (means[:triples] + means[near : near + triples] + means[2 * near :]) / 3
-        weight = 1 / np.maximum(share, SHARE_FLOOR / load.experts)
+        share = means[:triples] + means[near : near + triples]  # in place: these are large
+        share += means[2 * near :]
+        share /= 3
+        weight = np.divide(1, np.maximum(share, SHARE_FLOOR / load.experts, out=share), out=share)
         once, twice = apart[:triples], means[2 * near :] - means[:triples]
         found[1, :triples] += np.einsum("te,te,te->t", once, once, weight)
         found[2, :triples] += np.einsum("te,te,te->t", twice, twice, weight)

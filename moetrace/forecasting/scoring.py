@@ -46,8 +46,9 @@ def predicted_shares(forecast: Shares, totals: Counts) -> Shares:
 
 def step_errors(forecast: Shares, shares: Shares) -> Shares:
     """``sum_e |q[t, e] - p[t, e]|`` of each step, shape (steps,); *forecast* and *shares* are (steps, experts)."""
-    apart: Shares = np.abs(forecast - shares).sum(axis=1)
-    return apart
+    apart = forecast - shares
+    total: Shares = np.abs(apart, out=apart).sum(axis=1)
+    return total
 
 
 def errors(predicted: Shares, actual: Shares, by_step: Shares) -> Errors:
