@@ -133,7 +133,11 @@ class StepPeak:
     @property
     def peak(self) -> float:
         """What the busiest GPU of a step has, at most, on average."""
-        return float((np.log(self.terms(self.exponents).sum()) + self.exponents.max()) / self.sharpness)
+        return self.peak_of(self.terms(self.exponents).sum())
+
+    def peak_of(self, total: float) -> float:
+        """The same where the terms, over the largest as it is now, have that *total*."""
+        return float((np.log(total) + self.exponents.max()) / self.sharpness)
 
     def terms(self, exponents: Shares) -> Shares:
         """What is summed in the bound for *exponents*, over its largest term as it is now."""
@@ -161,66 +165,75 @@ def _settled(now: StepPeak, enough: float) -> StepPeak:
     far = now.dispatch.kind == NEAREST and now.dispatch.nodes > 1
     while True:
         for change in (_exchanged_far if far else _exchanged, _given):
-            new = change(now)
-            if new is not None and new.peak < now.peak - enough:
+            new = change(now, enough)
+            if new is not None:
                 now = new
                 break
         else:
             return now
 
 
-def _exchanged(now: StepPeak) -> StepPeak | None:
-    """After the best exchange of an expert of one of the busiest GPUs, where all replicas have the same part."""
+def _exchanged(now: StepPeak, enough: float) -> StepPeak | None:
+    """After the best exchanges of experts of the busiest GPUs, where all replicas have the same part."""
     gpus, size = now.slots.shape
-    gpu, expert = np.repeat(np.arange(gpus), size), now.slots.ravel()
-    mine = (now.hottest(HOTTEST)[:, None] * size + np.arange(size)).ravel()
-    our_gpu, ours, each = gpu[mine], expert[mine], 1 / now.held.sum(axis=0)
-    mean, alone = now.load.mean * each, np.diagonal(now.load.covariance) * each**2
-    both = now.load.covariance[np.ix_(ours, expert)] * each[ours][:, None] * each[expert]
-    apart = alone[ours][:, None] + alone[expert] - 2 * both  # the variance of what an exchange changes
-    more, reach = mean[expert] - mean[ours][:, None], now.with_experts * each
-    here = 2 * (reach[our_gpu][:, expert] - reach[our_gpu, ours][:, None]) + apart
-    there = 2 * (reach[gpu][:, ours].T - reach[gpu, expert]) + apart
-    terms = now.terms(now.exponents)
-    change = now.terms(now.exponents[our_gpu][:, None] + now.exponent(more, here)) - terms[our_gpu][:, None]
-    change += now.terms(now.exponents[gpu] + now.exponent(-more, there)) - terms[gpu]
-    return _swapped(now, mine, change)
+    hot = now.hottest(HOTTEST)
+    ours, theirs, each = now.slots[hot].ravel(), now.slots.ravel(), 1 / now.held.sum(axis=0)
+    mean, reach, alone = now.load.mean * each, now.with_experts * each, np.diagonal(now.load.covariance) * each**2
+    both = now.load.covariance[np.ix_(ours, theirs)] * each[ours][:, None] * each[theirs]
+    apart = alone[ours][:, None] + alone[theirs] - 2 * both  # the variance of what an exchange changes
+    here = np.repeat(reach[hot][:, theirs], size, axis=0) - reach[np.repeat(hot, size), ours][:, None]
+    there = np.repeat(reach[:, ours].T, size, axis=1) - reach[np.repeat(np.arange(gpus), size), theirs]
+    more, terms = mean[theirs] - mean[ours][:, None], now.terms(now.exponents)
+    exponents, exponents_here = np.repeat(now.exponents, size), np.repeat(now.exponents[hot], size)[:, None]
+    change = now.terms(exponents_here + now.exponent(more, 2 * here + apart)) - np.repeat(terms[hot], size)[:, None]
+    change += now.terms(exponents + now.exponent(-more, 2 * there + apart)) - np.repeat(terms, size)
+    return _swapped(now, hot, change, enough)
 
 
-def _exchanged_far(now: StepPeak) -> StepPeak | None:
+def _exchanged_far(now: StepPeak, enough: float) -> StepPeak | None:
     """After the best exchange of an expert of the busiest GPU, where an exchange changes the parts of all replicas."""
     gpus, size = now.slots.shape
     gpu, expert = np.repeat(np.arange(gpus), size), now.slots.ravel()
-    hot = int(now.hottest(1)[0])
-    mine = hot * size + np.arange(size)
-    ours = expert[mine]
+    hot = now.hottest(1)
+    ours = now.slots[hot[0]]
     leaving = np.repeat(now.held[:, ours][:, :, None], gpus, axis=2)  # (gpus, ours, to which GPU)
-    leaving[hot] = False
+    leaving[hot[0]] = False
     leaving[np.arange(gpus), :, np.arange(gpus)] = True
     coming = now.held[:, expert]
     coming[gpu, np.arange(len(expert))] = False
-    coming[hot] = True
+    coming[hot[0]] = True
     less = now.dispatch.expected_parts(leaving.reshape(gpus, -1)).reshape(leaving.shape) - now.parts[:, ours, None]
     more = now.dispatch.expected_parts(coming) - now.parts[:, expert]
     after = _after(now, ours, np.moveaxis(less, 0, 2)[:, gpu], expert, more.T[None])
-    return _swapped(now, mine, after - now.terms(now.exponents).sum())
+    return _swapped(now, hot, after - now.terms(now.exponents).sum(), enough)
 
 
-def _swapped(now: StepPeak, mine: Ints, change: Shares) -> StepPeak | None:
-    """After the exchange of one of the slots *mine* with another that *change* (mine, slots) lowers most, if any."""
-    gpu, expert = np.repeat(np.arange(len(now.slots)), now.slots.shape[1]), now.slots.ravel()
-    twice = now.held[gpu[mine]][:, expert] | now.held[gpu][:, expert[mine]].T
-    change = np.where(twice, np.inf, change)
-    one, other = np.unravel_index(change.argmin(), change.shape)
-    if not change[one, other] < 0:
-        return None
-    changed = expert.copy()
-    changed[[mine[one], other]] = expert[[other, mine[one]]]
-    return now.changed(changed.reshape(now.slots.shape))
+def _swapped(now: StepPeak, hot: Ints, change: Shares, enough: float) -> StepPeak | None:
+    """After those exchanges that lower the peak most, each by more than *enough*; None where none does.
+
+    *change* (slots of the *hot* GPUs, slots) is that of the sum of terms. No GPU takes part in two exchanges: each then
+    changes the sum as if it was alone.
+    """
+    gpus, size = now.slots.shape
+    twice = np.repeat(now.held[hot][:, now.slots.ravel()], size, axis=0)
+    twice |= np.repeat(now.held[:, now.slots[hot].ravel()].T, size, axis=1)
+    change = np.where(twice, np.inf, change).reshape(len(hot), size, gpus, size)
+    worth, slots = now.terms(now.exponents).sum() * np.expm1(-now.sharpness * enough), now.slots.copy()
+    for _ in hot:
+        ours, one, gpu, other = np.unravel_index(change.argmin(), change.shape)
+        if not change[ours, one, gpu, other] < worth:
+            break
+        slots[hot[ours], one], slots[gpu, other] = now.slots[gpu, other], now.slots[hot[ours], one]
+        for taken in (hot[ours], gpu):
+            change[hot == taken], change[:, :, taken] = np.inf, np.inf
+    return now.changed(slots) if (slots != now.slots).any() else None
 
 
-def _given(now: StepPeak) -> StepPeak | None:
-    """After the best change of one slot, which gets an expert of one of the busiest GPUs; None where no slot can."""
+def _given(now: StepPeak, enough: float) -> StepPeak | None:
+    """After the best change of one slot, which gets an expert of one of the busiest GPUs.
+
+    None where no slot can, or where that does not lower the peak by more than *enough*.
+    """
     gpu, slot = np.nonzero(now.held.sum(axis=0)[now.slots] > 1)
     if not len(gpu):
         return None
@@ -235,7 +248,7 @@ def _given(now: StepPeak) -> StepPeak | None:
     after = _after(now, giving, less.T[:, None], taking, np.moveaxis(more, 0, 2))
     after[now.held[gpu][:, taking]] = np.inf
     one, other = np.unravel_index(after.argmin(), after.shape)
-    if after[one, other] == np.inf:
+    if not now.peak_of(after[one, other]) < now.peak - enough:
         return None
     changed = now.slots.copy()
     changed[gpu[one], slot[one]] = taking[other]

@@ -101,6 +101,29 @@ def test_no_single_change_lowers_the_bound_of_a_plan(seed, shape):
 
 
 @settings(deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_exchanges_made_together_are_worth_it_alone(seed):
+    """No GPU takes part in two, each alone lowers the peak by more than was asked, and together by all of it."""
+    now = StepPeak.of(in_order(24, 8, 8).slots, StepLoad.of(counts_of(40, 24, seed)))
+    together = step_peak._exchanged(now, 1e-3)
+
+    gpus, slots = np.nonzero(together.slots != now.slots) if together else ((), ())
+    assert len(set(gpus)) == len(gpus) <= 2 * step_peak.HOTTEST
+    left, total, gains = dict(zip(gpus, slots)), now.terms(now.exponents).sum(), []
+    while left:
+        gpu, slot = left.popitem()
+        other, at = next(cell for cell in left.items() if now.slots[cell] == together.slots[gpu, slot])
+        del left[other]
+        alone = now.slots.copy()
+        alone[gpu, slot], alone[other, at] = alone[other, at], alone[gpu, slot]
+        gains.append(now.peak - now.changed(alone).peak)
+    sums = [total * -np.expm1(-now.sharpness * gain) for gain in gains]
+    assert not gains or together.peak == pytest.approx(now.peak_of(total - sum(sums)))
+    assert all(gain > 1e-3 for gain in gains)
+    assert not gains or step_peak._exchanged(now, max(gains) * 1.001) is None
+
+
+@settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(1, 5), st.integers(0, 20))
 def test_no_gpu_holds_an_expert_twice_and_none_is_left_out(seed, gpus, slots, redundant):
     """Whatever the load, from nothing and from the plan in force."""
