@@ -17,6 +17,8 @@ from moetrace.errors import MoetraceError, SettingError
 from moetrace.files import discard
 
 USAGE = 2
+# Matrices are small here: threads of BLAS would cost more than they give, on busy cores ten times as much.
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 app = typer.Typer(
     name="moetrace",
@@ -91,5 +93,7 @@ def _leave(_signal: int, _frame: object) -> None:
 
 def run() -> None:
     """The console script."""
+    for name in BLAS_THREADS:  # read when numpy is loaded, by the command
+        os.environ.setdefault(name, "1")
     signal.signal(signal.SIGINT, _leave)
     sys.exit(main())

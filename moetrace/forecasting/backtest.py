@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -30,6 +30,9 @@ from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 Progress = Callable[[int, int], None]
 """Called with the tasks done, and their number: a layer is one, and so is a fit that serves all layers."""
@@ -75,18 +78,21 @@ class Backtest:
 # --- the loop ---------------------------------------------------------------------------------
 
 
-class Task(Protocol):
+class Task(Protocol[T_co]):
     """A unit of work that can be sent to another process."""
 
-    def run(self) -> Results | None:
-        """Do it, keep what comes of it, and hand it over."""
+    def run(self) -> T_co:
+        """Do it, and hand over what comes of it."""
 
 
-Run = Callable[[Sequence[Task]], Iterable[Results | None]]
-"""Runs tasks and yields what each hands over when it is done."""
+class Run(Protocol):
+    """Runs tasks and yields what each hands over when it is done, whatever their order."""
+
+    def __call__(self, tasks: Sequence[Task[T]], /) -> Iterable[T]:
+        """Run them."""
 
 
-def in_turn(tasks: Sequence[Task]) -> Iterator[Results | None]:
+def in_turn(tasks: Sequence[Task[T]]) -> Iterator[T]:
     """Run *tasks* one after the other in this process."""
     return (task.run() for task in tasks)
 

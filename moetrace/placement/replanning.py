@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.summary import DIFFERENCE, summarise
 from moetrace.placement.planning import Planning
-from moetrace.placement.simulate import IN_ORDER, Strategies
+from moetrace.placement.simulate import IN_ORDER, Strategies, forecasts_of
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def replanning_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int
     rows = [
         {"trace": trace.name, "layer": layer} | row
         for layer in (trace.layers if len(test.shares) else ())
-        for row in _replanned(Strategies.of(trace.layer(layer), test, planning), test)
+        for row in _replanned(Strategies(trace.layer(layer), forecasts_of(test, layer), planning), test)
     ]
     return pd.DataFrame(rows, columns=REPLANNING_COLUMNS).astype({"replan_every": "Int64"})
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from moetrace.analysis.states import state_at
-from moetrace.forecasting.backtest import Backtest
+from moetrace.forecasting.backtest import Backtest, Progress, Run, in_turn
 from moetrace.forecasting.summary import DIFFERENCE, summarise
 from moetrace.placement.plan import Load, Plan
 from moetrace.placement.planning import MEAN, Planning
@@ -29,6 +29,9 @@ SCORE_COLUMNS = (
     "nodes_per_token", "moved",
 )  # fmt: skip
 
+Forecasts = Mapping[tuple[str, int, int], Shares]
+"""Shares (experts,) by predictor, horizon and cutoff."""
+
 
 def simulate(
     trace: LoadTrace,
@@ -37,6 +40,8 @@ def simulate(
     redundant: int = 0,
     *,
     running: Mapping[int, Plan] | None = None,
+    progress: Progress | None = None,
+    run: Run = in_turn,
     **settings: Any,
 ) -> pd.DataFrame:
     """One row per layer, horizon, cutoff and strategy: a plan made at the cutoff, on the load of the horizon after it.
@@ -46,7 +51,8 @@ def simulate(
     part of the slots that change from the plan of the cutoff before, at the first from ``in_order``, or from the plan
     that is *running*, by layer, which is then scored as ``in_force``. The other *settings* are those of `Planning`;
     the plans of the oracle are as even as can be.
-    One layer at a time. Raises `SettingError` where the slots do not fill the *gpus* evenly.
+    A layer is a task for *run*; *progress* is told how many are done.
+    Raises `SettingError` where the slots do not fill the *gpus* evenly.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
@@ -56,43 +62,72 @@ def simulate(
     """
     import pandas as pd
 
-    rows: list[dict[str, Any]] = []
-    states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
     planning = Planning(gpus, redundant, **settings)
     planning.check(trace.experts)
-    plain = planning.in_order(trace.experts)
-    for layer in trace.layers if len(test.shares) else ():
-        known = Strategies.of(trace.layer(layer), test, planning)
-        force = running[layer] if running else plain
-        strategies = [IN_ORDER, *([IN_FORCE] if running else []), *known.strategies[1:]]
-        for horizon, strategy in product(known.horizons, strategies):
-            last = plain if strategy == IN_ORDER else force
-            for cutoff in known.cutoffs(horizon):
-                able = known.shares(strategy, cutoff, horizon) is not None
-                if not able and strategy not in (IN_ORDER, IN_FORCE):
-                    continue
-                before, last = last, known.replanned(last, strategy, cutoff, horizon)
-                key = (trace.name, layer, horizon, cutoff, states[layer, cutoff], strategy)
-                after = known.load.after(cutoff, horizon).counts
-                found = (*planning.evenness(last, after), *planning.by_node(last, after, trace.info.top_k))
-                rows.append(dict(zip(SCORE_COLUMNS, (*key, *found, last.moved(before)))))
-    return pd.DataFrame(rows, columns=SCORE_COLUMNS)
+    states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
+    tasks = [
+        _LayerPlans(
+            trace, layer, forecasts_of(test, layer), states[layer].to_dict(), planning, (running or {}).get(layer)
+        )
+        for layer in (trace.layers if len(test.shares) else ())
+    ]
+    rows: dict[int, list[tuple[Any, ...]]] = {}
+    for layer, own in run(tasks):
+        rows[layer] = own
+        if progress:
+            progress(len(rows), len(tasks))
+    return pd.DataFrame([row for layer in trace.layers for row in rows.get(layer, ())], columns=SCORE_COLUMNS)
+
+
+@dataclass(frozen=True, eq=False)
+class _LayerPlans:
+    """The plans of one layer, and what became of them: a task.
+
+    *forecasts* are those of `Strategies`, *states* those of the layer by cutoff, *running* is its plan in force.
+    """
+
+    trace: LoadTrace
+    layer: int
+    forecasts: Forecasts
+    states: Mapping[int, str]
+    planning: Planning
+    running: Plan | None
+
+    def run(self) -> tuple[int, list[tuple[Any, ...]]]:
+        """The layer, and its rows of `SCORE_COLUMNS`."""
+        known = Strategies(self.trace.layer(self.layer), self.forecasts, self.planning)
+        strategies = [IN_ORDER, *([IN_FORCE] if self.running else []), *known.strategies[1:]]
+        return self.layer, [
+            row for h, strategy in product(known.horizons, strategies) for row in self._rows(known, h, strategy)
+        ]
+
+    def _rows(self, known: Strategies, horizon: int, strategy: str) -> Iterator[tuple[Any, ...]]:
+        plain = self.planning.in_order(self.trace.experts)
+        last = plain if strategy == IN_ORDER or self.running is None else self.running
+        for cutoff in known.cutoffs(horizon):
+            if strategy not in (IN_ORDER, IN_FORCE) and known.shares(strategy, cutoff, horizon) is None:
+                continue
+            before, last = last, known.replanned(last, strategy, cutoff, horizon)
+            key = (self.trace.name, self.layer, horizon, cutoff, self.states[cutoff], strategy)
+            after = known.load.after(cutoff, horizon).counts
+            found = self.planning.evenness(last, after), self.planning.by_node(last, after, self.trace.info.top_k)
+            yield (*key, *found[0], *found[1], last.moved(before))
+
+
+def forecasts_of(test: Backtest, layer: int) -> Forecasts:
+    """The forecast shares (experts,) that were tested of one layer, by predictor, horizon and cutoff."""
+    own = test.shares[test.shares["layer"] == layer]
+    forecasts = own.groupby(["predictor", "horizon", "cutoff"], sort=False)["forecast"]
+    return {key: shares.to_numpy() for key, shares in forecasts}  # type: ignore[misc]  # Hashable
 
 
 @dataclass(frozen=True, eq=False)
 class Strategies:
-    """What each strategy plans by for one layer: *forecasts* by predictor, horizon and cutoff, or the load itself."""
+    """What each strategy plans by for one layer: *forecasts*, or the load itself."""
 
     load: LayerLoad
-    forecasts: Mapping[tuple[str, int, int], Shares]
+    forecasts: Forecasts
     planning: Planning
-
-    @classmethod
-    def of(cls, load: LayerLoad, test: Backtest, planning: Planning) -> Strategies:
-        """From the forecasts that were tested."""
-        own = test.shares[test.shares["layer"] == load.layer]
-        forecasts = own.groupby(["predictor", "horizon", "cutoff"], sort=False)["forecast"]
-        return cls(load, {key: shares.to_numpy() for key, shares in forecasts}, planning)  # type: ignore[misc]  # Hashable
 
     @property
     def horizons(self) -> list[int]:

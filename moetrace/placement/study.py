@@ -87,7 +87,7 @@ def place(
     with each of these numbers of redundant slots, and judged; planned is then with the number that is recommended, or
     *redundant* where none is. With *replan_every* the trace is replayed for one who
     plans so often, from *first* steps on. *cutoffs*, *train_on*, *results* and *run* are those of `evaluate`;
-    *progress* is told of the layers that were replayed, then of results, too.
+    *progress* is told of the layers that were replayed, then of results, then of the layers that were planned.
     Raises `SettingError` where the slots do not fill the GPUs evenly, or distances of plans do not fit.
 
     >>> import moetrace as mt
@@ -100,17 +100,16 @@ def place(
         Planning(gpus, more, **settings).check(trace.experts)
     windows = replanning_windows(trace, replan_every, first) if replan_every else {}
     judged: dict[str, pd.DataFrame] = {}
-    said = None
+    said, stages = None, _Stages(progress)
     if policies:
-        replay = replayed(trace, gpus, policies, first, progress, **settings)
+        replay = replayed(trace, gpus, policies, first, stages.next(), **settings)
         judged["policies"] = policies_frame(replay, trace, expert_bytes)
         said = verdict(trace, replay, judged["policies"], gpus, seed, **settings)
         redundant = redundant if said.redundant is None else said.redundant
     planning = Planning(gpus, redundant, **settings)
     shared = {"train_on": train_on, "results": results, "run": run}
-    told = _further(progress, len(trace.layers) if policies else 0)
-    test = evaluate(trace, predictors, [horizon], cutoffs, told, ahead=True, **shared)  # type: ignore[arg-type]
-    scores = simulate(trace, test, gpus, redundant, running=running, **settings)
+    test = evaluate(trace, predictors, [horizon], cutoffs, stages.next(), ahead=True, **shared)  # type: ignore[arg-type]
+    scores = simulate(trace, test, gpus, redundant, running=running, progress=stages.next(), run=run, **settings)
     means = means_frame(test.forecasts(), horizon)
     able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
     best = best_strategy(scores, able, ending_states(trace), planning.judge)
@@ -129,7 +128,7 @@ def place(
     )  # fmt: skip
     if not replan_every:
         return done
-    again = evaluate(trace, predictors, sorted(set(replan_every)), windows, progress, **shared)  # type: ignore[arg-type]
+    again = evaluate(trace, predictors, sorted(set(replan_every)), windows, stages.next(), **shared)  # type: ignore[arg-type]
     stretches = replanning_frame(trace, again, gpus, redundant, **settings)
     replanning = replanning_summary(stretches, seed)
     replanning = replanning.assign(moved_bytes=replanning["moved"] * all_bytes)
@@ -139,9 +138,23 @@ def place(
     return replace(done, holds=holds, computed=test.computed + again.computed, reused=test.reused + again.reused)
 
 
-def _further(progress: Progress | None, done: int) -> Progress | None:
-    """*progress* of what comes after so much that is *done*."""
-    return progress and (lambda more, of: progress(done + more, done + of))
+@dataclass
+class _Stages:
+    """The *progress* of one stage after another, of which so many tasks are done *before* the latest, with *of*."""
+
+    progress: Progress | None
+    before: int = 0
+    of: int = 0
+
+    def next(self) -> Progress | None:
+        """That of the next stage."""
+        self.before, self.of = self.before + self.of, 0
+        return self._told if self.progress else None
+
+    def _told(self, done: int, of: int) -> None:
+        self.of = of
+        if self.progress:
+            self.progress(self.before + done, self.before + of)
 
 
 def _left_out(trace: LoadTrace, planning: Planning, replayed: bool) -> Iterator[str]:

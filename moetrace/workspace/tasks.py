@@ -1,4 +1,4 @@
-"""Who runs the tasks of a backtest: this process, the cores of this machine, or a Dask cluster."""
+"""Who runs the tasks of a backtest or a plan: this process, the cores of this machine, or a Dask cluster."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import TypeVar
 
 from moetrace.errors import WorkspaceError
 from moetrace.forecasting.backtest import Run, Task
-from moetrace.forecasting.results import Results
 
 # Seconds until a cluster has to have answered.
 PATIENCE = 30
 # Seconds between two looks of a worker at whether its parent lives.
 WATCH_EVERY = 0.5
 
-Outcome = Results | None
+T = TypeVar("T")
 
 
 def runner(jobs: int = 1, dask: str | None = None) -> Run:
@@ -42,16 +42,16 @@ def runner(jobs: int = 1, dask: str | None = None) -> Run:
     return _one_by_one if jobs == 1 else partial(_on_cores, jobs)
 
 
-def _run(task: Task) -> Outcome:
+def _run(task: Task[T]) -> T:
     with one_thread():
         return task.run()
 
 
-def _one_by_one(tasks: Sequence[Task]) -> Iterator[Outcome]:
+def _one_by_one(tasks: Sequence[Task[T]]) -> Iterator[T]:
     return map(_run, tasks)
 
 
-def _on_cores(jobs: int, tasks: Sequence[Task]) -> Iterator[Outcome]:
+def _on_cores(jobs: int, tasks: Sequence[Task[T]]) -> Iterator[T]:
     if len(tasks) < 2:
         yield from _one_by_one(tasks)
         return
@@ -75,7 +75,7 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _on_cluster(address: str, tasks: Sequence[Task]) -> Iterator[Outcome]:
+def _on_cluster(address: str, tasks: Sequence[Task[T]]) -> Iterator[T]:
     if not tasks:
         return
     from joblib import Parallel, delayed, parallel_config

@@ -18,6 +18,7 @@ import pytest
 from conftest import SAMPLE, long_table
 
 from moetrace import __version__, open_trace
+from moetrace.cli import BLAS_THREADS
 
 QUICK = ("--predictor", "window_mean", "--predictor", "ema", "--first", "500", "--every", "1000")
 
@@ -351,3 +352,26 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
     _, err = child.communicate(timeout=20)
 
     assert (0, "") == (child.returncode, err)
+
+
+def test_blas_has_one_thread_unless_told():
+    """The matrices are small: more threads are in each other's way."""
+    script = """
+import os, sys
+from moetrace.cli import run
+sys.argv = ["moetrace", "--version"]
+try:
+    run()
+except SystemExit:
+    import numpy, threadpoolctl
+    blas = {pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"}
+    print(blas, os.environ["OPENBLAS_NUM_THREADS"])
+"""
+    free = {name: value for name, value in os.environ.items() if name not in BLAS_THREADS}
+
+    def said(**given):
+        argv = [sys.executable, "-c", script]
+        return subprocess.run(argv, env=free | given, capture_output=True, text=True, check=True).stdout
+
+    assert said().endswith("{1} 1\n")
+    assert said(OPENBLAS_NUM_THREADS="2").endswith(" 2\n")

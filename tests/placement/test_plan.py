@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -238,6 +239,21 @@ def test_every_strategy_is_scored_at_every_cutoff(scored):
     assert not peaks.isna().any(axis=None)
     assert (peaks["oracle"] <= peaks[["in_order", "sw_avg", "window_mean"]].min(axis=1) + 0.01).all()
     assert 0 == scores[scores["strategy"] == "in_order"]["moved"].max()
+
+
+def test_layers_are_planned_in_any_order():
+    """Whoever runs the tasks, the rows are by layer, and what is done is counted."""
+    trace = synthetic_trace([settling(at, steps=2000) for at in (500, 900, 1300)])
+    test, told = evaluate(trace, [predictor("ema")], [500], [1000, 1500]), []
+
+    def backwards(tasks):
+        return (task.run() for task in reversed(tasks))
+
+    scores = simulate(trace, test, 4, run=backwards, progress=lambda *at: told.append(at))
+
+    pd.testing.assert_frame_equal(simulate(trace, test, 4), scores)
+    assert list(trace.layers) == scores["layer"].unique().tolist()
+    assert [(1, 3), (2, 3), (3, 3)] == told
 
 
 def test_the_window_mean_is_there_whoever_was_asked(scored):

@@ -9,7 +9,7 @@ from moetrace import LoadTrace, SettingError, evaluate, predictor
 from moetrace.placement import step_peak
 from moetrace.placement.plan import evenness, in_order, place, replan
 from moetrace.placement.planning import FEWEST_STEPS, Planning
-from moetrace.placement.simulate import Strategies, simulate
+from moetrace.placement.simulate import Strategies, forecasts_of, simulate
 from moetrace.placement.step_peak import StepLoad, StepPeak, lowered
 
 
@@ -222,7 +222,7 @@ def test_a_plan_for_steps_knows_none_after_the_cutoff():
     def planned(values):
         trace = LoadTrace.from_counts(values)
         test = evaluate(trace, [predictor("window_mean")], [500], [600])
-        known = Strategies.of(trace.layer(0), test, Planning(4))
+        known = Strategies(trace.layer(0), forecasts_of(test, 0), Planning(4))
         return known.replanned(in_order(8, 4), "window_mean", 600, 500).experts
 
     assert planned(counts) == planned(turned)
