@@ -14,7 +14,7 @@ from moetrace.cli.options import Command, with_options
 from moetrace.cli.output import Table, say
 from moetrace.cli.predict import Protocol
 from moetrace.cli.progress import Report
-from moetrace.cli.shared import Shared, steps_of
+from moetrace.cli.shared import Shared, bytes_of, steps_of
 from moetrace.errors import SettingError
 
 if TYPE_CHECKING:
@@ -84,7 +84,10 @@ def place(
         typer.Option(help="The plan that runs today: scored, and changed by few moves.", metavar="FILE"),
     ] = None,
     expert_bytes: Annotated[
-        float | None, typer.Option(min=0, help="Bytes of one expert: what is moved is told in bytes, too.")
+        float | None,
+        typer.Option(
+            parser=bytes_of, help="Size of one expert, such as 44MB: what is moved is told in bytes, too.", metavar="B"
+        ),
     ] = None,
     model_layers: Annotated[
         int, typer.Option(min=0, help="Layers of the model: files have a row for those without a plan.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ INTERRUPTED = 130
 # Characters of a terminal that the closing line fits; longer, each of its parts has a line of its own.
 CLOSING_WIDTH = 90
 
+SIZE = re.compile(r"(\d+\.?\d*(?:e\d{1,2})?) ?(?:([kmgt])(i?))?b?", re.IGNORECASE)
+
 T = TypeVar("T")
 
 
@@ -41,6 +44,16 @@ def steps_of(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of steps such as 3000,4000") from None
+
+
+def bytes_of(text: str) -> float:
+    """Bytes as an option has them, such as 44e6, 44MB or 42MiB."""
+    match = SIZE.fullmatch(text.strip())
+    if not match:
+        raise typer.BadParameter(f"{text!r} is not a number of bytes such as 44e6, 44MB or 42MiB")
+    number, unit, binary = match.groups()
+    power = "kmgt".index(unit.lower()) + 1 if unit else 0
+    return float(number) * float(1024 if binary else 1000) ** power
 
 
 def _range(text: str) -> tuple[int | None, int | None]:

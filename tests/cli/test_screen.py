@@ -2,9 +2,11 @@
 
 import pyarrow.parquet as pq
 import pytest
+import typer
 from conftest import long_table
 
 from moetrace.cli import progress
+from moetrace.cli.shared import bytes_of
 
 QUICK = ("--predictor", "window_mean", "--predictor", "ema", "--horizon", "700")
 COMMANDS = ("ingest", "states", "predict", "report", "place", "list", "remove", "check", "export")
@@ -80,3 +82,20 @@ def test_progress_off_a_terminal_is_a_line_now_and_then(ingested, monkeypatch):
     assert "" == quiet
     assert "layers (" not in none
     assert "of 2 layers" not in none
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("44000000", 44e6), ("44e6", 44e6), ("44MB", 44e6), ("44 mb", 44e6), ("42MiB", 42 * 2**20), ("1.5G", 1.5e9),
+     ("3kB", 3000), ("2TiB", 2 * 2**40), ("7B", 7)],
+)  # fmt: skip
+def test_sizes_are_read_with_their_unit(text, size):
+    """As people write them; thousands, and 1,024s with an i."""
+    assert size == bytes_of(text)
+
+
+@pytest.mark.parametrize("text", ["", "MB", "-1", "44XB", "44,5MB", "nan", "1e999", "1e400"])
+def test_what_is_no_size_is_refused(text):
+    """With what would be one."""
+    with pytest.raises(typer.BadParameter, match="such as 44e6, 44MB or 42MiB"):
+        bytes_of(text)

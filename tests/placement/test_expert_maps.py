@@ -211,7 +211,7 @@ def test_the_plan_that_runs_today_is_scored_and_changed(moetrace, settled, tmp_p
     assert 0 == moved["in_force"]
     assert [own["experts"] for own in first["plans"]] == [own["experts"] for own in again["plans"]]
     assert "as it runs today" in moetrace(*argv, "--plan", tmp_path / "cwd" / path).out
-    sized = moetrace(*argv, "--plan", tmp_path / "cwd" / path, "--expert-bytes", "1e6", "--json").json["summary"]
+    sized = moetrace(*argv, "--plan", tmp_path / "cwd" / path, "--expert-bytes", "1MB", "--json").json["summary"]
     assert all(row["moved_bytes"] == pytest.approx(row["moved"] * 8 * 2 * 1e6) for row in sized)
 
 
