@@ -22,9 +22,9 @@ from optimum import lowest_peak, published
 
 from moetrace import read_trace, rebalance_experts
 from moetrace.analysis.states import state_at
-from moetrace.placement.plan import Plan, evenness, in_order, place, replan
+from moetrace.placement.plan import Plan, evenness, in_order
 from moetrace.placement.planner import planned
-from moetrace.placement.planning import Planning
+from moetrace.placement.planning import JUDGES, Planning
 from moetrace.placement.policies import POLICIES
 from moetrace.placement.replay import replayed
 from moetrace.placement.verdict import policies_frame, saved_beside, verdict
@@ -37,6 +37,7 @@ MANY = ((256, 32, 32, 1, 1, 1.0), (256, 64, 64, 1, 1, 1.0), (128, 0, 16, 1, 1, 0
 FEW = ((8, 4, 4), (12, 4, 8), (16, 8, 8))
 TRACES = {"gpt-moe-8e-a": (4, [0, 4]), "gpt-moe-8e-b": (4, [0, 4]), "large/gpt-moe-32e-d": (4, [0, 4]),
           "large/gpt-moe-128e-f": (8, [0, 16]), "large/gpt-moe-128e-serving": (8, [0, 16])}  # fmt: skip
+MOVES = ["trace", "redundant", "judge", "state", "plan"]
 CUTOFFS = range(2000, 12_000, 2000)
 FLASHLB = ("FlashLB", "FlashLB, single steps")
 
@@ -162,24 +163,24 @@ def _beside(key: tuple[str, int], own: pd.DataFrame) -> dict[str, object]:
     return found
 
 
-def moves(name: str, gpus: int, redundant: int) -> pd.DataFrame:
+def moves(name: str, gpus: int, redundant: int, judge: str) -> pd.DataFrame:
     """Plans by the last 1,000 steps, every 1,000 steps: from nothing, and changed from the plan in force."""
-    rows = []
+    planning, rows = Planning(gpus, redundant, judge=judge), []
     for load in read_trace(SAMPLES / f"{name}.parquet").by_layer():
-        plans = dict.fromkeys(("from nothing", "changed"), in_order(load.experts, gpus, redundant))
+        plans = dict.fromkeys(("from nothing", "changed"), planning.in_order(load.experts))
         for cutoff in range(1000, int(load.steps[-1]) - 999, 1000):
-            shares, after = load.until(cutoff).last(1000).mean_shares, load.after(cutoff, 1000).counts
-            fresh = place(shares, gpus, redundant).aligned(plans["from nothing"])
-            new = {"from nothing": fresh, "changed": replan(plans["changed"], shares, redundant)}
+            seen, after = load.until(cutoff).last(1000), load.after(cutoff, 1000).counts
+            wanted = planning.load(seen.counts, seen.mean_shares)
+            fresh = planning.place(wanted, plans["from nothing"])
+            new = {"from nothing": fresh, "changed": planning.replan(plans["changed"], wanted)}
             if cutoff > 1000:
-                state = state_at(load, cutoff)
+                key = Path(name).name, redundant, judge, state_at(load, cutoff)
                 rows += [
-                    (name, redundant, state, how, *evenness(plan, after), plan.moved(plans[how]))
-                    for how, plan in new.items()
+                    (*key, how, *planning.evenness(plan, after), plan.moved(plans[how])) for how, plan in new.items()
                 ]
             plans = new
-    frame = pd.DataFrame(rows, columns=["trace", "redundant", "state", "plan", "peak_over_mean", "balance", "moved"])
-    return frame.groupby(["trace", "redundant", "state", "plan"], as_index=False).mean()
+    frame = pd.DataFrame(rows, columns=[*MOVES, "peak_over_mean", "balance", "moved"])
+    return frame.groupby(MOVES, as_index=False).mean()
 
 
 def judged(name: str, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, dict[str, object], pd.DataFrame]:
@@ -211,7 +212,8 @@ def judged(name: str, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, d
 
 def exact(frame: pd.DataFrame) -> pd.DataFrame:
     """With peaks to the fourth digit, where planners differ, and times to the second."""
-    digits = {name: "{:.2f}" if name.startswith("time") else "{:.4f}" for name in frame.columns[1:]}
+    numbers = frame.select_dtypes("float").columns.drop("moved", errors="ignore")
+    digits = {name: "{:.2f}" if name.startswith("time") else "{:.4f}" for name in numbers}
     return frame.assign(**{name: frame[name].map(form.format) for name, form in digits.items()})
 
 
@@ -227,7 +229,8 @@ def main() -> None:
     print("\nBalance in percent of the 1,000 steps after a cutoff, with plans by the 1,000 before it, from nothing:\n")
     print(markdown(in_single_steps(rivals, past)))
     print("\nMoves of each new plan:\n")
-    print(markdown(pd.concat([moves("large/gpt-moe-32e-d", 4, 0), moves("large/gpt-moe-32e-d", 4, 4)])))
+    frame = pd.concat([moves("large/gpt-moe-32e-d", 4, n, judge) for n in (0, 4) for judge in JUDGES])
+    print(markdown(exact(frame)))
     found = [judged(name, *own) for name, own in TRACES.items()]
     print("\nOf each system the settings with the best balance on the first half, scored on the second:\n")
     print(markdown(pd.concat([frame for frame, _, _ in found]).drop(columns=["dispatch", "moved_bytes"])))

@@ -26,7 +26,7 @@ from moetrace.trace import Counts, Shares
 # are wrong by more, and every further change moves experts.
 TOLERANCE = 0.01
 # Of a plan for single steps, the part of the tolerance that each change has to gain: at stable cutoffs of
-# gpt-moe-32e-d, 5 to 7 % of the slots move for a balance within 0.002 of planning from nothing, which moves half.
+# gpt-moe-32e-d, 7 % of the slots move for a balance within 0.001 of planning from nothing, which moves half.
 EACH = 0.05
 # Replicas for single steps are also given by the mean share and so many standard deviations.
 SCATTER = (1.0, 2.0)
@@ -147,8 +147,8 @@ def replan(
 
     For shares (experts,), it is good enough where its predicted peak is within *tolerance* of the lowest that can be.
     Otherwise it is changed step by step until it is within half of that, so that the next small move of the load does
-    not change it again. For single steps it is good enough where changes do not lower their peak by more than half
-    of *tolerance*; each must lower it by more than `EACH` of that.
+    not change it again. For single steps it is good enough where changes that do not raise their peak lower neither
+    that nor the predicted peak by more than half of *tolerance*; each must lower it by more than `EACH` of that.
     Where steps do not lead there and a plan from nothing is better by more than *tolerance*, or has another number of
     slots, that one is taken, its GPUs renamed so that few experts move. Nothing is changed where that would not lower
     the peak by more than *least_gain*. Both are in parts of the mean GPU's load. Raises `SettingError` as `place` does.
@@ -178,18 +178,25 @@ def replan(
 def _replanned(
     before: Plan, load: StepLoad, redundant: int, least_gain: float, tolerance: float, dispatch: Dispatch
 ) -> Plan:
-    """The plan *before*, changed for single steps."""
+    """The plan *before*, changed for single steps.
 
+    Steps scatter, so that their peak hardly shows a mean load that has become uneven: that counts, too.
+    """
     mean = load.mean.sum() / len(before.held)
     worth = max(tolerance / 2, least_gain, LEAST_GAIN) * mean
+    looks = load, StepLoad(load.mean[None])
+    now = [look.peak(before.held, dispatch) for look in looks]
+
+    def pays(plan: Plan) -> bool:
+        step, whole = (peak - look.peak(plan.held, dispatch) for peak, look in zip(now, looks))
+        return step > worth or (step >= 0 and whole > worth)
+
     plan = _best(lowered(before.slots, load, max(tolerance * EACH, LEAST_CHANGE), dispatch), load, dispatch)
-    peak, lower = load.peak(before.held, dispatch), load.peak(plan.held, dispatch)
-    if peak - lower > worth or not tolerance:
+    if pays(plan) or not tolerance:
         fresh = place(load, len(before.held), redundant, dispatch).aligned(before, dispatch.nodes)
-        lowest = load.peak(fresh.held, dispatch)
-        if lower - lowest > max(tolerance, LEAST_GAIN) * mean:
-            plan, lower = fresh, lowest
-    return plan if peak - lower > worth else before
+        better = load.peak(plan.held, dispatch) - load.peak(fresh.held, dispatch)
+        plan = fresh if better > max(tolerance, LEAST_GAIN) * mean else plan
+    return plan if pays(plan) else before
 
 
 def matched(common: Ints) -> Ints:
