@@ -1,6 +1,7 @@
 """The planner: as even as the best plan where experts are few, all layers at once, no expert twice on a GPU."""
 
 import importlib.util
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -166,6 +167,39 @@ def test_dealing_equals_its_naive_twin(experts, gpus, redundant):
                 free.remove(gpu)
                 held[gpu].append(expert)
         assert held == found.tolist()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize(("experts", "gpus", "redundant"), [(12, 3, 0), (12, 4, 4), (9, 3, 6)])
+def test_the_best_exchange_is_that_of_all(experts, gpus, redundant, number):
+    """A naive twin in plain loops: one expert for another, or two for two, and no replica to a GPU that has one."""
+    for row in loads(20, experts, seed=experts):
+        copies = replicas_of(row[None], redundant, gpus)
+        weight, slots = row / copies[0], planner._dealt(row[None] / copies, copies, gpus)
+        before, load = [set(own) for own in slots[0].tolist()], weight[slots].sum(axis=2)
+        hot, peaks = int(load.argmax()), [float(load.max())]
+        for gpu in set(range(gpus)) - {hot}:
+            for ours, theirs in product(combinations(before[hot], number), combinations(before[gpu], number)):
+                if not before[hot] & set(theirs) and not before[gpu] & set(ours):
+                    after = before[hot] - set(ours) | set(theirs), before[gpu] - set(theirs) | set(ours)
+                    peaks.append(max(weight[list(own)].sum() for own in after))
+
+        done = planner._exchange(slots, weight[None], load, np.zeros(1, np.int64), gpus - 1, number)
+
+        changed = [gpu for gpu in range(gpus) if before[gpu] != set(slots[0, gpu].tolist())]
+        assert load[0] == pytest.approx(weight[slots[0]].sum(axis=1))
+        assert done[0] == (min(peaks) < peaks[0] * (1 - 1e-9))
+        assert max(load[0, changed], default=peaks[0]) == pytest.approx(min(peaks))
+        assert {hot} < set(changed) or not done[0]
+
+
+def test_two_are_exchanged_for_two_where_no_single_exchange_helps():
+    """No two experts of these GPUs are one apart; 19 and 5 for 14 and 9 make both even."""
+    weight = np.array([[19.0, 16.0, 4.0, 5.0, 11.0, 14.0, 8.0, 9.0]])
+    packing = planner.Packing(np.arange(8).reshape(1, 2, 4), weight)
+
+    assert planner.exchange(packing) is None
+    assert [43.0, 43.0] == planner.exchanged(packing).loads[0].tolist()
 
 
 def test_looking_partners_up_finds_the_same_exchanges(monkeypatch):
