@@ -25,6 +25,8 @@ from moetrace.trace import Counts, LayerLoad, Shares, Steps
 SETTINGS = ("system", "window", "interval", "threshold")
 # Utilisation is the mean over so many passes at most: the longest window that SGLang keeps.
 MEASURED = 1000
+# So many tokens are added to loads before they are divided, as SGLang does.
+LEAST_LOAD = 1e-5
 # Steps that say what a moving load is now: on gpt-moe-8e-a as good as 250, with half of the moves.
 MOVING = 500
 # Steps that the state at a look is told from: a look then takes the same time at the end of a trace of any length.
@@ -95,25 +97,39 @@ def _in_parts(shares: Shares) -> Iterator[Shares]:
     return (shares[row : row + rows] for row in range(0, len(shares), rows))
 
 
-def gated(threshold: float) -> Planner:
-    """`as_eplb`, but not where utilisation since the last look was above *threshold*, as SGLang's gate does.
-
-    Of each layer by itself, where SGLang takes the mean over layers.
-    """
-
-    def planner(looks: Looks, before: Plan, planning: Planning) -> Iterator[Plan]:
-        plan = before
-        for look, fresh in enumerate(as_eplb(looks, before, planning)):
-            busy = utilisation(planning.split.loads(plan.held, looks.since_last(look)))
-            plan = plan if busy > threshold else fresh
-            yield plan
-
-    return planner
-
-
 def utilisation(loads: Shares) -> float:
-    """The mean over steps of the mean GPU's load over the busiest one's, for *loads* (steps, gpus)."""
-    return float((loads.mean(axis=1) / loads.max(axis=1)).mean())
+    """The mean over passes of the mean GPU's load over the busiest one's, for *loads* (passes, gpus), as SGLang has it.
+
+    A pass without tokens is as even as can be.
+    """
+    return float(((loads.mean(axis=1) + LEAST_LOAD) / (loads.max(axis=1) + LEAST_LOAD)).mean())
+
+
+def under_each(looks: Looks, plans: Sequence[Plan], planning: Planning) -> Shares:
+    """The `utilisation` since the look before, of each look under each of the *plans* that may be in force by then.
+
+    *plans* are the one before all looks and those after each; shape (looks, plans), 0 for those that come later.
+    """
+    found = np.zeros((len(looks.steps), len(plans)))
+    for look, row in enumerate(found):
+        seen = looks.since_last(look)
+        row[: look + 1] = [utilisation(planning.split.loads(plan.held, seen)) for plan in plans[: look + 1]]
+    return found
+
+
+def in_force(busy: Shares, threshold: float) -> list[int]:
+    """Which plan is in force after each look, where none is made while utilisation is above *threshold*.
+
+    As SGLang's gate has it, whose utilisation is the mean over layers: *busy* (looks, plans) is that of `under_each`.
+
+    >>> in_force(np.array([[0.8, 0.0, 0.0], [0.8, 0.95, 0.0]]), 0.9)
+    [1, 1]
+    """
+    found, now = [], 0
+    for look, row in enumerate(busy):
+        now = now if row[now] > threshold else look + 1
+        found.append(now)
+    return found
 
 
 def only_for_5_percent(looks: Looks, before: Plan, planning: Planning) -> Iterator[Plan]:
@@ -159,8 +175,8 @@ def by_state(looks: Looks, before: Plan, planning: Planning) -> Iterator[Plan]:
 class Policy:
     """Plans by the load of the last *window* steps, every *interval* steps, once (None) or never (0).
 
-    A plan is in force so many steps *late*. *threshold* is the utilisation above which none is made. *even* systems
-    split the tokens of an expert evenly among its replicas, the others as they are told to.
+    A plan is in force so many steps *late*. *threshold* is the utilisation of all layers above which none is made, see
+    `in_force`. *even* systems split the tokens of an expert evenly among its replicas, the others as they are told to.
     """
 
     system: str
@@ -207,7 +223,7 @@ def _vllm(_layers: int) -> list[Policy]:
 
 def _sglang(_layers: int) -> list[Policy]:
     own = [Policy("SGLang", every, every, as_eplb) for every in (1000, 250, 3000)]
-    return [*own, Policy("SGLang", 1000, 1000, gated(0.9), threshold=0.9)]
+    return [*own, Policy("SGLang", 1000, 1000, as_eplb, threshold=0.9)]
 
 
 def _ascend(layers: int) -> list[Policy]:
@@ -240,9 +256,9 @@ def _launch_vllm(policy: Policy, planning: Planning, _experts: int) -> str:
 
 
 def _launch_sglang(policy: Policy, planning: Planning, _experts: int) -> str:
-    # Utilisation is only measured where metrics are on.
+    # Utilisation is only measured where it is reported.
     gate = (
-        f" --eplb-min-rebalancing-utilization-threshold {policy.threshold} --enable-expert-distribution-metrics"
+        f" --eplb-min-rebalancing-utilization-threshold {policy.threshold} --expert-balancedness-report-mode server_log"
         if policy.threshold is not None
         else ""
     )

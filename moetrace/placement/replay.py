@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import chain, pairwise
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise, product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from moetrace.forecasting.backtest import Progress
 from moetrace.placement.dispatch import EVENLY, Dispatch
 from moetrace.placement.plan import Plan, least_redundant
 from moetrace.placement.planning import Planning
-from moetrace.placement.policies import LOOKED_BACK, SETTINGS, Looks, Policy, policies
+from moetrace.placement.policies import LOOKED_BACK, SETTINGS, Looks, Policy, in_force, policies, under_each
 from moetrace.trace import LEAST_ROWS, Counts, LayerLoad, LoadTrace, Shares, Steps
 
 if TYPE_CHECKING:
@@ -48,25 +48,62 @@ def replayed(
     """
     import pandas as pd
 
-    begin = replayed_from(trace, first)
+    begin, known = replayed_from(trace, first), policies(len(trace.layers))
+    bare = least_redundant(trace.experts, gpus)
+    plannings = [Planning(gpus, redundant, **settings) for redundant in sorted({bare, *redundants})]
+    plans_of = _Gates.of(trace, known, [own for own in plannings if own.redundant in redundants], begin)
     rows: list[tuple[Any, ...]] = []
-    known, bare = policies(len(trace.layers)), least_redundant(trace.experts, gpus)
-    for done, number in enumerate(trace.layers, 1):
-        load = _recent(trace.layer(number), begin)
-        before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
-        looks = [_looks(load, before, policy, begin) for policy in known]
-        for planning in (Planning(gpus, redundant, **settings) for redundant in sorted({bare, *redundants})):
+    for done, (load, looks) in enumerate(_layers(trace, known, begin), 1):
+        for planning in plannings:
             plain = planning.in_order(load.experts)
             for policy, own in zip(known, looks):
                 if planning.redundant not in redundants and policy.interval != 0:
                     continue
                 split = EVENLY if policy.even else planning.split
                 key = (trace.name, *policy.settings, planning.redundant, split.kind, load.layer)
-                plans = chain([plain], policy.plans(own, plain, planning))
+                plans = chain([plain], plans_of(policy, own, planning))
                 rows += [(*key, *block) for block in _blocks(load, plans, split, _starts(policy, own, begin), begin)]
         if progress:
             progress(done, len(trace.layers))
     return pd.DataFrame(rows, columns=REPLAY_COLUMNS).astype({"interval": "Int64", "threshold": "Float64"})
+
+
+@dataclass(frozen=True)
+class _Gates:
+    """Which plan is in force after each look of a policy with a threshold, in all layers alike, by replicas."""
+
+    chosen: Mapping[tuple[Policy, int], list[int]]
+
+    @classmethod
+    def of(cls, trace: LoadTrace, known: Sequence[Policy], plannings: Sequence[Planning], begin: int) -> _Gates:
+        """From the utilisation in all layers, one after the other."""
+        own = [policy for policy in known if policy.threshold is not None]
+        busy: dict[tuple[Policy, int], Shares] = {}
+        for load, looks in _layers(trace, own, begin) if own else ():
+            for (policy, seen), planning in product(zip(own, looks), plannings):
+                key = policy, planning.redundant
+                plain = planning.in_order(load.experts)
+                found = under_each(seen, [plain, *policy.plans(seen, plain, planning)], planning)
+                busy[key] = busy.get(key, 0) + found / len(trace.layers)
+        return cls({key: in_force(rate, key[0].threshold or 0.0) for key, rate in busy.items()})
+
+    def __call__(self, policy: Policy, looks: Looks, planning: Planning) -> Iterable[Plan]:
+        """The plans after all *looks* of a layer."""
+        plain = planning.in_order(looks.load.experts)
+        plans = policy.plans(looks, plain, planning)
+        chosen = self.chosen.get((policy, planning.redundant))
+        if chosen is None:
+            return plans
+        every = [plain, *plans]
+        return (every[i] for i in chosen)
+
+
+def _layers(trace: LoadTrace, known: Sequence[Policy], begin: int) -> Iterator[tuple[LayerLoad, list[Looks]]]:
+    """Each layer as far as it counts, and what each policy sees of it."""
+    for number in trace.layers:
+        load = _recent(trace.layer(number), begin)
+        before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
+        yield load, [_looks(load, before, policy, begin) for policy in known]
 
 
 def replayed_from(trace: LoadTrace, first: int) -> int:

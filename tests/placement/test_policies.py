@@ -20,7 +20,6 @@ from moetrace.placement.policies import (
     Policy,
     by_state,
     from_nothing,
-    gated,
     in_steps,
     launch,
     policies,
@@ -108,10 +107,11 @@ def test_no_policy_sees_a_step_after_its_look(policy):
 def test_moves_are_those_from_each_plan_to_the_next(policy, replay):
     """Whatever the policy; the first plan is made before anything counts."""
     trace, frame = replay
-    load, plain = trace.layer(0), in_order(8, 4)
+    load = trace.layer(0)
     due = policy.due(load.steps[(load.steps >= 500) & (load.steps < 6000)])
     shares = np.array([load.until(step).last(policy.window).mean_shares for step in due]).reshape(-1, 8)
-    plans = [*policy.plans(Looks(load, due, policy.window, shares), plain, Planning(4))] if due else []
+    gates = room._Gates.of(trace, [policy], [Planning(4)], 500)
+    plans = [*gates(policy, Looks(load, due, policy.window, shares), Planning(4))] if due else []
     moves = [round(new.moved(old) * 8) for old, new in pairwise(plans)]
     scored = [move for move, step in zip(moves, due[1:]) if step + policy.late < 500 + 5500 // BLOCK * BLOCK]
 
@@ -352,7 +352,8 @@ def test_every_system_has_policies_of_its_own_name():
     assert len(known) == len({policy.settings for policy in known})
     assert all(policy.system == name for name, system in POLICIES.items() for policy in system.policies(12))
     gate = next(policy for policy in known if policy.threshold)
-    assert "--eplb-min-rebalancing-utilization-threshold 0.9" in launch(gate, Planning(8), 128)
+    started = launch(gate, Planning(8), 128)
+    assert "--eplb-min-rebalancing-utilization-threshold 0.9 --expert-balancedness-report-mode server_log" in started
 
 
 def test_systems_that_have_a_choice_split_tokens_as_they_are_told():
@@ -372,19 +373,36 @@ def test_systems_that_have_a_choice_split_tokens_as_they_are_told():
     assert "--ep-dispatch" not in launch(policy, Planning(8, dispatch="nearest"), 128)
 
 
-def test_a_gate_keeps_the_plan_while_gpus_are_busy():
-    """At the first look the load of before counts; after the turn utilisation falls below the gate."""
-    load = trace_of([UNEVEN, TURNED], 6000).layer(0)
-    policy = Policy("gated", 1000, 1000, gated(0.7))
-    looks = looked(load, policy)
+def test_a_gate_keeps_all_plans_while_gpus_are_busy_on_average():
+    """A naive twin step by step: utilisation is the mean over layers of what came since the last look."""
+    turned, steady = (trace_of(shares, 6000).counts for shares in ([UNEVEN, TURNED], [np.full(8, 1 / 8)]))
+    trace = LoadTrace.from_counts(np.concatenate([turned, steady], axis=1))
+    policy = next(own for own in policies(2) if own.threshold)
+    policy = dataclasses.replace(policy, threshold=0.85)
+    looks = [looked(load, policy) for load in trace.by_layer()]
+    fresh = [[in_order(8, 4), *policy.plans(own, in_order(8, 4), Planning(4))] for own in looks]
+    now, expected = 0, []
+    for look in range(len(looks[0].steps)):
+        loads = [own.since_last(look) @ plans[now].parts.T for own, plans in zip(looks, fresh)]
+        rates = [[row.mean() / row.max() for row in layer] for layer in loads]
+        now = now if np.mean(rates) > 0.85 else look + 1
+        expected.append(now)
 
-    plans = [*policy.plans(looks, in_order(8, 4), Planning(4))]
-    busy = [utilisation(looks.since_last(look + 1) @ plan.parts.T) for look, plan in enumerate(plans[:-1])]
-    kept = [new is old for old, new in pairwise(plans)]
+    gates = room._Gates.of(trace, [policy], [Planning(4)], 500)
 
-    assert kept == [one > 0.7 for one in busy]
-    assert {True, False} == set(kept)
+    assert expected == gates.chosen[policy, 0]
+    assert 1 < len(set(expected)) < len(expected)
+    alone = room._Gates.of(trace.select(layers=[0]), [policy], [Planning(4)], 500)
+    assert alone.chosen != gates.chosen
+    plans = [*gates(policy, looks[0], Planning(4))]
+    assert all(np.array_equal(plan.held, fresh[0][i].held) for plan, i in zip(plans, expected, strict=True))
+
+
+def test_utilisation_is_that_of_sglang():
+    """The mean over passes of mean over busiest; a pass without tokens counts as even, as its 1e-5 has it."""
     assert utilisation(np.array([[1, 3], [2, 2]])) == pytest.approx((2 / 3 + 1) / 2)
+    assert utilisation(np.array([[1, 3], [0, 0]])) == pytest.approx((2 / 3 + 1) / 2)
+    assert utilisation(np.array([[0, 1e-5]])) == pytest.approx(0.75)
 
 
 def test_a_layer_that_stands_still_is_planned_once_and_again_after_a_jump():
