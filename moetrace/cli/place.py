@@ -153,24 +153,34 @@ def place(
             shared.note(f"{placed.trace}: {left_out}")
     frames = {name: stacked([placed.frames[name] for placed in done]) for name in done[0].frames}
     tables = _tables(frames, done, gpus, nodes)
-    planned = list(dict.fromkeys(placed.redundant for placed in done))
-    document: dict[str, Any] = {"gpus": gpus, "redundant": planned[0] if len(planned) == 1 else planned}
-    document |= {"horizon": horizon, "judge": judge, "dispatch": dispatch, "nodes": nodes, "groups": groups}
-    document |= {"files": list(dict.fromkeys(own["path"] for own in deployed)), "deploy": deployed}
-    document |= {"figures": figures, "trained_on": protocol.trained_on(shared)}
+    document: dict[str, Any] = {
+        "gpus": gpus,
+        "horizon": horizon,
+        "dispatch": dispatch,
+        "nodes": nodes,
+        "groups": groups,
+    }
+    document |= {"files": list(dict.fromkeys(own["path"] for own in deployed)), "deploy": deployed, "figures": figures}
+    document |= {"trained_on": protocol.trained_on(shared)} | _told(done)
     document |= {name: records(table.frame) for name, table in tables.items()}
-    judged = {placed.trace: placed.verdict.as_row() for placed in done if placed.verdict}
-    document["verdict"] = next(iter(judged.values())) if len(judged) == 1 else [*judged.values()]
-    screens = [
-        _screen(part, judged.get(str(trace)), gpus, shared)
-        for trace, part in frames["summary"].groupby("trace", sort=False)
-    ]
-    shared.emit(tables, document, screens)
+    scored = [placed for placed in done if len(placed.frames["summary"])]
+    shared.emit(tables, document, [_screen(placed, gpus, shared) for placed in scored])
+
+
+def _told(done: Sequence[Placement]) -> dict[str, Any]:
+    """What came of the traces: one value where it is the same for all, else all of them."""
+    told: dict[str, list[Any]] = {
+        "redundant": list(dict.fromkeys(placed.redundant for placed in done)),
+        "judge": list(dict.fromkeys(placed.judge for placed in done)),
+        "verdict": [placed.verdict.as_row() for placed in done if placed.verdict],
+    }
+    return {name: values[0] if len(values) == 1 else values for name, values in told.items()}
 
 
 def _tables(frames: dict[str, pd.DataFrame], done: Sequence[Placement], gpus: int, nodes: int) -> dict[str, Table]:
     """The tables behind the answer; of re-planning those of the predictor that is deployed are printed."""
-    summary = (*SUMMARY_COLUMNS, *NODE_COLUMNS) if nodes > 1 else SUMMARY_COLUMNS
+    more = NODE_COLUMNS if nodes > 1 else ()
+    summary = (*SUMMARY_COLUMNS, *more)
     tables = {
         "summary": Table(f"Experts on {gpus} GPUs", frames["summary"], summary, by=("trace", "horizon")),
         "plans": Table("Plan for the steps to come", frames["plans"]),
@@ -179,8 +189,9 @@ def _tables(frames: dict[str, pd.DataFrame], done: Sequence[Placement], gpus: in
     }
     if "replanning" in frames:
         printed = list(chain.from_iterable(placed.frames["replanning"]["strategy"] == placed.best for placed in done))
+        often = (*REPLANNING_COLUMNS, *more)
         tables["replanning"] = Table(
-            "How often to plan", frames["replanning"], REPLANNING_COLUMNS, by=("trace", "strategy"), rows=printed
+            "How often to plan", frames["replanning"], often, by=("trace", "strategy"), rows=printed
         )
         tables["stretches"] = Table("Stretches between plans", frames["stretches"])
     return tables
@@ -193,14 +204,14 @@ def _redundant(text: str) -> list[int]:
     return list(dict.fromkeys(found))
 
 
-def _screen(summary: pd.DataFrame, judged: dict[str, Any] | None, gpus: int, shared: Shared) -> Screen:
+def _screen(placed: Placement, gpus: int, shared: Shared) -> Screen:
     from moetrace.report.answers import worth
     from moetrace.report.screens import place_screen
     from moetrace.report.verdict import judged as answered
     from moetrace.report.verdict import verdict_notes
 
-    told = judged and judged["system"]
-    answer = answered(judged, gpus) if judged and told else worth(summary, gpus, "")
+    summary, judged = placed.frames["summary"], placed.verdict and placed.verdict.as_row()
+    answer = answered(judged, gpus) if judged and judged["system"] else worth(summary, gpus, "")
     return place_screen(summary, answer.sentence, every=shared.all, notes=verdict_notes(judged, gpus) if judged else [])
 
 

@@ -89,13 +89,13 @@ class Planning:
         """Neighbours together, see `plan.in_order`."""
         return in_order(experts, self.gpus, self.redundant)
 
-    def by_steps(self, experts: int) -> bool:
-        """Whether plans for so many *experts* are judged by single steps, see `MOST_EXPERTS`."""
-        return self.judge == STEPS and experts <= MOST_EXPERTS
+    def judged_by(self, experts: int, steps: int) -> str:
+        """By what plans for so many *experts* are judged after so many *steps*: `FEWEST_STEPS`, `MOST_EXPERTS`."""
+        return self.judge if steps >= FEWEST_STEPS and experts <= MOST_EXPERTS else MEAN
 
     def load(self, seen: Counts, mean: Shares) -> Load:
         """What is planned for, where *mean* (experts,) is forecast after steps *seen* with counts (steps, experts)."""
-        if len(seen) < FEWEST_STEPS or not self.by_steps(len(mean)):
+        if self.judged_by(len(mean), len(seen)) == MEAN:
             return mean if self.dispatch == EVEN else StepLoad(mean[None])
         rows = np.linspace(0, len(seen) - 1, min(len(seen), MOST_STEPS)).round().astype(np.int64)
         return StepLoad.of(seen[rows], mean)

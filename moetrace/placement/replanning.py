@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.summary import DIFFERENCE, summarise
-from moetrace.placement.planning import Planning
+from moetrace.placement.planning import ByNode, Planning
 from moetrace.placement.simulate import IN_ORDER, Strategies, forecasts_of
 from moetrace.trace import LoadTrace
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 REPLANNING_COLUMNS = (
-    "trace", "layer", "strategy", "replan_every", "cutoff", "state", "peak_over_mean", "balance", "moved",
+    "trace", "layer", "strategy", "replan_every", "cutoff", "state", "peak_over_mean", "balance",
+    *ByNode._fields, "moved",
 )  # fmt: skip
 # A plan is as good as one made more often if the busiest GPU takes at most so much of the mean load more.
 ENOUGH = 0.01
@@ -49,13 +50,15 @@ def replanning_frame(trace: LoadTrace, test: Backtest, gpus: int, redundant: int
     rows = [
         {"trace": trace.name, "layer": layer} | row
         for layer in (trace.layers if len(test.shares) else ())
-        for row in _replanned(Strategies(trace.layer(layer), forecasts_of(test, layer), planning), test)
+        for row in _replanned(
+            Strategies(trace.layer(layer), forecasts_of(test, layer), planning), test, trace.info.top_k
+        )
     ]
     return pd.DataFrame(rows, columns=REPLANNING_COLUMNS).astype({"replan_every": "Int64"})
 
 
-def _replanned(known: Strategies, test: Backtest) -> Iterator[dict[str, Any]]:
-    """The rows of one layer."""
+def _replanned(known: Strategies, test: Backtest, top_k: int | None) -> Iterator[dict[str, Any]]:
+    """The rows of one layer, where a token takes *top_k* experts."""
     own = test.scores[test.scores["layer"] == known.load.layer]
     states = own.drop_duplicates("cutoff").set_index("cutoff")["state"]
     distances = sorted(own["horizon"].unique().tolist())
@@ -71,12 +74,14 @@ def _replanned(known: Strategies, test: Backtest) -> Iterator[dict[str, Any]]:
             before, made = plan, due and known.shares(strategy, cutoff, horizon) is not None
             if made:
                 plan, planned_at = known.replanned(plan, strategy, cutoff, horizon), cutoff
+            after = known.load.after(cutoff, distances[0]).counts
             yield {
                 "strategy": strategy,
                 "replan_every": every,
                 "cutoff": cutoff,
                 "state": states[cutoff if planned_at is None else planned_at],
-                **known.planning.evenness(plan, known.load.after(cutoff, distances[0]).counts)._asdict(),
+                **known.planning.evenness(plan, after)._asdict(),
+                **known.planning.by_node(plan, after, top_k)._asdict(),
                 "moved": plan.moved(before) if made and cutoff > begin else None,
             }
 
@@ -97,8 +102,9 @@ def replanning_summary(frame: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     def more(_group: pd.DataFrame, scored: pd.DataFrame) -> dict[str, Any]:
         return {"moved_per_1000": scored["moved"].sum() / len(scored) * 1000 / shortest}
 
-    found = summarise(known, keys, ("peak_over_mean", "balance", "moved"), more, seed)
-    columns = [*keys, "peak_over_mean", *DIFFERENCE, "balance", "moved", "moved_per_1000", "cutoffs", "scored"]
+    measures = ("peak_over_mean", "balance", *ByNode._fields, "moved")
+    found = summarise(known, keys, measures, more, seed)
+    columns = [*keys, "peak_over_mean", *DIFFERENCE, *measures[1:], "moved_per_1000", "cutoffs", "scored"]
     return found.reindex(columns=columns).astype({"replan_every": "Int64"})
 
 

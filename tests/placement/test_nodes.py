@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from test_planner import loads, optimum
 
 from moetrace import LoadTrace, SettingError, TraceInfo, evaluate, predictor, rebalance_experts, save_trace, simulate
+from moetrace.forecasting.windows import replanning_windows
 from moetrace.placement.nodes import homes_of, nodes_per_token
 from moetrace.placement.plan import Plan, in_order, place
 from moetrace.placement.planning import Planning
+from moetrace.placement.replanning import replanning_frame, replanning_summary
 from moetrace.placement.step_peak import StepLoad
 
 
@@ -173,6 +175,26 @@ def test_scores_tell_of_nodes():
     assert (found["node_peak_over_mean"] <= found["peak_over_mean"] + 1e-12).all()
     unknown = simulate(LoadTrace.from_counts(counts), test, 8, nodes=4)
     assert unknown["nodes_per_token"].isna().all()
+
+
+def test_plans_made_again_and_again_tell_of_nodes():
+    """Each stretch and its summary, as the scores of a single plan do; on one node it is the only one."""
+    trace = LoadTrace.from_counts(step_counts(16, 900)[:, None], info=TraceInfo("made", top_k=4))
+    windows = replanning_windows(trace, [100, 200], 500)
+    test = evaluate(trace, [predictor("window_mean")], [100, 200], windows)
+
+    frame = replanning_frame(trace, test, 8, nodes=4, groups=4, top_groups=2)
+    alone = replanning_frame(trace, test, 8)
+
+    plain = frame[frame["strategy"] == "in_order"].iloc[0]
+    after = trace.layer(0).after(plain["cutoff"], 100).counts.sum(axis=0)
+    on = (in_order(16, 8).held @ after).reshape(4, 2).sum(axis=1)
+    assert plain["node_peak_over_mean"] == pytest.approx(on.max() / on.mean())
+    assert (frame["node_peak_over_mean"] <= frame["peak_over_mean"] + 1e-12).all()
+    assert frame["nodes_per_token"].tolist() == pytest.approx([2.0] * len(frame))
+    assert {1.0} == set(alone["node_peak_over_mean"])
+    summary = replanning_summary(frame)
+    assert summary["node_peak_over_mean"].between(1, frame["node_peak_over_mean"].max()).all()
 
 
 def test_the_arrays_are_planned_for_single_steps():

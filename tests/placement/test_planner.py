@@ -9,7 +9,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.placement import planner
+from moetrace.placement import moves, planner
 from moetrace.placement.moves import improved, lowest_bound
 from moetrace.placement.plan import Plan, in_order, place, replan
 from moetrace.placement.planner import planned, replicas_of
@@ -114,6 +114,27 @@ def test_a_replica_follows_the_load():
     assert after.peak_over_mean(hot) < before.peak_over_mean(hot)
     assert after.held[:, 1].sum() > before.held[:, 1].sum()
     assert 1 == after.held.max()
+
+
+def test_a_change_of_very_many_slots_is_bounded(monkeypatch):
+    """After so many changes the plan is taken as it is; of pairs the most promising experts and slots are looked at."""
+    shares = loads(1, 2000)[0]
+    before = in_order(2000, 8, 400).slots
+    monkeypatch.setattr(moves, "MOST_CHANGES", 3)
+    monkeypatch.setattr(moves, "MOST_TAKING", 1)
+    monkeypatch.setattr(moves, "MOST_GIVING", 1)
+    copies = np.bincount(before.ravel())
+    hot = before[(shares / copies)[before].sum(axis=1).argmax()]
+    twice = np.flatnonzero(copies > 1)
+
+    given = moves._replica_given(before, shares)
+    after = improved(before, shares, 0.0)
+
+    change = np.bincount(given.ravel()) - copies
+    assert [hot[(shares / (copies * (copies + 1)))[hot].argmax()]] == np.flatnonzero(change > 0).tolist()
+    assert [twice[shares[twice].argmin()]] == np.flatnonzero(change < 0).tolist()
+    moved = Plan.of(after, 2000).moved(Plan.of(before, 2000)) * before.size
+    assert 3 <= moved <= 6
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(8, 2, 0), (8, 4, 4), (6, 3, 3), (7, 4, 5)]))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from moetrace import LoadTrace, SettingError, evaluate, predictor
 from moetrace.placement import step_peak
 from moetrace.placement.plan import Plan, evenness, in_order, place, replan
-from moetrace.placement.planning import FEWEST_STEPS, Planning
+from moetrace.placement.planning import FEWEST_STEPS, MOST_EXPERTS, Planning
 from moetrace.placement.simulate import Strategies, forecasts_of, simulate
 from moetrace.placement.step_peak import StepLoad, StepPeak, lowered
 
@@ -236,6 +236,8 @@ def test_steps_too_few_are_judged_by_their_mean():
     assert Planning(4).load(counts[1:], mean) is mean
     assert isinstance(Planning(4).load(counts, mean), StepLoad)
     assert Planning(4, judge="mean").load(counts, mean) is mean
+    assert ["mean", "steps"] == [Planning(4).judged_by(8, steps) for steps in (FEWEST_STEPS - 1, FEWEST_STEPS)]
+    assert ["steps", "mean"] == [Planning(4).judged_by(experts, 100) for experts in (MOST_EXPERTS, MOST_EXPERTS + 1)]
     assert 1000 == len(Planning(4).load(np.tile(counts, (200, 1)), mean).steps)
     with pytest.raises(SettingError, match="judged by steps or mean"):
         Planning(4, judge="median")
@@ -280,8 +282,8 @@ def test_terms_too_large_for_a_float_are_no_warning():
     assert step_peak.StepPeak.of(np.array([[0, 1], [2, 3]]), StepLoad.of(counts)).peak == pytest.approx(1, abs=1e-2)
 
 
-def test_the_command_judges_by_steps_unless_told(moetrace, tmp_path):
-    """--judge mean is what it was before."""
+def test_the_command_judges_by_steps_unless_told(moetrace, tmp_path, monkeypatch):
+    """--judge mean is what it was before; what was used is in the document, also where experts are too many."""
     from moetrace import save_trace
 
     save_trace(LoadTrace.from_counts(pairs(1500)[:, None], name="pairs"), tmp_path / "pairs.parquet")
@@ -294,4 +296,7 @@ def test_the_command_judges_by_steps_unless_told(moetrace, tmp_path):
     )
 
     assert steps > mean + 0.1
+    assert ["steps", "mean"] == [moetrace(*argv, "--judge", judge).json["judge"] for judge in ("steps", "mean")]
+    monkeypatch.setattr("moetrace.placement.planning.MOST_EXPERTS", 7)
+    assert "mean" == moetrace(*argv).json["judge"]
     assert 2 == moetrace(*argv, "--judge", "median").code
