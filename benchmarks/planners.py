@@ -3,7 +3,8 @@
     python benchmarks/planners.py --rivals PYTHON
 
 Planners of SGLang, vLLM and vllm-ascend run in a child of the Python given, on the same problems; without it, or where
-one is not installed there, their columns are empty.
+one is not installed there, their columns are empty. So is that of evolved programs without MOETRACE_EVOLVED, paths as in
+PATH of files with EPLB's `rebalance_experts` in torch.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from moetrace.placement.verdict import policies_frame, saved_beside, verdict
 from moetrace.report.tables import markdown
 
 LAYERS, SEEDS, ROUNDS, DRAWS = 58, 8, 5, 1000
-# Experts, replicas, GPUs, nodes, groups, sigma of the lognormal load.
-MANY = ((256, 32, 32, 1, 1, 1.0), (256, 64, 64, 1, 1, 1.0), (128, 0, 16, 1, 1, 0.5), (128, 0, 16, 1, 1, 1.0),
-        (256, 32, 32, 4, 8, 1.0))  # fmt: skip
+# Experts, replicas, GPUs, nodes, groups, sigma of the lognormal load, or None for Zipf's.
+MANY = ((256, 32, 32, 1, 1, 1.0), (256, 32, 32, 1, 1, None), (256, 64, 64, 1, 1, 1.0), (128, 0, 16, 1, 1, 0.5),
+        (128, 0, 16, 1, 1, 1.0), (256, 32, 32, 4, 8, 1.0))  # fmt: skip
 FEW = ((8, 4, 4), (12, 4, 8), (16, 8, 8))
 TRACES = {"gpt-moe-8e-a": (4, [0, 4]), "gpt-moe-8e-b": (4, [0, 4]), "large/gpt-moe-32e-d": (4, [0, 4]),
           "large/gpt-moe-128e-f": (8, [0, 16]), "large/gpt-moe-128e-serving": (8, [0, 16])}  # fmt: skip
@@ -48,13 +49,21 @@ def lognormal(rows: int, experts: int, spread: float, seed: int = 0) -> np.ndarr
     return found / found.sum(axis=1, keepdims=True)
 
 
+def zipf(rows: int, experts: int, seed: int = 0) -> np.ndarray:
+    """Shares of so many layers that fall as 1, 1/2, 1/3, ..., of experts in any order."""
+    rng = np.random.default_rng(seed)
+    found = np.array([rng.permutation(1 / np.arange(1, experts + 1)) for _ in range(rows)])
+    return found / found.sum(axis=1, keepdims=True)
+
+
 def cases() -> list[tuple[str, np.ndarray, dict[str, int]]]:
     """The name, the shares (layers, experts) and the shape of each problem of many experts."""
     found = []
     for experts, redundant, gpus, nodes, groups, spread in MANY:
         name = f"{experts}+{redundant} on {gpus}" + (f" in {nodes} nodes, {groups} groups" if nodes > 1 else "")
         shape = {"replicas": experts + redundant, "groups": groups, "nodes": nodes, "gpus": gpus}
-        found.append((f"{name}, sigma {spread}", lognormal(LAYERS, experts, spread), shape))
+        shares = lognormal(LAYERS, experts, spread) if spread else zipf(LAYERS, experts)
+        found.append((f"{name}, {f'lognormal {spread}' if spread else 'Zipf 1'}", shares, shape))
     return found
 
 
@@ -88,9 +97,18 @@ class Rivals:
             self.slots = dict(np.load(path / "slots.npz"))
             self.seconds = json.loads((path / "seconds.json").read_text())
 
+    def evolved(self, shares: np.ndarray, problem: str, shape: dict[str, int]) -> float:
+        """The lowest peak of the evolved programs that keep groups on one node; not a number if none does."""
+        own = [slots for key, slots in self.slots.items() if key.startswith("evolved") and key.endswith(f"|{problem}")]
+        return min((peak(shares, slots, shape) for slots in own), default=np.nan)
 
-def peak(shares: np.ndarray, slots: np.ndarray, gpus: int) -> float:
-    """Peak over mean, over layers, of experts in *slots* (layers, replicas)."""
+
+def peak(shares: np.ndarray, slots: np.ndarray, shape: dict[str, int]) -> float:
+    """Peak over mean, over layers, of experts in *slots* (layers, replicas); infinite where a group is on two nodes."""
+    gpus, nodes = shape["gpus"], shape["nodes"]
+    groups = slots.reshape(len(slots), nodes, -1) // (shares.shape[1] // shape["groups"])
+    if any(sum(len(set(node)) for node in layer) > shape["groups"] for layer in groups.tolist()):
+        return np.inf
     copies = np.zeros(shares.shape)
     np.add.at(copies, (np.arange(len(shares))[:, None], slots), 1)
     on = np.take_along_axis(shares / copies, slots, axis=1).reshape(len(shares), gpus, -1).sum(axis=2)
@@ -107,11 +125,12 @@ def many(rivals: Rivals) -> pd.DataFrame:
             phy2log, _, _ = rebalance_experts(shares, *shape.values())
             seconds.append(time.perf_counter() - start)
         theirs = {own: rivals.slots.get(f"{own}|{name}") for own in ("SGLang", "vLLM")}
-        peaks = {own: np.nan if slots is None else peak(shares, slots, shape["gpus"]) for own, slots in theirs.items()}
+        peaks = {own: np.nan if slots is None else peak(shares, slots, shape) for own, slots in theirs.items()}
         longer = {own: np.median(seconds) / rivals.seconds.get(f"{own}|{name}", np.nan) for own in theirs}
         eplb = np.mean([published(row, *shape.values()) for row in shares])
-        rows.append((name, eplb, *peaks.values(), peak(shares, phy2log, shape["gpus"]), *longer.values()))
-    columns = ["experts+replicas on GPUs, lognormal", "EPLB's rules", "SGLang", "vLLM", "moetrace"]
+        best = rivals.evolved(shares, name, shape)
+        rows.append((name, eplb, *peaks.values(), best, peak(shares, phy2log, shape), *longer.values()))
+    columns = ["experts+replicas on GPUs", "EPLB's rules", "SGLang", "vLLM", "best evolved program", "moetrace"]
     return pd.DataFrame(rows, columns=[*columns, "time beside SGLang's", "time beside vLLM's"])
 
 

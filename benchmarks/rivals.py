@@ -1,7 +1,8 @@
 """Planners of serving systems on the problems that `planners.py` sets; runs in the environment of the rivals.
 
 SGLang's is that of its wheel, vLLM's and vllm-ascend's (FlashLB) those of their source packages. Their modules run as
-they are; what they ask of a server that has started is answered here.
+they are; what they ask of a server that has started is answered here. Programs evolved for the same task, with EPLB's
+`rebalance_experts` in torch, are those of MOETRACE_EVOLVED: their paths, as in PATH.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import importlib
 import importlib.util
 import json
 import logging
+import os
+import runpy
 import sys
 import sysconfig
 import time
@@ -21,7 +24,7 @@ import numpy as np
 import torch
 
 SITE = Path(sysconfig.get_paths()["purelib"])
-ROUNDS = 5
+ROUNDS, LONG = 5, 5.0
 
 
 def module(name: str, **answers: SimpleNamespace) -> ModuleType | None:
@@ -48,12 +51,15 @@ def planners() -> Iterator[tuple[str, Callable[..., torch.Tensor]]]:
         )
     if vllm := module("vllm.distributed.eplb.policy.default"):
         yield "vLLM", vllm.DefaultEplbPolicy.rebalance_experts
+    for path in filter(None, os.environ.get("MOETRACE_EVOLVED", "").split(os.pathsep)):
+        program = runpy.run_path(path)["rebalance_experts"]
+        yield f"evolved {path}", lambda *problem, program=program: program(*problem)[0]
 
 
 def planned(problem: dict, weight: np.ndarray, planner: Callable[..., torch.Tensor]) -> tuple[np.ndarray, float]:
-    """Slots (layers, replicas) and the median of seconds."""
+    """Slots (layers, replicas) and the median of seconds; of one that takes long a single time."""
     load, seconds = torch.from_numpy(weight), []
-    for _ in range(ROUNDS):
+    while len(seconds) < ROUNDS and sum(seconds) < LONG:
         start = time.perf_counter()
         slots = planner(load, problem["replicas"], problem["groups"], problem["nodes"], problem["gpus"])
         seconds.append(time.perf_counter() - start)
