@@ -14,6 +14,7 @@ from moetrace.report.style import (
     BLUE,
     FAINT,
     GREY,
+    HOT,
     INK,
     STATE,
     log_scale,
@@ -226,6 +227,27 @@ def _filled(frame: pd.DataFrame | None) -> bool:
     if frame is None or not len(frame):
         return False
     return bool((frame["scored"] > 0).any()) if "scored" in frame else True
+
+
+# --- a layer -------------------------------------------------------------------------------------------------------
+
+
+def course(hottest: pd.DataFrame) -> Figure:
+    """The course of one layer: its five hottest experts in colour, all others as a grey band of quantiles."""
+    figure = new_figure(7.2, 2.2, (0.5, 0.1, 0.72, 0.07))
+    axes = figure.add_subplot()
+    series = {str(name): part for name, part in hottest.groupby("series", sort=False)}
+    steps = next(iter(series.values()))["step"]
+    if "low" in series:
+        low, middle, high = (100 * series.pop(name)["share"].to_numpy() for name in ("low", "middle", "high"))
+        axes.fill_between(steps, low, high, color=FAINT, alpha=0.5, linewidth=0, label="80 % of the others")
+        axes.plot(steps, middle, color=GREY, linewidth=0.9)
+    for colour, (expert, part) in zip(HOT, series.items()):
+        axes.plot(part["step"], 100 * part["share"], color=colour, linewidth=1.1, label=f"expert {expert}")
+    axes.set(xlabel="step", ylabel="share of the load (%)")
+    axes.set_ylim(bottom=0)
+    one_legend(figure, axes)
+    return figure
 
 
 def _name_layers(axes: Axes, layers: Sequence[int], shift: float) -> None:

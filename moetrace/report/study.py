@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from moetrace.files import file_name, write_bytes
 from moetrace.report import figures, paper
 from moetrace.report.answers import answers_of, percent
-from moetrace.report.course import course
 from moetrace.report.figures import possible
 from moetrace.report.pages import Layer, Picture, Section, TracePage, as_html, as_markdown
 from moetrace.report.screens import layer_cells
@@ -127,7 +126,7 @@ def _number(value: object) -> object:
 
 def _page(trace: str, anchor: str, frames: Mapping[str, Any], pictures: Mapping[str, Picture]) -> TracePage:
     """What the page says of one trace."""
-    headings, layers = _layers(frames)
+    headings, layers = _layers(anchor, frames)
     shown = [pictures[name] for name in figures.FIGURES if name in pictures]
     sections = _sections(frames, pictures)
     return TracePage(
@@ -150,7 +149,7 @@ def _facts(frames: Mapping[str, Any]) -> str:
     return "; ".join(part for part in parts if part)
 
 
-def _layers(frames: Mapping[str, Any]) -> tuple[list[str], list[Layer]]:
+def _layers(anchor: str, frames: Mapping[str, Any]) -> tuple[list[str], list[Layer]]:
     """The explorer: a row for each of the `MOST_LAYERS` layers with the hottest experts, and the course of some."""
     courses = {int(layer): part for layer, part in frames["hottest"].groupby("layer")}
     balance = {row["layer"]: row for row in rows_of(frames["balance"])}
@@ -172,7 +171,10 @@ def _layers(frames: Mapping[str, Any]) -> tuple[list[str], list[Layer]]:
         }
         rows.append(cells)
         message = f"Layer {number}: expert {hot['hottest']} is the hottest, at {hot['max_over_mean']:.1f} mean loads"
-        svg = course(courses[number]) if number in drawn else ""
+        svg = ""
+        if number in drawn:
+            with styled():
+                svg = inline(figures.course(courses[number]), f"{anchor}-layer-{number}")
         layers.append(Layer(list(cells.values()), message, svg))
     return list(rows[0]), layers
 

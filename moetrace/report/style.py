@@ -14,7 +14,6 @@ from moetrace.report.answers import BASELINE
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy.typing import NDArray
 
 # Safe for the colour-blind (Okabe and Ito). A colour belongs to a meaning, never to a position.
 INK, GREY, FAINT = "#1b1b1b", "#7f7f7f", "#c4c4c4"
@@ -38,8 +37,9 @@ FILES: dict[str, dict[str, Any]] = {
     "pdf": {"metadata": {"CreationDate": None}},
     "png": {"pil_kwargs": {"compress_level": 3}},
 }
-# Numbers on a logarithmic axis.
-LEAST_TICKS, MOST_TICKS = 3, 10
+# A logarithmic axis has 1, 2 and 5 times the powers of ten where its ends are less than so many times apart, else the
+# powers alone, and of them at most so many.
+FEW_POWERS, MOST_TICKS = 300, 10
 # A line of a title in inches, and letters on an inch of it.
 LINE, LETTERS = 0.2, 11
 
@@ -106,14 +106,9 @@ def inline(figure: Figure, salt: str) -> str:
     text = text[text.index("<svg") :]
     for pattern, replacement in SLIMMER:
         text = pattern.sub(replacement, text)
-    for colour in VARIABLES:
-        text = text.replace(colour, page_colour(colour))
+    for colour, variable in VARIABLES.items():
+        text = text.replace(colour, f"var({variable})")
     return text.strip()
-
-
-def page_colour(colour: str) -> str:
-    """What a colour is called on a page, whose theme may change it."""
-    return f"var({VARIABLES[colour]})" if colour in VARIABLES else colour
 
 
 def _shorter(found: re.Match[str]) -> str:
@@ -167,28 +162,12 @@ def log_scale(axes: Axes) -> None:
     if not np.isfinite(axes.dataLim.minposy):
         axes.annotate("constant: nothing above 0", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=8)
         return
-    from matplotlib.ticker import NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    between = (1, 2, 5) if high < FEW_POWERS * low else (1,)
+    axes.yaxis.set_major_locator(LogLocator(subs=between, numticks=MOST_TICKS))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
     axes.yaxis.set_minor_locator(NullLocator())
-    ticks = log_ticks(*axes.get_ylim())
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.grid(visible=True)
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers from *low* to *high*, for a logarithmic axis: 1, 2 and 5 times the powers of ten.
-
-    The powers alone, or every so many of them, where those are too many; evenly spaced ones where they are too few.
-    """
-    import numpy as np
-    from matplotlib.ticker import MaxNLocator
-
-    def inside(ticks: NDArray[np.float64]) -> list[float]:
-        return [tick for tick in (float(f"{tick:.6g}") for tick in ticks) if low <= tick <= high]
-
-    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
-    fine, coarse = inside(np.outer(powers, (1, 2, 5)).ravel()), inside(powers)
-    if len(fine) < LEAST_TICKS:
-        return inside(np.asarray(MaxNLocator(LEAST_TICKS + 1, steps=[1, 2, 5, 10]).tick_values(low, high)))
-    return fine if len(fine) <= MOST_TICKS else coarse[:: -(-len(coarse) // MOST_TICKS)]
