@@ -25,6 +25,8 @@ SEED = 42  # of SGLang's choices
 # The split of a linear programme is refined until no load changes by more than this part of the mean one.
 EXACT = 1e-5
 MOST_ROUNDS = 500
+# GPUs whose sets are all tried for the busiest one alone.
+MOST_TRIED = 8
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,10 @@ class Dispatch:
         parts = _chosen_parts(held, self.nodes) if self.kind == NEAREST else self.expected_parts(held)
         loads: Shares = counts @ parts.T
         return loads
+
+    def peaks(self, held: Held, counts: Tokens) -> Shares:
+        """The load of the busiest GPU in steps of *counts* (steps, experts), shape (steps,)."""
+        return least_peaks(held, counts) if self.kind == LP else self.loads(held, counts).max(axis=1)
 
 
 EVENLY = Dispatch()
@@ -133,6 +139,28 @@ def _nearest_parts(held: NDArray[np.bool_], nodes: int) -> Shares:
     far = np.where(some, 0, others).sum(axis=0) / copies
     parts: Shares = (near.reshape(held.shape) + held * far) / gpus
     return parts
+
+
+def least_peaks(held: Held, counts: Tokens) -> Shares:
+    """The load of the busiest GPU in each step of `least_loads`, shape (steps,).
+
+    No split leaves a set of GPUs less than the experts that are on them alone bring, and one leaves the busiest no more
+    than the mean of the set where that is most (max-flow min-cut): of few GPUs, all sets are tried.
+    """
+    gpus = len(held)
+    if gpus > MOST_TRIED:
+        busiest: Shares = least_loads(held, counts).max(axis=1)
+        return busiest
+    homes, expert = np.unique((held > 0).T @ (1 << np.arange(gpus)), return_inverse=True)  # sets of GPUs as bits
+    inside = np.zeros((1 << gpus, len(counts)))
+    inside[homes] = np.eye(len(homes))[:, expert] @ counts.T
+    for gpu in range(gpus):  # what is inside a set without it is also inside the set with it
+        pairs = inside.reshape(-1, 2, 1 << gpu, len(counts))
+        pairs[:, 1] += pairs[:, 0]
+    sizes = (np.arange(1, 1 << gpus)[:, None] >> np.arange(gpus) & 1).sum(axis=1)
+    inside[1:] /= sizes[:, None]
+    peaks: Shares = inside.max(axis=0)
+    return peaks
 
 
 def least_loads(held: Held, counts: Tokens) -> Shares:

@@ -97,12 +97,12 @@ def _in_parts(shares: Shares) -> Iterator[Shares]:
     return (shares[row : row + rows] for row in range(0, len(shares), rows))
 
 
-def utilisation(loads: Shares) -> float:
-    """The mean over passes of the mean GPU's load over the busiest one's, for *loads* (passes, gpus), as SGLang has it.
+def utilisation(mean: Shares, busiest: Shares) -> float:
+    """The *mean* GPU's load over the *busiest* one's, both (passes,), on the mean over passes, as SGLang has it.
 
     A pass without tokens is as even as can be.
     """
-    return float(((loads.mean(axis=1) + LEAST_LOAD) / (loads.max(axis=1) + LEAST_LOAD)).mean())
+    return float(((mean + LEAST_LOAD) / (busiest + LEAST_LOAD)).mean())
 
 
 def under_each(looks: Looks, plans: Sequence[Plan], planning: Planning) -> Shares:
@@ -113,7 +113,8 @@ def under_each(looks: Looks, plans: Sequence[Plan], planning: Planning) -> Share
     found = np.zeros((len(looks.steps), len(plans)))
     for look, row in enumerate(found):
         seen = looks.since_last(look)
-        row[: look + 1] = [utilisation(planning.split.loads(plan.held, seen)) for plan in plans[: look + 1]]
+        mean = seen.sum(axis=1) / planning.gpus
+        row[: look + 1] = [utilisation(mean, planning.split.peaks(plan.held, seen)) for plan in plans[: look + 1]]
     return found
 
 

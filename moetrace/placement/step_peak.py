@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.placement.dispatch import EVENLY, LP, NEAREST, Dispatch, Held, Tokens, least_loads
+from moetrace.placement.dispatch import EVENLY, LP, NEAREST, Dispatch, Held, Tokens, least_peaks
 from moetrace.placement.planner import Ints
 from moetrace.trace import Shares
 
@@ -72,7 +72,7 @@ class StepLoad:
         if dispatch.kind != LP:
             return float((self.steps @ dispatch.expected_parts(held).T).max(axis=1).sum())
         few = self.steps[:: -(-len(self.steps) // MOST_SPLIT)]
-        return float(least_loads(held, few).max(axis=1).sum() * self.steps.sum() / few.sum())
+        return float(least_peaks(held, few).sum() * self.steps.sum() / few.sum())
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from scipy.optimize import linprog
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor, save_trace, simulate
 from moetrace.placement import dispatch
-from moetrace.placement.dispatch import EVENLY, Dispatch, least_loads, nearest_table
+from moetrace.placement.dispatch import EVENLY, Dispatch, least_loads, least_peaks, nearest_table
 from moetrace.placement.plan import Plan, evenness, in_order, place, replan
 from moetrace.placement.planner import planned
 from moetrace.placement.planning import Planning
@@ -131,8 +131,23 @@ def test_loads_are_as_low_as_those_of_a_linear_programme(seed, shape):
     loads = least_loads(plan.held, counts)
 
     assert [lowest(plan.held, row) for row in counts] == pytest.approx(loads.max(axis=1).tolist(), rel=1e-3)
+    peaks = least_peaks(plan.held, counts)
+    assert [lowest(plan.held, row) for row in counts] == pytest.approx(peaks.tolist(), rel=1e-9)
+    assert Dispatch("lp").peaks(plan.held, counts).tolist() == peaks.tolist()
     assert counts.sum(axis=1) == pytest.approx(loads.sum(axis=1))
     assert (loads.max(axis=1) <= EVENLY.loads(plan.held, counts).max(axis=1) + 1e-9).all()
+
+
+def test_the_busiest_of_many_gpus_is_that_of_their_loads(monkeypatch):
+    """All sets of GPUs are tried where they are few; the others are found by the loads of all."""
+    counts = np.random.default_rng(0).poisson(50, (20, 12)) * np.arange(1, 13)
+    plan = place(np.full(12, 1 / 12), 6, 6)
+    peaks = least_peaks(plan.held, counts)
+
+    monkeypatch.setattr(dispatch, "MOST_TRIED", 5)
+
+    assert least_peaks(plan.held, counts) == pytest.approx(peaks, rel=1e-4)
+    assert least_peaks(plan.held, counts).tolist() == least_loads(plan.held, counts).max(axis=1).tolist()
 
 
 def test_where_nothing_is_replicated_all_dispatches_are_one():

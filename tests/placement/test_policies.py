@@ -400,9 +400,9 @@ def test_a_gate_keeps_all_plans_while_gpus_are_busy_on_average():
 
 def test_utilisation_is_that_of_sglang():
     """The mean over passes of mean over busiest; a pass without tokens counts as even, as its 1e-5 has it."""
-    assert utilisation(np.array([[1, 3], [2, 2]])) == pytest.approx((2 / 3 + 1) / 2)
-    assert utilisation(np.array([[1, 3], [0, 0]])) == pytest.approx((2 / 3 + 1) / 2)
-    assert utilisation(np.array([[0, 1e-5]])) == pytest.approx(0.75)
+    assert utilisation(np.array([2, 2]), np.array([3, 2])) == pytest.approx((2 / 3 + 1) / 2)
+    assert utilisation(np.array([2, 0]), np.array([3, 0])) == pytest.approx((2 / 3 + 1) / 2)
+    assert utilisation(np.array([0.5e-5]), np.array([1e-5])) == pytest.approx(0.75)
 
 
 def test_a_layer_that_stands_still_is_planned_once_and_again_after_a_jump():
