@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.forecasting.backtest import Progress
+from moetrace.forecasting.backtest import Progress, Run, in_turn
 from moetrace.placement.dispatch import EVENLY, Dispatch
 from moetrace.placement.plan import Plan, least_redundant
 from moetrace.placement.planning import Planning
@@ -35,6 +35,7 @@ def replayed(
     redundants: Sequence[int],
     first: int,
     progress: Progress | None = None,
+    run: Run = in_turn,
     **settings: Any,
 ) -> pd.DataFrame:
     """What each policy leaves of the load: a row for each policy, number of redundant slots, layer and block of steps.
@@ -42,68 +43,113 @@ def replayed(
     From *first* steps on, or the last `MOST_REPLAYED` of a longer trace; in any case also for experts in order without
     replicas, or as few as fill the GPUs. *mean_load* and *peak_load* are the tokens of the mean and of the busiest GPU,
     added up step by step, *block_peak* those of the GPU that has most in all steps of the block; *moved* are slots
-    changed in it. Experts are in order before the first plan. *progress* is told how many layers are done. *settings*
-    are those of `Planning`, by which our own policies plan, and by whose dispatch systems that have a choice split
-    tokens.
+    changed in it. Experts are in order before the first plan. A layer is a task for *run*; *progress* is told how many
+    are done. *settings* are those of `Planning`, by which our own policies plan, and by whose dispatch systems that
+    have a choice split tokens.
     """
     import pandas as pd
 
-    begin, known = replayed_from(trace, first), policies(len(trace.layers))
     bare = least_redundant(trace.experts, gpus)
     plannings = [Planning(gpus, redundant, **settings) for redundant in sorted({bare, *redundants})]
-    plans_of = _Gates.of(trace, known, [own for own in plannings if own.redundant in redundants], begin)
-    rows: list[tuple[Any, ...]] = []
-    for done, (load, looks) in enumerate(_layers(trace, known, begin), 1):
-        for planning in plannings:
-            plain = planning.in_order(load.experts)
-            for policy, own in zip(known, looks):
-                if planning.redundant not in redundants and policy.interval != 0:
-                    continue
-                split = EVENLY if policy.even else planning.split
-                key = (trace.name, *policy.settings, planning.redundant, split.kind, load.layer)
-                plans = chain([plain], plans_of(policy, own, planning))
-                rows += [(*key, *block) for block in _blocks(load, plans, split, _starts(policy, own, begin), begin)]
+    replay = _Replay(trace, policies(len(trace.layers)), plannings, tuple(redundants), replayed_from(trace, first))
+    gates = _gates([_Utilisation(replay, number) for number in trace.layers], run)
+    tasks = [_Layer(replay, number, gates) for number in trace.layers]
+    rows: dict[int, list[tuple[Any, ...]]] = {}
+    for number, own in run(tasks):
+        rows[number] = own
         if progress:
-            progress(done, len(trace.layers))
-    return pd.DataFrame(rows, columns=REPLAY_COLUMNS).astype({"interval": "Int64", "threshold": "Float64"})
+            progress(len(rows), len(tasks))
+    every = [row for number in trace.layers for row in rows[number]]
+    return pd.DataFrame(every, columns=REPLAY_COLUMNS).astype({"interval": "Int64", "threshold": "Float64"})
 
 
-@dataclass(frozen=True)
-class _Gates:
-    """Which plan is in force after each look of a policy with a threshold, in all layers alike, by replicas."""
+@dataclass(frozen=True, eq=False)
+class _Replay:
+    """What is replayed: the policies *known*, scored from the step *begin* on, under each of the *plannings*.
 
-    chosen: Mapping[tuple[Policy, int], list[int]]
+    Those whose replicas are none of *redundants* are for experts in order alone.
+    """
 
-    @classmethod
-    def of(cls, trace: LoadTrace, known: Sequence[Policy], plannings: Sequence[Planning], begin: int) -> _Gates:
-        """From the utilisation in all layers, one after the other."""
-        own = [policy for policy in known if policy.threshold is not None]
-        busy: dict[tuple[Policy, int], Shares] = {}
-        for load, looks in _layers(trace, own, begin) if own else ():
-            for (policy, seen), planning in product(zip(own, looks), plannings):
-                key = policy, planning.redundant
+    trace: LoadTrace
+    known: Sequence[Policy]
+    plannings: Sequence[Planning]
+    redundants: Sequence[int]
+    begin: int
+
+    def looks(self, number: int) -> tuple[LayerLoad, list[Looks]]:
+        """A layer as far as it counts, and what each policy sees of it."""
+        load = _recent(self.trace.layer(number), self.begin)
+        before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
+        return load, [_looks(load, before, policy, self.begin) for policy in self.known]
+
+    def planned(self, policy: Policy, planning: Planning) -> bool:
+        """Whether the *policy* is replayed with so many replicas."""
+        return planning.redundant in self.redundants or policy.interval == 0
+
+
+Gates = Mapping[tuple[Policy, int], list[int]]
+"""Which plan is in force after each look of a policy with a threshold, in all layers alike, by replicas."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Utilisation:
+    """How busy the GPUs of one layer are under each plan of the policies with a threshold: a task."""
+
+    replay: _Replay
+    number: int
+
+    def run(self) -> tuple[int, dict[tuple[Policy, int], Shares]]:
+        """The layer, and what is found by policy and replicas."""
+        load, looks = self.replay.looks(self.number)
+        found = {}
+        for (policy, seen), planning in product(zip(self.replay.known, looks), self.replay.plannings):
+            if policy.threshold is not None and self.replay.planned(policy, planning):
                 plain = planning.in_order(load.experts)
-                found = under_each(seen, [plain, *policy.plans(seen, plain, planning)], planning)
-                busy[key] = busy.get(key, 0) + found / len(trace.layers)
-        return cls({key: in_force(rate, key[0].threshold or 0.0) for key, rate in busy.items()})
+                plans = [plain, *policy.plans(seen, plain, planning)]
+                found[policy, planning.redundant] = under_each(seen, plans, planning)
+        return self.number, found
 
-    def __call__(self, policy: Policy, looks: Looks, planning: Planning) -> Iterable[Plan]:
-        """The plans after all *looks* of a layer."""
+
+def _gates(tasks: Sequence[_Utilisation], run: Run) -> Gates:
+    """By the mean over layers, added up in their order whoever is done first."""
+    if not any(policy.threshold is not None for policy in tasks[0].replay.known):
+        return {}
+    busy: dict[tuple[Policy, int], Shares] = {}
+    by_layer = dict(run(tasks))
+    for key, found in ((key, found) for task in tasks for key, found in by_layer[task.number].items()):
+        busy[key] = busy.get(key, 0) + found / len(tasks)
+    return {key: in_force(rate, key[0].threshold or 0.0) for key, rate in busy.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    """One layer under each policy: a task."""
+
+    replay: _Replay
+    number: int
+    gates: Gates
+
+    def run(self) -> tuple[int, list[tuple[Any, ...]]]:
+        """The layer, and its rows of `REPLAY_COLUMNS`."""
+        load, looks = self.replay.looks(self.number)
+        begin, rows = self.replay.begin, list[tuple[Any, ...]]()
+        for planning, (policy, own) in product(self.replay.plannings, zip(self.replay.known, looks)):
+            if self.replay.planned(policy, planning):
+                split = EVENLY if policy.even else planning.split
+                key = (self.replay.trace.name, *policy.settings, planning.redundant, split.kind, self.number)
+                blocks = _blocks(load, self._plans(policy, own, planning), split, _starts(policy, own, begin), begin)
+                rows += [(*key, *block) for block in blocks]
+        return self.number, rows
+
+    def _plans(self, policy: Policy, looks: Looks, planning: Planning) -> Iterable[Plan]:
+        """Experts in order, and the plans after all *looks*."""
         plain = planning.in_order(looks.load.experts)
         plans = policy.plans(looks, plain, planning)
-        chosen = self.chosen.get((policy, planning.redundant))
+        chosen = self.gates.get((policy, planning.redundant))
         if chosen is None:
-            return plans
+            return chain([plain], plans)
         every = [plain, *plans]
-        return (every[i] for i in chosen)
-
-
-def _layers(trace: LoadTrace, known: Sequence[Policy], begin: int) -> Iterator[tuple[LayerLoad, list[Looks]]]:
-    """Each layer as far as it counts, and what each policy sees of it."""
-    for number in trace.layers:
-        load = _recent(trace.layer(number), begin)
-        before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
-        yield load, [_looks(load, before, policy, begin) for policy in known]
+        return [plain, *(every[i] for i in chosen)]
 
 
 def replayed_from(trace: LoadTrace, first: int) -> int:

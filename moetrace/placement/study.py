@@ -104,7 +104,7 @@ def place(
     judged: dict[str, pd.DataFrame] = {}
     said, stages = None, _Stages(progress)
     if policies:
-        replay = replayed(trace, gpus, policies, first, stages.next(), **settings)
+        replay = replayed(trace, gpus, policies, first, stages.next(), run, **settings)
         judged["policies"] = policies_frame(replay, trace, expert_bytes)
         said = verdict(trace, replay, judged["policies"], gpus, seed, **settings)
         redundant = redundant if said.redundant is None else said.redundant

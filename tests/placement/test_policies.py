@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from moetrace import LoadTrace, WindowMean
+from moetrace.forecasting.backtest import in_turn
 from moetrace.placement import replay as room
 from moetrace.placement import study
 from moetrace.placement.plan import in_order, place
@@ -110,14 +111,21 @@ def test_moves_are_those_from_each_plan_to_the_next(policy, replay):
     load = trace.layer(0)
     due = policy.due(load.steps[(load.steps >= 500) & (load.steps < 6000)])
     shares = np.array([load.until(step).last(policy.window).mean_shares for step in due]).reshape(-1, 8)
-    gates = room._Gates.of(trace, [policy], [Planning(4)], 500)
-    plans = [*gates(policy, Looks(load, due, policy.window, shares), Planning(4))] if due else []
+    alone = layers_of(trace, policy)[0]
+    plans = [*alone._plans(policy, Looks(load, due, policy.window, shares), Planning(4))][1:] if due else []
     moves = [round(new.moved(old) * 8) for old, new in pairwise(plans)]
     scored = [move for move, step in zip(moves, due[1:]) if step + policy.late < 500 + 5500 // BLOCK * BLOCK]
 
     own = frame[[row == policy.settings for row in rows_of_settings(frame)]]
 
     assert sum(scored) == own["moved"].sum()
+
+
+def layers_of(trace, policy):
+    """The tasks that replay the layers under that policy alone, from step 500 on 4 GPUs without replicas."""
+    replay = room._Replay(trace, [policy], [Planning(4)], (0,), 500)
+    gates = room._gates([room._Utilisation(replay, number) for number in trace.layers], in_turn)
+    return [room._Layer(replay, number, gates) for number in trace.layers]
 
 
 def rows_of_settings(frame):
@@ -388,13 +396,12 @@ def test_a_gate_keeps_all_plans_while_gpus_are_busy_on_average():
         now = now if np.mean(rates) > 0.85 else look + 1
         expected.append(now)
 
-    gates = room._Gates.of(trace, [policy], [Planning(4)], 500)
+    first = layers_of(trace, policy)[0]
 
-    assert expected == gates.chosen[policy, 0]
+    assert expected == first.gates[policy, 0]
     assert 1 < len(set(expected)) < len(expected)
-    alone = room._Gates.of(trace.select(layers=[0]), [policy], [Planning(4)], 500)
-    assert alone.chosen != gates.chosen
-    plans = [*gates(policy, looks[0], Planning(4))]
+    assert first.gates != layers_of(trace.select(layers=[0]), policy)[0].gates
+    plans = first._plans(policy, looks[0], Planning(4))[1:]
     assert all(np.array_equal(plan.held, fresh[0][i].held) for plan, i in zip(plans, expected, strict=True))
 
 
@@ -495,6 +502,17 @@ def test_plans_in_parts_are_the_same_plans(monkeypatch):
 
     assert whole == [plan.experts for plan in policy.plans(looks, plain, Planning(4))]
     assert 626 == len(whole)
+
+
+def test_layers_are_replayed_in_any_order(replay):
+    """Whoever runs the tasks, the rows are by layer, equal to the bit, and the gate is that of the mean over layers."""
+    counts = np.concatenate([replay[0].counts[:2000] * factor for factor in (1, 3, 7)], axis=1)
+    trace = LoadTrace.from_counts(counts)
+
+    def backwards(tasks):
+        return (task.run() for task in reversed(tasks))
+
+    pd.testing.assert_frame_equal(replayed(trace, 4, [0], 500), replayed(trace, 4, [0], 500, run=backwards))
 
 
 def test_progress_counts_the_layers_that_are_replayed(replay):
