@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -242,7 +243,8 @@ def main() -> None:
     parser.add_argument("--rivals", metavar="PYTHON", help="the Python of the rivals")
     past = histories()
     rivals = Rivals(parser.parse_args().rivals, past)
-    print("Peak over mean GPU load, synthetic loads:\n")
+    programs = ", ".join(Path(path).stem for path in os.environ.get("MOETRACE_EVOLVED", "").split(os.pathsep) if path)
+    print(f"Peak over mean GPU load, synthetic loads; evolved programs: {programs or 'none'}.\n")
     print(markdown(exact(many(rivals))))
     print("\n" + markdown(exact(few())))
     print("\nBalance in percent of the 1,000 steps after a cutoff, with plans by the 1,000 before it, from nothing:\n")
