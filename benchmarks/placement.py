@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         place = ("--workspace", Path(name) / "out", "--json")
         moetrace("ingest", *(SAMPLES / f"{trace}.parquet" for trace in TRACES), *place)
-        found = {gain: moetrace(*COMMAND, "--least-gain", str(gain), *place) for gain in GAINS}
+        found = {gain: moetrace(*COMMAND, "--least-gain", gain, "--jobs", 2, *place) for gain in GAINS}
     often = {gain: of_auto(document) for gain, document in found.items()}
     kept = pd.concat([frame.assign(least_gain=gain) for gain, frame in often.items()])
     kept = kept[kept["replan_every"].isin([250, 1000])].sort_values(KEPT[:4])
