@@ -15,6 +15,7 @@ import os
 import subprocess
 import tempfile
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -184,23 +185,31 @@ def _beside(key: tuple[str, int], own: pd.DataFrame) -> dict[str, object]:
 
 
 def moves(name: str, gpus: int, redundant: int, judge: str) -> pd.DataFrame:
-    """Plans by the last 1,000 steps, every 1,000 steps: from nothing, and changed from the plan in force."""
+    """Plans by the last 1,000 steps, every 1,000 steps: from nothing, and changed from the plan in force.
+
+    Of four series that begin 250 steps apart. How far the peak of changed plans is above has a 95 % interval for half
+    as many plans as there are, as the steps of neighbouring series overlap.
+    """
     planning, rows = Planning(gpus, redundant, judge=judge), []
-    for load in read_trace(SAMPLES / f"{name}.parquet").by_layer():
+    for load, first in product(read_trace(SAMPLES / f"{name}.parquet").by_layer(), range(1000, 2000, 250)):
         plans = dict.fromkeys(("from nothing", "changed"), planning.in_order(load.experts))
-        for cutoff in range(1000, int(load.steps[-1]) - 999, 1000):
+        for cutoff in range(first, int(load.steps[-1]) - 999, 1000):
             seen, after = load.until(cutoff).last(1000), load.after(cutoff, 1000).counts
             wanted = planning.load(seen.counts, seen.mean_shares)
             fresh = planning.place(wanted, plans["from nothing"])
             new = {"from nothing": fresh, "changed": planning.replan(plans["changed"], wanted)}
-            if cutoff > 1000:
-                key = Path(name).name, redundant, judge, state_at(load, cutoff)
-                rows += [
-                    (*key, how, *planning.evenness(plan, after), plan.moved(plans[how])) for how, plan in new.items()
-                ]
+            found = {how: planning.evenness(plan, after) for how, plan in new.items()}
+            above = found["changed"].peak_over_mean - found["from nothing"].peak_over_mean
+            key = Path(name).name, redundant, judge, state_at(load, cutoff)
+            if cutoff > first:
+                rows += [(*key, how, *found[how], plan.moved(plans[how]), above) for how, plan in new.items()]
             plans = new
-    frame = pd.DataFrame(rows, columns=[*MOVES, "peak_over_mean", "balance", "moved"])
-    return frame.groupby(MOVES, as_index=False).mean()
+    frame = pd.DataFrame(rows, columns=[*MOVES, "peak_over_mean", "balance", "moved", "above"])
+    groups = frame.groupby(MOVES)
+    margin = 1.96 * groups["above"].std() / np.sqrt(groups.size() / 2)
+    told = [f"{above:+.4f} ± {by:.4f}" for above, by in zip(groups["above"].mean(), margin)]
+    means = groups[["peak_over_mean", "balance", "moved"]].mean().assign(plans=groups.size(), above=told).reset_index()
+    return means.assign(above=means["above"].where(means["plan"] == "changed", ""))
 
 
 def judged(name: str, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, dict[str, object], pd.DataFrame]:
@@ -249,7 +258,9 @@ def main() -> None:
     print("\n" + markdown(exact(few())))
     print("\nBalance in percent of the 1,000 steps after a cutoff, with plans by the 1,000 before it, from nothing:\n")
     print(markdown(in_single_steps(rivals, past)))
-    print("\nMoves of each new plan:\n")
+    print(
+        "\nMoves of each new plan; how far the peak of changed plans is above that from nothing, with a 95 % interval:\n"
+    )
     frame = pd.concat([moves("large/gpt-moe-32e-d", 4, n, judge) for n in (0, 4) for judge in JUDGES])
     print(markdown(exact(frame)))
     found = [judged(name, *own) for name, own in TRACES.items()]
