@@ -112,8 +112,10 @@ def _settled_sentence(done: pd.DataFrame, n: int) -> str:
     sentence = f"{count} stable at the end"
     if rest.empty:
         return f"{sentence}: layer {last['layer']} settles {_when(last)}."
-    others = "the other settles" if len(rest) == 1 else f"{_in_words(len(rest))} settle"
-    return f"{sentence}: {others} by {int(rest['settle_step'].max()):,}, layer {last['layer']} {_when(last)}."
+    by = f"{int(rest['settle_step'].max()):,}"
+    alone = f"layer {rest['layer'].iloc[0]} settles at {by}"
+    others = alone if len(rest) == 1 else f"{_in_words(len(rest))} settle by {by}"
+    return f"{sentence}: {others}, layer {last['layer']} {_when(last)}."
 
 
 def _latest(done: pd.DataFrame) -> dict[str, Any]:

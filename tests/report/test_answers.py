@@ -27,7 +27,7 @@ UNKNOWN = ("unknown", "unknown", None, None, None)
 @pytest.mark.parametrize(
     ("rows", "number", "said"),
     [
-        ([SETTLED, LATE], "2 of 2 layers", "All 2 layers are stable at the end: the other settles by 900, layer 4 at 2,250."),
+        ([SETTLED, LATE], "2 of 2 layers", "All 2 layers are stable at the end: layer 2 settles at 900, layer 4 at 2,250."),
         (
             [SETTLED, SETTLED, GRADUAL],
             "3 of 3 layers",
