@@ -99,7 +99,8 @@ def settled(layers: pd.DataFrame) -> Answer:
 def _settled_sentence(done: pd.DataFrame, n: int) -> str:
     if done.empty:
         return f"None of {n} layers is stable at the end." if n > 1 else "The only layer is not stable at the end."
-    count = f"All {n} layers are" if len(done) == n and n > 1 else f"{_start(_in_words(len(done)))} of {n} layers"
+    every = "Both layers are" if n == 2 else f"All {n} layers are"
+    count = every if len(done) == n > 1 else f"{_start(_in_words(len(done)))} of {n} layers"
     if len(done) == n == 1:
         count = "The only layer is"
     elif len(done) < n:

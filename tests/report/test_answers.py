@@ -27,14 +27,14 @@ UNKNOWN = ("unknown", "unknown", None, None, None)
 @pytest.mark.parametrize(
     ("rows", "number", "said"),
     [
-        ([SETTLED, LATE], "2 of 2 layers", "All 2 layers are stable at the end: layer 2 settles at 900, layer 4 at 2,250."),
+        ([SETTLED, LATE], "2 of 2 layers", "Both layers are stable at the end: layer 2 settles at 900, layer 4 at 2,250."),
         (
             [SETTLED, SETTLED, GRADUAL],
             "3 of 3 layers",
             "All 3 layers are stable at the end: two settle by 900, layer 6 at 2,250, but gradually: anywhere from 400 to 8,850.",
         ),
         ([LATE], "1 of 1 layers", "The only layer is stable at the end: layer 2 settles at 2,250."),
-        ([START, START], "2 of 2 layers", "All 2 layers are stable from the start."),
+        ([START, START], "2 of 2 layers", "Both layers are stable from the start."),
         ([LATE, NEVER], "1 of 2 layers", "One of 2 layers is stable at the end: layer 2 settles at 2,250. Layer 4 never settles."),
         ([NEVER, NEVER], "0 of 2 layers", "None of 2 layers is stable at the end. All never settle."),
         ([NEVER, AGAIN], "0 of 2 layers", "had settled and moves again, since 7,000 at the latest."),
