@@ -167,10 +167,7 @@ def output(path: Path, *, force: bool) -> Iterator[Path]:
     A regular file is replaced atomically, if *force*; a symbolic link is followed; a device, a pipe or a socket is
     written into as it is. Raises `WorkspaceError` when the file exists and not *force*, or cannot be written.
     """
-    with writing(path):
-        kind = _kind_of(path)
-    if stat.S_ISDIR(kind):
-        raise WorkspaceError(f"{path} is a folder: give the path of a file")
+    kind = check_output(path, force=force)
     if kind and not stat.S_ISREG(kind):
         with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
             held = Path(folder) / "output"
@@ -178,10 +175,22 @@ def output(path: Path, *, force: bool) -> Iterator[Path]:
             with writing(path):
                 _pour(held, path, kind)
         return
-    if kind and not force:
-        raise WorkspaceError(f"{path} exists: replace it with --force")
     with replacing(Path(os.path.realpath(path))) as partial:
         yield partial
+
+
+def check_output(path: Path, *, force: bool) -> int:
+    """What lies at *path*, which a user gave, as `stat` has it; 0 where nothing does.
+
+    Raises `WorkspaceError` for a folder, and for a file where not *force*.
+    """
+    with writing(path):
+        kind = _kind_of(path)
+    if stat.S_ISDIR(kind):
+        raise WorkspaceError(f"{path} is a folder: give the path of a file")
+    if stat.S_ISREG(kind) and not force:
+        raise WorkspaceError(f"{path} exists: replace it with --force")
+    return kind
 
 
 def _kind_of(path: Path) -> int:

@@ -33,7 +33,11 @@ def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
-        {"trace": trace.name, **facts_of(trace), "findings": ", ".join(found.name for found in trace.info.findings)}
+        {
+            "trace": trace.name,
+            **facts_of(trace),
+            "findings": ", ".join(dict.fromkeys(f.name for f in trace.info.findings)),
+        }
         for trace in traces
     ]
     return pd.DataFrame(rows).astype({"tokens_per_step": "Int64"} if rows else {})

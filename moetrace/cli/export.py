@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from moetrace.cli.options import Command, with_options
+from moetrace.cli.output import while_read
 from moetrace.cli.shared import Shared
 
 
@@ -27,11 +28,15 @@ class Kind(StrEnum):
     FORECASTING = "forecasting"
 
 
+# What a file is, unless it is said.
+BY_ENDING = {".csv": Kind.CSV, ".npz": Kind.NPZ}
+
+
 @with_options
 def export(
     shared: Shared,
     trace: Annotated[str, typer.Argument(help="Name or path of a trace.")],
-    to: Annotated[Kind, typer.Option("--to", help="What to write.")] = Kind.LONG,
+    to: Annotated[Kind | None, typer.Option("--to", help="What to write; as the ending of -o says, else long.")] = None,
 ) -> None:
     """Write a trace back as a file for other programs.
 
@@ -46,12 +51,13 @@ def export(
 
     if shared.output is None:
         raise typer.BadParameter("say where to write with -o PATH, or -o - for the standard output")
+    to = to or BY_ENDING.get(shared.output.suffix.lower(), Kind.LONG)
     opened = shared.open(trace)
     if str(shared.output) == "-":
         with tempfile.TemporaryDirectory() as folder:
             whole = Path(folder) / to.value
             export_trace(opened, whole, to.value)
-            with whole.open("rb") as content:
+            with whole.open("rb") as content, while_read():
                 shutil.copyfileobj(content, sys.stdout.buffer)
         return
     with output(shared.output, force=shared.force) as held:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moetrace.cli.options import Command, with_options
-from moetrace.cli.output import Table, say
+from moetrace.cli.output import Format, Table, say
 from moetrace.cli.shared import Shared
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def ingest(
         missing=missing.value if missing else None,
         difference=difference,
     )
-    groups = _groups(sources or [DEFAULT_SOURCE], merge is not None, name)
+    groups = _groups(sources or _samples(), merge is not None, name)
     _check_settings([source for group in groups.values() for source in group], options, format)
     if merge is None and (hint := merge_hint([source for group in groups.values() for source in group])):
         shared.note(hint)
@@ -157,6 +158,15 @@ def ingest(
             )
 
     _show(shared, shared.each(list(groups), one))
+
+
+def _samples() -> list[str]:
+    """The source where none is given."""
+    from moetrace.errors import SettingError
+
+    if not Path(DEFAULT_SOURCE).exists():
+        raise SettingError(f"name what to read, such as moetrace ingest log.csv: there is no ./{DEFAULT_SOURCE} here")
+    return [DEFAULT_SOURCE]
 
 
 def _spec(named: str | None, flags: dict[str, object]) -> str | None:
@@ -216,7 +226,7 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
             tell(f"{item.trace.name}: {finding.severity}: {finding.name}, {finding.place}: {finding.evidence}")
 
     document = {"traces": [described(item.trace, item.path) | {"unchanged": item.unchanged} for item in done]}
-    if shared.wants_json:  # for which pandas is not loaded at all
+    if shared.shown_as is Format.JSON:  # for which pandas is not loaded at all
         shared.emit({}, document)
         return
     from moetrace.analysis.about import traces_frame

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -103,13 +104,20 @@ def shown_text(screens: Sequence[Screen], tables: Mapping[str, Table], show: Seq
 
 def to_stdout(text: str | None, screens: Sequence[Screen], tables: Mapping[str, Table], show: Sequence[str]) -> None:
     """The *text*, or the answer where there is none; whoever stops reading has seen enough."""
-    try:
+    with while_read():
         if text is None and sys.stdout.isatty():
             from rich.console import Console
 
             _print(Console(highlight=False), screens, tables, show)
         else:
             sys.stdout.write(shown_text(screens, tables, show) if text is None else text)
+
+
+@contextmanager
+def while_read() -> Iterator[None]:
+    """Write to stdout in the block, which ends where nobody reads any more."""
+    try:
+        yield
         sys.stdout.flush()
     except BrokenPipeError:
         # Python must not try to flush the rest at exit.

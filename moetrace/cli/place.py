@@ -198,7 +198,7 @@ def _tables(frames: dict[str, pd.DataFrame], done: Sequence[Placement], gpus: in
 
 
 def _redundant(text: str) -> list[int]:
-    found = steps_of(text)
+    found = steps_of(text, "numbers of slots such as 0,32,64")
     if min(found) < 0:
         raise typer.BadParameter(f"{text!r}: slots for replicas are 0 or more")
     return list(dict.fromkeys(found))

@@ -87,7 +87,7 @@ def _kinds(text: str) -> list[str]:
 
 def horizons_of(text: str) -> list[int]:
     """Horizons as an option has them, such as 1000,2000."""
-    found = sorted(set(steps_of(text)))
+    found = sorted(set(steps_of(text, "horizons such as 1000,2000")))
     if found[0] < 1:
         raise typer.BadParameter(f"{text!r} is not a list of horizons such as 1000,2000")
     return found

@@ -15,6 +15,7 @@ from moetrace.cli.options import OUTPUT, SELECTION
 from moetrace.cli.output import Format, Table, csv_text, json_text, named, note, say, shown_text, to_stdout
 from moetrace.cli.progress import Report, progress, silent
 from moetrace.errors import MoetraceError, SettingError, WorkspaceError
+from moetrace.files import check_output
 
 if TYPE_CHECKING:
     from moetrace.report.screens import Screen
@@ -26,24 +27,20 @@ INTERRUPTED = 130
 # Characters of a terminal that the closing line fits; longer, each of its parts has a line of its own.
 CLOSING_WIDTH = 90
 
+# What a file is, unless it is said.
+BY_ENDING = {".csv": Format.CSV, ".json": Format.JSON}
+
 SIZE = re.compile(r"(\d+\.?\d*(?:e\d{1,2})?) ?(?:([kmgt])(i?))?b?", re.IGNORECASE)
 
 T = TypeVar("T")
 
 
-def _layers(text: str) -> list[int]:
+def steps_of(text: str, what: str = "steps such as 3000,4000") -> list[int]:
+    """Steps, or *what* else has numbers, as an option has them."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of layers such as 2,4") from None
-
-
-def steps_of(text: str) -> list[int]:
-    """Steps as an option has them, such as 3000,4000."""
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a list of steps such as 3000,4000") from None
+        raise typer.BadParameter(f"{text!r} is not a list of {what}") from None
 
 
 def bytes_of(text: str) -> float:
@@ -89,9 +86,12 @@ class Shared:
         str | None,
         typer.Option(help="The tables behind the answer instead, or `all`.", metavar="TABLES", rich_help_panel=OUTPUT),
     ] = None
-    format: Annotated[Format, typer.Option("--format", help="How to show the result.", rich_help_panel=OUTPUT)] = (
-        Format.TABLE
-    )
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format", help="How to show the result; as the ending of -o says, else table.", rich_help_panel=OUTPUT
+        ),
+    ] = None
     json: Annotated[bool, typer.Option("--json", help="Short for --format json.", rich_help_panel=OUTPUT)] = False
     table: Annotated[
         str | None, typer.Option(help="Which table --format csv prints.", metavar="NAME", rich_help_panel=OUTPUT)
@@ -108,10 +108,22 @@ class Shared:
     no_progress: Annotated[bool, typer.Option("--no-progress", help="No progress.", rich_help_panel=OUTPUT)] = False
     skipped: list[dict[str, str]] = field(default_factory=list, init=False)
 
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself, and a file that is there, before anything is computed."""
+        if self.json and self.format not in (None, Format.JSON):
+            raise typer.BadParameter(f"--json and --format {self.format} exclude each other: give one of them")
+        if self.table is not None and self.shown_as is not Format.CSV:
+            raise typer.BadParameter("--table goes with --format csv")
+        if self.show is not None and self.shown_as is not Format.TABLE:
+            raise typer.BadParameter("--show goes with --format table; --format csv takes --table")
+        if self.output is not None and str(self.output) != "-":
+            check_output(self.output, force=self.force)
+
     @property
-    def wants_json(self) -> bool:
-        """Whether the result is to be JSON."""
-        return self.json or self.format is Format.JSON
+    def shown_as(self) -> Format:
+        """How the result is shown: as was said, else as the ending of its file says, else as a table."""
+        ending = "" if self.output is None else self.output.suffix.lower()
+        return Format.JSON if self.json else self.format or BY_ENDING.get(ending, Format.TABLE)
 
     def folder(self) -> Workspace:
         """The workspace."""
@@ -129,7 +141,7 @@ class Shared:
 
     def selection(self) -> tuple[list[int] | None, int | None, int | None]:
         """The layers, the first and the last step asked for; None where nothing was."""
-        layers = _layers(self.layers) if self.layers else None
+        layers = steps_of(self.layers, "layers such as 2,4") if self.layers else None
         return layers, *(_range(self.steps) if self.steps else (None, None))
 
     def each_trace(
@@ -207,11 +219,7 @@ class Shared:
 
         *wrote* are the files or folders that the command left behind, *then* is the command that comes next.
         """
-        chosen = Format.JSON if self.json else self.format
-        if self.table is not None and chosen is not Format.CSV:
-            raise typer.BadParameter("--table goes with --format csv")
-        if self.show is not None and chosen is not Format.TABLE:
-            raise typer.BadParameter("--show goes with --format table; --format csv takes --table")
+        chosen = self.shown_as
         show = _shown(self.show, tables) if self.show else []
         text: str | None
         if chosen is Format.JSON:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetrace.cli.options import Command, with_options
-from moetrace.cli.output import Table
+from moetrace.cli.output import Format, Table
 from moetrace.cli.progress import Report
 from moetrace.cli.shared import Shared
 
@@ -102,7 +102,7 @@ def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool)
     for last in follow(Path(traces[0]), lambda: time.sleep(poll)):
         for change in last.changes:
             line = f"step {change.step:,}: layer {change.layer} {change.what} at step {change.since:,}"
-            sys.stdout.write(f"{json.dumps(change._asdict()) if shared.wants_json else line}\n")
+            sys.stdout.write(f"{json.dumps(change._asdict()) if shared.shown_as is Format.JSON else line}\n")
             sys.stdout.flush()
         if until_settled and all(status.state == STABLE for status in last.layers.values()):
             break

@@ -90,12 +90,20 @@ def checked_cutoffs(
         )
     if not scored:
         start = min((cutoff for cutoff in cutoffs if cutoff >= first), default=first)
-        longest = longest_scorable(trace, start - first + 1)
-        way_out = f"the longest horizon is {longest:,}" if longest else "record more steps, or choose an earlier cutoff"
         raise SettingError(
-            f"{trace.name}: a horizon of {shortest:,} steps cannot be scored at cutoffs from {start:,} on: {way_out}"
+            f"{trace.name}: a horizon of {shortest:,} steps cannot be scored at cutoffs from {start:,} on: "
+            f"{_what_can(trace, shortest, longest_scorable(trace, start - first + 1))}"
         )
     return list(cutoffs)
+
+
+def _what_can(trace: LoadTrace, horizon: int, longest: int) -> str:
+    """What to ask for where *horizon* cannot be scored at any cutoff; *longest* is the longest horizon at the first."""
+    if longest < horizon:
+        return f"the longest horizon is {longest:,}" if longest else "record more steps, or choose an earlier cutoff"
+    if fitting := scorable(trace, trace.steps.tolist(), horizon):
+        return f"few steps were logged; cutoffs from {fitting[0]:,} to {fitting[-1]:,} can be given"
+    return f"steps were logged {trace.stride:,} apart, which is the shortest horizon"
 
 
 def evaluation_windows(trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int] | None = None) -> Windows:

@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 BASELINE = "window_mean"
 STATES = STABLE, TRANSIENT, UNKNOWN = "stable", "transient", "unknown"
 WHILE = {STABLE: "While stable", TRANSIENT: "While transient", UNKNOWN: "Where the state is not known"}
+# What the number of a card adds where it is of another state than the one that counts.
+OTHERWISE = {STABLE: "", TRANSIENT: ", transient", UNKNOWN: ", state unknown"}
 BASELINE_NAMED = "the mean of the last 1,000 steps"
 SAME = "about the same"
+FROM_START = "stable from the start"
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -72,9 +75,12 @@ def balanced(balance: pd.DataFrame) -> Answer:
     steps = int(balance["steps"].iloc[0])
     idle = int(balance["idle"].sum())
     sentence = (
-        f"In layer {worst['layer']} expert {worst['hottest']} has {worst['max_over_mean']:.1f} times the mean load; "
-        f"over {count_of(len(balance), 'layer')} the hottest expert has {balance['max_over_mean'].mean():.1f} times."
+        f"In layer {worst['layer']} expert {worst['hottest']} has {worst['max_over_mean']:.1f} times the mean load"
     )
+    if len(balance) > 1:
+        each = f"the hottest expert has {balance['max_over_mean'].mean():.1f} times"
+        sentence += f"; on average over {len(balance):,} layers {each}"
+    sentence += "."
     if idle:
         sentence += f" {count_of(idle, 'expert').capitalize()} had no token at all."
     return Answer("Balanced?", f"{worst['max_over_mean']:.1f}x", sentence, f"the last {steps:,} steps")
@@ -87,25 +93,20 @@ def settled(layers: pd.DataFrame) -> Answer:
     """Since when the layers are stable, from the frame ``layers``."""
     n, done = len(layers), layers[layers["state"] == STABLE]
     told = layers[layers["state"] != UNKNOWN]
-    parts = [_settled_sentence(done, n)]
-    parts += _not_settled(layers)
+    parts = [_settled_sentence(done, n), *_not_settled(layers)] if len(told) else [_untold(n)]
     agree = int((told["detectors"] == "agree").sum())
     evidence = f"the order of the experts agrees in {agree} of {len(told)} layers" if len(told) else ""
-    if len(done) and done["settle_step"].notna().any():
-        evidence = f"{_interval_of(_latest(done))}; {evidence}"
+    settling = done[done["outcome"] != FROM_START]
+    if len(settling) and settling["settle_step"].notna().any():
+        evidence = f"{_interval_of(_latest(settling))}; {evidence}"
     return Answer("Settled?", f"{len(done)} of {n} layers", " ".join(part for part in parts if part), evidence)
 
 
 def _settled_sentence(done: pd.DataFrame, n: int) -> str:
     if done.empty:
         return f"None of {n} layers is stable at the end." if n > 1 else "The only layer is not stable at the end."
-    every = "Both layers are" if n == 2 else f"All {n} layers are"
-    count = every if len(done) == n > 1 else f"{_start(_in_words(len(done)))} of {n} layers"
-    if len(done) == n == 1:
-        count = "The only layer is"
-    elif len(done) < n:
-        count += " is" if len(done) == 1 else " are"
-    from_start = done["outcome"] == "stable from the start"
+    count = _stable_layers(len(done), n)
+    from_start = done["outcome"] == FROM_START
     if from_start.all():
         return f"{count} stable from the start."
     last = _latest(done)
@@ -113,10 +114,25 @@ def _settled_sentence(done: pd.DataFrame, n: int) -> str:
     sentence = f"{count} stable at the end"
     if rest.empty:
         return f"{sentence}: layer {last['layer']} settles {_when(last)}."
-    by = f"{int(rest['settle_step'].max()):,}"
-    alone = f"layer {rest['layer'].iloc[0]} settles at {by}"
-    others = alone if len(rest) == 1 else f"{_in_words(len(rest))} settle by {by}"
-    return f"{sentence}: {others}, layer {last['layer']} {_when(last)}."
+    by = int(rest["settle_step"].max())
+    if by == last["settle_step"]:
+        who = _in_words(len(rest) + 1) if from_start.any() else "both" if len(done) == 2 else "all"
+        return f"{sentence}: {who} settle by {by:,}{_gradually(last)}."
+    alone = f"layer {rest['layer'].iloc[0]} settles at"
+    others = alone if len(rest) == 1 else f"{_in_words(len(rest))} settle by"
+    return f"{sentence}: {others} {by:,}, layer {last['layer']} {_when(last)}."
+
+
+def _stable_layers(done: int, n: int) -> str:
+    """``All 3 layers are``, ``One of 3 layers is``: the subject of the sentence, and its verb."""
+    if done == n:
+        return {1: "The only layer is", 2: "Both layers are"}.get(n, f"All {n} layers are")
+    return f"{_start(_in_words(done))} of {n} layers {'is' if done == 1 else 'are'}"
+
+
+def _untold(n: int) -> str:
+    which = "the only layer is" if n == 1 else f"any of the {n} layers is"
+    return f"Whether {which} stable cannot be told: too few rows, or rows too far apart."
 
 
 def _latest(done: pd.DataFrame) -> dict[str, Any]:
@@ -124,9 +140,13 @@ def _latest(done: pd.DataFrame) -> dict[str, Any]:
 
 
 def _when(layer: dict[str, Any]) -> str:
-    low, high, at = int(layer["settle_step_low"]), int(layer["settle_step_high"]), int(layer["settle_step"])
-    gradual = high - low > 2 * 1000
-    return f"at {at:,}, but gradually: anywhere from {low:,} to {high:,}" if gradual else f"at {at:,}"
+    return f"at {int(layer['settle_step']):,}{_gradually(layer)}"
+
+
+def _gradually(layer: dict[str, Any]) -> str:
+    """That the step is only one of many where the interval is wide."""
+    low, high = int(layer["settle_step_low"]), int(layer["settle_step_high"])
+    return f", but gradually: anywhere from {low:,} to {high:,}" if high - low > 2 * 1000 else ""
 
 
 def _interval_of(layer: dict[str, Any]) -> str:
@@ -148,8 +168,8 @@ def _not_settled(layers: pd.DataFrame) -> list[str]:
         moves = "moves" if len(again) == 1 else "move"
         said.append(f"{_layers_named(again, layers)} had settled and {moves} again, since {since:,} at the latest.")
     if len(unknown):
-        which = _layers_named(unknown, layers)
-        said.append(f"Of {which.lower()} it cannot be told: too few rows, or too far apart.")
+        which = _layers_named(unknown, layers).lower()
+        said.append(f"Of {which} it cannot be told: too few rows, or rows too far apart.")
     return said
 
 
@@ -176,17 +196,24 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     parts = {state: own[own["state"] == state] for state in STATES}
     parts = {state: rows for state, rows in parts.items() if len(rows)}
     if not parts:
-        text = f"Not measured: no cutoff of this trace can be scored {horizon:,} steps ahead."
-        return Answer("Predictable?", "not measured", text)
+        return Answer("Predictable?", "not measured", f"Not measured: {_why_not(summary, horizon)}.")
     sentence = " ".join(_state_sentence(state, rows) for state, rows in parts.items())
     if STABLE not in parts:
         sentence += " Nothing was scored while stable."
     first = next(iter(parts))
     best = best_of(parts[first])
     scored = " and ".join(f"{int(rows['scored'].max()):,} {state}" for state, rows in parts.items())
-    covered = "; ".join(f"{percent_whole(best_of(rows)['coverage_80'])} {state}" for state, rows in parts.items())
-    evidence = f"{scored} scores; 80 % intervals held {covered}"
-    return Answer("Predictable?", f"{percent(best['error_rate'])} {first}", sentence, evidence)
+    covered = " and ".join(f"{percent_whole(best_of(rows)['coverage_80'])} of {state}" for state, rows in parts.items())
+    evidence = f"{scored} scores; 80 % intervals held the load in {covered} cases"
+    return Answer("Predictable?", f"{percent(best['error_rate'])} wrong{OTHERWISE[first]}", sentence, evidence)
+
+
+def _why_not(summary: pd.DataFrame, horizon: int) -> str:
+    """What kept every forecast of the next *horizon* steps from being scored."""
+    own = summary[summary["horizon"] == horizon]
+    if own["too_short"].sum():
+        return "before every cutoff there is less history than any of the predictors needs"
+    return f"no cutoff of this trace can be scored {horizon:,} steps ahead"
 
 
 def expected(ahead: pd.DataFrame, summary: pd.DataFrame, horizon: int) -> str:
@@ -223,12 +250,21 @@ def _state_sentence(state: str, rows: pd.DataFrame) -> str:
     if better.empty:
         if len(rows) == 1:
             return f"{said}, {BASELINE_NAMED} is {percent(baseline)} wrong ({noise})."
+        if rows["difference_low"].isna()[rows["predictor"] != BASELINE].all():
+            return f"{said}, {_too_few(best, baseline, noise)}."
         return f"{said}, nothing clearly beats {BASELINE_NAMED} ({percent(baseline)} wrong; {noise})."
     best = best_of(better)
     return (
         f"{said}, {best['predictor']} is clearly better than {BASELINE_NAMED}: {percent(best['error_rate'])} wrong "
         f"where that is {percent(best['error_rate'] - best['difference'])} ({noise})."
     )
+
+
+def _too_few(best: dict[str, Any], baseline: float, noise: str) -> str:
+    """That there are no intervals of the differences, and what the lowest mean error is."""
+    wrong = f"{percent(baseline)} wrong; {noise}"
+    lowest = "" if best["predictor"] == BASELINE else f"; {best['predictor']} was {percent(best['error_rate'])} wrong"
+    return f"too few cutoffs were scored to tell what beats {BASELINE_NAMED} ({wrong}){lowest}"
 
 
 # --- is balancing worth it? ----------------------------------------------------------------------------------------

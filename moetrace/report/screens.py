@@ -10,7 +10,6 @@ from moetrace.report.answers import (
     BASELINE,
     STABLE,
     STATES,
-    TRANSIENT,
     UNKNOWN,
     answers_of,
     count_of,
@@ -29,6 +28,8 @@ if TYPE_CHECKING:
 
 # Rows of a table on sight; `--all` shows the rest.
 MOST_ROWS = 12
+# States of which a table of plans has columns: a terminal has no room for more.
+MOST_STATES = 2
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def rendered(screen: Screen, *, ascii_only: bool = False) -> list[Any]:
         table = Table(box=style, show_edge=False, pad_edge=True, header_style="dim")
         for i, (heading, _) in enumerate(screen.columns):
             left = i == 0 or heading in screen.words
-            table.add_column(Text(heading), justify="left" if left else "right", no_wrap=heading not in FOLDED)
+            table.add_column(
+                Text(heading), justify="left" if left else "right", no_wrap=heading not in FOLDED, overflow="fold"
+            )
         for row in zip(*(cells for _, cells in screen.columns)):
             table.add_row(*map(Text, row))
         parts += ["", table] if parts else [table]
@@ -67,8 +70,8 @@ def rendered(screen: Screen, *, ascii_only: bool = False) -> list[Any]:
     return [*parts, ""]
 
 
-# Columns whose texts may take more than one line.
-FOLDED = ("evidence", "findings", "answer", "settings", "needs")
+# Columns whose texts may take more than one line; where a name is long, no number beside it is cut short.
+FOLDED = ("trace", "evidence", "findings", "answer", "settings", "needs")
 
 
 def _screen(
@@ -238,7 +241,7 @@ def _apart(row: dict[str, Any] | None, name: str) -> str:
 def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool, notes: Sequence[str] = ()) -> Screen:
     """What plans by each forecast leave of the imbalance of one trace, by state; most even first."""
     names = {"in_order": "none (in order)", "in_force": "as it runs today", "oracle": "knew the load (oracle)"}
-    states = [state for state in (STABLE, TRANSIENT) if state in set(summary["state"])]
+    states = [state for state in STATES if state in set(summary["state"])][:MOST_STATES]
     by_state = {state: summary[summary["state"] == state].set_index("strategy") for state in states}
     strategies = sorted(
         summary["strategy"].unique(), key=lambda name: (name != "in_order", name != "in_force", name == "oracle", name)

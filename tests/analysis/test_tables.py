@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace import LoadTrace, classify, evaluate, fluctuation, predictor
+from moetrace import Finding, LoadTrace, TraceInfo, classify, evaluate, fluctuation, predictor
 from moetrace.analysis.about import traces_frame
 from moetrace.analysis.imbalance import IMBALANCE
 from moetrace.analysis.noise import step_noise
@@ -439,3 +439,13 @@ def test_score_frames_of_no_scores_are_empty(settled):
 def test_the_traces_frame_of_nothing_is_empty():
     """Nothing ingested yet is no error."""
     assert traces_frame([]).empty
+
+
+def test_a_finding_that_is_there_twice_is_listed_once():
+    """Two restarts are two findings and one word in the row of the trace."""
+    found = [
+        Finding(name, "note", f"step {step}", "", "") for name, step in zip(["restart", "cut", "restart"], range(3))
+    ]
+    trace = LoadTrace.from_counts(np.ones((3, 1, 2), int), info=TraceInfo("t", findings=tuple(found)))
+
+    assert ["restart, cut"] == traces_frame([trace])["findings"].tolist()

@@ -60,6 +60,14 @@ def test_ingest_without_sources_takes_the_sample_traces(moetrace, monkeypatch, t
     assert "gpt-moe-8e-a" in [trace["name"] for trace in done.json["traces"]]
 
 
+def test_ingest_without_sources_or_samples_asks_for_one(moetrace):
+    """A folder nobody named is not to be looked for."""
+    done = moetrace("ingest")
+
+    assert (2, 1) == (done.code, done.err.count("\n"))
+    assert "name what to read, such as moetrace ingest log.csv: there is no ./sample_traces here" in done.err
+
+
 def test_ingesting_twice_is_said_to_be_nothing(moetrace, long_file):
     """Exit code 0 both times."""
     moetrace("ingest", long_file)
@@ -251,7 +259,11 @@ def test_a_damaged_trace_is_one_line(ingested):
         (("states", "--table", "layers"), "--format csv"),
         (("states", "--format", "csv", "--table", "no"), "no table"),
         (("predict", "--horizon", "0"), "--horizon"),
-        (("predict", "--cutoffs", "a"), "list of steps"),
+        (("predict", "--cutoffs", "a"), "list of steps such as 3000,4000"),
+        (("place", "--gpus", "4", "--redundant", "a"), "list of numbers of slots such as 0,32,64"),
+        (("report", "--horizons", "a"), "list of horizons such as 1000,2000"),
+        (("states", "--json", "--format", "csv"), "--json and --format csv exclude each other"),
+        (("predict", "--table", "scores"), "--format csv"),
         (("report", "--horizons", "0"), "list of horizons"),
         (("nonsense",), "nonsense"),
     ],
@@ -292,6 +304,40 @@ def test_output_goes_to_a_file_that_is_not_replaced_unasked(ingested, tmp_path):
     assert json.loads(path.read_text())["layers"]
     assert 1 == ingested("states", "--json", "-o", path).code
     assert 0 == ingested("states", "--json", "-o", path, "--force").code
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "begins"),
+    [
+        ("a.json", (), '{\n  "schema_version"'),
+        ("a.csv", (), "trace,layer,"),
+        ("a.CSV", ("--table", "windows"), "trace,layer,from_step"),
+        ("a.csv", ("--json",), '{\n  "schema_version"'),
+        ("a.txt", (), "settled: "),
+    ],
+)
+def test_the_ending_of_the_output_says_its_format(ingested, tmp_path, name, more, begins):
+    """Unless the format is given."""
+    assert 0 == ingested("states", "-o", tmp_path / name, *more).code
+    assert (tmp_path / name).read_text().startswith(begins)
+
+
+def test_an_output_that_is_there_is_refused_before_anything_is_computed(ingested, tmp_path):
+    """Not after an hour of work."""
+    (tmp_path / "there.json").write_text("mine")
+    done = ingested("predict", "--horizon", 700, *QUICK, "-o", tmp_path / "there.json")
+
+    assert (1, True) == (done.code, "there.json exists: replace it with --force" in done.err)
+    assert not (tmp_path / "cwd" / "moetrace-out" / "predict").exists()
+
+
+def test_an_export_is_what_its_ending_says(ingested, tmp_path):
+    """Unless --to says otherwise."""
+    for name, begins in (("a.csv", b'"step"'), ("a.npz", b"PK"), ("a.parquet", b"PAR1")):
+        assert 0 == ingested("export", "settled", "-o", tmp_path / name).code
+        assert (tmp_path / name).read_bytes().startswith(begins)
+    assert 0 == ingested("export", "settled", "--to", "long", "-o", tmp_path / "b.csv").code
+    assert (tmp_path / "b.csv").read_bytes().startswith(b"PAR1")
 
 
 def test_quiet_leaves_stderr_empty(ingested):
@@ -344,14 +390,16 @@ def test_an_interrupt_leaves_at_once_with_nothing_half_written(tmp_path, delay):
 
 
 def test_a_closed_pipe_ends_quietly(tmp_path):
-    """As in `moetrace list --json | true`."""
+    """As in `moetrace list --json | true`; what is exported is binary, and longer than a pipe."""
     read, write = os.pipe()
     os.close(read)
-    child = _run("list", "--json", "-w", tmp_path, stdout=write, stderr=subprocess.PIPE, text=True)
-    os.close(write)
-    _, err = child.communicate(timeout=20)
+    assert 0 == _run("ingest", SAMPLE, "-w", tmp_path, "-q", stdout=subprocess.DEVNULL).wait()
+    for argv in (("list", "--json", "-w", tmp_path), ("export", SAMPLE.stem, "-w", tmp_path, "-o", "-")):
+        child = _run(*argv, stdout=write, stderr=subprocess.PIPE, text=True)
+        _, err = child.communicate(timeout=20)
 
-    assert (0, "") == (child.returncode, err)
+        assert (0, "") == (child.returncode, err)
+    os.close(write)
 
 
 def test_blas_has_one_thread_unless_told():

@@ -10,7 +10,14 @@ from moetrace import LoadTrace, SettingError, TooShortError, evaluate, predictor
 from moetrace.forecasting.layers import matched, repaired
 from moetrace.forecasting.predictors import PREDICTORS, base
 from moetrace.forecasting.scoring import predicted_shares, step_errors
-from moetrace.forecasting.windows import cutoffs_apart, default_cutoffs, longest_scorable, scorable, thinned
+from moetrace.forecasting.windows import (
+    checked_cutoffs,
+    cutoffs_apart,
+    default_cutoffs,
+    longest_scorable,
+    scorable,
+    thinned,
+)
 from moetrace.synthetic import settling, synthetic_trace
 from moetrace.trace import LayerLoad, TraceInfo
 
@@ -209,6 +216,27 @@ def test_a_horizon_without_a_logged_step_cannot_be_scored():
     assert [90, 250] == scorable(gap, [90, 99, 150, 250], 100)
     assert [25] == scorable(sparse, [20, 25], 5)
     assert [310] == evaluate(gap, [predictor("window_mean")], [50], [99, 150, 310]).scores["cutoff"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("rows", "stride", "horizon", "said"),
+    [
+        (1500, 1, 5000, "cutoffs from 500 on: the longest horizon is 1,000$"),
+        (11, 540, 1000, "few steps were logged; cutoffs from 540 to 5,400 can be given$"),
+        (400, 10**6, 1000, "steps were logged 1,000,000 apart, which is the shortest horizon$"),
+        (2, 1, 1000, "record more steps, or choose an earlier cutoff$"),
+    ],
+)
+def test_a_horizon_that_cannot_be_scored_is_refused_with_what_can_be(rows, stride, horizon, said):
+    """And what is named can be scored."""
+    trace = LoadTrace.from_counts(np.ones((rows, 1, 2), int), steps=stride * np.arange(1, rows + 1))
+    with pytest.raises(SettingError, match=said):
+        checked_cutoffs(trace, [horizon], default_cutoffs(trace) or [500])
+
+    if "can be given" in said:
+        assert [540, 5400] == checked_cutoffs(trace, [horizon], [540, 5400], explicit=True)
+    if "shortest" in said:
+        assert checked_cutoffs(trace, [stride], default_cutoffs(trace))
 
 
 def test_a_trace_too_short_to_score_has_no_scores(even):

@@ -34,11 +34,15 @@ UNKNOWN = ("unknown", "unknown", None, None, None)
             "All 3 layers are stable at the end: two settle by 900, layer 6 at 2,250, but gradually: anywhere from 400 to 8,850.",
         ),
         ([LATE], "1 of 1 layers", "The only layer is stable at the end: layer 2 settles at 2,250."),
+        ([SETTLED, SETTLED], "2 of 2 layers", "Both layers are stable at the end: both settle by 900."),
+        ([SETTLED, START, SETTLED], "3 of 3 layers", "All 3 layers are stable at the end: two settle by 900."),
         ([START, START], "2 of 2 layers", "Both layers are stable from the start."),
         ([LATE, NEVER], "1 of 2 layers", "One of 2 layers is stable at the end: layer 2 settles at 2,250. Layer 4 never settles."),
         ([NEVER, NEVER], "0 of 2 layers", "None of 2 layers is stable at the end. All never settle."),
         ([NEVER, AGAIN], "0 of 2 layers", "had settled and moves again, since 7,000 at the latest."),
-        ([UNKNOWN], "0 of 1 layers", "it cannot be told: too few rows, or too far apart."),
+        ([UNKNOWN], "0 of 1 layers", "Whether the only layer is stable cannot be told: too few rows, or rows too far apart."),
+        ([UNKNOWN, UNKNOWN], "0 of 2 layers", "Whether any of the 2 layers is stable cannot be told: too few rows, or rows too far apart."),
+        ([NEVER, UNKNOWN], "0 of 2 layers", "Of layer 4 it cannot be told: too few rows, or rows too far apart."),
     ],
 )  # fmt: skip
 def test_settled_counts_layers_and_names_the_exceptions(rows, number, said):
@@ -49,17 +53,26 @@ def test_settled_counts_layers_and_names_the_exceptions(rows, number, said):
     assert answer.sentence.endswith(said)
 
 
+@pytest.mark.parametrize(
+    ("rows", "evidence"), [([START, START], "the order"), ([START, LATE], "layer 4 between 2,100")]
+)
+def test_only_a_layer_that_settles_has_an_interval(rows, evidence):
+    """What was stable from the start is not said to have settled between 0 and 0."""
+    assert settled(layers(*rows)).evidence.startswith(evidence)
+
+
 def summary(*rows):
     """A summary frame: predictor, state, error, difference with its ends, and how many scores it is the mean of."""
     names = ["predictor", "state", "error_rate", "difference", "difference_low", "difference_high", "scored"]
     frame = pd.DataFrame(rows, columns=names)
-    return frame.assign(trace="t", horizon=1000, error_noise=0.006, coverage_80=0.79)
+    return frame.assign(trace="t", horizon=1000, error_noise=0.006, coverage_80=0.79, too_short=0)
 
 
 BASE = ("window_mean", "stable", 0.0172, 0.0, 0.0, 0.0, 35)
 CLEAR = ("arima", "stable", 0.012, -0.0052, -0.007, -0.003, 35)
 LUCKY = ("ema", "stable", 0.011, -0.0062, -0.03, 0.02, 35)
 UNCLEAR = ("auto", "stable", 0.0162, -0.001, -0.003, 0.001, 35)
+NO_INTERVAL = ("auto", "stable", 0.0046, -0.0126, float("nan"), float("nan"), 2)
 EARLY = ("auto", "transient", 0.09, -0.1, -0.15, -0.05, 9)
 NOTHING = ("auto", "stable", float("nan"), float("nan"), float("nan"), float("nan"), 0)
 
@@ -67,12 +80,13 @@ NOTHING = ("auto", "stable", float("nan"), float("nan"), float("nan"), float("na
 @pytest.mark.parametrize(
     ("rows", "number", "said"),
     [
-        ([BASE, UNCLEAR], "1.62 % stable", "nothing clearly beats the mean of the last 1,000 steps (1.72 % wrong; noise 0.60 %)."),
-        ([BASE, CLEAR], "1.20 % stable", "arima is clearly better than the mean of the last 1,000 steps: 1.20 % wrong where that is 1.72 % (noise 0.60 %)."),
-        ([BASE, CLEAR, LUCKY], "1.10 % stable", "arima is clearly better than the mean of the last 1,000 steps: 1.20 % wrong where that is 1.72 % (noise 0.60 %)."),
-        ([UNCLEAR], "1.62 % stable", "auto is 1.62 % wrong (noise 0.60 %): about the same as the mean of the last 1,000 steps."),
-        ([BASE], "1.72 % stable", "While stable, the mean of the last 1,000 steps is 1.72 % wrong (noise 0.60 %)."),
-        ([EARLY], "9.0 % transient", "Nothing was scored while stable."),
+        ([BASE, UNCLEAR], "1.62 % wrong", "nothing clearly beats the mean of the last 1,000 steps (1.72 % wrong; noise 0.60 %)."),
+        ([BASE, CLEAR], "1.20 % wrong", "arima is clearly better than the mean of the last 1,000 steps: 1.20 % wrong where that is 1.72 % (noise 0.60 %)."),
+        ([BASE, CLEAR, LUCKY], "1.10 % wrong", "arima is clearly better than the mean of the last 1,000 steps: 1.20 % wrong where that is 1.72 % (noise 0.60 %)."),
+        ([UNCLEAR], "1.62 % wrong", "auto is 1.62 % wrong (noise 0.60 %): about the same as the mean of the last 1,000 steps."),
+        ([BASE], "1.72 % wrong", "While stable, the mean of the last 1,000 steps is 1.72 % wrong (noise 0.60 %)."),
+        ([BASE, NO_INTERVAL], "0.46 % wrong", "While stable, too few cutoffs were scored to tell what beats the mean of the last 1,000 steps (1.72 % wrong; noise 0.60 %); auto was 0.46 % wrong."),
+        ([EARLY], "9.0 % wrong, transient", "Nothing was scored while stable."),
         ([NOTHING], "not measured", "Not measured: no cutoff of this trace can be scored 1,000 steps ahead."),
     ],
 )  # fmt: skip
@@ -84,11 +98,23 @@ def test_predictable_speaks_of_what_was_scored(rows, number, said):
     assert answer.sentence.endswith(said)
 
 
+def test_a_history_that_is_too_short_is_called_so():
+    """Where a horizon could be scored, and no predictor had the history, the horizon is not to blame."""
+    answer = predictable(summary(NOTHING).assign(too_short=4), 1000)
+
+    assert (
+        "Not measured: before every cutoff there is less history than any of the predictors needs." == answer.sentence
+    )
+
+
 def test_the_number_of_scores_is_the_evidence():
     """By state, with what the intervals held."""
     answer = predictable(summary(BASE, UNCLEAR, EARLY), 1000)
 
-    assert "35 stable and 9 transient scores; 80 % intervals held 79 % stable; 79 % transient" == answer.evidence
+    assert (
+        "35 stable and 9 transient scores; 80 % intervals held the load in 79 % of stable and 79 % of transient cases"
+        == answer.evidence
+    )
 
 
 def test_balanced_names_the_hottest_expert():

@@ -8,7 +8,14 @@ import pytest
 from report.test_answers import BASE, CLEAR, EARLY, NEVER, SETTLED, layers, summary
 from rich.console import Console
 
-from moetrace.report.screens import MOST_ROWS, predict_screen, rendered, states_screen, traces_screen
+from moetrace.report.screens import (
+    MOST_ROWS,
+    place_screen,
+    predict_screen,
+    rendered,
+    states_screen,
+    traces_screen,
+)
 
 
 def text_of(screen, width=100, **more):
@@ -74,3 +81,41 @@ def test_a_terminal_without_box_characters_gets_none(ascii_only):
     text = text_of(states_screen(moved(layers(SETTLED)), every=False), ascii_only=ascii_only)
 
     assert ascii_only == text.isascii()
+
+
+def traces(*names):
+    """A traces frame of traces of those names."""
+    facts = {"first_step": 0, "last_step": 11_999, "layers": 58, "experts": 256, "tokens_per_step": 1_234_567}
+    return pd.DataFrame([{"trace": name, **facts, "format": "parquet", "findings": "none"} for name in names])
+
+
+def test_a_long_name_cuts_no_number_short():
+    """The name takes more lines, all of it is there, and every other cell is whole."""
+    name = "expert_distribution_recorder_1700000001.25_of_a_run_with_a_name_that_goes_on_and_on_and_on"
+    text = text_of(traces_screen(traces(name), "", every=False))
+    lines = text.splitlines()
+
+    assert any(line.split()[-6:] == ["0-11,999", "58", "256", "1,234,567", "parquet", "none"] for line in lines)
+    assert name == "".join(line[1:].split()[0] for line in lines if line.startswith(" ") and "trace" not in line)
+    assert "…" not in text
+
+
+@pytest.mark.parametrize(
+    ("states", "shown"),
+    [
+        (["unknown"], ["unknown"]),
+        (["transient", "unknown"], ["transient", "unknown"]),
+        (["stable", "transient", "unknown"], ["stable", "transient"]),
+    ],
+)
+def test_plans_have_numbers_whatever_the_states_were(states, shown):
+    """A trace too short to tell a state has plans all the same; of three states the first two are shown."""
+    rows = [
+        {"trace": "t", "horizon": 500, "strategy": name, "state": state, "peak_over_mean": 1.25, "moved": 0.5}
+        for name in ("in_order", "level", "oracle")
+        for state in (*states, "all")
+    ]
+    screen = place_screen(pd.DataFrame(rows), "said", every=False)
+
+    assert ["plan by", *shown, *(f"moved, {state}" for state in shown)] == [heading for heading, _ in screen.columns]
+    assert all(cells == ["1.25x"] * 3 for heading, cells in screen.columns if heading in shown)
