@@ -271,7 +271,8 @@ def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -
     if options.bin is not None:
         texts.append(f"each step is the sum of {options.bin} logged passes, numbered from 1")
     first = grid.first_expert if options.first_expert is None else options.first_expert
-    shape = f"{steps:,} steps x {len(grid.layers)} layers x {grid.experts} experts"
+    sizes = {"step": steps, "layer": len(grid.layers), "expert": grid.experts}
+    shape = " x ".join(f"{n:,} {axis}{'' if n == 1 else 's'}" for axis, n in sizes.items())
     texts.append(f"{shape}, layers numbered from {grid.layers[0]}, experts from {first}")
     return tuple(dict.fromkeys(texts))
 

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from moetrace.workspace.results import ResultFolder
 
-# What is safe as a file name on every system and readable in a table.
 # Kept results, and the commands that write results of their own.
 KEPT = "parts"
 COMMANDS = ("predict", "place")
+# What is safe as a file name on every system and readable in a table.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ +=@-]{0,119}")
 
 
@@ -48,7 +48,8 @@ class Workspace:
         """Where the trace *name* lies; raises `WorkspaceError` for a name that is no file name."""
         if not NAME.fullmatch(name):
             raise WorkspaceError(
-                f"{name!r} cannot be the name of a trace: use letters, digits and . _ - + = @ (give one with --name)"
+                f"{name!r} cannot be the name of a trace: give one with --name, of at most 120 characters, which "
+                "begins with a letter or a digit, and has beside a-z, A-Z, 0-9 and spaces only . _ - + = @"
             )
         return self.root / "traces" / f"{name}.parquet"
 

@@ -161,7 +161,7 @@ MALFORMED = {
     ),
     "text": (lambda t: t.set_column(3, "tokens", pa.array(["x"] * len(t))), r"column tokens: holds object, not numbers"),
     "fractional step": (_changed("step", 3, 10.5, pa.float64()), r"column step, row 3: 10.5 is not a whole"),
-    "no step": (lambda t: t.drop(["step"]), r"expert 0 is there 60 times; .* with a column `step`"),
+    "no step": (lambda t: t.drop(["step"]), r"expert 0 is there 60 times; .* --column step=NAME"),
     "no counts": (lambda t: t.drop(["tokens"]), r"no layout fits"),
 }  # fmt: skip
 

@@ -393,3 +393,26 @@ def test_two_lists_in_lines_are_a_question(tmp_path):
 
     with pytest.raises(TraceError, match="columns tokens and counts may be the counts"):
         read_trace(tmp_path / "dump.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("step", "layer", "expert"),
+    [
+        ("Global Step", "MoE layer idx", "Expert #"),
+        ("train/global_step", "layer_num", "expert_no"),
+        ("trainer/global_step", "moe_layer_id", "ExpertNumber"),
+    ],
+)
+def test_columns_are_known_by_the_names_that_people_give_them(small, tmp_path, step, layer, expert):
+    """Also beside the index that pandas writes as a column without a name."""
+    frame = long_table(small).to_pandas().rename(columns={"step": step, "layer": layer, "expert": expert})
+    frame.to_csv(tmp_path / "x.csv")
+
+    assert np.array_equal(small.counts, read_trace(tmp_path / "x.csv").counts)
+
+
+def test_one_of_a_kind_is_one(tmp_path):
+    """What is assumed reads as English for a single step, layer or expert, too."""
+    np.save(tmp_path / "x.npy", np.full((1, 1, 8), 5))
+
+    assert "1 step x 1 layer x 8 experts" in read_trace(tmp_path / "x.npy").info.assumptions[-1]

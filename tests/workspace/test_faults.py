@@ -12,7 +12,7 @@ from bad_files import BOMBS, FILES, GOOD, LITTLE_MEMORY, PAGED, csv, flipped, pa
 from conftest import long_table
 
 from moetrace import LoadTrace, ReadOptions, TraceError, read_trace
-from moetrace.formats import convert, errors
+from moetrace.formats import convert, errors, sources_in
 
 
 @pytest.fixture
@@ -89,6 +89,17 @@ def test_a_folder_named_as_a_file_is_no_file(failing, tmp_path):
     assert "holds no trace files" in failing(tmp_path / "x.parquet")
 
 
+def test_a_folder_of_folders_names_those_that_hold_traces(failing, tmp_path):
+    """A rank, a run or a step each; what is named can be read."""
+    for folder in ("rank0", "rank1", "notes"):
+        (tmp_path / "run" / folder).mkdir(parents=True)
+    for rank in ("rank0", "rank1"):
+        (tmp_path / "run" / rank / "x.csv").write_bytes(csv())
+
+    assert "run: holds no trace files itself; its folders rank0, rank1 do; give those" in failing(tmp_path / "run")
+    assert len(sources_in(tmp_path / "run" / "rank0")) == 1
+
+
 @pytest.mark.parametrize("path", ["pipe", "/dev/zero"])
 def test_what_has_no_end_is_not_read(failing, tmp_path, path):
     """Pipes and devices are neither files nor folders."""
@@ -97,12 +108,15 @@ def test_what_has_no_end_is_not_read(failing, tmp_path, path):
     assert "neither a file nor a folder" in failing(tmp_path / path)
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", "x\0y"])
+@pytest.mark.parametrize("name", ["../x", "/etc/x", "a/b", "..", "x\0y", "x" * 121, "名前"])
 def test_names_stay_in_the_workspace(failing, tmp_path, name):
-    """Parts of a path are no name."""
+    """Parts of a path are no name; what can be one is said."""
     (tmp_path / "x.parquet").write_bytes(GOOD)
 
-    assert "cannot be the name of a trace" in failing(tmp_path / "x.parquet", "--name", name)
+    line = failing(tmp_path / "x.parquet", "--name", name)
+
+    assert "cannot be the name of a trace" in line
+    assert "at most 120 characters, which begins with a letter or a digit" in line
 
 
 def test_a_file_that_vanishes_is_named(moetrace, tmp_path, monkeypatch):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from moetrace.errors import TraceError
+from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import readable
 from moetrace.formats.readers.documents import JsonFormat
 from moetrace.formats.readers.megatron import MegatronFormat, MegatronRouterFormat
@@ -67,8 +68,24 @@ def sources_in(path: Location) -> list[Location]:
         raise TraceError(str(path), f"cannot be read: {error.strerror}", "check its permissions") from error
     found: list[Location] = [child for child in children if child.is_file() and _format_of(child) is not None]
     if not found:
-        raise TraceError(str(path), "holds no trace files", f"known formats: {', '.join(FORMATS)}")
+        raise _without_traces(path, [child for child in children if child.is_dir()])
     return found
+
+
+def _without_traces(path: Path, folders: Sequence[Path]) -> TraceError:
+    """That no trace file lies in *path* itself, and which of the *folders* in it have some."""
+    inside = [folder.name for folder in folders if _format_of(folder) or _any_in(folder)]
+    if inside:
+        return TraceError(str(path), f"holds no trace files itself; its folders {shown(inside)} do", "give those")
+    return TraceError(str(path), "holds no trace files", f"known formats: {', '.join(FORMATS)}")
+
+
+def _any_in(folder: Path) -> bool:
+    """Whether a trace file lies in *folder*."""
+    try:
+        return any(child.is_file() and _format_of(child) for child in folder.iterdir())
+    except OSError:
+        return False
 
 
 def _format_of(path: Path) -> Format | None:
@@ -92,10 +109,15 @@ def chosen_format(source: Location, spec: str | None = None) -> Format:
     refuse_lookalikes(source)
     found = FORMATS[name] if name else _format_of(source)
     if found is None:
-        raise TraceError(
-            str(source), "is in no known format", f"known formats: {', '.join(FORMATS)}; --from forces one"
-        )
+        raise _unread(source)
     return with_settings(found, settings)
+
+
+def _unread(path: Path) -> TraceError:
+    if path.suffix.lower() in NOT_READ:
+        problem = f"is a {path.suffix} file, which is not read" + (", as it may run code" * (path.suffix in PICKLES))
+        return TraceError(str(path), problem, "write it as Parquet (to_parquet of pandas), CSV or .npz")
+    return TraceError(str(path), "is in no known format", f"known formats: {', '.join(FORMATS)}; --from forces one")
 
 
 def _by_uri(uri: Uri, name: str) -> Format:
@@ -103,6 +125,10 @@ def _by_uri(uri: Uri, name: str) -> Format:
         raise TraceError(str(uri), f"cannot be read as {name}", "by URI there is Parquet; copy other dumps to a disk")
     return FORMATS[ParquetFormat.name]
 
+
+# Endings of what people keep tables in, and no format here reads.
+PICKLES = (".pkl", ".pickle", ".joblib")
+NOT_READ = (*PICKLES, ".feather", ".arrow", ".ipc", ".orc", ".xlsx", ".xls", ".h5", ".hdf5", ".db", ".sqlite", ".mat")
 
 # A mark in the head of the text, what the dump is, and what to do instead.
 REASONS = (

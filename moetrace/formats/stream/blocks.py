@@ -307,8 +307,8 @@ def _raise_for(
         raise TraceError(
             place,
             f"expert {expert + grid.first_expert} is there {hits[step, layer, expert]} times",
-            "keep one row for each step, layer and expert, with a column `step`; ranks in one file go into a file "
-            "each, for --merge",
+            "keep one row for each step, layer and expert; name columns that were not recognised with "
+            "--column step=NAME or layer=NAME; ranks in one file go into a file each, for --merge",
         )
     if not hits[step, layer].any():
         raise TraceError(

@@ -158,7 +158,8 @@ def _grid(grids: Sequence[Grid], names: Sequence[str], how: Merge) -> Grid:
             raise TraceError(
                 name,
                 f"has layers {shown(grid.layers)}, and {names[0]} has {shown(first.layers)}",
-                "parts need the same layers here; pipeline ranks are merged by layers",
+                "parts need the same layers here; pipeline stages are put together with --merge layers, those of "
+                "Megatron-LM in one folder with --stages N",
             )
         if how != "experts" and grid.experts != first.experts:
             raise TraceError(

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 
 # Names are matched in lower case without punctuation; the first that is there is taken.
 STEP_NAMES = (
-    "step", "iteration", "iter", "globalstep", "trainstep", "steps", "iterations", "trainerglobalstep", "batchidx",
+    "step", "iteration", "iter", "globalstep", "trainstep", "steps", "iterations", "trainerglobalstep",
+    "trainglobalstep", "batchidx",
 )  # fmt: skip
+NUMBERED = ("", "id", "idx", "index", "number", "num", "no")
 LAYER_NAMES = (
-    "layer", "layerid", "layeridx", "layerindex", "layernumber", "moelayer", "layername", "module", "modulename",
+    *(f"{kind}layer{number}" for kind in ("", "moe") for number in NUMBERED), "layername", "module", "modulename",
 )  # fmt: skip
-EXPERT_NAMES = ("expert", "expertid", "expertidx", "expertindex")
+EXPERT_NAMES = tuple(f"expert{number}" for number in NUMBERED)
 # Words in the names of columns that may be counts, and in those of sums, settings and measures that are none.
 COUNT_WORDS = {
     "token", "tokens", "count", "counts", "load", "routed", "assigned", "dispatched", "received", "processed", "kept",

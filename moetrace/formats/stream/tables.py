@@ -116,7 +116,7 @@ def _with_percents(found: Found, first: pa.RecordBatch | None) -> Found:
 
 def _no_layout(names: Sequence[str], found: Found) -> TraceError:
     """That the columns make no table of counts, and what there would have to be."""
-    where = found.where
+    where, names = found.where, [name or "(unnamed)" for name in names]
     if found.step is None:
         problem = f"has no column for the step among {shown(names)}"
         return TraceError(where, problem, "name one `step`, or say --column step=NAME")
