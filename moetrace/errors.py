@@ -55,6 +55,12 @@ def shown(items: Collection[object], most: int = 8) -> str:
     return texts + (f", ... ({len(items)})" if len(items) > most else "")
 
 
+def check_several(given: object, what: str, example: str) -> None:
+    """Raise `SettingError` where one thing was given for several, as in ``horizons=1000``."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise SettingError(f"{what} are several, such as {example}, not {given!r}")
+
+
 class WorkspaceError(MoetraceError):
     """A name, a folder or an output that cannot be used as asked."""
 

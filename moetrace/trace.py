@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from moetrace.errors import SettingError, TraceError, shown
+from moetrace.errors import SettingError, TraceError, check_several, shown
 
 Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]
@@ -245,6 +245,7 @@ class LoadTrace:
 
         Raises `SettingError` when nothing would be left.
         """
+        check_several(self.layers if layers is None else layers, "layers", "[0, 1]")
         wanted = self.layers if layers is None else tuple(sorted(set(layers)))
         unknown = [number for number in wanted if number not in self.layers]
         if unknown:
@@ -336,10 +337,7 @@ def check_sums(
 
 
 def check_totals(counts: Counts, steps: Steps, layers: Sequence[int], where: str) -> None:
-    """Raise `TraceError` at the first step in which a layer has no tokens.
-
-    *counts* has shape (steps, layers, experts).
-    """
+    """Raise `TraceError` at the first step in which a layer of *counts* (steps, layers, experts) has no tokens."""
     empty = np.argwhere(counts.sum(axis=2) == 0)
     if empty.size:
         step, layer = empty[0]

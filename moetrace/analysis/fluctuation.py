@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from moetrace.errors import check_several
 from moetrace.trace import LayerLoad, Shares, Steps
 
 # The paper's windows (its figures of sliding variance and range).
@@ -46,6 +47,7 @@ def fluctuation(load: LayerLoad, windows: Sequence[int] = WINDOWS) -> list[Fluct
     >>> [(found.window, found.variance.shape) for found in mt.fluctuation(trace.layer(0))]
     [(10, (200, 8)), (100, (191, 8)), (200, (181, 8))]
     """
+    check_several(windows, "windows", "[100, 200]")
     unit = int(np.gcd.reduce([load.rows(window) for window in windows]))
     blocks = len(load.steps) // unit
     lengths = {window: load.rows(window) // unit for window in windows if load.rows(window) <= blocks * unit}

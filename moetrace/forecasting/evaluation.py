@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import cast
 
 import numpy as np
 
-from moetrace.errors import SettingError
+from moetrace.errors import SettingError, check_several
 from moetrace.forecasting.fitting import check_other_runs, has_history
 from moetrace.forecasting.keys import key_of, settings_of
 from moetrace.forecasting.predictors import label
@@ -61,6 +62,7 @@ class Evaluation:
     intervals: bool = True
 
     def __post_init__(self) -> None:
+        check_predictors(self.predictors)
         labels = [label(predictor) for predictor in self.predictors]
         if len(set(labels)) != len(labels):
             raise SettingError(f"predictor {next(n for n in labels if labels.count(n) > 1)} is given twice")
@@ -119,6 +121,16 @@ class Evaluation:
     @cached_property
     def _trained_on(self) -> str:
         return key_of([[_digest(run.steps), [run.digest(layer) for layer in run.layers]] for run in self.train_on])
+
+
+def check_predictors(given: object) -> None:
+    """Raise `SettingError` for what is no sequence of predictors: one alone, a name, or a class."""
+    check_several(given, "predictors", "[mt.Level()]")
+    for one in cast("Iterable[object]", given):
+        if isinstance(one, type):
+            raise SettingError(f"{one.__name__} is a class: {one.__name__}() makes a predictor")
+        if not hasattr(one, "fit"):
+            raise SettingError(f"{one!r} is no predictor: mt.predictor({one!r}) makes one of its name")
 
 
 def evaluation(

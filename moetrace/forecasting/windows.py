@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from moetrace.errors import SettingError, shown
+from moetrace.errors import SettingError, check_several, shown
 from moetrace.trace import LoadTrace
 
 Windows = Mapping[int, Sequence[int]]
@@ -111,6 +111,8 @@ def evaluation_windows(trace: LoadTrace, horizons: Sequence[int], cutoffs: Seque
 
     Raises `SettingError` for a horizon that is not positive.
     """
+    check_several(horizons, "horizons", "[1000]")
+    check_several([] if cutoffs is None else cutoffs, "cutoffs", "[3000]")
     if not horizons or min(horizons) < 1:
         raise SettingError("a horizon is a whole number of steps above 0")
     wanted = sorted(set(default_cutoffs(trace) if cutoffs is None else cutoffs))

@@ -4,7 +4,7 @@ from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.conversion import Progress, convert, named, read_trace, reader_of
 from moetrace.formats.fingerprint import fingerprint
 from moetrace.formats.readers import FORMATS, sources_in
-from moetrace.formats.readers.parquet import Location, location
+from moetrace.formats.readers.parquet import Location, location, locations
 from moetrace.formats.stream.cells import ReadOptions
 from moetrace.formats.stream.names import merge_hint
 
@@ -16,6 +16,7 @@ __all__ = [
     "convert",
     "fingerprint",
     "location",
+    "locations",
     "merge_hint",
     "named",
     "open_trace",

@@ -212,21 +212,20 @@ def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
         yield held
 
 
-def save_trace(trace: LoadTrace, path: Path) -> None:
+def save_trace(trace: LoadTrace, path: str | Path) -> None:
     """Write *trace* as a canonical file at *path*, atomically, one layer at a time.
 
     Raises `TraceError` when what is read of the trace is damaged.
 
     >>> import moetrace as mt
-    >>> from pathlib import Path
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
-    >>> mt.save_trace(trace, Path("run.parquet"))
+    >>> mt.save_trace(trace, "run.parquet")
     >>> mt.open_trace("run.parquet").experts
     8
     """
     wide = any(load.counts.max() > np.iinfo(np.int32).max for load in trace.by_layer())
     rows = max(1, GROUP_CELLS // trace.experts)
-    with replacing(path) as partial:
+    with replacing(Path(path)) as partial:
         writer = CanonicalWriter(partial, trace.layers, wide=wide)
         try:
             for load in trace.by_layer():
@@ -247,9 +246,8 @@ def open_trace(path: str | Path) -> LoadTrace:
     Raises `TraceError` when it is not one, is damaged, or was written by a later version.
 
     >>> import moetrace as mt
-    >>> from pathlib import Path
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
-    >>> mt.save_trace(trace, Path("run.parquet"))
+    >>> mt.save_trace(trace, "run.parquet")
     >>> mt.open_trace("run.parquet").layer(0).counts.shape
     (2000, 8)
     """

@@ -19,7 +19,7 @@ from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.errors import read_safely, readable, require
 from moetrace.formats.fingerprint import fingerprinting
 from moetrace.formats.readers import chosen_format
-from moetrace.formats.readers.parquet import Location, ParquetFormat, Uri, location
+from moetrace.formats.readers.parquet import Location, ParquetFormat, Uri, locations
 from moetrace.formats.stream.blocks import Assembly, Grid, OutOfOrder
 from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, readings_of
 from moetrace.formats.stream.merge import blocks_of, merged
@@ -88,8 +88,7 @@ def read_trace(
     >>> mt.read_trace("log.csv").counts.tolist()
     [[[10, 11]], [[10, 11]]]
     """
-    given = [source] if isinstance(source, str | Location) else list(source)
-    paths = [location(part) if isinstance(part, str) else part for part in given]
+    paths = locations(source)
     if format is None and _as_it_is(paths, options):
         return open_trace(str(paths[0])).select(options.layers or None, options.first, options.last)
     dump = _read(paths, options, format)

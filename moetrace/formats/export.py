@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from moetrace.files import replacing
 from moetrace.formats.arrow import to_lists
 from moetrace.formats.stream.cells import Block, dense_cells
+from moetrace.settings import unknown
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
@@ -25,21 +26,22 @@ BLOCK_CELLS = 1 << 25
 ROWS = 1 << 20
 
 
-def export_trace(trace: LoadTrace, path: Path, kind: str) -> None:
+def export_trace(trace: LoadTrace, path: str | Path, kind: str) -> None:
     """Write *trace* to *path* as one of `KINDS`, atomically, a block of steps or a layer at a time.
 
     Experts have the numbers that they have in the source, where the kind has numbers at all.
 
-    Raises `TraceError` when what is read of the trace is damaged.
+    Raises `SettingError` for another *kind*, `TraceError` when what is read of the trace is damaged.
 
     >>> import moetrace as mt
-    >>> from pathlib import Path
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
-    >>> mt.export_trace(trace, Path("run.csv"), "csv")
+    >>> mt.export_trace(trace, "run.csv", "csv")
     >>> mt.read_trace("run.csv").experts
     8
     """
-    with replacing(path) as partial:
+    if kind not in KINDS:
+        raise unknown("kind of export", kind, KINDS)
+    with replacing(Path(path)) as partial:
         KINDS[kind](trace, partial)
 
 

@@ -46,22 +46,21 @@ class Look(NamedTuple):
     closed: bool
 
 
-def follow(path: Path, pause: Callable[[], None]) -> Iterator[Look]:
+def follow(path: str | Path, pause: Callable[[], None]) -> Iterator[Look]:
     """A look at the recording at *path* each time something new was written, until it is closed.
 
     *path* is the trace that will be, or the folder of its parts. *pause* is called between two looks.
     Every look reads all layers, one at a time.
 
     >>> import moetrace as mt
-    >>> from pathlib import Path
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
-    >>> mt.save_trace(trace, Path("run.parquet"))
-    >>> [(look.step, look.closed) for look in mt.follow(Path("run.parquet"), pause=lambda: None)]
+    >>> mt.save_trace(trace, "run.parquet")
+    >>> [(look.step, look.closed) for look in mt.follow("run.parquet", pause=lambda: None)]
     [(2000, True)]
     """
     before: Look = Look(None, {}, (), False)
     while not before.closed:
-        trace, closed = _recorded(path)
+        trace, closed = _recorded(Path(path))
         if trace is not None and (closed or trace.steps[-1] != before.step):
             layers = {load.layer: _status(trace, load.layer) for load in trace.by_layer()}
             step = int(trace.steps[-1])

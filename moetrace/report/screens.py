@@ -10,6 +10,7 @@ from moetrace.report.answers import (
     BASELINE,
     STABLE,
     STATES,
+    TRANSIENT,
     UNKNOWN,
     answers_of,
     count_of,
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 # Rows of a table on sight; `--all` shows the rest.
 MOST_ROWS = 12
-# States of which a table of plans has columns: a terminal has no room for more.
-MOST_STATES = 2
 
 
 @dataclass(frozen=True)
@@ -239,9 +238,10 @@ def _apart(row: dict[str, Any] | None, name: str) -> str:
 
 
 def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool, notes: Sequence[str] = ()) -> Screen:
-    """What plans by each forecast leave of the imbalance of one trace, by state; most even first."""
+    """What plans by each forecast leave of the imbalance of one trace, by state, unknown ones where all are."""
     names = {"in_order": "none (in order)", "in_force": "as it runs today", "oracle": "knew the load (oracle)"}
-    states = [state for state in STATES if state in set(summary["state"])][:MOST_STATES]
+    there = set(summary["state"])
+    states = [state for state in (STABLE, TRANSIENT) if state in there] or [UNKNOWN] * (UNKNOWN in there)
     by_state = {state: summary[summary["state"] == state].set_index("strategy") for state in states}
     strategies = sorted(
         summary["strategy"].unique(), key=lambda name: (name != "in_order", name != "in_force", name == "oracle", name)

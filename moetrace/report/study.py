@@ -51,7 +51,7 @@ LARGE = ("last_shares",)
 
 def write_report(
     studies: Mapping[str, Mapping[str, pd.DataFrame]],
-    folder: Path,
+    folder: str | Path,
     facts: Mapping[str, str] | None = None,
     kinds: Sequence[str] = ("png",),
 ) -> list[Path]:
@@ -61,14 +61,13 @@ def write_report(
     says of how it was made; *kinds* are the files that each figure becomes, of ``png``, ``svg`` and ``pdf``.
     Raises `WorkspaceError` where a file cannot be written.
 
-    >>> from pathlib import Path
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
     >>> found = mt.study(trace, [mt.WindowMean()], horizons=[500])
-    >>> mt.write_report({found.trace: found.frames}, Path("my-report"))[-1].name
+    >>> mt.write_report({found.trace: found.frames}, "my-report")[-1].name
     'report.html'
     """
-    return [write_bytes(folder / name, content) for name, content in files_of(studies, facts or {}, kinds)]
+    return [write_bytes(Path(folder) / name, content) for name, content in files_of(studies, facts or {}, kinds)]
 
 
 def files_of(

@@ -55,6 +55,9 @@ class ResultFolder:
     root: Path
     report: Callable[[str], None] | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))  # a text will do
+
     def begin(self, trace: str) -> None:
         """Remove what killed processes left half-written of a trace."""
         for pattern in ("*/", "*/*/"):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from moetrace.analysis.about import facts_of
 from moetrace.errors import SettingError, TraceError, WorkspaceError, known_names, printable
 from moetrace.files import file_name, sweep, writing
-from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, open_trace
+from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, locations, open_trace
 from moetrace.trace import Finding, LoadTrace
 
 if TYPE_CHECKING:
@@ -43,6 +43,9 @@ class Workspace:
     """``traces/<name>.parquet`` under *root*, results beside it."""
 
     root: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "root", Path(self.root))  # a text will do
 
     def trace_path(self, name: str) -> Path:
         """Where the trace *name* lies; raises `WorkspaceError` for a name that is no file name."""
@@ -108,7 +111,7 @@ class Workspace:
 
     def ingest(
         self,
-        source: Location | Sequence[Location],
+        source: str | Location | Sequence[str | Location],
         *,
         name: str | None = None,
         options: ReadOptions = ReadOptions(),
@@ -122,7 +125,7 @@ class Workspace:
         The same unchanged source again does nothing. Another source under a taken name raises
         `WorkspaceError`, unless *force*.
         """
-        sources = [source] if isinstance(source, Location) else list(source)
+        sources = locations(source)
         path = self.trace_path(name or name_of(sources))
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)

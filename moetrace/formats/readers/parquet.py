@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from moetrace.errors import TraceError
+from moetrace.errors import SettingError, TraceError
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import is_text
@@ -62,6 +62,15 @@ class Uri:
 
 
 Location = Path | Uri
+
+
+def locations(source: str | Location | Sequence[str | Location]) -> list[Location]:
+    """Where one source lies, or several; raises `SettingError` for an array or a frame, which lies nowhere."""
+    if not isinstance(source, str | Location | Sequence):
+        way_out = "LoadTrace.from_counts makes a trace of counts in memory"
+        raise SettingError(f"a {type(source).__name__} is no path to read from: {way_out}")
+    given = [source] if isinstance(source, str | Location) else source
+    return [location(part) if isinstance(part, str) else part for part in given]
 
 
 def location(text: str) -> Location:
