@@ -29,7 +29,7 @@ def running_plan(
     Raises `TraceError` where the file is none of these, misses a layer or an expert, or does not fill the GPUs.
     """
     names = renumbered(layers, first_layer)
-    rows = _rows(path, [*names.values()])
+    rows = _rows(path, [*names.values()], gpus)
     plans = {}
     for layer, name in names.items():
         if name not in rows:
@@ -54,7 +54,7 @@ def _plan(path: Path, layer: int, row: Any, experts: int, gpus: int) -> Plan:
     return Plan.of(slots.reshape(gpus, -1), experts)
 
 
-def _rows(path: Path, layers: Sequence[int]) -> Mapping[int, Any]:
+def _rows(path: Path, layers: Sequence[int], gpus: int) -> Mapping[int, Any]:
     """The slots of each layer by its number, GPU after GPU."""
     try:
         if path.suffix == ".npy":
@@ -65,14 +65,16 @@ def _rows(path: Path, layers: Sequence[int]) -> Mapping[int, Any]:
         document = json.loads(text)
         if "physical_to_logical_map" in document:
             return dict(enumerate(document["physical_to_logical_map"]))
-        return _numbered([_of_devices(layer) for layer in document["layer_list"]], layers)
+        return _numbered([_of_devices(layer, path, gpus) for layer in document["layer_list"]], layers)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "is not a plan that is known"
         raise TraceError(str(path), str(reason), f"give {FORMS}") from None
 
 
-def _of_devices(layer: Mapping[str, Any]) -> list[int]:
+def _of_devices(layer: Mapping[str, Any], path: Path, gpus: int) -> list[int]:
     devices = sorted(layer["device_list"], key=lambda device: device["device_id"])
+    if len(devices) != gpus:
+        raise TraceError(str(path), f"is a plan of {len(devices)} GPUs, not of {gpus}", "see --gpus")
     return [expert for device in devices for expert in device["device_expert"]]
 
 

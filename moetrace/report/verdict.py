@@ -68,15 +68,14 @@ def verdict_notes(verdict: Mapping[str, Any], gpus: int) -> list[str]:
 
 def _holding(verdict: Mapping[str, Any]) -> str:
     beside = "the best that plans anew" if verdict["system"] == "static" else "this policy"
-    if verdict["holds"] is None:
-        return f"One plan made at the start stays within 1 % of {beside} to the end."
     holds = f"{verdict['holds']:,}" if verdict["holds"] else "less than 250"
-    return f"One plan made at the start stays within 1 % of {beside} for {holds} steps."
+    how_long = "To the end" if verdict["holds"] is None else f"For {holds} steps"
+    return f"{how_long} one plan made at the start stays within 1 % of {beside}."
 
 
 def _replicas(verdict: Mapping[str, Any]) -> str:
     enough, floor = verdict["enough_redundant"], verdict["floor"]
-    more = f"More than {enough:,} replicas save less than 1 % more" if enough else "Replicas save less than 1 %"
+    more = f"Replicas beyond {enough:,} save less than 1 % more" if enough else "Replicas save less than 1 %"
     hottest = f" The hottest expert alone keeps the busiest GPU at {floor:.2f} mean loads." if floor >= HOT else ""
     return f"{more}.{hottest}"
 

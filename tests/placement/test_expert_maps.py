@@ -180,6 +180,11 @@ def test_the_array_of_eplb_and_other_yaml_are_read(tmp_path):
         ("x.json", '{"physical_to_logical_map": [[], [0, 1, 2, 3, 4, 5]]}', "expert 3 is none of the 3 experts"),
         ("x.json", '{"physical_to_logical_map": [[], ["a"]]}', "no list of whole numbers"),
         ("x.json", '{"physical_to_logical_map": [[], [[0], [0, 1]]]}', "no list of whole numbers"),
+        (
+            "x.json",
+            '{"layer_list": [{"device_list": [{"device_id": 0, "device_expert": [0, 1, 2]}]}]}',
+            "is a plan of 1 GPUs, not of 3; see --gpus",
+        ),
         ("x.npy", "x", "is not a plan that is known"),
         ("x.yaml", "num_slots: 3", "layer 1 is missing"),
     ],

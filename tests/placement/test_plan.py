@@ -383,7 +383,7 @@ def test_gpus_that_do_not_fit_are_one_line(moetrace, settled, tmp_path):
     done = moetrace("place", "--gpus", "3")
 
     assert (2, 1) == (done.code, done.err.count("\n"))
-    assert "8 experts and 0 copies do not fill 3 GPUs evenly" in done.err
+    assert "8 experts and 0 replicas do not fill 3 GPUs evenly" in done.err
 
 
 def test_in_order_keeps_neighbours_together():

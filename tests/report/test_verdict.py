@@ -69,11 +69,12 @@ def test_where_a_system_has_to_be_changed_the_best_without_is_told(system, todo)
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({}, "for 750 steps. More than 32 replicas save less than 1 % more."),
+        ({}, "For 750 steps one plan made at the start stays within 1 % of this policy."),
+        ({}, "Replicas beyond 32 save less than 1 % more."),
         ({"enough_redundant": 0}, "Replicas save less than 1 %."),
-        ({"holds": None}, "this policy to the end."),
-        ({"holds": 0}, "for less than 250 steps."),
-        ({"system": "static"}, "within 1 % of the best that plans anew"),
+        ({"holds": None}, "To the end one plan made at the start"),
+        ({"holds": 0}, "For less than 250 steps one plan"),
+        ({"system": "static"}, "within 1 % of the best that plans anew."),
         ({"floor": 1.31}, "keeps the busiest GPU at 1.31 mean loads."),
     ],
 )
