@@ -222,7 +222,9 @@ def matched_on_nodes(common: Ints, nodes: int) -> Ints:
 def slots_of(experts: int, gpus: int, redundant: int) -> int:
     """The slots of each GPU; raises `SettingError` where they are not as many on every one, or are too many."""
     if redundant > experts * (gpus - 1):
-        raise SettingError(f"{redundant} replicas are more than one of each of {experts} experts on each of {gpus} GPUs")
+        raise SettingError(
+            f"{redundant} replicas are more than one of each of {experts} experts on each of {gpus} GPUs"
+        )
     slots, left = divmod(experts + redundant, gpus)
     if left:
         more = f"--redundant {redundant + gpus - left}"
