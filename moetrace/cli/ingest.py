@@ -127,6 +127,7 @@ def ingest(
         _list_formats(shared)
         return
     from moetrace.formats import ReadOptions, merge_hint
+    from moetrace.workspace.traces import names_apart
 
     flags = {"stages": stages, "phase": phase, "axes": axes, "ignore": ignore, "pattern": pattern}
     format = _spec(from_, {**flags, "column": ",".join(column) if column else None})
@@ -151,10 +152,12 @@ def ingest(
     if merge is None and (hint := merge_hint([source for group in groups.values() for source in group])):
         shared.note(hint)
 
+    names = names_apart(groups) if name is None else dict.fromkeys(groups, name)
+
     def one(key: str) -> Ingested:
         with shared.progress(key, "rows") as progress:
             return shared.folder().ingest(
-                groups[key], name=name, options=options, format=format, force=shared.force, progress=progress
+                groups[key], name=names[key], options=options, format=format, force=shared.force, progress=progress
             )
 
     _show(shared, shared.each(list(groups), one))

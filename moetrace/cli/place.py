@@ -226,8 +226,6 @@ def _write_plans(shared: Shared, given: str, placed: Placement, plan: Deployed, 
     if not len(placed.frames["plans"]):
         return []
     stem = shared.folder().result_path("place", given, f"{plan.gpus}-gpus")
-    replicas = f", with {placed.redundant:,} replicas," if placed.redundant else ""
-    shared.note(f"wrote the plan by {placed.best}{replicas} for {coming} to {stem.parent}, for")
     deployed = []
     for kind in MAPS:
         try:
@@ -236,9 +234,11 @@ def _write_plans(shared: Shared, given: str, placed: Placement, plan: Deployed, 
             say(f"no plan for {', '.join(kind.flags)}: {error}")
             continue
         path = str(write_bytes(stem.with_name(stem.name + kind.ending), content))
-        for system, flags in kind.flags.items():
-            deployed.append({"path": path, "system": system, "flags": flags(plan, path)})
-            shared.note(f"  {system}: {deployed[-1]['flags']}")
+        deployed += [{"path": path, "system": name, "flags": flags(plan, path)} for name, flags in kind.flags.items()]
+    replicas = f", with {placed.redundant:,} replicas," if placed.redundant else ""
+    shared.note(f"wrote the plan by {placed.best}{replicas} for {coming} to {stem.parent}, for")
+    for own in deployed:
+        shared.note(f"  {own['system']}: {own['flags']}")
     if plan.slots == placed.slots and min(plan.slots):
         shared.note(
             f"  their first layer is {min(plan.slots)}, as in the trace: --first-layer N if it is not the model's"
@@ -286,9 +286,9 @@ def _note_holding(shared: Shared, placed: Placement, every: Sequence[int]) -> No
     parts = []
     for state, holds in placed.holds.items():
         more = {shortest: " or less", longest: " or more"}.get(holds or 0, "") if shortest < longest else ""
-        parts.append(f"one made while {state} " + ("to the end" if holds is None else f"{holds:,} steps{more}"))
-    within = f"the busiest GPU within {ENOUGH:.0%} of the mean load of planning every {shortest:,}"
-    shared.note(f"{placed.trace}: how long a plan by {placed.best} holds, {within}: {'; '.join(parts)}")
+        parts.append(("to the end" if holds is None else f"for {holds:,} steps{more}") + f" if made while {state}")
+    within = f"its busiest GPU within {100 * ENOUGH:.0f} % of the mean load of planning every {shortest:,} steps"
+    shared.note(f"{placed.trace}: a plan by {placed.best} holds {', and '.join(parts)}: that long it keeps {within}")
 
 
 def register(app: typer.Typer) -> None:

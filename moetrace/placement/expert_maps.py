@@ -82,8 +82,8 @@ class Deployed:
             raise SettingError(f"a row for every layer up to {last:,} is needed: number layers as the model does")
         if 0 < self.model_layers <= last:
             raise SettingError(
-                f"layer {last} is none of {self.model_layers} layers that count from 0: a trace that counts them from "
-                "1 needs --first-layer, the number of its first layer counted from 0"
+                f"layer {last} is none of the {self.model_layers} layers of the model, 0 to {self.model_layers - 1}: "
+                "check --model-layers, and give --first-layer where the trace does not count from 0 as the model does"
             )
         return range(first, max(last + 1, self.model_layers))
 

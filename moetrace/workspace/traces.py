@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +126,7 @@ class Workspace:
         `WorkspaceError`, unless *force*.
         """
         sources = locations(source)
-        path = self.trace_path(name or name_of(sources))
+        path = self.trace_path(name_of(sources) if name is None else name)
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path.parent)
@@ -178,8 +178,21 @@ def name_of(sources: Sequence[Location]) -> str:
     """The name of a trace of *sources*: the stem of one, the folder of several."""
     first = sources[0]
     if len(sources) > 1:
-        return (first.resolve() if isinstance(first, Path) else first.path).parent.name
+        return _folder(first)
     return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", first.stem, flags=re.IGNORECASE)
+
+
+def names_apart(sources: Mapping[str, Sequence[Location]]) -> dict[str, str]:
+    """The name of the trace of each of *sources*, with the folder above where that tells apart two of one name."""
+    own = {key: name_of(parts) for key, parts in sources.items()}
+    given = list(own.values())
+    above = {key: f"{_folder(parts[0])}-{own[key]}" for key, parts in sources.items() if given.count(own[key]) > 1}
+    return own | above if len({*(own | above).values()}) == len(own) else own
+
+
+def _folder(source: Location) -> str:
+    """The name of the folder that *source* lies in."""
+    return (source.resolve() if isinstance(source, Path) else source.path).parent.name
 
 
 def described(trace: LoadTrace, path: Path) -> dict[str, Any]:

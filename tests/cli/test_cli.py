@@ -340,6 +340,14 @@ def test_an_export_is_what_its_ending_says(ingested, tmp_path):
     assert (tmp_path / "b.csv").read_bytes().startswith(b"PAR1")
 
 
+def test_a_plan_that_cannot_be_written_is_not_said_to_be(ingested, tmp_path):
+    """A file lies where the folder of plans should be."""
+    (tmp_path / "cwd" / "moetrace-out" / "place").write_text("mine")
+    done = ingested("place", "--gpus", 4, "--horizon", 700, *QUICK)
+
+    assert (1, False) == (done.code, "wrote the plan" in done.err)
+
+
 def test_quiet_leaves_stderr_empty(ingested):
     """No notes and no progress."""
     assert "" == ingested("predict", "--horizon", 700, *QUICK, "-q", "--json").err

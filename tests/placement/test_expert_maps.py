@@ -226,7 +226,9 @@ def test_a_layer_beyond_those_of_the_model_is_refused():
 
     assert 5 == len(json.loads(sglang(Deployed(slots, {}, 5)))["physical_to_logical_map"])
     assert 4 == len(json.loads(sglang(Deployed(slots, {}, 4).numbered(1)))["physical_to_logical_map"])
-    with pytest.raises(SettingError, match=r"layer 4 is none of 4 layers that count from 0.*--first-layer"):
+    with pytest.raises(
+        SettingError, match=r"layer 4 is none of the 4 layers of the model, 0 to 3: check --model-layers.*--first-layer"
+    ):
         sglang(Deployed(slots, {}, 4))
 
 

@@ -1,6 +1,7 @@
 """The workspace: names, what is there already, and files that are whole or not there."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ from fuzz import kills
 
 from moetrace import ReadOptions, SettingError, TraceError, Workspace, WorkspaceError, save_trace
 from moetrace.files import replacing, sweep, write_text
+from moetrace.workspace.traces import names_apart
 
 
 @pytest.fixture
@@ -49,6 +51,32 @@ def test_another_source_under_a_taken_name_is_refused(place, long_file):
     assert 60 == len(place.open("small").steps)
     assert 1 == len(place.ingest(long_file, name="other").trace.steps)
     assert 1 == len(place.ingest(long_file, force=True).trace.steps)
+
+
+def test_sources_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    """As the ranks and runs of many are; where folders do not tell, nothing is made up."""
+    paths = {name: [tmp_path / name] for name in ("a/x.csv", "b/x.csv", "b/y.csv")}
+    same = {name: [tmp_path / name] for name in ("a/x.csv", "a/x.parquet", "b/y.csv")}
+
+    assert ["a-x", "b-x", "y"] == list(names_apart(paths).values())
+    assert ["x", "x", "y"] == list(names_apart(same).values())
+
+
+def test_the_command_names_them_so(moetrace, long_file):
+    """Both are read, and the same command again does nothing."""
+    other = long_file.parent / "other" / long_file.name
+    other.parent.mkdir()
+    shutil.copy(long_file, other)
+    done, again = (moetrace("ingest", long_file, other, "--json") for _ in range(2))
+
+    assert [f"{long_file.parent.name}-small", "other-small"] == [trace["name"] for trace in done.json["traces"]]
+    assert (0, True) == (again.code, all(trace["unchanged"] for trace in again.json["traces"]))
+
+
+def test_an_empty_name_is_none(place, long_file):
+    """It is not as if none had been given."""
+    with pytest.raises(WorkspaceError, match="'' cannot be the name"):
+        place.ingest(long_file, name="")
 
 
 def test_other_options_are_another_source(place, long_file):
