@@ -239,7 +239,7 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
     sentence = ingested_sentence(frame, sum(item.unchanged for item in done))
     screen = traces_screen(frame, sentence, every=shared.all)
     wrote = sorted({f"{item.path.parent}/" for item in done if not item.unchanged})
-    shared.emit({"traces": Table("Traces", frame)}, document, [screen], wrote=wrote, then="moetrace states")
+    shared.emit({"traces": Table("Traces", frame)}, document, [screen], wrote=wrote, then=["states"])
 
 
 def _list_formats(shared: Shared) -> None:

@@ -12,6 +12,7 @@ from moetrace.cli.options import PROTOCOL, Command, with_options
 from moetrace.cli.output import Table
 from moetrace.cli.progress import Report
 from moetrace.cli.shared import Shared, steps_of
+from moetrace.errors import SettingError
 from moetrace.forecasting.predictors import PREDICTORS
 
 if TYPE_CHECKING:
@@ -90,15 +91,19 @@ class Protocol:
     ) -> list[int]:
         """The cutoffs; raises `SettingError` where an *explicit* horizon or cutoff cannot be scored.
 
-        *note* is told where they are further apart than usual.
+        *note* is told where they are further apart than usual, and where none of *horizons* can be scored.
         """
         from moetrace.forecasting.windows import checked_cutoffs, cutoffs_apart, default_cutoffs, thinned
 
         asked = steps_of(self.cutoffs) if self.cutoffs else None
         default = default_cutoffs(trace, self.first, self.every) or [self.first]
         found = asked or default
-        if asked is not None or explicit:
-            found = checked_cutoffs(trace, horizons, found, explicit=asked is not None)
+        try:
+            checked_cutoffs(trace, horizons, found, explicit=asked is not None)
+        except SettingError as error:
+            if asked is not None or explicit or note is None:
+                raise
+            note(f"{error} (--horizons)")
         if note is not None and not (asked or self.every) and thinned(trace):
             note(f"{trace.name}: cutoffs {cutoffs_apart(trace):,} steps apart, for its length (--every sets it)")
         return found
@@ -187,9 +192,8 @@ def predict(
         predict_screen(part, horizon, told[told["trace"] == trace], every=shared.all)
         for trace, part in summary.groupby("trace", sort=False)
     ]
-    given = " ".join(traces or [])
     wrote = sorted({str(Path(forecast).parent) for forecast, _ in files.values()})
-    shared.emit(tables, document, screens, wrote=wrote, then=f"moetrace place {given} --gpus N".replace("  ", " "))
+    shared.emit(tables, document, screens, wrote=wrote, then=["place", *(traces or []), "--gpus", "N"])
 
 
 def _written(shared: Shared, given: str, test: Backtest, horizon: int) -> tuple[Path, Iterator[EndForecast]]:

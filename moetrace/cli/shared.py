@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from moetrace.trace import LoadTrace
     from moetrace.workspace.traces import Workspace
 
+WORKSPACE, DEFAULT_WORKSPACE = "MOETRACE_WORKSPACE", Path("moetrace-out")
 DONE_WITH_SKIPS = 3
 INTERRUPTED = 130
 # Characters of a terminal that the closing line fits; longer, each of its parts has a line of its own.
@@ -77,10 +80,10 @@ class Shared:
     workspace: Annotated[
         Path,
         typer.Option(
-            "--workspace", "-w", envvar="MOETRACE_WORKSPACE", help="Folder of traces and results.",
+            "--workspace", "-w", envvar=WORKSPACE, help="Folder of traces and results.",
             rich_help_panel=SELECTION,
         ),
-    ] = Path("moetrace-out")  # fmt: skip
+    ] = DEFAULT_WORKSPACE  # fmt: skip
     all: Annotated[bool, typer.Option("--all", help="Every row of the answer.", rich_help_panel=OUTPUT)] = False
     show: Annotated[
         str | None,
@@ -213,11 +216,12 @@ class Shared:
         screens: Sequence[Screen] = (),
         *,
         wrote: Sequence[Path | str] = (),
-        then: str | None = None,
+        then: Sequence[str] = (),
     ) -> None:
         """Show the result: the *screens*, or of *tables* those asked for, or the *document* as JSON.
 
-        *wrote* are the files or folders that the command left behind, *then* is the command that comes next.
+        *wrote* are the files or folders that the command left behind, *then* are the words of
+        the command that comes next.
         """
         chosen = self.shown_as
         show = _shown(self.show, tables) if self.show else []
@@ -235,9 +239,15 @@ class Shared:
             to_stdout(text, screens, tables, show)
         if not self.quiet:
             answered = chosen is Format.TABLE and not show
-            _closing(wrote, tables if answered else (), then if answered else None)
+            _closing(wrote, tables if answered else (), self._command(then) if answered and then else None)
         if self.skipped:
             raise typer.Exit(DONE_WITH_SKIPS)
+
+    def _command(self, words: Sequence[str]) -> str:
+        """The command of these *words* as a shell takes it, in this workspace."""
+        usual = os.environ.get(WORKSPACE, str(DEFAULT_WORKSPACE))
+        where = [] if str(self.workspace) == usual else ["-w", str(self.workspace)]
+        return shlex.join(["moetrace", *words, *where])
 
 
 def _shown(text: str, tables: Mapping[str, Table]) -> list[str]:

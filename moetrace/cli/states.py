@@ -85,7 +85,7 @@ def states(
     shown = {"paper": Table("Sliding variance and range, windows of 100 steps", frames["layers"], FLUCTUATION)}
     document = {name: records(table.frame) for name, table in tables.items()}
     screens = [states_screen(part["layers"], every=shared.all) for part in found]
-    shared.emit(tables | shown, document, screens, then=f"moetrace predict {' '.join(traces or [])}".rstrip())
+    shared.emit(tables | shown, document, screens, then=["predict", *(traces or [])])
 
 
 def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool) -> None:

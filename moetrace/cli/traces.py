@@ -32,7 +32,7 @@ def list_(shared: Shared) -> None:
     frame = traces_frame(opened)
     screen = traces_screen(frame, listed_sentence(frame, str(shared.workspace)), every=True)
     tables = {"traces": Table(f"Traces in {shared.workspace}", frame)}
-    then = "moetrace states" if names else "moetrace ingest"
+    then = ["states" if names else "ingest"]
     documents = [described(trace, shared.folder().trace_path(trace.name)) for trace in opened]
     shared.emit(tables, {"traces": documents}, [screen], then=then)
 

@@ -6,6 +6,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -161,12 +162,12 @@ def sglang_flags(gpus: int, redundant: int, dispatch: str) -> str:
 
 
 def _sglang_flags(plan: Deployed, path: str) -> str:
-    return f"--init-expert-location {path} {sglang_flags(plan.gpus, plan.redundant, plan.dispatch)}"
+    return f"--init-expert-location {quote(path)} {sglang_flags(plan.gpus, plan.redundant, plan.dispatch)}"
 
 
 def _ascend_flags(plan: Deployed, path: str) -> str:
     settings = {"expert_map_path": path} | ({"num_redundant_experts": plan.redundant} if plan.redundant else {})
-    return f"--enable-expert-parallel --additional-config '{json.dumps({'eplb_config': settings})}'"
+    return f"--enable-expert-parallel --additional-config {quote(json.dumps({'eplb_config': settings}))}"
 
 
 def _mindie_flags(_plan: Deployed, path: str) -> str:

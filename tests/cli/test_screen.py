@@ -43,6 +43,27 @@ def test_an_answer_fits_100_columns_and_names_the_next_command(ingested, argv, t
     assert (done.out, "") == (quiet.out, quiet.err)
 
 
+def test_the_next_command_can_be_copied(ingested, tmp_path, monkeypatch):
+    """Names with spaces are one word, and it is for the same workspace."""
+    assert 0 == ingested("ingest", tmp_path / "one.parquet", "--name", "run A").code
+    elsewhere = str(tmp_path / "cwd" / "moetrace-out")
+    said = {where: ingested("states", "run A", *where).err for where in ((), ("-w", elsewhere))}
+
+    assert "Next: moetrace predict 'run A'\n" in said[()]
+    assert f"moetrace predict 'run A' -w {elsewhere}\n" in said["-w", elsewhere]
+    monkeypatch.setenv("MOETRACE_WORKSPACE", elsewhere)
+    assert "Next: moetrace predict 'run A'\n" in ingested("states", "run A").err
+
+
+def test_a_report_says_which_horizon_can_be_scored(ingested, tmp_path):
+    """Where none of the usual ones can; it is written all the same."""
+    done = ingested("report", "one", "--steps", ":1400", "--folder", tmp_path / "r", "--figures", "none", *QUICK[:4])
+
+    assert (0, True) == (done.code, "Not measured" in done.out)
+    assert "one: a horizon of 1,000 steps cannot be scored at cutoffs from 500 on: the longest horizon is" in done.err
+    assert "(--horizons)" in done.err
+
+
 def test_show_prints_the_tables_behind_an_answer(ingested):
     """Those named, or all; an unknown one is a usage error that names them; not with CSV."""
     windows, everything = ingested("states", "one", "--show", "windows"), ingested("states", "one", "--show", "all")

@@ -1,6 +1,7 @@
 """Plans as serving systems read them: every map says the same."""
 
 import json
+import shlex
 
 import numpy as np
 import pytest
@@ -165,6 +166,15 @@ def test_the_array_of_eplb_and_other_yaml_are_read(tmp_path):
 
     assert all([[0, 4], [1, 2], [0, 3]] == plans[1].experts for plans in found)
     assert all([[1, 2], [0, 4], [3, 4]] == plans[3].experts for plans in found)
+
+
+def test_flags_can_be_copied_whatever_the_path_is():
+    """A shell takes each as one word."""
+    path = "my run's plans/4-gpus.json"
+    flags = {system: own(PLAN, path) for kind in MAPS for system, own in kind.flags.items()}
+
+    assert path == shlex.split(flags["SGLang"])[1]
+    assert path == json.loads(shlex.split(flags["vllm-ascend"])[2])["eplb_config"]["expert_map_path"]
 
 
 @pytest.mark.parametrize(
