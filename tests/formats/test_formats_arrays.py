@@ -333,3 +333,23 @@ def test_a_file_for_each_step_holds_layers_of_experts(small, tmp_path):
 
     assert np.array_equal(small.counts, found.counts)
     assert np.array_equal(small.steps, found.steps)
+
+
+@pytest.mark.parametrize(
+    ("step", "layer"), [("step", "layer"), ("iters", "layer_ids"), ("global_step", "LayerIdx"), ("steps", "layers")]
+)
+def test_numbers_beside_the_counts_are_known_by_their_names(tmp_path, step, layer):
+    """Steps are not counted from 1 where the file has their numbers; which array they were is said."""
+    counts = np.full((3, 2, 4), 5)
+    np.savez(tmp_path / "x.npz", **{"counts": counts, step: [10, 20, 30], layer: [3, 7]})
+    found = read_trace(tmp_path / "x.npz")
+
+    assert ([10, 20, 30], (3, 7)) == (found.steps.tolist(), found.layers)
+    assert (step != "steps") == (f"array {step} has the numbers of the steps" in found.info.assumptions)
+
+
+def test_an_array_of_another_length_numbers_nothing(tmp_path):
+    """A single step of a checkpoint beside many logged ones, or a name that is no number."""
+    np.savez(tmp_path / "x.npz", counts=np.full((3, 2, 4), 5), step=7)
+
+    assert [1, 2, 3] == read_trace(tmp_path / "x.npz").steps.tolist()

@@ -16,7 +16,8 @@ from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells
 from moetrace.formats.stream.columns import OF_LAYER
 from moetrace.formats.stream.names import Named, layer_of, step_in
-from moetrace.formats.stream.values import Values
+from moetrace.formats.stream.roles import LAYER_NAMES, STEP_NAMES
+from moetrace.formats.stream.values import Values, simple_name
 from moetrace.trace import check_steps
 
 # Names under which a file holds its counts; with a single array in it any name will do.
@@ -76,6 +77,11 @@ class Log:
     assumptions: tuple[str, ...]
     layers: NDArray[np.int64] | None = None
     steps: NDArray[np.int64] | None = None
+
+
+def _is_one_of(name: str, names: Sequence[str]) -> bool:
+    """Whether *name*, in the singular, is one of *names*."""
+    return simple_name(name).removesuffix("s") in names
 
 
 @dataclass(frozen=True)
@@ -174,11 +180,9 @@ class Arrays:
         n = log.shape[0]
         if log.steps is not None:
             return log.steps, (), False
-        named = self.arrays.get("steps") or (self.arrays.get("step") if n == 1 else None)
+        named = self._numbers("steps", STEP_NAMES, n)
         if named is not None:
-            found = np.atleast_1d(named.whole(self.where))
-            check_steps(found, n, f"{self.where}, array steps")
-            return found.astype(np.int64), (), False
+            return *named, False
         in_name = step_in(self.path)
         if in_name is None and self.path.name.startswith("moe_load_"):
             digits = self.path.stem.removeprefix("moe_load_")
@@ -187,14 +191,24 @@ class Arrays:
             return np.array([in_name]), (STEP_BY_NAME,), False
         return np.arange(1, n + 1), ("steps are numbered from 1",), True
 
+    def _numbers(self, ours: str, names: Sequence[str], n: int) -> tuple[NDArray[np.int64], tuple[str, ...]] | None:
+        """The *n* numbers in the array that we call *ours*, or in one of these *names*, and which one that is."""
+        shapes = ((n,), ()) if n == 1 else ((n,),)
+        others = (name for name, array in self.arrays.items() if _is_one_of(name, names) and array.shape in shapes)
+        key = ours if ours in self.arrays else next(others, None)
+        if key is None:
+            return None
+        found = np.atleast_1d(self.arrays[key].whole(self.where))
+        check_steps(found, n, f"{self.where}, array {key}")
+        return found.astype(np.int64), () if key == ours else (f"array {key} has the numbers of the {ours}",)
+
     def _layers(self, log: Log) -> tuple[NDArray[np.int64], tuple[str, ...]]:
         n = log.shape[1]
         if log.layers is not None:
             return log.layers, ()
-        if "layers" in self.arrays:
-            found = self.arrays["layers"].whole(self.where)
-            check_steps(found, n, f"{self.where}, array layers")
-            return found.astype(np.int64), ()
+        named = self._numbers("layers", LAYER_NAMES, n)
+        if named is not None:
+            return named
         in_name = layer_of(self.path)
         if n == 1 and in_name is not None:
             return np.array([in_name]), (f"layer {in_name}, by the name of the file",)
