@@ -153,13 +153,8 @@ def place(
             shared.note(f"{placed.trace}: {left_out}")
     frames = {name: stacked([placed.frames[name] for placed in done]) for name in done[0].frames}
     tables = _tables(frames, done, gpus, nodes)
-    document: dict[str, Any] = {
-        "gpus": gpus,
-        "horizon": horizon,
-        "dispatch": dispatch,
-        "nodes": nodes,
-        "groups": groups,
-    }
+    document: dict[str, Any] = {"gpus": gpus, "horizon": horizon, "dispatch": dispatch}
+    document |= {"nodes": nodes, "groups": groups}
     document |= {"files": list(dict.fromkeys(own["path"] for own in deployed)), "deploy": deployed, "figures": figures}
     document |= {"trained_on": protocol.trained_on(shared)} | _told(done)
     document |= {name: records(table.frame) for name, table in tables.items()}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError
-from moetrace.placement.planner import Ints
+from moetrace.placement.packing import Ints
 from moetrace.trace import Shares
 
 Held = NDArray[Any]

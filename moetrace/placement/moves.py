@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from moetrace.placement.planner import LEAST_GAIN, Ints, Packing, exchange, replicas_of
+from moetrace.placement.packing import LEAST_GAIN, Ints, Packing, exchange
+from moetrace.placement.planner import replicas_of
 from moetrace.trace import Shares
 
 # After so many changes a plan is taken as it is: at 10,000 experts on 64 GPUs, 100 to 300 lead to the end.
@@ -57,10 +58,8 @@ def _replica_given(slots: Ints, shares: Shares) -> Ints | None:
     held[np.arange(gpus)[:, None], slots] = True
     copies = np.bincount(slots.ravel(), minlength=experts)
     each = shares / copies
-    lighter, heavier = (
-        shares / (copies + 1) - each,
-        shares / np.maximum(copies - 1, 1) - each,
-    )  # what a replica gets more
+    # What each replica gets more where there is one more of them, and one less.
+    lighter, heavier = shares / (copies + 1) - each, shares / np.maximum(copies - 1, 1) - each
     load = each[slots].sum(axis=1)
     gpu, slot = np.nonzero(copies[slots] > 1)
     taking, giving = slots[load.argmax()], slots[gpu, slot]

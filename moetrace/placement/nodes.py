@@ -6,8 +6,8 @@ import numpy as np
 
 from moetrace.errors import SettingError
 from moetrace.placement.dispatch import EVENLY, Dispatch, Held
+from moetrace.placement.packing import Ints
 from moetrace.placement.plan import TOLERANCE, Load, Plan, matched, mean_of, place, replan, slots_of
-from moetrace.placement.planner import Ints
 from moetrace.placement.step_peak import StepLoad
 from moetrace.trace import Shares
 

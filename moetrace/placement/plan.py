@@ -18,7 +18,8 @@ from moetrace.analysis.imbalance import max_over_mean
 from moetrace.errors import SettingError
 from moetrace.placement.dispatch import EVENLY, LP, Dispatch
 from moetrace.placement.moves import improved, lowest_bound
-from moetrace.placement.planner import LEAST_GAIN, Ints, arranged, planned, replicas_of
+from moetrace.placement.packing import LEAST_GAIN, Ints
+from moetrace.placement.planner import arranged, planned, replicas_of
 from moetrace.placement.step_peak import LEAST_CHANGE, StepLoad, lowered
 from moetrace.trace import Counts, Shares
 
@@ -120,10 +121,8 @@ def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY
     if not isinstance(load, StepLoad) or gpus == 1:
         return Plan.of(slots[0], len(shares))
     if redundant:
-        scatter = np.array(SCATTER if dispatch.kind != LP else SPLIT_SCATTER)[:, None] * np.sqrt(
-            np.diagonal(load.covariance)
-        )
-        copies = replicas_of(shares + scatter, redundant, gpus)
+        times = np.array(SPLIT_SCATTER if dispatch.kind == LP else SCATTER)
+        copies = replicas_of(shares + times[:, None] * np.sqrt(np.diagonal(load.covariance)), redundant, gpus)
         slots = np.concatenate([slots, arranged(np.repeat(shares[None], len(copies), axis=0), copies, gpus).slots])
     ways = [plan for start in slots for plan in (start, *lowered(start, load, dispatch=dispatch))]
     return _best(ways, load, dispatch)

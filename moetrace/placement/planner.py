@@ -1,35 +1,16 @@
 """The planner: which replicas, and which of them on which GPU, for many layers at once.
 
-A *row* is a load to plan for: a layer, a node of a layer, or a choice of replicas that is tried. All arrays have the
-rows first. Slots are an array (rows, gpus, slots of a GPU) of experts; no GPU ever holds an expert twice.
+Rows and slots are those of `packing`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache, partial
-from itertools import combinations, product
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.placement.packing import LEAST_GAIN, Ints, Packing, exchanged, picked
 from moetrace.trace import Shares
 
-Ints = NDArray[np.int64]
-
-# An exchange has to lower the peak by more than rounding, or two could undo each other for ever.
-LEAST_GAIN = 1e-9
-# A peak so close to the mean is even: the load of no step is known to a ten-thousandth.
-EVEN = 1e-4
-# The GPUs with least load are tried first as partners of the busiest, more of them where those have nothing to offer:
-# measured on 58 layers of 256 experts, two thirds of the time of trying all at once.
-PARTNERS = (4, 24)
-# Where no exchange of one expert for another helps, two are exchanged for two with so many partners, if a GPU has not
-# more slots than that: with 9 slots, what the peak is above the mean falls to a third. Of 3 slots, two are all but one.
-TWO_PARTNERS, MOST_PAIRED = (1, 3), 12
-# With more slots on a GPU, partners are looked up by their weight instead of trying all pairs.
-MANY_SLOTS = 200
 # Replicas are chosen together with the packing, and every slot is filled with all loads known, where so few slots share
 # the load that one more or less is felt.
 FEW_SLOTS = 64
@@ -37,26 +18,6 @@ FEW_SLOTS = 64
 # a horizon is hardly ever better known.
 MOST_TRIED = 256
 EVEN_ENOUGH = 1e-3
-
-
-@dataclass(frozen=True, eq=False)
-class Packing:
-    """Experts in *slots* (rows, gpus, slots) and the *weight* (rows, experts) of one replica of each."""
-
-    slots: Ints
-    weight: Shares
-
-    @property
-    def loads(self) -> Shares:
-        """The load of each GPU, shape (rows, gpus)."""
-        loads: Shares = _of(self.weight, self.slots).sum(axis=2)
-        return loads
-
-    @property
-    def peaks(self) -> Shares:
-        """The load of the busiest GPU, shape (rows,)."""
-        peaks: Shares = self.loads.max(axis=1)
-        return peaks
 
 
 def planned(shares: Shares, gpus: int, redundant: int) -> Packing:
@@ -100,7 +61,7 @@ def arranged(shares: Shares, copies: Ints, gpus: int) -> Packing:
 def _heaviest_first(weight: Shares, copies: Ints) -> Ints:
     """What fills the slots, replicas of an expert one after the other, shape (rows, all slots)."""
     heaviest = np.argsort(-weight, axis=1, kind="stable")
-    return np.repeat(heaviest.ravel(), _of(copies, heaviest).ravel()).reshape(len(weight), -1)
+    return np.repeat(heaviest.ravel(), picked(copies, heaviest).ravel()).reshape(len(weight), -1)
 
 
 def _dealt(weight: Shares, copies: Ints, gpus: int) -> Ints:
@@ -109,7 +70,7 @@ def _dealt(weight: Shares, copies: Ints, gpus: int) -> Ints:
     Less even than `_packed` where slots are few, and as many turns as a GPU has slots instead of one for each.
     """
     items, at = _heaviest_first(weight, copies).reshape(len(weight), -1, gpus), np.arange(len(weight))[:, None]
-    heavy, load, slots = _of(weight, items), np.zeros((len(weight), gpus)), np.empty_like(items)
+    heavy, load, slots = picked(weight, items), np.zeros((len(weight), gpus)), np.empty_like(items)
     for turn in range(items.shape[1]):
         order = np.argsort(load, axis=1, kind="stable")
         again = np.flatnonzero((items[:, turn, 0] == items[:, turn - 1, -1]) & (turn > 0))
@@ -117,7 +78,7 @@ def _dealt(weight: Shares, copies: Ints, gpus: int) -> Ints:
             split = items[again, turn, :1]
             without = slots[again[:, None], turn - 1, order[again]] != split
             first = without & (without.cumsum(axis=1) <= (items[again, turn] == split).sum(axis=1, keepdims=True))
-            order[again] = _of(order[again], np.argsort(~first, axis=1, kind="stable"))
+            order[again] = picked(order[again], np.argsort(~first, axis=1, kind="stable"))
         slots[at, turn, order] = items[:, turn]
         load[at, order] += heavy[:, turn]
     return np.ascontiguousarray(slots.swapaxes(1, 2))
@@ -127,7 +88,7 @@ def _packed(weight: Shares, copies: Ints, gpus: int) -> Ints:
     """Heaviest first to the GPU with least load that has a free slot and no replica of it."""
     rows, items = np.arange(len(weight)), _heaviest_first(weight, copies)
     total, size = items.shape[1], items.shape[1] // gpus
-    heavy, items = _of(weight, items).T.copy(), items.T.copy()
+    heavy, items = picked(weight, items).T.copy(), items.T.copy()
     again = np.zeros((total + 1, len(weight)), bool)  # whether a turn has the expert of the turn before
     again[1:-1] = items[1:] == items[:-1]
     some: NDArray[np.bool_] = np.logical_or.reduce(again, axis=1)
@@ -166,139 +127,6 @@ def _make_room(slots: Ints, filled: Ints, load: Shares, weight: Shares, expert: 
         filled[own] += sign
         load[own] += sign * weight[given]
     return gpu
-
-
-def exchanged(packing: Packing, until: Shares | None = None) -> Packing:
-    """Experts exchanged between the busiest GPU and another, the best pair at a time, while the peak falls.
-
-    Then two for two. Until every peak is at most *until* (rows,), or even.
-    """
-    slots, (gpus, size) = packing.slots.copy(), packing.slots.shape[1:]
-    load = packing.loads
-    enough = load.mean(axis=1) * (1 + EVEN) if until is None else until
-    ways = [(1, few) for few in (*PARTNERS, gpus)] + [(2, few) for few in TWO_PARTNERS if 3 < size <= MOST_PAIRED]
-    for number, partners in dict.fromkeys((number, min(few, gpus - 1)) for number, few in ways):
-        rows = np.flatnonzero(load.max(axis=1) > enough)
-        while len(rows):
-            kept = _exchange(slots, packing.weight, load, rows, partners, number)
-            rows = rows[kept]
-            rows = rows[load[rows].max(axis=1) > enough[rows]]
-    return Packing(slots, packing.weight)
-
-
-def exchange(packing: Packing) -> Ints | None:
-    """The slots (gpus, slots) of a packing of one row after its best exchange, None where none lowers the peak."""
-    slots, row = packing.slots.copy(), np.zeros(1, np.int64)
-    done = _exchange(slots, packing.weight, packing.loads, row, slots.shape[1] - 1)
-    return slots[0] if done[0] else None
-
-
-def _exchange(
-    slots: Ints, weight: Shares, load: Shares, rows: Ints, partners: int, number: int = 1
-) -> NDArray[np.bool_]:
-    """The best exchange of so many experts of each of *rows* with one of so many *partners*, made in place.
-
-    Whether there was one.
-    """
-    own, at, (gpus, size) = load[rows], np.arange(len(rows)), slots.shape[1:]
-    peak = own.argmax(axis=1)
-    few = partners < gpus - 1
-    others = np.argpartition(own, partners - 1, axis=1)[:, :partners] if few else _others(peak, gpus)
-    ours, theirs = slots[rows, peak], slots[rows[:, None], others].reshape(len(rows), -1)  # (n, size), (n, all theirs)
-    begin = (rows * weight.shape[1])[:, None]
-    sets, our_weight, their_weight = _sets(size, number), weight.take(begin + ours), weight.take(begin + theirs)
-    if number > 1:
-        our_weight = our_weight[:, sets].sum(axis=1)  # (n, sets)
-        their_weight = (
-            their_weight.reshape(-1, size)[:, sets].sum(axis=1).reshape(len(rows), -1)
-        )  # (n, partners * sets)
-    high, low = own[at, peak], np.repeat(_of(own, others), sets.shape[1], axis=1)
-    # The busier of the two GPUs has their mean after an exchange, and what it is off half of their difference.
-    mean, wanted = (high[:, None] + low) / 2, their_weight + (high[:, None] - low) / 2
-    best = _nearest_of_many if size > MANY_SLOTS else partial(_nearest, sets=sets)
-    worst, mine, other = best(ours, theirs, our_weight, wanted, mean, gpus * size > weight.shape[1])
-    gain: NDArray[np.bool_] = worst < high * (1 - LEAST_GAIN)
-    at, mine, other = at[gain], mine[gain], other[gain]
-    rows, peak, apart = rows[gain], peak[gain], our_weight[at, mine] - their_weight[at, other]
-    gpu, other = np.divmod(other, sets.shape[1])
-    gpu = others[at, gpu]
-    for here, there in zip(sets[:, mine], sets[:, other]):
-        slots[rows, peak, here], slots[rows, gpu, there] = slots[rows, gpu, there], slots[rows, peak, here]
-    load[rows, peak] -= apart
-    load[rows, gpu] += apart
-    return gain
-
-
-@cache
-def _sets(size: int, number: int) -> Ints:
-    """All sets of so many of *size* slots, shape (number, sets)."""
-    return np.array([*combinations(range(size), number)]).T
-
-
-@cache
-def _sets_with(size: int, number: int) -> Ints:
-    """Which of them have each slot, shape (size, sets with it)."""
-    has = (_sets(size, number) == np.arange(size)[:, None, None]).any(axis=1)
-    found: Ints = np.nonzero(has)[1].reshape(size, -1)
-    return found
-
-
-def _nearest(
-    ours: Ints, theirs: Ints, weight: Shares, wanted: Shares, mean: Shares, replicas: bool, sets: Ints
-) -> tuple[Shares, Ints, Ints]:
-    """For each row the least of *mean* and how far the *weight* of one of our *sets* is from what is *wanted*.
-
-    And of which of both. *sets* (slots of one, sets) of ours (n, slots) have weight (n, sets), and what is *wanted* of
-    those of theirs (n, partners * slots), and the mean, shape (n, partners * sets). With *replicas*, none comes to a
-    GPU that has one.
-    """
-    (n, size), at, number = ours.shape, np.arange(len(ours)), sets.shape[1]
-    worst = weight[:, :, None] - wanted[:, None]
-    np.abs(worst, out=worst)
-    worst += mean[:, None]
-    if replicas:
-        both = np.flatnonzero(ours[:, :, None] == theirs[:, None])
-        row, mine, other = np.unravel_index(both, (n, size, theirs.shape[1]))
-        gpu, slot = np.divmod(other[:, None], size)
-        having = _sets_with(size, len(sets))
-        pairs = worst.reshape(n, number, -1, number)
-        pairs[row[:, None], having[mine], gpu] = np.inf
-        pairs[row[:, None], :, gpu, having[slot[:, 0]]] = np.inf
-    worst = worst.reshape(n, -1)
-    best = worst.argmin(axis=1)
-    return worst[at, best], *np.divmod(best, wanted.shape[1])
-
-
-def _nearest_of_many(
-    ours: Ints, theirs: Ints, weight: Shares, wanted: Shares, mean: Shares, replicas: bool
-) -> tuple[Shares, Ints, Ints]:
-    """The same, looked up in sorted weights, one pair of GPUs at a time."""
-    size = ours.shape[1]
-    found = [(np.inf, 0, 0)] * len(ours)
-    for row, begin in product(range(len(ours)), range(0, theirs.shape[1], size)):
-        if mean[row, begin] >= found[row][0]:
-            continue
-        part = slice(begin, begin + size)
-        mine, other = np.arange(size), np.arange(begin, begin + size)
-        if replicas:
-            mine = mine[~np.isin(ours[row], theirs[row, part])]
-            other = other[~np.isin(theirs[row, part], ours[row])]
-        if not len(mine):
-            continue
-        mine = mine[np.argsort(weight[row, mine])]
-        above = np.searchsorted(weight[row, mine], wanted[row, other])
-        near = np.clip(above + np.array([[-1], [0]]), 0, len(mine) - 1)  # the next lighter and heavier of ours
-        worst = mean[row, begin] + np.abs(weight[row, mine[near]] - wanted[row, other])
-        side, best = np.unravel_index(worst.argmin(), worst.shape)
-        found[row] = min(found[row], (worst[side, best], int(mine[near[side, best]]), int(other[best])))
-    worst, one, another = zip(*found)
-    return np.array(worst), np.array(one, np.int64), np.array(another, np.int64)
-
-
-def _others(peak: Ints, gpus: int) -> Ints:
-    """All GPUs but the busiest, shape (rows, gpus - 1)."""
-    every = np.arange(gpus - 1)[None]
-    return every + (every >= peak[:, None])
 
 
 def _other_replicas(found: Packing, shares: Shares, copies: Ints, gpus: int) -> Packing:
@@ -343,8 +171,3 @@ def _given(shares: Shares, copies: Ints, gpus: int) -> list[Ints]:
         choice[taking[place % len(taking)]] += 1
         found.append(choice)
     return found
-
-
-def _of(values: NDArray[Any], index: Ints) -> NDArray[Any]:
-    """The *values* (rows, n) at *index* (rows, ...)."""
-    return np.take_along_axis(values, index.reshape(len(values), -1), axis=1).reshape(index.shape)

@@ -17,8 +17,9 @@ import numpy as np
 from moetrace.analysis.jumps import since_jump
 from moetrace.analysis.states import STABLE, state_at
 from moetrace.placement.expert_maps import sglang_flags
+from moetrace.placement.packing import Ints
 from moetrace.placement.plan import Plan, replan
-from moetrace.placement.planner import Ints, greedy
+from moetrace.placement.planner import greedy
 from moetrace.placement.planning import Planning
 from moetrace.trace import Counts, LayerLoad, Shares, Steps
 

@@ -8,8 +8,9 @@ from numpy.typing import ArrayLike
 from moetrace.errors import SettingError
 from moetrace.placement.dispatch import Dispatch
 from moetrace.placement.nodes import changed, check_nodes, homes_of, place_on_nodes
+from moetrace.placement.packing import Ints
 from moetrace.placement.plan import TOLERANCE, Load
-from moetrace.placement.planner import Ints, planned
+from moetrace.placement.planner import planned
 from moetrace.placement.step_peak import StepLoad
 from moetrace.trace import Shares
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from moetrace.errors import TraceError
 from moetrace.placement.expert_maps import renumbered
+from moetrace.placement.packing import Ints
 from moetrace.placement.plan import Plan
-from moetrace.placement.planner import Ints
 
 FORMS = "SGLang's physical_to_logical_map, vllm-ascend's layer_list, TensorRT-LLM's YAML, or EPLB's phy2log as .npy"
 ROW = re.compile(r"(\d+)\s*:\s*(?:\[([\d,\s]*)\]|((?:\s*-\s*\d+)+))")

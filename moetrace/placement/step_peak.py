@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.placement.dispatch import EVENLY, LP, NEAREST, Dispatch, Held, Tokens, least_peaks
-from moetrace.placement.planner import Ints
+from moetrace.placement.packing import Ints
 from moetrace.trace import Shares
 
 # The bound is lowered with half of the sharpness first: measured on the sample traces, plans are then better than

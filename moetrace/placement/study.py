@@ -116,9 +116,8 @@ def place(
     able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
     judge = planning.judged_by(trace.experts, len(trace.steps))
     best = best_strategy(scores, able, ending_states(trace), judge)
-    all_bytes = (
-        (trace.experts + redundant) * len(trace.layers) * (float("nan") if expert_bytes is None else expert_bytes)
-    )
+    slots = (trace.experts + redundant) * len(trace.layers)
+    all_bytes = slots * (float("nan") if expert_bytes is None else expert_bytes)
     summary = placement_summary(scores, seed)
     frames = {
         "summary": summary.assign(moved_bytes=summary["moved"] * all_bytes),

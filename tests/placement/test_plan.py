@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor, state_at
-from moetrace.placement import planner
+from moetrace.placement import packing, planner
 from moetrace.placement.plan import Plan, evenness, in_order, place, replan, slots_of
 from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, simulate
 from moetrace.synthetic import settling, synthetic_trace
@@ -110,7 +110,7 @@ def naive_place(shares, gpus, redundant):
                     more = sum(weight[e] for e in theirs) - sum(weight[e] for e in ours)
                     swaps.append((max(load(busiest) + more, load(gpu) - more), ours, gpu, theirs))
             peak, ours, gpu, theirs = min(swaps, default=(np.inf, None, None, None))
-            even = load(busiest) <= sum(map(load, range(gpus))) / gpus * (1 + planner.EVEN)
+            even = load(busiest) <= sum(map(load, range(gpus))) / gpus * (1 + packing.EVEN)
             if even or peak >= load(busiest) * (1 - 1e-9):
                 break
             held[busiest] = [*(set(held[busiest]) - set(ours)), *theirs]

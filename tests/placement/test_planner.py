@@ -9,7 +9,7 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.placement import moves, planner
+from moetrace.placement import moves, packing, planner
 from moetrace.placement.moves import improved, lowest_bound
 from moetrace.placement.plan import Plan, in_order, place, replan
 from moetrace.placement.planner import planned, replicas_of
@@ -205,7 +205,7 @@ def test_the_best_exchange_is_that_of_all(experts, gpus, redundant, number):
                     after = before[hot] - set(ours) | set(theirs), before[gpu] - set(theirs) | set(ours)
                     peaks.append(max(weight[list(own)].sum() for own in after))
 
-        done = planner._exchange(slots, weight[None], load, np.zeros(1, np.int64), gpus - 1, number)
+        done = packing._exchange(slots, weight[None], load, np.zeros(1, np.int64), gpus - 1, number)
 
         changed = [gpu for gpu in range(gpus) if before[gpu] != set(slots[0, gpu].tolist())]
         assert load[0] == pytest.approx(weight[slots[0]].sum(axis=1))
@@ -217,10 +217,10 @@ def test_the_best_exchange_is_that_of_all(experts, gpus, redundant, number):
 def test_two_are_exchanged_for_two_where_no_single_exchange_helps():
     """No two experts of these GPUs are one apart; 19 and 5 for 14 and 9 make both even."""
     weight = np.array([[19.0, 16.0, 4.0, 5.0, 11.0, 14.0, 8.0, 9.0]])
-    packing = planner.Packing(np.arange(8).reshape(1, 2, 4), weight)
+    uneven = packing.Packing(np.arange(8).reshape(1, 2, 4), weight)
 
-    assert planner.exchange(packing) is None
-    assert [43.0, 43.0] == planner.exchanged(packing).loads[0].tolist()
+    assert packing.exchange(uneven) is None
+    assert [43.0, 43.0] == packing.exchanged(uneven).loads[0].tolist()
 
 
 def test_looking_partners_up_finds_the_same_exchanges(monkeypatch):
@@ -229,8 +229,8 @@ def test_looking_partners_up_finds_the_same_exchanges(monkeypatch):
     for redundant in (0, 20):
         every = planned(shares, 4, redundant)
         with monkeypatch.context() as patch:
-            patch.setattr(planner, "MANY_SLOTS", 0)
-            patch.setattr(planner, "_nearest", None)
+            patch.setattr(packing, "MANY_SLOTS", 0)
+            patch.setattr(packing, "_nearest", None)
             looked_up = planned(shares, 4, redundant)
         assert looked_up.peaks == pytest.approx(every.peaks, rel=1e-12)
         assert np.array_equal(np.sort(looked_up.slots, axis=2), np.sort(every.slots, axis=2))
