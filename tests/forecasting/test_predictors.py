@@ -334,6 +334,18 @@ def test_forecasts_after_a_jump_are_of_the_load_after_it(spec):
         assert errors[spec] * times < errors["window_mean"]
 
 
+def test_training_is_compiled_once(history, caplog):
+    """A second network of the same shape, as for the next cutoff, is trained with what the first one was."""
+    import jax
+
+    trained = predictor("lstm:updates=3").fit([history.until(1000)])
+    with jax.log_compiles():
+        again = predictor("lstm:updates=3").fit([history.until(1500)])
+
+    assert [] == [line for line in caplog.messages if "_update" in line]
+    assert not np.array_equal(trained.network.head.weight, again.network.head.weight)
+
+
 def test_level_forgets_as_fast_as_the_load_moves():
     """The gain of a moving load is larger than that of a noisy still one."""
     moving = synthetic_trace([Course(steps=5000, tokens=100_000, changes=((1, 0.01),))]).layer(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -45,12 +46,18 @@ def train(batches: Sequence[Any], hidden: int, segments: int, seed: int) -> Netw
     """
     key = jax.random.key(seed)
     network = Network(hidden, segments, key)
-    schedule = optax.cosine_decay_schedule(LEARNING_RATE, max(1, len(batches[0])))
-    optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=WEIGHT_DECAY))
+    optimiser = _optimiser(max(1, len(batches[0])))
     state = optimiser.init(eqx.filter(network, eqx.is_array))
     for batch in zip(*batches):
         network, state = _update(network, state, batch, optimiser)
     return network
+
+
+@cache
+def _optimiser(updates: int) -> Any:
+    """The same object for as many updates: with another one `_update` is compiled anew, which takes seconds."""
+    schedule = optax.cosine_decay_schedule(LEARNING_RATE, updates)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=WEIGHT_DECAY))
 
 
 @eqx.filter_jit
