@@ -382,10 +382,9 @@ def _run(*argv, **more):
 
 @pytest.mark.parametrize("delay", [0.6, 1.5, 3.0])
 @pytest.mark.slow
-def test_an_interrupt_leaves_at_once_with_nothing_half_written(tmp_path, delay):
+def test_an_interrupt_leaves_at_once_with_nothing_half_written(moetrace, tmp_path, delay):
     """Exit code 130, one line, no partial file, at whatever moment."""
-    child = _run("ingest", SAMPLE, "-w", tmp_path / "w")
-    assert 0 == child.wait()
+    assert 0 == moetrace("ingest", SAMPLE, "-w", tmp_path / "w").code
     child = _run("predict", "-w", tmp_path / "w", stderr=subprocess.PIPE, text=True)
     time.sleep(delay)
     child.send_signal(signal.SIGINT)

@@ -5,14 +5,13 @@ import json
 import os
 import socket
 import stat
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import exit_code, forked, in_turn
 
 from moetrace import Finding, LoadTrace, TraceInfo, open_trace, save_trace
 from moetrace.errors import printable
@@ -113,15 +112,17 @@ def test_a_socket_is_written_into(ingested, tmp_path):
 def test_a_device_stays_what_it_is(ingested, tmp_path, device, force):
     """Also where /dev/stdout is a pipe or a file."""
     before = Path("/dev/null").stat().st_mode, Path("/dev/stdout").lstat().st_mode
-    argv = [sys.executable, "-m", "moetrace", "states", "--json", "-o", device, *force]
-    piped = subprocess.run(argv, cwd=tmp_path / "cwd", capture_output=True, text=True)
-    with (tmp_path / "file").open("w") as file:
-        filed = subprocess.run(argv, cwd=tmp_path / "cwd", stdout=file, stderr=subprocess.PIPE)
+    argv = ["states", "--json", "-o", device, *force]
+    os.mkfifo(tmp_path / "pipe")
+    piped = forked(argv, tmp_path / "cwd", tmp_path / "pipe", tmp_path / "err")
+    read = (tmp_path / "pipe").read_text()
+    filed = forked(argv, tmp_path / "cwd", tmp_path / "file", tmp_path / "err")
+    codes = [exit_code(process) for process in (piped, filed)]
 
-    assert (0, 0) == (piped.returncode, filed.returncode)
+    assert [0, 0] == codes
     assert before == (Path("/dev/null").stat().st_mode, Path("/dev/stdout").lstat().st_mode)
     if device != "/dev/null":
-        assert json.loads(piped.stdout)["layers"] == json.loads((tmp_path / "file").read_text())["layers"]
+        assert json.loads(read)["layers"] == json.loads((tmp_path / "file").read_text())["layers"]
 
 
 def test_a_folder_is_no_output(ingested, tmp_path):
@@ -163,7 +164,7 @@ def test_whatever_a_trace_is_called_it_stays_in_its_place(moetrace, tmp_path, na
     assert outside == {file for file in tmp_path.rglob("*") if tmp_path / "cwd" not in file.parents}
 
 
-@pytest.mark.parametrize("name", ["a b", "$x$ {y", "<b>&amp;", "'q\"", "ünïcode", "=1+1"])
+@pytest.mark.parametrize("name", ["$x$ {y", "=1+1 <b>&amp;", "ünï 'q\""])
 @pytest.mark.slow
 def test_a_file_may_be_called_anything(moetrace, tmp_path, name):
     """The page shows the name as text, the figures draw it."""
@@ -239,15 +240,11 @@ def test_place_without_gpus_shows_an_example(ingested):
 def test_every_command_speaks_to_every_terminal(tmp_path, environment):
     """Tables fall back to ASCII; names with other characters are shown somehow."""
     save_trace(trace_of(), tmp_path / "träce.parquet")
-    program = [sys.executable, "-m", "moetrace"]
-    for command in (["ingest", "träce.parquet", "--name", "t"], ["states"], ["states", "träce.parquet"], ["list"]):
-        done = subprocess.run(
-            [*program, *command], cwd=tmp_path, capture_output=True, env={**os.environ, **environment}
-        )
+    commands = [["ingest", "träce.parquet", "--name", "t"], ["states"], ["states", "träce.parquet"], ["list"]]
 
+    for code, err in in_turn(commands, cwd=tmp_path, env={**os.environ, **environment}):
         # Without UTF-8 a file with another name than ASCII has may not be found, and that is one line.
-        assert b"Traceback" not in done.stderr, done.stderr
-        assert 0 == done.returncode or ("LC_ALL" in environment and 1 == done.stderr.count(b"\n")), done.stderr
+        assert 0 == code or ("LC_ALL" in environment and (1, 1) == (code, err.count("\n"))), err
 
 
 @pytest.mark.slow
@@ -257,18 +254,15 @@ def test_a_folder_whose_name_is_no_utf8(tmp_path):
     Path(os.fsdecode(odd)).mkdir()
     save_trace(trace_of(), tmp_path / "t.parquet")
     (tmp_path / "t.parquet").rename(Path(os.fsdecode(odd)) / "t.parquet")
-    program = [sys.executable, "-m", "moetrace"]
-    quick = ["--predictor", "window_mean", "--cutoffs", "600"]
-    for command in (
+    commands = [
         ["ingest", odd + b"/t.parquet"], ["ingest", odd + b"/t.parquet", "-w", odd + b"/out"],
         ["states", "-w", odd + b"/out"], ["states", odd + b"/t.parquet"],
-        ["predict", *quick, "--horizon", "200", "-w", odd + b"/out", "--json"],
-        ["report", *quick, "--horizons", "200", "-w", odd + b"/out", "--json"],
-    ):  # fmt: skip
-        done = subprocess.run([*program, *command], cwd=tmp_path, capture_output=True)
+        ["predict", *QUICK, "--horizon", "200", "-w", odd + b"/out", "--json"],
+        ["report", *QUICK, "--horizons", "200", "-w", odd + b"/out", "--json"],
+    ]  # fmt: skip
 
-        assert b"Traceback" not in done.stderr, (command, done.stderr)
-        assert done.returncode == 0 or (done.returncode == 1 and done.stderr.count(b"\n") == 1), (command, done.stderr)
+    for command, (code, err) in zip(commands, in_turn(commands, cwd=tmp_path)):
+        assert code == 0 or (1, 1) == (code, err.count("\n")), (command, err)
 
 
 # --- two at a time ----------------------------------------------------------------------------
@@ -288,16 +282,15 @@ def test_two_commands_at_a_time_give_a_result_or_a_line(ingested, tmp_path, a, b
     """Never a mixture of two traces, a traceback, or half a file."""
     cwd = tmp_path / "cwd"
     save_trace(LoadTrace.from_counts(trace_of().counts[:, :, ::-1], name="other"), tmp_path / "other.parquet")
-    program = [sys.executable, "-m", "moetrace"]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": cwd, "text": True}
-    both = [subprocess.Popen([*program, *AT_ONCE[name]], **streams) for name in (a, b)]
-    for name, process in zip((a, b), both):
-        out, err = process.communicate()
+    streams = [(tmp_path / f"out-{i}", tmp_path / f"err-{i}") for i in range(2)]
+    both = [forked(AT_ONCE[name], cwd, *own) for name, own in zip((a, b), streams)]
+    for name, process, (out, err) in zip((a, b), both, streams):
+        code = exit_code(process)
 
-        assert "Traceback" not in err, (name, err)
-        assert process.returncode in (0, 1, 2), (name, err)
-        if process.returncode == 0 and "--json" in AT_ONCE[name]:
-            json.loads(out)
+        assert "Traceback" not in err.read_text(), (name, err.read_text())
+        assert code in (0, 1, 2), (name, err.read_text())
+        if code == 0 and "--json" in AT_ONCE[name]:
+            json.loads(out.read_text())
     assert [] == list(cwd.rglob(".partial-*"))
     for path in (cwd / "moetrace-out" / "traces").glob("*.parquet"):
         assert 1200 == len(open_trace(path).layer(0).steps)

@@ -48,10 +48,10 @@ def killed_after(path, seconds):
 
 @pytest.mark.slow
 def test_a_kill_loses_at_most_one_block(tmp_path):
-    """`kill -9` at 20 random moments: every time a readable trace, at most five steps short, and right."""
+    """`kill -9` at 10 random moments: every time a readable trace, at most five steps short, and right."""
     rng = np.random.default_rng(0)
     path = tmp_path / "run.parquet"
-    for seconds in rng.uniform(0, 0.5, 20):
+    for seconds in rng.uniform(0, 0.5, 10):
         said = killed_after(path, seconds)
         parts = path.with_suffix(".parts")
         if said < 5 and not list(parts.glob("part-*")):
