@@ -282,11 +282,11 @@ def best_plan(peaks: Mapping[str, float]) -> str:
 
 def worth(summary: pd.DataFrame | None, gpus: int | None, command: str) -> Answer:
     """What plans gain on *gpus*, from the placement ``summary``; without one, the *command* that would tell."""
-    if summary is None or gpus is None:
+    if summary is None:
         return Answer("Worth balancing?", "not asked", f"Say how many GPUs share the experts: {command}")
     peaks = plan_peaks(summary)
     if not peaks:
-        return Answer("Worth balancing?", "not measured", f"No plan for {gpus} GPUs could be scored on this trace.")
+        return Answer("Worth balancing?", "not measured", "Not measured: no plan could be scored on this trace.")
     plain, oracle = peaks["in_order"], peaks["oracle"]
     best = best_plan(peaks)
     saved = 1 - peaks[best] / plain

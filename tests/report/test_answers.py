@@ -142,6 +142,11 @@ def test_worth_says_what_to_run_where_it_was_not_asked():
     assert "20 % less expert time" in worth(plans, 4, "").sentence
 
 
+def test_plans_that_could_not_be_scored_are_not_asked_for_again():
+    """GPUs were given: to give them would not help."""
+    assert "Not measured: no plan could be scored on this trace." == worth(pd.DataFrame(), None, "place").sentence
+
+
 @pytest.mark.parametrize(
     ("fraction", "said"), [(0.0162, "1.62 %"), (0.0299, "2.99 %"), (0.03, "3.0 %"), (0.187, "18.7 %"), (0, "0.00 %")]
 )
