@@ -207,7 +207,8 @@ def _screen(placed: Placement, gpus: int, shared: Shared) -> Screen:
 
     summary, judged = placed.frames["summary"], placed.verdict and placed.verdict.as_row()
     answer = answered(judged, gpus) if judged and judged["system"] else worth(summary, gpus, "")
-    return place_screen(summary, answer.sentence, every=shared.all, notes=verdict_notes(judged, gpus) if judged else [])
+    notes = verdict_notes(judged, gpus, files=shared.layers is None) if judged else []
+    return place_screen(summary, answer.sentence, every=shared.all, notes=notes)
 
 
 def _write_plans(shared: Shared, given: str, placed: Placement, plan: Deployed, coming: str) -> list[dict[str, str]]:

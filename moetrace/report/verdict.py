@@ -58,12 +58,16 @@ def policy_named(verdict: Mapping[str, Any]) -> str:
     return f"{way} with {verdict['redundant']:,} replicas," if verdict["redundant"] else way
 
 
-def verdict_notes(verdict: Mapping[str, Any], gpus: int) -> list[str]:
-    """What stands below the table, a paragraph each: the evidence, how long a plan holds, and what to deploy."""
+def verdict_notes(verdict: Mapping[str, Any], gpus: int, *, files: bool = True) -> list[str]:
+    """What stands below the table, a paragraph each: the evidence, how long a plan holds, and what to deploy.
+
+    Without *files*, as of some layers alone, there is nothing to deploy.
+    """
     answer = judged(verdict, gpus)
     if verdict["system"] is None:
         return [answer.sentence]
-    return [answer.evidence, f"{_holding(verdict)} {_replicas(verdict)}", deployment(verdict)]
+    said = [answer.evidence, f"{_holding(verdict)} {_replicas(verdict)}"]
+    return [*said, deployment(verdict)] if files else said
 
 
 def _holding(verdict: Mapping[str, Any]) -> str:

@@ -66,6 +66,14 @@ def test_where_a_system_has_to_be_changed_the_best_without_is_told(system, todo)
     assert todo in deployment(VERDICT | {"system": "moetrace", "stock": VERDICT | {"system": system, "saved": 0.05}})
 
 
+def test_without_files_nothing_is_to_be_deployed():
+    """A plan of some layers is not written, so no file is above."""
+    whole, part = (verdict_notes(VERDICT | {"system": "static"}, 8, files=files) for files in (True, False))
+
+    assert "deploy the file" in whole[-1]
+    assert whole[:-1] == part
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
