@@ -25,6 +25,8 @@ from moetrace.forecasting.windows import default_cutoffs
 SAMPLES = Path(__file__).parent.parent / "sample_traces"
 SMALL = ("gpt-moe-8e-a", "gpt-moe-8e-b", "large/gpt-moe-32e-d")
 TRACES = (*SMALL, "large/gpt-moe-128e-f", "large/gpt-moe-128e-serving")
+# Recorded when everything was chosen, and never looked at before.
+HELD_OUT = ("held_out/gpt-moe-16e-h", "held_out/gpt-moe-32e-i")
 HORIZONS = (1000, 2000)
 OURS = ("auto", "level", "sw_avg", "arima", "lstm", "window_mean", "ema")
 # What a single fixed setting could have been, for the comparison with the best of them in hindsight.
@@ -71,7 +73,7 @@ def scores_of(name: str, specs: Sequence[str], cutoffs: Sequence[int] | None = N
 def by_predictor() -> str:
     """Every predictor on every trace, stable cutoffs, with the difference from window_mean and the coverage."""
     lines = []
-    for name in TRACES:
+    for name in (*TRACES, *HELD_OUT):
         summary = summary_frame(scores_of(name, OURS))
         for state in ("stable", "transient"):
             if not (summary["state"] == state).any():
@@ -95,7 +97,7 @@ def by_predictor() -> str:
     return "\n".join(lines)
 
 
-def mean_errors(specs: Sequence[str], cutoffs_from: int, traces: Sequence[str] = TRACES) -> pd.DataFrame:
+def mean_errors(specs: Sequence[str], cutoffs_from: int, traces: Sequence[str] = (*TRACES, *HELD_OUT)) -> pd.DataFrame:
     """Mean error_rate in percent, one row per predictor, one column per trace, both horizons averaged."""
     columns = {}
     for name in traces:

@@ -1,8 +1,8 @@
 """Whether what is told holds: the noise floor, the borders of states, what stable promises, expected errors, intervals.
 
 Prints Markdown tables, on synthetic layers whose truth is known, of seeds from 1,000 on, and on all real traces in
-`sample_traces` and, where present, `sample_traces/large`. Of the synthetic layers nothing was chosen on the seeds
-reported; the numbers of the intervals, of the promise and of `auto` were chosen with an eye on all of the real traces.
+`sample_traces`. Of the synthetic layers nothing was chosen on the seeds reported; the numbers of the intervals, of the
+promise and of `auto` were chosen with an eye on all of the real traces but those that are held out.
 Where horizons of neighbouring cutoffs overlap, intervals are from a bootstrap of whole stretches as long as a horizon.
 """
 
@@ -33,12 +33,14 @@ EVERY, ROUNDS, LEAST = 250, 500, 3
 
 
 def real_traces() -> Iterator[mt.LoadTrace]:
-    paths = [*SAMPLES.glob("*.parquet"), *SAMPLES.glob("large/*.parquet")]
-    # Passes of a server without a decode token are no steps.
-    for path in sorted((path for path in paths if "decode" not in path.stem), key=lambda path: path.stem):
-        trace = mt.read_trace(path)
-        trace = replace(trace, info=replace(trace.info, name=path.stem))
-        yield trace.select(layers=trace.layers[::4]) if trace.experts > MOST_EXPERTS else trace
+    """All of them, those that are held out last, and of many experts every fourth layer."""
+    folders = {"": "", "large": "", "held_out": " (held out)"}
+    for folder, mark in folders.items():
+        # Passes of a server without a decode token are no steps.
+        for path in sorted(path for path in (SAMPLES / folder).glob("*.parquet") if "decode" not in path.stem):
+            trace = mt.read_trace(path)
+            trace = replace(trace, info=replace(trace.info, name=f"{path.stem}{mark}"))
+            yield trace.select(layers=trace.layers[::4]) if trace.experts > MOST_EXPERTS else trace
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -206,7 +208,9 @@ def promise_table(scores: pd.DataFrame) -> str:
 def expectation_table(scores: pd.DataFrame) -> str:
     """Found over told, and what the intervals held, by state; states of fewer than ten scores left out."""
     rows = []
-    own = scores[scores["predictor"].isin(["level", "window_mean", "auto"])]
+    own = scores[scores["predictor"].isin(["level", "window_mean", "auto"])].assign(run=scores["trace"])
+    real = own[~own["trace"].str.startswith("synthetic")]
+    own = pd.concat([own, real.assign(trace="all real traces")], ignore_index=True)
     for (predictor, horizon, trace), part in own.groupby(["predictor", "horizon", "trace"], sort=False):
         correlation = np.log(part[["error_rate", "expected_error"]]).corr().iloc[0, 1]
         for state, one in part.groupby("state"):
@@ -227,15 +231,15 @@ def expectation_table(scores: pd.DataFrame) -> str:
 
 
 def uncertain(scores: pd.DataFrame, horizon: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """Stretches as long as a *horizon* that the cutoffs make; logarithm of the median of found over told and the parts
-    inside the two intervals; and how far each of the three may be off, 95 %.
+    """Stretches as long as a *horizon* that the cutoffs of each run make; logarithm of the median of found over told
+    and the parts inside the two intervals; and how far each of the three may be off, 95 %.
 
     A bootstrap of stretches of neighbouring cutoffs, the last followed by the first, with all of their layers. It
     takes a few stretches for too much alike, so its standard error is widened, by Student's t and for a mean that is
     taken off: of simulated scores whose horizons overlap, an interval then holds 87 to 96 % for 3 to 12 stretches, and
     not 64 to 84 %. NaN for fewer than three.
     """
-    by_cutoff = [own for _, own in scores.groupby("cutoff")]
+    by_cutoff = [own for _, own in scores.groupby(["run", "cutoff"])]
     logs = [np.log(own["error_rate"] / own["expected_error"]).to_numpy() for own in by_cutoff]
     parts = [own[["coverage_80", "coverage_95"]].to_numpy() for own in by_cutoff]
 
@@ -292,7 +296,7 @@ def main() -> None:
           "cutoffs overlap, and layers share their batches: *stretches* is how many horizons lie side by side in the cutoffs "
           "of a state, and 95 % intervals are from a bootstrap of such stretches, all layers together; fewer than three "
           "tell nothing of how they scatter.\n")  # fmt: skip
-    print(expectation_table(pd.concat([scores, synthetic])))
+    print(expectation_table(pd.concat([scores, synthetic], ignore_index=True)))
     print("\n### auto beside the best single predictor\n\nMean error in percent over both horizons; early are the cutoffs up "
           "to 2,500.\n")  # fmt: skip
     print(auto_table(scores))
