@@ -104,14 +104,16 @@ def settling(frames: Frames) -> Figure:
 
 
 def errors(frames: Frames) -> Figure:
-    """Error over the run, a panel for each horizon: the best predictor, the baseline and the noise; the rest grey."""
+    """Error over the run, a panel for each horizon: the best predictor, the baseline and the noise; the rest grey.
+
+    The best over the shortest horizon, in every panel: a colour has one name in the legend of all.
+    """
     course = frames["course"]
-    horizons = sorted(course["horizon"].unique())
+    horizons, best = sorted(course["horizon"].unique()), _best(frames, _shortest(frames["summary"]))
     figure = new_figure(WIDTH, 3.1, (0.6, 0.1, 0.85, 0.3))
     for i, horizon in enumerate(horizons):
         axes = figure.add_subplot(1, len(horizons), i + 1)
         part = course[course["horizon"] == horizon]
-        best = _best(frames, int(horizon))
         for name, curve in part.groupby("predictor", sort=False):
             known = curve.dropna(subset="error_rate").sort_values("cutoff")
             axes.plot(known["cutoff"], 100 * known["error_rate"], marker=".", **predictor_style(str(name), best))
@@ -129,11 +131,11 @@ def _errors_message(frames: Frames) -> str:
     horizon = _shortest(frames["summary"])
     best = _best(frames, horizon)
     own = course[(course["horizon"] == horizon) & (course["predictor"] == best)]
-    first, last = own.iloc[0], own.iloc[-1]
-    return (
-        f"The error of {best} over the next {horizon:,} steps goes from {100 * first['error_rate']:.1f} % "
-        f"at step {first['cutoff']:,} to {100 * last['error_rate']:.1f} % at step {last['cutoff']:,}"
+    first, last = (
+        f"{100 * row['error_rate']:.1f} % at step {row['cutoff']:,}" for _, row in own.iloc[[0, -1]].iterrows()
     )
+    goes = f"goes from {first} to {last}" if len(own) > 1 else f"is {first}"
+    return f"The error of {best} over the next {horizon:,} steps {goes}"
 
 
 def _best(frames: Frames, horizon: int) -> str | None:

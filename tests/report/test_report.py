@@ -121,6 +121,30 @@ def test_curves_show_the_shares_in_percent(frames):
     assert np.allclose(expected, axes.lines[3].get_ydata())
 
 
+def test_errors_have_one_best_predictor_in_every_panel(frames):
+    """Its colour has one name, also where another is the best over a longer horizon."""
+    summary = frames["summary"].copy()
+    shortest, longest = summary["horizon"].min(), summary["horizon"].max()
+    worst = summary[summary["horizon"] == longest].groupby("predictor")["error_rate"].mean().idxmax()
+    summary.loc[(summary["horizon"] == longest) & (summary["predictor"] == worst), "error_rate"] = 0.0
+    figure = drawn("errors", dict(frames) | {"summary": summary})
+    named = [{line.get_label() for line in axes.lines if line.get_color() == BLUE} for axes in figure.axes]
+
+    assert shortest < longest
+    assert 1 == len(named[0])
+    assert len(figure.axes) * [named[0]] == named
+    assert named[0] < set(labels(figure))
+
+
+def test_the_error_at_a_single_cutoff_goes_nowhere(frames):
+    """The heading says where it is, not from where to where."""
+    course = frames["course"]
+    alone = dict(frames) | {"course": course[course["cutoff"] == course["cutoff"].min()]}
+
+    assert " goes from " in ALL["errors"].message(frames)
+    assert " steps is " in ALL["errors"].message(alone)
+
+
 def test_a_course_shows_the_hottest_experts_and_the_rest_as_a_band(frames):
     """Five curves with names, and the quantiles of the other three experts."""
     hottest = frames["hottest"][frames["hottest"]["layer"] == 0]
