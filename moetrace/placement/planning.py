@@ -61,6 +61,8 @@ class Planning:
     top_groups: int | None = None
 
     def __post_init__(self) -> None:
+        if self.gpus < 1:
+            raise SettingError(f"experts are placed on one GPU or more, not on {self.gpus}")
         if self.nodes < 1 or self.gpus % self.nodes:
             raise SettingError(f"{self.gpus} GPUs are not the same number on each of {self.nodes} nodes")
         if self.judge not in JUDGES:

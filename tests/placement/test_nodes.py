@@ -141,6 +141,7 @@ def test_nodes_of_a_token_are_few_where_groups_stay_together():
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
+        ({"gpus": -4}, "one GPU or more, not on -4"),
         ({"nodes": 4, "groups": 6}, "6 groups are not the same number on each of 4 nodes"),
         ({"nodes": 1, "groups": 3}, "16 experts are not the same number in each of 3 groups"),
         ({"nodes": 4, "groups": 4, "redundant": 8, "top_groups": 5}, "cannot take 5 of 4 groups"),
