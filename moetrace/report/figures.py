@@ -61,7 +61,7 @@ def peaks(frames: Frames) -> Figure:
     mesh = axes.pcolormesh(steps, rows, table.to_numpy(), cmap="cividis", rasterized=True, vmin=1, vmax=highest)
     _name_layers(axes, list(table.index), 0.5)
     axes.set(xlabel="step", ylabel="layer")
-    figure.colorbar(mesh, ax=axes, label="hottest expert, in mean loads", fraction=0.05, aspect=12, extend="max")
+    figure.colorbar(mesh, ax=axes, label="in mean loads", fraction=0.05, aspect=12, extend="max")
     return figure
 
 
