@@ -59,8 +59,11 @@ def report(
         from moetrace.forecasting.study import study
         from moetrace.placement.study import placement_frames
 
-        cutoffs = protocol.looks(trace, asked, shared.note, explicit=horizons is not None)
+        notes: list[str] = []
+        cutoffs = protocol.looks(trace, asked, notes.append, explicit=horizons is not None)
         found = study(trace, predictors, asked, cutoffs, progress, seed=protocol.seed, **settings)
+        for text in notes:  # not of a trace that is too short for anything, which is a line of its own
+            shared.note(text)
         shared.note_reused(trace.name, found.computed, found.reused)
         if gpus is None:
             return trace.name, found.frames
