@@ -15,10 +15,11 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from moetrace.analysis.states import STABLE, classify, rank_runs
+from moetrace.analysis.states import classify, rank_runs
 from moetrace.analysis.variogram import block_means
 from moetrace.synthetic import Course, synthetic_trace
 from moetrace.trace import LayerLoad
+from moetrace.words import STABLE
 
 STEPS = 6000
 KINDS = ("sudden", "slow", "never", "start", "again")

@@ -20,9 +20,10 @@ from scipy.stats import t
 
 import moetrace as mt
 from moetrace.analysis.noise import pooled_shares
-from moetrace.analysis.states import PROMISE, PROMISED_STEPS, STABLE, TRANSIENT, classify, state_at
+from moetrace.analysis.states import PROMISE, PROMISED_STEPS, classify, state_at
 from moetrace.forecasting.backtest import evaluate
 from moetrace.trace import LayerLoad
+from moetrace.words import STABLE, TRANSIENT
 
 SAMPLES = Path(__file__).parent.parent / "sample_traces"
 FIRST_SEED = 1000

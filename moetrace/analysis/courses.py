@@ -41,7 +41,7 @@ def hottest_frame(load: LayerLoad) -> pd.DataFrame:
     ends, means = course(load, COURSE_MOMENTS)
     order = np.argsort(-load.last(RECENT).mean_shares, kind="stable")
     hot, rest = order[:HOTTEST], order[HOTTEST:]
-    series = {str(expert): means[:, expert] for expert in hot}
+    series = {str(load.expert_numbers[expert]): means[:, expert] for expert in hot}
     if len(rest):
         series |= dict(zip(REST, np.quantile(means[:, rest], list(REST.values()), axis=1)))
     rows = {"trace": load.trace, "layer": load.layer, "step": ends}

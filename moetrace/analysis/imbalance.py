@@ -79,7 +79,7 @@ def balance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:
         "trace": load.trace,
         "layer": load.layer,
         "steps": int(recent.steps[-1] - recent.steps[0]) + 1,
-        "hottest": int(share.argmax()),
+        "hottest": int(load.expert_numbers[share.argmax()]),
         "max_over_mean": max_over_mean(share),
         "idle": int((share == 0).sum()),
     }

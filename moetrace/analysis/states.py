@@ -21,10 +21,7 @@ from moetrace.analysis.movement import ahead, borders, movement, uncertainty, wi
 from moetrace.analysis.outlook import expected_movement
 from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, block_means
 from moetrace.trace import LayerLoad, Shares, Steps
-
-TRANSIENT = "transient"
-STABLE = "stable"
-UNKNOWN = "unknown"
+from moetrace.words import STABLE, TRANSIENT, UNKNOWN
 
 SETTLED = "settled"
 FROM_START = "stable from the start"

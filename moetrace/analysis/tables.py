@@ -15,6 +15,7 @@ from moetrace.analysis.imbalance import IMBALANCE, RECENT, balance_frame
 from moetrace.analysis.noise import step_noise
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
 from moetrace.analysis.variogram import step_scatter
+from moetrace.frames import stacked
 from moetrace.trace import LayerLoad, LoadTrace
 
 if TYPE_CHECKING:
@@ -31,16 +32,6 @@ DETECTORS_APART = 1000
 # What `--sensitivity` varies: windows in steps, and the movement below which a layer settles.
 SENSITIVITY_WINDOWS = (100, 200, 400)
 SENSITIVITY_THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08)
-
-
-def stacked(frames: Sequence[pd.DataFrame], columns: Sequence[str] = ()) -> pd.DataFrame:
-    """The rows of *frames* one after the other; without any, an empty frame with *columns*, or else with theirs."""
-    import pandas as pd
-
-    filled = [frame for frame in frames if len(frame)]
-    if filled:
-        return pd.concat(filled, ignore_index=True)
-    return frames[0] if frames and not columns else pd.DataFrame(columns=list(columns))
 
 
 def layers_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -194,7 +185,7 @@ def experts_frame(load: LayerLoad) -> pd.DataFrame:
         {
             "trace": load.trace,
             "layer": load.layer,
-            "expert": expert,
+            "expert": int(load.expert_numbers[expert]),
             "window": found.window,
             "share": float(load.mean_shares[expert]),
             "variance": float(found.variance[:, expert].mean()),
@@ -218,7 +209,7 @@ def load_frame(load: LayerLoad) -> pd.DataFrame:
         {
             "trace": load.trace,
             "layer": load.layer,
-            "expert": experts.ravel(),
+            "expert": load.expert_numbers[experts.ravel()],
             "step": ends[moments.ravel()],
             "share": means.ravel(),
         }

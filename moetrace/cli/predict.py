@@ -140,7 +140,7 @@ def predict(
     Backtests the predictors at a horizon, and forecasts the steps after the end of the trace. The
     error rate is the sum over experts of |predicted - actual| share of the load of the whole
     horizon; the noise beside it is what no forecast can remove. Differences are from window_mean,
-    over the same layers and cutoffs, with a 95 % interval.
+    over the same layers and cutoffs, with a 95% interval.
 
     Results are kept in the workspace as they are made: a run that was stopped goes on where it was,
     and what is there already is not computed again.
@@ -150,10 +150,10 @@ def predict(
     """
     import pandas as pd
 
-    from moetrace.analysis.tables import stacked
     from moetrace.files import write_bytes
     from moetrace.forecasting.backtest import evaluate
     from moetrace.forecasting.summary import means_frame, summary_frame
+    from moetrace.frames import stacked
     from moetrace.report.screens import predict_screen
     from moetrace.report.tables import csv, records
 

@@ -30,9 +30,9 @@ def report(
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
     horizons: Annotated[str | None, typer.Option(help="Horizons in steps; 1000,2000 if none.", metavar="STEPS")] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=2, help="Also whether balancing pays on so many GPUs.", metavar="N")
+        int | None, typer.Option(min=2, help="Also evaluate balancing on so many GPUs.", metavar="N")
     ] = None,
-    redundant: Annotated[int, typer.Option(min=0, help="Slots for further replicas of experts, with --gpus.")] = 0,
+    redundant: Annotated[int, typer.Option(min=0, help="Redundant experts, with --gpus.")] = 0,
     figures: Annotated[
         str, typer.Option(help="What each figure is written as: png, svg, pdf; or none.", metavar="KINDS")
     ] = "png",
@@ -47,7 +47,7 @@ def report(
     \b
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
     """
-    from moetrace.analysis.tables import stacked
+    from moetrace.frames import stacked
     from moetrace.report.screens import report_screen
     from moetrace.report.study import write_report
     from moetrace.report.tables import records
@@ -57,7 +57,8 @@ def report(
 
     def one(_given: str, trace: LoadTrace, progress: Report) -> tuple[str, dict[str, pd.DataFrame]]:
         from moetrace.forecasting.study import study
-        from moetrace.placement.study import placement_frames
+        from moetrace.placement.planning import Planning
+        from moetrace.placement.study import place, placement_frames
 
         notes: list[str] = []
         cutoffs = protocol.looks(trace, asked, notes.append, explicit=horizons is not None)
@@ -67,8 +68,11 @@ def report(
         shared.note_reused(trace.name, found.computed, found.reused)
         if gpus is None:
             return trace.name, found.frames
-        plans = placement_frames(trace, predictors, gpus, redundant, asked[0], cutoffs, seed=protocol.seed, **settings)
-        return trace.name, found.frames | plans
+        placed = place(
+            trace, predictors, Planning(gpus, redundant), asked[0], cutoffs, progress, first=protocol.first,
+            seed=protocol.seed, **settings,
+        )  # fmt: skip
+        return trace.name, found.frames | placement_frames(placed)
 
     studies = dict(shared.each_trace(traces, "report on", "results", one))
     into = folder or shared.folder().root / "report"

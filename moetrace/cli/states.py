@@ -57,8 +57,8 @@ def states(
 
     Tells transient from stable windows, and finds the step from which on each layer has settled.
     Movement is the change of the load from one window of 200 steps to the next, sampling noise
-    taken off. A layer settles where its mean over 500 steps stays below 4 %, and is transient again
-    above 6 %. A second detector looks at the order of the experts alone. Variance and range are the
+    taken off. A layer settles where its mean over 500 steps stays below 4%, and is transient again
+    above 6%. A second detector looks at the order of the experts alone. Variance and range are the
     paper's.
 
     With --follow, TRACE is the path that a recorder writes to. Exit codes then: 0 when every layer is
@@ -67,7 +67,8 @@ def states(
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4
     """
-    from moetrace.analysis.tables import stacked, states_tables
+    from moetrace.analysis.tables import states_tables
+    from moetrace.frames import stacked
     from moetrace.report.screens import states_screen
     from moetrace.report.tables import records
 
@@ -93,8 +94,8 @@ def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool)
     import json
     import time
 
-    from moetrace.analysis.states import STABLE
     from moetrace.record.follow import follow
+    from moetrace.words import STABLE
 
     if len(traces) != 1:
         raise typer.BadParameter("--follow watches one trace: give its path")

@@ -68,7 +68,7 @@ def check(
     \b
     Example: moetrace check gpt-moe-8e-a --fail-on collapse,dead,drift
     """
-    from moetrace.analysis.tables import stacked
+    from moetrace.frames import stacked
     from moetrace.report.screens import findings_screen
     from moetrace.report.tables import records
 

@@ -21,7 +21,7 @@ RECENT = 1000
 # A layer is collapsed when one expert has this share of the load and there are more than two.
 COLLAPSED_SHARE = 0.9
 # Shares that differ by a tenth between the last RECENT steps and those before: a layer that counts as
-# stable, moving by less than 4 % in 200 steps, stays below 9 % in 1,000.
+# stable, moving by less than 4% in 200 steps, stays below 9% in 1,000.
 DRIFTED = 0.1
 # Counts of a layer that are looked at for roughness: enough to tell, and quick.
 ROUGH_COUNTS = 1 << 20
@@ -43,7 +43,7 @@ def examine(trace: LoadTrace) -> list[Finding]:
     totals: list[Counts] = []
     factor = Factor()
     for load in trace.by_layer():
-        findings += [*idle_experts(load, trace.info.first_expert), *_drift(load), *_roughness(load)]
+        findings += [*idle_experts(load), *_drift(load), *_roughness(load)]
         totals.append(load.totals)
         factor.add(load.counts, int(load.counts.max()))
     findings += [] if "rounded" in names else factor.findings
@@ -67,18 +67,18 @@ def _roughness(load: LayerLoad) -> list[Finding]:
     return roughness_findings(load.counts[:rows], load.steps[:rows], load.layer)
 
 
-def idle_experts(load: LayerLoad, first_expert: int = 0) -> list[Finding]:
-    """The findings ``dead`` and ``collapse`` of the last `RECENT` steps of a layer, experts numbered from the first."""
+def idle_experts(load: LayerLoad) -> list[Finding]:
+    """The findings ``dead`` and ``collapse`` of the last `RECENT` steps of a layer."""
     recent = load.last(RECENT).counts.sum(axis=0)
     shares = recent / recent.sum()
     place = f"layer {load.layer}"
     findings = []
-    dead = [str(first_expert + expert) for expert in (recent == 0).nonzero()[0]]
+    dead = [str(expert) for expert in load.expert_numbers[recent == 0]]
     if dead:
         findings.append(finding("dead", place, f"no token in the last {RECENT} steps for experts {shown(dead)}"))
     if len(shares) > 2 and shares.max() > COLLAPSED_SHARE:
-        busiest, share = first_expert + shares.argmax(), 100 * shares.max()
-        evidence = f"expert {busiest} has {share:.0f} % of the load of the last {RECENT} steps"
+        busiest, share = load.expert_numbers[shares.argmax()], 100 * shares.max()
+        evidence = f"expert {busiest} has {share:.0f}% of the load of the last {RECENT} steps"
         findings.append(finding("collapse", place, evidence))
     return findings
 
@@ -95,5 +95,5 @@ def _drift(load: LayerLoad) -> list[Finding]:
     drift = max(0.0, moved**2 - noise**2) ** 0.5
     if drift <= DRIFTED:
         return []
-    evidence = f"the shares of the last {RECENT} steps differ by {100 * drift:.0f} % from those of the {RECENT} before"
+    evidence = f"the shares of the last {RECENT} steps differ by {100 * drift:.0f}% from those of the {RECENT} before"
     return [finding("drift", f"layer {load.layer}", evidence)]

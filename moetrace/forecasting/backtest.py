@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
-from moetrace.analysis.tables import stacked
 from moetrace.errors import TooShortError
 from moetrace.forecasting.evaluation import Evaluation, Result, SharedFit, evaluation
 from moetrace.forecasting.fitting import Histories, TimedFit, fit, has_history, refits
@@ -26,6 +25,7 @@ from moetrace.forecasting.predictors import label
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import InMemory, Results
 from moetrace.forecasting.windows import Windows
+from moetrace.frames import stacked
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:

@@ -71,16 +71,15 @@ class Evaluation:
     @cached_property
     def names(self) -> Mapping[tuple[int, str, int], Result]:
         """The name of every result by layer, label of the predictor and horizon, in the order of the frames."""
-        steps, trained = self._steps_digest, self._trained_on
+        steps, trained, first_expert = self._steps_digest, self._trained_on, self.trace.info.first_expert
         cutoffs = {horizon: self.cutoffs(horizon) for horizon in self.horizons}
         names = {}
         for layer, predictor in product(self.trace.layers, self.predictors):
             name, counts = label(predictor), self.trace.digest(layer)
             learned = [self._all_layers, trained] if predictor.pools_layers else []
             for horizon in self.horizons:
-                key = key_of(
-                    layer, horizon, settings_of(predictor), counts, steps, cutoffs[horizon], learned, self.intervals
-                )
+                facts = layer, first_expert, horizon, counts, steps, cutoffs[horizon], learned, self.intervals
+                key = key_of(settings_of(predictor), *facts)
                 names[layer, name, horizon] = Result(self.trace.name, name, layer, horizon, key, self.intervals)
         return names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 from dataclasses import asdict
@@ -12,8 +13,10 @@ from typing import Any
 
 from moetrace.forecasting.predictors.base import Predictor
 
-# The rooms whose code computes results, and the libraries it computes with.
-ROOMS = ("analysis", "forecasting")
+# Where results are computed: these modules, and all of the package that they import.
+ROOTS = ("forecasting.layers", "forecasting.fitting", "forecasting.predictors")
+# Modules that hold no number that a result depends on, only messages.
+MESSAGES = ("errors", "settings")
 LIBRARIES = ("numpy", "pandas", "scipy", "statsmodels", "jax", "equinox", "optax")
 
 
@@ -29,16 +32,36 @@ def settings_of(predictor: Predictor) -> list[Any]:
 
 
 @cache
-def code_digest() -> str:
-    """The digest of the source of every module that a result may depend on.
+def code_digest(package: Path = Path(__file__).parent.parent) -> str:
+    """The digest of the code of every module that a result depends on, without comments and docstrings.
 
-    Whoever changes a predictor sees new numbers, not kept ones; a version number would have to be thought of.
+    A change of a predictor gives new numbers, not cached ones; a version number would have to be maintained by hand.
     """
-    package = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for path in sorted(path for room in ROOMS for path in (package / room).rglob("*.py")):
-        digest.update(str(path.relative_to(package)).encode() + path.read_bytes())
+    for name, tree in sorted(used_modules(package).items()):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+                node.body = node.body[1:]
+        digest.update(f"{name}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()
+
+
+def used_modules(package: Path) -> dict[str, ast.Module]:
+    """The parsed modules in the folder *package* that `ROOTS` import, and what these import, by name."""
+    files = {".".join(path.relative_to(package).with_suffix("").parts): path for path in package.rglob("*.py")}
+    waiting = [name for name in files if any(name == root or name.startswith(f"{root}.") for root in ROOTS)]
+    found: dict[str, ast.Module] = {}
+    while waiting:
+        name = waiting.pop()
+        if name in found or name in MESSAGES:
+            continue
+        found[name] = ast.parse(files[name].read_bytes())
+        for node in ast.walk(found[name]):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("moetrace."):
+                module = node.module.removeprefix("moetrace.")  # type: ignore[union-attr]
+                names = [module, f"{module}.__init__", *(f"{module}.{alias.name}" for alias in node.names)]
+                waiting += [each for each in names if each in files]
+    return found
 
 
 @cache

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from moetrace.analysis.kept import keep_blocks
 from moetrace.analysis.noise import horizon_noise
 from moetrace.analysis.states import state_at
-from moetrace.analysis.tables import stacked
 from moetrace.analysis.variogram import BLOCK
 from moetrace.forecasting import intervals
 from moetrace.forecasting.fitting import TimedFit, has_history, layer_fits
-from moetrace.forecasting.predictors import BASELINE, label, predictor
+from moetrace.forecasting.predictors import label, predictor
 from moetrace.forecasting.predictors.base import Forecast, Predictor, is_constant
 from moetrace.forecasting.scoring import Errors, errors, predicted_shares, step_errors
 from moetrace.forecasting.windows import Windows
+from moetrace.frames import stacked
 from moetrace.trace import LayerLoad, Shares
+from moetrace.words import BASELINE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,6 +62,7 @@ class EndForecast(NamedTuple):
     expected_error: float
     half_widths: dict[int, Shares]
     status: str
+    first_expert: int = 0
 
 
 def forecasts(
@@ -105,8 +107,8 @@ def forecast_end(
     (found,) = forecasts(load, by, {end: [horizon]}, shared_fits)
     forecast = found.by_horizon[horizon]
     expected, mean = experience.expectation(end, horizon), forecast.shares.mean(axis=0)
-    uncertain = expected.error(mean), expected.half_widths(mean)
-    return EndForecast(load.trace, label(by), load.layer, end + 1, forecast.shares, *uncertain, forecast.status)
+    key, known = (load.trace, label(by), load.layer, end + 1), (expected.error(mean), expected.half_widths(mean))
+    return EndForecast(*key, forecast.shares, *known, forecast.status, load.first_expert)
 
 
 # --- scores -----------------------------------------------------------------------------------
@@ -225,7 +227,11 @@ def _step_errors(reference: Reference, by: Predictor, at: CutoffForecasts) -> di
 def _measured(
     reference: Reference, forecast: Forecast | None, cell: Cell, by_step: Shares | None
 ) -> tuple[dict[str, Any], dict[str, Shares] | None]:
-    """The measured fields of a `Score`, and the shares of the experts, None where none were forecast or expected."""
+    """The measured fields of a `Score`, and the shares of the experts, None where none were forecast or expected.
+
+    Of these *forecast* is the mean over the steps, which is known at the cutoff; *predicted* weights each step by its
+    tokens, as *actual* does.
+    """
     step_noise, error_noise = reference.noise[cell]
     baseline = reference.window_mean[cell]
     known = {"error_noise": error_noise, "step_noise": step_noise, "window_mean_error_rate": baseline}
@@ -239,7 +245,13 @@ def _measured(
         return known | found._asdict() | {"skill": skill} | dict.fromkeys(EXPECTED, float("nan")), None
     mean = forecast.shares.mean(axis=0)
     of_logged = matched(forecast.shares, cell[0], after).mean(axis=0)
-    experts = horizon_shares(of_logged, predicted, after.mean_shares, expected.half_widths(mean))
+    experts = {
+        "expert": after.expert_numbers,
+        "forecast": of_logged,
+        "predicted": predicted,
+        "actual": after.mean_shares,
+    }
+    experts |= intervals.bounds(predicted, expected.half_widths(mean))
     held = {name: float(_inside(experts, name.removeprefix("coverage_")).mean()) for name in COVERAGE}
     return known | found._asdict() | held | {"skill": skill, "expected_error": expected.error(mean)}, experts
 
@@ -247,18 +259,6 @@ def _measured(
 COVERAGE = ("coverage_80", "coverage_95")
 EXPECTED = ("expected_error", *COVERAGE)
 _NOTHING = Errors(float("nan"), float("nan"), float("nan"), 0, float("nan"))
-
-
-def horizon_shares(
-    forecast: Shares, predicted: Shares, actual: Shares, half_widths: dict[int, Shares]
-) -> dict[str, Shares]:
-    """Forecast, predicted and actual share of the load of the horizon, with intervals, each of shape (experts,).
-
-    *forecast* is the mean over the steps, which is known at the cutoff; *predicted* weighs each step by
-    the tokens that then came, as *actual* does.
-    """
-    known: dict[str, Any] = {"expert": np.arange(len(actual)), "forecast": forecast}
-    return known | {"predicted": predicted, "actual": actual} | intervals.bounds(predicted, half_widths)
 
 
 def _inside(experts: Mapping[str, Shares], percent: str) -> NDArray[np.bool_]:

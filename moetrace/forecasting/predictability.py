@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moetrace.analysis.states import STABLE
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.evaluation import Evaluation, evaluation
-from moetrace.forecasting.predictors import BASELINE, label, predictor
+from moetrace.forecasting.predictors import label, predictor
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.windows import evaluation_windows
 from moetrace.trace import LoadTrace
+from moetrace.words import BASELINE, STABLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

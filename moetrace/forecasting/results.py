@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from moetrace.analysis.tables import stacked
 from moetrace.forecasting.evaluation import Result, SharedFit
 from moetrace.forecasting.fitting import TimedFit
 from moetrace.forecasting.layers import EndForecast
 from moetrace.forecasting.predictors.base import Predictor
+from moetrace.frames import stacked
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.analysis.states import STABLE, TRANSIENT, UNKNOWN
-from moetrace.analysis.tables import stacked
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.intervals import bounds
 from moetrace.forecasting.layers import EndForecast
+from moetrace.frames import stacked
+from moetrace.words import STABLE, TRANSIENT, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -157,7 +157,9 @@ def means_frame(forecasts: Iterable[EndForecast], horizon: int) -> pd.DataFrame:
         share = ahead.shares.mean(axis=0)
         key = {"trace": ahead.trace, "predictor": ahead.predictor, "layer": ahead.layer, "horizon": horizon}
         ends = bounds(share, ahead.half_widths)
-        parts.append(pd.DataFrame({**key, "expert": np.arange(len(share)), "share": share, **ends}))
+        parts.append(
+            pd.DataFrame({**key, "expert": ahead.first_expert + np.arange(len(share)), "share": share, **ends})
+        )
     return stacked(parts)
 
 

@@ -119,29 +119,3 @@ def evaluation_windows(trace: LoadTrace, horizons: Sequence[int], cutoffs: Seque
     known = {horizon: set(scorable(trace, wanted, horizon)) for horizon in sorted(set(horizons))}
     covered = {cutoff: [horizon for horizon in known if cutoff in known[horizon]] for cutoff in wanted}
     return {cutoff: there for cutoff, there in covered.items() if there}
-
-
-def replanning_windows(trace: LoadTrace, every: Sequence[int], first: int = FIRST_CUTOFF) -> Windows:
-    """The steps at which plans are made by one who makes them every so many steps, for each of *every*.
-
-    A plan is for the steps up to the next one, its horizon. All begin after *first* steps and end
-    together, so that they are compared on the same steps; those are cut into stretches of the shortest.
-    Raises `SettingError` for distances that are no multiples of the shortest, or longer than the trace.
-    """
-    shortest, longest = min(every), max(every)
-    if shortest < 1:
-        raise SettingError("plans are made every so many steps, a whole number above 0")
-    if odd := [n for n in every if n % shortest]:
-        raise SettingError(
-            f"every {odd[0]} and every {shortest} steps are not compared: give multiples of the shortest"
-        )
-    begin = int(trace.steps[0]) + first - 1
-    left = _end(trace) - begin
-    if left < longest:
-        raise SettingError(
-            f"plans for {longest} steps do not fit: after the first {first} steps there are {max(0, left)}"
-        )
-    cutoffs = range(begin, begin + left // longest * longest, shortest)
-    known = {n: set(scorable(trace, cutoffs, n)) for n in sorted(set(every))}
-    covered = {c: [n for n in known if (c - begin) % n == 0 and c in known[n]] for c in cutoffs}
-    return {cutoff: horizons for cutoff, horizons in covered.items() if horizons}

@@ -2,6 +2,9 @@
 
 A *row* is a load to plan for: a layer, a node of a layer, or a choice of replicas that is tried. All arrays have the
 rows first. Slots are an array (rows, gpus, slots of a GPU) of experts; no GPU ever holds an expert twice.
+
+Loads are whole numbers in float64 arrays (`in_units`). Their sums are exact in any order, and ties are broken by index,
+so that a plan does not depend on the processor or on the BLAS kernel.
 """
 
 from __future__ import annotations
@@ -32,9 +35,24 @@ TWO_PARTNERS, MOST_PAIRED = (1, 3), 12
 MANY_SLOTS = 200
 
 
+# A load is rounded to this part of the total of its row: forecasts differ from kernel to kernel by up to 1e-10
+# (arima, measured), and no load is known to a ten-millionth. A unit is finer, so that a replica's part is whole, too.
+COARSE, UNITS = 2.0**24, 2.0**40
+
+
+def in_units(load: Shares) -> Shares:
+    """*load* (rows, experts), none negative, as whole numbers whose total is about `UNITS` in each row.
+
+    >>> in_units(np.array([[0.25, 0.75 + 1e-12]])) / UNITS
+    array([[0.25, 0.75]])
+    """
+    total = load.sum(axis=1, keepdims=True)
+    return np.rint(load / np.where(total > 0, total, 1) * COARSE) * (UNITS / COARSE)
+
+
 @dataclass(frozen=True, eq=False)
 class Packing:
-    """Experts in *slots* (rows, gpus, slots) and the *weight* (rows, experts) of one replica of each."""
+    """Experts in *slots* (rows, gpus, slots) and the *weight* (rows, experts) of one replica of each, whole numbers."""
 
     slots: Ints
     weight: Shares
@@ -70,13 +88,6 @@ def exchanged(packing: Packing, until: Shares | None = None) -> Packing:
     return Packing(slots, packing.weight)
 
 
-def exchange(packing: Packing) -> Ints | None:
-    """The slots (gpus, slots) of a packing of one row after its best exchange, None where none lowers the peak."""
-    slots, row = packing.slots.copy(), np.zeros(1, np.int64)
-    done = _exchange(slots, packing.weight, packing.loads, row, slots.shape[1] - 1)
-    return slots[0] if done[0] else None
-
-
 def _exchange(
     slots: Ints, weight: Shares, load: Shares, rows: Ints, partners: int, number: int = 1
 ) -> NDArray[np.bool_]:
@@ -87,7 +98,7 @@ def _exchange(
     own, at, (gpus, size) = load[rows], np.arange(len(rows)), slots.shape[1:]
     peak = own.argmax(axis=1)
     few = partners < gpus - 1
-    others = np.argpartition(own, partners - 1, axis=1)[:, :partners] if few else _others(peak, gpus)
+    others = np.argsort(own, axis=1, kind="stable")[:, :partners] if few else _others(peak, gpus)
     ours, theirs = slots[rows, peak], slots[rows[:, None], others].reshape(len(rows), -1)  # (n, size), (n, all theirs)
     begin = (rows * weight.shape[1])[:, None]
     sets, our_weight, their_weight = _sets(size, number), weight.take(begin + ours), weight.take(begin + theirs)
@@ -167,7 +178,7 @@ def _nearest_of_many(
             other = other[~np.isin(theirs[row, part], ours[row])]
         if not len(mine):
             continue
-        mine = mine[np.argsort(weight[row, mine])]
+        mine = mine[np.argsort(weight[row, mine], kind="stable")]
         above = np.searchsorted(weight[row, mine], wanted[row, other])
         near = np.clip(above + np.array([[-1], [0]]), 0, len(mine) - 1)  # the next lighter and heavier of ours
         worst = mean[row, begin] + np.abs(weight[row, mine[near]] - wanted[row, other])

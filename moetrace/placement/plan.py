@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from moetrace.analysis.imbalance import max_over_mean
 from moetrace.errors import SettingError
-from moetrace.placement.dispatch import EVENLY, LP, Dispatch
-from moetrace.placement.moves import improved, lowest_bound
-from moetrace.placement.packing import LEAST_GAIN, Ints
+from moetrace.placement.dispatch import EVEN, EVENLY, LP, Dispatch
+from moetrace.placement.packing import Ints, in_units
 from moetrace.placement.planner import arranged, planned, replicas_of
 from moetrace.placement.step_peak import LEAST_CHANGE, StepLoad, lowered
 from moetrace.trace import Counts, Shares
@@ -36,12 +35,12 @@ SCATTER = (1.0, 2.0)
 SPLIT_SCATTER = (0.5, 1.0, 2.0, 3.0, 4.0)
 
 Load = Shares | StepLoad
-"""What is planned for: shares (experts,), or single steps."""
+"""What is planned for: single steps, or shares (experts,), which are a load of one step."""
 
 
-def mean_of(load: Load) -> Shares:
-    """The share of each expert of the whole *load*, shape (experts,)."""
-    return load.mean if isinstance(load, StepLoad) else load
+def steps_of(load: Load) -> StepLoad:
+    """*load* as single steps."""
+    return load if isinstance(load, StepLoad) else StepLoad.of(load[None], load)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +99,8 @@ class Evenness(NamedTuple):
     balance: float
 
 
-def in_order(experts: int, gpus: int, redundant: int = 0) -> Plan:
-    """Experts where frameworks put them if nobody asks: neighbours together, and after the last the first again."""
+def default_plan(experts: int, gpus: int, redundant: int = 0) -> Plan:
+    """The default placement of frameworks: neighbours together, and after the last expert the first again."""
     held = np.zeros((gpus, experts), np.int64)
     for gpu, own in enumerate(np.array_split(np.arange(experts + redundant) % experts, gpus)):
         np.add.at(held[gpu], own, 1)
@@ -111,25 +110,28 @@ def in_order(experts: int, gpus: int, redundant: int = 0) -> Plan:
 def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY) -> Plan:
     """The experts of *load* on *gpus*, with *redundant* further slots for replicas of the busiest.
 
-    Planned from nothing: by shares (experts,) alone as `planner.planned` does, for single steps as `lowered` does from
-    there, also from replicas by mean and scatter; the best is taken where tokens are split as *dispatch* does.
+    Planned from scratch: a single step as `planner.planned` does, several as `lowered` does from there, also from
+    replicas by mean and scatter; the best is taken where tokens are split as *dispatch* does.
     Raises `SettingError` where the slots are not as many on every GPU, or are too many.
     """
-    shares = mean_of(load)
-    slots_of(len(shares), gpus, redundant)
-    slots = planned(shares[None], gpus, redundant).slots
-    if not isinstance(load, StepLoad) or gpus == 1:
-        return Plan.of(slots[0], len(shares))
+    wanted = steps_of(load)
+    experts = len(wanted.mean)
+    slots_of(experts, gpus, redundant)
+    slots = planned(wanted.mean[None], gpus, redundant).slots
+    if gpus == 1 or (len(wanted.steps) == 1 and dispatch.kind == EVEN):
+        return Plan.of(slots[0], experts)
     if redundant:
-        times = np.array(SPLIT_SCATTER if dispatch.kind == LP else SCATTER)
-        copies = replicas_of(shares + times[:, None] * np.sqrt(np.diagonal(load.covariance)), redundant, gpus)
-        slots = np.concatenate([slots, arranged(np.repeat(shares[None], len(copies), axis=0), copies, gpus).slots])
-    ways = [plan for start in slots for plan in (start, *lowered(start, load, dispatch=dispatch))]
-    return _best(ways, load, dispatch)
+        times = np.array(SPLIT_SCATTER if dispatch.kind == LP else SCATTER)[:, None]
+        copies = replicas_of(in_units(wanted.mean + times * np.sqrt(np.diagonal(wanted.covariance))), redundant, gpus)
+        same = np.repeat(in_units(wanted.mean[None]), len(copies), axis=0)
+        slots = np.concatenate([slots, arranged(same, copies, gpus).slots])
+    return _best(
+        (plan for start in slots for plan in (start, *lowered(start, wanted, dispatch=dispatch))), wanted, dispatch
+    )
 
 
 def _best(plans: Iterable[Ints], load: StepLoad, dispatch: Dispatch) -> Plan:
-    """The one of the *plans*, slots (gpus, slots), with the lowest peak of a step."""
+    """The one of the *plans*, slots (gpus, slots), with the lowest peak of a step; the first of several."""
     apart = {slots.tobytes(): slots for slots in plans}.values()  # many end alike, and to judge one takes time
     return min((Plan.of(slots, len(load.mean)) for slots in apart), key=lambda plan: load.peak(plan.held, dispatch))
 
@@ -144,57 +146,32 @@ def replan(
 ) -> Plan:
     """The plan *before*, changed for *load* with few experts moved, or itself where that is good enough.
 
-    For shares (experts,), it is good enough where its predicted peak is within *tolerance* of the lowest that can be.
-    Otherwise it is changed step by step until it is within half of that, so that the next small move of the load does
-    not change it again. For single steps it is good enough where changes that do not raise their peak lower neither
-    that nor the predicted peak by more than half of *tolerance*; each must lower it by more than `EACH` of that.
-    Where steps do not lead there and a plan from nothing is better by more than *tolerance*, or has another number of
-    slots, that one is taken, its GPUs renamed so that few experts move. Nothing is changed where that would not lower
-    the peak by more than *least_gain*. Both are in parts of the mean GPU's load. Raises `SettingError` as `place` does.
+    It is good enough where changes that do not raise the peak of a step lower neither that nor the peak of the mean
+    load by more than half of *tolerance*, or *least_gain*; each change must gain more than `EACH` of *tolerance*.
+    Steps scatter, so that their peak hardly shows a mean load that has become uneven: both peaks count.
+    Where single changes do not lead there and a plan from scratch is better by more than *tolerance*, or has another
+    number of slots, that one is taken, its GPUs renamed so that few experts move. *least_gain* and *tolerance* are in
+    parts of the mean GPU's load. Raises `SettingError` as `place` does.
     """
-    gpus, experts = before.held.shape
+    wanted, (gpus, experts) = steps_of(load), before.held.shape
     if before.held.sum() != slots_of(experts, gpus, redundant) * gpus or before.held.max() > 1:
-        return place(load, gpus, redundant, dispatch).aligned(before, dispatch.nodes)
+        return place(wanted, gpus, redundant, dispatch).aligned(before, dispatch.nodes)
     if gpus == 1:
         return before
-    if isinstance(load, StepLoad):
-        return _replanned(before, load, redundant, least_gain, tolerance, dispatch)
-    mean = load.sum() / gpus
-    lowest = lowest_bound(load, gpus, redundant)
-    peak = (before.parts @ load).max()
-    if peak <= lowest + max(tolerance, LEAST_GAIN) * mean:
-        return before
-    enough = lowest + tolerance / 2 * mean
-    plan = Plan.of(improved(before.slots, load, enough), experts)
-    if (plan.parts @ load).max() > enough + LEAST_GAIN * mean:
-        fresh = place(load, gpus, redundant)
-        better = (plan.parts @ load).max() - (fresh.parts @ load).max()
-        plan = fresh.aligned(before, dispatch.nodes) if better > max(tolerance, LEAST_GAIN) * mean else plan
-    gain = peak - (plan.parts @ load).max()
-    return before if gain <= max(least_gain, LEAST_GAIN) * mean else plan
-
-
-def _replanned(
-    before: Plan, load: StepLoad, redundant: int, least_gain: float, tolerance: float, dispatch: Dispatch
-) -> Plan:
-    """The plan *before*, changed for single steps.
-
-    Steps scatter, so that their peak hardly shows a mean load that has become uneven: that counts, too.
-    """
-    mean = load.mean.sum() / len(before.held)
-    worth = max(tolerance / 2, least_gain, LEAST_GAIN) * mean
-    looks = load, StepLoad(load.mean[None])
-    now = [look.peak(before.held, dispatch) for look in looks]
+    worth = max(tolerance / 2, least_gain, LEAST_CHANGE) / gpus
+    views = (wanted,) if len(wanted.steps) == 1 else (wanted, wanted.in_one_step)
+    now = [view.peak(before.held, dispatch) for view in views]
 
     def pays(plan: Plan) -> bool:
-        step, whole = (peak - look.peak(plan.held, dispatch) for peak, look in zip(now, looks))
-        return step > worth or (step >= 0 and whole > worth)
+        gains = [peak - view.peak(plan.held, dispatch) for peak, view in zip(now, views)]
+        return gains[0] > worth or (gains[0] >= 0 and max(gains) > worth)
 
-    plan = _best(lowered(before.slots, load, max(tolerance * EACH, LEAST_CHANGE), dispatch), load, dispatch)
+    changed = lowered(before.slots, wanted, max(tolerance * EACH, LEAST_CHANGE), dispatch)
+    plan = _best((before.slots, *changed), wanted, dispatch)
     if pays(plan) or not tolerance:
-        fresh = place(load, len(before.held), redundant, dispatch).aligned(before, dispatch.nodes)
-        better = load.peak(plan.held, dispatch) - load.peak(fresh.held, dispatch)
-        plan = fresh if better > max(tolerance, LEAST_GAIN) * mean else plan
+        fresh = place(wanted, gpus, redundant, dispatch).aligned(before, dispatch.nodes)
+        better = wanted.peak(plan.held, dispatch) - wanted.peak(fresh.held, dispatch)
+        plan = fresh if better > max(tolerance, LEAST_CHANGE) / gpus else plan
     return plan if pays(plan) else before
 
 
@@ -229,6 +206,14 @@ def slots_of(experts: int, gpus: int, redundant: int) -> int:
         more = f"--redundant {redundant + gpus - left}"
         raise SettingError(f"{experts} experts and {redundant} replicas do not fill {gpus} GPUs evenly: try {more}")
     return slots
+
+
+def lowest_peak(shares: Shares, gpus: int, redundant: int) -> float:
+    """A peak that no plan of *shares* (experts,) is below: the mean, or what the hottest expert brings with it."""
+    hottest = float((shares / replicas_of(shares[None], redundant, gpus)[0]).max())
+    if not redundant:
+        hottest += float(np.sort(shares)[: len(shares) // gpus - 1].sum())
+    return max(float(shares.sum()) / gpus, hottest)
 
 
 def least_redundant(experts: int, gpus: int) -> int:

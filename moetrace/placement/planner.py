@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.placement.packing import LEAST_GAIN, Ints, Packing, exchanged, picked
+from moetrace.placement.packing import LEAST_GAIN, Ints, Packing, exchanged, in_units, picked
 from moetrace.trace import Shares
 
 # Replicas are chosen together with the packing, and every slot is filled with all loads known, where so few slots share
@@ -29,16 +29,18 @@ def planned(shares: Shares, gpus: int, redundant: int) -> Packing:
     slots are few, one replica at a time is given to another expert and all is packed anew, as long as that lowers the
     peak.
     """
-    copies = replicas_of(shares, redundant, gpus)
-    found = arranged(shares, copies, gpus)
-    few = redundant and gpus > 1 and shares.shape[1] + redundant <= FEW_SLOTS
-    return _other_replicas(found, shares, copies, gpus) if few else found
+    load = in_units(shares)
+    copies = replicas_of(load, redundant, gpus)
+    found = arranged(load, copies, gpus)
+    few = redundant and gpus > 1 and load.shape[1] + redundant <= FEW_SLOTS
+    return _other_replicas(found, load, copies, gpus) if few else found
 
 
 def greedy(shares: Shares, gpus: int, redundant: int) -> Ints:
     """Slots (rows, gpus, slots) as EPLB's planner fills them: replicas, then the heaviest first; nothing exchanged."""
-    copies = replicas_of(shares, redundant, gpus)
-    return _packed(shares / copies, copies, gpus)
+    load = in_units(shares)
+    copies = replicas_of(load, redundant, gpus)
+    return _packed(np.rint(load / copies), copies, gpus)
 
 
 def replicas_of(shares: Shares, redundant: int, gpus: int) -> Ints:
@@ -51,9 +53,9 @@ def replicas_of(shares: Shares, redundant: int, gpus: int) -> Ints:
     return copies
 
 
-def arranged(shares: Shares, copies: Ints, gpus: int) -> Packing:
-    """Experts of *shares* (rows, experts) in as many slots as *copies* says: packed or dealt, then exchanged."""
-    weight = shares / copies
+def arranged(load: Shares, copies: Ints, gpus: int) -> Packing:
+    """Experts of *load* (rows, experts), whole numbers, in *copies* slots each: packed or dealt, then exchanged."""
+    weight = np.rint(load / copies)
     filled = _packed if copies[0].sum() <= FEW_SLOTS else _dealt
     return exchanged(Packing(filled(weight, copies, gpus), weight))
 

@@ -1,32 +1,41 @@
-"""How plans are made and scored: for how many GPUs, judged by what, changed when."""
+"""How plans are made and scored: for how many GPUs on how many nodes, with how many redundant experts, changed when."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from moetrace.analysis.imbalance import max_over_mean
 from moetrace.errors import SettingError
-from moetrace.placement.dispatch import EVEN, Dispatch
-from moetrace.placement.nodes import check_nodes, nodes_per_token, place_on_nodes, replan_on_nodes
-from moetrace.placement.plan import TOLERANCE, Evenness, Load, Plan, evenness, in_order, place, replan, slots_of
+from moetrace.placement.dispatch import EVEN, EVENLY, Dispatch, Held
+from moetrace.placement.packing import Ints
+from moetrace.placement.plan import (
+    TOLERANCE,
+    Evenness,
+    Plan,
+    default_plan,
+    evenness,
+    matched,
+    place,
+    replan,
+    slots_of,
+)
 from moetrace.placement.step_peak import StepLoad
 from moetrace.trace import Counts, Shares
 
-STEPS, MEAN = JUDGES = ("steps", "mean")
 # With fewer steps their covariance is hardly one: measured on the sample traces, from 20 on plans by them are better
 # than by the mean alone. More than 1,000 make none better.
-FEWEST_STEPS = 20
-MOST_STEPS = 1000
-# With more experts plans are judged by the mean alone: the loads of hundreds of experts on a GPU even out, and there
-# are as many covariances as pairs of experts.
+FEWEST_STEPS, MOST_STEPS = 20, 1000
+# There are as many covariances as pairs of experts. No published model has more than 512 experts in a layer.
 MOST_EXPERTS = 2000
+# Sets of groups drawn to estimate on how many nodes a token is: their mean is known to about 0.01.
+DRAWS = 2000
 
 
 class ByNode(NamedTuple):
-    """*node_peak_over_mean* is the load of the busiest node over that of the mean one, see also `nodes_per_token`."""
+    """*node_peak_over_mean* is the load of the busiest node over the mean node's, see also `nodes_per_token`."""
 
     node_peak_over_mean: float
     nodes_per_token: float
@@ -36,17 +45,17 @@ class ByNode(NamedTuple):
 class Planning:
     """Plans for *gpus*, with *redundant* further slots, changed as `replan` does with *least_gain* and *tolerance*.
 
-    *judge* says by what a plan is judged: by single ``steps``, each of which waits for its own busiest GPU, or by the
-    ``mean`` load alone. *dispatch* says how the tokens of an expert are split among its replicas, see `Dispatch`, on so
+    A plan is judged by single steps, each of which waits for its own busiest GPU; after fewer than `FEWEST_STEPS` by
+    the mean load. *dispatch* is how the tokens of an expert are split among its replicas, see `Dispatch`, on so
     many *nodes*. With *groups* on several nodes, the experts of each group stay on one, for group-limited routing,
     where a token takes *top_groups* of them (half of them by default, as DeepSeek-V3 does, with 4 of 8).
-    Raises `SettingError` for settings that there are not, or that do not fit together.
+    Raises `SettingError` for settings that are invalid or do not fit together.
 
     >>> import moetrace as mt
     >>> load = mt.synthetic_trace([mt.settling(500, steps=2000)]).layer(0).until(1000).last(500)
     >>> planning = mt.Planning(gpus=4)
     >>> plan = planning.place(planning.load(load.counts, load.mean_shares))
-    >>> planning.evenness(plan, load.counts).balance > planning.evenness(planning.in_order(8), load.counts).balance
+    >>> planning.evenness(plan, load.counts).balance > planning.evenness(planning.default(8), load.counts).balance
     True
     """
 
@@ -54,7 +63,6 @@ class Planning:
     redundant: int = 0
     least_gain: float = 0.0
     tolerance: float = TOLERANCE
-    judge: str = STEPS
     dispatch: str = EVEN
     nodes: int = 1
     groups: int = 1
@@ -65,11 +73,9 @@ class Planning:
             raise SettingError(f"experts are placed on one GPU or more, not on {self.gpus}")
         if self.nodes < 1 or self.gpus % self.nodes:
             raise SettingError(f"{self.gpus} GPUs are not the same number on each of {self.nodes} nodes")
-        if self.judge not in JUDGES:
-            raise SettingError(f"a plan is judged by {' or '.join(JUDGES)}, not by {self.judge!r}")
         if self.top_groups is not None and not 1 <= self.top_groups <= self.groups:
             raise SettingError(f"a token cannot take {self.top_groups} of {self.groups} groups")
-        Dispatch(self.dispatch)  # raises for one that there is not
+        Dispatch(self.dispatch)  # raises for an unknown one
 
     @property
     def split(self) -> Dispatch:
@@ -81,41 +87,63 @@ class Planning:
         """Whether groups of experts stay on one node."""
         return self.groups > 1 and self.nodes > 1
 
+    def with_redundant(self, redundant: int) -> Planning:
+        """The same with another number of redundant experts."""
+        return replace(self, redundant=redundant)
+
     def check(self, experts: int) -> None:
         """Raise `SettingError` where the slots do not fill the GPUs evenly, or groups do not fill the nodes."""
+        if experts > MOST_EXPERTS:
+            raise SettingError(f"plans are made for up to {MOST_EXPERTS:,} experts in a layer, not for {experts:,}")
         slots_of(experts, self.gpus, self.redundant)
         nodes = self.nodes if self.on_nodes else 1
         check_nodes(experts, experts + self.redundant, self.groups, nodes, self.gpus)
 
-    def in_order(self, experts: int) -> Plan:
-        """Neighbours together, see `plan.in_order`."""
-        return in_order(experts, self.gpus, self.redundant)
+    def default(self, experts: int) -> Plan:
+        """The default placement, see `default_plan`."""
+        return default_plan(experts, self.gpus, self.redundant)
 
-    def judged_by(self, experts: int, steps: int) -> str:
-        """By what plans for so many *experts* are judged after so many *steps*: `FEWEST_STEPS`, `MOST_EXPERTS`."""
-        return self.judge if steps >= FEWEST_STEPS and experts <= MOST_EXPERTS else MEAN
-
-    def load(self, seen: Counts, mean: Shares) -> Load:
+    def load(self, seen: Counts, mean: Shares) -> StepLoad:
         """What is planned for, where *mean* (experts,) is forecast after steps *seen* with counts (steps, experts)."""
-        if self.judged_by(len(mean), len(seen)) == MEAN:
-            return mean if self.dispatch == EVEN else StepLoad(mean[None])
+        if len(seen) < FEWEST_STEPS:
+            return StepLoad.of(mean[None], mean)
         rows = np.linspace(0, len(seen) - 1, min(len(seen), MOST_STEPS)).round().astype(np.int64)
         return StepLoad.of(seen[rows], mean)
 
-    def place(self, load: Load, before: Plan | None = None) -> Plan:
-        """Planned from nothing, see `plan.place`; GPUs are named after those *before*."""
-        if self.on_nodes:
-            plan = place_on_nodes(load, self.gpus, self.redundant, self.groups, self.split)
-        else:
+    def place(self, load: StepLoad, before: Plan | None = None) -> Plan:
+        """A plan from scratch, see `plan.place`; its GPUs are numbered as in the plan *before*."""
+        if not self.on_nodes:
             plan = place(load, self.gpus, self.redundant, self.split)
+        else:  # every group on one of the nodes, and its replicas too, as EPLB does
+            own = [
+                home[
+                    place(
+                        load.of_experts(home), self.gpus // self.nodes, self.redundant // self.nodes, self._local
+                    ).slots
+                ]
+                for home in homes_of(load, self.groups, self.nodes)
+            ]
+            plan = Plan.of(np.concatenate(own), len(load.mean))
         return plan if before is None else plan.aligned(before, self.nodes)
 
-    def replan(self, before: Plan, load: Load, tolerance: float | None = None) -> Plan:
-        """The plan *before*, changed for *load*, see `plan.replan`; with another *tolerance* where it is given."""
+    def replan(self, before: Plan, load: StepLoad, tolerance: float | None = None) -> Plan:
+        """The plan *before*, changed for *load*, see `plan.replan`; with another *tolerance* where it is given.
+
+        Where groups stay on nodes it is changed node by node; groups move where that makes the nodes more even.
+        """
         near = self.tolerance if tolerance is None else tolerance
-        if self.on_nodes:
-            return replan_on_nodes(before, load, self.redundant, self.groups, self.split, self.least_gain, near)
-        return replan(before, load, self.redundant, self.least_gain, near, self.split)
+        if not self.on_nodes:
+            return replan(before, load, self.redundant, self.least_gain, near, self.split)
+        if before.held.sum() != len(load.mean) + self.redundant:
+            return self.place(load, before)
+        fresh = homes_of(load, self.groups, self.nodes)
+        slots = replan_within_nodes(before.slots, load, fresh, self.groups, self._local, self.least_gain, near)
+        return Plan.of(slots, len(load.mean))
+
+    @property
+    def _local(self) -> Dispatch:
+        """The dispatch on one node."""
+        return Dispatch(self.dispatch)
 
     def evenness(self, plan: Plan, counts: Counts) -> Evenness:
         """How even *plan* leaves *counts* (steps, experts)."""
@@ -128,3 +156,88 @@ class Planning:
         top_groups = self.top_groups or max(self.groups // 2, 1)
         token = nodes_per_token(plan.held, total / total.sum(), self.nodes, top_k, self.groups, top_groups)
         return ByNode(max_over_mean(loads), token)
+
+
+def check_nodes(experts: int, slots: int, groups: int, nodes: int, gpus: int) -> None:
+    """Raise `SettingError` where groups, slots and GPUs are not the same number on each of the *nodes*."""
+    if min(nodes, gpus) < 1 or gpus % nodes:
+        raise SettingError(f"{gpus} GPUs are not the same number on each of {nodes} nodes")
+    if groups % nodes:
+        raise SettingError(f"{groups} groups are not the same number on each of {nodes} nodes")
+    if experts % groups:
+        raise SettingError(f"{experts} experts are not the same number in each of {groups} groups")
+    if slots < experts or slots % nodes:
+        raise SettingError(f"{slots} replicas do not hold {experts} experts evenly on {nodes} nodes")
+    slots_of(experts // nodes, gpus // nodes, (slots - experts) // nodes)
+
+
+def homes_of(load: StepLoad, groups: int, nodes: int) -> Ints:
+    """The experts of each node, whole groups, as even as possible, shape (nodes, experts of a node)."""
+    size = load.steps.shape[1] // groups
+    summed = StepLoad(load.steps.reshape(len(load.steps), groups, size).sum(axis=2))
+    own = place(summed, nodes).slots  # (nodes, groups of a node)
+    homes: Ints = np.sort((own[..., None] * size + np.arange(size)).reshape(nodes, -1), axis=1)
+    return homes
+
+
+def replan_within_nodes(
+    current: Ints,
+    load: StepLoad,
+    fresh: Ints,
+    groups: int,
+    within: Dispatch = EVENLY,
+    least_gain: float = 0.0,
+    tolerance: float = TOLERANCE,
+) -> Ints:
+    """The slots of one layer, changed node by node from the *current* ones (gpus, slots), see `replan`.
+
+    *fresh* (nodes, experts of a node) are the homes planned from scratch, whole ones of so many *groups*; *within* is
+    the dispatch on a node. Experts stay on their nodes where those are whole groups and even enough.
+    """
+    (nodes, experts), all_experts = fresh.shape, len(load.mean)
+    size, redundant = all_experts // groups, current.size // nodes - experts
+    by_node = current.reshape(nodes, len(current) // nodes, -1)
+    own = [np.unique(node) for node in by_node]
+    whole = all(len(home) == experts and np.isin(np.bincount(home // size), (0, size)).all() for home in own)
+    busiest = [load.mean[np.array(homes)].sum(axis=1).max() for homes in (own if whole else fresh, fresh)]
+    if whole and busiest[0] <= busiest[1] + tolerance / nodes:
+        homes = np.array(own)
+    else:
+        homes = fresh[matched(np.array([[len(np.intersect1d(new, old)) for old in own] for new in fresh]))]
+    parts = []
+    for node, was, home in zip(by_node, own, homes):
+        if np.array_equal(was, home):
+            before = Plan.of(np.searchsorted(home, node), experts)
+            plan = replan(before, load.of_experts(home), redundant, least_gain, tolerance, within)
+            parts.append(home[plan.slots])
+        else:
+            moved = home[place(load.of_experts(home), len(node), redundant, within).slots]
+            parts.append(Plan.of(moved, all_experts).aligned(Plan.of(node, all_experts)).slots)
+    return np.concatenate(parts)
+
+
+def nodes_per_token(
+    held: Held, shares: Shares, nodes: int, top_k: int | None, groups: int = 1, top_groups: int = 1
+) -> float:
+    """On how many of the *nodes* the experts of a token are on average, with experts as in *held* (gpus, experts).
+
+    Counts do not show which experts a token takes together, so that is assumed: a token takes *top_groups* groups, one
+    after the other by their share of the load, none twice, and from each of them the same number of experts, in all
+    *top_k*, each by its share and independently. A replica has the same part of an expert's tokens as any other.
+    NaN where *top_k* is not known.
+
+    >>> held = np.eye(8)  # 8 experts on 8 GPUs, 2 on each of 4 nodes
+    >>> round(nodes_per_token(held, np.full(8, 1 / 8), 4, top_k=2, groups=4, top_groups=2), 6)
+    2.0
+    """
+    if top_k is None:
+        return float("nan")
+    gpus, experts = held.shape
+    parts = EVENLY.expected_parts(held) * shares
+    on = parts.reshape(nodes, gpus // nodes, groups, experts // groups).sum(axis=(1, 3))  # (nodes, groups)
+    weight = on.sum(axis=0)
+    missed = (1 - np.divide(on, weight, out=np.zeros_like(on), where=weight > 0)) ** (top_k / top_groups)
+    with np.errstate(divide="ignore"):
+        taken_by = np.log(weight) + np.random.default_rng(0).gumbel(size=(DRAWS, groups))
+    taken = np.argsort(-taken_by, axis=1, kind="stable")[:, :top_groups]
+    return float(nodes - missed[:, taken].prod(axis=2).mean(axis=1).sum())

@@ -6,11 +6,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moetrace.errors import SettingError
-from moetrace.placement.dispatch import Dispatch
-from moetrace.placement.nodes import changed, check_nodes, homes_of, place_on_nodes
 from moetrace.placement.packing import Ints
-from moetrace.placement.plan import TOLERANCE, Load
+from moetrace.placement.plan import TOLERANCE
 from moetrace.placement.planner import planned
+from moetrace.placement.planning import Planning, check_nodes, homes_of, replan_within_nodes
 from moetrace.placement.step_peak import StepLoad
 from moetrace.trace import Shares
 
@@ -30,7 +29,7 @@ def rebalance_experts(
     *weight* (layers, experts) is the load of each expert, in any unit; or (steps, layers, experts) that of single
     steps, each of which waits for its own busiest GPU: then plans are judged on them. With *num_groups* a multiple of
     *num_nodes*, groups of experts stay on one node (hierarchical, for group-limited routing); otherwise, as in EPLB,
-    groups and nodes do not count. *before* (layers, num_replicas) is the ``phy2log`` in force: few experts are moved
+    groups and nodes do not count. *before* (layers, num_replicas) is the current ``phy2log``: few experts are moved
     from there, none where its peak is within *tolerance*, a part of the mean GPU's load. No GPU gets two replicas of
     an expert.
 
@@ -48,27 +47,25 @@ def rebalance_experts(
     nodes = num_nodes if num_groups % num_nodes == 0 else 1
     groups = num_groups if nodes > 1 else 1
     check_nodes(experts, num_replicas, groups, nodes, num_gpus)
-    if before is None and not steps:
+    if before is None and steps is None:
         slots = _within_nodes(load, _experts_of_nodes(load, groups, nodes), num_replicas, num_gpus)
-    else:
-        force = [None] * layers if before is None else [*_in_force(before, layers, num_replicas, experts)]
-        numbers = (num_replicas - experts, num_gpus, groups, nodes, tolerance)
-        slots = np.stack([_layer(own, was, *numbers) for own, was in zip(steps or load, force)])
-    return _arrays(slots.reshape(layers, num_replicas), experts)
+        return _arrays(slots.reshape(layers, num_replicas), experts)
+    planning = Planning(num_gpus, num_replicas - experts, tolerance=tolerance, nodes=nodes, groups=groups)
+    current = None if before is None else _current(before, layers, num_replicas, experts)
+    rows = []
+    for layer, share in enumerate(load):
+        wanted = StepLoad.of(share[None] if steps is None else steps[:, layer], share)
+        if current is None:
+            rows.append(planning.place(wanted).slots)
+        else:
+            was = current[layer].reshape(num_gpus, -1)
+            new = replan_within_nodes(was, wanted, homes_of(wanted, groups, nodes), groups, tolerance=tolerance)
+            rows.append(_in_their_slots(new, was))
+    return _arrays(np.stack(rows).reshape(layers, num_replicas), experts)
 
 
-def _layer(
-    load: Load, force: Ints | None, redundant: int, gpus: int, groups: int, nodes: int, tolerance: float
-) -> Ints:
-    """The slots (gpus, slots) of one layer, changed from its ``phy2log`` in *force* if there is one."""
-    if force is None:
-        return place_on_nodes(load, gpus, redundant, groups, Dispatch(nodes=nodes)).slots
-    was = force.reshape(gpus, -1)
-    return _in_their_slots(changed(was, load, homes_of(load, groups, nodes), groups, tolerance=tolerance), was)
-
-
-def _loads(weight: ArrayLike) -> tuple[Shares, list[StepLoad]]:
-    """The load as parts of that of the layer, the same of every expert where a layer has none; and its single steps."""
+def _loads(weight: ArrayLike) -> tuple[Shares, Shares | None]:
+    """The load as parts of that of the layer, even where a layer has none; and its single steps where there are any."""
     load = np.asarray(weight, np.float64)
     if load.ndim not in (2, 3) or not load.size:
         raise SettingError(f"weight has the shape {load.shape}: (layers, experts) is needed")
@@ -78,8 +75,7 @@ def _loads(weight: ArrayLike) -> tuple[Shares, list[StepLoad]]:
     summed = load if load.ndim == 2 else load.sum(axis=0)
     total = summed.sum(axis=1, keepdims=True)
     shares = np.where(total > 0, summed / np.where(total > 0, total, 1), 1 / summed.shape[1])
-    steps = [StepLoad.of(load[:, layer], share) for layer, share in enumerate(shares)] if load.ndim == 3 else []
-    return shares, steps
+    return shares, load if load.ndim == 3 else None
 
 
 def _experts_of_nodes(load: Shares, groups: int, nodes: int) -> Ints:
@@ -98,8 +94,8 @@ def _within_nodes(load: Shares, experts: Ints, replicas: int, gpus: int) -> Ints
     return named.reshape(layers, gpus, -1)
 
 
-def _in_force(before: ArrayLike, layers: int, replicas: int, experts: int) -> Ints:
-    """The ``phy2log`` in force, checked."""
+def _current(before: ArrayLike, layers: int, replicas: int, experts: int) -> Ints:
+    """The current ``phy2log``, checked."""
     found = np.asarray(before)
     if found.shape != (layers, replicas) or not np.issubdtype(found.dtype, np.integer):
         raise SettingError(

@@ -1,4 +1,4 @@
-"""A trace replayed step by step under each policy: what is left of the load, and what was moved."""
+"""A trace replayed step by step under each policy: what is left of the load, and how many experts move."""
 
 from __future__ import annotations
 
@@ -13,7 +13,15 @@ from moetrace.forecasting.backtest import Progress, Run, in_turn
 from moetrace.placement.dispatch import EVENLY, Dispatch
 from moetrace.placement.plan import Plan, least_redundant
 from moetrace.placement.planning import Planning
-from moetrace.placement.policies import LOOKED_BACK, SETTINGS, Looks, Policy, in_force, policies, under_each
+from moetrace.placement.policies import (
+    LOOKED_BACK,
+    SETTINGS,
+    Observed,
+    Policy,
+    active_plan_after_gate,
+    utilisation_by_plan,
+)
+from moetrace.placement.systems import policies
 from moetrace.trace import LEAST_ROWS, Counts, LayerLoad, LoadTrace, Shares, Steps
 
 if TYPE_CHECKING:
@@ -31,26 +39,25 @@ REPLAY_COLUMNS = (
 
 def replayed(
     trace: LoadTrace,
-    gpus: int,
+    planning: Planning,
     redundants: Sequence[int],
     first: int,
     progress: Progress | None = None,
     run: Run = in_turn,
-    **settings: Any,
 ) -> pd.DataFrame:
-    """What each policy leaves of the load: a row for each policy, number of redundant slots, layer and block of steps.
+    """What each policy makes of the load: a row by policy, number of redundant experts, layer and block of steps.
 
-    From *first* steps on, or the last `MOST_REPLAYED` of a longer trace; in any case also for experts in order without
-    replicas, or as few as fill the GPUs. *mean_load* and *peak_load* are the tokens of the mean and of the busiest GPU,
-    added up step by step, *block_peak* those of the GPU that has most in all steps of the block; *moved* are slots
-    changed in it. Experts are in order before the first plan. A layer is a task for *run*; *progress* is told how many
-    are done. *settings* are those of `Planning`, by which our own policies plan, and by whose dispatch systems that
-    have a choice split tokens.
+    From *first* steps on, or the last `MOST_REPLAYED` of a longer trace; in any case also for the default placement
+    with as few redundant experts as fill the GPUs. *mean_load* and *peak_load* are the tokens of the mean and of the
+    busiest GPU, added up step by step, *block_peak* those of the GPU that has most in all steps of the block; *moved*
+    are slots changed in it. The default placement is active before the first plan. A layer is a task for *run*;
+    *progress* gets how many are done. Our own policies plan as *planning* does, with each of *redundants*, and systems
+    that have a choice split tokens as its dispatch does.
     """
     import pandas as pd
 
-    bare = least_redundant(trace.experts, gpus)
-    plannings = [Planning(gpus, redundant, **settings) for redundant in sorted({bare, *redundants})]
+    numbers = sorted({least_redundant(trace.experts, planning.gpus), *redundants})
+    plannings = [planning.with_redundant(redundant) for redundant in numbers]
     replay = _Replay(trace, policies(len(trace.layers)), plannings, tuple(redundants), replayed_from(trace, first))
     gates = _gates([_Utilisation(replay, number) for number in trace.layers], run)
     tasks = [_Layer(replay, number, gates) for number in trace.layers]
@@ -65,9 +72,9 @@ def replayed(
 
 @dataclass(frozen=True, eq=False)
 class _Replay:
-    """What is replayed: the policies *known*, scored from the step *begin* on, under each of the *plannings*.
+    """What is replayed: the policies *known*, scored from the step *begin* on, with each of *plannings*.
 
-    Those whose replicas are none of *redundants* are for experts in order alone.
+    Those whose redundant experts are not in *redundants* are for the default placement alone.
     """
 
     trace: LoadTrace
@@ -76,19 +83,27 @@ class _Replay:
     redundants: Sequence[int]
     begin: int
 
-    def looks(self, number: int) -> tuple[LayerLoad, list[Looks]]:
+    def observed(self, number: int) -> tuple[LayerLoad, list[Observed]]:
         """A layer as far as it counts, and what each policy sees of it."""
-        load = _recent(self.trace.layer(number), self.begin)
+        load = self.trace.layer(number)
+        row = int(np.searchsorted(load.steps, self.begin, "right")) - LOOKED_BACK
+        if row > 0:  # no policy looks back further: the rest need not be in memory
+            load = replace(load, steps=load.steps[row:], counts=load.counts[row:].copy())
         before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
-        return load, [_looks(load, before, policy, self.begin) for policy in self.known]
+        planning_steps = load.steps[(load.steps >= self.begin) & (load.steps < load.steps[-1])]
+        due = [policy.due(planning_steps) for policy in self.known]
+        return load, [
+            Observed(load, own, policy.window, _window_shares(load, before, own, policy.window))
+            for policy, own in zip(self.known, due)
+        ]
 
     def planned(self, policy: Policy, planning: Planning) -> bool:
-        """Whether the *policy* is replayed with so many replicas."""
+        """Whether the *policy* is replayed with so many redundant experts."""
         return planning.redundant in self.redundants or policy.interval == 0
 
 
 Gates = Mapping[tuple[Policy, int], list[int]]
-"""Which plan is in force after each look of a policy with a threshold, in all layers alike, by replicas."""
+"""Which plan is active after each planning step of a policy with a threshold, in all layers, by redundant experts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +114,14 @@ class _Utilisation:
     number: int
 
     def run(self) -> tuple[int, dict[tuple[Policy, int], Shares]]:
-        """The layer, and what is found by policy and replicas."""
-        load, looks = self.replay.looks(self.number)
+        """The layer, and its utilisation by policy and redundant experts."""
+        load, observed = self.replay.observed(self.number)
         found = {}
-        for (policy, seen), planning in product(zip(self.replay.known, looks), self.replay.plannings):
+        for (policy, seen), planning in product(zip(self.replay.known, observed), self.replay.plannings):
             if policy.threshold is not None and self.replay.planned(policy, planning):
-                plain = planning.in_order(load.experts)
-                plans = [plain, *policy.plans(seen, plain, planning)]
-                found[policy, planning.redundant] = under_each(seen, plans, planning)
+                default = planning.default(load.experts)
+                plans = [default, *policy.plans(seen, default, planning)]
+                found[policy, planning.redundant] = utilisation_by_plan(seen, plans, planning)
         return self.number, found
 
 
@@ -118,7 +133,7 @@ def _gates(tasks: Sequence[_Utilisation], run: Run) -> Gates:
     by_layer = dict(run(tasks))
     for key, found in ((key, found) for task in tasks for key, found in by_layer[task.number].items()):
         busy[key] = busy.get(key, 0) + found / len(tasks)
-    return {key: in_force(rate, key[0].threshold or 0.0) for key, rate in busy.items()}
+    return {key: active_plan_after_gate(rate, key[0].threshold or 0.0) for key, rate in busy.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,25 +146,28 @@ class _Layer:
 
     def run(self) -> tuple[int, list[tuple[Any, ...]]]:
         """The layer, and its rows of `REPLAY_COLUMNS`."""
-        load, looks = self.replay.looks(self.number)
+        load, observed = self.replay.observed(self.number)
         begin, rows = self.replay.begin, list[tuple[Any, ...]]()
-        for planning, (policy, own) in product(self.replay.plannings, zip(self.replay.known, looks)):
+        for planning, (policy, seen) in product(self.replay.plannings, zip(self.replay.known, observed)):
             if self.replay.planned(policy, planning):
                 split = EVENLY if policy.even else planning.split
+                # The row from which on each plan is active, that before the first plan's first, and the end.
+                moments = [begin, *(step + policy.late for step in seen.steps), int(load.steps[-1])]
+                starts = np.searchsorted(load.steps, moments, "right")
                 key = (self.replay.trace.name, *policy.settings, planning.redundant, split.kind, self.number)
-                blocks = _blocks(load, self._plans(policy, own, planning), split, _starts(policy, own, begin), begin)
+                blocks = _blocks(load, self._plans(policy, seen, planning), split, starts, begin)
                 rows += [(*key, *block) for block in blocks]
         return self.number, rows
 
-    def _plans(self, policy: Policy, looks: Looks, planning: Planning) -> Iterable[Plan]:
-        """Experts in order, and the plans after all *looks*."""
-        plain = planning.in_order(looks.load.experts)
-        plans = policy.plans(looks, plain, planning)
+    def _plans(self, policy: Policy, seen: Observed, planning: Planning) -> Iterable[Plan]:
+        """The default placement, and the plans that are active after each planning step."""
+        default = planning.default(seen.load.experts)
+        plans = policy.plans(seen, default, planning)
         chosen = self.gates.get((policy, planning.redundant))
         if chosen is None:
-            return chain([plain], plans)
-        every = [plain, *plans]
-        return [plain, *(every[i] for i in chosen)]
+            return chain([default], plans)
+        every = [default, *plans]
+        return [default, *(every[i] for i in chosen)]
 
 
 def replayed_from(trace: LoadTrace, first: int) -> int:
@@ -161,24 +179,6 @@ def replayed_from(trace: LoadTrace, first: int) -> int:
     """
     whole = int(trace.steps[0]) + first - 1
     return max(whole, int(trace.steps[-MOST_REPLAYED - 1])) if len(trace.steps) > MOST_REPLAYED else whole
-
-
-def _recent(load: LayerLoad, begin: int) -> LayerLoad:
-    """The part of a layer that policies see that plan from the step *begin* on, and no more in memory."""
-    row = int(np.searchsorted(load.steps, begin, "right")) - LOOKED_BACK
-    return load if row <= 0 else replace(load, steps=load.steps[row:], counts=load.counts[row:].copy())
-
-
-def _looks(load: LayerLoad, before: Counts, policy: Policy, begin: int) -> Looks:
-    """What *policy* sees of the layer; *before* (rows + 1, experts) is what was counted before each row."""
-    due = policy.due(load.steps[(load.steps >= begin) & (load.steps < load.steps[-1])])
-    return Looks(load, due, policy.window, _window_shares(load, before, due, policy.window))
-
-
-def _starts(policy: Policy, looks: Looks, begin: int) -> Steps:
-    """The row from which on each plan is in force, that before the first plan's first, and the end."""
-    moments = [begin, *(step + policy.late for step in looks.steps), int(looks.load.steps[-1])]
-    return np.searchsorted(looks.load.steps, moments, "right")
 
 
 def _blocks(

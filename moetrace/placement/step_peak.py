@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.placement.dispatch import EVENLY, LP, NEAREST, Dispatch, Held, Tokens, least_peaks
-from moetrace.placement.packing import Ints
+from moetrace.placement.packing import Ints, in_units
 from moetrace.trace import Shares
 
 # The bound is lowered with half of the sharpness first: measured on the sample traces, plans are then better than
@@ -31,12 +32,27 @@ LEAST_CHANGE = 1e-4
 LEAST_SCATTER = 1e-3
 # Steps whose tokens are split by a linear programme to judge a plan.
 MOST_SPLIT = 200
-MOST_EXPONENT = 600.0  # sums of terms beyond would not fit in a float
+MOST_EXPONENT = 80.0  # sums of terms beyond would not fit in a 32-bit float
+LEAST_TERM = 1e-300  # a sum of terms so small, over the largest as it was, has a logarithm
+# A load of single steps is made of so many units: sums of them are exact in 64-bit floats.
+STEP_UNITS = 2.0**48
+
+
+def comparable(values: Any) -> Any:
+    """*values* to the precision of a 32-bit float, in which two that differ only by rounding are the same.
+
+    What is compared in a search is compared so, and ties go to the first: the search then takes the same way under
+    every BLAS kernel, whose sums differ in the last of their 53 bits.
+    """
+    return values.astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class StepLoad:
-    """The load of single *steps* (steps, experts), in parts of all of it."""
+    """The load of single *steps* (steps, experts), whole numbers that add up to about `STEP_UNITS`.
+
+    Make one with `StepLoad.of`; shares alone are a load of one step.
+    """
 
     steps: Shares
 
@@ -45,34 +61,49 @@ class StepLoad:
         """Of *counts* (steps, experts), scaled so that they have the *mean* (experts,) that is forecast."""
         kept = counts[counts.sum(axis=1) > 0]
         if not len(kept):
-            return cls((np.full(counts.shape[1], 1 / counts.shape[1]) if mean is None else mean)[None])
+            kept = (np.ones(counts.shape[1]) if mean is None else mean)[None]
         steps = kept / kept.sum()
-        if mean is None:
-            return cls(steps)
-        own = steps.sum(axis=0)
-        idle = np.where(own > 0, 0, mean) * steps.sum(axis=1, keepdims=True)
-        return cls(steps * np.divide(mean, own, out=np.zeros_like(own), where=own > 0) + idle)
+        if mean is not None:
+            own, wanted = steps.sum(axis=0), in_units(mean[None])[0]
+            idle = np.where(own > 0, 0, wanted) * steps.sum(axis=1, keepdims=True)
+            steps = steps * np.divide(wanted, own, out=np.zeros_like(own), where=own > 0) + idle
+            steps /= wanted.sum()
+        return cls(np.rint(steps * STEP_UNITS))
+
+    def of_experts(self, experts: Ints) -> StepLoad:
+        """The load of these *experts* alone."""
+        return StepLoad(self.steps[:, experts])
 
     @cached_property
     def mean(self) -> Shares:
         """The share of each expert of the whole load, shape (experts,)."""
-        mean: Shares = self.steps.sum(axis=0)
+        mean: Shares = self.steps.sum(axis=0) / self.steps.sum()
         return mean
+
+    @property
+    def in_one_step(self) -> StepLoad:
+        """The same load as that of a single step."""
+        return StepLoad(self.steps.sum(axis=0, keepdims=True))
 
     @cached_property
     def covariance(self) -> Shares:
         """The covariance of the experts' shares over the steps, each step by its load, shape (experts, experts)."""
         weight = self.steps.sum(axis=1, keepdims=True)
-        apart = (self.steps / weight - self.mean / weight.sum()) * np.sqrt(weight / weight.sum())
+        apart = (self.steps / weight - self.mean) * np.sqrt(weight / weight.sum())
         found: Shares = apart.T @ apart
         return found
 
     def peak(self, held: Held, dispatch: Dispatch = EVENLY) -> float:
-        """What the busiest GPU of each step has, added up, where GPUs have experts as in *held* (gpus, experts)."""
+        """The load of the busiest GPU of each step, added up, as a part of all of it; see `comparable`.
+
+        GPUs hold experts as in *held* (gpus, experts).
+        """
         if dispatch.kind != LP:
-            return float((self.steps @ dispatch.expected_parts(held).T).max(axis=1).sum())
-        few = self.steps[:: -(-len(self.steps) // MOST_SPLIT)]
-        return float(least_peaks(held, few).sum() * self.steps.sum() / few.sum())
+            part = np.rint(self.steps @ dispatch.expected_parts(held).T).max(axis=1).sum() / self.steps.sum()
+        else:
+            few = self.steps[:: -(-len(self.steps) // MOST_SPLIT)]
+            part = np.rint(least_peaks(held, few)).sum() / few.sum()
+        return float(comparable(part))
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +118,7 @@ class StepPeak:
     @classmethod
     def of(cls, slots: Ints, load: StepLoad, dispatch: Dispatch = EVENLY, factor: float = 1.0) -> StepPeak:
         """With the sharpness that suits GPUs alike, times *factor*."""
-        gpus, least = len(slots), LEAST_SCATTER * float(load.mean.sum()) / len(slots)
+        gpus, least = len(slots), LEAST_SCATTER / len(slots)
         variance = float(cls(slots, load, 1.0, dispatch).variances.mean())
         sharpness = float(np.sqrt(2 * np.log(gpus) / max(variance, least**2)))
         return cls(slots, load, factor * sharpness, dispatch)
@@ -123,7 +154,7 @@ class StepPeak:
 
     def hottest(self, number: int) -> Ints:
         """So many GPUs, those with the largest terms."""
-        return np.argsort(-self.exponents)[:number]
+        return np.argsort(comparable(-self.exponents), kind="stable")[:number]
 
     def exponent(self, mean: Shares, variance: Shares) -> Shares:
         """b m + b^2 v / 2."""
@@ -137,7 +168,7 @@ class StepPeak:
 
     def peak_of(self, total: float) -> float:
         """The same where the terms, over the largest as it is now, have that *total*."""
-        return float((np.log(total) + self.exponents.max()) / self.sharpness)
+        return float((np.log(max(total, LEAST_TERM)) + self.exponents.max()) / self.sharpness)
 
     def terms(self, exponents: Shares) -> Shares:
         """What is summed in the bound for *exponents*, over its largest term as it is now."""
@@ -154,7 +185,7 @@ def lowered(slots: Ints, load: StepLoad, least: float = LEAST_CHANGE, dispatch: 
 
     Each time by more than *least*, a part of the mean GPU's load; first bluntly, then as sharply as can be.
     """
-    enough = least * float(load.mean.sum()) / len(slots)
+    enough = least / len(slots)
     for factor in SHARPNESS:
         slots = _settled(StepPeak.of(slots, load, dispatch, factor), enough).slots
         yield slots
@@ -217,15 +248,16 @@ def _swapped(now: StepPeak, hot: Ints, change: Shares, enough: float) -> StepPea
     gpus, size = now.slots.shape
     twice = np.repeat(now.held[hot][:, now.slots.ravel()], size, axis=0)
     twice |= np.repeat(now.held[:, now.slots[hot].ravel()].T, size, axis=1)
-    change = np.where(twice, np.inf, change).reshape(len(hot), size, gpus, size)
-    worth, slots = now.terms(now.exponents).sum() * np.expm1(-now.sharpness * enough), now.slots.copy()
+    sums = comparable(np.where(twice, np.inf, change)).reshape(len(hot), size, gpus, size)
+    worth = comparable(now.terms(now.exponents).sum() * np.expm1(-now.sharpness * enough))
+    slots = now.slots.copy()
     for _ in hot:
-        ours, one, gpu, other = np.unravel_index(change.argmin(), change.shape)
-        if not change[ours, one, gpu, other] < worth:
+        ours, one, gpu, other = np.unravel_index(sums.argmin(), sums.shape)
+        if not sums[ours, one, gpu, other] < worth:
             break
         slots[hot[ours], one], slots[gpu, other] = now.slots[gpu, other], now.slots[hot[ours], one]
         for taken in (hot[ours], gpu):
-            change[hot == taken], change[:, :, taken] = np.inf, np.inf
+            sums[hot == taken], sums[:, :, taken] = np.inf, np.inf
     return now.changed(slots) if (slots != now.slots).any() else None
 
 
@@ -247,8 +279,8 @@ def _given(now: StepPeak, enough: float) -> StepPeak | None:
     more -= now.parts[:, None, taking]
     after = _after(now, giving, less.T[:, None], taking, np.moveaxis(more, 0, 2))
     after[now.held[gpu][:, taking]] = np.inf
-    one, other = np.unravel_index(after.argmin(), after.shape)
-    if not now.peak_of(after[one, other]) < now.peak - enough:
+    one, other = np.unravel_index(comparable(after).argmin(), after.shape)
+    if not np.float32(now.peak_of(float(after[one, other]))) < np.float32(now.peak - enough):
         return None
     changed = now.slots.copy()
     changed[gpu[one], slot[one]] = taking[other]

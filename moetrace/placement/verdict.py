@@ -1,4 +1,4 @@
-"""Is it worth it? One policy, chosen on the first part of a trace, and what it saves on the rest."""
+"""Is it worth it? One policy, chosen on the first half of a trace, and what it saves on the second."""
 
 from __future__ import annotations
 
@@ -7,52 +7,48 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.placement.moves import lowest_bound
-from moetrace.placement.plan import least_redundant
+from moetrace.placement.plan import least_redundant, lowest_peak
 from moetrace.placement.planning import Planning
-from moetrace.placement.policies import POLICIES, SETTINGS, launch
-from moetrace.placement.policies import policies as known_policies
+from moetrace.placement.policies import DIGITS, SETTINGS
 from moetrace.placement.replay import BLOCK
+from moetrace.placement.systems import SYSTEMS, launch
+from moetrace.placement.systems import policies as known_policies
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
     import pandas as pd
 
+WORTH_IT, NOT_WORTH_IT, NO_EVIDENCE = "worth it", "not worth it", "not enough evidence"
 POLICY = ["trace", *SETTINGS, "redundant", "dispatch"]
 POLICY_COLUMNS = (
-    *POLICY,
-    "balance",
-    "peak_over_mean",
-    "moved_per_1000",
-    "moved_bytes",
-    "chosen_by",
-    "recommended",
-    "stock",
-)
-# Policies whose balance is so near to the best are as good: the one with fewest replicas is taken, which cost memory,
-# and of those the one that moves least.
+    *POLICY, "balance", "peak_over_mean", "moved_per_1000", "moved_bytes", "chosen_by", "recommended", "stock",
+)  # fmt: skip
+# Policies whose balance is so near to the best are as good: the one with the fewest redundant experts is taken, which
+# cost memory, and of those the one that moves least.
 ENOUGH = 0.01
-# Who moves more than every slot once in 1,000 steps is not recommended: no system that plans from nothing does so by
-# default (SGLang every 1,000 iterations, vLLM every 3,000).
+# A policy that moves more than every slot once in 1,000 steps is not recommended: no system that plans from scratch
+# does so by default (SGLang every 1,000 iterations, vLLM every 3,000).
 MOST_MOVED = 1.0
 # Expert time that balancing has to save at least: below that, nobody would run one more moving part.
 WORTH = 0.02
-# Blocks of the rest below which a bootstrap tells nothing.
+# Blocks of the second half below which a bootstrap shows nothing.
 FEWEST_BLOCKS = 4
 DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether balancing pays on a trace: *verdict* is ``worth it``, ``not worth it`` or ``not enough evidence``.
+    """Whether balancing is worth it on a trace: *verdict* is `WORTH_IT`, `NOT_WORTH_IT` or `NO_EVIDENCE`.
 
-    *saved* is the part of the expert time of a step that the recommended policy saves on the part of the trace that it
-    was not chosen on, if time follows the busiest GPU, beside experts in order with *plain_redundant* replicas, as
-    few as fill the GPUs, with a 95 % interval from a paired bootstrap over blocks of steps. *enough_redundant*
-    is the number of replicas above which balance gains less than 0.01, *floor* the peak that the hottest expert alone
-    leaves, in mean loads, *holds* for how many steps the balance of a plan made once is within 0.01 of the recommended
-    policy, None to the end. *launch* starts the system so that it does this. *stock* has the same of the best policy
-    that needs no change to any system, None where that is the recommended one.
+    *policy* is the recommended policy as the subject of a sentence, *start* how it is run: ``nothing`` to do, a plan
+    ``file``, the ``flags`` of a system that plans by itself, or ``replanning`` by `rebalance_experts` while a system
+    runs. *saved* is the part of the expert time of a step that it saves on the half of the trace that it was not chosen
+    on, if time follows the busiest GPU, compared with the default placement with *plain_redundant* redundant experts,
+    as few as fill the GPUs, with a 95% interval from a paired bootstrap over blocks of steps. *enough_redundant* is the
+    number of redundant experts above which balance gains less than 0.01, *floor* the peak load that the hottest expert
+    alone causes, *holds* for how many steps the balance of a plan made once is within 0.01 of the recommended policy,
+    None to the end. *launch* starts the system so that it does this. *stock* has the same of the best policy that needs
+    no change to any system, None where that is the recommended one.
     """
 
     trace: str
@@ -71,15 +67,15 @@ class Verdict:
     enough_redundant: int | None = None
     floor: float = float("nan")
     holds: int | None = None
+    policy: str = ""
+    start: str = ""
     launch: str = ""
     stock: dict[str, Any] | None = None
 
     def launched(self, flags: str) -> Verdict:
-        """With the *flags* that a file needs, where what is recommended is a plan that the system reads from one."""
-        own = {"launch": flags} if self.system and POLICIES[self.system].launch is None else {}
-        if self.stock and POLICIES[self.stock["system"]].launch is None:
-            own["stock"] = self.stock | {"launch": flags}  # type: ignore[assignment]
-        return replace(self, **own)  # type: ignore[arg-type]
+        """With the *flags* that a file needs, where a system reads the recommended plan, or the first one, from it."""
+        stock = self.stock | {"launch": flags} if self.stock and self.stock["start"] == "file" else self.stock
+        return replace(self, launch=flags if self.start in ("file", "replanning") else self.launch, stock=stock)
 
     def as_row(self) -> dict[str, Any]:
         """Its fields."""
@@ -90,8 +86,8 @@ def policies_frame(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float |
     """One row for each policy: *balance*, *peak_over_mean* and moves on the second half of the blocks.
 
     *chosen_by* is the balance on the first half, by which one is *recommended*: of those that move no more than
-    `MOST_MOVED` and are within `ENOUGH` of the best, that with fewest replicas, and then fewest moves. *stock* is the
-    one of those that need no change to any system.
+    `MOST_MOVED` and are within `ENOUGH` of the best, that with the fewest redundant experts, and then fewest moves.
+    *stock* is the one of those that need no change to any system.
     Moves are those of 1,000 steps, in parts of the slots of all layers of *trace*, and in bytes where an expert has so
     many *expert_bytes*.
     """
@@ -100,17 +96,10 @@ def policies_frame(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float |
     steps = np.sort(replay["step"].unique())
     first = replay["step"] < steps[len(steps) // 2]
     half, found = (_measured(replay[part], trace, expert_bytes) for part in (first, ~first))  # in the same order
-    stock = ~half["system"].map(lambda name: name in POLICIES and POLICIES[name].planned)
+    stock = ~half["system"].map(lambda name: SYSTEMS[name].planned)
     picked = {"recommended": found.index == _best(half), "stock": found.index == _best(half[stock])}
     found = found.assign(chosen_by=half["balance"], **picked)
     return found[list(POLICY_COLUMNS)]
-
-
-def _best(half: pd.DataFrame) -> Any:
-    """The index of the best policy."""
-    able = half[half["moved_per_1000"] <= MOST_MOVED]
-    near = able[able["balance"] >= able["balance"].max() - ENOUGH]
-    return near.sort_values(["redundant", "moved_per_1000"], kind="stable").index[0]
 
 
 def _measured(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float | None) -> pd.DataFrame:
@@ -127,54 +116,75 @@ def _measured(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float | None
     return mean.to_frame().assign(**own).reset_index()
 
 
+def _best(half: pd.DataFrame) -> Any:
+    """The index of the best policy; balances are compared to `DIGITS`, the first of equal policies is taken."""
+    able = half[half["moved_per_1000"] <= MOST_MOVED]
+    balance = able["balance"].round(DIGITS)
+    near = able[balance >= round(balance.max() - ENOUGH, DIGITS)]
+    return near.sort_values(["redundant", "moved_per_1000"], kind="stable").index[0]
+
+
 def verdict(
-    trace: LoadTrace,
-    replay: pd.DataFrame,
-    policies: pd.DataFrame,
-    gpus: int,
-    seed: int = 0,
-    **settings: Any,
+    trace: LoadTrace, replay: pd.DataFrame, policies: pd.DataFrame, planning: Planning, seed: int = 0
 ) -> Verdict:
-    """What the *policies* and their *replay* say of balancing *trace* on *gpus*; *settings* are those of the replay."""
+    """The verdict of the *policies* and their *replay* on balancing *trace* as *planning* does."""
     steps = np.sort(replay["step"].unique()) if len(replay) else np.array([])
     if len(steps) < 2 * FEWEST_BLOCKS:
-        return Verdict(trace.name, "not enough evidence")
+        return Verdict(trace.name, NO_EVIDENCE)
     rest = replay[replay["step"] >= steps[len(steps) // 2]]
-    planning = Planning(gpus, int(rest["redundant"].min()), **settings)
+    plain = planning.with_redundant(int(rest["redundant"].min()))
     best, stock = (policies[policies[name]].iloc[0] for name in ("recommended", "stock"))
-    told = _told(trace, rest, best, planning, seed)
-    low, high = told["saved_low"], told["saved_high"]
-    said = "worth it" if low > WORTH else "not worth it" if high < WORTH else "not enough evidence"
-    knee, floor = _replicas(trace, replace(planning, redundant=told["redundant"]))
+    savings = _savings_of(trace, rest, best, plain, seed)
+    low, high = savings["saved_low"], savings["saved_high"]
+    enough, floor = _enough_redundant(trace, planning.with_redundant(savings["redundant"]))
     return Verdict(
-        trace.name, said, **told, plain_redundant=planning.redundant, enough_redundant=knee, floor=floor,
-        holds=_holds(replay, best), stock=None if stock["recommended"] else _told(trace, rest, stock, planning, seed),
-    )  # fmt: skip
+        trace.name,
+        WORTH_IT if low > WORTH else NOT_WORTH_IT if high < WORTH else NO_EVIDENCE,
+        **savings,
+        plain_redundant=plain.redundant,
+        enough_redundant=enough,
+        floor=floor,
+        holds=_holds(replay, best),
+        stock=None if stock["recommended"] else _savings_of(trace, rest, stock, plain, seed),
+    )
 
 
-def _told(trace: LoadTrace, rest: pd.DataFrame, row: pd.Series[Any], plain: Planning, seed: int) -> dict[str, Any]:
-    """What is told of the policy in a *row* of the policies, beside experts in order as *plain* has them."""
+def _savings_of(
+    trace: LoadTrace, rest: pd.DataFrame, row: pd.Series[Any], plain: Planning, seed: int
+) -> dict[str, Any]:
+    """The policy in a *row* of the policies, and what it saves compared with the default placement of *plain*."""
     import pandas as pd
 
     settings = tuple(None if pd.isna(value) else value for value in row[list(SETTINGS)])
     policy = next(own for own in known_policies(len(trace.layers)) if own.settings == settings)
-    planning = replace(plain, redundant=int(row["redundant"]))
-    in_order = rest[(rest["system"] == "none") & (rest["redundant"] == plain.redundant)]
-    saved = saved_beside(in_order, rest[_is(rest, row)], seed)
+    system, planning = SYSTEMS[policy.system], plain.with_redundant(int(row["redundant"]))
+    default = rest[(rest["system"] == "none") & (rest["redundant"] == plain.redundant)]
+    saved = saved_compared(default, rest[_is(rest, row)], seed)
+    known = {**dict(zip(SETTINGS, policy.settings)), "redundant": planning.redundant}
+    sentence = system.sentence.format(**known)
+    if policy.threshold is not None:
+        sentence += f" unless utilisation is above {policy.threshold:.0%},"
+    if planning.redundant:
+        sentence += f"{'' if sentence.endswith(',') else ','} with {planning.redundant:,} redundant experts,"
+    if policy.interval == 0:
+        start = "nothing"
+    else:
+        start = "replanning" if system.planned else "file" if system.launch is None else "flags"
     return {
-        **dict(zip(SETTINGS, policy.settings)),
-        "redundant": planning.redundant,
+        **known,
         **dict(zip(("saved", "saved_low", "saved_high"), saved)),
         "moved_per_1000": float(row["moved_per_1000"]),
         "moved_bytes": float(row["moved_bytes"]),
+        "policy": sentence,
+        "start": start,
         "launch": launch(policy, planning, trace.experts),
     }
 
 
-def saved_beside(plain: pd.DataFrame, mine: pd.DataFrame, seed: int = 0) -> tuple[float, float, float]:
+def saved_compared(plain: pd.DataFrame, mine: pd.DataFrame, seed: int = 0) -> tuple[float, float, float]:
     """The part of the expert time of *plain* that *mine* saves, both rows of a replay of the same steps.
 
-    With a 95 % interval from a paired bootstrap over blocks of steps.
+    With a 95% interval from a paired bootstrap over blocks of steps.
     """
     sums = np.array([part.groupby("step")["peak_load"].sum() for part in (mine, plain)])  # (2, blocks)
     draws = np.random.default_rng(seed).integers(sums.shape[1], size=(DRAWS, sums.shape[1]))
@@ -183,10 +193,10 @@ def saved_beside(plain: pd.DataFrame, mine: pd.DataFrame, seed: int = 0) -> tupl
     return float(1 - sums[0].sum() / sums[1].sum()), float(low), float(high)
 
 
-def _replicas(trace: LoadTrace, planning: Planning) -> tuple[int, float]:
-    """Above how many replicas balance gains less than `ENOUGH`, and the peak that the hottest expert leaves.
+def _enough_redundant(trace: LoadTrace, planning: Planning) -> tuple[int, float]:
+    """Above how many redundant experts balance gains less than `ENOUGH`, and the peak that the hottest expert causes.
 
-    Balance is that of the last 1,000 steps with a plan by the 1,000 before them.
+    Balance is that of the last 1,000 steps with a plan from the 1,000 before them.
     """
     cutoff, gpus = int(trace.steps[-1]) - 1000, planning.gpus
     base = least_redundant(trace.experts, gpus)
@@ -194,12 +204,12 @@ def _replicas(trace: LoadTrace, planning: Planning) -> tuple[int, float]:
     balances, lowest = [], []
     for load in trace.by_layer():
         seen, after = load.until(cutoff).last(1000), load.after(cutoff, 1000).counts
-        plans = [replace(planning, redundant=n) for n in tried]
+        plans = [planning.with_redundant(n) for n in tried]
         balances.append(
             [own.evenness(own.place(own.load(seen.counts, seen.mean_shares)), after).balance for own in plans]
         )
-        lowest.append(lowest_bound(seen.mean_shares, gpus, planning.redundant) * gpus)
-    mean = np.mean(balances, axis=0)
+        lowest.append(lowest_peak(seen.mean_shares, gpus, planning.redundant) * gpus)
+    mean = np.mean(balances, axis=0).round(DIGITS)
     return next(n for n, balance in zip(tried, mean) if balance >= mean.max() - ENOUGH), float(np.mean(lowest))
 
 
@@ -213,22 +223,17 @@ def _is(replay: pd.DataFrame, policy: pd.Series[Any]) -> pd.Series[bool]:
 def _holds(replay: pd.DataFrame, best: pd.Series[Any]) -> int | None:
     """For how many steps a plan made once stays within `ENOUGH` of the balance of the *best* policy, or the next best.
 
-    Over 1,000 steps, so that one block does not decide.
+    Over 1,000 steps, so that one block does not decide; None to the end, and where no plan is made.
     """
     same = replay[replay["redundant"] == best["redundant"]]
-    static = same[same["system"] == "static"]
-    found = replay[_is(replay, best)]
-    often: Any = found if best["system"] != "static" else _most_even(same)
-    if often is None:
+    static, often = same[same["system"] == "static"], replay[_is(replay, best)]
+    if best["system"] == "static":  # compared with the policy that plans again and has the best balance
+        again = same[~same["system"].isin(["static", "none"])]
+        others = [part for _, part in again.groupby(POLICY[1:], dropna=False)]
+        often = min(others, key=lambda part: part["peak_load"].sum() / part["mean_load"].sum(), default=again)
+    if static.empty or often.empty or best["system"] == "none":
         return None
-    ways = [part.groupby("step")[["peak_load", "mean_load"]].sum().rolling(4, 1).sum() for part in (static, often)]
-    once, often = (way["mean_load"] / way["peak_load"] for way in ways)
-    worse = once.index[once < often - ENOUGH]
+    sums = [part.groupby("step")[["peak_load", "mean_load"]].sum().rolling(4, 1).sum() for part in (static, often)]
+    once, anew = ((part["mean_load"] / part["peak_load"]).round(DIGITS) for part in sums)
+    worse = once.index[once < anew - ENOUGH]
     return int(worse[0] - replay["step"].min()) if len(worse) else None
-
-
-def _most_even(replay: pd.DataFrame) -> pd.DataFrame | None:
-    """The rows of the policy that plans anew and has the best balance; None where none does."""
-    again = replay[~replay["system"].isin(["static", "none"])]
-    policies = [part for _, part in again.groupby(list(POLICY[1:]), dropna=False)]
-    return min(policies, key=lambda part: part["peak_load"].sum() / part["mean_load"].sum(), default=None)

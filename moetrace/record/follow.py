@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from moetrace.analysis.states import STABLE, UNKNOWN, classify
+from moetrace.analysis.states import classify
 from moetrace.doctor.checks import idle_experts
 from moetrace.errors import TraceError
 from moetrace.formats.canonical import open_trace
 from moetrace.formats.readers.parts import is_parts, read_parts
 from moetrace.trace import LoadTrace
+from moetrace.words import STABLE, UNKNOWN
 
 
 class Status(NamedTuple):

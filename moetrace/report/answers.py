@@ -2,68 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from moetrace.report.phrases import SAME, Answer, capitalised, count_of, listed, percent, percent_whole, points
 from moetrace.report.tables import rows_of
+from moetrace.report.verdict import verdict_in, worth
+from moetrace.words import BASELINE, DEFAULT, DEPLOYED, ORACLE, STABLE, STATES, TRANSIENT, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
 
-BASELINE = "window_mean"
-STATES = STABLE, TRANSIENT, UNKNOWN = "stable", "transient", "unknown"
 WHILE = {STABLE: "While stable", TRANSIENT: "While transient", UNKNOWN: "Where the state is not known"}
 # What the number of a card adds where it is of another state than the one that counts.
 OTHERWISE = {STABLE: "", TRANSIENT: ", transient", UNKNOWN: ", state unknown"}
 BASELINE_NAMED = "the mean of the last 1,000 steps"
-SAME = "about the same"
 FROM_START = "stable from the start"
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a card says: a *question*, its answer as a *number* and a *sentence*, and the *evidence* in a line."""
-
-    question: str
-    number: str
-    sentence: str
-    evidence: str = ""
-
-
-def percent(fraction: float) -> str:
-    """A fraction as people read it: 0.0162 is ``1.62 %``, 0.187 is ``18.7 %``."""
-    return f"{100 * fraction:.2f} %" if abs(fraction) < 0.03 else f"{100 * fraction:.1f} %"
-
-
-def points(middle: float, low: float, high: float) -> str:
-    """A difference of two errors in percentage points, with its interval; ``about the same`` where that holds 0."""
-    if middle != middle:
-        return "-"
-    if low != low:
-        return f"{100 * middle:+.2f} points"
-    if low <= 0 <= high:
-        return SAME
-    digits = 2 if abs(middle) < 0.03 else 1
-    return f"{100 * middle:+.{digits}f} points [{100 * low:+.{digits}f}, {100 * high:+.{digits}f}]"
-
-
-def count_of(number: int, thing: str) -> str:
-    """``one layer``, ``4 traces``: a number with its noun."""
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def listed(names: Sequence[Any], most: int = 4) -> str:
-    """``2``, ``2 and 4``, ``2, 4, 6 and 3 more``."""
-    shown = [str(name) for name in names[:most]]
-    if len(names) > most:
-        return f"{', '.join(shown)} and {len(names) - most:,} more"
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
-
-
-def _start(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 # --- is it balanced? -----------------------------------------------------------------------------------------------
@@ -127,7 +82,7 @@ def _stable_layers(done: int, n: int) -> str:
     """``All 3 layers are``, ``One of 3 layers is``: the subject of the sentence, and its verb."""
     if done == n:
         return {1: "The only layer is", 2: "Both layers are"}.get(n, f"All {n} layers are")
-    return f"{_start(_in_words(done))} of {n} layers {'is' if done == 1 else 'are'}"
+    return f"{capitalised(_in_words(done))} of {n} layers {'is' if done == 1 else 'are'}"
 
 
 def _untold(n: int) -> str:
@@ -204,7 +159,7 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     best = best_of(parts[first])
     scored = " and ".join(f"{int(rows['scored'].max()):,} {state}" for state, rows in parts.items())
     covered = " and ".join(f"{percent_whole(best_of(rows)['coverage_80'])} of {state}" for state, rows in parts.items())
-    evidence = f"{scored} scores; 80 % intervals held the load in {covered} cases"
+    evidence = f"{scored} scores; 80% intervals held the load in {covered} cases"
     return Answer("Predictable?", f"{percent(best['error_rate'])} wrong{OTHERWISE[first]}", sentence, evidence)
 
 
@@ -230,11 +185,6 @@ def expected(ahead: pd.DataFrame, summary: pd.DataFrame, horizon: int) -> str:
 def best_of(rows: pd.DataFrame) -> dict[str, Any]:
     """The row of the lowest mean error."""
     return min(rows_of(rows), key=lambda row: row["error_rate"])
-
-
-def percent_whole(fraction: float) -> str:
-    """A fraction in whole percent."""
-    return f"{100 * fraction:.0f} %" if fraction == fraction else "-"
 
 
 def _state_sentence(state: str, rows: pd.DataFrame) -> str:
@@ -277,37 +227,16 @@ def plan_peaks(summary: pd.DataFrame) -> dict[str, float]:
 
 def best_plan(peaks: Mapping[str, float]) -> str:
     """The strategy of the lowest of the *peaks*, of those that plan by a forecast."""
-    return min((name for name in peaks if name not in ("in_order", "in_force", "oracle")), key=lambda name: peaks[name])
-
-
-def worth(summary: pd.DataFrame | None, gpus: int | None, command: str) -> Answer:
-    """What plans gain on *gpus*, from the placement ``summary``; without one, the *command* that would tell."""
-    if summary is None:
-        return Answer("Worth balancing?", "not asked", f"Say how many GPUs share the experts: {command}")
-    peaks = plan_peaks(summary)
-    if not peaks:
-        return Answer("Worth balancing?", "not measured", "Not measured: no plan could be scored on this trace.")
-    plain, oracle = peaks["in_order"], peaks["oracle"]
-    best = best_plan(peaks)
-    saved = 1 - peaks[best] / plain
-    sentence = (
-        f"On {gpus} GPUs the busiest has {plain:.2f} times the mean load in order, {peaks[best]:.2f} times "
-        f"planned by {best}, and {oracle:.2f} times by who knew the load: "
-        f"{percent_whole(saved)} less expert time a step."
-    )
-    number = f"{plain:.2f}x to {peaks[best]:.2f}x"
-    return Answer("Worth balancing?", number, sentence, "time follows the busiest GPU: a model, not a measurement")
+    return min((name for name in peaks if name not in (DEFAULT, DEPLOYED, ORACLE)), key=lambda name: peaks[name])
 
 
 def answers_of(frames: Mapping[str, pd.DataFrame]) -> list[Answer]:
     """The four answers on one trace, in the order of the cards, from the frames of a study."""
     trace = str(frames["layers"]["trace"].iloc[0])
     horizons = sorted(frames["summary"]["horizon"].unique()) if len(frames["summary"]) else [1000]
-    plans = frames.get("placement")
-    gpus = int(plans["gpus"].iloc[0]) if plans is not None and len(plans) else None
     return [
         balanced(frames["balance"]),
         settled(frames["layers"]),
         predictable(frames["summary"], int(horizons[0])),
-        worth(plans, gpus, f"moetrace place {trace} --gpus N"),
+        worth(verdict_in(frames), f"moetrace place {trace} --gpus N"),
     ]

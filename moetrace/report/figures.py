@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.report.answers import BASELINE, best_of, best_plan, plan_peaks, predictable, settled
-from moetrace.report.placement import courses
+from moetrace.report.answers import best_of, best_plan, plan_peaks, predictable, settled
 from moetrace.report.style import (
     BLUE,
     FAINT,
+    GREEN,
     GREY,
     HOT,
     INK,
@@ -22,6 +22,7 @@ from moetrace.report.style import (
     one_legend,
     predictor_style,
 )
+from moetrace.words import BASELINE, DEFAULT, ORACLE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +133,7 @@ def _errors_message(frames: Frames) -> str:
     best = _best(frames, horizon)
     own = course[(course["horizon"] == horizon) & (course["predictor"] == best)]
     first, last = (
-        f"{100 * row['error_rate']:.1f} % at step {row['cutoff']:,}" for _, row in own.iloc[[0, -1]].iterrows()
+        f"{100 * row['error_rate']:.1f}% at step {row['cutoff']:,}" for _, row in own.iloc[[0, -1]].iterrows()
     )
     goes = f"goes from {first} to {last}" if len(own) > 1 else f"is {first}"
     return f"The error of {best} over the next {horizon:,} steps {goes}"
@@ -178,18 +179,39 @@ def _dot(axes: Axes, at: int, name: str, row: pd.Series, best: str | None) -> No
     axes.plot([100 * row["difference_low"], 100 * row["difference_high"]], [at, at], color=colour, linewidth=1.6)
     axes.plot([100 * row["difference"]], [at], "o", color=colour, markersize=5)
     if row["error_rate"] == row["error_rate"]:
-        label = f"{100 * row['error_rate']:.3g} %"
+        label = f"{100 * row['error_rate']:.3g}%"
         axes.annotate(label, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
 
 
 # --- is balancing worth it -----------------------------------------------------------------------------------------
 
 
-def placement(frames: Frames) -> Figure:
-    """The busiest GPU over the run, mean over layers, a curve per strategy."""
+STRATEGIES = {
+    DEFAULT: (GREY, "default placement"),
+    BASELINE: (INK, f"planned by {BASELINE}"),
+    ORACLE: (GREEN, "perfect forecast"),
+}
+
+
+def plan_course(scores: pd.DataFrame, best: str) -> Figure:
+    """The busiest GPU over the run, mean over layers, a curve per strategy: those that matter have a name.
+
+    *scores* are those of the plans of one trace; *best* is the strategy recommended.
+    """
     figure = new_figure(WIDTH, 3.0)
     axes = figure.add_subplot()
-    courses(axes, frames["plan_scores"], best_plan(plan_peaks(frames["placement"])))
+    means = scores.groupby(["strategy", "cutoff"], sort=False)["peak_over_mean"].mean().reset_index()
+    others = [name for name in means["strategy"].unique() if name not in STRATEGIES and name != best]
+    for name in [*others, best, *STRATEGIES]:
+        colour, label = STRATEGIES.get(name, (BLUE, f"planned by {best}") if name == best else (FAINT, None))
+        curve = means[means["strategy"] == name].sort_values("cutoff")
+        if len(curve):
+            axes.plot(curve["cutoff"], curve["peak_over_mean"], marker=".", color=colour, label=label)
+    if others:
+        axes.plot([], [], color=FAINT, label="other forecasts")
+    axes.set(xlabel="cutoff (step)", ylabel="busiest GPU / mean GPU load")
+    axes.set_ylim(bottom=1)
+    axes.grid(visible=True)
     one_legend(figure, axes)
     return figure
 
@@ -197,7 +219,7 @@ def placement(frames: Frames) -> Figure:
 def _placement_message(frames: Frames) -> str:
     peaks, gpus = plan_peaks(frames["placement"]), int(frames["placement"]["gpus"].iloc[0])
     best = best_plan(peaks)
-    lowered = f"lower the busiest from {peaks['in_order']:.2f} to {peaks[best]:.2f} mean loads"
+    lowered = f"lower the busiest GPU from {peaks[DEFAULT]:.2f}x to {peaks[best]:.2f}x of the mean load"
     return f"On {gpus} GPUs plans by {best} {lowered}"
 
 
@@ -214,7 +236,11 @@ FIGURES: Mapping[str, Kind] = {
         _comparison_message,
         comparison,
     ),
-    "placement": Kind(("placement", "plan_scores"), _placement_message, placement),
+    "placement": Kind(
+        ("placement", "plan_scores"),
+        _placement_message,
+        lambda f: plan_course(f["plan_scores"], best_plan(plan_peaks(f["placement"]))),
+    ),
 }
 """The figures of the page, in its order; one whose frames are missing or empty is left out."""
 
@@ -242,7 +268,7 @@ def course(hottest: pd.DataFrame) -> Figure:
     steps = next(iter(series.values()))["step"]
     if "low" in series:
         low, middle, high = (100 * series.pop(name)["share"].to_numpy() for name in ("low", "middle", "high"))
-        axes.fill_between(steps, low, high, color=FAINT, alpha=0.5, linewidth=0, label="80 % of the others")
+        axes.fill_between(steps, low, high, color=FAINT, alpha=0.5, linewidth=0, label="80% of the others")
         axes.plot(steps, middle, color=GREY, linewidth=0.9)
     for colour, (expert, part) in zip(HOT, series.items()):
         axes.plot(part["step"], 100 * part["share"], color=colour, linewidth=1.1, label=f"expert {expert}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moetrace.report.answers import Answer
+from moetrace.report.phrases import Answer
 from moetrace.report.tables import markdown, markdown_text, readable, words_of
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.report.answers import BASELINE
 from moetrace.report.figures import Frames, Kind
 from moetrace.report.style import (
     BLUE,
@@ -23,6 +22,7 @@ from moetrace.report.style import (
     one_legend,
 )
 from moetrace.report.tables import rows_of
+from moetrace.words import BASELINE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -281,7 +281,7 @@ def _paper_line(axes: Axes, horizon: int) -> None:
         percent = 100 * PAPER[horizon]
         axes.axhline(percent, color=INK, linestyle="-.", linewidth=0.8, label=PAPER_LABEL)
         axes.annotate(
-            f"{percent:.1f} %", (1, percent), xycoords=("axes fraction", "data"), xytext=(2, 0),
+            f"{percent:.1f}%", (1, percent), xycoords=("axes fraction", "data"), xytext=(2, 0),
             textcoords="offset points", fontsize=7, va="center",
         )  # fmt: skip
 

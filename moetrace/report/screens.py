@@ -6,23 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moetrace.report.answers import (
-    BASELINE,
-    STABLE,
-    STATES,
-    TRANSIENT,
-    UNKNOWN,
-    answers_of,
-    count_of,
-    expected,
-    listed,
-    percent,
-    percent_whole,
-    points,
-    predictable,
-    settled,
-)
+from moetrace.report.answers import answers_of, expected, predictable, settled
+from moetrace.report.phrases import bytes_of, count_of, listed, percent, percent_whole, points
 from moetrace.report.tables import NOTHING, rows_of
+from moetrace.words import BASELINE, DEFAULT, DEPLOYED, ORACLE, STABLE, STATES, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,7 +173,7 @@ def _movement(layer: dict[str, Any]) -> str:
 
 
 def _moved(movement: float) -> str:
-    return f"{100 * movement:.1f} %" if movement == movement else NOTHING
+    return f"{100 * movement:.1f}%" if movement == movement else NOTHING
 
 
 # --- predictions ---------------------------------------------------------------------------------------------------
@@ -238,13 +225,12 @@ def _apart(row: dict[str, Any] | None, name: str) -> str:
 
 
 def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool, notes: Sequence[str] = ()) -> Screen:
-    """What plans by each forecast leave of the imbalance of one trace, by state, unknown ones where all are."""
-    names = {"in_order": "none (in order)", "in_force": "as it runs today", "oracle": "knew the load (oracle)"}
-    there = set(summary["state"])
-    states = [state for state in (STABLE, TRANSIENT) if state in there] or [UNKNOWN] * (UNKNOWN in there)
+    """What plans by each forecast leave of the imbalance of one trace, by state."""
+    names = {DEFAULT: "default placement", DEPLOYED: "deployed plan", ORACLE: "perfect forecast (oracle)"}
+    states = [state for state in STATES if state in set(summary["state"])]
     by_state = {state: summary[summary["state"] == state].set_index("strategy") for state in states}
     strategies = sorted(
-        summary["strategy"].unique(), key=lambda name: (name != "in_order", name != "in_force", name == "oracle", name)
+        summary["strategy"].unique(), key=lambda name: (name != DEFAULT, name != DEPLOYED, name == ORACLE, name)
     )
     rows = [
         {"plan by": names.get(name, str(name))}
@@ -253,12 +239,13 @@ def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool, notes: Se
         for name in strategies
     ]
     if rows and states:
-        horizon = int(summary["horizon"].iloc[0])
         legend = (
-            f"Busiest GPU in the {horizon:,} steps after each plan, in mean loads (x), and slots that a plan moved."
+            "Load of the busiest GPU relative to the mean (1.00x is perfectly even) over the "
+            f"{int(summary['horizon'].iloc[0]):,} steps after each plan, and share of slots that the plan moved."
         )
         notes = [legend, *notes]
-    return _screen(f"{summary['trace'].iloc[0]}: {sentence}", rows, every=every, notes=notes)
+    trace = f"{summary['trace'].iloc[0]}: " if len(summary) else ""
+    return _screen(f"{trace}{sentence}", rows, every=every, notes=notes)
 
 
 def _peak(rows: pd.DataFrame, name: str, measure: str) -> str:
@@ -269,14 +256,6 @@ def _peak(rows: pd.DataFrame, name: str, measure: str) -> str:
         return f"{value:.2f}x"
     size = rows["moved_bytes"].get(name) if "moved_bytes" in rows else None
     return percent_whole(value) + (f", {bytes_of(size)}" if size is not None and size == size else "")
-
-
-def bytes_of(size: float) -> str:
-    """``14 GB``: so many bytes in the largest unit that has at least one."""
-    for unit, one in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
-        if size >= one:
-            return f"{size / one:.3g} {unit}"
-    return f"{size / 1e3:.3g} kB"
 
 
 # --- report --------------------------------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from moetrace.files import file_name, write_bytes
 from moetrace.report import figures, paper
-from moetrace.report.answers import answers_of, percent
+from moetrace.report.answers import answers_of
 from moetrace.report.figures import possible
 from moetrace.report.pages import Layer, Picture, Section, TracePage, as_html, as_markdown
+from moetrace.report.phrases import percent
 from moetrace.report.screens import layer_cells
 from moetrace.report.style import inline, picture, styled
 from moetrace.report.tables import NOTHING, SCHEMA_VERSION, csv, records, rows_of
@@ -24,10 +25,10 @@ DEFINITIONS = {
     "share": "the tokens of an expert over all tokens of its layer in a step",
     "error rate": "the sum over experts of |predicted - actual| share of the load of the whole horizon",
     "noise": "the error of a forecast that knew the slowly moving load exactly: no forecast can do better",
-    "difference": "from the mean of the last 1,000 steps (window_mean), over the same layers and cutoffs, with a 95 % "
+    "difference": "from the mean of the last 1,000 steps (window_mean), over the same layers and cutoffs, with a 95% "
     "interval from a paired bootstrap: where it includes 0, the two cannot be told apart",
     "movement": "the relative change of the load from one window of 200 steps to the next, noise taken off",
-    "settle step": "where the movement, averaged over 500 steps, falls below 4 % for good; above 6 % a layer is "
+    "settle step": "where the movement, averaged over 500 steps, falls below 4% for good; above 6% a layer is "
     "transient again",
     "interval of the settle step": "from where movement was last clearly above the rule to where it first is clearly "
     "below",
@@ -40,7 +41,7 @@ SUMMARY = [
 ]  # fmt: skip
 SAVED = (
     "layers", "windows", "depth", "balance", "imbalance", "summary", "scores", "last_shares", "by_horizon",
-    "by_history", "by_layer", "worst_experts", "placement", "plan_scores",
+    "by_history", "by_layer", "worst_experts", "placement", "plan_scores", "policies",
 )  # fmt: skip
 """The frames that are written as files."""
 # Layers that a page lists, and draws: far more than any model has, and a page that a browser still opens.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moetrace.report.answers import BASELINE
+from moetrace.words import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ Margins = tuple[float, float, float, float]
 """Left, right, bottom and top of a figure's panels, in inches."""
 # Dots per inch of what is drawn as pixels on a page: curves too many to be kept as lines.
 PAGE_DPI = 64
-# Without a date the same figure is the same file. PNG: half the time of the usual compression, and 2 % larger.
+# Without a date the same figure is the same file. PNG: half the time of the usual compression, and 2% larger.
 FILES: dict[str, dict[str, Any]] = {
     "svg": {"metadata": {"Date": None}},
     "pdf": {"metadata": {"CreationDate": None}},

@@ -2,108 +2,90 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
-from moetrace.report.answers import Answer, percent_whole
-from moetrace.report.screens import bytes_of
+from moetrace.report.phrases import Answer, bytes_of, percent_whole
+from moetrace.report.tables import rows_of
 
-UNTOLD = "the trace is too short to choose a policy on one half and to score it on the other"
-NO_BETTER = "no policy betters the balance of experts in order by 0.01, which is about 1 % of the expert time"
-TOLD = (
-    "if time follows the busiest GPU of every step, which is a model; on the second half of the trace, by the best "
-    "policy of the first"
+QUESTION = "Worth balancing?"
+NO_GAIN = "no policy improves the balance of the default placement by 0.01, which is about 1% of the expert time"
+MODEL = (
+    "assume that step time follows the busiest GPU (modelled, not measured). The policy was chosen on the first half "
+    "of the trace and evaluated on the second."
 )
-# What a policy does; the others are named after the system that does so.
-WAYS = {
-    "none": "leaving experts in order",
-    "static": "one plan, by the load of the last {window:,} steps,",
-    "moetrace": "a plan that is changed in few places every {interval:,} steps, by the load of the last {window:,},",
-    "moetrace by state": "a plan once a layer settles, and a changed one every {interval:,} steps while it moves,",
-}
-LIKE_SYSTEM = "a plan every {interval:,} steps, by the load of the last {window:,}, as {system} makes it,"
-HOT = 1.005  # of an expert that is below, two digits say that it leaves nothing
+HOT = 1.005  # of an expert that is below, two digits show no effect
 
 
-def judged(verdict: Mapping[str, Any], gpus: int) -> Answer:
-    """Whether balancing pays on *gpus*, from the verdict of ``place --json``."""
-    said = f"{verdict['verdict'][:1].upper()}{verdict['verdict'][1:]} on {gpus} GPUs"
+def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
+    """The answer of a *verdict* of ``place --json``, with ``gpus``; without one, the *command* that would give it."""
+    if verdict is None:
+        return Answer(QUESTION, "not evaluated", f"Not evaluated. Run {command}.")
+    answer = f"{verdict['verdict'][:1].upper()}{verdict['verdict'][1:]} on {verdict['gpus']} GPUs"
     if verdict["system"] is None:
-        return Answer("Worth balancing?", verdict["verdict"], f"{said}: {UNTOLD}.")
-    if verdict["system"] == "none":
-        return Answer("Worth balancing?", verdict["verdict"], f"{said}: {NO_BETTER}.", f"{TOLD[:1].upper()}{TOLD[1:]}.")
-    sentence = f"{said}: {policy_named(verdict)} saves {_saved(verdict)} of the expert time of a step."
+        return Answer(QUESTION, verdict["verdict"], f"{answer}: the trace is too short to choose and test a policy.")
+    if verdict["start"] == "nothing":
+        return Answer(QUESTION, verdict["verdict"], f"{answer}: {NO_GAIN}.", f"Savings {MODEL}")
+    low, high = (f"{100 * verdict[f'saved_{end}']:.1f}" for end in ("low", "high"))
+    saved = f"{100 * verdict['saved']:.1f}% (95% interval {low} to {high}%)"
+    sentence = f"{answer}: {verdict['policy']} cuts expert time per step by {saved}."
     replicas = verdict["plain_redundant"]
-    beside = "experts in order" + (f" with {replicas:,} replicas" if replicas else "")
-    size = "" if math.isnan(verdict["moved_bytes"]) else f" ({bytes_of(verdict['moved_bytes'])})"
-    evidence = (
-        f"Saved: beside {beside}, {TOLD}. {percent_whole(verdict['moved_per_1000'])} of the slots{size} "
-        "move in 1,000 steps."
-    )
-    return Answer("Worth balancing?", f"{percent_whole(verdict['saved'])} saved", sentence, evidence)
+    plain = "the default placement" + (f" with {replicas:,} redundant experts" if replicas else "")
+    moves = "No experts move after the first plan."
+    if verdict["moved_per_1000"] > 0:
+        size = verdict["moved_bytes"]
+        amount = f" ({bytes_of(size)})" if size == size else ""
+        moves = f"{percent_whole(verdict['moved_per_1000'])} of the slots{amount} move per 1,000 steps."
+    evidence = f"Savings are relative to {plain} and {MODEL} {moves}"
+    return Answer(QUESTION, f"{percent_whole(verdict['saved'])} saved", sentence, evidence)
 
 
-def _saved(verdict: Mapping[str, Any]) -> str:
-    """With its interval."""
-    saved, low, high = (f"{100 * verdict[f'saved{end}']:.1f} %" for end in ("", "_low", "_high"))
-    return f"{saved} [{low}, {high}]"
+def verdict_in(frames: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The verdict among the *frames* of a study, None where no number of GPUs was given."""
+    found = frames.get("verdict")
+    return rows_of(found)[0] if found is not None and len(found) else None
 
 
-def policy_named(verdict: Mapping[str, Any]) -> str:
-    """The recommended policy as the subject of a sentence."""
-    way = WAYS.get(verdict["system"], LIKE_SYSTEM).format(**verdict)
-    if verdict["threshold"] is not None:
-        way += f" unless utilisation is above {verdict['threshold']:.0%},"
-    return f"{way} with {verdict['redundant']:,} replicas," if verdict["redundant"] else way
-
-
-def verdict_notes(verdict: Mapping[str, Any], gpus: int, *, files: bool = True) -> list[str]:
+def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str]:
     """What stands below the table, a paragraph each: the evidence, how long a plan holds, and what to deploy.
 
     Without *files*, as of some layers alone, there is nothing to deploy.
     """
-    answer = judged(verdict, gpus)
+    answer = worth(verdict)
     if verdict["system"] is None:
         return [answer.sentence]
-    said = [answer.evidence, f"{_holding(verdict)} {_replicas(verdict)}"]
-    return [*said, deployment(verdict)] if files else said
-
-
-def _holding(verdict: Mapping[str, Any]) -> str:
-    beside = "the best that plans anew" if verdict["system"] == "static" else "this policy"
-    holds = f"{verdict['holds']:,}" if verdict["holds"] else "less than 250"
-    how_long = "To the end" if verdict["holds"] is None else f"For {holds} steps"
-    return f"{how_long} one plan made at the start stays within 1 % of {beside}."
-
-
-def _replicas(verdict: Mapping[str, Any]) -> str:
     enough, floor = verdict["enough_redundant"], verdict["floor"]
-    more = f"Replicas beyond {enough:,} save less than 1 % more" if enough else "Replicas save less than 1 %"
-    hottest = f" The hottest expert alone keeps the busiest GPU at {floor:.2f} mean loads." if floor >= HOT else ""
-    return f"{more}.{hottest}"
+    more = f"More than {enough:,} redundant experts" if enough else "Redundant experts"
+    limits = f"{more} would gain less than 1%."
+    if floor >= HOT:
+        limits += f" The hottest expert limits the busiest GPU to {floor:.2f}x at best."
+    if verdict["start"] == "nothing":
+        return [answer.evidence, limits]
+    best = "the best re-planning policy" if verdict["start"] == "file" else "this policy"
+    holds = "to the end of the trace"
+    if verdict["holds"] is not None:
+        holds = f"for {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
+    lasting = f"A plan made once stays within 1% of {best} {holds}."
+    return [answer.evidence, f"{lasting} {limits}", *([deployment(verdict)] if files else [])]
 
 
 def deployment(verdict: Mapping[str, Any]) -> str:
-    """What to start or which file to deploy, and whether that is what is recommended."""
-    system = verdict["system"]
-    if system == "none":
-        return "To run it: nothing. The files are plans that are hardly better."
-    if system == "static":
-        return "To run it: deploy the file of your system with its flags, above; that is this policy."
-    if system in WAYS:
+    """What to start or which file to deploy, and whether that is the recommended policy."""
+    if verdict["start"] == "file":
+        return "To deploy this policy, start your serving system with its file and flags listed above."
+    if verdict["start"] == "flags":
         return (
-            "To run it, a system has to take plans while it runs: `moetrace.rebalance_experts` makes them, with "
-            f"`before`; the files are its first. {_as_it_is(verdict['stock'])}"
+            f"To deploy this policy, start {verdict['system']} with the policy flags above and no placement file. "
+            "The files hold a fixed plan, for systems that load one; they do not implement this policy."
         )
+    stock = verdict["stock"]
+    how = {
+        "nothing": "it needs nothing",
+        "file": "start your serving system with its file and flags listed above",
+        "flags": f"start {stock['system']} with the policy flags above and no placement file",
+    }[stock["start"]]
     return (
-        f"To run it: start {system} with the flags of its policy, above, and without a file. The files are one plan "
-        "that stays as it is, for systems that read one: not this policy."
+        "This policy needs a system that takes plans while it runs: `moetrace.rebalance_experts` makes them, with "
+        f"`before`. Without changes to a system, {stock['policy']} cuts expert time per step by "
+        f"{100 * stock['saved']:.1f}%: {how}."
     )
-
-
-def _as_it_is(stock: Mapping[str, Any]) -> str:
-    """The best policy that needs no change, and what it takes."""
-    flags = {"none": "nothing to do", "static": "deploy the file of your system with its flags, above"}
-    what = flags.get(stock["system"], f"start {stock['system']} with the flags of its policy, above, without a file")
-    return f"As systems are, {policy_named(stock)} saves {_saved(stock)}: {what}."

@@ -106,6 +106,7 @@ class ResultFolder:
             "predictor": forecast.predictor,
             "layer": forecast.layer,
             "first_step": forecast.first_step,
+            "first_expert": forecast.first_expert,
         }
         known |= {"status": forecast.status, "expected_error": forecast.expected_error}
         known |= {"half_widths": [(percent, half.tolist()) for percent, half in forecast.half_widths.items()]}

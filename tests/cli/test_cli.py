@@ -260,7 +260,7 @@ def test_a_damaged_trace_is_one_line(ingested):
         (("states", "--format", "csv", "--table", "no"), "no table"),
         (("predict", "--horizon", "0"), "--horizon"),
         (("predict", "--cutoffs", "a"), "list of steps such as 3000,4000"),
-        (("place", "--gpus", "4", "--redundant", "a"), "list of numbers of slots such as 0,32,64"),
+        (("place", "--gpus", "4", "--redundant", "a"), "list of numbers of redundant experts such as 0,32,64"),
         (("report", "--horizons", "a"), "list of horizons such as 1000,2000"),
         (("states", "--json", "--format", "csv"), "--json and --format csv exclude each other"),
         (("predict", "--table", "scores"), "--format csv"),

@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 from moetrace import LoadTrace, SettingError, evaluate, predictor, save_trace, simulate
 from moetrace.placement import dispatch
 from moetrace.placement.dispatch import EVENLY, Dispatch, least_loads, least_peaks, nearest_table
-from moetrace.placement.plan import Plan, evenness, in_order, place, replan
+from moetrace.placement.plan import Plan, default_plan, evenness, place, replan
 from moetrace.placement.planner import planned
 from moetrace.placement.planning import Planning
 from moetrace.placement.step_peak import StepLoad, StepPeak, lowered
@@ -153,7 +153,7 @@ def test_the_busiest_of_many_gpus_is_that_of_their_loads(monkeypatch):
 def test_where_nothing_is_replicated_all_dispatches_are_one():
     """There is nothing to split."""
     counts = np.random.default_rng(0).integers(1, 99, (20, 8))
-    plan = in_order(8, 4)
+    plan = default_plan(8, 4)
 
     for kind, nodes in (("nearest", 1), ("nearest", 2), ("lp", 1)):
         assert evenness(plan, counts) == pytest.approx(evenness(plan, counts, Dispatch(kind, nodes)))
@@ -180,8 +180,8 @@ def test_plans_for_nearest_are_even_there(nodes):
     def peak(plan):
         return (split.expected_parts(plan.held) @ shares).max() * 8
 
-    even, nearest = place(shares, 8, 16), place(StepLoad(shares[None]), 8, 16, split)
-    changed = replan(even, StepLoad(shares[None]), 16, dispatch=split)
+    even, nearest = place(shares, 8, 16), place(StepLoad.of(shares[None], shares), 8, 16, split)
+    changed = replan(even, StepLoad.of(shares[None], shares), 16, dispatch=split)
 
     assert peak(even) > 1.05
     assert peak(nearest) < 1.01
@@ -195,11 +195,11 @@ def test_plans_for_nearest_are_even_there(nodes):
 def test_no_single_exchange_lowers_the_bound_of_a_plan_for_nearest(seed):
     """Of a slot of the busiest GPU with any other, tried one after the other; parts of replicas elsewhere change too."""
     rng = np.random.default_rng(seed)
-    load, split = StepLoad(rng.lognormal(0, 1, (20, 6))), Dispatch("nearest", 2)
+    load, split = StepLoad.of(rng.lognormal(0, 1, (20, 6))), Dispatch("nearest", 2)
 
-    *_, found = lowered(in_order(6, 4, 2).slots, load, 1e-7, split)
+    *_, found = lowered(default_plan(6, 4, 2).slots, load, 1e-7, split)
 
-    blunt = next(lowered(in_order(6, 4, 2).slots, load, 1e-7, split))
+    blunt = next(lowered(default_plan(6, 4, 2).slots, load, 1e-7, split))
     now = StepPeak(found, load, StepPeak.of(blunt, load, split).sharpness, split)
     gpu, enough = int(now.hottest(1)[0]), 1e-6 * load.mean.sum()
     for mine, other in ((m, o) for m in range(2) for o in range(8) if o // 2 != gpu):
@@ -239,15 +239,15 @@ def test_plans_are_scored_as_tokens_are_split():
     test = evaluate(trace, [predictor("window_mean")], [300], [500])
 
     found = {
-        kind: simulate(trace, test, 4, 4, dispatch=kind, judge="mean").set_index("strategy")["balance"]
+        kind: simulate(trace, test, Planning(4, 4, dispatch=kind)).set_index("strategy")["balance"]
         for kind in ("even", "nearest", "lp")
     }
 
     after = trace.layer(0).after(500, 300).counts
     for kind in found:
-        assert found[kind]["in_order"] == pytest.approx(evenness(in_order(8, 4, 4), after, Dispatch(kind)).balance)
+        assert found[kind]["default"] == pytest.approx(evenness(default_plan(8, 4, 4), after, Dispatch(kind)).balance)
     assert found["lp"]["window_mean"] > max(found["even"]["window_mean"], found["nearest"]["window_mean"])
-    assert isinstance(Planning(4, dispatch="lp", judge="mean").load(after, after[0] / after[0].sum()), StepLoad)
+    assert isinstance(Planning(4, dispatch="lp").load(after, after[0] / after[0].sum()), StepLoad)
 
 
 def test_the_command_splits_tokens_as_told(moetrace, tmp_path):

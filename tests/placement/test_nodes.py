@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 from test_planner import loads, optimum
 
 from moetrace import LoadTrace, SettingError, TraceInfo, evaluate, predictor, rebalance_experts, save_trace, simulate
-from moetrace.forecasting.windows import replanning_windows
-from moetrace.placement.nodes import homes_of, nodes_per_token
-from moetrace.placement.plan import Plan, in_order, place
-from moetrace.placement.planning import Planning
-from moetrace.placement.replanning import replanning_frame, replanning_summary
+from moetrace.placement.plan import Plan, default_plan, place
+from moetrace.placement.planning import Planning, homes_of, nodes_per_token
 from moetrace.placement.step_peak import StepLoad
 
 
@@ -30,16 +27,15 @@ def step_counts(experts, steps=60, seed=0):
     return rng.poisson(rng.lognormal(4, 1, experts) * np.exp(rng.normal(0, 0.4, (steps, experts)))) + 1
 
 
-@pytest.mark.parametrize("judge", ["steps", "mean"])
 @pytest.mark.parametrize("dispatch", ["even", "nearest", "lp"])
-def test_whole_groups_stay_on_nodes(judge, dispatch):
+def test_whole_groups_stay_on_nodes(dispatch):
     """From nothing, changed from experts in order, and changed again; no expert is twice on a GPU."""
-    planning = Planning(8, 8, nodes=4, groups=8, judge=judge, dispatch=dispatch)
+    planning = Planning(8, 8, nodes=4, groups=8, dispatch=dispatch)
     counts = step_counts(16)
     first, second = (planning.load(part, part.sum(axis=0) / part.sum()) for part in (counts, counts[:, ::-1]))
 
-    fresh = planning.place(first, planning.in_order(16))
-    start = planning.replan(planning.in_order(16), first)
+    fresh = planning.place(first, planning.default(16))
+    start = planning.replan(planning.default(16), first)
     changed = planning.replan(fresh, second)
 
     for plan in (fresh, start, changed):
@@ -52,7 +48,7 @@ def test_whole_groups_stay_on_nodes(judge, dispatch):
 def test_a_plan_on_nodes_is_never_less_even_than_that_of_eplb():
     """Its hierarchical mode, layer by layer; the busiest node is as heavy as whole groups make it."""
     for weight in loads(5, 64):
-        plan = Planning(16, 16, nodes=4, groups=8, judge="mean").place(weight)
+        plan = Planning(16, 16, nodes=4, groups=8).place(StepLoad.of(weight[None], weight))
         assert plan.peak_over_mean(weight) <= optimum.published(weight, 80, 8, 4, 16) + 1e-9
 
         own = weight.reshape(8, 8).sum(axis=1)
@@ -62,7 +58,7 @@ def test_a_plan_on_nodes_is_never_less_even_than_that_of_eplb():
             for pairs in [[pairs[i : i + 2] for i in (0, 2, 4, 6)]]
             if pairs[0][0] == 0
         )
-        heaviest = weight[homes_of(weight, 8, 4)].sum(axis=1).max()
+        heaviest = weight[homes_of(StepLoad.of(weight[None], weight), 8, 4)].sum(axis=1).max()
         assert best - 1e-12 <= heaviest <= 1.05 * best
 
 
@@ -109,7 +105,7 @@ def test_nodes_of_a_token_are_those_of_drawing_it():
     """A naive twin: tokens drawn one by one, groups first and then experts, replicas by an even split."""
     rng = np.random.default_rng(3)
     shares = rng.dirichlet(np.ones(16))
-    held = Planning(8, 8, nodes=4, judge="mean").place(shares).held
+    held = Planning(8, 8, nodes=4).place(StepLoad.of(shares[None], shares)).held
     seen = []
     for _ in range(4000):
         weight = shares.reshape(4, 4).sum(axis=1)
@@ -129,7 +125,7 @@ def test_nodes_of_a_token_are_those_of_drawing_it():
 def test_nodes_of_a_token_are_few_where_groups_stay_together():
     """Of 8 nodes with a group each, a token of 4 groups is on 4; on 5.3 where experts are anywhere (DeepSeek-V3)."""
     shares = loads(1, 256, 0.5)[0]
-    whole, flat = (Planning(32, nodes=8, groups=groups, judge="mean").place(shares) for groups in (8, 1))
+    whole, flat = (Planning(32, nodes=8, groups=groups).place(StepLoad.of(shares[None], shares)) for groups in (8, 1))
 
     assert nodes_per_token(whole.held, shares, 8, 8, 8, 4) == pytest.approx(4)
     assert nodes_per_token(flat.held, shares, 8, 8, 8, 4) == pytest.approx(5.3, abs=0.1)
@@ -167,35 +163,15 @@ def test_scores_tell_of_nodes():
     trace = LoadTrace.from_counts(counts, info=TraceInfo("made", top_k=4))
     test = evaluate(trace, [predictor("window_mean")], [300], [500])
 
-    found = simulate(trace, test, 8, nodes=4, groups=4, top_groups=2).set_index("strategy")
+    found = simulate(trace, test, Planning(8, nodes=4, groups=4, top_groups=2)).set_index("strategy")
 
     after = trace.layer(0).after(500, 300).counts.sum(axis=0)
-    on = (in_order(16, 8).held @ after).reshape(4, 2).sum(axis=1)
-    assert found.loc["in_order", "node_peak_over_mean"] == pytest.approx(on.max() / on.mean())
+    on = (default_plan(16, 8).held @ after).reshape(4, 2).sum(axis=1)
+    assert found.loc["default", "node_peak_over_mean"] == pytest.approx(on.max() / on.mean())
     assert found["nodes_per_token"].tolist() == pytest.approx([2.0] * 3)
     assert (found["node_peak_over_mean"] <= found["peak_over_mean"] + 1e-12).all()
-    unknown = simulate(LoadTrace.from_counts(counts), test, 8, nodes=4)
+    unknown = simulate(LoadTrace.from_counts(counts), test, Planning(8, nodes=4))
     assert unknown["nodes_per_token"].isna().all()
-
-
-def test_plans_made_again_and_again_tell_of_nodes():
-    """Each stretch and its summary, as the scores of a single plan do; on one node it is the only one."""
-    trace = LoadTrace.from_counts(step_counts(16, 900)[:, None], info=TraceInfo("made", top_k=4))
-    windows = replanning_windows(trace, [100, 200], 500)
-    test = evaluate(trace, [predictor("window_mean")], [100, 200], windows)
-
-    frame = replanning_frame(trace, test, 8, nodes=4, groups=4, top_groups=2)
-    alone = replanning_frame(trace, test, 8)
-
-    plain = frame[frame["strategy"] == "in_order"].iloc[0]
-    after = trace.layer(0).after(plain["cutoff"], 100).counts.sum(axis=0)
-    on = (in_order(16, 8).held @ after).reshape(4, 2).sum(axis=1)
-    assert plain["node_peak_over_mean"] == pytest.approx(on.max() / on.mean())
-    assert (frame["node_peak_over_mean"] <= frame["peak_over_mean"] + 1e-12).all()
-    assert frame["nodes_per_token"].tolist() == pytest.approx([2.0] * len(frame))
-    assert {1.0} == set(alone["node_peak_over_mean"])
-    summary = replanning_summary(frame)
-    assert summary["node_peak_over_mean"].between(1, frame["node_peak_over_mean"].max()).all()
 
 
 def test_the_arrays_are_planned_for_single_steps():

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor, state_at
 from moetrace.placement import packing, planner
-from moetrace.placement.plan import Plan, evenness, in_order, place, replan, slots_of
+from moetrace.placement.plan import Plan, default_plan, evenness, place, replan, slots_of
+from moetrace.placement.planning import Planning
 from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, simulate
 from moetrace.synthetic import settling, synthetic_trace
 
@@ -230,7 +231,7 @@ def scored():
     """Scores of plans on a synthetic layer that settles at step 1,500, and the trace."""
     trace = synthetic_trace([settling(1500, steps=4000, tokens=8000)], name="made", seed=5)
     test = evaluate(trace, [predictor("sw_avg"), predictor("window_mean")], [500], [1000, 2000, 3000])
-    return trace, test, simulate(trace, test, 4)
+    return trace, test, simulate(trace, test, Planning(4))
 
 
 def test_every_strategy_is_scored_at_every_cutoff(scored):
@@ -238,10 +239,10 @@ def test_every_strategy_is_scored_at_every_cutoff(scored):
     _, _, scores = scored
     peaks = scores.pivot_table(index="cutoff", columns="strategy", values="peak_over_mean")
 
-    assert ["in_order", "sw_avg", "window_mean", "oracle"] == scores["strategy"].unique().tolist()
+    assert ["default", "sw_avg", "window_mean", "oracle"] == scores["strategy"].unique().tolist()
     assert not peaks.isna().any(axis=None)
-    assert (peaks["oracle"] <= peaks[["in_order", "sw_avg", "window_mean"]].min(axis=1) + 0.01).all()
-    assert 0 == scores[scores["strategy"] == "in_order"]["moved"].max()
+    assert (peaks["oracle"] <= peaks[["default", "sw_avg", "window_mean"]].min(axis=1) + 0.01).all()
+    assert 0 == scores[scores["strategy"] == "default"]["moved"].max()
 
 
 def test_layers_are_planned_in_any_order():
@@ -252,9 +253,9 @@ def test_layers_are_planned_in_any_order():
     def backwards(tasks):
         return (task.run() for task in reversed(tasks))
 
-    scores = simulate(trace, test, 4, run=backwards, progress=lambda *at: told.append(at))
+    scores = simulate(trace, test, Planning(4), run=backwards, progress=lambda *at: told.append(at))
 
-    pd.testing.assert_frame_equal(simulate(trace, test, 4), scores)
+    pd.testing.assert_frame_equal(simulate(trace, test, Planning(4)), scores)
     assert list(trace.layers) == scores["layer"].unique().tolist()
     assert [(1, 3), (2, 3), (3, 3)] == told
 
@@ -262,7 +263,7 @@ def test_layers_are_planned_in_any_order():
 def test_the_window_mean_is_there_whoever_was_asked(scored):
     """Computed from the trace where it is no predictor of the backtest, it is the same."""
     trace, _, scores = scored
-    alone = simulate(trace, evaluate(trace, [predictor("sw_avg")], [500], [1000, 2000, 3000]), 4)
+    alone = simulate(trace, evaluate(trace, [predictor("sw_avg")], [500], [1000, 2000, 3000]), Planning(4))
 
     for column in ("peak_over_mean", "balance", "moved"):
         own, other = (frame[frame["strategy"] == "window_mean"][column].tolist() for frame in (scores, alone))
@@ -277,7 +278,7 @@ def test_a_plan_knows_nothing_of_what_comes(scored):
     counts[trace.steps > 3300] *= 50
     other = LoadTrace.from_counts(counts, name="made", steps=trace.steps)
     turned = evaluate(other, [predictor("sw_avg")], [500], [3000])
-    scores = simulate(other, turned, 4, judge="mean").set_index("strategy")
+    scores = simulate(other, turned, Planning(4)).set_index("strategy")
     before = test.shares[(test.shares["predictor"] == "sw_avg") & (test.shares["cutoff"] == 3000)]
     known = {
         "sw_avg": before["forecast"].to_numpy(),
@@ -285,7 +286,7 @@ def test_a_plan_knows_nothing_of_what_comes(scored):
     }
 
     for strategy, shares in known.items():
-        expected = evenness(replan(in_order(8, 4), shares), other.layer(0).after(3000, 500).counts)
+        expected = evenness(replan(default_plan(8, 4), shares), other.layer(0).after(3000, 500).counts)
         assert scores.loc[strategy, "peak_over_mean"] == pytest.approx(expected.peak_over_mean)
     assert scores.loc["oracle", "peak_over_mean"] < scores.loc["window_mean", "peak_over_mean"]
 
@@ -315,7 +316,7 @@ def test_the_command_scores_plans_and_writes_one(moetrace, settled, tmp_path):
     written = json.loads((tmp_path / "cwd" / path).read_text())
 
     assert {"trace", "layer", "cutoff", "strategy", "balance", "peak_over_mean"} <= set(found["scores"][0])
-    assert {"in_order", "sw_avg", "window_mean", "oracle"} == {row["strategy"] for row in found["scores"]}
+    assert {"default", "sw_avg", "window_mean", "oracle"} == {row["strategy"] for row in found["scores"]}
     assert settled.experts == len({e for row in found["plans"] if row["layer"] == 0 for e in row["experts"]})
     assert [2, 4] == [written["moe_layer_count"], written["layer_list"][0]["device_count"]]
     assert 1 == pytest.approx(sum(row["expected"] for row in found["plans"] if row["layer"] == 0))
@@ -341,15 +342,13 @@ def test_the_best_is_judged_where_all_were_scored():
     """A predictor that was too short where it is hard does not win by that."""
     import pandas as pd
 
-    rows = [("level", 500, 1.9), ("level", 1000, 1.1), ("arima", 1000, 1.2)]
-    scores = pd.DataFrame(
-        [{"layer": 0, "horizon": 100, "cutoff": c, "strategy": s, "peak_over_mean": p} for s, c, p in rows]
-    )
+    rows = [("level", 500, 0.5), ("level", 1000, 0.9), ("arima", 1000, 0.8)]
+    scores = pd.DataFrame([{"layer": 0, "horizon": 100, "cutoff": c, "strategy": s, "balance": b} for s, c, b in rows])
 
     assert "level" == best_strategy(scores, ["arima", "level"])
     assert "arima" == best_strategy(scores[:0], ["arima", "level"])
-    by_steps = scores.assign(balance=[0.1, 0.8, 0.9])
-    assert "arima" == best_strategy(by_steps, ["arima", "level"], judge="steps")
+    tied = scores.assign(balance=[0.1, 0.9, 0.9 + 1e-12])
+    assert ["level", "arima"] == [best_strategy(tied, names) for names in (["level", "arima"], ["arima", "level"])]
 
 
 def test_a_plan_stays_in_the_workspace(moetrace, settled, tmp_path):
@@ -370,7 +369,7 @@ def test_a_plan_stays_in_the_workspace(moetrace, settled, tmp_path):
     assert 2 == len({Path(file).parent for file in both.json["files"]})
     assert all(Path(file).resolve().is_relative_to(Path("moetrace-out").resolve()) for file in both.json["files"])
     assert [] == some.json["files"]
-    assert "leave --layers out" in some.err
+    assert "leave out --layers" in some.err
 
 
 def test_gpus_that_do_not_fit_are_one_line(moetrace, settled, tmp_path):
@@ -388,8 +387,8 @@ def test_gpus_that_do_not_fit_are_one_line(moetrace, settled, tmp_path):
 
 def test_in_order_keeps_neighbours_together():
     """As frameworks do; what is left over goes to the first ones, and replicas are of the first experts."""
-    assert [[0, 1], [2], [3]] == in_order(4, 3).experts
-    assert [[0, 1], [2, 3], [0, 1]] == in_order(4, 3, 2).experts
+    assert [[0, 1], [2], [3]] == default_plan(4, 3).experts
+    assert [[0, 1], [2, 3], [0, 1]] == default_plan(4, 3, 2).experts
 
 
 def test_the_best_is_judged_in_the_state_that_each_layer_ends_in():
@@ -404,7 +403,7 @@ def test_the_best_is_judged_in_the_state_that_each_layer_ends_in():
     }
     scores = pd.DataFrame(
         [
-            {"layer": layer, "horizon": 9, "cutoff": cutoff, "state": state, "strategy": by, "peak_over_mean": peak}
+            {"layer": layer, "horizon": 9, "cutoff": cutoff, "state": state, "strategy": by, "balance": 1 / peak}
             for (layer, cutoff, state), own in peaks.items()
             for by, peak in own.items()
         ]

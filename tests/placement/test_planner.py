@@ -9,9 +9,9 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.placement import moves, packing, planner
-from moetrace.placement.moves import improved, lowest_bound
-from moetrace.placement.plan import Plan, in_order, place, replan
+from moetrace.placement import packing, planner
+from moetrace.placement.packing import UNITS
+from moetrace.placement.plan import Plan, default_plan, lowest_peak, place, replan
 from moetrace.placement.planner import planned, replicas_of
 
 spec = importlib.util.spec_from_file_location("optimum", ROOT / "benchmarks" / "optimum.py")
@@ -32,7 +32,7 @@ def test_the_published_example_is_planned_as_well_as_can_be():
     """1.0532 and 1.1903 times the mean are what a proof of SciPy's MILP gives; EPLB has 1.0726 and 1.1903."""
     shares = PUBLISHED / PUBLISHED.sum(axis=1, keepdims=True)
 
-    assert [1.0532, 1.1903] == pytest.approx(planned(shares, 8, 4).peaks * 8, abs=1e-4)
+    assert [1.0532, 1.1903] == pytest.approx(planned(shares, 8, 4).peaks / UNITS * 8, abs=1e-4)
 
 
 def test_few_experts_are_planned_nearly_as_well_as_the_best_plan():
@@ -40,10 +40,10 @@ def test_few_experts_are_planned_nearly_as_well_as_the_best_plan():
     shares = loads(4, 8)
     best = np.array([optimum.lowest_peak(row, 4, 4) for row in shares])
 
-    peaks = planned(shares, 4, 4).peaks * 4
+    peaks = planned(shares, 4, 4).peaks / UNITS * 4
 
     assert best[:, 0] == pytest.approx(best[:, 1], abs=2e-4)
-    assert (peaks >= best[:, 1] - 1e-9).all()
+    assert (peaks >= best[:, 1] - 1e-6).all()
     assert (peaks - best[:, 0]).mean() < 0.003
 
 
@@ -52,11 +52,11 @@ def test_no_plan_is_less_even_than_that_of_eplb(experts, redundant, gpus):
     """On the mean of 10 layers, and hardly ever in one."""
     shares = loads(10, experts)
 
-    ours = planned(shares, gpus, redundant).peaks * gpus
+    ours = planned(shares, gpus, redundant).peaks / UNITS * gpus
     theirs = np.array([optimum.published(row, experts + redundant, 1, 1, gpus) for row in shares])
 
     assert ours.mean() < theirs.mean()
-    assert (ours <= theirs + 1e-9).all()
+    assert (ours <= theirs + 1e-6).all()
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.integers(1, 9), st.integers(0, 40), st.booleans())
@@ -109,32 +109,11 @@ def test_a_replica_follows_the_load():
     hot = np.array([0.1, 0.45, 0.11, 0.1, 0.12, 0.1, 0.1, 0.1])
     before = Plan.of(np.array([[0, 2, 3], [0, 1, 4], [0, 5, 6], [0, 5, 7]]), 8)
 
-    after = Plan.of(improved(before.slots, hot, 0.0), 8)
+    after = replan(before, hot, 4)
 
     assert after.peak_over_mean(hot) < before.peak_over_mean(hot)
     assert after.held[:, 1].sum() > before.held[:, 1].sum()
     assert 1 == after.held.max()
-
-
-def test_a_change_of_very_many_slots_is_bounded(monkeypatch):
-    """After so many changes the plan is taken as it is; of pairs the most promising experts and slots are looked at."""
-    shares = loads(1, 2000)[0]
-    before = in_order(2000, 8, 400).slots
-    monkeypatch.setattr(moves, "MOST_CHANGES", 3)
-    monkeypatch.setattr(moves, "MOST_TAKING", 1)
-    monkeypatch.setattr(moves, "MOST_GIVING", 1)
-    copies = np.bincount(before.ravel())
-    hot = before[(shares / copies)[before].sum(axis=1).argmax()]
-    twice = np.flatnonzero(copies > 1)
-
-    given = moves._replica_given(before, shares)
-    after = improved(before, shares, 0.0)
-
-    change = np.bincount(given.ravel()) - copies
-    assert [hot[(shares / (copies * (copies + 1)))[hot].argmax()]] == np.flatnonzero(change > 0).tolist()
-    assert [twice[shares[twice].argmin()]] == np.flatnonzero(change < 0).tolist()
-    moved = Plan.of(after, 2000).moved(Plan.of(before, 2000)) * before.size
-    assert 3 <= moved <= 6
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(8, 2, 0), (8, 4, 4), (6, 3, 3), (7, 4, 5)]))
@@ -144,19 +123,19 @@ def test_no_plan_is_below_the_bound(seed, shape):
     shares, others = np.random.default_rng(seed).dirichlet(np.full(experts, 0.5), 2)
     plan = place(shares, gpus, redundant)
 
-    assert (plan.parts @ shares).max() >= lowest_bound(shares, gpus, redundant) - 1e-12
+    assert (plan.parts @ shares).max() >= lowest_peak(shares, gpus, redundant) - 1e-12
     after = replan(plan, others, redundant)
-    assert (after.parts @ others).max() >= lowest_bound(others, gpus, redundant) - 1e-12
+    assert (after.parts @ others).max() >= lowest_peak(others, gpus, redundant) - 1e-12
     assert (after.parts @ others).max() <= (plan.parts @ others).max() + 1e-12
 
 
 def test_other_slots_need_a_plan_from_nothing():
     """Where replicas are added, and where a GPU holds an expert twice."""
     shares = loads(1, 8)[0]
-    doubled = Plan(in_order(8, 4, 4).held[:, ::-1].copy())
+    doubled = Plan(default_plan(8, 4, 4).held[:, ::-1].copy())
     doubled.held[0] = [2, 1, 0, 0, 0, 0, 0, 0]
 
-    assert 12 == replan(in_order(8, 4), shares, 4).held.sum()
+    assert 12 == replan(default_plan(8, 4), shares, 4).held.sum()
     assert 1 == replan(doubled, shares, 4).held.max()
 
 
@@ -219,7 +198,7 @@ def test_two_are_exchanged_for_two_where_no_single_exchange_helps():
     weight = np.array([[19.0, 16.0, 4.0, 5.0, 11.0, 14.0, 8.0, 9.0]])
     uneven = packing.Packing(np.arange(8).reshape(1, 2, 4), weight)
 
-    assert packing.exchange(uneven) is None
+    assert not packing._exchange(uneven.slots.copy(), weight, uneven.loads, np.zeros(1, np.int64), 1)[0]
     assert [43.0, 43.0] == packing.exchanged(uneven).loads[0].tolist()
 
 

@@ -11,23 +11,21 @@ from moetrace import LoadTrace, WindowMean
 from moetrace.forecasting.backtest import in_turn
 from moetrace.placement import replay as room
 from moetrace.placement import study
-from moetrace.placement.plan import in_order, place
+from moetrace.placement.plan import default_plan, place
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import (
     LOOKED_BACK,
-    POLICIES,
     SETTINGS,
-    Looks,
+    Observed,
     Policy,
-    by_state,
-    from_nothing,
-    in_steps,
-    launch,
-    policies,
+    plan_from_scratch,
+    replan_by_state,
+    replan_by_steps,
     utilisation,
 )
 from moetrace.placement.replay import BLOCK, REPLAY_COLUMNS, replayed
 from moetrace.placement.study import place as place_trace
+from moetrace.placement.systems import SYSTEMS, launch, policies
 from moetrace.placement.verdict import POLICY, _holds, policies_frame, verdict
 from moetrace.report.verdict import verdict_notes
 
@@ -48,7 +46,7 @@ TURNED = UNEVEN[[0, 2, 4, 5, 6, 7, 3, 1]]
 def replay():
     """A load that is uneven, and from half of the trace on uneven in another way."""
     trace = trace_of([UNEVEN, TURNED], 6000)
-    return trace, replayed(trace, 4, [0], 500)
+    return trace, replayed(trace, Planning(4), [0], 500)
 
 
 def of(frame, system, interval):
@@ -60,7 +58,7 @@ def looked(load, policy):
     """What the policy sees of the layer, from step 500 on."""
     due = policy.due(load.steps[load.steps >= 500])
     shares = [load.until(step).last(policy.window or 1).mean_shares for step in due]
-    return Looks(load, due, policy.window, np.array(shares).reshape(-1, load.experts))
+    return Observed(load, due, policy.window, np.array(shares).reshape(-1, load.experts))
 
 
 # Systems whose planners know of no nodes.
@@ -75,7 +73,7 @@ def test_every_policy_fills_every_slot_and_no_gpu_twice(policy, planning):
     load = trace_of([UNEVEN, TURNED], 3000).layer(0)
     looks = looked(load, policy)
 
-    plans = [*policy.plans(looks, in_order(8, 4, planning.redundant), planning)]
+    plans = [*policy.plans(looks, default_plan(8, 4, planning.redundant), planning)]
 
     assert len(looks.steps) == len(plans) > 0
     for plan in plans:
@@ -93,7 +91,7 @@ def test_no_policy_sees_a_step_after_its_look(policy):
     load = trace_of([UNEVEN, TURNED], 3000).layer(0)
     future = load.counts.copy()
     future[2000:] = future[2000:, ::-1]
-    plain = in_order(8, 4, 4)
+    plain = default_plan(8, 4, 4)
 
     plans, others = (
         policy.plans(looked(own, policy), plain, Planning(4, 4))
@@ -112,7 +110,7 @@ def test_moves_are_those_from_each_plan_to_the_next(policy, replay):
     due = policy.due(load.steps[(load.steps >= 500) & (load.steps < 6000)])
     shares = np.array([load.until(step).last(policy.window).mean_shares for step in due]).reshape(-1, 8)
     alone = layers_of(trace, policy)[0]
-    plans = [*alone._plans(policy, Looks(load, due, policy.window, shares), Planning(4))][1:] if due else []
+    plans = [*alone._plans(policy, Observed(load, due, policy.window, shares), Planning(4))][1:] if due else []
     moves = [round(new.moved(old) * 8) for old, new in pairwise(plans)]
     scored = [move for move, step in zip(moves, due[1:]) if step + policy.late < 500 + 5500 // BLOCK * BLOCK]
 
@@ -149,12 +147,12 @@ def test_every_policy_is_scored_on_the_same_blocks(replay):
 def test_a_policy_is_what_replaying_it_step_by_step_gives(replay):
     """A naive twin of vLLM's defaults, planned every 3,000 steps by the last 1,000."""
     trace, frame = replay
-    load, plan = trace.layer(0), in_order(8, 4)
+    load, plan = trace.layer(0), default_plan(8, 4)
     peaks, moves = [], []
     for step in range(500, 6000):
         if (step - 500) % 3000 == 0:
             shares = load.until(step).last(1000).mean_shares[None]
-            new = next(from_nothing(Looks(load, [step], 1000, shares), plan, Planning(4)))
+            new = next(plan_from_scratch(Observed(load, [step], 1000, shares), plan, Planning(4)))
             moves.append((step, int(np.maximum(new.held - plan.held, 0).sum())))
             plan = new
         peaks.append(max(plan.parts @ load.counts[np.searchsorted(load.steps, step + 1)]))
@@ -177,11 +175,11 @@ def test_a_late_plan_is_in_force_late(monkeypatch):
     """The load of the steps between is that of the plan before."""
 
     trace = trace_of([UNEVEN], 1500)
-    soon = Policy("soon", 1000, None, in_steps)
+    soon = Policy("soon", 1000, None, replan_by_steps)
     late = dataclasses.replace(soon, system="late", late=BLOCK)
-    monkeypatch.setattr(room, "policies", lambda _: [soon, late, Policy("none", 0, 0, in_steps)])
+    monkeypatch.setattr(room, "policies", lambda _: [soon, late, Policy("none", 0, 0, replan_by_steps)])
 
-    frame = replayed(trace, 4, [0], 500).pivot_table(index="step", columns="system", values="peak_load")
+    frame = replayed(trace, Planning(4), [0], 500).pivot_table(index="step", columns="system", values="peak_load")
 
     assert frame["late"].iloc[0] == frame["none"].iloc[0] > frame["soon"].iloc[0]
     assert frame["late"].iloc[1] == frame["soon"].iloc[1]
@@ -190,9 +188,9 @@ def test_a_late_plan_is_in_force_late(monkeypatch):
 def test_plans_from_nothing_do_not_know_of_each_other():
     """Those in steps do: what is even enough stays."""
     before = place(UNEVEN, 4)
-    looks = Looks(trace_of([UNEVEN], 3).layer(0), [1, 2, 3], 1, np.array([UNEVEN, TURNED, UNEVEN]))
+    looks = Observed(trace_of([UNEVEN], 3).layer(0), [1, 2, 3], 1, np.array([UNEVEN, TURNED, UNEVEN]))
 
-    anew, changed = ([*planner(looks, before, Planning(4))] for planner in (from_nothing, in_steps))
+    anew, changed = ([*planner(looks, before, Planning(4))] for planner in (plan_from_scratch, replan_by_steps))
 
     assert np.array_equal(anew[0].held, anew[2].held)
     assert changed[0] is before
@@ -204,9 +202,9 @@ def test_our_policies_keep_apart_what_is_busy_in_the_same_steps(system):
     """By the mean load alone all plans are alike."""
     busy = np.array([[40, 40, 10, 10], [10, 10, 40, 40]])
     load = LoadTrace.from_counts(np.tile(busy, (1000, 1))[:, None]).layer(0)
-    policy = POLICIES[system].policies(1)[0]
+    policy = SYSTEMS[system].policies(1)[0]
 
-    plan = next(policy.plans(looked(load, policy), in_order(4, 2), Planning(2)))
+    plan = next(policy.plans(looked(load, policy), default_plan(4, 2), Planning(2)))
 
     assert (plan.parts @ busy.T == 50).all()
 
@@ -233,7 +231,7 @@ def test_who_moves_all_the_time_is_not_recommended():
     trace, blocks = trace_of([UNEVEN], 400), range(0, 8 * BLOCK, BLOCK)
     rows = [
         (trace.name, system, 1, 1, None, 0, "even", 0, step, 100.0, peak, peak, moved)
-        for system, peak, moved in (("restless", 101, 3), ("even", 110, 2), ("calm", 110.5, 1), ("none", 150, 0))
+        for system, peak, moved in (("SGLang", 101, 3), ("vLLM", 110, 2), ("static", 110.5, 1), ("none", 150, 0))
         for step in blocks
     ]
 
@@ -241,8 +239,8 @@ def test_who_moves_all_the_time_is_not_recommended():
 
     assert [1.5, 1, 0.5, 0] == found["moved_per_1000"].tolist()
     assert [120, 80, 40, 0] == found["moved_bytes"].tolist()
-    assert ["calm"] == found.index[found["recommended"]].tolist()
-    assert found.loc["calm", "balance"] == pytest.approx(100 / 110.5)
+    assert ["static"] == found.index[found["recommended"]].tolist()
+    assert found.loc["static", "balance"] == pytest.approx(100 / 110.5)
 
 
 def test_what_is_worth_it_and_what_is_not():
@@ -250,8 +248,8 @@ def test_what_is_worth_it_and_what_is_not():
     said = {}
     for name, share, steps in (("uneven", UNEVEN, 4000), ("even", np.full(8, 1 / 8), 4000), ("short", UNEVEN, 1500)):
         trace = trace_of([share], steps, tokens=200_000)
-        frame = replayed(trace, 4, [0], 500)
-        said[name] = verdict(trace, frame, policies_frame(frame, trace, 1e6), 4)
+        frame = replayed(trace, Planning(4), [0], 500)
+        said[name] = verdict(trace, frame, policies_frame(frame, trace, 1e6), Planning(4))
 
     assert {"uneven": "worth it", "even": "not worth it", "short": "not enough evidence"} == {
         name: own.verdict for name, own in said.items()
@@ -261,14 +259,14 @@ def test_what_is_worth_it_and_what_is_not():
     assert uneven.saved == pytest.approx(1 - 0.34 / 0.55, abs=0.01)
     assert 4 * 0.34 == pytest.approx(uneven.floor, abs=0.01)
     assert (0, 0) == (uneven.redundant, uneven.plain_redundant)
-    assert "too short" in verdict_notes(said["short"].as_row(), 4)[0]
+    assert "too short" in verdict_notes(said["short"].as_row() | {"gpus": 4})[0]
 
 
 def test_a_load_that_turns_around_ends_what_a_plan_holds(replay):
     """The plan made at the start holds until the turn at step 3,000, give or take a block."""
     trace, frame = replay
 
-    found = verdict(trace, frame, policies_frame(frame, trace), 4)
+    found = verdict(trace, frame, policies_frame(frame, trace), Planning(4))
 
     assert 2500 - BLOCK <= found.holds <= 2500
     assert 4 <= found.enough_redundant
@@ -284,7 +282,7 @@ def test_what_needs_a_change_of_the_system_is_told_beside_what_does_not():
         for step in range(0, 8 * BLOCK, BLOCK)
     ]
     frame = pd.DataFrame(rows, columns=REPLAY_COLUMNS).astype({"interval": "Int64", "threshold": "Float64"})
-    found = verdict(trace, frame, policies_frame(frame, trace), 4)
+    found = verdict(trace, frame, policies_frame(frame, trace), Planning(4))
 
     assert ("moetrace", 0.4) == (found.system, pytest.approx(found.saved))
     assert ("vLLM", 0.25) == (found.stock["system"], pytest.approx(found.stock["saved"]))
@@ -292,15 +290,15 @@ def test_what_needs_a_change_of_the_system_is_told_beside_what_does_not():
     assert "--enable-eplb" in found.stock["launch"]
     told = found.launched("FLAGS")
     assert ("FLAGS", found.stock) == (told.launch, told.stock)
-    static = dataclasses.replace(found, stock=found.stock | {"system": "static"}).launched("FLAGS")
+    static = dataclasses.replace(found, stock=found.stock | {"start": "file"}).launched("FLAGS")
     assert "FLAGS" == static.stock["launch"]
 
 
 def test_what_is_saved_is_beside_experts_in_order_without_replicas():
     """Also where only policies with replicas were asked for."""
     trace = trace_of([UNEVEN], 4000)
-    frame = replayed(trace, 4, [4], 500)
-    found = verdict(trace, frame, policies_frame(frame, trace), 4)
+    frame = replayed(trace, Planning(4), [4], 500)
+    found = verdict(trace, frame, policies_frame(frame, trace), Planning(4))
     peaks = frame.groupby(["system", "redundant"])["peak_load"].sum()
 
     assert {("none", 0), ("none", 4)} == {key for key in peaks.index if key[0] == "none" or key[1] == 0}
@@ -313,7 +311,7 @@ def test_what_is_saved_is_beside_experts_in_order_without_replicas():
 def test_a_trace_without_two_blocks_has_no_policy(steps):
     """The frame has its columns all the same."""
     trace = trace_of([UNEVEN], steps)
-    found = policies_frame(replayed(trace, 4, [0], 250), trace)
+    found = policies_frame(replayed(trace, Planning(4), [0], 250), trace)
 
     assert (0, True) == (len(found), "recommended" in found.columns)
 
@@ -324,7 +322,8 @@ def test_steps_far_apart_are_replayed_by_the_rows_that_there_are():
     steps = {"times": 1_700_000_000_000 + 997 * np.arange(400), "gap": np.r_[np.arange(200), 10**9 + np.arange(200)]}
 
     found = {
-        name: replayed(LoadTrace.from_counts(counts, name=name, steps=at), 4, [0], 100) for name, at in steps.items()
+        name: replayed(LoadTrace.from_counts(counts, name=name, steps=at), Planning(4), [0], 100)
+        for name, at in steps.items()
     }
 
     assert 350 <= found["times"]["step"].nunique() <= 400
@@ -347,7 +346,7 @@ def test_steps_far_apart_are_replayed_by_the_rows_that_there_are():
 )
 def test_systems_are_started_with_what_was_replayed(system, part):
     """In their own words; their defaults come first."""
-    said = launch(POLICIES[system].policies(12)[0], Planning(8, 32), 128)
+    said = launch(SYSTEMS[system].policies(12)[0], Planning(8, 32), 128)
 
     assert part in said
     assert bool(part) == bool(said)
@@ -358,7 +357,7 @@ def test_every_system_has_policies_of_its_own_name():
     known = policies(12)
 
     assert len(known) == len({policy.settings for policy in known})
-    assert all(policy.system == name for name, system in POLICIES.items() for policy in system.policies(12))
+    assert all(policy.system == name for name, system in SYSTEMS.items() for policy in system.policies(12))
     gate = next(policy for policy in known if policy.threshold)
     started = launch(gate, Planning(8), 128)
     assert "--eplb-min-rebalancing-utilization-threshold 0.9 --expert-balancedness-report-mode server_log" in started
@@ -367,8 +366,8 @@ def test_every_system_has_policies_of_its_own_name():
 def test_systems_that_have_a_choice_split_tokens_as_they_are_told():
     """The others evenly; what starts SGLang says how, and without replicas there is nothing to split."""
     trace = trace_of([UNEVEN], 1500)
-    frame = replayed(trace, 4, [0, 4], 500, dispatch="nearest").groupby(["system", "redundant"])
-    even = replayed(trace, 4, [0, 4], 500).groupby(["system", "redundant"])
+    frame = replayed(trace, Planning(4, dispatch="nearest"), [0, 4], 500).groupby(["system", "redundant"])
+    even = replayed(trace, Planning(4), [0, 4], 500).groupby(["system", "redundant"])
 
     told = frame["dispatch"].first().unstack()[4].to_dict()
     assert {"even"} == {told[name] for name in ("vLLM", "vllm-ascend", "TensorRT-LLM")}
@@ -376,7 +375,7 @@ def test_systems_that_have_a_choice_split_tokens_as_they_are_told():
     assert frame["peak_load"].sum()["vLLM", 4] == even["peak_load"].sum()["vLLM", 4]
     assert frame["peak_load"].sum()["SGLang", 4] > even["peak_load"].sum()["SGLang", 4]
     assert frame["peak_load"].sum()["SGLang", 0] == even["peak_load"].sum()["SGLang", 0]
-    policy = POLICIES["SGLang"].policies(1)[0]
+    policy = SYSTEMS["SGLang"].policies(1)[0]
     assert "--ep-dispatch-algorithm static" in launch(policy, Planning(8, 32, dispatch="nearest"), 128)
     assert "--ep-dispatch" not in launch(policy, Planning(8, dispatch="nearest"), 128)
 
@@ -388,7 +387,7 @@ def test_a_gate_keeps_all_plans_while_gpus_are_busy_on_average():
     policy = next(own for own in policies(2) if own.threshold)
     policy = dataclasses.replace(policy, threshold=0.85)
     looks = [looked(load, policy) for load in trace.by_layer()]
-    fresh = [[in_order(8, 4), *policy.plans(own, in_order(8, 4), Planning(4))] for own in looks]
+    fresh = [[default_plan(8, 4), *policy.plans(own, default_plan(8, 4), Planning(4))] for own in looks]
     now, expected = 0, []
     for look in range(len(looks[0].steps)):
         loads = [own.since_last(look) @ plans[now].parts.T for own, plans in zip(looks, fresh)]
@@ -415,9 +414,9 @@ def test_utilisation_is_that_of_sglang():
 def test_a_layer_that_stands_still_is_planned_once_and_again_after_a_jump():
     """While it moves at every look; the plan after the jump is for the load after it."""
     load = trace_of([UNEVEN, TURNED], 8000, tokens=200_000).layer(0)
-    looks = looked(load, Policy("by state", 1000, 250, by_state))
+    looks = looked(load, Policy("by state", 1000, 250, replan_by_state))
 
-    plans = [*by_state(looks, in_order(8, 4), Planning(4))]
+    plans = [*replan_by_state(looks, default_plan(8, 4), Planning(4))]
     changed = [step for step, old, new in zip(looks.steps[1:], plans, plans[1:]) if new is not old]
 
     assert changed
@@ -429,9 +428,9 @@ def test_a_layer_that_stands_still_is_planned_once_and_again_after_a_jump():
 def test_a_layer_that_moves_is_planned_by_its_last_steps():
     """And not by those of its window."""
     load = trace_of([UNEVEN, TURNED], 2000, tokens=200_000).layer(0)
-    looks = Looks(load, [1300], 1000, load.until(1300).last(1000).mean_shares[None])
+    looks = Observed(load, [1300], 1000, load.until(1300).last(1000).mean_shares[None])
 
-    (plan,) = by_state(looks, in_order(8, 4), Planning(4))
+    (plan,) = replan_by_state(looks, default_plan(8, 4), Planning(4))
 
     assert not looks.settled[0][0]
     assert plan.peak_over_mean(TURNED) < 1.05 * place(TURNED, 4).peak_over_mean(TURNED)
@@ -470,13 +469,13 @@ def test_how_long_a_plan_holds_is_told_beside_another_policy():
 def test_of_a_long_trace_the_end_is_replayed(replay, monkeypatch):
     """As from that step on, and it is said; of a shorter one all."""
     trace, _ = replay
-    placed = place_trace(trace, [WindowMean()], 4, policies=[0])
+    placed = place_trace(trace, [WindowMean()], Planning(4))
     monkeypatch.setattr(room, "MOST_REPLAYED", 2000)
     monkeypatch.setattr(study, "MOST_REPLAYED", 2000)
 
-    cut, told = replayed(trace, 4, [0], 500), place_trace(trace, [WindowMean()], 4, policies=[0]).notes
+    cut, told = replayed(trace, Planning(4), [0], 500), place_trace(trace, [WindowMean()], Planning(4)).notes
 
-    pd.testing.assert_frame_equal(cut, replayed(trace, 4, [0], 4000))
+    pd.testing.assert_frame_equal(cut, replayed(trace, Planning(4), [0], 4000))
     assert (4000, 5750) == (cut["step"].min(), cut["step"].max())
     assert (("policies are replayed on the last 2,000 of 6,000 logged steps",), ()) == (told, placed.notes)
 
@@ -484,18 +483,19 @@ def test_of_a_long_trace_the_end_is_replayed(replay, monkeypatch):
 def test_what_policies_never_look_at_changes_nothing(monkeypatch):
     """Steps before the longest look back are not kept in memory."""
     trace = trace_of([UNEVEN, TURNED], 12_000)
-    cut = replayed(trace, 4, [0], 9000)
-    assert 12_000 - 9000 + LOOKED_BACK == len(room._recent(trace.layer(0), 9000).steps)
+    cut = replayed(trace, Planning(4), [0], 9000)
+    load, _ = room._Replay(trace, policies(1), [Planning(4)], (0,), 9000).observed(0)
+    assert 12_000 - 9000 + LOOKED_BACK == len(load.steps)
 
-    monkeypatch.setattr(room, "_recent", lambda load, _: load)
+    monkeypatch.setattr(room, "LOOKED_BACK", 12_000)
 
-    pd.testing.assert_frame_equal(cut, replayed(trace, 4, [0], 9000))
+    pd.testing.assert_frame_equal(cut, replayed(trace, Planning(4), [0], 9000))
 
 
 def test_plans_in_parts_are_the_same_plans(monkeypatch):
     """However many are made in one go."""
-    load, policy = trace_of([UNEVEN, TURNED], 3000).layer(0), POLICIES["TensorRT-LLM"].policies(3)[0]
-    looks, plain = looked(load, policy), in_order(8, 4)
+    load, policy = trace_of([UNEVEN, TURNED], 3000).layer(0), SYSTEMS["TensorRT-LLM"].policies(3)[0]
+    looks, plain = looked(load, policy), default_plan(8, 4)
     whole = [plan.experts for plan in policy.plans(looks, plain, Planning(4))]
 
     monkeypatch.setattr("moetrace.placement.policies.AT_ONCE", 24)
@@ -512,7 +512,9 @@ def test_layers_are_replayed_in_any_order(replay):
     def backwards(tasks):
         return (task.run() for task in reversed(tasks))
 
-    pd.testing.assert_frame_equal(replayed(trace, 4, [0], 500), replayed(trace, 4, [0], 500, run=backwards))
+    pd.testing.assert_frame_equal(
+        replayed(trace, Planning(4), [0], 500), replayed(trace, Planning(4), [0], 500, run=backwards)
+    )
 
 
 def test_progress_counts_the_layers_that_are_replayed(replay):
@@ -520,21 +522,8 @@ def test_progress_counts_the_layers_that_are_replayed(replay):
     counts = np.concatenate([replay[0].counts[:2000]] * 3, axis=1)
     told = []
 
-    place_trace(LoadTrace.from_counts(counts), [WindowMean()], 4, policies=[0], progress=lambda *at: told.append(at))
+    place_trace(LoadTrace.from_counts(counts), [WindowMean()], Planning(4), progress=lambda *at: told.append(at))
 
     assert [(1, 3), (2, 3), (3, 3)] == told[:3]
     assert told == sorted(told)
     assert [told[-1][1] - left for left in (2, 1, 0)] == [done for done, _ in told[-3:]]
-
-
-def test_plans_of_very_many_experts_are_judged_by_the_mean(replay, monkeypatch):
-    """And it is said."""
-    trace, _ = replay
-    monkeypatch.setattr("moetrace.placement.planning.MOST_EXPERTS", 7)
-
-    many, mean = (place_trace(trace, [WindowMean()], 4, judge=judge) for judge in ("steps", "mean"))
-
-    assert many.slots == mean.slots
-    assert 1 == len(many.notes)
-    assert "8 experts" in many.notes[0]
-    assert not mean.notes

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor
 from moetrace.placement import step_peak
-from moetrace.placement.plan import Plan, evenness, in_order, place, replan
+from moetrace.placement.plan import Plan, default_plan, evenness, place, replan
 from moetrace.placement.planning import FEWEST_STEPS, MOST_EXPERTS, Planning
-from moetrace.placement.simulate import Strategies, forecasts_of, simulate
-from moetrace.placement.step_peak import StepLoad, StepPeak, lowered
+from moetrace.placement.simulate import LayerPlans, forecasts_of, simulate
+from moetrace.placement.step_peak import STEP_UNITS, StepLoad, StepPeak, lowered
 
 
 def counts_of(steps, experts, seed=0, spread=1.0):
@@ -60,7 +60,7 @@ def test_the_bound_is_above_normal_loads(seed):
     """What the busiest of GPUs with normal loads has on average is below it, and not by much where they are alike."""
     rng = np.random.default_rng(seed)
     steps = rng.normal(1, 0.05, (4000, 4))
-    load = StepLoad(steps / steps.sum(axis=1, keepdims=True) / len(steps))
+    load = StepLoad.of(steps / steps.sum(axis=1, keepdims=True))
 
     found = StepPeak.of(np.arange(4)[:, None], load)
 
@@ -88,7 +88,7 @@ def test_no_single_change_lowers_the_bound_of_a_plan(seed, shape):
     """Against every exchange and every changed slot, one after the other."""
     experts, gpus, redundant = shape
     load = StepLoad.of(counts_of(30, experts, seed))
-    start = in_order(experts, gpus, redundant).slots
+    start = default_plan(experts, gpus, redundant).slots
 
     *_, found = lowered(start, load, least=1e-7)
 
@@ -105,7 +105,7 @@ def test_no_single_change_lowers_the_bound_of_a_plan(seed, shape):
 @example(5337)
 def test_exchanges_made_together_are_worth_it_alone(seed):
     """No GPU takes part in two, each alone lowers the peak by more than was asked, and together by all of it."""
-    now = StepPeak.of(in_order(24, 8, 8).slots, StepLoad.of(counts_of(40, 24, seed)))
+    now = StepPeak.of(default_plan(24, 8, 8).slots, StepLoad.of(counts_of(40, 24, seed)))
     together = step_peak._exchanged(now, 1e-3)
 
     gpus, slots = np.nonzero(together.slots != now.slots) if together else ((), ())
@@ -160,14 +160,15 @@ def test_steps_are_scaled_to_the_mean_that_is_forecast():
     load = StepLoad.of(counts, np.array([0.2, 0.6, 0.2]))
 
     assert [0.2, 0.6, 0.2] == pytest.approx(load.mean.tolist())
-    assert load.steps == pytest.approx(np.array([[0.05, 0.45, 0.1], [0.15, 0.15, 0.1]]))
-    assert StepLoad.of(counts).steps == pytest.approx(counts / 80)
+    parts = load.steps / STEP_UNITS, StepLoad.of(counts).steps / STEP_UNITS
+    assert parts[0] == pytest.approx(np.array([[0.05, 0.45, 0.1], [0.15, 0.15, 0.1]]), rel=1e-6)
+    assert parts[1] == pytest.approx(counts / 80)
 
 
 def test_the_peak_of_steps_is_that_of_balance():
     """Tokens of the busiest GPU, added up step by step, over all tokens: 1 over balance and the GPUs."""
     counts = counts_of(50, 8)
-    plan = in_order(8, 4, 4)
+    plan = default_plan(8, 4, 4)
 
     assert StepLoad.of(counts).peak(plan.held) * 4 == pytest.approx(1 / evenness(plan, counts).balance)
 
@@ -202,7 +203,7 @@ def uneven(seed, steps, spread):
 
 def test_a_plan_for_steps_is_changed_where_its_mean_load_is_uneven():
     """Even if that hardly shows in steps that scatter: by the same measure, and never where the steps get worse."""
-    load, before = uneven(1, 1000, 0.4), in_order(8, 4)
+    load, before = uneven(1, 1000, 0.4), default_plan(8, 4)
 
     after = replan(before, load)
 
@@ -231,18 +232,17 @@ def test_a_plan_for_steps_that_all_are_alike_is_that_for_the_mean():
 
 
 def test_steps_too_few_are_judged_by_their_mean():
-    """So is everything where the setting says so; another word is refused."""
+    """Their covariance is hardly one; of very many, 1,000 are enough; more experts than a model has are refused."""
     counts = counts_of(FEWEST_STEPS, 8)
     mean = counts.sum(axis=0) / counts.sum()
 
-    assert Planning(4).load(counts[1:], mean) is mean
-    assert isinstance(Planning(4).load(counts, mean), StepLoad)
-    assert Planning(4, judge="mean").load(counts, mean) is mean
-    assert ["mean", "steps"] == [Planning(4).judged_by(8, steps) for steps in (FEWEST_STEPS - 1, FEWEST_STEPS)]
-    assert ["steps", "mean"] == [Planning(4).judged_by(experts, 100) for experts in (MOST_EXPERTS, MOST_EXPERTS + 1)]
-    assert 1000 == len(Planning(4).load(np.tile(counts, (200, 1)), mean).steps)
-    with pytest.raises(SettingError, match="judged by steps or mean"):
-        Planning(4, judge="median")
+    lengths = [len(Planning(4).load(own, mean).steps) for own in (counts[1:], counts, np.tile(counts, (200, 1)))]
+
+    assert [1, FEWEST_STEPS, 1000] == lengths
+    assert mean == pytest.approx(Planning(4).load(counts[1:], mean).mean)
+    Planning(4).check(MOST_EXPERTS)
+    with pytest.raises(SettingError, match="up to 2,000 experts in a layer, not for 2,004"):
+        Planning(4).check(MOST_EXPERTS + 4)
 
 
 def test_a_plan_for_steps_knows_none_after_the_cutoff():
@@ -256,24 +256,26 @@ def test_a_plan_for_steps_knows_none_after_the_cutoff():
     def planned(values):
         trace = LoadTrace.from_counts(values)
         test = evaluate(trace, [predictor("window_mean")], [500], [600])
-        known = Strategies(trace.layer(0), forecasts_of(test, 0), Planning(4))
-        return known.replanned(in_order(8, 4), "window_mean", 600, 500).experts
+        known = LayerPlans(trace, 0, forecasts_of(test, 0), {600: "stable"}, Planning(4), None)
+        return Planning(4).replan(default_plan(8, 4), known._wanted(trace.layer(0), "window_mean", 600, 500)).experts
 
     assert planned(counts) == planned(turned)
     assert planned(counts) != planned(early)
 
 
 def test_simulated_plans_for_steps_are_more_balanced():
-    """On a trace whose experts make up for one another; judged by the mean they are not."""
+    """On a trace whose experts make up for one another: as the mean alone cannot know."""
     trace = LoadTrace.from_counts(pairs(1500)[:, None], name="pairs")
     test = evaluate(trace, [predictor("window_mean")], [500], [500, 1000])
 
-    steps, mean = (
-        simulate(trace, test, 4, judge=judge).set_index("strategy")["balance"].loc["window_mean"].mean()
-        for judge in ("steps", "mean")
-    )
+    balance = simulate(trace, test, Planning(4)).set_index("strategy")["balance"].loc["window_mean"].mean()
 
-    assert steps > mean + 0.1
+    load = trace.layer(0)
+    by_mean = [
+        evenness(place(load.until(cutoff).last(1000).mean_shares, 4), load.after(cutoff, 500).counts).balance
+        for cutoff in (500, 1000)
+    ]
+    assert balance > np.mean(by_mean) + 0.1
 
 
 def test_terms_too_large_for_a_float_are_no_warning():
@@ -282,23 +284,3 @@ def test_terms_too_large_for_a_float_are_no_warning():
 
     assert 2 == len(place(StepLoad.of(counts), 2).slots)
     assert step_peak.StepPeak.of(np.array([[0, 1], [2, 3]]), StepLoad.of(counts)).peak == pytest.approx(1, abs=1e-2)
-
-
-def test_the_command_judges_by_steps_unless_told(moetrace, tmp_path, monkeypatch):
-    """--judge mean is what it was before; what was used is in the document, also where experts are too many."""
-    from moetrace import save_trace
-
-    save_trace(LoadTrace.from_counts(pairs(1500)[:, None], name="pairs"), tmp_path / "pairs.parquet")
-    argv = ("place", tmp_path / "pairs.parquet", "--gpus", "4", "--predictor", "window_mean", "--cutoffs", "1000")
-    argv = (*argv, "--horizon", "500", "--json")
-
-    steps, mean = (
-        next(row["balance"] for row in moetrace(*argv, *more).json["scores"] if row["strategy"] == "window_mean")
-        for more in ((), ("--judge", "mean"))
-    )
-
-    assert steps > mean + 0.1
-    assert ["steps", "mean"] == [moetrace(*argv, "--judge", judge).json["judge"] for judge in ("steps", "mean")]
-    monkeypatch.setattr("moetrace.placement.planning.MOST_EXPERTS", 7)
-    assert "mean" == moetrace(*argv).json["judge"]
-    assert 2 == moetrace(*argv, "--judge", "median").code

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from moetrace.report.answers import balanced, count_of, listed, percent, points, predictable, settled, worth
+from moetrace.report.answers import balanced, predictable, settled
+from moetrace.report.phrases import count_of, listed, percent, points
 
 
 def layers(*rows):
@@ -80,13 +81,13 @@ NOTHING = ("auto", "stable", float("nan"), float("nan"), float("nan"), float("na
 @pytest.mark.parametrize(
     ("rows", "number", "said"),
     [
-        ([BASE, UNCLEAR], "1.62 % wrong", "nothing clearly beats the mean of the last 1,000 steps (1.72 % wrong; noise 0.60 %)."),
-        ([BASE, CLEAR], "1.20 % wrong", "arima is clearly better than the mean of the last 1,000 steps: 1.20 % wrong where that is 1.72 % (noise 0.60 %)."),
-        ([BASE, CLEAR, LUCKY], "1.10 % wrong", "arima is clearly better than the mean of the last 1,000 steps: 1.20 % wrong where that is 1.72 % (noise 0.60 %)."),
-        ([UNCLEAR], "1.62 % wrong", "auto is 1.62 % wrong (noise 0.60 %): about the same as the mean of the last 1,000 steps."),
-        ([BASE], "1.72 % wrong", "While stable, the mean of the last 1,000 steps is 1.72 % wrong (noise 0.60 %)."),
-        ([BASE, NO_INTERVAL], "0.46 % wrong", "While stable, too few cutoffs were scored to tell what beats the mean of the last 1,000 steps (1.72 % wrong; noise 0.60 %); auto was 0.46 % wrong."),
-        ([EARLY], "9.0 % wrong, transient", "Nothing was scored while stable."),
+        ([BASE, UNCLEAR], "1.62% wrong", "nothing clearly beats the mean of the last 1,000 steps (1.72% wrong; noise 0.60%)."),
+        ([BASE, CLEAR], "1.20% wrong", "arima is clearly better than the mean of the last 1,000 steps: 1.20% wrong where that is 1.72% (noise 0.60%)."),
+        ([BASE, CLEAR, LUCKY], "1.10% wrong", "arima is clearly better than the mean of the last 1,000 steps: 1.20% wrong where that is 1.72% (noise 0.60%)."),
+        ([UNCLEAR], "1.62% wrong", "auto is 1.62% wrong (noise 0.60%): about the same as the mean of the last 1,000 steps."),
+        ([BASE], "1.72% wrong", "While stable, the mean of the last 1,000 steps is 1.72% wrong (noise 0.60%)."),
+        ([BASE, NO_INTERVAL], "0.46% wrong", "While stable, too few cutoffs were scored to tell what beats the mean of the last 1,000 steps (1.72% wrong; noise 0.60%); auto was 0.46% wrong."),
+        ([EARLY], "9.0% wrong, transient", "Nothing was scored while stable."),
         ([NOTHING], "not measured", "Not measured: no cutoff of this trace can be scored 1,000 steps ahead."),
     ],
 )  # fmt: skip
@@ -112,7 +113,7 @@ def test_the_number_of_scores_is_the_evidence():
     answer = predictable(summary(BASE, UNCLEAR, EARLY), 1000)
 
     assert (
-        "35 stable and 9 transient scores; 80 % intervals held the load in 79 % of stable and 79 % of transient cases"
+        "35 stable and 9 transient scores; 80% intervals held the load in 79% of stable and 79% of transient cases"
         == answer.evidence
     )
 
@@ -127,31 +128,11 @@ def test_balanced_names_the_hottest_expert():
     assert "2 experts had no token" in balanced(frame).sentence
 
 
-def test_worth_says_what_to_run_where_it_was_not_asked():
-    """And else what the best forecast saves beside no balancing."""
-    plans = pd.DataFrame(
-        {
-            "strategy": ["in_order", "window_mean", "auto", "oracle"],
-            "state": "all",
-            "peak_over_mean": [1.5, 1.3, 1.2, 1.1],
-        }
-    )
-
-    assert "moetrace place t --gpus N" in worth(None, None, "moetrace place t --gpus N").sentence
-    assert "1.20 times planned by auto" in worth(plans, 4, "").sentence
-    assert "20 % less expert time" in worth(plans, 4, "").sentence
-
-
-def test_plans_that_could_not_be_scored_are_not_asked_for_again():
-    """GPUs were given: to give them would not help."""
-    assert "Not measured: no plan could be scored on this trace." == worth(pd.DataFrame(), None, "place").sentence
-
-
 @pytest.mark.parametrize(
-    ("fraction", "said"), [(0.0162, "1.62 %"), (0.0299, "2.99 %"), (0.03, "3.0 %"), (0.187, "18.7 %"), (0, "0.00 %")]
+    ("fraction", "said"), [(0.0162, "1.62%"), (0.0299, "2.99%"), (0.03, "3.0%"), (0.187, "18.7%"), (0, "0.00%")]
 )
 def test_percentages_have_three_digits(fraction, said):
-    """Two decimals below 3 %, one above."""
+    """Two decimals below 3%, one above."""
     assert said == percent(fraction)
 
 

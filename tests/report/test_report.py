@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace import predictor, study
+from moetrace import Planning, place, predictor, study
 from moetrace.placement.study import placement_frames
 from moetrace.report import figures, paper
 from moetrace.report.answers import answers_of
@@ -25,7 +25,7 @@ def frames_of(trace, horizons=(300, 1000), gpus=None):
     """What the report of a trace is drawn from."""
     made = [predictor("window_mean"), predictor("sw_avg"), predictor("ema")]
     frames = study(trace, made, horizons).frames
-    return frames if gpus is None else frames | placement_frames(trace, made, gpus, 0, 300)
+    return frames if gpus is None else frames | placement_frames(place(trace, made, Planning(gpus), 300))
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_colours_belong_to_meanings(frames):
 
     assert INK == by_label["window_mean"] == plans["planned by window_mean"]
     assert BLUE in by_label.values()
-    assert GREEN == plans["oracle"]
+    assert GREEN == plans["perfect forecast"]
 
 
 def test_the_settle_step_is_marked_where_there_is_one(frames):
@@ -153,7 +153,7 @@ def test_a_course_shows_the_hottest_experts_and_the_rest_as_a_band(frames):
     named = [label for label in labels(figure) if label.startswith("expert ")]
 
     assert [f"expert {name}" for name in hottest["series"].unique()[:5]] == named
-    assert "80 % of the others" in labels(figure)
+    assert "80% of the others" in labels(figure)
 
 
 @pytest.mark.parametrize(

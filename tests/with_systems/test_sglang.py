@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="`make test-systems` installs it")
+from moetrace.placement.expert_maps import MAPS, Deployed  # noqa: E402
 from sglang_loader import WHEEL, loader  # noqa: E402 - only where torch is
 
 from moetrace import synthetic_trace  # noqa: E402
 from moetrace.placement.dispatch import nearest_table  # noqa: E402
-from moetrace.placement.expert_maps import MAPS, Deployed  # noqa: E402
 from moetrace.placement.plan import place  # noqa: E402
 from moetrace.synthetic import settling  # noqa: E402
 

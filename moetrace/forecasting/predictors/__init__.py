@@ -23,7 +23,6 @@ PREDICTORS = {
     "window_mean": "moetrace.forecasting.predictors.window_mean:WindowMean",
     "ema": "moetrace.forecasting.predictors.ema:Ema",
 }
-BASELINE = "window_mean"
 """The predictor that skill is measured against: what serving systems do today."""
 
 

@@ -1,0 +1,100 @@
+"""Plan files: written for every serving system that reads one, and the plan deployed today, read from its file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moetrace.errors import SettingError, TraceError
+from moetrace.files import write_bytes
+from moetrace.placement.plan import Plan
+from moetrace.placement.systems import SYSTEMS
+from moetrace.placement.systems.base import Deployment, renumbered
+
+FORMS = "SGLang's physical_to_logical_map, vllm-ascend's layer_list, TensorRT-LLM's YAML, or EPLB's phy2log as .npy"
+
+
+def write_plans(plan: Deployment, stem: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """Write *plan* beside *stem* in every format that a system reads.
+
+    Returns for each system the ``path`` of its file, its name as ``system``, and the ``flags`` it needs; and a sentence
+    for each file that cannot be written.
+    """
+    written, failed, paths = list[dict[str, str]](), [], dict[str, str]()
+    for system in SYSTEMS.values():
+        for file in system.files:
+            name = f"{system.name}, {file.use}" if file.use else system.name
+            try:
+                if file.ending not in paths:
+                    paths[file.ending] = str(write_bytes(stem.with_name(stem.name + file.ending), file.content(plan)))
+            except SettingError as error:
+                failed.append(f"no plan for {name}: {error}")
+                continue
+            path = paths[file.ending]
+            written.append({"path": path, "system": name, "flags": file.flags(plan, path)})
+    return written, failed
+
+
+def read_plan(
+    path: Path, layers: Sequence[int], experts: int, gpus: int, first_layer: int | None = None
+) -> dict[int, Plan]:
+    """The plan of each of *layers* in the file at *path*: for *experts*, counted from 0, on *gpus*.
+
+    SGLang and TensorRT-LLM number the layers as the model does, where the first of *layers* is *first_layer*, its own
+    number if None; the rows of the others are the MoE layers in order.
+    Raises `TraceError` where the file is of no known system, misses a layer or an expert, or does not fill the GPUs.
+    """
+    names = renumbered(layers, first_layer)
+    found = _slots_in(path, gpus)
+    if not isinstance(found, Mapping):  # rows of MoE layers, or of every layer where there are more
+        found = dict(zip(sorted(names.values()) if len(found) == len(layers) else range(len(found)), found))
+    plans = {}
+    for layer, name in names.items():
+        if name not in found:
+            raise TraceError(str(path), f"layer {name} is missing", "give the plan of every layer of the trace")
+        plans[layer] = _checked(path, name, found[name], experts, gpus)
+    if len({int(plan.held.sum()) for plan in plans.values()}) > 1:
+        raise TraceError(str(path), "layers have different numbers of slots", "give as many to each")
+    return plans
+
+
+def _slots_in(path: Path, gpus: int) -> Mapping[int, Any] | Sequence[Any]:
+    """The slots of each layer, GPU after GPU: by its number, or in order."""
+    import yaml
+
+    try:
+        if path.suffix == ".npy":
+            return list(np.load(path, allow_pickle=False))
+        text = path.read_text("utf-8")
+        document = yaml.safe_load(text) if path.suffix in {".yaml", ".yml"} else json.loads(text)
+        for system in SYSTEMS.values():
+            if system.read is not None and isinstance(document, dict):
+                try:
+                    return system.read(document, gpus)
+                except KeyError:
+                    continue
+        problem = "is not a plan of a known system"
+    except OSError as error:
+        problem = error.strerror or "cannot be read"
+    except (ValueError, TypeError, EOFError, AttributeError, RecursionError, yaml.YAMLError) as error:
+        problem = str(error) if "GPUs" in str(error) else "is not a plan of a known system"
+    raise TraceError(str(path), problem, f"give {FORMS}")
+
+
+def _checked(path: Path, layer: int, row: Any, experts: int, gpus: int) -> Plan:
+    """The plan of one *layer* from its *row* of slots."""
+    ragged = isinstance(row, list) and not all(isinstance(expert, int) for expert in row)
+    slots = np.empty(0, np.int64) if ragged else np.asarray(row)
+    if slots.ndim != 1 or not len(slots) or not np.issubdtype(slots.dtype, np.integer):
+        raise TraceError(str(path), f"layer {layer}: the slots are not a list of whole numbers", f"give {FORMS}")
+    if len(slots) % gpus:
+        raise TraceError(str(path), f"layer {layer}: {len(slots)} slots do not fill {gpus} GPUs evenly", "see --gpus")
+    strange = np.setxor1d(slots, np.arange(experts))
+    if len(strange):
+        missing = "is in no slot" if strange[0] in range(experts) else f"is none of the {experts} experts"
+        raise TraceError(str(path), f"layer {layer}: expert {strange[0]} {missing}", "is it the plan of this model?")
+    return Plan.of(slots.reshape(gpus, -1), experts)

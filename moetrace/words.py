@@ -1,0 +1,8 @@
+"""Names that mean the same in code, tables, JSON and prose, each spelled in one place."""
+
+# States of a layer: the paper's two (arXiv 2404.16914), and where there is too little data for either.
+STATES = STABLE, TRANSIENT, UNKNOWN = "stable", "transient", "unknown"
+# The mean of the last 1,000 steps, by which SGLang and vLLM plan: what predictors and plans are compared with.
+BASELINE = "window_mean"
+# Strategies that place experts without a predictor: neighbours together, the plan deployed today, perfect foresight.
+DEFAULT, DEPLOYED, ORACLE = "default", "deployed", "oracle"

@@ -1,0 +1,79 @@
+"""The same answers on every machine: under other BLAS kernels, and without the vector instructions of NumPy."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+# Kernels that every x86-64 processor runs, beside the one that is chosen for it.
+KERNELS = {
+    "chosen": {},
+    "SSE3": {"OPENBLAS_CORETYPE": "Prescott"},
+    "SSE4.2": {"OPENBLAS_CORETYPE": "Nehalem"},
+    "no vectors": {"NPY_DISABLE_CPU_FEATURES": "found"},
+}
+CODE = """
+import json, sys, warnings
+import numpy as np
+import moetrace as mt
+
+found = {}
+trace = mt.read_trace("sample_traces/gpt-moe-8e-a.parquet").select(last=5000)
+predictors = [mt.WindowMean(), mt.Level(), mt.Arima(order=(1, 0, 0)), mt.Auto()]
+for redundant, dispatch in ((0, "even"), (4, "even"), (4, "lp"), (4, "nearest")):
+    planning = mt.Planning(4, redundant, dispatch=dispatch, nodes=2)
+    placed = mt.place(trace, predictors, planning, cutoffs=[1000, 2000, 3000])
+    scores = placed.frames["scores"]
+    found[f"{redundant} {dispatch}"] = {
+        "plans": placed.slots,
+        "moved": scores["moved"].tolist(),
+        "balance": scores["balance"].tolist(),
+        "verdict": [placed.verdict.verdict, placed.verdict.policy, placed.verdict.holds, placed.best],
+    }
+wide = np.random.default_rng(0).lognormal(0, 1, (40, 6, 64))
+for name, weight in (("mean", wide.sum(axis=0)), ("steps", wide)):
+    plan, _, _ = mt.rebalance_experts(weight, 80, 8, 2, 8)
+    again, _, _ = mt.rebalance_experts(weight[..., ::-1], 80, 8, 2, 8, before=plan)
+    found[name] = {"plans": plan.tolist(), "again": again.tolist()}
+test = mt.evaluate(trace, predictors, [1000], [1000, 2000, 3000])
+found["errors"] = {"error_rate": test.scores["error_rate"].tolist(), "state": test.scores["state"].tolist()}
+json.dump(found, sys.stdout)
+"""
+CLOSE = ("balance", "error_rate")
+
+
+def answers(kernel):
+    """What the program plans, scores and says under that *kernel*, computed by a process of its own."""
+    own = dict(KERNELS[kernel])
+    if own.get("NPY_DISABLE_CPU_FEATURES"):
+        own["NPY_DISABLE_CPU_FEATURES"] = " ".join(np.show_config("dicts")["SIMD Extensions"]["found"])
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", **own}
+    done = subprocess.run(
+        [sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def chosen():
+    """The answers under the kernel of this processor."""
+    return answers("chosen")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one kernel")
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "chosen"])
+def test_plans_scores_and_verdicts_are_the_same_under_every_kernel(kernel, chosen):
+    """Plans, moves and verdicts equal; errors and balances to a millionth, far below the digits that are shown."""
+    for name, own in answers(kernel).items():
+        for field, value in own.items():
+            if field in CLOSE:
+                assert value == pytest.approx(chosen[name][field], rel=1e-6), (name, field)
+            else:
+                assert value == chosen[name][field], (name, field)
