@@ -25,6 +25,7 @@ Ratios are against a named rival in the same run, on the same machine; no time s
 RIVALS = ("planners", "speed")
 SECTIONS = {
     "states": ("How right the state rule is", "200 synthetic layers of known settle step; the rule's numbers were chosen on other seeds."),
+    "change_points": ("Location of change points", "Synthetic layers of known change, of seeds that nothing was chosen on: a jump of the level, or a constant load that begins to drift."),
     "told": ("Whether what is told holds", "Synthetic layers of known truth, of seeds that nothing was chosen on; real traces, with an eye on which the numbers of the intervals, of the promise and of `auto` were chosen, and two, held out, that were recorded when all of that was done."),
     "sliding": ("Sliding variance and range", "Variance and range for windows of 10, 100 and 200 steps; moetrace on two threads, the others on their one."),
     "accuracy": ("How wrong the predictors are", "`error_rate` in percent on the real traces; choices were made on gpt-moe-8e-a, those of `auto` with an eye on all; the others are only reported on."),

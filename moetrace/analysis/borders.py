@@ -60,6 +60,20 @@ class Changes:
         return int(steps[at]) if local / (before[best] - after[best]) >= SUDDEN else None
 
 
+def level_shift(load: LayerLoad) -> int:
+    """The first step of the part of *load* whose mean load differs most from that of the part before it.
+
+    The split with the largest ``n_1 n_2 / n |mean_1 - mean_2|^2``, which is where one jump of the level is the most
+    likely, to the row. There has to be more than one row.
+    """
+    shares = load.shares * np.sqrt(weights(load.mean_shares))
+    rows = np.arange(1, len(shares))[:, None]
+    sums = np.cumsum(shares, axis=0)
+    before, after = sums[:-1] / rows, (sums[-1] - sums[:-1]) / (len(shares) - rows)
+    gain = (rows * (len(shares) - rows))[:, 0] * np.square(before - after).sum(axis=1)
+    return int(load.steps[1 + gain.argmax()])
+
+
 def _means(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """The means before and from each place where *values* (moments,) can be split, and those places."""
     split = np.arange(LEAST, len(values) - LEAST + 1)

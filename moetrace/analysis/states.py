@@ -15,7 +15,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from moetrace.analysis.borders import Changes
+from moetrace.analysis.borders import Changes, level_shift
 from moetrace.analysis.kept import once
 from moetrace.analysis.movement import ahead, borders, movement, uncertainty, window_blocks
 from moetrace.analysis.outlook import expected_movement
@@ -85,17 +85,19 @@ class Run(NamedTuple):
 class LayerStates:
     """The states of one layer.
 
-    *runs* follow each other without a gap. *settle_interval* are the first and the last step that
-    the settle step may well be, None if the layer never settles. *steps* and *movement*, both of shape
-    (moments,), are the relative movement from the window before each step to the one after, noise
-    taken off; *judged*, shorter, is its root mean square over the hold from each step on, which the rule
-    holds against its thresholds.
+    *runs* follow each other without a gap. *settle_interval* are the first and the last step that the settle step may
+    well be, None if the layer never settles; *unsettled_interval* those of the step from which a layer that settled is
+    unstable again, None for any other. *span* is the length of a window. *steps* and *movement*, both of shape
+    (moments,), are the relative movement from the window before each step to the one after, noise taken off; *judged*,
+    shorter, is its root mean square over the hold from each step on, which the rule holds against its thresholds.
     """
 
     trace: str
     layer: int
     runs: tuple[Run, ...]
     settle_interval: tuple[int, int] | None
+    unsettled_interval: tuple[int, int] | None
+    span: int
     steps: Steps
     movement: NDArray[np.float64]
     judged: NDArray[np.float64]
@@ -125,8 +127,8 @@ class LayerStates:
         return self.runs[-1].from_step if self.outcome == AGAIN else None
 
     def movement_in(self, first: int, last: int) -> float:
-        """Root mean square movement between two steps; NaN where nothing was judged."""
-        inside = self.movement[(self.steps >= first) & (self.steps <= last)]
+        """Root mean square movement of windows that lie between two steps; NaN where there are none."""
+        inside = self.movement[(self.steps >= first + self.span) & (self.steps + self.span - 1 <= last)]
         return float(np.sqrt(np.mean(np.square(inside)))) if inside.size else float("nan")
 
 
@@ -150,10 +152,13 @@ def classify(load: LayerLoad, rule: Rule = RULE) -> LayerStates:
     ('stable', True)
     """
     found = _judged(load, rule)
-    runs = _located(load, rule, found.runs)
-    interval = _interval(load, rule, runs, found)
+    located = _located(load, rule, found.runs)
+    runs = tuple(own.run for own in located)
     moved, judged = (np.sqrt(np.maximum(values, 0)) for values in (found.squared, found.ahead))
-    return LayerStates(load.trace, load.layer, runs, interval, found.steps, moved, judged)
+    return LayerStates(
+        load.trace, load.layer, runs, _settle_interval(load, rule, located, found),
+        _unsettled_interval(load, rule, located), _span(load, rule), found.steps, moved, judged,
+    )  # fmt: skip
 
 
 class _Judged(NamedTuple):
@@ -181,23 +186,64 @@ def _judged(load: LayerLoad, rule: Rule) -> _Judged:
     return _Judged(steps, squared, judged, _runs(load, steps, stable))
 
 
-def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[Run, ...]:
+class _Located(NamedTuple):
+    """A run, and how its begin was located: by the ``rule``, at a ``border`` of the movement, or at a ``jump``."""
+
+    run: Run
+    by: str
+
+
+RULED, BORDER, JUMP = "rule", "border", "jump"
+
+
+def _span(load: LayerLoad, rule: Rule) -> int:
+    """The length of a window in steps, where rows are far apart more than the rule has."""
+    rows, k = window_blocks(load, rule.window)
+    return max(rule.window, rows * k * load.stride)
+
+
+def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[_Located, ...]:
     """The same *runs* with their borders where the load changed.
 
-    The rule sees a change a hold before it, and forgets it two windows after it; no border passes another.
+    The rule sees a change a hold before it, and forgets it two windows after it; no border passes another. A run that
+    is transient only for a jump of the level is as long as a block, and ends with the jump.
     """
     if len(runs) < 2:
-        return runs
+        return tuple(_Located(run, RULED) for run in runs)
     changes, before, after = Changes(load), 2 * rule.window, rule.hold + 2 * rule.window
-    begins = [runs[0].from_step]
-    for run, following in zip(runs[1:], [*runs[2:], None]):
-        latest = run.to_step if following is None else (run.from_step + following.from_step) // 2 + rule.hold
-        earliest = begins[-1] + BLOCK
-        first, last = max(earliest, run.from_step - before), min(run.from_step + after, latest)
-        found = changes.border(first, last, falls=run.state == STABLE)
-        begins.append(max(earliest, run.from_step) if found is None else found)
-    ends = [*(begin - 1 for begin in begins[1:]), runs[-1].to_step]
-    return tuple(Run(a, b, run.state) for a, b, run in zip(begins, ends, runs))
+    block, begins = max(BLOCK, load.stride), [(runs[0].from_step, RULED, runs[0].state)]
+    for number, run in enumerate(runs):
+        latest = run.to_step
+        if number + 1 < len(runs):
+            latest = (run.from_step + runs[number + 1].from_step) // 2 + rule.hold
+        earliest = begins[-1][0] + block
+        jump = _jump(load, rule, runs, number) if run.state == TRANSIENT else None
+        if jump is not None and jump - block > begins[-1][0]:
+            stable_before = [(runs[0].from_step, RULED, STABLE)] if number == 0 else begins
+            begins = [*stable_before, (jump - block, JUMP, TRANSIENT), (jump, JUMP, STABLE)]
+        elif number and begins[-1][2] != run.state:
+            first, last = max(earliest, run.from_step - before), min(run.from_step + after, latest)
+            found = changes.border(first, last, falls=run.state == STABLE)
+            begins.append(
+                (max(earliest, run.from_step), RULED, run.state) if found is None else (found, BORDER, run.state)
+            )
+    ends = [*(begin - 1 for begin, _, _ in begins[1:]), runs[-1].to_step]
+    return tuple(_Located(Run(a, b, state), by) for (a, by, state), b in zip(begins, ends))
+
+
+def _jump(load: LayerLoad, rule: Rule, runs: tuple[Run, ...], number: int) -> int | None:
+    """The first step after a jump of the level, where a transient run before a stable one holds nothing else."""
+    span, run = 2 * _span(load, rule), runs[number]
+    if number + 1 == len(runs):
+        return None
+    first = run.from_step if number == 0 else max(run.from_step - span, runs[number - 1].from_step)
+    part = load.between(first, min(run.to_step + span, runs[number + 1].to_step))
+    at = level_shift(part)
+    for side in (part.between(first, at - 1), part.between(at, int(part.steps[-1]))):
+        squared = movement(side, rule.window)[1] if len(side.steps) else np.empty(0)
+        if not squared.size or squared.mean() > rule.unsettle_above**2:
+            return None
+    return at
 
 
 def classify_expert(load: LayerLoad, expert: int) -> LayerStates:
@@ -296,16 +342,36 @@ def _runs(load: LayerLoad, steps: Steps, stable: NDArray[np.bool_]) -> tuple[Run
     return tuple(Run(a, b, state) for a, b, state in zip(begins, ends, states))
 
 
-def _interval(load: LayerLoad, rule: Rule, runs: tuple[Run, ...], found: _Judged) -> tuple[int, int] | None:
-    """The first and the last step that the settle step of *runs* may well be."""
-    settled, judged, first = settle_step_of(runs), settle_step_of(found.runs), int(load.steps[0])
-    if settled is None or judged is None:
+def _settle_interval(
+    load: LayerLoad, rule: Rule, located: tuple[_Located, ...], found: _Judged
+) -> tuple[int, int] | None:
+    """The first and the last step that the settle step may well be."""
+    last, first, end = located[-1], int(load.steps[0]), int(load.steps[-1])
+    judged = settle_step_of(found.runs)
+    if last.run.state != STABLE or judged is None:
         return None
+    settled, block = last.run.from_step, max(BLOCK, load.stride)
     if settled == first:
         return first, first
+    if last.by == JUMP:
+        return max(first, settled - block), min(end, settled + block)
     steps, i = found.steps, int(np.searchsorted(found.steps, judged))
     above = np.flatnonzero(found.ahead[:i] > (CLEARLY * rule.unsettle_above) ** 2)
     below = np.flatnonzero(found.ahead[i:] < (rule.settle_below / CLEARLY) ** 2)
-    low = int(steps[above[-1]]) - BLOCK if above.size else first
-    high = int(steps[i + below[0]]) + BLOCK if below.size else settled + rule.hold
-    return max(first, min(low, settled - BLOCK)), min(int(load.steps[-1]), max(high, settled + BLOCK))
+    low = int(steps[above[-1]]) - block if above.size else first
+    high = int(steps[i + below[0]]) + block if below.size else settled + rule.hold
+    return max(first, min(low, settled - block)), min(end, max(high, settled + block))
+
+
+def _unsettled_interval(load: LayerLoad, rule: Rule, located: tuple[_Located, ...]) -> tuple[int, int] | None:
+    """The first and the last step from which a layer that settled may well be unstable again.
+
+    Where movement has no sudden border, the rule sees the change up to a hold and two windows before it.
+    """
+    last, block = located[-1], max(BLOCK, load.stride)
+    if len(located) < 2 or last.run.state != TRANSIENT:
+        return None
+    begin, span = last.run.from_step, _span(load, rule)
+    late = 2 * block if last.by == BORDER else rule.hold + 2 * span
+    early = block if last.by == BORDER else span
+    return max(int(load.steps[0]), begin - early), min(int(load.steps[-1]), begin + late)

@@ -38,14 +38,16 @@ def layers_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """A row of `layer_row` for each layer."""
     import pandas as pd
 
-    steps = ["settle_step", "settle_step_low", "settle_step_high", "unsettled_step", "rank_settle_step"]
+    steps = ["settle_step", "settle_step_low", "settle_step_high", "rank_settle_step"]
+    steps += ["unsettled_step", "unsettled_step_low", "unsettled_step_high"]
     return pd.DataFrame(rows).astype(dict.fromkeys(steps, "Int64"))
 
 
 def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
     """When a layer settled, its state now, its fluctuation before and after.
 
-    *settle_step_low* and *settle_step_high* are the ends of the interval of the settle step; *rank_settle_step* is
+    *settle_step_low* and *settle_step_high* are the ends of the interval of the settle step, *unsettled_step_low* and
+    *unsettled_step_high* those of where it became unstable again; *rank_settle_step* is
     what the order of the experts alone says, *detectors* whether the two ``agree``.
     *movement* is the relative change of the load from one window of 200 steps to the next, noise
     taken off; *variance_100* and *range_100* are the paper's, for windows of 100 steps, mean over
@@ -55,6 +57,7 @@ def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
     border = last + 1 if states.settle_step is None else states.settle_step
     ranks = rank_runs(load)
     low, high = states.settle_interval or (None, None)
+    again = states.unsettled_interval or (None, None)
     return {
         "trace": load.trace,
         "layer": load.layer,
@@ -64,6 +67,8 @@ def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
         "state": states.state,
         "outcome": states.outcome,
         "unsettled_step": states.unsettled_step,
+        "unsettled_step_low": again[0],
+        "unsettled_step_high": again[1],
         "rank_settle_step": settle_step_of(ranks),
         "detectors": "agree" if _agree(states.settle_step, settle_step_of(ranks)) else "differ",
         "movement_before": states.movement_in(first, border - 1),
@@ -82,7 +87,8 @@ def _agree(by_movement: int | None, by_ranks: int | None) -> bool:
 def _before_and_after(load: LayerLoad, border: int) -> dict[str, float]:
     """Mean sliding variance and range on either side of the step *border*."""
     sides = {"before": load.between(int(load.steps[0]), border - 1), "after": load.between(border, int(load.steps[-1]))}
-    found = {side: fluctuation(part, [LAYER_WINDOW]) for side, part in sides.items()}
+    # The shorter window makes the longer one slide by its length.
+    found = {side: fluctuation(part, [LAYER_WINDOW // 10, LAYER_WINDOW])[1:] for side, part in sides.items()}
     return {
         f"{measure}_{LAYER_WINDOW}_{side}": float(getattr(windows[0], measure).mean()) if windows else float("nan")
         for measure in ("variance", "range")

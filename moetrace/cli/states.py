@@ -94,11 +94,13 @@ def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool)
     import json
     import time
 
-    from moetrace.record.follow import follow
+    from moetrace.record.follow import USUALLY_NOTICED, follow
     from moetrace.words import STABLE
 
     if len(traces) != 1:
         raise typer.BadParameter("--follow watches one trace: give its path")
+    usual, most = USUALLY_NOTICED
+    shared.note(f"A change is usually noticed {usual} steps after it begins, and within {most} steps in 9 of 10 cases.")
     last = None
     for last in follow(Path(traces[0]), lambda: time.sleep(poll)):
         for change in last.changes:

@@ -14,6 +14,9 @@ from moetrace.formats.readers.parts import is_parts, read_parts
 from moetrace.trace import LoadTrace
 from moetrace.words import STABLE, UNKNOWN
 
+# Steps after which a change is noticed, median and 90% quantile: `benchmarks/change_points.py`.
+USUALLY_NOTICED = 250, 350
+
 
 class Status(NamedTuple):
     """How a layer is: its *state*, the step that began with, and whether one expert has taken all."""

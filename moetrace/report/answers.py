@@ -119,9 +119,8 @@ def _not_settled(layers: pd.DataFrame) -> list[str]:
     if len(never):
         said.append(f"{_layers_named(never, layers)} never {'settles' if len(never) == 1 else 'settle'}.")
     if len(again):
-        since = int(again["unsettled_step"].astype(float).max())
-        moves = "moves" if len(again) == 1 else "move"
-        said.append(f"{_layers_named(again, layers)} had settled and {moves} again, since {since:,} at the latest.")
+        by = int(again["unsettled_step_high"].astype(float).max())
+        said.append(f"{_layers_named(again, layers)} settled, then became unstable again by step {by:,}.")
     if len(unknown):
         which = _layers_named(unknown, layers).lower()
         said.append(f"Of {which} it cannot be told: too few rows, or rows too far apart.")

@@ -71,6 +71,8 @@ FIELDS: Mapping[str, tuple[str, str]] = {
     "settle_step_high": (STEPS, "upper end of the interval of the settle step"),
     "outcome": (TEXT, "`settled`, `stable from the start`, `never settled`, `unsettled again`, or `unknown`"),
     "unsettled_step": (STEPS, "where a layer that is unsettled again left the stable state"),
+    "unsettled_step_low": (STEPS, "lower end of the interval of the unsettled step"),
+    "unsettled_step_high": (STEPS, "upper end of the interval of the unsettled step"),
     "rank_settle_step": (STEPS, "settle step by the order of the experts alone"),
     "detectors": (TEXT, "whether the two settle steps `agree`, within 1,000 steps, or `differ`"),
     "movement_before": (FRACTION, "root mean square movement before the settle step"),

@@ -157,7 +157,7 @@ def _settles(layer: dict[str, Any]) -> str:
         return "from the start" if layer["outcome"] == "stable from the start" else _number(layer["settle_step"])
     if layer["state"] == UNKNOWN:
         return "cannot be told"
-    return f"left at {_number(layer['unsettled_step'])}" if layer["outcome"] == "unsettled again" else "never"
+    return f"unstable since {_number(layer['unsettled_step'])}" if layer["outcome"] == "unsettled again" else "never"
 
 
 def _between(layer: dict[str, Any]) -> str:

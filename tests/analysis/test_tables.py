@@ -14,6 +14,7 @@ from moetrace.analysis.tables import (
     depth_frame,
     fluctuation_frame,
     imbalance_frame,
+    layer_row,
     states_tables,
     windows_frame,
 )
@@ -126,7 +127,7 @@ def test_a_layers_row_says_what_its_parts_say(settled, last):
     """Each column by its name, for a layer that settles: fluctuation and movement up to the step before, and from it on."""
     load = settled.layer(0).until(last)
     states, settle = classify(load), classify(load).settle_step
-    before, after = (fluctuation(load.between(*part), [100])[0] for part in ((1, settle - 1), (settle, last)))
+    before, after = (fluctuation(load.between(*part), [10, 100])[1] for part in ((1, settle - 1), (settle, last)))
     expected = {
         "trace": "settled",
         "layer": 0,
@@ -136,6 +137,8 @@ def test_a_layers_row_says_what_its_parts_say(settled, last):
         "state": "stable",
         "outcome": "settled",
         "unsettled_step": None,
+        "unsettled_step_low": None,
+        "unsettled_step_high": None,
         "rank_settle_step": rank_runs(load)[-1].from_step,
         "detectors": "agree",
         "movement_before": states.movement_in(1, settle - 1),
@@ -152,12 +155,24 @@ def test_a_layers_row_says_what_its_parts_say(settled, last):
     assert expected == {name: None if value is pd.NA else value for name, value in row.items()}
 
 
+def test_windows_of_the_layers_table_slide():
+    """A jump counts the same wherever it falls between two multiples of the window."""
+    rows = []
+    for after in (3000, 3050):
+        trace = LoadTrace.from_counts(np.repeat([[[400, 100]], [[100, 400]]], [after, 6000 - after], axis=0))
+        rows.append(fluctuation(trace.layer(0), [10, 100])[1].variance.mean())
+
+    assert rows[0] == pytest.approx(rows[1])
+    found = layer_row(trace.layer(0), classify(trace.layer(0)))
+    assert found["variance_100_before"] == fluctuation(trace.layer(0).until(3050), [10, 100])[1].variance.mean()
+
+
 def test_a_layer_that_never_settles_has_no_after(settled):
     """All of its steps are before; whole numbers stay whole numbers where some are missing."""
     load = settled.layer(1)
     row = states_tables(settled)["layers"].iloc[1]
 
-    assert fluctuation(load, [100])[0].variance.mean() == row["variance_100_before"]
+    assert fluctuation(load, [10, 100])[1].variance.mean() == row["variance_100_before"]
     assert classify(load).movement_in(1, 4000) == row["movement_before"]
     assert all(np.isnan(row[name]) for name in ("movement_after", "variance_100_after", "range_100_after"))
     whole = ["settle_step", "settle_step_low", "settle_step_high", "unsettled_step", "rank_settle_step"]

@@ -13,7 +13,8 @@ def layers(*rows):
     frame = pd.DataFrame([(2 * i, *row) for i, row in enumerate(rows, 1)], columns=names)
     steps = dict.fromkeys(names[3:], "Int64")
     unsettled = frame["outcome"].map({"unsettled again": 7000})
-    return frame.assign(trace="t", detectors="agree", unsettled_step=unsettled.astype("Int64")).astype(steps)
+    ends = {"unsettled_step": unsettled.astype("Int64"), "unsettled_step_high": unsettled.astype("Int64") + 100}
+    return frame.assign(trace="t", detectors="agree", **ends).astype(steps)
 
 
 SETTLED = ("stable", "settled", 900, 400, 1200)
@@ -40,7 +41,7 @@ UNKNOWN = ("unknown", "unknown", None, None, None)
         ([START, START], "2 of 2 layers", "Both layers are stable from the start."),
         ([LATE, NEVER], "1 of 2 layers", "One of 2 layers is stable at the end: layer 2 settles at 2,250. Layer 4 never settles."),
         ([NEVER, NEVER], "0 of 2 layers", "None of 2 layers is stable at the end. All never settle."),
-        ([NEVER, AGAIN], "0 of 2 layers", "had settled and moves again, since 7,000 at the latest."),
+        ([NEVER, AGAIN], "0 of 2 layers", "settled, then became unstable again by step 7,100."),
         ([UNKNOWN], "0 of 1 layers", "Whether the only layer is stable cannot be told: too few rows, or rows too far apart."),
         ([UNKNOWN, UNKNOWN], "0 of 2 layers", "Whether any of the 2 layers is stable cannot be told: too few rows, or rows too far apart."),
         ([NEVER, UNKNOWN], "0 of 2 layers", "Of layer 4 it cannot be told: too few rows, or rows too far apart."),

@@ -34,10 +34,10 @@ def test_states_have_one_line_for_each_layer_and_one_for_the_headings():
     """Settle step, interval and movement before and after."""
     text = text_of(states_screen(moved(layers(SETTLED, NEVER)), every=False))
 
-    assert ["2", "900", "400", "-", "1,200", "10.7", "%", "->", "3.2", "%", "agree"] in [
+    assert ["2", "900", "400", "-", "1,200", "10.7%", "->", "3.2%", "agree"] in [
         line.split() for line in text.splitlines()
     ]
-    assert ["4", "never", "-", "10.7", "%", "agree"] in [line.split() for line in text.splitlines()]
+    assert ["4", "never", "-", "10.7%", "agree"] in [line.split() for line in text.splitlines()]
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
