@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 
 from moetrace.errors import TraceError
-from moetrace.record.arguments import layer_number
+from moetrace.record.arguments import LAYERS, integer
 from moetrace.record.distributed import rank, sum_over_ranks
 from moetrace.record.recorder import Recorder
 from moetrace.trace import FLOAT32_EXACT
@@ -88,7 +88,7 @@ class Watch:
         *summed* says that the framework has summed it over the ranks already. A float32 buffer that is
         never set back stops counting exactly at 2**24: `step` raises `TraceError` from there on.
         """
-        layer = layer_number(layer, type(module).__name__)
+        layer = integer(layer, "layer", *LAYERS, type(module).__name__)
         before: list[Tensor] = []
 
         def keep(_module: Module, _args: Any) -> None:
@@ -163,7 +163,7 @@ class Watch:
         self.close()
 
     def _hook(self, module: Module, layer: int, counts: Pick) -> None:
-        layer = layer_number(layer, type(module).__name__)
+        layer = integer(layer, "layer", *LAYERS, type(module).__name__)
 
         def count(module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             if self.wants(module, layer):

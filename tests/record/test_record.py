@@ -296,7 +296,7 @@ def test_a_closed_recorder_takes_nothing_more(path):
     recorder.close()
     recorder.close()
 
-    with pytest.raises(TraceError, match="is closed; go on with it"):
+    with pytest.raises(TraceError, match="is closed; continue it"):
         recorder.add(2, [1, 2, 3, 4])
 
 
