@@ -1,9 +1,11 @@
 """The workspace: names, what is there already, and files that are whole or not there."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -187,15 +189,38 @@ def test_a_failed_ingest_leaves_nothing(place, tmp_path):
 
 def test_what_a_dead_process_left_is_swept(tmp_path):
     """What a living one is writing stays."""
-    node = os.uname().nodename
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left = tmp_path / f".partial-{node}-{dead.stdout.strip()}-x.parquet"
-    ours = tmp_path / f".partial-{node}-{os.getpid()}-y.parquet"
-    left.touch()
-    ours.touch()
+    code = "import os, sys; from moetrace.files import replacing, Path\nwith replacing(Path(sys.argv[1])): os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "x.parquet"], check=True)
+    (left,) = tmp_path.iterdir()
+    with replacing(tmp_path / "y.parquet") as ours:
+        sweep(tmp_path)
+
+        assert (False, True) == (left.exists(), ours.exists())
+
+
+@pytest.mark.parametrize(("source", "fact"), [("read_text", "another boot"), ("readlink", "pid:[1]")])
+def test_a_living_process_of_another_machine_with_this_host_name_is_left_alone(tmp_path, monkeypatch, source, fact):
+    """Host names do not tell hosts or containers apart; their boot and PID namespace do."""
+    with monkeypatch.context() as there:
+        there.setattr(Path, source, lambda _path: fact)
+        with replacing(tmp_path / "x.parquet") as partial:
+            theirs = partial.with_name(partial.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))  # no process here
+            theirs.touch()
     sweep(tmp_path)
 
-    assert [ours] == list(tmp_path.iterdir())
+    assert theirs.exists()
+    sweep(tmp_path, everyone=True)
+    assert not theirs.exists()
+
+
+def test_a_process_number_used_again_does_not_protect_what_is_left(tmp_path):
+    """The process of that number has begun at another time."""
+    with replacing(tmp_path / "x.parquet") as partial:
+        left = partial.with_name(re.sub(r"-(\d+)-(\d+)-", r"-\1-1000-", partial.name))
+        left.touch()
+        sweep(tmp_path)
+
+        assert [partial] == list(tmp_path.iterdir())
 
 
 def test_an_error_while_writing_keeps_the_old_file(tmp_path):
