@@ -156,7 +156,7 @@ class Shared:
         """
         workspace = self.folder()
         given = workspace.chosen(traces or [])
-        named = workspace.named_apart(given)
+        named = workspace.unique_names(given)
 
         def one(name: str) -> T:
             trace = self.selected(workspace.open(name, named[name]))

@@ -137,7 +137,7 @@ def test_traces_of_one_name_are_told_apart(place, small, tmp_path):
         save_trace(small, path)
     place.ingest(paths[0])
 
-    assert ["x/a/run", "y/a/run", "other"] == list(place.named_apart(map(str, paths)).values())
+    assert ["x/a/run", "y/a/run", "other"] == list(place.unique_names(map(str, paths)).values())
     folders = [place.result_path("predict", given) for given in ("run", *map(str, paths))]
     assert place.root / "predict" / "run" == folders[0]
     assert 4 == len(set(folders))
