@@ -1,4 +1,4 @@
-"""The command line: the only room that knows Typer, stdout and exit codes."""
+"""The command line: the only package that knows Typer, stdout and exit codes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Annotated
 import typer
 
 from moetrace.cli import export, ingest, place, predict, report, states, traces
+from moetrace.cli.options import INTERRUPTED
 from moetrace.cli.output import say
-from moetrace.cli.shared import INTERRUPTED
 from moetrace.errors import MoetraceError, SettingError
 from moetrace.files import discard
 
@@ -22,7 +22,7 @@ BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREA
 
 app = typer.Typer(
     name="moetrace",
-    help="Expert-load traces of Mixture-of-Experts models: how unbalanced, from when on stable, how predictable.",
+    help="Analyse expert load in Mixture-of-Experts models: imbalance, stability, predictability, placement.",
     epilog="Start with: moetrace ingest, moetrace states, moetrace predict --horizon 2000, moetrace report, "
     "moetrace place --gpus 4",
     no_args_is_help=True,
@@ -47,7 +47,7 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Expert-load traces of Mixture-of-Experts models: how unbalanced, from when on stable, how predictable."""
+    """Analyse expert load in Mixture-of-Experts models: imbalance, stability, predictability, placement."""
     if debug:
         os.environ["MOETRACE_DEBUG"] = "1"
 

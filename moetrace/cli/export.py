@@ -12,13 +12,12 @@ from typing import Annotated
 
 import typer
 
-from moetrace.cli.options import Command, with_options
+from moetrace.cli.options import Command, Shared, with_options
 from moetrace.cli.output import while_read
-from moetrace.cli.shared import Shared
 
 
 class Kind(StrEnum):
-    """What a trace is written as."""
+    """The layout of an exported trace."""
 
     LONG = "long"
     WIDE = "wide"
@@ -28,7 +27,7 @@ class Kind(StrEnum):
     FORECASTING = "forecasting"
 
 
-# What a file is, unless it is said.
+# The layout by the ending of -o, unless --to is given.
 BY_ENDING = {".csv": Kind.CSV, ".npz": Kind.NPZ}
 
 
@@ -36,9 +35,11 @@ BY_ENDING = {".csv": Kind.CSV, ".npz": Kind.NPZ}
 def export(
     shared: Shared,
     trace: Annotated[str, typer.Argument(help="Name or path of a trace.")],
-    to: Annotated[Kind | None, typer.Option("--to", help="What to write; as the ending of -o says, else long.")] = None,
+    to: Annotated[
+        Kind | None, typer.Option("--to", help="Layout  [default: from the extension of -o, otherwise long]")
+    ] = None,
 ) -> None:
-    """Write a trace back as a file for other programs.
+    """Export a trace to another format.
 
     long, wide and nested are Parquet with step, layer and expert, tokens; expert_0 ...; or counts.
     forecasting is Parquet with unique_id, ds, y: one series for each expert, sorted. csv is long.
@@ -50,7 +51,7 @@ def export(
     from moetrace.formats.export import export_trace
 
     if shared.output is None:
-        raise typer.BadParameter("say where to write with -o PATH, or -o - for the standard output")
+        raise typer.BadParameter("missing -o PATH: the file to write, or -o - for the standard output")
     to = to or BY_ENDING.get(shared.output.suffix.lower(), Kind.LONG)
     opened = shared.open(trace)
     if str(shared.output) == "-":
