@@ -6,6 +6,7 @@ leaves is removed by the next recorder that holds the lock, whichever machine it
 
 from __future__ import annotations
 
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -27,13 +28,14 @@ REPLACES = "moetrace-replaces.txt"
 class PartsFolder:
     """The parts of the trace that will lie at *path*, in ``<path without its suffix>.parts``.
 
-    With *resume*, a closed trace at *path* becomes the first part. Raises `WorkspaceError` when there
-    is something already and neither *resume* nor *force* is given, when another recorder writes it, and
-    when the folder cannot be written to.
+    A symbolic link at *path* stays: the trace is moved to where it points. With *resume*, a closed trace at *path*
+    becomes the first part. Raises `WorkspaceError` when there is something already and neither *resume* nor *force*
+    is given, when another recorder writes it, and when the folder cannot be written to.
     """
 
     def __init__(self, path: Path, *, resume: bool, force: bool) -> None:
         self.path = path.absolute()  # a training may change its folder
+        self._target = Path(os.path.realpath(self.path))
         self.folder = self.path.with_suffix(".parts")
         self.latest: LoadTrace | None = None
         """The part that was written last when the recorder began."""
@@ -73,7 +75,7 @@ class PartsFolder:
                 (self.folder / REPLACES).touch()
         elif self.path.exists() and not part_paths(self.folder) and not (self.folder / REPLACES).exists():
             open_trace(self.path)  # raises for anything but a trace, before it is moved
-            move(self.path.resolve(), part_path(self.folder, self._first))
+            move(self._target, part_path(self.folder, self._first))
         self._known = part_paths(self.folder)
         self.latest = open_trace(self._known[-1]) if self._known else None
 
@@ -116,7 +118,7 @@ class PartsFolder:
             whole = self.folder / WHOLE
             # What a run recorded is kept whatever the doctor finds; the findings are in the trace.
             convert(self.folder, whole, name=info.name, options=ReadOptions(accept=tuple(KINDS)))
-            move(whole, self.path)
+            move(whole, self._target)
             self._placed = True
         self.remove()
 

@@ -234,6 +234,18 @@ class Recorder:
             reason = "they could not be written, and memory was full"
             warnings.warn(f"{self.path}: {lost} are missing: {reason}", RecordingWarning, stacklevel=2)
 
+    def release(self) -> None:
+        """Write what is held, and let another recorder of this path continue, as after a kill."""
+        if not self._is_mine():
+            return
+        try:
+            self.flush()
+            if waiting := self._backlog.blocks:
+                message = f"{self.path}: {steps_text(waiting)} could not be written, and end with the process"
+                warnings.warn(message, RecordingWarning, stacklevel=2)
+        finally:
+            self._parts.release()
+
     def __enter__(self) -> Self:
         return self
 
@@ -247,10 +259,7 @@ class Recorder:
             if error is None:
                 self.close()
                 return
-            self.flush()
-            if waiting := self._backlog.blocks:
-                message = f"{self.path}: {steps_text(waiting)} could not be written, and end with the process"
-                warnings.warn(message, RecordingWarning, stacklevel=2)
+            self.release()
         except (MoetraceError, OSError, RecordingWarning) as failure:  # a warning where warnings are errors
             if error is None:
                 raise
