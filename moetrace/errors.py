@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Collection, Iterable
 from itertools import islice
+
+# How loaders, threads and native libraries report a lack of memory.
+NO_MEMORY = r"failed to map segment|cannot allocate memory|can't start new thread|out of memory|bad_alloc"
 
 
 def printable(text: str) -> str:
@@ -37,6 +42,23 @@ class TraceError(MoetraceError):
         return f"{where}: {problem}; {way_out}"
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether *error*, or what it was raised from, means that there was not enough memory.
+
+    Systems and libraries say so in many ways: also files cannot be mapped, libraries loaded or threads started.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
+            return True
+        if isinstance(cause, ImportError | RuntimeError | SystemError) and re.search(
+            NO_MEMORY, str(cause), re.IGNORECASE
+        ):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
 class WorkspaceError(MoetraceError):
     """A name, a folder or an output that cannot be used as asked."""
 
@@ -60,7 +82,7 @@ def known_names(name: str, names: Iterable[str]) -> str:
     near = get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"there are {shown(known, 20)}"
+    return f"there are {shown(known, 20) or 'none'}"
 
 
 def shown(items: Collection[object], most: int = 8) -> str:

@@ -41,8 +41,12 @@ def replacing(path: Path, named: Callable[[Path], Path] | None = None) -> Iterat
     The file is synced, then moved: a reader sees the old file or the new one, never a part.
     *named*, where given, makes the final path from the file itself, by its digest: such a file is not synced, because
     what a power failure leaves of it has another one, and is computed again.
+    A *path* that is temporary itself is written as it is.
     Raises `WorkspaceError` naming *path* when the disk is full, or the folder may not be written to.
     """
+    if path in _being_written:
+        yield path
+        return
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
@@ -75,6 +79,11 @@ def writing(path: Path) -> Iterator[None]:
         reason = os.strerror(error.errno) if error.errno else str(error)
         way_out = OF_WRITING.get(error.errno or 0, "check the folder and its permissions")
         raise WorkspaceError(f"{place}: cannot be written: {reason}; {way_out}") from error
+    except UnicodeEncodeError as error:  # Arrow wants paths in UTF-8
+        raise WorkspaceError(
+            f"{os.path.abspath(path)}: cannot be written: its name is not UTF-8; rename it or the folder above, "  # noqa: PTH100 - unresolved
+            "or choose another folder with --workspace or --output"
+        ) from error
 
 
 @contextmanager
@@ -87,6 +96,19 @@ def scratch(folder: Path) -> Iterator[Path]:
     finally:
         _remove(inside)
         _being_written.discard(inside)
+
+
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """The path of a temporary file, for what goes to a device, a pipe or the standard output from there."""
+    folder = Path(tempfile.gettempdir())
+    with writing(folder), scratch(folder) as inside:
+        held = inside / "output"
+        _being_written.add(held)
+        try:
+            yield held
+        finally:
+            _being_written.discard(held)
 
 
 def discard() -> None:
@@ -182,8 +204,7 @@ def output(path: Path, *, force: bool) -> Iterator[Path]:
         with replacing(Path(os.path.realpath(path))) as partial:
             yield partial
         return
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
-        held = Path(folder) / "output"
+    with temporary() as held:
         yield held
         with writing(path), held.open("rb") as content, path.open("wb") as into:
             shutil.copyfileobj(content, into)

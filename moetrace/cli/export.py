@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 from dataclasses import replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,7 +45,7 @@ def export(
     \b
     Example: moetrace export gpt-moe-8e-a --to long -o a.parquet
     """
-    from moetrace.files import output
+    from moetrace.files import output, temporary
     from moetrace.formats.export import export_trace
 
     if shared.output is None:
@@ -55,10 +53,9 @@ def export(
     to = to or BY_ENDING.get(shared.output.suffix.lower(), Kind.LONG)
     opened = shared.open(trace)
     if str(shared.output) == "-":
-        with tempfile.TemporaryDirectory() as folder:
-            whole = Path(folder) / to.value
-            export_trace(opened, whole, to.value)
-            with whole.open("rb") as content, while_read():
+        with temporary() as held:
+            export_trace(opened, held, to.value)
+            with held.open("rb") as content, while_read():
                 shutil.copyfileobj(content, sys.stdout.buffer)
         return
     with output(shared.output, force=shared.force) as held:

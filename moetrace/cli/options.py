@@ -18,7 +18,7 @@ from typer.core import TyperCommand
 
 from moetrace.cli.output import Format, Table, csv_text, json_text, named, note, say, shown_text, to_stdout
 from moetrace.cli.progress import Report, progress, silent
-from moetrace.errors import MoetraceError, SettingError, WorkspaceError
+from moetrace.errors import MoetraceError, SettingError, WorkspaceError, lacks_memory
 from moetrace.files import check_output
 from moetrace.forecasting.predictors import PREDICTORS
 
@@ -223,7 +223,7 @@ class Shared:
             try:
                 results.append(work(name))
             except MoetraceError as error:
-                if len(names) == 1:
+                if len(names) == 1 or lacks_memory(error):
                     raise
                 self.skipped.append({"name": name, "error": str(error)})
                 if isinstance(error, SettingError):

@@ -46,7 +46,7 @@ def remove(shared: Shared, names: Annotated[list[str], typer.Argument(help="Name
     \b
     Example: moetrace remove gpt-moe-8e-a
     """
-    removed = shared.each(names, lambda name: str(shared.folder().remove(name)))
+    removed = shared.each(list(dict.fromkeys(names)), lambda name: str(shared.folder().remove(name)))
     for path in removed:
         shared.note(f"removed {path}")
     shared.emit({}, {"removed": removed})

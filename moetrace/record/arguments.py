@@ -80,7 +80,7 @@ def trace_path(value: Any) -> Path:
     """The path of a trace to record; raises `SettingError` for what cannot be the name of a file."""
     try:
         path = Path(value)
-        os.fspath(path).encode()  # Arrow wants UTF-8
+        os.fspath(path.absolute()).encode()  # Arrow wants UTF-8
     except (TypeError, UnicodeEncodeError):
         raise SettingError(f"path={shortened(value)}: must be the path of a file, in UTF-8") from None
     if not path.name or "\0" in str(path) or path.suffix == ".parts":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,9 +13,11 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
-from moetrace.errors import WorkspaceError
+from moetrace.errors import SettingError, WorkspaceError
 from moetrace.forecasting.backtest import Run, Task
 
+# Anything else keeps a Dask client waiting for a minute, and its end fails.
+ADDRESS = re.compile(r"((tcp|tls|ws|wss|ucx)://)?([\w.-]+|\[[\da-fA-F:]+\]):\d{1,5}")
 # Seconds until a cluster has to have answered.
 PATIENCE = 30
 # Seconds after which a worker checks again whether its parent lives.
@@ -28,7 +31,7 @@ def runner(jobs: int = 1, dask: str | None = None) -> Run:
 
     Workers open traces by their paths and read one layer at a time: the cluster has to see the files of trace
     and results under the same paths. The results are the same to the last bit everywhere.
-    Running raises `WorkspaceError` for a cluster that does not answer.
+    Raises `SettingError` for an invalid address; running raises `WorkspaceError` for a cluster that does not answer.
 
     >>> from pathlib import Path
     >>> import moetrace as mt
@@ -38,6 +41,8 @@ def runner(jobs: int = 1, dask: str | None = None) -> Run:
     (2, 0)
     """
     if dask is not None:
+        if not ADDRESS.fullmatch(dask):
+            raise SettingError(f"{dask!r} is not the address of a Dask cluster, such as tcp://host:8786")
         return partial(_on_cluster, dask)
     return _one_by_one if jobs == 1 else partial(_on_cores, jobs)
 

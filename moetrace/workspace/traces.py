@@ -67,15 +67,22 @@ class Workspace:
 
         *trace* is a name or a path as `path_of` takes it. Traces that lie elsewhere are told apart by their paths.
         """
-        path = self.path_of(str(trace)).resolve()
+        path = self._place_of(str(trace))
         folder = file_name(path.stem)
         if path.parent != (self.root / "traces").resolve():
             folder += f"%40{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"  # no name becomes one with %40
         return self.root / command / folder / name
 
     def names(self) -> list[str]:
-        """The names of the traces, sorted."""
-        return sorted(path.stem for path in (self.root / "traces").glob("*.parquet") if not path.name.startswith("."))
+        """The names of the traces, sorted; raises `WorkspaceError` where their folder cannot be listed."""
+        folder = self.root / "traces"
+        try:
+            paths = [path for path in folder.iterdir() if path.suffix == ".parquet" and not path.name.startswith(".")]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise WorkspaceError(f"{folder}: cannot be listed: {error.strerror}; check its permissions") from error
+        return sorted(path.stem for path in paths)
 
     def path_of(self, trace: str) -> Path:
         """The file of a trace given by name or by path.
@@ -91,6 +98,11 @@ class Workspace:
             + (known_names(trace, self.names()) if self.names() else "none is there yet: run `moetrace ingest`")
         )
 
+    def _place_of(self, trace: str) -> Path:
+        """The absolute path of a trace given by name or by path; a link has its own name, not that of its target."""
+        path = self.path_of(trace)
+        return path.parent.resolve() / path.name
+
     def chosen(self, traces: Iterable[str]) -> list[str]:
         """*traces*, or the names of all there are when none is given; raises when there are none."""
         given = list(dict.fromkeys(traces)) or self.names()
@@ -100,7 +112,7 @@ class Workspace:
 
     def unique_names(self, traces: Iterable[str]) -> dict[str, str]:
         """A name for each of *traces*: that of its file, with folders above it where two would have one name."""
-        paths = {trace: self.path_of(trace).resolve() for trace in traces}
+        paths = {trace: self._place_of(trace) for trace in traces}
         names, depth = {trace: path.stem for trace, path in paths.items()}, 0
         while len(set(names.values())) < len(set(paths.values())) and depth < max(len(p.parts) for p in paths.values()):
             depth += 1
@@ -112,7 +124,7 @@ class Workspace:
 
     def open(self, trace: str, name: str | None = None) -> LoadTrace:
         """The trace of that name or path, called *name*, or else like its file."""
-        path = self.path_of(trace).resolve()
+        path = self._place_of(trace)
         opened = open_trace(path)
         return replace(opened, info=replace(opened.info, name=name or printable(path.stem)))
 
@@ -156,11 +168,12 @@ class Workspace:
     def remove(self, name: str) -> Path:
         """Delete the trace *name* and what was computed of it; raises `SettingError` when there is neither.
 
-        Results whose trace was moved or renamed by hand are deleted by the name they were computed under.
+        Of a symbolic link the target stays. Results whose trace was moved or renamed by hand are deleted by the name
+        they were computed under.
         """
         path = self.trace_path(name)
         results = [self.root / command / file_name(name) for command in (*COMMANDS, KEPT)]
-        if not path.exists() and not any(folder.exists() for folder in results):
+        if not os.path.lexists(path) and not any(folder.exists() for folder in results):
             raise SettingError(f"there is no trace {name!r} in {self.root}; {known_names(name, self.names())}")
         path.unlink(missing_ok=True)
         for folder in results:

@@ -2,6 +2,7 @@
 
 import enum
 import json
+import os
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -260,3 +261,14 @@ def test_a_path_that_is_no_file_is_refused(tmp_path):
         Recorder(tmp_path / "folder", force=True)
     with pytest.raises(WorkspaceError, match=r"run\.parts.*cannot be written"):
         Recorder(tmp_path / "run.parquet")
+
+
+def test_a_working_directory_whose_name_is_not_utf8_is_refused(tmp_path, monkeypatch):
+    """Before anything is recorded that could not be written there."""
+    odd = tmp_path / os.fsdecode(b"odd\xff")
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    with pytest.raises(SettingError, match=r"^path=.*UTF-8"):
+        Recorder("run.parquet")
+
+    assert [] == list(odd.iterdir())

@@ -169,6 +169,30 @@ def test_results_of_a_trace_renamed_by_hand_can_be_removed(place, long_file):
     assert (False, ["new"]) == (kept.exists(), place.names())
 
 
+def test_a_link_in_the_workspace_is_a_trace_of_its_own_name(moetrace, place, long_file):
+    """Listed, opened, computed and removed by it; the file that it points to stays."""
+    root = place.root
+    place.ingest(long_file, name="real")
+    target = place.trace_path("real").rename(root / "elsewhere.parquet")
+    place.trace_path("t").symlink_to(target)
+    where = ("-w", root, "--json")
+    listed = [trace["name"] for trace in moetrace("list", *where).json["traces"]]
+    predicted = moetrace("predict", "t", "--horizon", 10, "--cutoffs", 50, "--predictor", "ema", *where)
+
+    assert (["t"], {"t"}) == (listed, {score["trace"] for score in predicted.json["scores"]})
+    assert {"t": str(root / "predict" / "t" / "forecast-10.parquet")} == predicted.json["forecasts"]
+    assert 0 == moetrace("remove", "t", *where).code
+    assert (True, []) == (target.exists(), [*root.rglob("t*.parquet"), *root.rglob("forecast*")])
+
+
+def test_a_trace_named_twice_is_removed_once(moetrace, place, long_file):
+    """And a second time there is nothing left, which is said in a whole sentence."""
+    place.ingest(long_file)
+
+    assert 0 == moetrace("remove", "small", "small", "-w", place.root).code
+    assert moetrace("remove", "small", "-w", place.root).err.endswith(f"in {place.root}; there are none\n")
+
+
 def test_remove_deletes_the_trace_and_not_its_source(place, long_file):
     """Only the canonical file goes."""
     place.ingest(long_file)
