@@ -6,6 +6,7 @@ Run it as `make docs`; `tests/test_docs.py` fails where the files are not what i
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import os
@@ -25,7 +26,6 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 COMMANDS = ROOT / "docs" / "commands.md"
 FINDINGS = ROOT / "docs" / "findings.md"
-FIELDS = ROOT / "docs" / "fields.md"
 API = ROOT / "docs" / "api.md"
 BAD_FILES = ROOT / "tests" / "bad_files.md"
 PICTURE = ROOT / "docs" / "report.png"
@@ -143,46 +143,16 @@ def findings() -> str:
     return "\n".join([*lines, *rows]) + "\n"
 
 
-FIELDS_HEAD = """# Fields
-
-Every column of every table, and every field of every JSON document, by name.
-A name means the same wherever it occurs.
-JSON and CSV have full precision, fractions are fractions, and what is not known is null or empty.
-A *mean load* is the load of a layer over its experts, or over its GPUs.
-
-With [jq](https://jqlang.org):
-
-```sh
-moetrace ingest --json | jq -r '.traces[] | "\\(.trace): \\(.findings | length) findings"'
-moetrace list --json | jq -r '.traces[].trace'
-moetrace check --json | jq '.findings | group_by(.severity) | map({(.[0].severity): length}) | add'
-moetrace states --json | jq '[.layers[] | select(.state != "stable") | .layer]'
-moetrace predict --horizon 2000 --json | jq '.summary[] | select(.state == "stable") | {predictor, error_rate}'
-moetrace place --gpus 4 --json | jq '.summary | map(select(.state == "all")) | min_by(.peak_over_mean) | .strategy'
-moetrace report --json | jq -r .page
-moetrace export gpt-moe-8e-a --to csv -o a.csv --json | jq -r .path
-```
-
-| field | unit | meaning |
-|---|---|---|
-"""
-
-
-def fields() -> str:
-    """The page of all fields."""
-    from moetrace.report import fields
-
-    rows = [f"| `{name}` | {unit} | {means} |\n" for name, (unit, means) in sorted(fields.FIELDS.items())]
-    return FIELDS_HEAD + "".join(rows)
-
-
 def api() -> str:
     """The page of all public names, for mkdocstrings to fill."""
     import moetrace
 
+    stub = ast.parse((ROOT / "moetrace" / "__init__.pyi").read_text())
+    sources = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: node.module for node in sources for alias in node.names}
     lines = ["# Python", "", "`import moetrace as mt`: whatever a command does, a function of the same word does.", ""]
     for name in sorted(moetrace.__all__, key=str.lower):
-        lines += [f"::: moetrace.{moetrace._HOME[name]}.{name}", ""]
+        lines += [f"::: moetrace.{homes[name]}.{name}", ""]
     return "\n".join(lines)
 
 
@@ -204,7 +174,6 @@ def picture() -> bytes:
 if __name__ == "__main__":
     COMMANDS.write_text(commands())
     FINDINGS.write_text(findings())
-    FIELDS.write_text(fields())
     API.write_text(api())
     BAD_FILES.write_text(damage())
     for page in PAGES:

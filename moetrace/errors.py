@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import re
 from collections.abc import Collection, Iterable
 from itertools import islice
 
+# How loaders, threads and native libraries report a lack of memory.
+NO_MEMORY = r"failed to map segment|cannot allocate memory|can't start new thread|out of memory|bad_alloc"
+
 
 def printable(text: str) -> str:
-    """*text* with every character that a terminal would act on, or that is no text, as its escape.
+    """*text* with every character that a terminal would act on, or cannot show, as its escape.
 
-    What comes out of files may hold anything: escape sequences, line ends, marks that turn the order of writing, halves
+    Text from files may hold escape sequences, line ends, marks that change the direction of writing, halves
     of surrogate pairs.
 
     >>> printable("a\\x1b[31mb")
@@ -19,14 +24,13 @@ def printable(text: str) -> str:
 
 
 class MoetraceError(Exception):
-    """Anything moetrace cannot go on from; the command line prints it as one line."""
+    """An error that a user or a file caused; the command line prints it as one line."""
 
 
 class TraceError(MoetraceError):
     """A source or a trace that is not what it should be.
 
-    The message always has the same three parts, so that nobody has to guess:
-    where (file, column, first bad row or step), what is wrong, and the way out.
+    The message has three parts: where (file, column, first bad row or step), what is wrong, and the way out.
     """
 
     def __init__(self, where: str, problem: str, way_out: str) -> None:
@@ -38,15 +42,47 @@ class TraceError(MoetraceError):
         return f"{where}: {problem}; {way_out}"
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether *error*, or what it was raised from, means that there was not enough memory.
+
+    Systems and libraries say so in many ways: also files cannot be mapped, libraries loaded or threads started.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
+            return True
+        if isinstance(cause, ImportError | RuntimeError | SystemError) and re.search(
+            NO_MEMORY, str(cause), re.IGNORECASE
+        ):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False
+
+
+class WorkspaceError(MoetraceError):
+    """A name, a folder or an output that cannot be used as asked."""
+
+
+class SettingError(MoetraceError):
+    """A setting, a layer, a step, a name or a horizon that is invalid or does not exist.
+
+    On the command line it is a usage error: exit code 2.
+    """
+
+
+class TooShortError(MoetraceError):
+    """A trace with too few steps to fit anything."""
+
+
 def known_names(name: str, names: Iterable[str]) -> str:
-    """What could have been meant by *name*, which is none of *names*: the nearest of them, or all there are."""
+    """For a *name* that is not among *names*: the most similar of them, or all."""
     from difflib import get_close_matches
 
     known = list(names)
     near = get_close_matches(name, known, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"there are {shown(known, 20)}"
+    return f"there are {shown(known, 20) or 'none'}"
 
 
 def shown(items: Collection[object], most: int = 8) -> str:
@@ -59,18 +95,3 @@ def check_several(given: object, what: str, example: str) -> None:
     """Raise `SettingError` where one thing was given for several, as in ``horizons=1000``."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise SettingError(f"{what} are several, such as {example}, not {given!r}")
-
-
-class WorkspaceError(MoetraceError):
-    """A name, a folder or an output that cannot be used as asked."""
-
-
-class SettingError(MoetraceError):
-    """What was asked for makes no sense or is not there: a setting, a layer, a step, a name, a horizon.
-
-    The command line takes it for a mistake in how it was called: exit code 2.
-    """
-
-
-class TooShortError(MoetraceError):
-    """A trace with too few steps to fit anything."""

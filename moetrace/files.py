@@ -8,7 +8,6 @@ import os
 import platform
 import re
 import shutil
-import socket
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,6 +29,8 @@ UNSAFE = re.compile(r"[^A-Za-z0-9_=,+@ .-]|^\.|\.$|^ | $|%")
 # File names may have 255 bytes on common file systems, and endings come after these.
 LONGEST = 100
 DIGITS = 16
+# Seconds by which the start of a process may seem to move when somebody sets the clock.
+SAME_START = 3600
 _being_written: set[Path] = set()
 
 
@@ -38,40 +39,39 @@ def replacing(path: Path, named: Callable[[Path], Path] | None = None) -> Iterat
     """A temporary path beside *path* that takes its place when the block ends without an error.
 
     The file is synced, then moved: a reader sees the old file or the new one, never a part.
-    *named*, where given, tells the final path from the file itself, by its digest: such a file is not synced, because
-    what a power failure leaves of it has another one, and is made anew.
+    *named*, where given, makes the final path from the file itself, by its digest: such a file is not synced, because
+    what a power failure leaves of it has another one, and is computed again.
+    A *path* that is temporary itself is written as it is.
     Raises `WorkspaceError` naming *path* when the disk is full, or the folder may not be written to.
     """
+    if path in _being_written:
+        yield path
+        return
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
         os.close(handle)
-        with _replacing(path, Path(name), named) as partial:
+        partial = Path(name)
+        _being_written.add(partial)
+        try:
             yield partial
-
-
-@contextmanager
-def _replacing(path: Path, partial: Path, named: Callable[[Path], Path] | None) -> Iterator[Path]:
-    _being_written.add(partial)
-    try:
-        yield partial
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
-        if named is not None:
-            partial.replace(named(partial))
-            return
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
-        _being_written.discard(partial)
+            umask = os.umask(0)
+            os.umask(umask)
+            partial.chmod(0o666 & ~umask)  # mkstemp makes files that nobody else may read
+            if named is not None:
+                partial.replace(named(partial))
+            else:
+                _sync(partial)
+                partial.replace(path)
+                _sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+            _being_written.discard(partial)
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Whatever keeps *path* from being written becomes a `WorkspaceError` that says why."""
+    """Whatever keeps *path* from being written becomes a `WorkspaceError` with the reason."""
     try:
         yield
     except OSError as error:
@@ -79,6 +79,11 @@ def writing(path: Path) -> Iterator[None]:
         reason = os.strerror(error.errno) if error.errno else str(error)
         way_out = OF_WRITING.get(error.errno or 0, "check the folder and its permissions")
         raise WorkspaceError(f"{place}: cannot be written: {reason}; {way_out}") from error
+    except UnicodeEncodeError as error:  # Arrow wants paths in UTF-8
+        raise WorkspaceError(
+            f"{os.path.abspath(path)}: cannot be written: its name is not UTF-8; rename it or the folder above, "  # noqa: PTH100 - unresolved
+            "or choose another folder with --workspace or --output"
+        ) from error
 
 
 @contextmanager
@@ -93,15 +98,67 @@ def scratch(folder: Path) -> Iterator[Path]:
         _being_written.discard(inside)
 
 
+@contextmanager
+def temporary() -> Iterator[Path]:
+    """The path of a temporary file, for what goes to a device, a pipe or the standard output from there."""
+    folder = Path(tempfile.gettempdir())
+    with writing(folder), scratch(folder) as inside:
+        held = inside / "output"
+        _being_written.add(held)
+        try:
+            yield held
+        finally:
+            _being_written.discard(held)
+
+
 def discard() -> None:
     """Remove what this process has half-written; for leaving without unwinding."""
     for partial in tuple(_being_written):  # another thread may be done with one at this moment
         _remove(partial)
 
 
+def _machine() -> str:
+    """Names the place in which process numbers are unique: host, boot and, in a container, its PID namespace.
+
+    Hosts and containers may share a name, as pods on the network of their host do.
+    """
+    facts = [platform.node()]
+    with suppress(OSError):
+        facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    with suppress(OSError):
+        facts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return hashlib.sha256(" ".join(facts).encode("utf-8", "surrogateescape")).hexdigest()[:DIGITS]
+
+
 def _prefix() -> str:
-    """How the names of temporary files begin: by machine and process, so that a sweep knows whose they are."""
-    return f"{PREFIX}{platform.node()}-{os.getpid()}-"
+    """How the names of temporary files begin: by machine, process and its start, so that a sweep knows the owner."""
+    import psutil
+
+    return f"{PREFIX}{_machine()}-{os.getpid()}-{int(psutil.Process().create_time())}-"
+
+
+def sweep(folder: Path, *, everyone: bool = False) -> None:
+    """Remove what processes of this machine that no longer live left half-written in *folder*.
+
+    *everyone* removes all that is half-written: for callers who know that nobody is writing there. What may not be
+    removed stays.
+    """
+    import psutil
+
+    mine = re.compile(rf"{re.escape(PREFIX)}{_machine()}-(\d+)-(\d+)-")
+    for partial in folder.glob(f"{PREFIX}*"):
+        dead = everyone
+        if owner := mine.match(partial.name):
+            try:
+                began = psutil.Process(int(owner[1])).create_time()
+                dead |= abs(began - int(owner[2])) > SAME_START  # another process with its number
+            except psutil.NoSuchProcess:
+                dead = True
+            except psutil.AccessDenied:
+                pass
+        if dead:
+            with suppress(OSError):
+                _remove(partial)
 
 
 def _remove(partial: Path) -> None:
@@ -136,83 +193,42 @@ def move(source: Path, path: Path) -> None:
             source.unlink()
 
 
-def sweep(folder: Path, *, everyone: bool = False) -> None:
-    """Remove what processes of this machine that no longer live left half-written in *folder*.
-
-    *everyone* removes all that is half-written: for who knows that nobody is writing there. What may not be
-    removed stays.
-    """
-    mine = f"{PREFIX}{platform.node()}-"
-    for partial in folder.glob(f"{PREFIX}*"):
-        process = partial.name.removeprefix(mine).partition("-")[0]
-        if everyone or (partial.name.startswith(mine) and process.isdigit() and not _lives(int(process))):
-            with suppress(OSError):
-                _remove(partial)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 @contextmanager
 def output(path: Path, *, force: bool) -> Iterator[Path]:
     """A temporary file whose content goes to *path*, which a user gave, when the block ends without an error.
 
-    A regular file is replaced atomically, if *force*; a symbolic link is followed; a device, a pipe or a socket is
-    written into as it is. Raises `WorkspaceError` when the file exists and not *force*, or cannot be written.
+    A regular file is replaced atomically, if *force*; a symbolic link is followed; a device or a pipe is written
+    into as it is. Raises `WorkspaceError` when the file exists and not *force*, or cannot be written.
     """
-    kind = check_output(path, force=force)
-    if kind and not stat.S_ISREG(kind):
-        with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
-            held = Path(folder) / "output"
-            yield held
-            with writing(path):
-                _pour(held, path, kind)
+    if check_output(path, force=force):
+        with replacing(Path(os.path.realpath(path))) as partial:
+            yield partial
         return
-    with replacing(Path(os.path.realpath(path))) as partial:
-        yield partial
+    with temporary() as held:
+        yield held
+        with writing(path), held.open("rb") as content, path.open("wb") as into:
+            shutil.copyfileobj(content, into)
 
 
-def check_output(path: Path, *, force: bool) -> int:
-    """What lies at *path*, which a user gave, as `stat` has it; 0 where nothing does.
+def check_output(path: Path, *, force: bool) -> bool:
+    """Whether *path*, which a user gave, is a regular file or free, and not a device or a pipe.
 
-    Raises `WorkspaceError` for a folder, and for a file where not *force*.
+    Raises `WorkspaceError` for a folder, for a socket, and for a file where not *force*.
     """
     with writing(path):
-        kind = _kind_of(path)
-    if stat.S_ISDIR(kind):
-        raise WorkspaceError(f"{path} is a folder: give the path of a file")
-    if stat.S_ISREG(kind) and not force:
+        try:
+            kind = path.stat().st_mode
+        except FileNotFoundError:
+            return True
+    if stat.S_ISDIR(kind) or stat.S_ISSOCK(kind):
+        what = "folder" if stat.S_ISDIR(kind) else "socket"
+        raise WorkspaceError(f"{path} is a {what}: give the path of a file")
+    # What lies in /dev is a device, also a regular file such as /dev/stdout that is redirected.
+    if not stat.S_ISREG(kind) or Path(os.path.abspath(path)).parts[:2] == ("/", "dev"):  # noqa: PTH100 - unresolved
+        return False
+    if not force:
         raise WorkspaceError(f"{path} exists: replace it with --force")
-    return kind
-
-
-def _kind_of(path: Path) -> int:
-    """What *path* is, links followed, as `stat` has it; 0 where nothing is there. What lies in /dev is a device."""
-    try:
-        kind = path.stat().st_mode
-    except FileNotFoundError:
-        return 0
-    device = stat.S_ISREG(kind) and Path(os.path.abspath(path)).parts[:2] == ("/", "dev")  # noqa: PTH100 - unresolved
-    return stat.S_IFCHR if device else kind
-
-
-def _pour(source: Path, path: Path, kind: int) -> None:
-    """Write the content of *source* into what lies at *path*."""
-    with source.open("rb") as content:
-        if stat.S_ISSOCK(kind):
-            with socket.socket(socket.AF_UNIX) as connection:
-                connection.connect(os.fspath(path))
-                connection.sendfile(content)
-        else:
-            with path.open("wb") as into:
-                shutil.copyfileobj(content, into)
+    return True
 
 
 def write_text(path: Path, text: str, *, force: bool) -> None:
@@ -237,12 +253,11 @@ def file_name(name: str) -> str:
     >>> file_name("gpt-moe-8e-a"), file_name("../x"), file_name("arima:order=5,1,5")
     ('gpt-moe-8e-a', '%2E.%2Fx', 'arima%3Aorder=5,1,5')
     """
-    safe = UNSAFE.sub(lambda found: "".join(f"%{byte:02X}" for byte in _bytes(found[0])), name) or "%"
+
+    def in_bytes(text: str) -> bytes:
+        return text.encode("utf-8", "surrogatepass")  # names of files need not be UTF-8
+
+    safe = UNSAFE.sub(lambda unsafe: "".join(f"%{byte:02X}" for byte in in_bytes(unsafe[0])), name) or "%"
     if len(safe) <= LONGEST:
         return safe
-    return f"{safe[: LONGEST - DIGITS - 1].rstrip('. ')}%{hashlib.sha256(_bytes(name)).hexdigest()[:DIGITS]}"
-
-
-def _bytes(text: str) -> bytes:
-    """Also of what is no UTF-8, as the names of files may be."""
-    return text.encode("utf-8", "surrogatepass")
+    return f"{safe[: LONGEST - DIGITS - 1].rstrip('. ')}%{hashlib.sha256(in_bytes(name)).hexdigest()[:DIGITS]}"

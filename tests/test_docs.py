@@ -77,11 +77,6 @@ def test_findings_are_those_of_the_program():
     assert generate.findings() == generate.FINDINGS.read_text()
 
 
-def test_the_fields_are_those_of_the_program():
-    """As the registry has them."""
-    assert generate.fields() == generate.FIELDS.read_text()
-
-
 def test_the_python_reference_has_every_public_name():
     """Made from `__all__`."""
     assert generate.api() == generate.API.read_text()

@@ -1,4 +1,4 @@
-"""The command line: the only room that knows Typer, stdout and exit codes."""
+"""The command line: the only package that knows Typer, stdout and exit codes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Annotated
 import typer
 
 from moetrace.cli import export, ingest, place, predict, report, states, traces
+from moetrace.cli.options import INTERRUPTED
 from moetrace.cli.output import say
-from moetrace.cli.shared import INTERRUPTED
-from moetrace.errors import MoetraceError, SettingError
+from moetrace.errors import MoetraceError, SettingError, lacks_memory
 from moetrace.files import discard
 
 USAGE = 2
@@ -22,7 +22,7 @@ BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREA
 
 app = typer.Typer(
     name="moetrace",
-    help="Expert-load traces of Mixture-of-Experts models: how unbalanced, from when on stable, how predictable.",
+    help="Analyse expert load in Mixture-of-Experts models: imbalance, stability, predictability, placement.",
     epilog="Start with: moetrace ingest, moetrace states, moetrace predict --horizon 2000, moetrace report, "
     "moetrace place --gpus 4",
     no_args_is_help=True,
@@ -47,7 +47,7 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Expert-load traces of Mixture-of-Experts models: how unbalanced, from when on stable, how predictable."""
+    """Analyse expert load in Mixture-of-Experts models: imbalance, stability, predictability, placement."""
     if debug:
         os.environ["MOETRACE_DEBUG"] = "1"
 
@@ -66,20 +66,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         app(args=list(argv) if argv is not None else None, prog_name="moetrace")
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except (MoetraceError, OSError, MemoryError) as error:
-        if "MOETRACE_DEBUG" in os.environ:
+    except Exception as error:  # a lack of memory has many types
+        memory = lacks_memory(error)
+        if "MOETRACE_DEBUG" in os.environ or not (memory or isinstance(error, MoetraceError | OSError)):
             raise
-        say(_line(error))
+        if memory:
+            say("out of memory: choose fewer layers or steps with --layers and --steps")
+        elif isinstance(error, OSError):
+            say(f"{error.filename or 'a file'}: {error.strerror or error}")
+        else:
+            say(str(error))
         return USAGE if isinstance(error, SettingError) else 1
     return 0
-
-
-def _line(error: BaseException) -> str:
-    if isinstance(error, MemoryError):
-        return "out of memory: choose fewer layers or steps with --layers and --steps"
-    if isinstance(error, OSError) and not isinstance(error, MoetraceError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}"
-    return str(error)
 
 
 def _leave(_signal: int, _frame: object) -> None:
@@ -93,6 +91,10 @@ def _leave(_signal: int, _frame: object) -> None:
 
 def run() -> None:
     """The console script."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell: whatever opens a file next would get its number
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - kept to the end
+    os.environ["MPLBACKEND"] = "agg"  # figures need none, but matplotlib refuses to load with an unknown one
     for name in BLAS_THREADS:  # read when numpy is loaded, by the command
         os.environ.setdefault(name, "1")
     signal.signal(signal.SIGINT, _leave)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sys
-import tempfile
 from dataclasses import replace
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from moetrace.cli.options import Command, with_options
+from moetrace.cli.options import Command, Shared, with_options
 from moetrace.cli.output import while_read
-from moetrace.cli.shared import Shared
 
 
 class Kind(StrEnum):
-    """What a trace is written as."""
+    """The layout of an exported trace."""
 
     LONG = "long"
     WIDE = "wide"
@@ -28,7 +25,7 @@ class Kind(StrEnum):
     FORECASTING = "forecasting"
 
 
-# What a file is, unless it is said.
+# The layout by the ending of -o, unless --to is given.
 BY_ENDING = {".csv": Kind.CSV, ".npz": Kind.NPZ}
 
 
@@ -36,9 +33,11 @@ BY_ENDING = {".csv": Kind.CSV, ".npz": Kind.NPZ}
 def export(
     shared: Shared,
     trace: Annotated[str, typer.Argument(help="Name or path of a trace.")],
-    to: Annotated[Kind | None, typer.Option("--to", help="What to write; as the ending of -o says, else long.")] = None,
+    to: Annotated[
+        Kind | None, typer.Option("--to", help="Layout  [default: from the extension of -o, otherwise long]")
+    ] = None,
 ) -> None:
-    """Write a trace back as a file for other programs.
+    """Export a trace to another format.
 
     long, wide and nested are Parquet with step, layer and expert, tokens; expert_0 ...; or counts.
     forecasting is Parquet with unique_id, ds, y: one series for each expert, sorted. csv is long.
@@ -46,18 +45,17 @@ def export(
     \b
     Example: moetrace export gpt-moe-8e-a --to long -o a.parquet
     """
-    from moetrace.files import output
+    from moetrace.files import output, temporary
     from moetrace.formats.export import export_trace
 
     if shared.output is None:
-        raise typer.BadParameter("say where to write with -o PATH, or -o - for the standard output")
+        raise typer.BadParameter("missing -o PATH: the file to write, or -o - for the standard output")
     to = to or BY_ENDING.get(shared.output.suffix.lower(), Kind.LONG)
     opened = shared.open(trace)
     if str(shared.output) == "-":
-        with tempfile.TemporaryDirectory() as folder:
-            whole = Path(folder) / to.value
-            export_trace(opened, whole, to.value)
-            with whole.open("rb") as content, while_read():
+        with temporary() as held:
+            export_trace(opened, held, to.value)
+            with held.open("rb") as content, while_read():
                 shutil.copyfileobj(content, sys.stdout.buffer)
         return
     with output(shared.output, force=shared.force) as held:

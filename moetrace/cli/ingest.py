@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.options import Command, with_options
+from moetrace.cli.options import Command, Shared, with_options
 from moetrace.cli.output import Format, Table, say
-from moetrace.cli.shared import Shared
 
 if TYPE_CHECKING:
     from moetrace.formats import Location, ReadOptions

@@ -1,50 +1,68 @@
-"""Options as dataclasses that commands share, and how help shows them: in groups, on lines that fit."""
+"""Options that commands share: on traces and output (`Shared`), and on the backtest (`Protocol`)."""
 
 from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
-from collections.abc import Callable
-from dataclasses import is_dataclass
-from typing import Any
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import typer
 from typer.core import TyperCommand
 
-SELECTION = "Selection"
-OUTPUT = "Output"
-PROTOCOL = "Protocol"
-# What a value is called in help where an option does not say.
-METAVARS = {"<int>": "N", "<int range>": "N", "<float>": "X", "<float range>": "X", "<path>": "PATH", "<str>": "TEXT"}
-RANGES = re.compile(r"(; |\[)x>=?[\d.]+(\]?)$")
+from moetrace.cli.output import Format, Table, csv_text, json_text, named, note, say, shown_text, to_stdout
+from moetrace.cli.progress import Report, progress, silent
+from moetrace.errors import MoetraceError, SettingError, WorkspaceError, lacks_memory
+from moetrace.files import check_output
+from moetrace.forecasting.predictors import PREDICTORS
+
+if TYPE_CHECKING:
+    from moetrace.forecasting.predictors.base import Predictor
+    from moetrace.report.screens import Screen
+    from moetrace.trace import LoadTrace
+    from moetrace.workspace.traces import Workspace
+
+SELECTION, OUTPUT, PROTOCOL = "Selection", "Output", "Protocol"
+WORKSPACE, DEFAULT_WORKSPACE = "MOETRACE_WORKSPACE", Path("moetrace-out")
+DONE_WITH_SKIPS = 3
+INTERRUPTED = 130
+# Characters of a terminal that the closing line fits; longer, each of its parts has a line of its own.
+CLOSING_WIDTH = 90
+# The output format by the ending of -o, unless --format is given.
+BY_ENDING = {".csv": Format.CSV, ".json": Format.JSON}
+# What a value is called in help where an option does not name it.
+METAVARS = {"int": "N", "float": "X", "path": "PATH", "str": "TEXT"}
+SIZE = re.compile(r"(\d+\.?\d*(?:e\d{1,2})?) ?(?:([kmgt])(i?))?b?", re.IGNORECASE)
+
+T = TypeVar("T")
+Traces = Annotated[list[str] | None, typer.Argument(help="Names or paths.  [default: all traces]")]
 
 
 class Command(TyperCommand):
-    """A command whose help has its options in groups: first its own, then those of `Shared`."""
+    """A command with the options in groups in its help: its own, then those of `Protocol` and `Shared`.
+
+    Typer shows groups only through rich, whose import makes `--help` take three times as long as `import typer`.
+    """
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write one section for each group."""
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
-            record = parameter.get_help_record(ctx)
-            own = "Arguments" if parameter.param_type_name == "argument" else "Options"
-            if record is not None:
+            if (record := parameter.get_help_record(ctx)) is not None:
+                own = "Arguments" if parameter.param_type_name == "argument" else "Options"
+                usage = re.sub(r"<(int|float|path|str)[^>]*>", lambda kind: METAVARS[kind[1]], record[0])
+                usage = usage.replace(" <list[str]>", "")
                 group = getattr(parameter, "rich_help_panel", None) or own
-                groups.setdefault(group, []).append((_plainly(record[0]), _without_range(record[1])))
+                groups.setdefault(group, []).append((usage, record[1]))
         for title, records in groups.items():
             with formatter.section(title):
                 formatter.write_dl(records)
-
-
-def _plainly(usage: str) -> str:
-    for typed, metavar in METAVARS.items():
-        usage = usage.replace(typed, metavar)
-    return usage
-
-
-def _without_range(text: str) -> str:
-    """Help without the lowest value that is taken: an error names it."""
-    return RANGES.sub(lambda found: "]" if found[1] == "; " else "", text).rstrip()
 
 
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -63,3 +81,322 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in options}
     return run
+
+
+def steps_of(text: str, what: str = "steps such as 3000,4000") -> list[int]:
+    """Steps, or *what* else has numbers, as an option has them."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of {what}") from None
+
+
+def bytes_of(text: str) -> float:
+    """Bytes as an option has them, such as 44e6, 44MB or 42MiB."""
+    match = SIZE.fullmatch(text.strip())
+    if not match:
+        raise typer.BadParameter(f"{text!r} is not a number of bytes such as 44e6, 44MB or 42MiB")
+    number, unit, binary = match.groups()
+    power = "kmgt".index(unit.lower()) + 1 if unit else 0
+    return float(number) * float(1024 if binary else 1000) ** power
+
+
+@dataclass(frozen=True)
+class Shared:
+    """The options every command has, and what commands do with them."""
+
+    layers: Annotated[
+        str | None, typer.Option(help="Only these layers, such as 2,4.", metavar="LAYERS", rich_help_panel=SELECTION)
+    ] = None
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Only these steps, such as 1000:9000.", metavar="FIRST:LAST", rich_help_panel=SELECTION),
+    ] = None
+    workspace: Annotated[
+        Path,
+        typer.Option(
+            "--workspace", "-w", envvar=WORKSPACE, help="Folder of traces and results.",
+            rich_help_panel=SELECTION,
+        ),
+    ] = DEFAULT_WORKSPACE  # fmt: skip
+    all: Annotated[bool, typer.Option("--all", help="Show all rows.", rich_help_panel=OUTPUT)] = False
+    show: Annotated[
+        str | None,
+        typer.Option(
+            help="Print these detail tables instead of the summary, or `all`.", metavar="TABLES", rich_help_panel=OUTPUT
+        ),
+    ] = None
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="Output format  [default: from the extension of -o, otherwise table]",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None
+    json: Annotated[bool, typer.Option("--json", help="Short for --format json.", rich_help_panel=OUTPUT)] = False
+    table: Annotated[
+        str | None, typer.Option(help="Which table --format csv prints.", metavar="NAME", rich_help_panel=OUTPUT)
+    ] = None
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Write the result to a file.", rich_help_panel=OUTPUT)
+    ] = None
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a taken name or an existing file.", rich_help_panel=OUTPUT)
+    ] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Suppress notes and progress.", rich_help_panel=OUTPUT)
+    ] = False
+    no_progress: Annotated[bool, typer.Option("--no-progress", help="Suppress progress.", rich_help_panel=OUTPUT)] = (
+        False
+    )
+    skipped: list[dict[str, str]] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself, and a file that is there, before anything is computed."""
+        if self.json and self.format not in (None, Format.JSON):
+            raise typer.BadParameter(f"--json and --format {self.format} exclude each other: give one of them")
+        if self.table is not None and self.shown_as is not Format.CSV:
+            raise typer.BadParameter("--table goes with --format csv")
+        if self.show is not None and self.shown_as is not Format.TABLE:
+            raise typer.BadParameter("--show goes with --format table; --format csv takes --table")
+        if self.output is not None and str(self.output) != "-":
+            check_output(self.output, force=self.force)
+
+    @property
+    def shown_as(self) -> Format:
+        """The output format: as asked for, else by the ending of the output file, else a table."""
+        ending = "" if self.output is None else self.output.suffix.lower()
+        return Format.JSON if self.json else self.format or BY_ENDING.get(ending, Format.TABLE)
+
+    def folder(self) -> Workspace:
+        """The workspace."""
+        from moetrace.workspace.traces import Workspace
+
+        return Workspace(self.workspace)
+
+    def open(self, trace: str) -> LoadTrace:
+        """The trace of that name or path, reduced to the layers and steps asked for."""
+        return self.selected(self.folder().open(trace))
+
+    def selected(self, trace: LoadTrace) -> LoadTrace:
+        """*trace*, reduced to the layers and steps asked for."""
+        return trace.select(*self.selection())
+
+    def selection(self) -> tuple[list[int] | None, int | None, int | None]:
+        """The layers, the first and the last step asked for; None where nothing was."""
+        layers = steps_of(self.layers, "layers such as 2,4") if self.layers else None
+        if not self.steps:
+            return layers, None, None
+        first, colon, last = self.steps.partition(":")
+        try:
+            if not colon:
+                raise ValueError
+            return layers, int(first) if first else None, int(last) if last else None
+        except ValueError:
+            raise typer.BadParameter(f"{self.steps!r} is not a range of steps such as 1000:9000") from None
+
+    def each_trace(
+        self, traces: Sequence[str] | None, doing: str, unit: str, work: Callable[[str, LoadTrace, Report], T]
+    ) -> list[T]:
+        """The results of *work* on each of *traces*, all of them if none is named, with the name as given.
+
+        *doing* names the work and *unit* what its progress counts.
+        """
+        workspace = self.folder()
+        given = workspace.chosen(traces or [])
+        names = workspace.unique_names(given)
+
+        def one(name: str) -> T:
+            trace = self.selected(workspace.open(name, names[name]))
+            which = f" ({given.index(name) + 1} of {len(given)})" if len(given) > 1 else ""
+            with self.progress(f"{doing} {trace.name}{which}", unit) as progress:
+                return work(name, trace, progress)
+
+        return self.each(given, one)
+
+    def each(self, names: Sequence[str], work: Callable[[str], T]) -> list[T]:
+        """The results of *work* on each of *names*; one that fails is skipped, unless all do."""
+        results: list[T] = []
+        mistakes: list[SettingError] = []
+        for name in names:
+            try:
+                results.append(work(name))
+            except MoetraceError as error:
+                if len(names) == 1 or lacks_memory(error):
+                    raise
+                self.skipped.append({"name": name, "error": str(error)})
+                if isinstance(error, SettingError):
+                    mistakes.append(error)
+                else:
+                    say(f"skipped {name}: {error}")
+        if mistakes and not results and len(mistakes) == len(self.skipped):
+            raise mistakes[0]  # a usage error is reported once
+        for mistake in mistakes:
+            say(f"skipped: {mistake}")
+        if not results:
+            raise WorkspaceError(f"nothing could be done: all {len(names)} failed")
+        return results
+
+    def note_reused(self, trace: str, computed: int, reused: int) -> None:
+        """A line on stderr with how many results were cached, if any were."""
+        if reused:
+            which = f"all {reused}" if not computed else f"{reused} of {reused + computed}"
+            self.note(f"{trace}: reusing {which} cached results")
+
+    def note(self, text: str) -> None:
+        """A line on stderr, unless quiet."""
+        if not self.quiet:
+            note(text)
+
+    @contextmanager
+    def progress(self, title: str, unit: str) -> Iterator[Report]:
+        """Progress on stderr while the block runs, unless it was switched off."""
+        if self.quiet or self.no_progress:
+            yield silent
+            return
+        with progress(title, unit) as report:
+            yield report
+
+    def emit(
+        self,
+        tables: Mapping[str, Table],
+        document: Mapping[str, Any],
+        screens: Sequence[Screen] = (),
+        *,
+        wrote: Sequence[Path | str] = (),
+        then: Sequence[str] = (),
+    ) -> None:
+        """Show the result: the *screens*, or of *tables* those asked for, or the *document* as JSON.
+
+        *wrote* are the files or folders that the command left behind, *then* are the words of
+        the command that comes next.
+        """
+        chosen = self.shown_as
+        show = list(tables) if self.show == "all" else self.show.split(",") if self.show else []
+        for name in show:
+            named(tables, name)  # a usage error if there is no such table
+        text: str | None
+        if chosen is Format.JSON:
+            text = json_text({**document, "skipped": self.skipped})
+        else:
+            text = csv_text(tables, self.table) if chosen is Format.CSV else None
+        if self.output is not None and str(self.output) != "-":
+            from moetrace.files import write_text
+
+            write_text(self.output, shown_text(screens, tables, show) if text is None else text, force=self.force)
+            wrote = [*wrote, self.output]
+        else:
+            to_stdout(text, screens, tables, show)
+        if not self.quiet:
+            self._close(wrote, tables, then, answered=chosen is Format.TABLE and not show)
+        if self.skipped:
+            raise typer.Exit(DONE_WITH_SKIPS)
+
+    def _close(
+        self, wrote: Sequence[Path | str], tables: Mapping[str, Table], then: Sequence[str], *, answered: bool
+    ) -> None:
+        """The last line on stderr: what was written, which tables there are, and the command that comes next."""
+        parts = [f"Wrote {', '.join(map(str, wrote))}"] if wrote else []
+        if answered and tables:
+            parts.append(f"More: --show {','.join(tables)}")
+        if answered and then:
+            usual = os.environ.get(WORKSPACE, str(DEFAULT_WORKSPACE))
+            where = [] if str(self.workspace) == usual else ["-w", str(self.workspace)]
+            parts.append(f"Next: {shlex.join(['moetrace', *then, *where])}")
+        lines = parts if sum(map(len, parts)) > CLOSING_WIDTH else ["     ".join(parts)] if parts else []
+        for line in lines:
+            note(line)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How to backtest, and where it runs: options of `predict`, `report` and `place`."""
+
+    predictor: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"NAME or NAME:setting=value, repeatable  [default: {', '.join(PREDICTORS)}]",
+            metavar="SPEC",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = None
+    cutoffs: Annotated[
+        str | None,
+        typer.Option(help="Score at these cutoffs, such as 3000,4000.", metavar="STEPS", rich_help_panel=PROTOCOL),
+    ] = None
+    first: Annotated[int, typer.Option(min=1, help="First cutoff.", rich_help_panel=PROTOCOL)] = 500
+    every: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Steps between cutoffs  [default: 1,000, or more to stay within 50 cutoffs]",
+            rich_help_panel=PROTOCOL,
+        ),
+    ] = None
+    train_on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TRACE", help="Another run for lstm to learn from, repeatable.", rich_help_panel=PROTOCOL),
+    ] = None
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of predictors and of the bootstrap.", rich_help_panel=PROTOCOL)
+    ] = 0
+    jobs: Annotated[int, typer.Option(min=1, help="Number of worker processes.", rich_help_panel=PROTOCOL)] = 1
+    dask: Annotated[
+        str | None,
+        typer.Option(
+            help="Use the Dask cluster there, such as tcp://host:8786.", metavar="ADDRESS", rich_help_panel=PROTOCOL
+        ),
+    ] = None
+
+    def predictors(self) -> list[Predictor]:
+        """Those asked for, or all; with the seed where they take one."""
+        from moetrace.forecasting.predictors import predictor
+
+        return [predictor(spec, self.seed) for spec in (self.predictor or PREDICTORS)]
+
+    def looks(
+        self,
+        trace: LoadTrace,
+        horizons: Sequence[int],
+        note: Callable[[str], None] | None = None,
+        *,
+        explicit: bool = True,
+    ) -> list[int]:
+        """The cutoffs; raises `SettingError` where an *explicit* horizon or cutoff cannot be scored.
+
+        *note* is told where they are further apart than usual, and where none of *horizons* can be scored.
+        """
+        from moetrace.forecasting.windows import checked_cutoffs, cutoffs_apart, default_cutoffs, thinned
+
+        asked = steps_of(self.cutoffs) if self.cutoffs else None
+        default = default_cutoffs(trace, self.first, self.every) or [self.first]
+        found = asked or default
+        try:
+            checked_cutoffs(trace, horizons, found, explicit=asked is not None)
+        except SettingError as error:
+            if asked is not None or explicit or note is None:
+                raise
+            note(f"{error} (--horizons)")
+        if note is not None and not (asked or self.every) and thinned(trace):
+            note(f"{trace.name}: cutoffs {cutoffs_apart(trace):,} steps apart, for its length (--every sets it)")
+        return found
+
+    def settings(self, shared: Shared) -> dict[str, Any]:
+        """The arguments of `evaluate` and all that is built on it, besides trace, predictors, horizons and cutoffs."""
+        from moetrace.workspace.tasks import runner
+
+        workspace = shared.folder()
+        return {
+            "train_on": [workspace.open(name) for name in self.train_on or []],
+            "results": workspace.results(shared.note),
+            "run": runner(self.jobs, self.dask),
+        }
+
+    def trained_on(self, shared: Shared) -> list[str]:
+        """The names of the runs to train on; a note says which predictors were."""
+        others = [shared.folder().path_of(name).stem for name in self.train_on or []]
+        trained = [predictor.name for predictor in self.predictors() if predictor.pools_layers]
+        if others and trained:
+            shared.note(f"{', '.join(trained)} was trained on {', '.join(others)} and on nothing else")
+        return others

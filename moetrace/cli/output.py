@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from moetrace.errors import printable
+from moetrace.errors import WorkspaceError, printable
 from moetrace.report.tables import SCHEMA_VERSION
 
 if TYPE_CHECKING:
@@ -115,13 +115,19 @@ def to_stdout(text: str | None, screens: Sequence[Screen], tables: Mapping[str, 
 
 @contextmanager
 def while_read() -> Iterator[None]:
-    """Write to stdout in the block, which ends where nobody reads any more."""
+    """Write to stdout in the block, which ends where nobody reads any more.
+
+    Raises `WorkspaceError` where stdout cannot be written to.
+    """
     try:
         yield
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # Python must not try to flush the rest at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            reason = error.strerror or error
+            raise WorkspaceError(f"the standard output cannot be written: {reason}; choose a file with -o") from error
 
 
 def _print(console: Console, screens: Sequence[Screen], tables: Mapping[str, Table], show: Sequence[str]) -> None:

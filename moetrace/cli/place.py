@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moetrace.cli.options import Command, with_options
+from moetrace.cli.options import Command, Protocol, Shared, bytes_of, steps_of, with_options
 from moetrace.cli.output import Table, say
-from moetrace.cli.predict import Protocol
 from moetrace.cli.progress import Report
-from moetrace.cli.shared import Shared, bytes_of, steps_of
 
 if TYPE_CHECKING:
     from moetrace.placement.study import Placement

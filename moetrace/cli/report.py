@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.options import Command, with_options
-from moetrace.cli.predict import Protocol, score_tables
+from moetrace.cli.options import Command, Protocol, Shared, Traces, steps_of, with_options
+from moetrace.cli.predict import score_tables
 from moetrace.cli.progress import Report
-from moetrace.cli.shared import Shared, steps_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,22 +26,25 @@ HORIZONS = "1000,2000"
 def report(
     protocol: Protocol,
     shared: Shared,
-    traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
-    horizons: Annotated[str | None, typer.Option(help="Horizons in steps; 1000,2000 if none.", metavar="STEPS")] = None,
+    traces: Traces = None,
+    horizons: Annotated[
+        str | None, typer.Option(help="Horizons in steps  [default: 1000,2000]", metavar="STEPS")
+    ] = None,
     gpus: Annotated[
-        int | None, typer.Option(min=2, help="Also evaluate balancing on so many GPUs.", metavar="N")
+        int | None,
+        typer.Option(min=2, help="Number of GPUs; also evaluates whether balancing is worth it.", metavar="N"),
     ] = None,
     redundant: Annotated[int, typer.Option(min=0, help="Redundant experts, with --gpus.")] = 0,
     figures: Annotated[
-        str, typer.Option(help="What each figure is written as: png, svg, pdf; or none.", metavar="KINDS")
+        str, typer.Option(help="Formats of the figures: png, svg, pdf; or none.", metavar="KINDS")
     ] = "png",
     folder: Annotated[
-        Path | None, typer.Option(help="Where the report goes; `report` in the workspace if not given.")
+        Path | None, typer.Option(help="Folder of the report  [default: report in the workspace]")
     ] = None,
 ) -> None:
-    """Write one page: answers, figures, and their data.
+    """Generate an HTML report with figures and data.
 
-    report.html is one file that needs nothing beside it; the folders figures and data hold what it shows.
+    report.html is self-contained; the folders figures and data hold its figures and data as files.
 
     \b
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
@@ -87,8 +89,9 @@ def report(
 def _kinds(text: str) -> list[str]:
     """The kinds of figures as an option has them, such as svg,pdf."""
     kinds = [] if text == "none" else text.split(",")
-    if set(kinds) - {"png", "svg", "pdf"}:
-        raise typer.BadParameter(f"{text!r} is not a list of png, svg and pdf, and not none")
+    for kind in kinds:
+        if kind not in ("png", "svg", "pdf"):
+            raise typer.BadParameter(f"unknown figure format {kind!r} (choose png, svg, pdf, or none)")
     return kinds
 
 

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.options import Command, with_options
+from moetrace.cli.options import Command, Shared, Traces, with_options
 from moetrace.cli.output import Format, Table
 from moetrace.cli.progress import Report
-from moetrace.cli.shared import Shared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,29 +39,32 @@ TABLES: dict[str, Callable[[pd.DataFrame], Table]] = {
 @with_options
 def states(
     shared: Shared,
-    traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
-    experts: Annotated[bool, typer.Option("--experts", help="Also the state and fluctuation of every expert.")] = False,
+    traces: Traces = None,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Also print the state and fluctuation of every expert.")
+    ] = False,
     sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Also the settle step for other windows and thresholds.")
+        bool, typer.Option("--sensitivity", help="Also print the settle step for other windows and thresholds.")
     ] = False,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Watch one trace that is still being recorded: a line for each change.")
+        bool,
+        typer.Option("--follow", help="Watch one trace that is still being recorded; print a line for each change."),
     ] = False,
-    poll: Annotated[float, typer.Option(min=0.01, help="Seconds between two looks, with --follow.")] = 5.0,
+    poll: Annotated[float, typer.Option(min=0.01, help="Polling interval in seconds (with --follow).")] = 5.0,
     until_settled: Annotated[
-        bool, typer.Option("--until-settled", help="With --follow: leave when every layer is stable.")
+        bool, typer.Option("--until-settled", help="Exit once every layer is stable (with --follow).")
     ] = False,
 ) -> None:
-    """Tell since when the load of each layer is stable.
+    """Show when the load of each layer became stable.
 
-    Tells transient from stable windows, and finds the step from which on each layer has settled.
-    Movement is the change of the load from one window of 200 steps to the next, sampling noise
-    taken off. A layer settles where its mean over 500 steps stays below 4%, and is transient again
-    above 6%. A second detector looks at the order of the experts alone. Variance and range are the
+    Finds the transient and stable windows of each layer, and the step where it settles.
+    Movement is the change of the load from one window of 200 steps to the next, minus sampling
+    noise. A layer settles where its mean over 500 steps stays below 4%, and is transient again
+    above 6%. A second detector uses the order of the experts alone. Variance and range are the
     paper's.
 
-    With --follow, TRACE is the path that a recorder writes to. Exit codes then: 0 when every layer is
-    stable at the end, 4 when one is not, 5 when one expert of a layer has taken over its load.
+    With --follow, TRACE is the path that a recorder writes to. Exit codes then: 0 if every layer is
+    stable at the end, 4 if one is not, 5 if one expert of a layer has nearly all of its load.
 
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4
@@ -90,7 +92,7 @@ def states(
 
 
 def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool) -> None:
-    """Print each change as it is seen, one line or one JSON object a line; leave with the code of the last look."""
+    """Print each change, one line or one JSON object a line; exit with the code of the last state."""
     import json
     import time
 

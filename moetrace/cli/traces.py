@@ -1,4 +1,4 @@
-"""`moetrace list`, `moetrace remove` and `moetrace check`: what the workspace holds, and its health."""
+"""`moetrace list`, `moetrace remove` and `moetrace check`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.options import Command, with_options
+from moetrace.cli.options import Command, Shared, Traces, with_options
 from moetrace.cli.output import Table
-from moetrace.cli.shared import Shared
+from moetrace.cli.progress import Report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,7 +46,7 @@ def remove(shared: Shared, names: Annotated[list[str], typer.Argument(help="Name
     \b
     Example: moetrace remove gpt-moe-8e-a
     """
-    removed = shared.each(names, lambda name: str(shared.folder().remove(name)))
+    removed = shared.each(list(dict.fromkeys(names)), lambda name: str(shared.folder().remove(name)))
     for path in removed:
         shared.note(f"removed {path}")
     shared.emit({}, {"removed": removed})
@@ -55,50 +55,42 @@ def remove(shared: Shared, names: Annotated[list[str], typer.Argument(help="Name
 @with_options
 def check(
     shared: Shared,
-    traces: Annotated[list[str] | None, typer.Argument(help="Names or paths; all of the workspace if none.")] = None,
+    traces: Traces = None,
     fail_on: Annotated[
         str | None, typer.Option(help="Also exit with 1 for these findings, such as collapse,dead.", metavar="FINDINGS")
     ] = None,
 ) -> None:
-    """Examine traces for damage, gaps and idle experts.
+    """Check traces for damage, gaps and idle experts.
 
-    Looks at damage, order, totals, gaps, idle experts and drift. Exit code 1 if any finding is an
+    Checks damage, order, totals, gaps, idle experts and drift. Exit code 1 if any finding is an
     error that was not accepted at ingest, or is named by --fail-on.
 
     \b
     Example: moetrace check gpt-moe-8e-a --fail-on collapse,dead,drift
     """
+    from moetrace.doctor.catalogue import KINDS
+    from moetrace.doctor.checks import examine, failing
     from moetrace.frames import stacked
     from moetrace.report.screens import findings_screen
     from moetrace.report.tables import records
+    from moetrace.settings import unknown
+    from moetrace.workspace.traces import findings_frame
 
-    named = _findings_named(fail_on)
-    done = shared.each_trace(traces, "check of", "traces", lambda _given, trace, _progress: _checked(trace, named))
+    named = tuple(fail_on.split(",")) if fail_on else ()
+    for name in named:
+        if name not in KINDS:
+            raise unknown("finding", name, KINDS)
+
+    def one(_given: str, trace: LoadTrace, _progress: Report) -> tuple[pd.DataFrame, bool]:
+        findings = examine(trace)
+        return findings_frame(trace.name, findings), bool(failing(findings, trace, named))
+
+    done = shared.each_trace(traces, "check of", "traces", one)
     frame = stacked([part for part, _ in done])
     screen = findings_screen(frame, len(done), every=shared.all)
     shared.emit({"findings": Table("Findings", frame)}, {"findings": records(frame)}, [screen])
     if any(fails for _, fails in done):
         raise typer.Exit(1)
-
-
-def _findings_named(text: str | None) -> tuple[str, ...]:
-    from moetrace.doctor.catalogue import KINDS
-    from moetrace.settings import unknown
-
-    names = tuple(text.split(",")) if text else ()
-    strange = [name for name in names if name not in KINDS]
-    if strange:
-        raise unknown("finding", strange[0], KINDS)
-    return names
-
-
-def _checked(trace: LoadTrace, fail_on: tuple[str, ...]) -> tuple[pd.DataFrame, bool]:
-    """The findings of a trace, and whether any of them fails the check."""
-    from moetrace.doctor.checks import examine, failing
-    from moetrace.workspace.traces import findings_frame
-
-    findings = examine(trace)
-    return findings_frame(trace.name, findings), bool(failing(findings, trace, fail_on))
 
 
 def register(app: typer.Typer) -> None:

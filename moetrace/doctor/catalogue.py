@@ -1,4 +1,4 @@
-"""The catalogue of the doctor: every finding by its name, and those that totals, steps and counts lead to.
+"""The catalogue of the doctor: every finding by its name, and the checks of totals, steps and counts.
 
 A reader and the doctor both make their findings here, so that one name always means one thing.
 """
@@ -83,7 +83,7 @@ def finding(name: str, place: str, evidence: str) -> Finding:
     return Finding(name, kind.severity, place, evidence, kind.advice)
 
 
-def refuse(findings: Sequence[Finding], accepted: Sequence[str], where: str) -> None:
+def raise_for_errors(findings: Sequence[Finding], accepted: Sequence[str], where: str) -> None:
     """Raise `TraceError` for the first finding that is an error and not *accepted* by its name."""
     for finding in findings:
         if finding.severity == ERROR and finding.name not in accepted:
@@ -96,12 +96,16 @@ def refuse(findings: Sequence[Finding], accepted: Sequence[str], where: str) -> 
 
 def totals_findings(totals: Counts, steps: Steps, layers: Sequence[int]) -> list[Finding]:
     """The findings that the totals (steps, layers) of a trace lead to."""
-    varying = totals.min() != totals.max()
-    findings = _layers_doubled(totals, layers)
+    findings = []
+    low, high, least = int(totals.min()), int(totals.max()), totals.min(axis=1)
+    # Layers whose totals are always twice those of the others: their forward pass is recomputed.
+    twice = [str(layers[i]) for i in np.flatnonzero((totals == 2 * least[:, None]).all(axis=0)).tolist()]
+    if twice:
+        evidence = f"the totals of layers {shown(twice)} are twice those of the others in every step"
+        findings.append(finding("doubled", f"layer {twice[0]}", evidence))
     changes = _batch_changes(totals[:, 0], steps)
     findings += changes
-    if varying and not changes:
-        low, high = int(totals.min()), int(totals.max())
+    if low != high and not changes:
         evidence = f"tokens per step and layer go from {low:,} to {high:,}"
         findings.append(finding("tokens-vary", "the whole trace", evidence))
     return findings
@@ -119,16 +123,6 @@ def expectation_findings(totals: Counts, steps: Steps, layers: Sequence[int], ex
         f"{total:,} tokens where {expected:,} were expected{times}; so it is in {len(other):,} of {totals.size:,}"
     )
     return [finding("tokens-differ", f"step {steps[step]}, layer {layers[layer]}", f"{evidence} totals")]
-
-
-def _layers_doubled(totals: Counts, layers: Sequence[int]) -> list[Finding]:
-    """Layers whose totals are always twice those of the others: their forward pass is recomputed."""
-    least = totals.min(axis=1)
-    twice = [str(layers[i]) for i in np.flatnonzero((totals == 2 * least[:, None]).all(axis=0)).tolist()]
-    if not twice:
-        return []
-    evidence = f"the totals of layers {shown(twice)} are twice those of the others in every step"
-    return [finding("doubled", f"layer {twice[0]}", evidence)]
 
 
 def rounding_findings(kind: str, bits: int, lengths: Counts, factor: int) -> list[Finding]:

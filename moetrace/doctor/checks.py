@@ -1,29 +1,23 @@
-"""The trace doctor: what is odd about a trace, as named findings with evidence and advice."""
+"""The trace doctor: problems of a trace, as named findings with evidence and advice."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from moetrace.analysis.noise import mean_noise
-from moetrace.doctor.catalogue import (
-    ERROR,
-    finding,
-    gap_findings,
-    roughness_findings,
-    totals_findings,
-)
+from moetrace.doctor.catalogue import ERROR, finding, gap_findings, roughness_findings, totals_findings
 from moetrace.doctor.collector import Factor
 from moetrace.errors import shown
 from moetrace.trace import Counts, Finding, LayerLoad, LoadTrace
 
-# Steps at the end of a trace that are looked at for experts out of work, and for drift.
+# Steps at the end of a trace that are checked for idle experts, and for drift.
 RECENT = 1000
 # A layer is collapsed when one expert has this share of the load and there are more than two.
 COLLAPSED_SHARE = 0.9
 # Shares that differ by a tenth between the last RECENT steps and those before: a layer that counts as
 # stable, moving by less than 4% in 200 steps, stays below 9% in 1,000.
 DRIFTED = 0.1
-# Counts of a layer that are looked at for roughness: enough to tell, and quick.
+# Counts of a layer that are checked for roughness: enough for an answer, and quick.
 ROUGH_COUNTS = 1 << 20
 
 
@@ -43,7 +37,9 @@ def examine(trace: LoadTrace) -> list[Finding]:
     totals: list[Counts] = []
     factor = Factor()
     for load in trace.by_layer():
-        findings += [*idle_experts(load), *_drift(load), *_roughness(load)]
+        findings += [*idle_experts(load), *_drift(load)]
+        rows = max(2, ROUGH_COUNTS // load.experts)
+        findings += roughness_findings(load.counts[:rows], load.steps[:rows], load.layer)
         totals.append(load.totals)
         factor.add(load.counts, int(load.counts.max()))
     findings += [] if "rounded" in names else factor.findings
@@ -60,11 +56,6 @@ def failing(findings: list[Finding], trace: LoadTrace, fail_on: tuple[str, ...] 
         for finding in findings
         if finding.name in fail_on or (finding.severity == ERROR and finding.name not in accepted)
     ]
-
-
-def _roughness(load: LayerLoad) -> list[Finding]:
-    rows = max(2, ROUGH_COUNTS // load.experts)
-    return roughness_findings(load.counts[:rows], load.steps[:rows], load.layer)
 
 
 def idle_experts(load: LayerLoad) -> list[Finding]:
@@ -89,7 +80,7 @@ def _drift(load: LayerLoad) -> list[Finding]:
     if len(load.steps) < 2 * rows:
         return []
     before, after = load.until(int(load.steps[-1]) - RECENT).last(RECENT), load.last(RECENT)
-    # Two means, each with its own noise; where the trace cannot tell it, it moves.
+    # Two means, each with its own noise; unknown noise counts as none.
     noise = float(np.nan_to_num(mean_noise(load.last(2 * RECENT), rows))) * 2**0.5
     moved = float(np.abs(after.mean_shares - before.mean_shares).sum())
     drift = max(0.0, moved**2 - noise**2) ** 0.5

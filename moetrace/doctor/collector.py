@@ -85,16 +85,14 @@ class Factor:
         if self.divisor != 1:
             self.divisor = int(np.gcd.reduce(counts, axis=None, initial=self.divisor))
             self.counts += int(np.count_nonzero(counts))
-        self._add_bits(counts, largest)
-
-    def _add_bits(self, counts: Counts, largest: int) -> None:
-        """Look at the counts that half precision would have rounded, while it still may have."""
+        # Rounding is possible only while all counts so far have no more bits than a half-precision type.
         bits = next((bits for bits in HALVES.values() if self.bits <= bits), None)
         if bits is None or largest < 1 << (bits + 1):
             return
         large = counts[counts >= 1 << (min(HALVES.values()) + 1)]
-        self.lengths += np.bincount(_bit_lengths(large), minlength=65)
-        self.bits = max(self.bits, int(_bit_lengths(large // (large & -large)).max(initial=0)))
+        lengths, significant = (np.frexp(of.astype(np.float64))[1] for of in (large, large // (large & -large)))
+        self.lengths += np.bincount(lengths, minlength=65)
+        self.bits = max(self.bits, int(significant.max(initial=0)))
 
     @property
     def findings(self) -> list[Finding]:
@@ -103,8 +101,3 @@ class Factor:
             if self.bits <= bits and (found := rounding_findings(kind, bits, self.lengths, self.divisor)):
                 return found
         return factor_findings(self.divisor, self.counts)
-
-
-def _bit_lengths(counts: Counts) -> NDArray[np.intp]:
-    """The number of bits of each of *counts*, none of them 0."""
-    return np.frexp(counts.astype(np.float64))[1].astype(np.intp)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
-from moetrace.doctor.catalogue import gap_findings, refuse
+from moetrace.doctor.catalogue import gap_findings, raise_for_errors
 from moetrace.errors import SettingError, TraceError
 from moetrace.files import replacing
 from moetrace.formats import canonical
@@ -240,7 +240,7 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
         findings = [*dict.fromkeys(raw), *summary.findings(options)]
         if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
             findings = [found for found in findings if found in raw or found.name not in ROUNDED]
-        refuse(findings, options.accept, dump.where)
+        raise_for_errors(findings, options.accept, dump.where)
         return {
             "format": dump.format,
             "assumptions": _assumptions(dump.source, options, grid, len(steps)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from moetrace.trace import Counts, Steps
@@ -13,82 +14,51 @@ MOST_BLOCKS = 20
 MOST_BYTES = 64 << 20
 
 
-class Held(NamedTuple):
+class Block(NamedTuple):
     """Consecutive steps: *steps* (steps,), *counts* (steps, layers, experts).
 
-    *again* says that it is the first after the run went back: what was recorded from its first step on is given up.
+    *after_restart* marks the first block after the run went back: steps recorded earlier, from its first one on,
+    no longer count.
     """
 
     steps: Steps
     counts: Counts
-    again: bool
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """The first step and the last."""
-        return int(self.steps[0]), int(self.steps[-1])
+    after_restart: bool
 
 
+@dataclass
 class Backlog:
-    """Blocks in the order of recording, the oldest dropped where there are too many; *lost* says which steps were."""
+    """The *blocks* that wait, in the order of recording, and those *lost* because there were too many."""
 
-    def __init__(self) -> None:
-        self.lost: list[tuple[int, int]] = []
-        self._held: list[Held] = []
+    blocks: list[Block] = field(default_factory=list)
+    lost: list[Block] = field(default_factory=list)
 
-    def __len__(self) -> int:
-        return len(self._held)
+    def add(self, block: Block) -> None:
+        """Hold *block*, the newest, and drop the oldest beyond `MOST_BLOCKS` or `MOST_BYTES`.
 
-    @property
-    def spans(self) -> list[tuple[int, int]]:
-        """The first and the last step of each block that waits."""
-        return [block.span for block in self._held]
-
-    def add(self, block: Held) -> None:
-        """Hold *block*, the newest, and drop the oldest beyond `MOST_BLOCKS` or `MOST_BYTES`."""
-        self._held.append(block)
-        while self._too_many() and self._drop():
-            pass
-
-    def write(self, write: Callable[[Held], None]) -> None:
-        """Hand the blocks to *write*, oldest first; those that it has not taken when it raises stay."""
-        while self._held:
-            write(self._held[0])
-            del self._held[0]
-
-    def _too_many(self) -> bool:
-        return len(self._held) > MOST_BLOCKS or sum(block.counts.nbytes for block in self._held) > MOST_BYTES
-
-    def _drop(self) -> bool:
-        """Drop the oldest block but not the newest; False where there is none to drop.
-
-        Of a block with which the run went back the first step stays: without it, the steps of the run that was given
-        up would stand in the place of those dropped.
+        The first step after a restart is kept: without it, the steps of the run before the restart would stand in
+        the place of those dropped.
         """
-        oldest = next(
-            (i for i, block in enumerate(self._held[:-1]) if not (block.again and len(block.steps) == 1)), None
-        )
-        if oldest is None:
-            return False
-        block = self._held.pop(oldest)
-        if block.again:
-            self._held.insert(oldest, Held(block.steps[:1].copy(), block.counts[:1].copy(), True))
-            block = Held(block.steps[1:], block.counts[1:], False)
-        self._lose(block.span)
-        return True
-
-    def _lose(self, span: tuple[int, int]) -> None:
-        if self.lost and self.lost[-1][1] == span[0] - 1:
-            span = (self.lost.pop()[0], span[1])
-        self.lost.append(span)
+        self.blocks.append(block)
+        while len(self.blocks) > MOST_BLOCKS or sum(held.counts.nbytes for held in self.blocks) > MOST_BYTES:
+            spare = (i for i, held in enumerate(self.blocks[:-1]) if not held.after_restart or len(held.steps) > 1)
+            oldest = next(spare, None)
+            if oldest is None:
+                return
+            dropped = self.blocks.pop(oldest)
+            if dropped.after_restart:
+                self.blocks.insert(oldest, Block(dropped.steps[:1].copy(), dropped.counts[:1].copy(), True))
+                dropped = Block(dropped.steps[1:], dropped.counts[1:], False)
+            self.lost.append(dropped._replace(counts=dropped.counts[:0].copy()))  # the steps are enough
 
 
-def spans_text(spans: list[tuple[int, int]]) -> str:
-    """Spans of steps for a message: ``steps 101 to 200, 301 to 400``; neighbours are one."""
-    joined: list[tuple[int, int]] = []
-    for first, last in spans:
-        if joined and joined[-1][1] == first - 1:
-            first = joined.pop()[0]
-        joined.append((first, last))
-    texts = [f"{first} to {last}" for first, last in joined[:5]]
-    return "steps " + ", ".join(texts) + (f", ... ({len(joined)} spans)" if len(joined) > 5 else "")
+def steps_text(blocks: Iterable[Block]) -> str:
+    """The steps of *blocks* for a message: ``steps 101 to 200, 301 to 400``; neighbours are one."""
+    spans: list[tuple[int, int]] = []
+    for block in blocks:
+        first, last = int(block.steps[0]), int(block.steps[-1])
+        if spans and spans[-1][1] == first - 1:
+            first = spans.pop()[0]
+        spans.append((first, last))
+    texts = [f"{first} to {last}" for first, last in spans[:5]]
+    return "steps " + ", ".join(texts) + (f", ... ({len(spans)} spans)" if len(spans) > 5 else "")

@@ -1,4 +1,4 @@
-"""Several processes, one trace: the sum over ranks, or a file of each rank's own to be summed later.
+"""Several processes, one trace: the sum over ranks, or one file for each rank to be summed later.
 
 Ranks that see the same tokens (tensor parallelism) must not be summed: give the group of those that
 see different ones. Tested with two gloo processes; NCCL sums the same 64-bit integers.
@@ -22,7 +22,7 @@ def sum_over_ranks(counts: Any, group: Any = None) -> Any:
     """
     import torch.distributed as dist
 
-    if _spread():
+    if dist.is_available() and dist.is_initialized():
         dist.all_reduce(counts, group=group)
     return counts
 
@@ -31,7 +31,7 @@ def rank(group: Any = None) -> int:
     """The number of this process within *group*, 0 without `torch.distributed`."""
     import torch.distributed as dist
 
-    return int(dist.get_rank(group)) if _spread() else 0
+    return int(dist.get_rank(group)) if dist.is_available() and dist.is_initialized() else 0
 
 
 @contextmanager
@@ -54,9 +54,3 @@ def rank_path(path: str | Path) -> Path:
     """
     path = Path(path)
     return path.with_name(f"{path.stem}.rank{rank()}{path.suffix}")
-
-
-def _spread() -> bool:
-    import torch.distributed as dist
-
-    return bool(dist.is_available() and dist.is_initialized())

@@ -1,4 +1,4 @@
-"""Watching a trace that is still being recorded: what changed between two looks."""
+"""Watching a trace that is still being recorded: what changed since it was last read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ USUALLY_NOTICED = 250, 350
 
 
 class Status(NamedTuple):
-    """How a layer is: its *state*, the step that began with, and whether one expert has taken all."""
+    """The *state* of a layer, the step where it began, and whether one expert has taken nearly all of the load."""
 
     state: str
     since: int
@@ -27,7 +27,7 @@ class Status(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What happened to a *layer*, as it could be told at *step*, and the step *since* which it holds.
+    """What happened to a *layer*, as known at *step*, and the step *since* which it holds.
 
     *what* is ``settled``, ``unsettled``, ``collapsed`` or ``recovered``.
     """
@@ -38,8 +38,8 @@ class Change(NamedTuple):
     since: int
 
 
-class Look(NamedTuple):
-    """One look at a recording: the last *step* so far, all layers, what changed, and whether it is over.
+class Snapshot(NamedTuple):
+    """A recording at one moment: its last *step*, all layers, what changed, and whether it is *closed*.
 
     *step* is None before the first block.
     """
@@ -50,27 +50,36 @@ class Look(NamedTuple):
     closed: bool
 
 
-def follow(path: str | Path, pause: Callable[[], None]) -> Iterator[Look]:
-    """A look at the recording at *path* each time something new was written, until it is closed.
+def follow(path: str | Path, pause: Callable[[], None]) -> Iterator[Snapshot]:
+    """A snapshot of the recording at *path* each time something new was written, until it is closed.
 
-    *path* is the trace that will be, or the folder of its parts. *pause* is called between two looks.
-    Every look reads all layers, one at a time.
+    *path* is the trace to be, or the folder of its parts. *pause* is called before the files are checked again.
+    Every snapshot reads all layers, one at a time.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
     >>> mt.save_trace(trace, "run.parquet")
-    >>> [(look.step, look.closed) for look in mt.follow("run.parquet", pause=lambda: None)]
+    >>> [(snapshot.step, snapshot.closed) for snapshot in mt.follow("run.parquet", pause=lambda: None)]
     [(2000, True)]
     """
-    before: Look = Look(None, {}, (), False)
-    while not before.closed:
+    last = Snapshot(None, {}, (), False)
+    while not last.closed:
         trace, closed = _recorded(Path(path))
-        if trace is not None and (closed or trace.steps[-1] != before.step):
-            layers = {load.layer: _status(trace, load.layer) for load in trace.by_layer()}
-            step = int(trace.steps[-1])
-            before = Look(step, layers, tuple(_changes(step, before.layers, layers)), closed)
-            yield before
-        if not before.closed:
+        if trace is not None and (closed or trace.steps[-1] != last.step):
+            step, layers, changes = int(trace.steps[-1]), {}, []
+            for load in trace.by_layer():
+                run = classify(load).runs[-1]
+                collapsed = any(finding.name == "collapse" for finding in idle_experts(load))
+                now = layers[load.layer] = Status(run.state, run.from_step, collapsed)
+                before = last.layers.get(load.layer, Status(UNKNOWN, now.since, False))
+                if (before.state == STABLE) != (now.state == STABLE):
+                    what = "settled" if now.state == STABLE else "unsettled"
+                    changes.append(Change(step, load.layer, what, now.since))
+                if before.collapsed != now.collapsed:
+                    changes.append(Change(step, load.layer, "collapsed" if now.collapsed else "recovered", step))
+            last = Snapshot(step, layers, tuple(changes), closed)
+            yield last
+        if not last.closed:
             pause()
 
 
@@ -82,21 +91,5 @@ def _recorded(path: Path) -> tuple[LoadTrace | None, bool]:
             return read_parts(folder), False
         return (open_trace(path), True) if path.is_file() else (None, False)
     except TraceError:
-        # No block yet, or the parts became the trace between two glances; the next look tells.
+        # No block yet, or the parts became the trace in between; the next snapshot shows it.
         return None, False
-
-
-def _status(trace: LoadTrace, layer: int) -> Status:
-    load = trace.layer(layer)
-    last = classify(load).runs[-1]
-    collapsed = any(finding.name == "collapse" for finding in idle_experts(load))
-    return Status(last.state, last.from_step, collapsed)
-
-
-def _changes(step: int, before: Mapping[int, Status], now: Mapping[int, Status]) -> Iterator[Change]:
-    for layer, status in now.items():
-        old = before.get(layer, Status(UNKNOWN, status.since, False))
-        if (old.state == STABLE) != (status.state == STABLE):
-            yield Change(step, layer, "settled" if status.state == STABLE else "unsettled", status.since)
-        if old.collapsed != status.collapsed:
-            yield Change(step, layer, "collapsed" if status.collapsed else "recovered", step)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 try:
@@ -23,19 +24,16 @@ class Taken(Exception):
 
 
 class Lock:
-    """A lock on the file *path*, held from `take` to `release`, or until the process ends."""
+    """A lock on the file *path*, held from `take` to `release`, or until the process ends.
+
+    *held* is True between the two, *exclusive* where the file system keeps others out meanwhile: not all have locks.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor: int | None = None
+        self._descriptor = -1
         self._close: weakref.finalize[[int], Lock] | None = None
-        self.sure = False
-        """Whether the system keeps others out while it is held; not every file system has locks."""
-
-    @property
-    def held(self) -> bool:
-        """Whether it was taken, and not released since."""
-        return self._descriptor is not None
+        self.held = self.exclusive = False
 
     def take(self) -> bool:
         """Take the lock; False when the file is gone, or another by now. Raises `Taken`, and `OSError`."""
@@ -44,16 +42,26 @@ class Lock:
         except FileNotFoundError:
             return False
         self._close = weakref.finalize(self, os.close, self._descriptor)
+        self.held = True
         _all.add(self)
-        self.sure = self._exclude(self._descriptor)
-        if self._is_there(self._descriptor):
-            return True
+        if fcntl is not None:
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self.exclusive = True
+            except BlockingIOError:
+                self.forget()
+                raise Taken from None
+            except OSError:  # no locks, as on some file systems of clusters
+                pass
+        with suppress(FileNotFoundError):  # another recorder may have removed the file before the lock was there
+            if os.path.samestat(os.fstat(self._descriptor), os.stat(self._path)):  # noqa: PTH116 - beside fstat
+                return True
         self.release()
         return False
 
     def release(self) -> None:
-        """Let others take it, also where a child that was not told to still has the file open."""
-        if self._descriptor is not None and self.sure:
+        """Let others take it, even if a child that did not run `forget` still has the file open."""
+        if self.exclusive:
             fcntl.flock(self._descriptor, fcntl.LOCK_UN)
         self.forget()
 
@@ -61,28 +69,8 @@ class Lock:
         """Close this process's copy of the file: in a child the lock stays its parent's."""
         if self._close is not None:
             self._close()  # at most once
-        self._descriptor = self._close = None
-        self.sure = False
-
-    def _exclude(self, descriptor: int) -> bool:
-        """Whether the lock is held now; not where there are no locks, on some file systems of clusters."""
-        if fcntl is None:
-            return False
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.forget()
-            raise Taken from None
-        except OSError:
-            return False
-        return True
-
-    def _is_there(self, descriptor: int) -> bool:
-        """Whether the path still names the file: another recorder may have removed it before the lock was there."""
-        try:
-            return os.path.samestat(os.fstat(descriptor), os.stat(self._path))  # noqa: PTH116 - beside fstat
-        except FileNotFoundError:
-            return False
+        self._close = None
+        self.held = self.exclusive = False
 
 
 _all: weakref.WeakSet[Lock] = weakref.WeakSet()

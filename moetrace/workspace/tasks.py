@@ -1,8 +1,9 @@
-"""Who runs the tasks of a backtest or a plan: this process, the cores of this machine, or a Dask cluster."""
+"""Where the tasks of a backtest or a plan run: in this process, on the cores of this machine, or on a Dask cluster."""
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -12,23 +13,25 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
-from moetrace.errors import WorkspaceError
+from moetrace.errors import SettingError, WorkspaceError
 from moetrace.forecasting.backtest import Run, Task
 
+# Anything else keeps a Dask client waiting for a minute, and its end fails.
+ADDRESS = re.compile(r"((tcp|tls|ws|wss|ucx)://)?([\w.-]+|\[[\da-fA-F:]+\]):\d{1,5}")
 # Seconds until a cluster has to have answered.
 PATIENCE = 30
-# Seconds between two looks of a worker at whether its parent lives.
+# Seconds after which a worker checks again whether its parent lives.
 WATCH_EVERY = 0.5
 
 T = TypeVar("T")
 
 
 def runner(jobs: int = 1, dask: str | None = None) -> Run:
-    """What runs tasks with *jobs* processes, or on the Dask cluster at the address *dask*.
+    """A function that runs tasks with *jobs* processes, or on the Dask cluster at the address *dask*.
 
     Workers open traces by their paths and read one layer at a time: the cluster has to see the files of trace
-    and results under the same paths. The results are the same to the last bit, whoever makes them.
-    Running raises `WorkspaceError` for a cluster that does not answer.
+    and results under the same paths. The results are the same to the last bit everywhere.
+    Raises `SettingError` for an invalid address; running raises `WorkspaceError` for a cluster that does not answer.
 
     >>> from pathlib import Path
     >>> import moetrace as mt
@@ -38,6 +41,8 @@ def runner(jobs: int = 1, dask: str | None = None) -> Run:
     (2, 0)
     """
     if dask is not None:
+        if not ADDRESS.fullmatch(dask):
+            raise SettingError(f"{dask!r} is not the address of a Dask cluster, such as tcp://host:8786")
         return partial(_on_cluster, dask)
     return _one_by_one if jobs == 1 else partial(_on_cores, jobs)
 
@@ -65,14 +70,15 @@ def _on_cores(jobs: int, tasks: Sequence[Task[T]]) -> Iterator[T]:
 
 def _follow_parent() -> None:
     """Leave the keyboard to the parent of this process, and end when that has ended, however it did."""
+    parent = os.getppid()
+
+    def end_with_parent() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_EVERY)
+        os._exit(1)
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(WATCH_EVERY)
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _on_cluster(address: str, tasks: Sequence[Task[T]]) -> Iterator[T]:

@@ -1,4 +1,4 @@
-"""The workspace: a plain folder with the traces and what was made of them. No hidden state."""
+"""The workspace: a plain folder with the traces and their results. No hidden state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from moetrace.workspace.results import ResultFolder
 
-# Kept results, and the commands that write results of their own.
+# Cached results, and the commands that write results of their own.
 KEPT = "parts"
 COMMANDS = ("predict", "place")
 # What is safe as a file name on every system and readable in a table.
@@ -57,8 +57,8 @@ class Workspace:
         return self.root / "traces" / f"{name}.parquet"
 
     def results(self, report: Callable[[str], None] | None = None) -> ResultFolder:
-        """The kept results of all traces; *report* is told of damaged ones."""
-        from moetrace.workspace.results import ResultFolder  # with all that predicts: ingest needs none of it
+        """The cached results of all traces; *report* is called with a line for each damaged one."""
+        from moetrace.workspace.results import ResultFolder  # imports all predictors: ingest needs none of it
 
         return ResultFolder(self.root / KEPT, report)
 
@@ -67,15 +67,22 @@ class Workspace:
 
         *trace* is a name or a path as `path_of` takes it. Traces that lie elsewhere are told apart by their paths.
         """
-        path = self.path_of(str(trace)).resolve()
+        path = self._place_of(str(trace))
         folder = file_name(path.stem)
         if path.parent != (self.root / "traces").resolve():
             folder += f"%40{hashlib.sha256(os.fsencode(path)).hexdigest()[:8]}"  # no name becomes one with %40
         return self.root / command / folder / name
 
     def names(self) -> list[str]:
-        """The names of the traces, sorted."""
-        return sorted(path.stem for path in (self.root / "traces").glob("*.parquet") if not path.name.startswith("."))
+        """The names of the traces, sorted; raises `WorkspaceError` where their folder cannot be listed."""
+        folder = self.root / "traces"
+        try:
+            paths = [path for path in folder.iterdir() if path.suffix == ".parquet" and not path.name.startswith(".")]
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise WorkspaceError(f"{folder}: cannot be listed: {error.strerror}; check its permissions") from error
+        return sorted(path.stem for path in paths)
 
     def path_of(self, trace: str) -> Path:
         """The file of a trace given by name or by path.
@@ -91,6 +98,11 @@ class Workspace:
             + (known_names(trace, self.names()) if self.names() else "none is there yet: run `moetrace ingest`")
         )
 
+    def _place_of(self, trace: str) -> Path:
+        """The absolute path of a trace given by name or by path; a link has its own name, not that of its target."""
+        path = self.path_of(trace)
+        return path.parent.resolve() / path.name
+
     def chosen(self, traces: Iterable[str]) -> list[str]:
         """*traces*, or the names of all there are when none is given; raises when there are none."""
         given = list(dict.fromkeys(traces)) or self.names()
@@ -98,14 +110,21 @@ class Workspace:
             raise WorkspaceError(f"{self.root} holds no traces: run `moetrace ingest` first")
         return given
 
-    def named_apart(self, traces: Iterable[str]) -> dict[str, str]:
+    def unique_names(self, traces: Iterable[str]) -> dict[str, str]:
         """A name for each of *traces*: that of its file, with folders above it where two would have one name."""
-        paths = {trace: self.path_of(trace).resolve() for trace in traces}
-        return dict(zip(paths, map(printable, distinct_names(list(paths.values())))))
+        paths = {trace: self._place_of(trace) for trace in traces}
+        names, depth = {trace: path.stem for trace, path in paths.items()}, 0
+        while len(set(names.values())) < len(set(paths.values())) and depth < max(len(p.parts) for p in paths.values()):
+            depth += 1
+            given = list(names.values())
+            for trace, path in paths.items():
+                if given.count(names[trace]) > 1:
+                    names[trace] = "/".join([*path.parts[-1 - depth : -1], path.stem])
+        return {trace: printable(name) for trace, name in names.items()}
 
     def open(self, trace: str, name: str | None = None) -> LoadTrace:
         """The trace of that name or path, called *name*, or else like its file."""
-        path = self.path_of(trace).resolve()
+        path = self._place_of(trace)
         opened = open_trace(path)
         return replace(opened, info=replace(opened.info, name=name or printable(path.stem)))
 
@@ -130,32 +149,31 @@ class Workspace:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             sweep(path.parent)
-        if path.exists() and not force:
-            return self._unchanged(sources, path, options.as_settings(format))
-        convert(sources, path, name=path.stem, options=options, format=format, progress=progress)
-        return Ingested(open_trace(path), path, unchanged=False)
-
-    def _unchanged(self, sources: Sequence[Location], path: Path, settings: dict[str, Any]) -> Ingested:
+        if not path.exists() or force:
+            convert(sources, path, name=path.stem, options=options, format=format, progress=progress)
+            return Ingested(open_trace(path), path, unchanged=False)
         try:
             trace = open_trace(path)
         except TraceError as error:
             raise WorkspaceError(f"{error} (with --force)") from error
-        if trace.info.fingerprint == fingerprint(*sources) and trace.info.settings == settings:
+        same_options = trace.info.settings == options.as_settings(format)
+        if trace.info.fingerprint == fingerprint(*sources) and same_options:
             return Ingested(trace, path, unchanged=True)
         raise WorkspaceError(
             f"the name {path.stem!r} is taken by a trace of {trace.info.source}"
-            f"{'' if trace.info.settings == settings else ', read with other options'}: "
+            f"{'' if same_options else ', read with other options'}: "
             f"choose another with --name, or replace it with --force"
         )
 
     def remove(self, name: str) -> Path:
         """Delete the trace *name* and what was computed of it; raises `SettingError` when there is neither.
 
-        Results whose trace was moved or renamed by hand are deleted by the name they were computed under.
+        Of a symbolic link the target stays. Results whose trace was moved or renamed by hand are deleted by the name
+        they were computed under.
         """
         path = self.trace_path(name)
         results = [self.root / command / file_name(name) for command in (*COMMANDS, KEPT)]
-        if not path.exists() and not any(folder.exists() for folder in results):
+        if not os.path.lexists(path) and not any(folder.exists() for folder in results):
             raise SettingError(f"there is no trace {name!r} in {self.root}; {known_names(name, self.names())}")
         path.unlink(missing_ok=True)
         for folder in results:
@@ -163,40 +181,29 @@ class Workspace:
         return path
 
 
-def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A name for each of *paths*: its stem, with as many of the folders above it as it takes to tell them apart."""
-    names, depth = [path.stem for path in paths], 0
-    while len(set(names)) < len(set(paths)) and depth < max(len(path.parts) for path in paths):
-        depth += 1
-        twice = {name for name in names if names.count(name) > 1}
-        longer = ["/".join([*path.parts[-1 - depth : -1], path.stem]) for path in paths]
-        names = [new if name in twice else name for name, new in zip(names, longer)]
-    return names
-
-
 def name_of(sources: Sequence[Location]) -> str:
     """The name of a trace of *sources*: the stem of one, the folder of several."""
-    first = sources[0]
     if len(sources) > 1:
-        return _folder(first)
-    return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", first.stem, flags=re.IGNORECASE)
+        return _folder_of(sources)
+    return re.sub(r"\.(csv|tsv|jsonl|ndjson|json)$", "", sources[0].stem, flags=re.IGNORECASE)
 
 
 def names_apart(sources: Mapping[str, Sequence[Location]]) -> dict[str, str]:
-    """The name of the trace of each of *sources*, with the folder above where that tells apart two of one name."""
+    """The name of the trace of each of *sources*, with the folder above if that makes the names unique."""
     own = {key: name_of(parts) for key, parts in sources.items()}
     given = list(own.values())
-    above = {key: f"{_folder(parts[0])}-{own[key]}" for key, parts in sources.items() if given.count(own[key]) > 1}
-    return own | above if len({*(own | above).values()}) == len(own) else own
+    longer = {key: f"{_folder_of(parts)}-{own[key]}" for key, parts in sources.items() if given.count(own[key]) > 1}
+    unique = own | longer
+    return unique if len({*unique.values()}) == len(own) else own
 
 
-def _folder(source: Location) -> str:
-    """The name of the folder that *source* lies in."""
-    return (source.resolve() if isinstance(source, Path) else source.path).parent.name
+def _folder_of(sources: Sequence[Location]) -> str:
+    first = sources[0]
+    return (first.resolve() if isinstance(first, Path) else first.path).parent.name
 
 
 def described(trace: LoadTrace, path: Path) -> dict[str, Any]:
-    """What a document says of a trace that lies at *path*."""
+    """The entry of a JSON document about a trace that lies at *path*."""
     return {
         "trace": trace.name,
         "name": trace.name,

@@ -23,8 +23,8 @@ def test_the_same_command_again_does_nothing_and_says_so(ingested):
     first = ingested("predict", *QUICK, "--json")
     again = ingested("predict", *QUICK, "--json")
 
-    assert "there already" not in first.err
-    assert "settled: all 8 results are there already\n" in again.err
+    assert "cached results" not in first.err
+    assert "settled: reusing all 8 cached results\n" in again.err
     assert (0, first.json) == (again.code, again.json)
     assert "" == ingested("predict", *QUICK, "--json", "--quiet").err
 
@@ -34,7 +34,7 @@ def test_another_predictor_is_computed_alone(ingested):
     ingested("predict", *QUICK)
     more = ingested("predict", *QUICK, "--predictor", "level", "--jobs", 2)
 
-    assert "settled: 8 of 12 results are there already\n" in more.err
+    assert "settled: reusing 8 of 12 cached results\n" in more.err
 
 
 def test_the_report_finds_what_predict_computed(ingested):
@@ -42,7 +42,7 @@ def test_the_report_finds_what_predict_computed(ingested):
     ingested("predict", *QUICK, "--horizon", "2000")
     report = ingested("report", *QUICK, "--layers", 0)
 
-    assert "settled: 2 of 4 results are there already\n" in report.err
+    assert "settled: reusing 2 of 4 cached results\n" in report.err
 
 
 def test_removing_a_trace_removes_its_results(ingested, tmp_path):

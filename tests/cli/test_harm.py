@@ -1,10 +1,15 @@
 """Nothing of anybody's is harmed: outputs, hostile traces, odd terminals, and two commands at a time."""
 
+import errno
 import itertools
 import json
 import os
+import shutil
 import socket
 import stat
+import subprocess
+import sys
+import tempfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +18,9 @@ import numpy as np
 import pytest
 from processes import exit_code, forked, in_turn
 
-from moetrace import Finding, LoadTrace, TraceInfo, open_trace, save_trace
+from moetrace import Finding, LoadTrace, TraceError, TraceInfo, open_trace, save_trace
 from moetrace.errors import printable
+from moetrace.formats import export
 from moetrace.report.tables import csv
 
 HOSTILE = {
@@ -86,24 +92,13 @@ def test_a_pipe_is_written_into(ingested, tmp_path, command):
     assert stat.S_ISFIFO(pipe.stat().st_mode)
 
 
-def test_a_socket_is_written_into(ingested, tmp_path):
-    """As a pipe is."""
+def test_a_socket_is_refused(ingested, tmp_path):
+    """A listener on it would have to be spoken to; a pipe does the same."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s"))
-        server.listen(1)
-        read = []
-
-        def serve():
-            connection, _ = server.accept()
-            with connection, connection.makefile("rb") as stream:
-                read.append(stream.read())
-
-        listener = threading.Thread(target=serve)
-        listener.start()
         done = ingested("states", "--json", "-o", tmp_path / "s")
-        listener.join()
 
-    assert (0, 2) == (done.code, len(json.loads(read[0])["layers"]))
+    assert (1, True) == (done.code, "s is a socket: give the path of a file" in done.err)
 
 
 @pytest.mark.parametrize("device", ["/dev/null", "/dev/stdout", "/dev/fd/1"])
@@ -294,3 +289,135 @@ def test_two_commands_at_a_time_give_a_result_or_a_line(ingested, tmp_path, a, b
     assert [] == list(cwd.rglob(".partial-*"))
     for path in (cwd / "moetrace-out" / "traces").glob("*.parquet"):
         assert 1200 == len(open_trace(path).layer(0).steps)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("ingest", "t.parquet"),
+        ("states", "t.parquet"),
+        ("predict", "t.parquet", "--predictor", "ema", "--horizon", 700),
+        ("report", "t.parquet", "--predictor", "ema", "--horizons", 700),
+        ("place", "t.parquet", "--gpus", 2, "--predictor", "ema"),
+        ("export", "t.parquet", "-o", "x.csv"),
+        ("check", "t.parquet"),
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_working_directory_whose_name_is_not_utf8_is_named(ingested, tmp_path, monkeypatch, argv):
+    """One line with what to do, and nothing is left; what needs no path there works."""
+    odd = tmp_path / os.fsdecode(b"odd\xff")
+    odd.mkdir()
+    shutil.copy(tmp_path / "cwd" / "moetrace-out" / "traces" / "t.parquet", odd)
+    monkeypatch.chdir(odd)
+    done = ingested(*argv)
+
+    assert (1, "", 1) == (done.code, done.out, done.err.count("\n"))
+    assert "not UTF-8" in done.err or "no UTF-8" in done.err
+    assert 0 == ingested("states", "t", "-w", tmp_path / "cwd" / "moetrace-out").code
+
+
+RUN = "import sys; from moetrace.cli import run; run()"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+@pytest.mark.slow
+def test_closed_streams_are_as_the_null_device(ingested, tmp_path, closed):
+    """The result is written where it can be, and the exit code is that of the command."""
+    shell = f'"$0" -c "{RUN}" states t --json {closed}'
+    done = subprocess.run(["sh", "-c", shell, sys.executable], cwd=tmp_path / "cwd", capture_output=True, text=True)
+    wrong = subprocess.run(
+        ["sh", "-c", shell.replace(" t ", " u "), sys.executable], cwd=tmp_path / "cwd", capture_output=True
+    )
+
+    assert (0, 2) == (done.returncode, wrong.returncode)
+    assert (closed == "2>&-") == done.stdout.startswith("{")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_an_unknown_backend_of_matplotlib_does_not_matter(ingested, tmp_path):
+    """Figures are drawn without one."""
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "report", "t", "--predictor", "ema", "--horizons", "700", "-q"],
+        cwd=tmp_path / "cwd", env={**os.environ, "MPLBACKEND": "nonsense"}, capture_output=True, text=True,
+    )  # fmt: skip
+
+    assert (0, "") == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("address", ["nonsense", "", "tcp://", "foo://127.0.0.1:1", "tcp://127.0.0.1:x", "http://a b"])
+def test_what_is_not_an_address_of_a_cluster_is_a_usage_error(ingested, address):
+    """At once, before anything waits for it."""
+    done = ingested("predict", "t", "--dask", address)
+
+    assert (2, True) == (done.code, "is not the address of a Dask cluster, such as tcp://host:8786" in done.err)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full on this system")
+@pytest.mark.parametrize("argv", [["list"], ["export", "t", "--to", "csv", "-o", "-"]], ids=lambda argv: argv[0])
+@pytest.mark.slow
+def test_a_full_standard_output_is_named(ingested, tmp_path, argv):
+    """As what it is, and not as a file."""
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN, *argv], cwd=tmp_path / "cwd", stdout=full, stderr=subprocess.PIPE, text=True
+        )
+
+    assert 1 == done.returncode
+    assert "moetrace: the standard output cannot be written: No space left on device; choose a file" in done.stderr
+
+
+@pytest.mark.parametrize("to", ["csv", "npz", "long"])
+@pytest.mark.parametrize("output", ["x.out", "-", "/dev/null"])
+def test_an_export_to_a_full_disk_names_no_temporary_file(ingested, monkeypatch, tmp_path, to, output):
+    """But the file that was asked for, or the folder of temporary files where that is full."""
+
+    def full(*_args, **_settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), None)
+
+    for kind in export.KINDS:
+        monkeypatch.setitem(export.KINDS, kind, full)
+    done = ingested("export", "t", "--to", to, "-o", output)
+
+    assert (1, "") == (done.code, done.out)
+    place = tempfile.gettempdir() if output != "x.out" else tmp_path / "cwd" / "x.out"
+    assert done.err.startswith(f"moetrace: {place}: cannot be written: No space left on device; free some space")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory"), RuntimeError("can't start new thread"),
+     ImportError("libjax_common.so: failed to map segment from shared object")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_a_lack_of_memory_is_not_called_damage(ingested, monkeypatch, error):
+    """Whatever the system or a library calls it, also where a reader takes it for damage."""
+
+    def short(*_args):
+        try:
+            raise error
+        except (OSError, MemoryError) as cause:
+            raise TraceError("t.parquet", "is damaged", "ingest its source again") from cause
+
+    monkeypatch.setattr("moetrace.workspace.traces.open_trace", short)
+    done = ingested("states", "t")
+
+    assert (1, "moetrace: out of memory: choose fewer layers or steps with --layers and --steps\n") == (
+        done.code,
+        done.err,
+    )
+
+
+@pytest.mark.parametrize("argv", [["list"], ["states"], ["states", "t"], ["remove", "u"]], ids=" ".join)
+def test_traces_that_cannot_be_listed_are_not_taken_for_none(ingested, monkeypatch, argv):
+    """The error names their folder."""
+
+    def refused(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    monkeypatch.setattr(Path, "exists", lambda _path: False)
+    done = ingested(*argv)
+
+    assert (1, True) == (done.code, "traces: cannot be listed: Permission denied; check its permissions" in done.err)

@@ -30,14 +30,14 @@ def blocks(trace, recorder, size):
 
 
 def changes_of(trace, tmp_path, size=500):
-    """All changes seen while *trace* is recorded in blocks, and the last look."""
+    """All changes seen while *trace* is recorded in blocks, and the last snapshot."""
     path = tmp_path / "run.parquet"
-    looks = list(follow(path, blocks(trace, Recorder(path, block=size), size)))
-    return [change for look in looks for change in look.changes], looks[-1]
+    snapshots = list(follow(path, blocks(trace, Recorder(path, block=size), size)))
+    return [change for snapshot in snapshots for change in snapshot.changes], snapshots[-1]
 
 
 def test_a_layer_that_settles_is_told_once(tmp_path):
-    """When it can be told, with the step since when; the look at the closed trace is the last."""
+    """When it can be told, with the step since when; the snapshot of the closed trace is the last."""
     changes, last = changes_of(synthetic_trace([settling(1500, steps=4000)], seed=5), tmp_path)
 
     assert [("settled", 0)] == [(change.what, change.layer) for change in changes]
@@ -80,9 +80,9 @@ def test_nothing_is_seen_before_the_first_block(tmp_path):
                 recorder.add(0, [1, 2])
                 recorder.step()
 
-    (look,) = follow(path, wait)
+    (snapshot,) = follow(path, wait)
 
-    assert (3, 1, True, ()) == (len(waited), look.step, look.closed, look.changes)
+    assert (3, 1, True, ()) == (len(waited), snapshot.step, snapshot.closed, snapshot.changes)
 
 
 @pytest.mark.parametrize(

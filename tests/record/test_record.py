@@ -296,7 +296,7 @@ def test_a_closed_recorder_takes_nothing_more(path):
     recorder.close()
     recorder.close()
 
-    with pytest.raises(TraceError, match="is closed; go on with it"):
+    with pytest.raises(TraceError, match="is closed; continue it"):
         recorder.add(2, [1, 2, 3, 4])
 
 
@@ -323,3 +323,30 @@ def test_parts_of_other_layers_are_refused(path):
 
     with pytest.raises(TraceError, match="layer 4 is missing"):
         record(recorder, 3, 3, layers=(2,))
+
+
+@pytest.mark.parametrize("settings", [{"force": True}, {"resume": True}])
+def test_a_link_is_followed(path, tmp_path, settings):
+    """The file that it points to is replaced or continued; the link stays, and one that points nowhere makes a file."""
+    target = tmp_path / "elsewhere" / "real.parquet"
+    target.parent.mkdir()
+    path.symlink_to(target)
+    for first in (1, 3):
+        with Recorder(path, **settings) as recorder:
+            record(recorder, first, first + 1)
+
+    assert (True, False) == (path.is_symlink(), target.is_symlink())
+    assert [3, 4] == open_trace(target).steps.tolist()[-2:]
+    assert ("resume" in settings) == (open_trace(target).steps[0] == 1)
+    assert [target] == list(target.parent.iterdir())
+
+
+def test_a_recorder_that_was_released_can_be_continued(path):
+    """By another one, in the same process."""
+    recorder = Recorder(path)
+    record(recorder, 1, 3)
+    recorder.release()
+    with Recorder(path, resume=True) as other:
+        record(other, 4, 5)
+
+    assert np.array_equal(expected_counts(1, 5), open_trace(path).counts)

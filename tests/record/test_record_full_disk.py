@@ -115,7 +115,7 @@ def test_what_does_not_fit_into_memory_is_missing_and_said(disk):
     disk.fill()
     with once("No space left"):
         record(recorder, 21, 520)
-    assert backlog.MOST_BLOCKS == len(recorder._backlog)
+    assert backlog.MOST_BLOCKS == len(recorder._backlog.blocks)
     disk.empty()
     with once("steps 21 to 320 are missing: they could not be written"):
         recorder.close()
@@ -134,11 +134,11 @@ def test_the_bytes_held_are_bounded(simulated, monkeypatch):
     simulated.fill()
     with once("No space left"):
         record(recorder, 1, 100)
-    assert [(71, 80), (81, 90), (91, 100)] == recorder._backlog.spans
+    assert [(71, 80), (81, 90), (91, 100)] == [(block.steps[0], block.steps[-1]) for block in recorder._backlog.blocks]
     monkeypatch.setattr(backlog, "MOST_BYTES", 1)
     record(recorder, 101, 110)
 
-    assert [(101, 110)] == recorder._backlog.spans
+    assert [(101, 110)] == [(block.steps[0], block.steps[-1]) for block in recorder._backlog.blocks]
 
 
 def test_a_run_that_went_back_while_the_disk_was_full_is_one_run(disk):
@@ -198,7 +198,7 @@ def test_what_another_has_gone_on_with_is_left_alone(simulated):
         recorder.close()
     record(other, 11, 15)
     other._parts.release()
-    with once("was gone on with, or removed"):
+    with once("was continued by another recorder, or removed"):
         recorder.close()
 
     assert expected((1, 15)) == read_parts(simulated.path.with_suffix(".parts")).counts.tolist()

@@ -95,11 +95,9 @@ def test_a_kill_before_any_change_to_the_disk_does_no_harm(tmp_path):
 
 def left_by_the_dead(folder):
     """A half-written file in *folder* of a process that has ended."""
-    name = "import os, platform; print(f'{platform.node()}-{os.getpid()}', end='')"
-    process = subprocess.run([sys.executable, "-c", name], stdout=subprocess.PIPE, text=True, check=True).stdout
-    left = folder / f"{PREFIX}{process}-x.parquet"
-    left.write_bytes(b"half")
-    return left
+    code = "import os, sys; from moetrace.files import replacing, Path\nwith replacing(Path(sys.argv[1])): os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, folder / "x.parquet"], check=True)
+    return next(folder.glob(f"{PREFIX}*"))
 
 
 @pytest.mark.parametrize("by", ["recorder", "ingest"])

@@ -1,5 +1,6 @@
 """Recording plain torch modules, framework-style buffers, and several processes."""
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_a_buffer_beyond_float32_is_refused(tmp_path):
 def test_a_layer_that_is_none_is_refused(layer):
     """Where it is given, before a step is lost to it."""
     for watch_layer in (Watch(None).counts, Watch(None).chosen):
-        with pytest.raises(TraceError, match="is not the number of a layer"):
+        with pytest.raises(TraceError, match="is invalid; give an integer from 0"):
             watch_layer(Router("counts", only_with_gradients=False), layer, lambda *_passed: None)
 
 
@@ -151,7 +152,7 @@ def test_notes_may_be_tensors(tmp_path):
     """Numbers and lists in the metadata, whatever their type and device; a tensor without data is refused."""
     with Recorder(tmp_path / "run.parquet", notes={"loss": torch.tensor(0.5, requires_grad=True)}) as recorder:
         recorder.note(curve=torch.tensor([1.5, float("nan")], dtype=torch.bfloat16))
-        with pytest.raises(SettingError, match="note 'lost'"):
+        with pytest.raises(SettingError, match="note 'lost' cannot be stored"):
             recorder.note(lost=torch.empty(2, device="meta"))
         recorder.add(torch.tensor(3), torch.tensor([1, 2]))
         recorder.step(torch.tensor(7))
@@ -171,6 +172,76 @@ def test_a_model_without_buffers_is_told():
     """The error names the buffers that are known, and what to do."""
     with pytest.raises(TraceError, match=r"local_tokens_per_expert.*by hand"):
         watch_buffers(torch.nn.Linear(2, 2), None)
+
+
+@pytest.mark.parametrize("buffer", ["tokens_per_expert", "local_tokens_per_expert"])
+def test_each_micro_batch_may_recompute_in_its_own_way(tmp_path, buffer):
+    """A plain one followed by a reentrant one, and the other way round: both count, once."""
+    model = Model(buffer, only_with_gradients=buffer.startswith("local"))
+    with Recorder(tmp_path / "run.parquet") as recorder:
+        by_buffer = watch_buffers(model, recorder)
+        by_hand = Watch(None)
+        for number, layer in enumerate(model.layers):
+            by_hand.chosen(layer, number, lambda _module, _args, _kwargs, output: output[1])
+        for ways in ((None, "reentrant"), ("reentrant", None), ("plain", "reentrant", "plain")):
+            expected = 0
+            for micro, way in enumerate(ways):
+                output, maps = model(tokens(micro), way)
+                output.sum().backward()
+                expected += counted(maps)
+            for watching in (by_buffer, by_hand):
+                assert np.array_equal(expected, np.stack([watching._counts[layer] for layer in (0, 1)])), ways
+                watching.step()
+
+
+class Failing(torch.nn.Module):
+    """A model of which a pass fails between its layers, where it is told to."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.fails = Model(), False
+        self.inner.layers[1].register_forward_pre_hook(self._fail)
+
+    def _fail(self, _module, _args):
+        if self.fails:
+            raise MemoryError
+
+    def forward(self, x, recompute=None):
+        """As the model within."""
+        return self.inner(x, recompute)
+
+
+@pytest.mark.parametrize("part", ["whole", "inner"])
+@pytest.mark.parametrize("recompute", [None, "plain"])
+def test_a_pass_that_fails_and_is_retried_counts_once(recompute, part):
+    """Whether the model is called or a part of it; other exceptions than errors leave nothing either."""
+    model = Failing()
+    called = model if part == "whole" else model.inner
+    watching = watch_buffers(model, None)
+    output, first = called(tokens(0), recompute)
+    output.sum().backward()
+    model.fails = True
+    for _ in range(2):
+        with pytest.raises(MemoryError):
+            called(tokens(1), recompute)
+    model.fails = False
+    output, second = called(tokens(1), recompute)
+    output.sum().backward()
+
+    assert np.array_equal(counted(first) + counted(second), np.stack([watching._counts[layer] for layer in (0, 1)]))
+
+
+def test_a_copy_of_a_watched_model_is_not_watched(tmp_path):
+    """Deep copies and files of the whole model count nothing, as when a moving average of the weights is kept."""
+    model = Model()
+    watching = watch_buffers(model, None)
+    torch.save(model, tmp_path / "model.pt")
+    copies = [copy.deepcopy(model), torch.load(tmp_path / "model.pt", weights_only=False)]
+    _, maps = model(tokens(0))
+    for other in copies:
+        other(tokens(1))
+
+    assert np.array_equal(counted(maps), np.stack([watching._counts[layer] for layer in (0, 1)]))
 
 
 RANKS = """

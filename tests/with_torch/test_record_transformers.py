@@ -164,6 +164,72 @@ def test_padding_is_left_out(tmp_path):
     assert np.array_equal(own_routing(logits), open_trace(tmp_path / "True.parquet").counts[0])
 
 
+class Wrapper(torch.nn.Module):
+    """A model that passes on whatever it is called with, as adapters do."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, *args, **kwargs):
+        """As the model within."""
+        return self.model(*args, **kwargs)
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")  # the new name is from 5.x on
+@pytest.mark.parametrize("reentrant", [None, False, True])
+@pytest.mark.parametrize("form", ["2-D", "4-D bool", "4-D float"])
+@pytest.mark.parametrize("called", ["model", "inner", "wrapped", "wrapped by position"])
+def test_padding_is_left_out_however_the_mask_is_given(form, called, reentrant):
+    """By position or by name, for tokens or pairs of them, to the model, a part of it or a wrapper; recomputed or not."""
+    model = mixtral()
+    model.config.output_router_logits = False
+    if reentrant is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.enable_input_require_grads()
+    keep = torch.ones(3, 10, dtype=torch.long)
+    keep[0, 7:] = 0
+    keep[2, 6:] = 0
+    pairs = (torch.ones(10, 10).tril().bool() & (keep[:, None, :] != 0))[:, None]
+    biases = torch.zeros(pairs.shape).masked_fill(~pairs, torch.finfo(torch.float32).min)
+    mask = {"2-D": keep, "4-D bool": pairs, "4-D float": biases}[form]
+    whole = Wrapper(model) if called.startswith("wrapped") else model
+    watching = watch(whole, None)
+    given = (mask,) if "position" in called else ()
+    output = (model.model if called == "inner" else whole)(
+        batch(0), *given, use_cache=False, **({} if given else {"attention_mask": mask})
+    )
+    output[0].sum().backward()
+
+    assert [2 * int(keep.sum())] * 3 == [int(counts.sum()) for counts in watching._counts.values()]
+
+
+def test_a_mask_holds_for_its_own_call():
+    """The next call without one has no padding."""
+    model = mixtral()
+    watching = watch(model, None)
+    model(batch(0), attention_mask=torch.ones(3, 10, dtype=torch.long).tril())
+    real = int(watching._counts[0].sum())
+    model(batch(1))
+
+    assert 60 == int(watching._counts[0].sum()) - real
+
+
+def test_a_mask_that_cannot_be_read_is_assumed(tmp_path):
+    """What it marks as padding counts, and the trace says so."""
+    path = tmp_path / "run.parquet"
+    model = Wrapper(mixtral())
+    model.forward = lambda tokens, attention_mask: model.model(tokens)  # noqa: ARG005
+    with Recorder(path) as recorder:
+        watching = watch(model, recorder)
+        model(batch(0), attention_mask={"full_attention": None, "sliding_attention": None})
+        watching.step()
+
+    assert any(
+        "padding is counted: an attention mask of type dict" in text for text in open_trace(path).info.assumptions
+    )
+
+
 def test_evaluation_is_not_counted(tmp_path):
     """Passes in eval mode or without gradients between training passes leave no trace."""
     model = mixtral()
@@ -256,3 +322,63 @@ def test_the_trainer_records_and_goes_on_from_a_checkpoint(tmp_path):
     assert [1, 2, 3, 4, 5] == trace.steps.tolist()
     assert 2 * 3 * 10 * 2 == trace.info.tokens_per_step
     assert ["steps 3 to 3 were recorded again after a restart"] == [found.evidence for found in trace.info.findings]
+
+
+@pytest.mark.filterwarnings("default")
+def test_the_trainer_finds_a_batch_size(tmp_path):
+    """After a lack of memory it begins again in the same process; the first attempt is given up."""
+    path = tmp_path / "run.parquet"
+    run = trainer(tmp_path, recorder_callback(path), 4)
+    run.args.auto_find_batch_size = True
+    step, calls = run.training_step, []
+
+    def failing(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 4:
+            raise RuntimeError("CUDA out of memory.")
+        return step(*args, **kwargs)
+
+    run.training_step = failing
+    run.train()
+    trace = open_trace(path)
+
+    assert [1, 2, 3, 4] == trace.steps.tolist()
+    assert 2 * 3 * 10 * 2 > trace.info.tokens_per_step  # two micro-batches of fewer than 3 rows
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_second_training_follows_the_first(tmp_path):
+    """Its steps are numbered on, and the trace says where it begins."""
+    path = tmp_path / "run.parquet"
+    run = trainer(tmp_path, recorder_callback(path), 3)
+    run.train()
+    run.train()
+    trace = open_trace(path)
+
+    assert [1, 2, 3, 4, 5, 6] == trace.steps.tolist()
+    assert "from step 4 on the steps are those of another training" in trace.info.assumptions
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("same", [True, False], ids=["same trainer", "another"])
+def test_an_interrupted_training_is_resumed_in_its_process(tmp_path, same):
+    """After Ctrl-C in a notebook, from a checkpoint; the callback is the same, or a new one of the same path."""
+    path = tmp_path / "run.parquet"
+    first = trainer(tmp_path, recorder_callback(path), 5)
+    step, calls = first.training_step, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return step(*args, **kwargs)
+
+    first.training_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        first.train()
+    then = first if same else trainer(tmp_path, recorder_callback(path), 5)
+    then.train(resume_from_checkpoint=str(tmp_path / "checkpoints/checkpoint-2"))
+    trace = open_trace(path)
+
+    assert [1, 2, 3, 4, 5] == trace.steps.tolist()
+    assert 2 * 3 * 10 * 2 == trace.info.tokens_per_step

@@ -1,9 +1,11 @@
 """The workspace: names, what is there already, and files that are whole or not there."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -135,7 +137,7 @@ def test_traces_of_one_name_are_told_apart(place, small, tmp_path):
         save_trace(small, path)
     place.ingest(paths[0])
 
-    assert ["x/a/run", "y/a/run", "other"] == list(place.named_apart(map(str, paths)).values())
+    assert ["x/a/run", "y/a/run", "other"] == list(place.unique_names(map(str, paths)).values())
     folders = [place.result_path("predict", given) for given in ("run", *map(str, paths))]
     assert place.root / "predict" / "run" == folders[0]
     assert 4 == len(set(folders))
@@ -167,6 +169,30 @@ def test_results_of_a_trace_renamed_by_hand_can_be_removed(place, long_file):
     assert (False, ["new"]) == (kept.exists(), place.names())
 
 
+def test_a_link_in_the_workspace_is_a_trace_of_its_own_name(moetrace, place, long_file):
+    """Listed, opened, computed and removed by it; the file that it points to stays."""
+    root = place.root
+    place.ingest(long_file, name="real")
+    target = place.trace_path("real").rename(root / "elsewhere.parquet")
+    place.trace_path("t").symlink_to(target)
+    where = ("-w", root, "--json")
+    listed = [trace["name"] for trace in moetrace("list", *where).json["traces"]]
+    predicted = moetrace("predict", "t", "--horizon", 10, "--cutoffs", 50, "--predictor", "ema", *where)
+
+    assert (["t"], {"t"}) == (listed, {score["trace"] for score in predicted.json["scores"]})
+    assert {"t": str(root / "predict" / "t" / "forecast-10.parquet")} == predicted.json["forecasts"]
+    assert 0 == moetrace("remove", "t", *where).code
+    assert (True, []) == (target.exists(), [*root.rglob("t*.parquet"), *root.rglob("forecast*")])
+
+
+def test_a_trace_named_twice_is_removed_once(moetrace, place, long_file):
+    """And a second time there is nothing left, which is said in a whole sentence."""
+    place.ingest(long_file)
+
+    assert 0 == moetrace("remove", "small", "small", "-w", place.root).code
+    assert moetrace("remove", "small", "-w", place.root).err.endswith(f"in {place.root}; there are none\n")
+
+
 def test_remove_deletes_the_trace_and_not_its_source(place, long_file):
     """Only the canonical file goes."""
     place.ingest(long_file)
@@ -187,15 +213,38 @@ def test_a_failed_ingest_leaves_nothing(place, tmp_path):
 
 def test_what_a_dead_process_left_is_swept(tmp_path):
     """What a living one is writing stays."""
-    node = os.uname().nodename
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
-    left = tmp_path / f".partial-{node}-{dead.stdout.strip()}-x.parquet"
-    ours = tmp_path / f".partial-{node}-{os.getpid()}-y.parquet"
-    left.touch()
-    ours.touch()
+    code = "import os, sys; from moetrace.files import replacing, Path\nwith replacing(Path(sys.argv[1])): os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, tmp_path / "x.parquet"], check=True)
+    (left,) = tmp_path.iterdir()
+    with replacing(tmp_path / "y.parquet") as ours:
+        sweep(tmp_path)
+
+        assert (False, True) == (left.exists(), ours.exists())
+
+
+@pytest.mark.parametrize(("source", "fact"), [("read_text", "another boot"), ("readlink", "pid:[1]")])
+def test_a_living_process_of_another_machine_with_this_host_name_is_left_alone(tmp_path, monkeypatch, source, fact):
+    """Host names do not tell hosts or containers apart; their boot and PID namespace do."""
+    with monkeypatch.context() as there:
+        there.setattr(Path, source, lambda _path: fact)
+        with replacing(tmp_path / "x.parquet") as partial:
+            theirs = partial.with_name(partial.name.replace(f"-{os.getpid()}-", f"-{2**22 + 1}-"))  # no process here
+            theirs.touch()
     sweep(tmp_path)
 
-    assert [ours] == list(tmp_path.iterdir())
+    assert theirs.exists()
+    sweep(tmp_path, everyone=True)
+    assert not theirs.exists()
+
+
+def test_a_process_number_used_again_does_not_protect_what_is_left(tmp_path):
+    """The process of that number has begun at another time."""
+    with replacing(tmp_path / "x.parquet") as partial:
+        left = partial.with_name(re.sub(r"-(\d+)-(\d+)-", r"-\1-1000-", partial.name))
+        left.touch()
+        sweep(tmp_path)
+
+        assert [partial] == list(tmp_path.iterdir())
 
 
 def test_an_error_while_writing_keeps_the_old_file(tmp_path):

@@ -1,0 +1,50 @@
+"""The public names, each written once: lazy-loader, type checkers and editors read them here."""
+
+from .analysis.fluctuation import fluctuation as fluctuation
+from .analysis.imbalance import IMBALANCE as IMBALANCE
+from .analysis.noise import horizon_noise as horizon_noise
+from .analysis.outlook import expected_movement as expected_movement
+from .analysis.states import classify as classify, state_at as state_at
+from .analysis.tables import states_tables as states_tables
+from .analysis.variogram import motion as motion
+from .doctor.checks import examine as examine
+from .errors import (
+    MoetraceError as MoetraceError,
+    SettingError as SettingError,
+    TooShortError as TooShortError,
+    TraceError as TraceError,
+    WorkspaceError as WorkspaceError,
+)
+from .forecasting.backtest import Backtest as Backtest, evaluate as evaluate
+from .forecasting.predictors import predictor as predictor
+from .forecasting.predictors.arima import Arima as Arima
+from .forecasting.predictors.auto import Auto as Auto
+from .forecasting.predictors.ema import Ema as Ema
+from .forecasting.predictors.level import Level as Level
+from .forecasting.predictors.lstm import Lstm as Lstm
+from .forecasting.predictors.sw_avg import SwAvg as SwAvg
+from .forecasting.predictors.window_mean import WindowMean as WindowMean
+from .forecasting.study import Study as Study, study as study
+from .forecasting.summary import means_frame as means_frame, summary_frame as summary_frame
+from .formats import (
+    ReadOptions as ReadOptions,
+    open_trace as open_trace,
+    read_trace as read_trace,
+    save_trace as save_trace,
+)
+from .formats.export import export_trace as export_trace
+from .placement.plan import Plan as Plan
+from .placement.planning import Planning as Planning
+from .placement.rebalance import rebalance_experts as rebalance_experts
+from .placement.simulate import simulate as simulate
+from .placement.study import Placement as Placement, place as place
+from .record import Recorder as Recorder
+from .record.follow import follow as follow
+from .report.study import write_report as write_report
+from .synthetic import Course as Course, settling as settling, synthetic_trace as synthetic_trace
+from .trace import Finding as Finding, LayerLoad as LayerLoad, LoadTrace as LoadTrace, TraceInfo as TraceInfo
+from .workspace.results import ResultFolder as ResultFolder
+from .workspace.tasks import runner as runner
+from .workspace.traces import Workspace as Workspace
+
+__version__: str
