@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moetrace.forecasting.predictors.window_mean import WindowMean
     from moetrace.forecasting.study import Study, study
     from moetrace.forecasting.summary import means_frame, summary_frame
-    from moetrace.formats import ReadOptions, open_trace, read_trace, save_trace
+    from moetrace.formats import ReadOptions, from_frame, open_trace, read_trace, save_trace
     from moetrace.formats.export import export_trace
     from moetrace.placement.plan import Plan
     from moetrace.placement.planning import Planning
@@ -63,7 +63,7 @@ _HOMES = {
     "forecasting.predictors.window_mean": ("WindowMean",),
     "forecasting.study": ("Study", "study"),
     "forecasting.summary": ("means_frame", "summary_frame"),
-    "formats": ("ReadOptions", "open_trace", "read_trace", "save_trace"),
+    "formats": ("ReadOptions", "from_frame", "open_trace", "read_trace", "save_trace"),
     "formats.export": ("export_trace",),
     "placement.plan": ("Plan",),
     "placement.planning": ("Planning",),
@@ -117,6 +117,7 @@ __all__ = [
     "export_trace",
     "fluctuation",
     "follow",
+    "from_frame",
     "horizon_noise",
     "means_frame",
     "motion",

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from moetrace.files import replacing
 from moetrace.formats.arrow import to_arrow, to_lists, to_numpy
-from moetrace.formats.errors import damage_named, damaged, require
+from moetrace.formats.errors import damaged, reporting_damage, require
 from moetrace.formats.metadata import DIGEST_KEY, DOCUMENT_KEY, SCHEMA_VERSION, digest_of, info_of, read_document
 from moetrace.formats.stream.cells import Block
 from moetrace.formats.stream.prefetch import prefetch
@@ -252,7 +252,7 @@ def open_trace(path: str | Path) -> LoadTrace:
     (2000, 8)
     """
     path = Path(path)
-    with damage_named(path):
+    with reporting_damage(path):
         return _open(path)
 
 
@@ -277,7 +277,7 @@ def _open(path: Path) -> LoadTrace:
     require(len(steps) * experts * 20, str(path), "one layer of it", "ingest fewer steps with --steps")
 
     def read_layer(number: int) -> Counts:
-        with damage_named(path):
+        with reporting_damage(path):
             return _read_layer(path, number, groups[number], steps, experts, by_layer[number])
 
     return LoadTrace(info_of(path, document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)

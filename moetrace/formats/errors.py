@@ -72,7 +72,7 @@ def damaged(path: Path, problem: str) -> TraceError:
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def reporting_damage(path: Path) -> Iterator[None]:
     """Whatever is raised on a damaged or missing canonical file becomes one `TraceError`."""
     try:
         with library_errors(str(path), "is damaged", "ingest its source again"):
