@@ -42,6 +42,7 @@ FENCES = {
     "tensorboard": ("formats.readers.tensorboard",),
     "duckdb": ("formats.readers.sql",),
     "fsspec": ("formats.location",),
+    "psutil": ("formats.errors",),
     "transformers": ("record",),
     "joblib": ("workspace.tasks",),
     "threadpoolctl": ("workspace.tasks",),

@@ -103,34 +103,21 @@ class CanonicalWriter:
         self._layers: list[int] = []  # of each row group
         self._experts = 0
 
-    def write(self, layer: int, steps: Steps, counts: Counts) -> None:
-        """One row group: *counts* (steps, experts) of *layer* at *steps*, after all written before.
-
-        Raises `CountsTooLarge` when a count does not fit.
-        """
-        self._check(counts)
-        self.write_groups([self._group(layer, steps, np.ascontiguousarray(counts, self._counts_type))])
-
     def groups(self, blocks: Sequence[Block]) -> list[RowGroup]:
         """A row group of each layer over all steps of *blocks*, to be written next.
 
         Raises `CountsTooLarge` when a count does not fit.
         """
-        for block in blocks:
-            self._check(block.counts)
         steps = np.concatenate([block.steps for block in blocks])
-        groups = []
-        for i, layer in enumerate(self._digests):
-            counts = [block.counts[:, i] for block in blocks]
-            stored = np.concatenate(counts, dtype=self._counts_type, casting="same_kind")
-            groups.append(self._group(layer, steps, stored))
-        return groups
+        return [
+            self.group(layer, steps, [block.counts[:, i] for block in blocks]) for i, layer in enumerate(self._digests)
+        ]
 
-    def _check(self, counts: Counts) -> None:
-        if counts.max() > np.iinfo(self._counts_type).max:
+    def group(self, layer: int, steps: Steps, counts: Sequence[Counts]) -> RowGroup:
+        """The row group of one layer, whose *counts* are in pieces (steps, experts); raises as `groups` does."""
+        if max(part.max() for part in counts) > np.iinfo(self._counts_type).max:
             raise CountsTooLarge
-
-    def _group(self, layer: int, steps: Steps, stored: NDArray[Any]) -> RowGroup:
+        stored = np.concatenate(counts, dtype=self._counts_type, casting="same_kind")
         self._digests[layer].update(stored.data)
         return RowGroup(layer, steps, stored)
 
@@ -230,7 +217,8 @@ def save_trace(trace: LoadTrace, path: str | Path) -> None:
         try:
             for load in trace.by_layer():
                 for a in range(0, len(load.steps), rows):
-                    writer.write(load.layer, load.steps[a : a + rows], load.counts[a : a + rows])
+                    part = slice(a, a + rows)
+                    writer.write_groups([writer.group(load.layer, load.steps[part], [load.counts[part]])])
             writer.close(trace.info)
         except BaseException:
             writer.abandon()

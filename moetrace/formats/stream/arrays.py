@@ -68,7 +68,7 @@ class Held:
 class Log:
     """Counts of *shape* (steps, layers, experts): *rows* reads them from the start, some steps at a time.
 
-    *layers* are their numbers where the source names them, *steps* too; *key* is what it calls the counts.
+    *layers* are their numbers where the source names them; *key* is what it calls the counts.
     """
 
     rows: Callable[[int], Iterator[NDArray[Any]]]
@@ -76,7 +76,6 @@ class Log:
     key: str
     assumptions: tuple[str, ...]
     layers: NDArray[np.int64] | None = None
-    steps: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -182,8 +181,6 @@ class Arrays:
     def _steps(self, log: Log) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
         """The numbers of the steps, what is assumed of them, and whether they are only counted."""
         n = log.shape[0]
-        if log.steps is not None:
-            return log.steps, (), False
         named = self._numbers("steps", STEP_NAMES, n)
         if named is not None:
             return *named, False
@@ -226,12 +223,7 @@ class Arrays:
 def arranged(array: Array, axes: Sequence[str], key: str, where: str, said: tuple[str, ...] = ()) -> Log:
     """The log of an *array* with these *axes*; one whose steps do not come first has to be held whole."""
     size = dict(zip(axes, array.shape))
-    steps, layers, experts = (
-        size.get("steps", 1),
-        size.get("layers", 1),
-        size["experts"] * size.get("ranks", 1),
-    )
-    shape = (steps, layers, experts)
+    shape = (size.get("steps", 1), size.get("layers", 1), size["experts"] * size.get("ranks", 1))
     text = f"axes are {', '.join(axes)}: {_sizes(array.shape)}"
     text += "" if "layers" in axes else ", one layer" if "steps" in axes else ", one layer and step"
     said = (*said, text + ("" if "steps" in axes or "layers" not in axes else ", one step"))
@@ -241,7 +233,7 @@ def arranged(array: Array, axes: Sequence[str], key: str, where: str, said: tupl
 
     def rows(n: int) -> Iterator[NDArray[Any]]:
         cube = np.transpose(array.whole(where), order).reshape(shape)
-        return (cube[a : a + n] for a in range(0, steps, n))
+        return (cube[a : a + n] for a in range(0, shape[0], n))
 
     return Log(rows, shape, key, said)
 
