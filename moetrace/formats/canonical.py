@@ -239,36 +239,32 @@ def open_trace(path: str | Path) -> LoadTrace:
     >>> mt.open_trace("run.parquet").layer(0).counts.shape
     (2000, 8)
     """
-    path = Path(path)
-    with reporting_damage(path):
-        return _open(path)
-
-
-def _open(path: Path) -> LoadTrace:
     import pyarrow.parquet as pq
 
-    footer = pq.read_metadata(path)
-    document = read_document(path, footer)
-    if footer.num_row_groups != len(document["row_groups"]):
-        raise damaged(path, "its row groups are not those it was written with")
-    by_layer = {entry["layer"]: entry["digest"] for entry in document["layers"]}
-    groups: dict[int, list[int]] = {layer: [] for layer in by_layer}
-    for i, layer in enumerate(document["row_groups"]):
-        groups[layer].append(i)
-    with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
-        table = file.read_row_groups(next(iter(groups.values())), columns=["step"])
-    steps = to_numpy(table.column("step"))
-    if len(steps) != document["steps"]["rows"] or digest_of(steps) != document["steps"]["digest"]:
-        raise damaged(path, "its steps are not those it was written with")
-    experts = document["experts"]
-    # What was stored, what is handed on, and the step from one to the other.
-    require(len(steps) * experts * 20, str(path), "one layer of it", "ingest fewer steps with --steps")
+    path = Path(path)
+    with reporting_damage(path):
+        footer = pq.read_metadata(path)
+        document = read_document(path, footer)
+        if footer.num_row_groups != len(document["row_groups"]):
+            raise damaged(path, "its row groups are not those it was written with")
+        by_layer = {entry["layer"]: entry["digest"] for entry in document["layers"]}
+        groups: dict[int, list[int]] = {layer: [] for layer in by_layer}
+        for i, layer in enumerate(document["row_groups"]):
+            groups[layer].append(i)
+        with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
+            table = file.read_row_groups(next(iter(groups.values())), columns=["step"])
+        steps = to_numpy(table.column("step"))
+        if len(steps) != document["steps"]["rows"] or digest_of(steps) != document["steps"]["digest"]:
+            raise damaged(path, "its steps are not those it was written with")
+        experts = document["experts"]
+        # What was stored, what is handed on, and the step from one to the other.
+        require(len(steps) * experts * 20, str(path), "one layer of it", "ingest fewer steps with --steps")
 
-    def read_layer(number: int) -> Counts:
-        with reporting_damage(path):
-            return _read_layer(path, number, groups[number], steps, experts, by_layer[number])
+        def read_layer(number: int) -> Counts:
+            with reporting_damage(path):
+                return _read_layer(path, number, groups[number], steps, experts, by_layer[number])
 
-    return LoadTrace(info_of(path, document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)
+        return LoadTrace(info_of(path, document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)
 
 
 def _footer(path: Path) -> FileMetaData:

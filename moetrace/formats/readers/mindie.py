@@ -273,19 +273,15 @@ def _cells(rank: _Rank, values: Values) -> Iterator[Cells]:
                 "record with static balancing or none, each run into a folder of its own",
             )
         steps = interval * (np.arange(done, done + len(counts), dtype=np.int64) + 1)
-        yield dense_cells(steps, range(layers), counts if rank.experts is None else _folded(counts, rank))
+        if rank.experts is not None:  # places are added up to logical experts; shared ones are left out
+            by_expert = np.zeros((*counts.shape[:2], rank.config.experts), np.int64)
+            for layer, experts in enumerate(rank.experts):
+                for place, expert in enumerate(experts.tolist()):
+                    if expert < rank.config.experts:
+                        by_expert[:, layer, expert] += counts[:, layer, place]
+            counts = by_expert
+        yield dense_cells(steps, range(layers), counts)
         before, done = counters[-1], done + len(counters)
-
-
-def _folded(counts: NDArray[np.int64], rank: _Rank) -> NDArray[np.int64]:
-    """Counts (matrices, layers, columns) of places as counts of all logical experts; shared ones are left out."""
-    assert rank.experts is not None
-    all_of_them = np.zeros((*counts.shape[:2], rank.config.experts), np.int64)
-    for layer, experts in enumerate(rank.experts):
-        for column, expert in enumerate(experts.tolist()):
-            if expert < rank.config.experts:
-                all_of_them[:, layer, expert] += counts[:, layer, column]
-    return all_of_them
 
 
 def _counters(rank: _Rank, values: Values) -> Iterator[NDArray[np.int64]]:
