@@ -28,6 +28,7 @@ from .forecasting.study import Study as Study, study as study
 from .forecasting.summary import means_frame as means_frame, summary_frame as summary_frame
 from .formats import (
     ReadOptions as ReadOptions,
+    from_frame as from_frame,
     open_trace as open_trace,
     read_trace as read_trace,
     save_trace as save_trace,

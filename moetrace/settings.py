@@ -5,7 +5,7 @@ A thing is a frozen dataclass with a `name`; its fields are its settings, and th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from types import UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -26,14 +26,30 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> SettingError:
     )
 
 
-def with_settings(thing: Thing, text: str) -> Thing:
-    """*thing* with the settings in *text*, ``setting=value:setting=value``.
+def with_settings(thing: Thing, given: str | Mapping[str, Any]) -> Thing:
+    """*thing* with other settings: values by name, or text, ``setting=value:setting=value``.
 
     Raises `SettingError` naming the settings that it has, or what a value has to be.
     """
     types = setting_types(thing)
-    parts = _parts(text, types)
-    return replace(thing, **dict(_setting(thing, part, types) for part in parts))  # type: ignore[type-var]
+    if isinstance(given, str):
+        parts: list[str] = []
+        for part in given.split(":") if given else []:
+            # Text may hold colons, as regular expressions do.
+            free = bool(parts) and types.get(parts[-1].partition("=")[0]) is str
+            if free and part.partition("=")[0] not in types:
+                parts[-1] += f":{part}"
+            else:
+                parts.append(part)
+        given = dict(_setting(thing, part, types) for part in parts)
+    for name in given:
+        if name not in types:
+            raise _no_setting(thing, name, types)
+    return replace(thing, **given)  # type: ignore[type-var]
+
+
+def _no_setting(thing: Any, name: str, types: Mapping[str, Any]) -> SettingError:
+    return SettingError(f"{thing.name} has no setting {name!r}; it has {', '.join(types) or 'none'}")
 
 
 def setting_types(thing: object) -> dict[str, Any]:
@@ -62,22 +78,10 @@ def _given(kind: Any) -> Any:
     return kind
 
 
-def _parts(text: str, types: dict[str, Any]) -> list[str]:
-    """*text* cut at its colons; the value of a setting that is text may hold some, as regular expressions do."""
-    parts: list[str] = []
-    for part in text.split(":") if text else []:
-        free = bool(parts) and types.get(parts[-1].partition("=")[0]) is str
-        if free and part.partition("=")[0] not in types:
-            parts[-1] += f":{part}"
-        else:
-            parts.append(part)
-    return parts
-
-
 def _setting(thing: Any, text: str, types: dict[str, Any]) -> tuple[str, object]:
     name, given, value = text.partition("=")
     if not given or name not in types:
-        raise SettingError(f"{thing.name} has no setting {name!r}; it has {', '.join(types) or 'none'}")
+        raise _no_setting(thing, name, types)
     kind = types[name]
     least = 0 if name in FROM_ZERO or _default(thing, name) == 0 else 1
     try:

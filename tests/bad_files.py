@@ -102,7 +102,7 @@ FILES = {
     "archive named Parquet": ("x.parquet", npz(counts=SMALL.counts), "magic bytes not found"),
     "picture named CSV": ("x.csv", b"\x89PNG\r\n\x1a\n" + bytes(200), "has no header"),
     "wrong magic": ("x.parquet", b"PARX" + GOOD[4:-4] + b"PARX", "magic bytes not found"),
-    "unknown kind": ("x.dat", b"what is this", "is in no known format"),
+    "unknown kind": ("x.dat", b"what is this", "unrecognised format"),
     "pickle": ("x.pkl", pickle.dumps(Evil()), "is a .pkl file, which is not read, as it may run code"),
     "spreadsheet": ("x.xlsx", npz(counts=SMALL.counts), "is a .xlsx file, which is not read"),
     "rows of an unknown step": (
@@ -130,7 +130,7 @@ FILES = {
     "columns of no use": ("x.csv", ",".join(f"c{i}" for i in range(150_000)).encode() + b"\n", "has 150,000 columns"),
     "a line longer than memory": ("x.csv.gz", gzip.compress(b"step,layer,expert,tokens\n" + b"1" * (20 << 20)), "cannot be read"),
     "deep JSON": ("x.jsonl", b"[" * 100_000 + b"\n", "cannot be read"),
-    "not UTF-8": ("x.csv", b"st\xe9p,layer,expert,tokens\n1,0,0,5\n", "whose name is no UTF-8"),
+    "not UTF-8": ("x.csv", b"st\xe9p,layer,expert,tokens\n1,0,0,5\n", "whose name is not UTF-8"),
     "row without counts": ("x.parquet", parquet({"step": [1, 2], "layer": [0, 0], "counts": [[1, 2], []]}), "row 1: is an empty list"),
     "encrypted": ("x.parquet", b"PARE" + GOOD[4:-4] + b"PARE", "encrypted"),
 }  # fmt: skip

@@ -134,21 +134,6 @@ def scalars(folder: Path, rows: list[tuple[int, dict[str, float]]]) -> Path:
     return folder
 
 
-def mlflow(trace: LoadTrace, folder: Path) -> Path:
-    """The folder of a run as its file store keeps it: a file of lines for each metric, and a loss among them."""
-    metrics = folder / "mlruns" / "0" / "0a1b2c" / "metrics"
-    rows = {"loss": [0.5] * len(trace.steps)}
-    for j, layer in enumerate(trace.layers):
-        for expert in range(trace.experts):
-            rows[f"moe/layer_{layer}/expert_{expert}"] = trace.counts[:, j, expert].astype(float).tolist()
-    for name, values in rows.items():
-        (metrics / name).parent.mkdir(parents=True, exist_ok=True)
-        lines = [f"{1795645363292 + i} {value} {step}" for i, (step, value) in enumerate(zip(trace.steps, values))]
-        (metrics / name).write_text("\n".join(lines) + "\n")
-    (metrics.parent / "meta.yaml").write_text("run_name: small\n")
-    return metrics.parent
-
-
 def tensorboard(trace: LoadTrace, folder: Path) -> Path:
     """One scalar for each layer and expert, with a loss among them."""
     rows = [
@@ -235,7 +220,6 @@ DUMPS = {
     "sglang": sglang,
     "tensorrt-llm": tensorrt,
     "tensorboard": tensorboard,
-    "mlflow": mlflow,
     "omni-infer": omni,
     "mindie": mindie,
 }

@@ -12,7 +12,7 @@ from moetrace.cli.options import Command, Shared, with_options
 from moetrace.cli.output import Format, Table, say
 
 if TYPE_CHECKING:
-    from moetrace.formats import Location, ReadOptions
+    from moetrace.formats import Location
     from moetrace.workspace.traces import Ingested
 
 DEFAULT_SOURCE = "sample_traces"
@@ -27,12 +27,6 @@ class Merge(StrEnum):
     STEPS = "steps"
 
 
-class Missing(StrEnum):
-    """What is taken for an expert without a row."""
-
-    ZERO = "zero"
-
-
 class Phase(StrEnum):
     """Which passes of a serving dump."""
 
@@ -45,10 +39,11 @@ Merges = Annotated[
     typer.Option(help="One trace of all files: replicas (sum), ranks (experts, layers), segments (steps)."),
 ]
 Bin = Annotated[int | None, typer.Option("--bin", min=1, help="Add N passes up into one step.", metavar="N")]
-Accept = Annotated[
-    list[str] | None,
-    typer.Option(help="Take the source in spite of this finding, repeatable.", metavar="FINDING"),
+Sql = Annotated[
+    str | None,
+    typer.Option(help="DuckDB query instead of sources: SELECT step, layer, expert, tokens FROM ...", metavar="QUERY"),
 ]
+Accept = Annotated[list[str] | None, typer.Option(help="Import despite this finding (repeatable).", metavar="FINDING")]
 TokensPerStep = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens routed in one layer in one step, times top-k; turns shares into counts."),
@@ -56,21 +51,18 @@ TokensPerStep = Annotated[
 Tokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens of one step, before top-k; cuts token-level dumps into steps.")
 ]
-Ignore = Annotated[
-    int | None,
-    typer.Option(min=0, help="Number in token-level dumps that is no routed expert, such as padding.", metavar="ID"),
-]
+Ignore = Annotated[int | None, typer.Option(min=0, help="Expert number to ignore, such as padding.", metavar="ID")]
 FirstExpert = Annotated[int | None, typer.Option(min=0, help="Number of the first expert.")]
-MissingRows = Annotated[Missing | None, typer.Option(help="What an expert without a row had: zero tokens.")]
+IdleExperts = Annotated[bool, typer.Option("--idle-experts", help="An expert without a row had no tokens.")]
 Difference = Annotated[
-    bool, typer.Option("--difference", help="Counts are counters: a step is what they grew by, resets allowed.")
+    bool, typer.Option("--difference", help="Values are cumulative counters: use the increase per step.")
 ]
 Axes = Annotated[
     str | None, typer.Option(help="Axes of an array, such as layers,steps,experts; or with ranks.", metavar="AXES")
 ]
 Column = Annotated[
     list[str] | None,
-    typer.Option(help="Which column is what, such as tokens=routed, repeatable.", metavar="ROLE=NAME"),
+    typer.Option(help="Which column is what, such as tokens=routed (repeatable).", metavar="ROLE=NAME"),
 ]
 TopK = Annotated[int | None, typer.Option(min=1, help="Experts that each token is sent to.")]
 Experts = Annotated[int | None, typer.Option(min=1, help="Experts of a layer, where the dump does not tell.")]
@@ -95,6 +87,7 @@ def ingest(
             metavar="FORMAT",
         ),
     ] = None,
+    sql: Sql = None,
     merge: Merges = None,
     bin_: Bin = None,
     phase: Annotated[Phase | None, typer.Option(help="Only these passes, where the dump tells them apart.")] = None,
@@ -106,7 +99,7 @@ def ingest(
     pattern: Pattern = None,
     column: Column = None,
     axes: Axes = None,
-    missing: MissingRows = None,
+    idle_experts: IdleExperts = False,
     first_expert: FirstExpert = None,
     ignore: Ignore = None,
     difference: Difference = False,
@@ -125,11 +118,21 @@ def ingest(
     if list_formats:
         _list_formats(shared)
         return
-    from moetrace.formats import ReadOptions, merge_hint
+    from moetrace.errors import SettingError, TraceError
+    from moetrace.formats import ReadOptions, merge_hint, reader_of
     from moetrace.workspace.traces import names_apart
 
-    flags = {"stages": stages, "phase": phase, "axes": axes, "ignore": ignore, "pattern": pattern}
-    format = _spec(from_, {**flags, "column": ",".join(column) if column else None})
+    if sql is not None and (sources or merge):
+        raise SettingError("--sql goes without sources and without --merge: name all files in the query")
+    columns = dict(part.partition("=")[::2] for part in column or [])
+    settings: dict[str, object] = {
+        "stages": stages,
+        "phase": phase and phase.value,
+        "axes": axes,
+        "ignore": ignore,
+        "pattern": pattern,
+    }
+    settings |= {"column": columns or None}
     layers, first, last = shared.selection()
     options = ReadOptions(
         tokens_per_step=tokens_per_step,
@@ -143,64 +146,46 @@ def ingest(
         accept=_known(accept or []),
         experts=experts,
         first_expert=first_expert,
-        missing=missing.value if missing else None,
+        idle_experts=idle_experts,
         difference=difference,
+        settings={setting: value for setting, value in settings.items() if value is not None},
     )
-    groups = _groups(sources or _samples(), merge is not None, name)
-    _check_settings([source for group in groups.values() for source in group], options, format)
-    if merge is None and (hint := merge_hint([source for group in groups.values() for source in group])):
+    groups = _groups(sources, sql, merge is not None, name)
+    every = [source for group in groups.values() for source in group]
+    for source in every:  # a setting that a format does not take is an error before anything is written
+        try:
+            reader_of(source, options, from_)
+        except SettingError as error:
+            raise typer.BadParameter(f"{source}: {error}") from error
+        except TraceError:
+            continue  # raised again when it is read
+    if merge is None and (hint := merge_hint(every)):
         shared.note(hint)
-
     names = names_apart(groups) if name is None else dict.fromkeys(groups, name)
 
     def one(key: str) -> Ingested:
         with shared.progress(key, "rows") as progress:
             return shared.folder().ingest(
-                groups[key], name=names[key], options=options, format=format, force=shared.force, progress=progress
+                groups[key], name=names[key], options=options, format=from_, force=shared.force, progress=progress
             )
 
     _show(shared, shared.each(list(groups), one))
 
 
-def _samples() -> list[str]:
-    """The source where none is given."""
-    from moetrace.errors import SettingError
-
-    if not Path(DEFAULT_SOURCE).exists():
-        raise SettingError(f"name what to read, such as moetrace ingest log.csv: there is no ./{DEFAULT_SOURCE} here")
-    return [DEFAULT_SOURCE]
-
-
-def _spec(named: str | None, flags: dict[str, object]) -> str | None:
-    """The spec of the format: what ``--from`` says, and the flags that are short for a setting."""
-    given = "".join(f":{name}={value}" for name, value in flags.items() if value is not None)
-    return f"{named or ''}{given}" or None
-
-
-def _check_settings(sources: list[Location], options: ReadOptions, format: str | None) -> None:
-    """Usage error before anything is written where the format of a source does not take a setting."""
-    from moetrace.errors import SettingError, TraceError
-    from moetrace.formats import reader_of
-
-    for source in sources:
-        try:
-            reader_of(source, options, format)
-        except SettingError as error:
-            raise typer.BadParameter(f"{source}: {error}") from error
-        except TraceError:
-            continue  # said when it is read
-
-
-def _groups(given: list[str], merge: bool, name: str | None) -> dict[str, list[Location]]:
+def _groups(given: list[str] | None, sql: str | None, merge: bool, name: str | None) -> dict[str, list[Location]]:
     """The sources of each trace by what they are called in messages: every file apart, or all merged."""
     from moetrace.errors import SettingError
-    from moetrace.formats import location, named, sources_in
+    from moetrace.formats import Query, location, source_label, sources_in
 
-    found = [source for text in given for source in sources_in(location(text))]
+    if sql is not None:
+        return {str(Query(sql)): [Query(sql)]}
+    if not given and not Path(DEFAULT_SOURCE).exists():
+        raise SettingError(f"name what to read, such as moetrace ingest log.csv: there is no ./{DEFAULT_SOURCE} here")
+    found = [source for text in given or [DEFAULT_SOURCE] for source in sources_in(location(text))]
     if merge and len(found) < 2:
-        raise SettingError(f"--merge goes with several files, and {named(found)} is one")
+        raise SettingError(f"--merge goes with several files, and {source_label(found)} is one")
     if merge:
-        return {named(found): found}
+        return {source_label(found): found}
     if name is not None and len(found) > 1:
         raise SettingError(f"--name goes with one source, and there are {len(found)}: give --merge to make them one")
     return {str(source): [source] for source in found}

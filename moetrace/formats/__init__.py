@@ -1,10 +1,10 @@
 """How does a dump become a trace? Readers of every known kind, the stream they feed, the canonical file, and back."""
 
 from moetrace.formats.canonical import open_trace, save_trace
-from moetrace.formats.conversion import Progress, convert, named, read_trace, reader_of
-from moetrace.formats.fingerprint import fingerprint
+from moetrace.formats.conversion import Progress, convert, read_trace, reader_of
+from moetrace.formats.frame import from_frame
+from moetrace.formats.location import Location, Query, fingerprint, location, locations, source_label
 from moetrace.formats.readers import FORMATS, sources_in
-from moetrace.formats.readers.parquet import Location, location, locations
 from moetrace.formats.stream.cells import ReadOptions
 from moetrace.formats.stream.names import merge_hint
 
@@ -12,16 +12,18 @@ __all__ = [
     "FORMATS",
     "Location",
     "Progress",
+    "Query",
     "ReadOptions",
     "convert",
     "fingerprint",
+    "from_frame",
     "location",
     "locations",
     "merge_hint",
-    "named",
     "open_trace",
     "read_trace",
     "reader_of",
     "save_trace",
+    "source_label",
     "sources_in",
 ]

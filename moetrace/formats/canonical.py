@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from moetrace.files import replacing
 from moetrace.formats.arrow import to_arrow, to_lists, to_numpy
-from moetrace.formats.errors import damage_named, damaged, require
+from moetrace.formats.errors import damaged, reporting_damage, require
 from moetrace.formats.metadata import DIGEST_KEY, DOCUMENT_KEY, SCHEMA_VERSION, digest_of, info_of, read_document
 from moetrace.formats.stream.cells import Block
 from moetrace.formats.stream.prefetch import prefetch
@@ -103,34 +103,21 @@ class CanonicalWriter:
         self._layers: list[int] = []  # of each row group
         self._experts = 0
 
-    def write(self, layer: int, steps: Steps, counts: Counts) -> None:
-        """One row group: *counts* (steps, experts) of *layer* at *steps*, after all written before.
-
-        Raises `CountsTooLarge` when a count does not fit.
-        """
-        self._check(counts)
-        self.write_groups([self._group(layer, steps, np.ascontiguousarray(counts, self._counts_type))])
-
     def groups(self, blocks: Sequence[Block]) -> list[RowGroup]:
         """A row group of each layer over all steps of *blocks*, to be written next.
 
         Raises `CountsTooLarge` when a count does not fit.
         """
-        for block in blocks:
-            self._check(block.counts)
         steps = np.concatenate([block.steps for block in blocks])
-        groups = []
-        for i, layer in enumerate(self._digests):
-            counts = [block.counts[:, i] for block in blocks]
-            stored = np.concatenate(counts, dtype=self._counts_type, casting="same_kind")
-            groups.append(self._group(layer, steps, stored))
-        return groups
+        return [
+            self.group(layer, steps, [block.counts[:, i] for block in blocks]) for i, layer in enumerate(self._digests)
+        ]
 
-    def _check(self, counts: Counts) -> None:
-        if counts.max() > np.iinfo(self._counts_type).max:
+    def group(self, layer: int, steps: Steps, counts: Sequence[Counts]) -> RowGroup:
+        """The row group of one layer, whose *counts* are in pieces (steps, experts); raises as `groups` does."""
+        if max(part.max() for part in counts) > np.iinfo(self._counts_type).max:
             raise CountsTooLarge
-
-    def _group(self, layer: int, steps: Steps, stored: NDArray[Any]) -> RowGroup:
+        stored = np.concatenate(counts, dtype=self._counts_type, casting="same_kind")
         self._digests[layer].update(stored.data)
         return RowGroup(layer, steps, stored)
 
@@ -230,7 +217,8 @@ def save_trace(trace: LoadTrace, path: str | Path) -> None:
         try:
             for load in trace.by_layer():
                 for a in range(0, len(load.steps), rows):
-                    writer.write(load.layer, load.steps[a : a + rows], load.counts[a : a + rows])
+                    part = slice(a, a + rows)
+                    writer.write_groups([writer.group(load.layer, load.steps[part], [load.counts[part]])])
             writer.close(trace.info)
         except BaseException:
             writer.abandon()
@@ -251,36 +239,32 @@ def open_trace(path: str | Path) -> LoadTrace:
     >>> mt.open_trace("run.parquet").layer(0).counts.shape
     (2000, 8)
     """
-    path = Path(path)
-    with damage_named(path):
-        return _open(path)
-
-
-def _open(path: Path) -> LoadTrace:
     import pyarrow.parquet as pq
 
-    footer = pq.read_metadata(path)
-    document = read_document(path, footer)
-    if footer.num_row_groups != len(document["row_groups"]):
-        raise damaged(path, "its row groups are not those it was written with")
-    by_layer = {entry["layer"]: entry["digest"] for entry in document["layers"]}
-    groups: dict[int, list[int]] = {layer: [] for layer in by_layer}
-    for i, layer in enumerate(document["row_groups"]):
-        groups[layer].append(i)
-    with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
-        table = file.read_row_groups(next(iter(groups.values())), columns=["step"])
-    steps = to_numpy(table.column("step"))
-    if len(steps) != document["steps"]["rows"] or digest_of(steps) != document["steps"]["digest"]:
-        raise damaged(path, "its steps are not those it was written with")
-    experts = document["experts"]
-    # What was stored, what is handed on, and the step from one to the other.
-    require(len(steps) * experts * 20, str(path), "one layer of it", "ingest fewer steps with --steps")
+    path = Path(path)
+    with reporting_damage(path):
+        footer = pq.read_metadata(path)
+        document = read_document(path, footer)
+        if footer.num_row_groups != len(document["row_groups"]):
+            raise damaged(path, "its row groups are not those it was written with")
+        by_layer = {entry["layer"]: entry["digest"] for entry in document["layers"]}
+        groups: dict[int, list[int]] = {layer: [] for layer in by_layer}
+        for i, layer in enumerate(document["row_groups"]):
+            groups[layer].append(i)
+        with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
+            table = file.read_row_groups(next(iter(groups.values())), columns=["step"])
+        steps = to_numpy(table.column("step"))
+        if len(steps) != document["steps"]["rows"] or digest_of(steps) != document["steps"]["digest"]:
+            raise damaged(path, "its steps are not those it was written with")
+        experts = document["experts"]
+        # What was stored, what is handed on, and the step from one to the other.
+        require(len(steps) * experts * 20, str(path), "one layer of it", "ingest fewer steps with --steps")
 
-    def read_layer(number: int) -> Counts:
-        with damage_named(path):
-            return _read_layer(path, number, groups[number], steps, experts, by_layer[number])
+        def read_layer(number: int) -> Counts:
+            with reporting_damage(path):
+                return _read_layer(path, number, groups[number], steps, experts, by_layer[number])
 
-    return LoadTrace(info_of(path, document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)
+        return LoadTrace(info_of(path, document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)
 
 
 def _footer(path: Path) -> FileMetaData:

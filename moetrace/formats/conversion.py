@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,16 +15,15 @@ from moetrace.files import replacing
 from moetrace.formats import canonical
 from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.errors import read_safely, readable, require
-from moetrace.formats.fingerprint import fingerprinting
+from moetrace.formats.location import Location, fingerprinting, locations, source_label
 from moetrace.formats.readers import chosen_format
-from moetrace.formats.readers.parquet import Location, ParquetFormat, Uri, locations
 from moetrace.formats.stream.blocks import Assembly, Grid, OutOfOrder
-from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, readings_of
+from moetrace.formats.stream.cells import Available, Block, Format, ReadOptions, Source, readings_of, selected
 from moetrace.formats.stream.merge import blocks_of, merged
 from moetrace.formats.stream.names import by_rank
-from moetrace.formats.stream.select import Seen, selected
-from moetrace.formats.stream.sort import in_order
+from moetrace.formats.stream.order import in_order
 from moetrace.formats.stream.transform import transformed
+from moetrace.settings import with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
 
 # Findings that are no news of counts known to be rounded.
@@ -58,14 +55,30 @@ def convert(
     with fingerprinting(paths) as mark:
 
         def known() -> dict[str, Any]:
-            return {"name": name, "source": named(paths), "settings": settings, "fingerprint": mark.result()}
+            return {"name": name, "source": source_label(paths), "settings": settings, "fingerprint": mark.result()}
 
-        if format is None and _as_it_is(paths, options):
+        if format is None and _is_already_canonical(paths, options):
             trace = open_trace(str(paths[0]))
             chosen = trace.select(options.layers or None, options.first, options.last)
             save_trace(replace(chosen, info=replace(trace.info, **known())), destination)
             return open_trace(destination).info
-        return _written(_read(paths, options, format), destination, options, progress, known)
+        dump = _opened(paths, options, format)
+        with replacing(destination) as at:
+            wide = False
+            # First as it comes; again in order, or with 64-bit counts, where that fails.
+            for _ in range(3):
+                try:
+                    flow = _flow(dump, options, progress)
+
+                    def about(steps: Steps, flow: _Flow = flow) -> TraceInfo:
+                        return TraceInfo(versions=_versions(), **known(), **flow.about(steps))
+
+                    return canonical.write_blocks(at, flow.grid.layers, flow.blocks, about, wide=wide)
+                except OutOfOrder:
+                    dump = dump._replace(source=in_order(dump.source))
+                except canonical.CountsTooLarge:
+                    wide = True
+    raise AssertionError("ordered 64-bit counts always fit")
 
 
 def read_trace(
@@ -89,44 +102,46 @@ def read_trace(
     [[[10, 11]], [[10, 11]]]
     """
     paths = locations(source)
-    if format is None and _as_it_is(paths, options):
+    if format is None and _is_already_canonical(paths, options):
         return open_trace(str(paths[0])).select(options.layers or None, options.first, options.last)
-    dump = _read(paths, options, format)
+    return trace_of(_opened(paths, options, format), options, paths[0].stem, source_label(paths))
+
+
+def trace_of(dump: Dump, options: ReadOptions, name: str, source: str | None) -> LoadTrace:
+    """The trace in *dump*, held in memory; raises `TraceError` where it grows beyond that."""
+
+    def held(flow: _Flow) -> tuple[_Flow, list[Block]]:
+        blocks: list[Block] = []
+        cells = 0
+        for block in flow.blocks:
+            cells += block.counts.size
+            # Held once in blocks and once as a whole, and the blocks are here already.
+            require(cells * 8, dump.where, f"a trace of over {cells:,} counts", "ingest it, and open what comes of it")
+            blocks.append(block)
+        return flow, blocks
+
     try:
-        flow = _flow(dump, options, None)
-        whole = _held(flow.blocks, dump.where)
+        flow, blocks = held(_flow(dump, options, None))
     except OutOfOrder:
-        flow = _flow(dump._replace(source=in_order(dump.source, Path(tempfile.gettempdir()))), options, None)
-        whole = _held(flow.blocks, dump.where)
-    steps, counts = (np.concatenate(parts) for parts in zip(*whole))
-    trace = LoadTrace.from_counts(counts, name=paths[0].stem, steps=steps, layers=flow.grid.layers.tolist())
-    return replace(trace, info=replace(trace.info, source=named(paths), **flow.about(trace.steps)))
+        flow, blocks = held(_flow(dump._replace(source=in_order(dump.source)), options, None))
+    steps, counts = (np.concatenate(parts) for parts in zip(*blocks))
+    trace = LoadTrace.from_counts(counts, name=name, steps=steps, layers=flow.grid.layers.tolist())
+    return replace(trace, info=replace(trace.info, source=source, **flow.about(trace.steps)))
 
 
-def _held(blocks: Iterator[Block], where: str) -> list[Block]:
-    """All blocks; raises `TraceError` where they grow beyond memory."""
-    held: list[Block] = []
-    cells = 0
-    for block in blocks:
-        cells += block.counts.size
-        # Held once in blocks and once as a whole, and the blocks are here already.
-        require(cells * 8, where, f"a trace of over {cells:,} counts", "ingest it, and open what comes of it")
-        held.append(block)
-    return held
-
-
-def named(paths: Sequence[Location]) -> str:
-    """The names of sources, as the metadata of a trace have them."""
-    return ", ".join(path.name for path in paths[:3]) + (f", ... ({len(paths)} files)" if len(paths) > 3 else "")
-
-
-class _Dump(NamedTuple):
-    """What is read, and the name of its format; *seen* gets what there is to select from."""
+class Dump(NamedTuple):
+    """What is read, and the name of its format; *available* gets what there is to select from."""
 
     source: Source
     format: str
     where: str
-    seen: Seen
+    available: Available
+
+    @classmethod
+    def of(cls, source: Source, format: str, where: str, options: ReadOptions) -> Dump:
+        """A *source*, of which *options* select some layers and steps."""
+        available = Available()
+        return cls(selected(source, options, available), format, where, available)
 
 
 class _Flow(NamedTuple):
@@ -140,58 +155,29 @@ class _Flow(NamedTuple):
     about: Callable[[Steps], dict[str, Any]]
 
 
-def _written(
-    dump: _Dump, destination: Path, options: ReadOptions, progress: Progress | None, known: Callable[[], dict[str, Any]]
-) -> TraceInfo:
-    """Stream *dump* into the canonical file; *known* is asked at the end for what the dump itself does not say."""
-    with replacing(destination) as at:
-        wide = False
-        # First as it comes; again in order, or with 64-bit counts, where that fails.
-        for _ in range(3):
-            try:
-                flow = _flow(dump, options, progress)
-                about = partial(_info, flow, known)
-                return canonical.write_blocks(at, flow.grid.layers, flow.blocks, about, wide=wide)
-            except OutOfOrder:
-                dump = dump._replace(source=in_order(dump.source, destination.parent))
-            except canonical.CountsTooLarge:
-                wide = True
-    raise AssertionError("ordered 64-bit counts always fit")
-
-
-def _info(flow: _Flow, known: Callable[[], dict[str, Any]], steps: Steps) -> TraceInfo:
-    return TraceInfo(versions=_versions(), **known(), **flow.about(steps))
-
-
-def _as_it_is(paths: Sequence[Location], options: ReadOptions) -> bool:
+def _is_already_canonical(paths: Sequence[Location], options: ReadOptions) -> bool:
     """Whether the source is a canonical file of which at most layers and steps are selected."""
     path = paths[0]
     more = ReadOptions(layers=options.layers, first=options.first, last=options.last) != options
     return len(paths) == 1 and not more and isinstance(path, Path) and canonical.is_canonical(path)
 
 
-def _read(paths: Sequence[Location], options: ReadOptions, format: str | None) -> _Dump:
-    if len(paths) == 1:
-        source, name = _opened(paths[0], options, format)
-        seen = Seen()
-        return _Dump(selected(source, options, seen), name, str(paths[0]), seen)
-    if options.merge is None:
-        raise TraceError(named(paths), "are several sources", "say how they become one trace with --merge")
+def _opened(paths: Sequence[Location], options: ReadOptions, format: str | None) -> Dump:
+    """The start of a source, or of several that become one trace."""
+    if len(paths) > 1 and options.merge is None:
+        raise TraceError(source_label(paths), "are several sources", "say how they become one trace with --merge")
     paths = by_rank(paths)
-    sources, names = zip(*(_opened(path, options, format) for path in paths))
+    sources, names = [], []
+    for path in paths:
+        with readable(str(path)):
+            reader = reader_of(path, options, format)
+            source = reader.read(cast("Path", path))  # those that read URIs and queries know them
+        sources.append(source if source.where else replace(source, where=str(path)))
+        names.append(reader.name)
+    if options.merge is None or len(paths) == 1:
+        return Dump.of(sources[0], names[0], str(paths[0]), options)
     whole = merged(sources, paths, options.merge)
-    seen = Seen()
-    return _Dump(selected(whole, options, seen), ", ".join(dict.fromkeys(names)), whole.where, seen)
-
-
-def _opened(path: Location, options: ReadOptions, format: str | None) -> tuple[Source, str]:
-    """The start of one source, and the name of its format."""
-    with readable(str(path)):
-        reader = reader_of(path, options, format)
-        if isinstance(path, Uri):
-            return ParquetFormat.read(cast("ParquetFormat", reader), path), reader.name
-        source = reader.read(path)
-    return source if source.where else replace(source, where=str(path)), reader.name
+    return Dump.of(whole, ", ".join(dict.fromkeys(names)), whole.where, options)
 
 
 def reader_of(path: Location, options: ReadOptions, format: str | None) -> Format:
@@ -199,7 +185,7 @@ def reader_of(path: Location, options: ReadOptions, format: str | None) -> Forma
 
     Raises `SettingError` for what it does not take, `TraceError` if *path* is in no known format.
     """
-    reader = chosen_format(path, format)
+    reader = with_settings(chosen_format(path, format), options.settings)
     has = {field.name for field in fields(reader)}
     if options.tokens is not None and options.top_k is None and "tokens" not in has:
         raise SettingError(f"{reader.name} is not cut into steps of --tokens; totals are checked with --top-k as well")
@@ -213,29 +199,37 @@ def reader_of(path: Location, options: ReadOptions, format: str | None) -> Forma
     return replace(reader, **missing)
 
 
-def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
+def _flow(dump: Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
     """Start the stream; findings of an earlier try are removed."""
     readings = readings_of(dump.source)
     for reading in readings:
         reading.collector.clear()
+    rows = [reading.rows for reading in readings]
+    total = sum(n or 0 for n in rows) if all(rows) else None
+    done = 0
+
+    def report(cells: int) -> None:
+        nonlocal done
+        done += cells
+        if progress is not None:
+            progress(done, total)
+
+    collector = readings[0].collector
+    idle = options.idle_experts
+    job = Assembly(dump.where, collector, options.accept, options.experts, options.first_expert, idle_experts=idle)
     with readable(dump.where):
-        job = Assembly(
-            dump.where,
-            readings[0].collector,
-            options.accept,
-            options.experts,
-            options.first_expert,
-            zero=options.missing == "zero",
-        )
-        stream = blocks_of(dump.source, job, _reporter(dump.source, progress))
-    grid, blocks, summary = transformed(stream, options, dump.where, readings[0].collector, dump.seen)
-    blocks = read_safely(blocks, dump.where)
+        stream = blocks_of(dump.source, job, report)
+    grid, blocks, summary = transformed(stream, options, dump.where, collector, dump.available)
 
     def about(steps: Steps) -> dict[str, Any]:
         raw = [
             finding
             for reading in readings
-            for finding in (*reading.findings, *reading.of_layers(grid.layers.tolist()), *reading.collector.findings)
+            for finding in (
+                *reading.findings,
+                *reading.layer_findings(grid.layers.tolist()),
+                *reading.collector.findings,
+            )
         ]
         findings = [*dict.fromkeys(raw), *summary.findings(options)]
         if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
@@ -251,7 +245,7 @@ def _flow(dump: _Dump, options: ReadOptions, progress: Progress | None) -> _Flow
             **readings[0].known,
         }
 
-    return _Flow(grid, blocks, about)
+    return _Flow(grid, read_safely(blocks, dump.where), about)
 
 
 def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -> tuple[str, ...]:
@@ -261,9 +255,9 @@ def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -
         last = grid.first_expert + grid.experts - 1
         texts.append(
             f"experts are numbered from {grid.first_expert} to {last}, and keep their numbers; if they count from 0 "
-            f"and expert 0 has no rows, say so with --missing zero --experts {last + 1}"
+            f"and expert 0 has no rows, say so with --idle-experts --experts {last + 1}"
         )
-    if options.missing:
+    if options.idle_experts:
         texts.append("an expert without a row had no tokens")
     if options.difference:
         texts.append("counts are counters: a step is what they grew by, the first from 0")
@@ -274,20 +268,6 @@ def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -
     shape = " x ".join(f"{n:,} {axis}{'' if n == 1 else 's'}" for axis, n in sizes.items())
     texts.append(f"{shape}, layers numbered from {grid.layers[0]}, experts from {first}")
     return tuple(dict.fromkeys(texts))
-
-
-def _reporter(source: Source, progress: Progress | None) -> Callable[[int], None]:
-    rows = [reading.rows for reading in readings_of(source)]
-    total = sum(n or 0 for n in rows) if all(rows) else None
-    done = 0
-
-    def report(cells: int) -> None:
-        nonlocal done
-        done += cells
-        if progress is not None:
-            progress(done, total)
-
-    return report
 
 
 def _versions() -> dict[str, str]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from moetrace.errors import MoetraceError, TraceError
@@ -29,7 +28,7 @@ def readable(where: str) -> Iterator[None]:
             str(name), f"cannot be read: {error.strerror or error}", "check the file and its permissions"
         ) from error
     except UnicodeError as error:
-        raise TraceError(repr(where), "has a name that is no UTF-8", "rename it") from error
+        raise TraceError(repr(where), "has a name that is not UTF-8", "rename it") from error
 
 
 def read_safely(blocks: Iterator[Block], where: str) -> Iterator[Block]:
@@ -54,7 +53,7 @@ def library_errors(where: str, problem: str | Callable[[], str], way_out: str) -
     except (MoetraceError, MemoryError):
         raise
     except UnicodeEncodeError as error:  # Arrow wants paths in UTF-8
-        raise TraceError(where, "has a name that is no UTF-8", "rename it, or work in a UTF-8 locale") from error
+        raise TraceError(where, "has a name that is not UTF-8", "rename it, or work in a UTF-8 locale") from error
     except Exception as error:
         text = problem if isinstance(problem, str) else problem()
         raise TraceError(where, f"{text}: {one_line(error)}", way_out) from error
@@ -72,7 +71,7 @@ def damaged(path: Path, problem: str) -> TraceError:
 
 
 @contextmanager
-def damage_named(path: Path) -> Iterator[None]:
+def reporting_damage(path: Path) -> Iterator[None]:
     """Whatever is raised on a damaged or missing canonical file becomes one `TraceError`."""
     try:
         with library_errors(str(path), "is damaged", "ingest its source again"):
@@ -90,8 +89,27 @@ def damage_named(path: Path) -> Iterator[None]:
 
 
 def available() -> int | None:
-    """Bytes of memory that this process may still take, as far as the system tells; None where it does not."""
-    found = [n for n in (_of_machine(), _of_control_group(), _of_limits()) if n is not None]
+    """Bytes of memory that this process may still take: of the machine, of a job's control group, and by ``ulimit -v``.
+
+    None where the system does not report any of them. Clusters kill what takes more than its control group has.
+    """
+    import psutil
+
+    found: list[int] = []
+    with suppress(OSError, ValueError, NotImplementedError):
+        found.append(psutil.virtual_memory().available)
+    with suppress(OSError, ValueError):
+        name = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
+        folder = CGROUP / name.lstrip("/")
+        limit = (folder / "memory.max").read_text().strip()
+        if limit != "max":
+            found.append(int(limit) - int((folder / "memory.current").read_text()))
+    with suppress(ImportError, OSError, ValueError, AttributeError):
+        import resource
+
+        limit_of_process, _ = resource.getrlimit(resource.RLIMIT_AS)
+        if limit_of_process != resource.RLIM_INFINITY:
+            found.append(max(0, limit_of_process - psutil.Process().memory_info().vms))
     return min(found, default=None)
 
 
@@ -101,48 +119,5 @@ def require(needed: int, where: str, what: str, way_out: str) -> None:
         return
     free = available()
     if free is not None and needed > free:
-        raise TraceError(where, f"{what} would take {gib(needed)} of memory, and there are {gib(free)}", way_out)
-
-
-def gib(n: int) -> str:
-    """Bytes for people."""
-    return f"{n / 2**30:,.1f} GiB"
-
-
-def _of_machine() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next((int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable")), None)
-    except (OSError, ValueError, IndexError):
-        return _of_pages()
-
-
-def _of_pages() -> int | None:
-    """All of the memory, where the system does not tell what is free of it."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError, AttributeError):
-        return None
-
-
-def _of_control_group() -> int | None:
-    """What a job's control group leaves; clusters kill what takes more."""
-    try:
-        name = Path("/proc/self/cgroup").read_text().strip().rpartition("::")[2]
-        folder = CGROUP / name.lstrip("/")
-        limit = (folder / "memory.max").read_text().strip()
-        return None if limit == "max" else int(limit) - int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None
-
-
-def _of_limits() -> int | None:
-    """What ``ulimit -v`` leaves."""
-    try:
-        import resource
-
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-        taken = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except (ImportError, OSError, ValueError):
-        return None
-    return None if limit == resource.RLIM_INFINITY else max(0, limit - taken)
+        amounts = f"{needed / 2**30:,.1f} GiB of memory, and there are {free / 2**30:,.1f} GiB"
+        raise TraceError(where, f"{what} would take {amounts}", way_out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,8 @@ def export_trace(trace: LoadTrace, path: str | Path, kind: str) -> None:
     """
     if kind not in KINDS:
         raise unknown("kind of export", kind, KINDS)
-    with replacing(Path(path)) as partial:
-        KINDS[kind](trace, partial)
+    with replacing(Path(path)) as at:
+        KINDS[kind](trace, at)
 
 
 def _blocks(trace: LoadTrace) -> Iterator[Block]:
@@ -64,30 +65,20 @@ def _long(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_pydict(columns)
 
 
-def _by_layer_and_step(trace: LoadTrace) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]]:
-    """Step and layer (rows,) and counts (rows, experts) of one row for each of them, in the order of the steps."""
-    for steps, counts in _blocks(trace):
-        step = np.repeat(steps, len(trace.layers))
-        yield step, np.tile(np.array(trace.layers), len(steps)), counts.reshape(len(step), trace.experts)
-
-
-def _wide(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
+def _rows(trace: LoadTrace, lists: bool) -> Iterator[pa.RecordBatch]:
+    """A row for each step and layer, in the order of the steps, its counts in a list or in a column for each expert."""
     import pyarrow as pa
 
-    for step, layer, counts in _by_layer_and_step(trace):
-        experts = {f"expert_{trace.info.first_expert + i}": counts[:, i] for i in range(trace.experts)}
-        yield pa.RecordBatch.from_pydict({"step": step, "layer": layer, **experts})
-
-
-def _nested(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
-    for step, layer, counts in _by_layer_and_step(trace):
-        rows = max(1, ROWS // trace.experts)
-        for a in range(0, len(step), rows):
-            part = counts[a : a + rows]
-            columns = {"step": step[a : a + rows], "layer": layer[a : a + rows], "counts": to_lists(part)}
-            yield pa.RecordBatch.from_pydict(columns)
+    names = [f"expert_{trace.info.first_expert + i}" for i in range(trace.experts)]
+    at_once = max(1, ROWS // trace.experts)
+    for steps, whole in _blocks(trace):
+        step, layer = np.repeat(steps, len(trace.layers)), np.tile(np.array(trace.layers), len(steps))
+        counts = whole.reshape(len(step), trace.experts)
+        for a in range(0, len(step), at_once):
+            part = counts[a : a + at_once]
+            inside = {"counts": to_lists(part)} if lists else dict(zip(names, part.T))
+            place = {"step": step[a : a + at_once], "layer": layer[a : a + at_once]}
+            yield pa.RecordBatch.from_pydict({**place, **inside})
 
 
 def _forecasting(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
@@ -102,34 +93,27 @@ def _forecasting(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_pydict({"unique_id": series, "ds": load.steps, "y": load.counts[:, expert]})
 
 
-Batches = Callable[[LoadTrace], "Iterator[pa.RecordBatch]"]
+def _write(batches: Iterator[pa.RecordBatch], open_writer: Callable[[pa.Schema], Any]) -> None:
+    """Write a stream of batches, of which there is at least one, by the writer for their schema."""
+    first = next(batches)
+    with open_writer(first.schema) as writer:
+        writer.write_batch(first)
+        for batch in batches:
+            writer.write_batch(batch)
 
 
-def _parquet(batches: Batches) -> Callable[[LoadTrace, Path], None]:
-    def write(trace: LoadTrace, path: Path) -> None:
-        import pyarrow.parquet as pq
+def _parquet(trace: LoadTrace, path: Path, batches: Callable[[LoadTrace], Iterator[pa.RecordBatch]]) -> None:
+    import pyarrow.parquet as pq
 
-        stream = batches(trace)
-        first = next(stream)
-        with pq.ParquetWriter(path, first.schema, compression="zstd", write_page_checksum=True) as writer:
-            writer.write_batch(first)
-            for batch in stream:
-                writer.write_batch(batch)
-
-    return write
+    options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+    _write(batches(trace), lambda schema: pq.ParquetWriter(path, schema, **options))
 
 
 def _csv(trace: LoadTrace, path: Path) -> None:
     import pyarrow.csv as pc
 
-    stream = _long(trace)
-    first = next(stream)
-    with pc.CSVWriter(
-        path, first.schema, write_options=pc.WriteOptions(quoting_style="needed", quoting_header="needed")
-    ) as writer:
-        writer.write_batch(first)
-        for batch in stream:
-            writer.write_batch(batch)
+    options = pc.WriteOptions(quoting_style="needed", quoting_header="needed")
+    _write(_long(trace), lambda schema: pc.CSVWriter(path, schema, write_options=options))
 
 
 def _npz(trace: LoadTrace, path: Path) -> None:
@@ -146,10 +130,10 @@ def _npz(trace: LoadTrace, path: Path) -> None:
 
 
 KINDS: dict[str, Callable[[LoadTrace, Path], None]] = {
-    "long": _parquet(_long),
-    "wide": _parquet(_wide),
-    "nested": _parquet(_nested),
+    "long": partial(_parquet, batches=_long),
+    "wide": partial(_parquet, batches=partial(_rows, lists=False)),
+    "nested": partial(_parquet, batches=partial(_rows, lists=True)),
     "csv": _csv,
     "npz": _npz,
-    "forecasting": _parquet(_forecasting),
+    "forecasting": partial(_parquet, batches=_forecasting),
 }

@@ -68,7 +68,7 @@ def test_ranks_are_merged_under_the_name_of_their_folder(moetrace, small, tmp_pa
         (["--pattern", "(?P<layer>.)(?P<expert>.)"], 2, "has no use for --pattern"),
         (["--axes", "steps,layers,experts"], 2, "parquet has no setting 'axes'"),
         (["--ignore", "0"], 2, "parquet has no setting 'ignore'"),
-        (["--missing", "one"], 2, "'one'"),
+        (["--idle-experts", "--sql", "SELECT 1"], 2, "--sql goes without sources"),
         (["--column", "colour=red"], 2, "--column is role=name"),
         (["--phase", "decode"], 2, "parquet has no setting 'phase'"),
         (["--tokens", "5"], 2, "with --top-k as well"),

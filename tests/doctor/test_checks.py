@@ -71,7 +71,7 @@ def idle(folder):
     """Two replicas, one of which has no second step."""
     for rank, steps in enumerate(((1, 2, 3), (1, 3))):
         pq.write_table(pa.table({"step": steps, "counts": [[3, 4]] * len(steps)}), folder / f"rank{rank}.parquet")
-    options = ReadOptions(merge="sum", missing="zero")
+    options = ReadOptions(merge="sum", idle_experts=True)
     return read_trace(sorted(folder.glob("*.parquet")), options=options)
 
 

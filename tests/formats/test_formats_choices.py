@@ -38,17 +38,37 @@ def names(trace):
     return [finding.name for finding in trace.info.findings]
 
 
-@pytest.mark.parametrize("kind", [np.int16, np.uint8, np.uint16, np.uint32, np.uint64, np.int64])
-def test_padding_is_left_out_whatever_type_it_was_saved_in(tmp_path, kind):
-    """-1 in an unsigned array is the highest number of its type; what was left out is said."""
+@pytest.mark.parametrize("kind", [np.int16, np.int64])
+def test_places_without_a_choice_are_left_out(tmp_path, kind):
+    """-1 stands for no choice."""
     choices = chosen()
     choices[200:] = -1
 
-    found = read(choices.astype(kind), tmp_path)
+    assert np.array_equal(naive(choices, 64), read(choices.astype(kind), tmp_path).counts)
 
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.uint32, np.uint64])
+def test_padding_in_an_unsigned_array_is_a_question(tmp_path, kind):
+    """-1 became the highest number of its type, and the answer that is offered leaves it out."""
+    choices = chosen()
+    choices[200:] = -1
+    highest = min(np.iinfo(kind).max, np.iinfo(np.int64).max)
+
+    with pytest.raises(
+        TraceError, match=rf"expert {highest} is far beyond.*padding; leave it out with --ignore {highest}"
+    ):
+        read(choices.astype(kind), tmp_path)
+    found = read(choices.astype(kind), tmp_path, format=f":ignore={highest}")
     assert np.array_equal(naive(choices, 64), found.counts)
-    unsigned = np.dtype(kind).kind == "u"
-    assert unsigned == any("stands for no choice (448 of them left out)" in text for text in found.info.assumptions)
+
+
+def test_the_highest_number_of_a_type_is_a_question_near_others_too(tmp_path):
+    """255 after 199 is no further than other gaps between experts."""
+    choices = np.arange(200).repeat(4).reshape(200, 1, 4)[:, :, [0]].astype(np.uint8)
+    choices[7] = 255
+
+    with pytest.raises(TraceError, match="expert 255 is far beyond all others, which end with 199"):
+        read(choices, tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
@@ -62,11 +82,10 @@ def test_padding_in_tables_is_left_out(tmp_path, kind):
     elif kind == "jsonl":
         path.write_text("".join(json.dumps({"topk_ids": row}) + "\n" for row in choices.tolist()))
     else:
-        pd.DataFrame({"token": range(256), "topk_ids": [str(row) for row in choices.tolist()]}).to_csv(
-            path, index=False
-        )
+        rows = {"token": range(256), "topk_ids": [str(row) for row in choices.tolist()]}
+        pd.DataFrame(rows).to_csv(path, index=False)
 
-    found = read_trace(path, options=ReadOptions(tokens=64))
+    found = read_trace(path, options=ReadOptions(tokens=64), format=":ignore=255")
 
     expected = naive(np.where(choices == 255, -1, choices)[:, None], 64)
     assert np.array_equal(expected, found.counts)

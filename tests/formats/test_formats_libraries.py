@@ -58,7 +58,7 @@ def test_tags_are_matched_by_a_pattern(small, tmp_path):
 
     assert np.array_equal(small.counts, found.counts)
     for spec, said in (
-        (":pattern=(", "no regular expression"),
+        (":pattern=(", "not a regular expression"),
         (":pattern=L", "names no layer and expert"),
         (None, "holds no rows"),
     ):

@@ -41,9 +41,9 @@ def test_experts_without_a_row_are_idle_where_that_is_said(small, tmp_path, idle
     trace = idle_trace(small, *idle)
     path = counter(trace, tmp_path / "dump.parquet")
 
-    with pytest.raises(TraceError, match="--missing zero"):
+    with pytest.raises(TraceError, match="--idle-experts"):
         read_trace(path, options=ReadOptions(experts=4))
-    found = read_trace(path, options=ReadOptions(missing="zero", experts=4))
+    found = read_trace(path, options=ReadOptions(idle_experts=True, experts=4))
 
     assert np.array_equal(trace.counts, found.counts)
     assert "an expert without a row had no tokens" in found.info.assumptions
@@ -54,7 +54,7 @@ def test_the_number_of_experts_is_the_highest_unless_said(small, tmp_path):
     trace = idle_trace(small)
     path = counter(trace.select(), tmp_path / "dump.parquet")
 
-    assert np.array_equal(trace.counts, read_trace(path, options=ReadOptions(missing="zero")).counts)
+    assert np.array_equal(trace.counts, read_trace(path, options=ReadOptions(idle_experts=True)).counts)
 
 
 def test_experts_are_as_many_as_was_said_in_any_format(small, tmp_path):
@@ -100,7 +100,7 @@ def test_the_first_number_may_be_said(small, tmp_path):
     assert 1 == read_trace(tmp_path / "dump.npy", options=ReadOptions(first_expert=1)).info.first_expert
     table = long_table(idle_trace(small, 0)).to_pandas()
     pq.write_table(pa.Table.from_pandas(table[table.tokens > 0]), tmp_path / "dump.parquet")
-    found = read_trace(tmp_path / "dump.parquet", options=ReadOptions(first_expert=0, missing="zero"))
+    found = read_trace(tmp_path / "dump.parquet", options=ReadOptions(first_expert=0, idle_experts=True))
     assert np.array_equal(idle_trace(small, 0).counts, found.counts)
 
 
@@ -174,9 +174,9 @@ def test_replicas_may_be_idle_where_that_is_said(small, tmp_path):
         pq.write_table(pa.Table.from_pandas(table[table.step.isin(steps)]), tmp_path / f"rank{rank}.parquet")
     paths = sorted(tmp_path.iterdir())
 
-    with pytest.raises(TraceError, match="--missing zero"):
+    with pytest.raises(TraceError, match="--idle-experts"):
         read_trace(paths, options=ReadOptions(merge="sum"))
-    found = read_trace(paths, options=ReadOptions(merge="sum", missing="zero"))
+    found = read_trace(paths, options=ReadOptions(merge="sum", idle_experts=True))
 
     there = np.isin(np.arange(10, 70), kept[1])[:, None, None]
     assert np.array_equal(small.counts * (1 + there), found.counts)

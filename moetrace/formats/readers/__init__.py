@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import readable
+from moetrace.formats.location import Location, Query, Uri
 from moetrace.formats.readers.documents import JsonFormat
 from moetrace.formats.readers.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.readers.mindie import MindieFormat
-from moetrace.formats.readers.mlflow import MlflowFormat
 from moetrace.formats.readers.numpy import NumpyFormat
 from moetrace.formats.readers.omni import OmniFormat
-from moetrace.formats.readers.parquet import Location, ParquetFormat, Uri
+from moetrace.formats.readers.parquet import ParquetFormat
 from moetrace.formats.readers.parts import PartsFormat
 from moetrace.formats.readers.routing import RoutingFormat
 from moetrace.formats.readers.sglang import SglangFormat
+from moetrace.formats.readers.sql import SqlFormat
 from moetrace.formats.readers.tensorboard import TensorboardFormat
 from moetrace.formats.readers.tensorrt import TensorrtFormat
 from moetrace.formats.readers.tensors import TensorsFormat
-from moetrace.formats.readers.text import CsvFormat, JsonLinesFormat, head_of
+from moetrace.formats.readers.text import CsvFormat, JsonLinesFormat
 from moetrace.formats.stream.cells import Format
+from moetrace.formats.stream.text import head_of
 from moetrace.settings import unknown, with_settings
 
 FORMATS: dict[str, Format] = {
@@ -35,7 +37,6 @@ FORMATS: dict[str, Format] = {
         TensorsFormat(),
         TensorrtFormat(),
         TensorboardFormat(),
-        MlflowFormat(),
         OmniFormat(),
         MindieFormat(),
         RoutingFormat(),
@@ -46,84 +47,6 @@ FORMATS: dict[str, Format] = {
         NumpyFormat(),
     )
 }
-
-
-def sources_in(path: Location) -> list[Location]:
-    """The sources that *path* stands for: itself, or every trace file lying in the folder.
-
-    Raises `TraceError` when there is none.
-    """
-    if isinstance(path, Uri):
-        return [path]
-    with readable(str(path)):
-        if not path.exists():
-            raise TraceError(str(path), "does not exist", "check the path")
-        if not path.is_file() and not path.is_dir():
-            raise TraceError(str(path), "is neither a file nor a folder", "give a file that was written to a disk")
-    if path.is_file() or _format_of(path) is not None:
-        return [path]
-    try:
-        children = sorted(path.iterdir())
-    except OSError as error:
-        raise TraceError(str(path), f"cannot be read: {error.strerror}", "check its permissions") from error
-    found: list[Location] = [child for child in children if child.is_file() and _format_of(child) is not None]
-    if not found:
-        raise _without_traces(path, [child for child in children if child.is_dir()])
-    return found
-
-
-def _without_traces(path: Path, folders: Sequence[Path]) -> TraceError:
-    """That no trace file lies in *path* itself, and which of the *folders* in it have some."""
-    inside = [folder.name for folder in folders if _format_of(folder) or _any_in(folder)]
-    if inside:
-        return TraceError(str(path), f"holds no trace files itself; its folders {shown(inside)} do", "give those")
-    return TraceError(str(path), "holds no trace files", f"known formats: {', '.join(FORMATS)}")
-
-
-def _any_in(folder: Path) -> bool:
-    """Whether a trace file lies in *folder*."""
-    try:
-        return any(child.is_file() and _format_of(child) for child in folder.iterdir())
-    except OSError:
-        return False
-
-
-def _format_of(path: Path) -> Format | None:
-    try:
-        return next((format for format in FORMATS.values() if format.claims(path)), None)
-    except OSError:  # a folder that may not be looked into, a file that is gone by now
-        return None
-
-
-def chosen_format(source: Location, spec: str | None = None) -> Format:
-    """The format that *spec*, ``name:setting=value``, names, or the first that claims *source*, with its settings.
-
-    Without a name, ``:setting=value`` is a setting of the one that claims it.
-    Raises `SettingError` for a format or a setting that there is not, `TraceError` if none claims *source*.
-    """
-    name, _, settings = (spec or "").partition(":")
-    if name and name not in FORMATS:
-        raise unknown("format", name, FORMATS)
-    if isinstance(source, Uri):
-        return with_settings(_by_uri(source, name), settings)
-    refuse_lookalikes(source)
-    found = FORMATS[name] if name else _format_of(source)
-    if found is None:
-        raise _unread(source)
-    return with_settings(found, settings)
-
-
-def _unread(path: Path) -> TraceError:
-    if path.suffix.lower() in NOT_READ:
-        problem = f"is a {path.suffix} file, which is not read" + (", as it may run code" * (path.suffix in PICKLES))
-        return TraceError(str(path), problem, "write it as Parquet (to_parquet of pandas), CSV or .npz")
-    return TraceError(str(path), "is in no known format", f"known formats: {', '.join(FORMATS)}; --from forces one")
-
-
-def _by_uri(uri: Uri, name: str) -> Format:
-    if name not in ("", ParquetFormat.name):
-        raise TraceError(str(uri), f"cannot be read as {name}", "by URI there is Parquet; copy other dumps to a disk")
-    return FORMATS[ParquetFormat.name]
 
 
 # Endings of what people keep tables in, and no format here reads.
@@ -145,9 +68,77 @@ REASONS = (
 )
 
 
-def refuse_lookalikes(path: Path) -> None:
-    """Raise `TraceError` for a dump that no format can make counts of."""
-    head = head_of(path) if path.is_file() else ""
+def sources_in(path: Location) -> list[Location]:
+    """The sources that *path* stands for: itself, or every trace file lying in the folder.
+
+    Raises `TraceError` when there is none, naming the folders in it that have some.
+    """
+    if not isinstance(path, Path):
+        return [path]
+    where = str(path)
+    with readable(where):
+        if not path.exists():
+            raise TraceError(where, "does not exist", "check the path")
+        if not path.is_file() and not path.is_dir():
+            raise TraceError(where, "is neither a file nor a folder", "give a file that was written to a disk")
+    if path.is_file() or _format_of(path) is not None:
+        return [path]
+    try:
+        children = sorted(path.iterdir())
+    except OSError as error:
+        raise TraceError(where, f"cannot be read: {error.strerror}", "check its permissions") from error
+    found: list[Location] = [child for child in children if child.is_file() and _format_of(child) is not None]
+    if found:
+        return found
+    inside = [child.name for child in children if child.is_dir() and (_format_of(child) or _any_in(child))]
+    if inside:
+        raise TraceError(where, f"holds no trace files itself; its folders {shown(inside)} do", "give those")
+    raise TraceError(where, "holds no trace files", f"known formats: {', '.join(FORMATS)}")
+
+
+def _any_in(folder: Path) -> bool:
+    """Whether a trace file lies in *folder*."""
+    try:
+        return any(child.is_file() and _format_of(child) for child in folder.iterdir())
+    except OSError:
+        return False
+
+
+def _format_of(path: Path) -> Format | None:
+    try:
+        return next((format for format in FORMATS.values() if format.claims(path)), None)
+    except OSError:  # a folder that may not be looked into, a file that is gone by now
+        return None
+
+
+def chosen_format(source: Location, spec: str | None = None) -> Format:
+    """The format that *spec*, ``name:setting=value``, names, or the first that claims *source*, with its settings.
+
+    Without a name, ``:setting=value`` is a setting of the one that claims it.
+    Raises `SettingError` for an unknown format or setting, `TraceError` if none claims *source*, or no format can
+    make counts of it.
+    """
+    name, _, settings = (spec or "").partition(":")
+    if name and name not in FORMATS:
+        raise unknown("format", name, FORMATS)
+    if isinstance(source, Uri):
+        if name not in ("", ParquetFormat.name):
+            way_out = "by URI there is Parquet; copy other dumps to a disk"
+            raise TraceError(str(source), f"cannot be read as {name}", way_out)
+        return with_settings(FORMATS[ParquetFormat.name], settings)
+    if isinstance(source, Query):
+        return with_settings(cast("Format", SqlFormat()), settings)
+    head = head_of(source) if source.is_file() else ""
     for mark, problem, way_out in REASONS:
         if mark in head:
-            raise TraceError(str(path), problem, way_out)
+            raise TraceError(str(source), problem, way_out)
+    found = FORMATS[name] if name else _format_of(source)
+    if found is not None:
+        return with_settings(found, settings)
+    ending = source.suffix.lower()
+    if ending in NOT_READ:
+        problem = f"is a {source.suffix} file, which is not read" + (", as it may run code" * (ending in PICKLES))
+        way_out = "write it as Parquet (to_parquet of pandas), CSV or .npz, or give its rows to moetrace.from_frame"
+        raise TraceError(str(source), problem, way_out)
+    way_out = f"known formats: {', '.join(FORMATS)}; --from forces one, and docs/recipes.md has ways for any other"
+    raise TraceError(str(source), "unrecognised format", way_out)

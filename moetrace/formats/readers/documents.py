@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import library_errors, require
-from moetrace.formats.readers.text import WRITE_AGAIN, compression_of, ends_with
-from moetrace.formats.readers.tokens import are_choices
+from moetrace.formats.readers.routing import are_choices
 from moetrace.formats.stream.arrays import COUNTS_KEYS, Arrays, Held
-from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.keys import keyed_reading
-from moetrace.formats.stream.roles import STEP_NAMES, Naming
-from moetrace.formats.stream.tables import TableFormat, match_layout
-from moetrace.formats.stream.values import VALUE_NAMES, Values, simple_name
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, TableFormat
+from moetrace.formats.stream.text import WRITE_AGAIN, compression_of, ends_with, table_reading
+from moetrace.formats.stream.values import simple_name
 
 # Bytes of memory for each of a document's, which is held whole: a number takes 32 and as little as two digits.
 IN_MEMORY = 20
@@ -34,7 +30,7 @@ LOADS = ("logical_expert_load", "expert_load", "logical_count", "counts", "load"
 MOST_PACKED = 1 << 30
 NEEDS = (
     "one of load_history, logical_count or counts, columns and data of a table, a list of objects with step, layer and "
-    "counts, or layers whose values are experts"
+    "counts, or layers whose values are experts; any other goes with moetrace.from_frame (docs/recipes.md)"
 )
 
 
@@ -48,7 +44,7 @@ class JsonFormat(TableFormat):
     axes: str | None = None
 
     name: ClassVar[str] = "json"
-    needs: ClassVar[str] = f"a document with {NEEDS}; plain or .gz"
+    needs: ClassVar[str] = f"a document, plain or .gz, with {NEEDS}"
 
     def claims(self, path: Path) -> bool:
         """A file named .json, compressed or not."""
@@ -62,18 +58,24 @@ class JsonFormat(TableFormat):
             self._no_use(path, axes=self.axes)
             if rows and are_choices(list(rows[0])):
                 raise TraceError(str(path), "holds choices of tokens", "write them as JSON lines, one object a line")
-            return _table_reading(rows, path, self.values(), self.naming(path))
+            return self._table(rows, path)
         self._no_use(path, column=self.column, pattern=self.pattern)
         if isinstance(document, list) and document:
             return self._array(document, path, None)
         if not isinstance(document, dict):
             raise TraceError(str(path), f"is a {type(document).__name__}", f"it needs {NEEDS}")
+        names = {simple_name(str(key)) for key in document}
+        if {"schema", "data"} <= names or (names & set(STEP_NAMES) and names & {*LAYER_NAMES, *EXPERT_NAMES}):
+            way_out = f'give it to moetrace.from_frame(pandas.read_json("{path.name}")), as in docs/recipes.md'
+            raise TraceError(str(path), "is a table by columns, as pandas writes it", way_out)
         history = next((document[key] for key in WINDOWS if isinstance(document.get(key), list)), None)
         if history is not None:
             return self._array([_load_of(window, path) for window in history], path, "steps,layers,experts")
         key = next((key for key in (*COUNTS_KEYS, *LOADS) if key in document), None)
         if key is not None and not isinstance(document[key], dict):
-            return self._named(document, key, path)
+            one_window = key == "logical_count" and np.ndim(_array(document[key], path)) == 2
+            extra = {name: document[name] for name in ("steps", "step", "layers") if name in document}
+            return self._array(document[key], path, "layers,experts" if one_window else None, key, extra)
         self._no_use(path, axes=self.axes)
         return keyed_reading(document if key is None else document[key], path, self.values(), NEEDS)
 
@@ -83,19 +85,20 @@ class JsonFormat(TableFormat):
             if value is not None:
                 raise SettingError(f"{path.name} is a document that has no use for --{name}")
 
-    def _named(self, document: Mapping[str, Any], key: str, path: Path) -> Reading:
-        """Counts under a key, with `steps` and `layers` beside them."""
-        usual = {2: "layers,experts"} if key == "logical_count" else {}
-        extra = {name: document[name] for name in ("steps", "step", "layers") if name in document}
-        return self._array(document[key], path, usual.get(np.ndim(_array(document[key], path))), key, extra)
-
     def _array(
         self, value: Any, path: Path, axes: str | None, key: str = "counts", extra: Mapping[str, Any] | None = None
     ) -> Reading:
-        arrays = {key: Held(_array(value, path))}
-        arrays |= {name: Held(_array(numbers, path)) for name, numbers in (extra or {}).items()}
+        """The reading of nested lists *value*, with the numbers of steps and layers in *extra*."""
+        arrays = {name: Held(_array(part, path)) for name, part in ((key, value), *(extra or {}).items())}
         said = () if key == "counts" else (f"{key} holds the counts",)
         return Arrays(arrays, path, self.axes or axes, self.values(), said).reading()
+
+    def _table(self, rows: list[dict[str, Any]], path: Path) -> Reading:
+        import pyarrow as pa
+
+        with library_errors(str(path), "holds no table", "give the same columns in every row"):
+            table = pa.Table.from_pylist(rows).combine_chunks()
+        return table_reading(str(path), table.to_reader, self.values(), self.naming(path))
 
 
 def _document(path: Path) -> Any:
@@ -137,57 +140,16 @@ def _array(value: Any, path: Path) -> NDArray[Any]:
 
 
 def _rows_of(document: Any, path: Path) -> list[dict[str, Any]] | None:
-    """The rows of a table, in one of the forms of pandas and Weights & Biases; None for what is no table."""
+    """The rows of a table: a list of objects, or columns and data as Weights & Biases writes them; None for others."""
     if isinstance(document, list):
         return document if document and all(isinstance(row, dict) for row in document) else None
     if not isinstance(document, dict):
         return None
     data, columns = document.get("data"), document.get("columns")
-    if isinstance(columns, list) and isinstance(data, list):
-        return _of_columns(columns, data, path)
-    if isinstance(data, list) and "schema" in document:
-        return _rows_of(data, path)
-    if not any(simple_name(key) in STEP_NAMES for key in document) or len(document) < 2:
+    if not isinstance(columns, list) or not isinstance(data, list):
         return None
-    parts = list(document.values())
-    if all(isinstance(part, dict) for part in parts):
-        keys = list(parts[0])
-        return [{name: part.get(key) for name, part in document.items()} for key in keys]
-    one_length = all(isinstance(part, list) and len(part) == len(parts[0]) for part in parts)
-    if one_length and not any(isinstance(part[0], list) and simple_name(name) not in VALUE_NAMES
-                              for name, part in document.items() if part):  # fmt: skip
-        return [dict(zip(document, row)) for row in zip(*parts)]
-    return None
-
-
-def _of_columns(columns: list[Any], data: list[Any], path: Path) -> list[dict[str, Any]]:
-    """The rows of a table that was saved as its columns and its data."""
     names = [str(name) for name in columns]
     bad = next((i for i, row in enumerate(data) if not isinstance(row, list) or len(row) != len(names)), None)
     if bad is not None:
         raise TraceError(f"{path}, row {bad}", f"has not {len(names)} values", "give one for each of `columns`")
     return [dict(zip(names, row)) for row in data]
-
-
-def _table_reading(rows: list[dict[str, Any]], path: Path, values: Values, naming: Naming) -> Reading:
-    import pyarrow as pa
-
-    where = str(path)
-    with library_errors(where, "holds no table", "give the same columns in every row"):
-        table = pa.Table.from_pylist(rows).combine_chunks()
-    batches: list[pa.RecordBatch] = table.to_batches()
-    layout = match_layout(table.schema, where, values, naming, batches[0] if batches else None)
-
-    def cells() -> Iterator[Cells]:
-        row = 0
-        for batch in batches:
-            yield layout.cells(batch.select(layout.columns), row, where)
-            row += batch.num_rows
-
-    return Reading(
-        cells,
-        assumptions=layout.assumptions,
-        where=where,
-        collector=layout.collector,
-        numbered=layout.numbered,
-    )

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
-from moetrace.formats.readers.text import BLOCK_BYTES, cut_findings, head_of, opened
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
-from moetrace.formats.stream.choices import Choices, Counting, census_of, reading_of, side_by_side
+from moetrace.formats.stream.choices import Census, Choices, Counting, choices_reading, side_by_side
 from moetrace.formats.stream.names import by_rank, check_ranks
+from moetrace.formats.stream.text import BLOCK_BYTES, WRITE_AGAIN, cut_findings, head_of, json_batches
 
 RANK = re.compile(r"rank\d+\.jsonl")
 ROUTER_RANK = re.compile(r"router_trace_rank\d+\.jsonl")
@@ -34,20 +34,19 @@ def rank_files(path: Path, name: re.Pattern[str]) -> list[Path]:
 def records(path: Path, schema: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """The JSON lines of a rank as Arrow batches, each with the number of its first row.
 
-    Raises `TraceError` where a line is cut or is no such record.
+    Those of multi-token prediction, which numbers its layers anew, are left out. Raises `TraceError` where a line is
+    cut or is no such record.
     """
     import pyarrow as pa
-    import pyarrow.json as pj
+    import pyarrow.compute as pc
 
-    parse = pj.ParseOptions(explicit_schema=pa.schema(schema), unexpected_field_behavior="ignore")
-    read = pj.ReadOptions(block_size=4 * BLOCK_BYTES, use_threads=False)
     row = 0
     with (
-        library_errors(str(path), lambda: f"cannot be read after row {row}", "write it again"),
-        pj.open_json(opened(path), read, parse) as batches,
+        library_errors(str(path), lambda: f"cannot be read after row {row}", WRITE_AGAIN),
+        json_batches(path, pa.schema({**schema, "block": pa.string()}), 4 * BLOCK_BYTES) as batches,
     ):
         for batch in batches:
-            yield row, batch
+            yield row, batch.filter(pc.not_equal(pc.fill_null(batch.column("block"), "decoder"), "mtp"))
             row += batch.num_rows
 
 
@@ -59,13 +58,6 @@ def column(batch: Any, name: str, row: int, path: Path) -> NDArray[np.int64]:
         raise TraceError(f"{path}, row {bad}", f"has no {name}", "is it a rank file of Megatron-LM?")
     numbers: NDArray[np.int64] = values.to_numpy()
     return numbers
-
-
-def decoder_only(batch: Any) -> Any:
-    """The records of decoder layers; those of multi-token prediction number their layers anew."""
-    import pyarrow.compute as pc
-
-    return batch.filter(pc.not_equal(pc.fill_null(batch.column("block"), "decoder"), "mtp"))
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,10 @@ class MegatronFormat:
         inside = path / "tokens_per_expert"
         files = rank_files(inside if inside.is_dir() else path, RANK) or [path]
         check_ranks(files)
-        local = _local_experts(files[0])
+        first = next(_cells(files[0]), None)
+        if first is None:
+            raise TraceError(str(files[0]), "holds no records", "is it a rank file of Megatron-LM?")
+        local = int(first.expert.max()) + 1
         stages = self.stages
         whole = self.experts or local * (len(files) // stages)
         parallel = whole // local
@@ -107,81 +102,49 @@ class MegatronFormat:
         replicas = len(files) // (parallel * stages)
         assumed = [f"{len(files)} ranks: {parallel} expert-parallel x {replicas} replicas x {stages} pipeline stages"]
         assumed += ["" if self.experts else f"{whole} experts: every rank of a stage holds others", NO_MTP]
-        shifts = _shifts([files[i * len(files) // stages] for i in range(stages)], assumed)
-        readings = [_reading(file, shifts[i * stages // len(files)]) for i, file in enumerate(files)]
-        return _together(readings, parallel, replicas, str(path), tuple(text for text in assumed if text))
-
-
-def _together(
-    readings: list[Reading], parallel: int, replicas: int, where: str, assumptions: tuple[str, ...]
-) -> Source:
-    """Megatron numbers ranks expert-parallel first, then replicas, then stages."""
-    groups = [readings[i : i + parallel] for i in range(0, len(readings), parallel)]
-    sides: list[Source] = [Merged(tuple(group), "experts", where) for group in groups]
-    stages = [sides[i : i + replicas] for i in range(0, len(sides), replicas)]
-    sums: list[Source] = [Merged(tuple(group), "sum", where) for group in stages]
-    return Merged(tuple(sums), "layers", where, assumptions)
-
-
-def _schema() -> dict[str, Any]:
-    import pyarrow as pa
-
-    counts = pa.list_(pa.list_(pa.int64()))
-    return {"iter": pa.int64(), "block": pa.string(), "layer": pa.int64(), "tpe": counts}
-
-
-def _reading(path: Path, shift: int) -> Reading:
-    return Reading(lambda: _cells(path, shift), where=str(path), findings=cut_findings(path))
+        # Layers are numbered within a stage, as its modules are.
+        firsts = [files[i * len(files) // stages] for i in range(stages)] if stages > 1 else []
+        layers = [int(next(_cells(first)).layer.max()) + 1 for first in firsts]
+        if layers:
+            each = ", ".join(map(str, layers))
+            assumed.append(f"layers are numbered anew in every stage, of {each} layers")
+        readings = [
+            Reading(
+                partial(_cells, file, sum(layers[: i * stages // len(files)])),
+                where=str(file),
+                findings=cut_findings(file),
+            )
+            for i, file in enumerate(files)
+        ]
+        # Ranks are numbered expert-parallel first, then replicas, then stages.
+        where = str(path)
+        sides = [Merged(tuple(readings[i : i + parallel]), "experts", where) for i in range(0, len(files), parallel)]
+        sums = [Merged(tuple(sides[i : i + replicas]), "sum", where) for i in range(0, len(sides), replicas)]
+        return Merged(tuple(sums), "layers", where, tuple(text for text in assumed if text))
 
 
 def _cells(path: Path, shift: int = 0) -> Iterator[Cells]:
-    for row, whole in records(path, _schema()):
-        batch = decoder_only(whole)
-        if batch.num_rows:
-            step, layer = (column(batch, name, row, path) for name in ("iter", "layer"))
-            counts = _summed(batch.column("tpe"), path, row)  # (records, experts)
-            experts = counts.shape[1]
-            yield Cells(
-                np.repeat(step, experts),
-                np.repeat(layer + shift, experts),
-                np.tile(np.arange(experts), len(step)),
-                counts.ravel(),
-            )
+    """The counts of a rank's experts, its micro-batches added up; its layers are numbered from *shift*."""
+    import pyarrow as pa
 
-
-def _summed(lists: Any, path: Path, row: int) -> NDArray[np.int64]:
-    """Counts of each record, its micro-batches added up, shape (records, experts)."""
-    passes = lists.value_lengths().to_numpy(zero_copy_only=False)
-    inner = lists.flatten()
-    sizes = inner.value_lengths().to_numpy(zero_copy_only=False)
-    values = inner.flatten().to_numpy(zero_copy_only=False)
-    if lists.null_count or inner.null_count or not len(sizes) or (passes == 0).any() or (sizes != sizes[0]).any():
-        raise TraceError(
-            f"{path}, after row {row}", "has micro-batches of unlike length", "is it a rank file of Megatron?"
-        )
-    if values.dtype.kind != "i" or (values < 0).any():
-        raise TraceError(f"{path}, after row {row}", "has counts that are none", "counts are whole numbers of tokens")
-    summed: NDArray[np.int64] = np.add.reduceat(values.reshape(-1, sizes[0]), np.cumsum(passes) - passes, axis=0)
-    return summed
-
-
-def _local_experts(path: Path) -> int:
-    cells = next(_cells(path), None)
-    if cells is None:
-        raise TraceError(str(path), "holds no records", "is it a rank file of Megatron-LM?")
-    return int(cells.expert.max()) + 1
-
-
-def _shifts(firsts: list[Path], assumed: list[str]) -> list[int]:
-    """What to add to the layers of each stage: they are numbered within the stage, as its modules are."""
-    if len(firsts) == 1:
-        return [0]
-    ends = []
-    for path in firsts:
-        cells = next(_cells(path))
-        ends.append(int(cells.layer.max()) + 1)
-    assumed.append(f"layers are numbered anew in every stage, of {', '.join(str(end) for end in ends)} layers")
-    return [sum(ends[:i]) for i in range(len(ends))]
+    for row, batch in records(path, {"iter": pa.int64(), "layer": pa.int64(), "tpe": pa.list_(pa.list_(pa.int64()))}):
+        if not batch.num_rows:
+            continue
+        step, layer = (column(batch, name, row, path) for name in ("iter", "layer"))
+        lists, at = batch.column("tpe"), f"{path}, after row {row}"
+        passes = lists.value_lengths().to_numpy(zero_copy_only=False)
+        inner = lists.flatten()
+        sizes = inner.value_lengths().to_numpy(zero_copy_only=False)
+        values = inner.flatten().to_numpy(zero_copy_only=False)
+        nulls = lists.null_count or inner.null_count
+        if nulls or not len(sizes) or (passes == 0).any() or (sizes != sizes[0]).any():
+            raise TraceError(at, "has micro-batches of unlike length", "is it a rank file of Megatron-LM?")
+        if values.dtype.kind != "i" or (values < 0).any():
+            raise TraceError(at, "has counts that are negative or not whole", "they are whole numbers of tokens")
+        experts = int(sizes[0])
+        counts: NDArray[np.int64] = np.add.reduceat(values.reshape(-1, experts), np.cumsum(passes) - passes, axis=0)
+        numbers = np.tile(np.arange(experts), len(step))
+        yield Cells(np.repeat(step, experts), np.repeat(layer + shift, experts), numbers, counts.ravel())
 
 
 @dataclass(frozen=True)
@@ -203,33 +166,32 @@ class MegatronRouterFormat:
 
     def read(self, path: Path) -> Source:
         """Ranks with the same layers are replicas and are added up; others are pipeline stages."""
+        import pyarrow as pa
+
         files = rank_files(path, ROUTER_RANK) or [path]
         check_ranks(files)
-        found = [census_of(_choices(file), str(file)) for file in files]
+        found = [Census.of(_choices(file), str(file)) for file in files]
         experts = max(census.ids[-1] for census in found) + 1
         ignored = [file for file, census in zip(files, found) if self.ignore in census.counts]
         stages: dict[tuple[int, ...], list[Reading]] = defaultdict(list)
         for file, census in zip(files, found):
             ignore = self.ignore if file in ignored or not ignored else None  # which not every rank need hold
             counting = Counting(experts=self.experts, ignore=ignore)
+            _, batch = next(records(file, {"topk": pa.int64()}))
+            top_k = batch.column("topk")[0].as_py() if batch.num_rows else None
             pieces = partial(_choices, file)
-            reading = reading_of(pieces, str(file), counting, census=census, experts=experts, top_k=_top_k(file))
+            reading = choices_reading(pieces, str(file), counting, census=census, experts=experts, top_k=top_k)
             stages[tuple(census.layers)].append(replace(reading, findings=cut_findings(file)))
-        sums: list[Source] = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
-        assumptions = (
-            f"{len(files)} ranks: tokens are added up, {len(stages)} pipeline stages put together",
-            NO_MTP,
-        )
-        return Merged(tuple(sums), "layers", str(path), assumptions)
+        sums = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
+        said = f"{len(files)} ranks: tokens are added up, {len(stages)} pipeline stages put together"
+        return Merged(tuple(sums), "layers", str(path), (said, NO_MTP))
 
 
 def _choices(path: Path) -> Iterator[Choices]:
     import pyarrow as pa
 
     lists = pa.list_(pa.list_(pa.int64()))
-    schema = {"step": pa.int64(), "block": pa.string(), "layer": pa.int64(), "top_indices": lists}
-    for row, whole in records(path, schema):
-        batch = decoder_only(whole)
+    for row, batch in records(path, {"step": pa.int64(), "layer": pa.int64(), "top_indices": lists}):
         step, layer = (column(batch, name, row, path) for name in ("step", "layer"))
         tokens = batch.column("top_indices")
         inner = tokens.flatten()
@@ -237,13 +199,5 @@ def _choices(path: Path) -> Iterator[Choices]:
         sizes = inner.value_lengths().to_numpy(zero_copy_only=False)
         flat = inner.flatten().to_numpy(zero_copy_only=False)
         if flat.dtype.kind != "i" or (flat < -1).any() or len(sizes) != len(of_token):
-            raise TraceError(f"{path}, after row {row}", "has choices that are no expert", "number experts from 0")
+            raise TraceError(f"{path}, after row {row}", "has choices that are not experts", "number experts from 0")
         yield Choices(step[of_token], layer[of_token], side_by_side(flat, sizes))
-
-
-def _top_k(path: Path) -> int | None:
-    import pyarrow as pa
-
-    _, batch = next(records(path, {"topk": pa.int64()}))
-    first = batch.column("topk")[0].as_py()
-    return None if first is None else int(first)

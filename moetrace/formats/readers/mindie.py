@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -16,10 +17,10 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
-from moetrace.formats.readers.text import BLOCK_BYTES, opened
 from moetrace.formats.stream.cells import Cells, Merge, Merged, Reading, dense_cells
-from moetrace.formats.stream.names import by_rank, check_ranks, rank_of
+from moetrace.formats.stream.names import by_rank, check_ranks, rank_or_last_number
 from moetrace.formats.stream.tables import few_columns
+from moetrace.formats.stream.text import BLOCK_BYTES, opened
 from moetrace.formats.stream.values import Values
 
 CONFIG = "model_gen_config.json"
@@ -81,7 +82,7 @@ def _ranks(folder: Path, phase: str) -> list[Path]:
 
 def _read_folder(folder: Path, phase: str) -> Merged:
     config = _config(folder / CONFIG)
-    files = [file for file in _ranks(folder, phase) if (rank_of(file) or 0) >= config.shared_devices]
+    files = [file for file in _ranks(folder, phase) if (rank_or_last_number(file) or 0) >= config.shared_devices]
     if not files:
         raise TraceError(str(folder), "holds no ranks but those of shared experts", "gather the files of all machines")
     check_ranks(files)
@@ -108,8 +109,10 @@ def _read_folder(folder: Path, phase: str) -> Merged:
     block = max(LEAST_BYTES, BLOCK_BYTES // len(files))
     parts = tuple(
         Reading(
-            _cells_of(
-                _Rank(file, config, matrices, block, size.width, None if columns is None else columns[i]), collector
+            partial(
+                _cells,
+                _Rank(file, config, matrices, block, size.width, None if columns is None else columns[i]),
+                Values(collector),
             ),
             rows=matrices * config.layers * (size.width if columns is None else config.experts),
             findings=collector.findings if i == 0 else (),
@@ -250,11 +253,6 @@ class _Rank:
     experts: NDArray[np.int64] | None
 
 
-def _cells_of(rank: _Rank, collector: Collector) -> Callable[[], Iterator[Cells]]:
-    values = Values(collector)
-    return lambda: _cells(rank, values)
-
-
 def _cells(rank: _Rank, values: Values) -> Iterator[Cells]:
     """What the counters of a rank grew by, matrix by matrix."""
     layers, interval = rank.config.layers, rank.config.interval
@@ -275,48 +273,40 @@ def _cells(rank: _Rank, values: Values) -> Iterator[Cells]:
                 "record with static balancing or none, each run into a folder of its own",
             )
         steps = interval * (np.arange(done, done + len(counts), dtype=np.int64) + 1)
-        yield dense_cells(steps, range(layers), counts if rank.experts is None else _folded(counts, rank))
+        if rank.experts is not None:  # places are added up to logical experts; shared ones are left out
+            by_expert = np.zeros((*counts.shape[:2], rank.config.experts), np.int64)
+            for layer, experts in enumerate(rank.experts):
+                for place, expert in enumerate(experts.tolist()):
+                    if expert < rank.config.experts:
+                        by_expert[:, layer, expert] += counts[:, layer, place]
+            counts = by_expert
+        yield dense_cells(steps, range(layers), counts)
         before, done = counters[-1], done + len(counters)
-
-
-def _folded(counts: NDArray[np.int64], rank: _Rank) -> NDArray[np.int64]:
-    """Counts (matrices, layers, columns) of places as counts of all logical experts; shared ones are left out."""
-    assert rank.experts is not None
-    all_of_them = np.zeros((*counts.shape[:2], rank.config.experts), np.int64)
-    for layer, experts in enumerate(rank.experts):
-        for column, expert in enumerate(experts.tolist()):
-            if expert < rank.config.experts:
-                all_of_them[:, layer, expert] += counts[:, layer, column]
-    return all_of_them
 
 
 def _counters(rank: _Rank, values: Values) -> Iterator[NDArray[np.int64]]:
     """The matrices of a file, a few at a time: (matrices, layers, columns); an unfinished one is left out."""
-    layers = rank.config.layers
-    at_once = max(1, RANK_CELLS // (layers * rank.config.experts))
-    rest: NDArray[np.int64] | None = None
-    row = 0
-    for batch in _batches(rank):
-        stacked = np.stack([np.asarray(column.to_numpy(zero_copy_only=False)) for column in batch.columns], axis=1)
-        rows = values.counts(stacked, "counter", row, str(rank.path))
-        row += len(rows)
-        rows = rows if rest is None else np.concatenate([rest, rows])
-        whole = rows[: len(rows) // layers * layers].reshape(-1, layers, rows.shape[1])
-        for start in range(0, len(whole), at_once):
-            yield whole[start : start + at_once]
-        rest = rows[whole.shape[0] * layers :]
-
-
-def _batches(rank: _Rank) -> Iterator[Any]:
     import pyarrow as pa
     import pyarrow.csv as pc
 
+    layers = rank.config.layers
+    at_once = max(1, RANK_CELLS // (layers * rank.config.experts))
     read = pc.ReadOptions(block_size=rank.block, use_threads=False, autogenerate_column_names=True)
     # A blank line would be skipped, and shift what follows by a layer; only whole numbers are counters.
     parse = pc.ParseOptions(ignore_empty_lines=False)
     convert = pc.ConvertOptions(column_types={f"f{i}": pa.int64() for i in range(rank.width)})
+    rest: NDArray[np.int64] | None = None
+    row = 0
     with _rank_errors(rank.path), closing(pc.open_csv(opened(rank.path), read, parse, convert)) as batches:
-        yield from batches
+        for batch in batches:
+            stacked = np.stack([np.asarray(column.to_numpy(zero_copy_only=False)) for column in batch.columns], axis=1)
+            rows = values.counts(stacked, "counter", row, str(rank.path))
+            row += len(rows)
+            rows = rows if rest is None else np.concatenate([rest, rows])
+            whole = rows[: len(rows) // layers * layers].reshape(-1, layers, rows.shape[1])
+            for start in range(0, len(whole), at_once):
+                yield whole[start : start + at_once]
+            rest = rows[whole.shape[0] * layers :]
 
 
 def _rank_errors(path: Path) -> AbstractContextManager[None]:

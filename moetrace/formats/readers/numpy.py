@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -53,12 +53,12 @@ class NumpyFormat:
         with library_errors(str(path), *NO_DATA):
             arrays = Arrays(stored_arrays(path), path, self.axes, Values(Collector(), self.tokens_per_step))
             reading = arrays.reading()
-        return replace(reading, cells=lambda: _safely(reading))
 
+        def cells() -> Iterator[Cells]:
+            with library_errors(reading.where, *NO_DATA):
+                yield from reading.cells()
 
-def _safely(reading: Reading) -> Iterator[Cells]:
-    with library_errors(reading.where, *NO_DATA):
-        yield from reading.cells()
+        return replace(reading, cells=cells)
 
 
 # --- arrays in files ---------------------------------------------------------------------------
@@ -93,21 +93,32 @@ class Stored:
             return
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         require(row * 8, where, "one step of it", "log steps that fit")
-        with _opened(self.path, self.member) as file:
-            _skip(file, self.start)
+        with self._opened() as file:
             for a in range(0, self.shape[0], size):
                 n = min(size, self.shape[0] - a)
                 yield np.frombuffer(_exactly(file, n * row, where), self.dtype).reshape(n, *self.shape[1:])
             file.read(1)  # only at its end is the checksum of a member compared
 
     def whole(self, where: str) -> NDArray[Any]:
-        """The array, held in memory; raises `TraceError` when that has no room for it."""
+        """The array, held in memory; raises `TraceError` when it does not fit."""
         require(4 * self.size, where, "the array, which has to be held whole,", "save it with steps first, in C order")
-        with _opened(self.path, self.member) as file:
-            _skip(file, self.start)
+        with self._opened() as file:
             flat = np.frombuffer(_exactly(file, self.size, where), self.dtype)
             file.read(1)
         return flat.reshape(self.shape, order="F" if self.columns_first else "C")
+
+    @contextmanager
+    def _opened(self) -> Iterator[IO[bytes]]:
+        """The file, or its member, from where the numbers begin."""
+        with ExitStack() as stack:
+            if self.member is None:
+                file: IO[bytes] = stack.enter_context(self.path.open("rb"))
+            else:
+                file = stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(self.member))
+            left = self.start
+            while left > 0 and (got := len(file.read(left))):
+                left -= got
+            yield file
 
 
 def stored_arrays(path: Path) -> dict[str, Stored]:
@@ -149,24 +160,6 @@ def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> 
             "it is cut or damaged: save it again",
         )
     return found
-
-
-@contextmanager
-def _opened(path: Path, member: str | None) -> Iterator[IO[bytes]]:
-    if member is None:
-        with path.open("rb") as file:
-            yield file
-    else:
-        with zipfile.ZipFile(path) as archive, archive.open(member) as packed:
-            yield packed
-
-
-def _skip(file: IO[bytes], n: int) -> None:
-    while n > 0:
-        got = len(file.read(n))
-        if not got:
-            return
-        n -= got
 
 
 def _exactly(file: IO[bytes], n: int, where: str) -> bytes:

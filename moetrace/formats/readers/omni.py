@@ -6,17 +6,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
-from moetrace.formats.readers.text import opened
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells
 from moetrace.formats.stream.names import by_rank
+from moetrace.formats.stream.text import opened
 from moetrace.formats.stream.values import Values
 
 NAME = re.compile(r"topk_ids_count_.*?_(?P<phase>prefill|decode|all)_step(?P<first>\d{1,15})to(?P<last>\d{1,15})\.csv")
@@ -78,11 +77,6 @@ def _cells(path: Path, step: int, values: Values) -> Cells:
             raise ValueError(f"it is longer than {MOST_BYTES >> 20} MiB")
         table = pc.read_csv(pa.BufferReader(text))
         labels = table.column(0).to_pylist()
-        counts = np.stack([_numbers(column) for column in table.columns[1:]], axis=1)  # (layers, experts)
+        counts = np.stack([column.to_numpy() for column in table.columns[1:]], axis=1)  # (layers, experts)
         layers = [int(LAYER.fullmatch(label)[1]) for label in labels]  # type: ignore[index]
     return dense_cells(np.array([step]), layers, values.counts(counts, "ep", 0, str(path))[None])
-
-
-def _numbers(column: Any) -> NDArray[Any]:
-    numbers: NDArray[Any] = column.to_numpy()
-    return numbers

@@ -7,8 +7,9 @@ belongs to a run that was given up, and is left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -69,8 +70,16 @@ def open_parts(folder: Path) -> Parts:
     for path, part in zip(paths, written):
         if (part.layers, part.experts) != (first.layers, first.experts):
             raise TraceError(str(path), "has other layers or experts than the parts before", "record into a new path")
+    starts = [int(part.steps[0]) for part in written]
+    pieces: list[LoadTrace] = []
+    for i, part in enumerate(written):
+        end = min(starts[i + 1 :], default=None)
+        if end is None or part.steps[-1] < end:
+            pieces.append(part)
+        elif starts[i] < end:
+            pieces.append(part.select(last=end - 1))
     earlier = tuple(finding for finding in first.info.findings if finding.name == "restart")
-    return Parts(tuple(_trimmed(written)), earlier + _restarts(written))
+    return Parts(tuple(pieces), earlier + _restarts(written))
 
 
 def read_parts(folder: str | Path) -> LoadTrace:
@@ -95,43 +104,23 @@ def read_parts(folder: str | Path) -> LoadTrace:
     return LoadTrace(info, steps, latest.layers, latest.experts, read_layer)
 
 
-def _trimmed(written: Sequence[LoadTrace]) -> Iterator[LoadTrace]:
-    """The parts without what later ones replace, those wholly replaced left out."""
-    starts = [int(part.steps[0]) for part in written]
-    for i, part in enumerate(written):
-        end = min(starts[i + 1 :], default=None)
-        if end is None or part.steps[-1] < end:
-            yield part
-        elif starts[i] < end:
-            yield part.select(last=end - 1)
-
-
 def _restarts(written: Sequence[LoadTrace]) -> tuple[Finding, ...]:
     """One finding for each time the steps went back."""
     findings = []
-    for i in range(1, len(written)):
-        first, before = int(written[i].steps[0]), int(written[i - 1].steps[-1])
-        if first <= before:
-            again = _reached(written[i:])
-            findings.append(_restart(first, before, again))
+    for i, (last_part, part) in enumerate(pairwise(written), 1):
+        first, before = int(part.steps[0]), int(last_part.steps[-1])
+        if first > before:
+            continue
+        again = int(part.steps[-1])  # reached by this part and those that go on from it
+        for later in written[i + 1 :]:
+            if later.steps[0] <= again:
+                break
+            again = int(later.steps[-1])
+        evidence = f"steps {first} to {min(before, again)} were recorded again after a restart"
+        if again < before:
+            evidence += f"; steps {again + 1} to {before} of the run that was given up are left out"
+        findings.append(finding("restart", f"step {first}", evidence))
     return tuple(findings)
-
-
-def _reached(written: Sequence[LoadTrace]) -> int:
-    """The last step of the first part and those that go on from it."""
-    last = int(written[0].steps[-1])
-    for part in written[1:]:
-        if part.steps[0] <= last:
-            break
-        last = int(part.steps[-1])
-    return last
-
-
-def _restart(first: int, before: int, again: int) -> Finding:
-    evidence = f"steps {first} to {min(before, again)} were recorded again after a restart"
-    if again < before:
-        evidence += f"; steps {again + 1} to {before} of the run that was given up are left out"
-    return finding("restart", f"step {first}", evidence)
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,15 +14,29 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import SettingError, TraceError
+from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import library_errors, require
-from moetrace.formats.readers.tokens import CHOICE_NAMES, Table, is_table
+from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.stream.arrays import COUNTS_KEYS
 from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.choices import Choices, Counting, reading_of
-from moetrace.formats.stream.names import LAYER_IN_NAME
-from moetrace.formats.stream.values import simple_name
+from moetrace.formats.stream.choices import Choices, Counting, choices_reading, side_by_side
+from moetrace.formats.stream.columns import is_list, layers_in, lists_in, numbers
+from moetrace.formats.stream.names import LAYER_IN_NAME, layer_in_name
+from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, first_named
+from moetrace.formats.stream.text import BLOCK_BYTES, WRITE_AGAIN, Header, csv_batches, ends_with, head_of, json_batches
+from moetrace.formats.stream.values import VALUE_NAMES, simple_name
+from moetrace.trace import FLOAT64_EXACT
 
+CHOICE_NAMES = (
+    "topkids", "topkindices", "topindices", "indices", "expertids", "selectedexperts", "chosenexperts",
+    "routedexperts", "topkexperts",
+)  # fmt: skip
+BATCH_NAMES = (*STEP_NAMES, "batchid", "batch", "forwardpassid")
+TOKEN_NAMES = ("token", "tokenid", "tokenidx", "tokenindex", "tokenpos", "tokenposition", "position")
+# Columns of the first, second, ... choice.
+SIDE_BY_SIDE = re.compile(r"(?:topk|top|choice|expert|expertid)_?(\d{1,3})", re.IGNORECASE)
+BATCH_ROWS = 1 << 17
+MOST_CHOICES = 1 << 20
 # Choices of an array counted at a time, and numbers of one looked at to tell choices from counts.
 BATCH_CHOICES = 1 << 18
 LOOKED_AT = 1 << 16
@@ -63,7 +78,7 @@ class RoutingFormat:
                 return _choices_in(path) is not None
             if path.suffix.lower() == ".npy":
                 return _is_named_so(path.name) or may_be_choices(_array(path))
-            return is_table(path)
+            return are_choices(_column_names(path))
         except Exception:  # noqa: BLE001 - whatever cannot be read is no log of choices
             return False
 
@@ -73,41 +88,40 @@ class RoutingFormat:
             return self._read_folder(path)
         if path.suffix.lower() in (".npy", ".npz"):
             return self._read_array(path)
-        table = Table(path)
-        columns = table.columns()
-        one_each = columns.one_each and columns.step is None
+        table = Table.of(path)
+        one_each = table.one_each and table.step_column is None
         if one_each and self.top_k is None and self.tokens is not None:
-            raise TraceError(str(path), "has a row for each choice", "say how many a token has with --top-k K")
-        assumptions = columns.assumptions
-        if columns.step is None:
-            assumptions = (*assumptions, _by_tokens(str(path), self.tokens))
+            raise TraceError(str(path), "has a row for each choice", "give the choices of a token with --top-k K")
+        assumptions = table.assumptions
+        if table.step_column is None:
+            assumptions = (*assumptions, self._by_tokens(str(path)))
         elif self.tokens is not None and self.top_k is None:
             raise SettingError(f"{path.name} names its steps: --tokens checks them, together with --top-k")
         # Where each choice is a row, so many rows are a token.
         tokens = (self.tokens or 1) * (self.top_k or 1) if one_each else self.tokens
-        counting = self._counting(None if columns.step else tokens, table.highest())
-        pieces = partial(table.choices, columns)
-        top_k = self.top_k or (None if columns.one_each else table.width(columns))
-        return reading_of(pieces, str(path), counting, top_k=top_k, assumptions=assumptions)
+        counting = Counting(None if table.step_column else tokens, self.experts, self.ignore)
+        top_k = self.top_k or (None if table.one_each else table.width())
+        return choices_reading(table.choices, str(path), counting, top_k=top_k, assumptions=assumptions)
 
-    def _counting(self, tokens: int | None, highest: int | None) -> Counting:
-        return Counting(tokens, self.experts, self.ignore, highest)
+    def _by_tokens(self, where: str) -> str:
+        if self.tokens is None:
+            raise TraceError(where, "names no step", "give the tokens of one step with --tokens N")
+        return f"every {self.tokens:,} tokens of a layer are one step"
 
     def _read_folder(self, folder: Path) -> Reading:
-        tables = [Table(path, step, layer) for step, steps in _by_step(folder) for layer, path in _by_layer(steps)]
-        if not tables:
-            raise TraceError(
-                str(folder), "holds no folders iter_<N> with files layer_<N>.parquet", "give the folder above"
-            )
+        found = [(file, step, layer) for step, steps in _by_step(folder) for layer, file in _by_layer(steps)]
+        if not found:
+            problem = "holds no folders iter_<N> with files layer_<N>.parquet"
+            raise TraceError(str(folder), problem, "give the folder above")
+        tables = [Table.of(file, step, layer) for file, step, layer in found]
 
         def pieces() -> Iterator[Choices]:
             for table in tables:
-                yield from table.choices(table.columns())
+                yield from table.choices()
 
-        assumption = "the step is the number in the name of the folder, the layer that in the name of the file"
-        counting = self._counting(None, tables[0].highest())
-        top_k = tables[0].width(tables[0].columns())
-        return reading_of(pieces, str(folder), counting, top_k=top_k, assumptions=(assumption,))
+        said = "the step is the number in the name of the folder, the layer that in the name of the file"
+        counting = Counting(None, self.experts, self.ignore)
+        return choices_reading(pieces, str(folder), counting, top_k=tables[0].width(), assumptions=(said,))
 
     def _read_array(self, path: Path) -> Reading:
         where = str(path)
@@ -116,14 +130,12 @@ class RoutingFormat:
         if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or 0 in array.shape:
             problem = f"is {array.dtype} of shape {array.shape}"
             raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
-        named = path.suffix.lower() == ".npz" or _is_named_so(path.name)
-        axes, top_k = self._axes(array, where, named)
+        axes, top_k = self._axes(array, where, path.suffix.lower() == ".npz" or _is_named_so(path.name))
         sizes = " x ".join(map(str, array.shape))
-        assumptions = (f"axes are {axes}: {sizes}", _by_tokens(where, self.tokens), "layers are numbered from 0")
+        said = (f"axes are {axes}: {sizes}", self._by_tokens(where), "layers are numbered from 0")
         cube = array if array.ndim == 3 else array[:, None] if top_k != 1 else array[:, :, None]
-        highest = int(np.iinfo(array.dtype).max) if array.dtype.kind == "u" else None
-        counting = self._counting(self.tokens, highest)
-        return reading_of(partial(_of_array, cube), where, counting, top_k=top_k, assumptions=assumptions)
+        counting = Counting(self.tokens, self.experts, self.ignore)
+        return choices_reading(partial(_of_array, cube), where, counting, top_k=top_k, assumptions=said)
 
     def _axes(self, array: NDArray[Any], where: str, named: bool) -> tuple[str, int]:
         """What the axes of an array are, and k; raises `TraceError` where two of them may be two things."""
@@ -147,6 +159,9 @@ class RoutingFormat:
             f"say --top-k 1 for one expert of (tokens, layers), --top-k {last} for {last} experts of each token, both "
             "with --tokens N, or --from numpy for counts (steps, experts)",
         )
+
+
+# --- arrays ------------------------------------------------------------------------------------
 
 
 def _is_named_so(text: str) -> bool:
@@ -194,25 +209,6 @@ def may_be_choices(array: NDArray[Any]) -> bool:
     return bool(few and array.shape[-1] < MOST_EXPERTS and spread > TOTALS_VARY * totals.mean())
 
 
-def _by_tokens(where: str, tokens: int | None) -> str:
-    if tokens is None:
-        raise TraceError(where, "names no step", "say how many tokens one step has with --tokens N")
-    return f"every {tokens:,} tokens of a layer are one step"
-
-
-def _by_step(folder: Path) -> list[tuple[int, Path]]:
-    """The folders of *folder*, or of ``actives`` in it, that are named after a step and hold layers."""
-    inside = folder / "actives" if (folder / "actives").is_dir() else folder
-    found = [(IN_STEP_FOLDER.fullmatch(child.name), child) for child in inside.iterdir() if child.is_dir()]
-    steps = [(int(match[1]), child) for match, child in found if match and _by_layer(child)]
-    return sorted(steps)
-
-
-def _by_layer(folder: Path) -> list[tuple[int, Path]]:
-    found = [(LAYER_IN_NAME.fullmatch(child.stem), child) for child in folder.glob("*.parquet")]
-    return sorted((int(match[1]), child) for match, child in found if match)
-
-
 def _of_array(cube: NDArray[Any]) -> Iterator[Choices]:
     """The choices of an array (tokens, layers, k)."""
     _, layers, k = cube.shape
@@ -222,3 +218,171 @@ def _of_array(cube: NDArray[Any]) -> Iterator[Choices]:
         if part.dtype == np.uint64:
             part = np.minimum(part, np.iinfo(np.int64).max)
         yield Choices(None, np.tile(np.arange(layers), len(part)), part.astype(np.int64).reshape(-1, k))
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def _by_step(folder: Path) -> list[tuple[int, Path]]:
+    """The folders of *folder*, or of ``actives`` in it, that are named after a step and hold layers."""
+    inside = folder / "actives" if (folder / "actives").is_dir() else folder
+    found = [(IN_STEP_FOLDER.fullmatch(child.name), child) for child in inside.iterdir() if child.is_dir()]
+    return sorted((int(match[1]), child) for match, child in found if match and _by_layer(child))
+
+
+def _by_layer(folder: Path) -> list[tuple[int, Path]]:
+    found = [(LAYER_IN_NAME.fullmatch(child.stem), child) for child in folder.glob("*.parquet")]
+    return sorted((int(match[1]), child) for match, child in found if match)
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def are_choices(names: Sequence[str]) -> bool:
+    """Whether columns called *names* hold choices of tokens."""
+    return _match(names) is not None
+
+
+def _column_names(path: Path) -> list[str]:
+    """The columns of a Parquet file, of a header, or the keys of the first JSON line."""
+    import pyarrow.parquet as pq
+
+    if ends_with(path, ".parquet", ".pq"):
+        names: list[str] = pq.read_schema(path).names
+        return names
+    if ends_with(path, ".csv", ".tsv"):
+        return Header(path).names
+    return list(json.loads(head_of(path).partition("\n")[0])) if ends_with(path, ".jsonl", ".ndjson") else []
+
+
+def _match(names: Sequence[str], forced: bool = False) -> dict[str, Any] | None:
+    """The columns of `Table` among *names*, None where there are no choices; *forced* is whether there should be."""
+    named = {simple_name(name): name for name in reversed(names)}
+    token, layer = first_named(named, TOKEN_NAMES), first_named(named, LAYER_NAMES)
+    found = {"step_column": first_named(named, BATCH_NAMES), "layer_column": layer}
+    counts = [named[name] for name in VALUE_NAMES if name in named and named[name] != token]
+    if counts and not (token and set(map(simple_name, counts)) <= {"prob", "share", "fraction"}):
+        return None
+    if listed := first_named(named, CHOICE_NAMES):
+        return {**found, "columns": (listed,)}
+    beside = [name for name in names if SIDE_BY_SIDE.fullmatch(name)]
+    if beside and (token or simple_name(beside[0]).startswith(("top", "choice"))):
+        return {**found, "columns": tuple(beside)}
+    by_layer = [name for name in names if LAYER_IN_NAME.fullmatch(name)]
+    if by_layer and token and layer is None:
+        return {**found, "columns": tuple(by_layer), "by_layer": True}
+    expert = first_named(named, EXPERT_NAMES)
+    if expert and (forced or token or (found["step_column"] is None and layer)):
+        return {**found, "columns": (expert,), "one_each": True}
+    return None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A file of choices: its *columns* of them, and *step* and *layer* where the file's place names them.
+
+    *one_each* is where each row is one choice of a token, *by_layer* where each column of them is a layer.
+    """
+
+    path: Path
+    step: int | None
+    layer: int | None
+    columns: tuple[str, ...]
+    step_column: str | None = None
+    layer_column: str | None = None
+    one_each: bool = False
+    by_layer: bool = False
+
+    @classmethod
+    def of(cls, path: Path, step: int | None = None, layer: int | None = None) -> Table:
+        """By the names of the columns; raises `TraceError` when none are choices."""
+        with library_errors(str(path), "cannot be read", WRITE_AGAIN):
+            names = _column_names(path)
+        found = _match(names, forced=True)
+        if found is None:
+            problem = f"has no column of chosen experts among {shown(names) or 'nothing'}"
+            raise TraceError(str(path), problem, "name it topk_ids, a list for each token")
+        return cls(path, step, layer, **found)
+
+    @property
+    def assumptions(self) -> tuple[str, ...]:
+        """The columns taken under another name than ours."""
+        roles = (("step", self.step_column), ("layer", self.layer_column))
+        found = [f"column {name} is the {role}" for role, name in roles if name not in (None, role)]
+        if self.by_layer:
+            return (*found, f"columns {shown(self.columns)} are the choice of a token in each layer")
+        if self.one_each:
+            found.append(f"each row is a choice of the expert in column {self.columns[0]}")
+        elif len(self.columns) > 1:
+            found.append(f"columns {shown(self.columns)} are the choices of a token")
+        return (*found, *([] if self.layer_column else ["no layer column: one layer"]))
+
+    def _batches(self) -> Iterator[Any]:
+        """The Arrow batches of the file; raises `TraceError` where it is damaged."""
+        import pyarrow.parquet as pq
+
+        names = [name for name in (self.step_column, self.layer_column, *self.columns) if name]
+        with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
+            if ends_with(self.path, ".parquet", ".pq"):
+                reading = {"pre_buffer": False, "buffer_size": COLUMN_BYTES, "page_checksum_verification": True}
+                with pq.ParquetFile(self.path, **reading) as file:
+                    rows = max(1, MOST_CHOICES // longest_list(file.metadata, str(self.path)))
+                    yield from file.iter_batches(min(BATCH_ROWS, rows), columns=names)
+                return
+            is_csv = ends_with(self.path, ".csv", ".tsv")
+            with csv_batches(self.path) if is_csv else json_batches(self.path, block=4 * BLOCK_BYTES) as batches:
+                for batch in batches:
+                    yield batch.select(names)
+
+    def choices(self) -> Iterator[Choices]:
+        """The choices of the tokens, row by row."""
+        where = str(self.path)
+        of_file = self.layer if self.layer is not None else (layer_in_name(self.path) or 0)
+        row = 0
+        for batch in self._batches():
+            of_token, chosen = self._chosen(batch, row)
+            layer = np.full(len(of_token), of_file)
+            if self.layer_column is not None and self.layer is None:
+                layer = layers_in(batch, self.layer_column, row, where)[of_token]
+            step = None if self.step is None else np.full(len(of_token), self.step)
+            if self.step_column is not None and self.step is None:
+                step = numbers(batch, self.step_column, row, where)[of_token]
+            row += batch.num_rows
+            if self.by_layer:
+                layer = np.tile([layer_in_name(Path(name)) or 0 for name in self.columns], len(chosen))
+                step = None if step is None else step.repeat(chosen.shape[1])
+                chosen = chosen.reshape(-1, 1)
+            yield Choices(step, layer, chosen)
+
+    def width(self) -> int | None:
+        """Experts chosen by each token, as the first row has it."""
+        first = next((batch for batch in self._batches() if batch.num_rows), None)
+        if self.by_layer:
+            return 1
+        return None if first is None else int(self._chosen(first.slice(0, 1), 0)[1].shape[1])
+
+    def _chosen(self, batch: Any, row: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+        """The row of each token and its choices (tokens, k); the cells may be lists of lists."""
+        name, where = self.columns[0], str(self.path)
+        at = f"{where}, column {name}"
+        of_token = np.arange(batch.num_rows)
+        if len(self.columns) > 1 or self.one_each:
+            chosen = np.stack([numbers(batch, name, row, where) for name in self.columns], axis=1)
+        else:
+            lists, sizes, last = lists_in(batch.column(name), name, row, where), of_token, of_token
+            while is_list(lists.type):
+                if lists.null_count:
+                    raise TraceError(at, "holds a null", "every token needs its choices")
+                last, sizes = of_token, np.asarray(lists.value_lengths().to_numpy(zero_copy_only=False))
+                of_token, lists = np.repeat(of_token, sizes), lists.flatten()
+            of_token, values = last, lists.to_numpy(zero_copy_only=False)
+            if values.dtype.kind == "f" and ((np.abs(values) <= FLOAT64_EXACT) & (values == np.floor(values))).all():
+                values = values.astype(np.int64)
+            if values.dtype.kind not in "iu":
+                raise TraceError(at, f"holds {lists.type}", "give a list of expert numbers for each token")
+            if len(sizes) and (sizes != sizes[0]).any():
+                raise TraceError(at, "has tokens with another number of experts", "give k for each")
+            chosen = side_by_side(values, sizes)
+        if chosen.size and chosen.min() < -1:
+            raise TraceError(at, f"holds expert {chosen.min()}", "number experts from 0")
+        return of_token, chosen

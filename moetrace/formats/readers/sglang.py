@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,8 +15,8 @@ from moetrace.doctor.collector import HALVES, Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.readers.tensors import is_torch, keys_of, loaded
-from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
-from moetrace.formats.stream.merge import in_a_row
+from moetrace.formats.stream.cells import Merged, Reading, Source, dense_cells
+from moetrace.formats.stream.merge import concatenate_segments
 from moetrace.formats.stream.names import by_rank, check_ranks
 from moetrace.formats.stream.values import Values
 
@@ -62,7 +61,9 @@ class SglangFormat:
         check_ranks([Path(f"rank{rank}") for rank in ranks])
         # A rank that was told to dump several times has a file for each.
         readings = tuple(
-            parts[0] if isinstance(parts[0], Reading) and len(parts) == 1 else in_a_row(parts, str(path), ())
+            parts[0]
+            if isinstance(parts[0], Reading) and len(parts) == 1
+            else concatenate_segments(parts, str(path), ())
             for parts in ranks.values()
         )
         said = (f"{len(ranks)} ranks are added up", *readings[0].assumptions)
@@ -91,7 +92,8 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
     steps = np.arange(1, len(cube) + 1)
     assumptions = ("passes are numbered from 1 in the order of the buffer",)
     collector = _collector(document["logical_count"], cube)
-    return replace(_Passes(str(path), steps, cube, collector).unpadded().reading(assumptions), numbered=True)
+    passes, cube = _unpadded(steps, cube, collector, str(path))
+    return replace(_reading(passes, cube, collector, str(path), assumptions), steps_are_implicit=True)
 
 
 def _array(value: Any, path: Path) -> NDArray[Any] | None:
@@ -113,93 +115,67 @@ def _collector(value: Any, counts: NDArray[Any]) -> Collector:
     return collector
 
 
-@dataclass(frozen=True)
-class _Passes:
-    """Forward passes of one rank: *counts* (passes, layers, experts), as they were dumped."""
+def _unpadded(
+    steps: NDArray[np.int64], counts: NDArray[Any], collector: Collector, where: str
+) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The passes without the end of a buffer that was never reached; notes where it may have gone round."""
+    used = np.flatnonzero(counts.any(axis=(1, 2)))
+    if not used.size:
+        raise TraceError(where, "has no tokens at all", "record while requests are served")
+    end, whole = int(used[-1]) + 1, len(steps)
+    if end < whole:
+        evidence = f"{whole - end} of {whole} places of the buffer were not reached"
+        collector.note("padded", f"step {end + 1}", evidence)
+    if end == DEFAULT_BUFFER == whole:
+        collector.note("wrapped", "the whole trace", f"all {whole:,} places of the default buffer are used")
+    if len(used) < end:
+        idle = int(np.setdiff1d(np.arange(end), used)[0]) + 1
+        evidence = "places without tokens lie between others: idle passes, or the seam of a buffer that went round"
+        collector.note("wrapped", f"step {idle}", evidence, end - len(used))
+    return steps[:end], counts[:end]
 
-    where: str
-    steps: NDArray[np.int64]
-    counts: NDArray[Any]
-    collector: Collector
 
-    def unpadded(self) -> _Passes:
-        """Without the end of a buffer that was never reached; says where it may have gone round."""
-        used = np.flatnonzero(self.counts.any(axis=(1, 2)))
-        if not used.size:
-            raise TraceError(self.where, "has no tokens at all", "record while requests are served")
-        end = int(used[-1]) + 1
-        whole = len(self.steps)
-        if end < whole:
-            self.collector.note(
-                "padded", f"step {end + 1}", f"{whole - end} of {whole} places of the buffer were not reached"
-            )
-        if end == DEFAULT_BUFFER == whole:
-            self.collector.note("wrapped", "the whole trace", f"all {whole:,} places of the default buffer are used")
-        if len(used) < end:
-            idle = int(np.setdiff1d(np.arange(end), used)[0]) + 1
-            evidence = "places without tokens lie between others: idle passes, or the seam of a buffer that went round"
-            self.collector.note("wrapped", f"step {idle}", evidence, end - len(used))
-        return _Passes(self.where, self.steps[:end], self.counts[:end], self.collector)
-
-    def reading(self, assumptions: tuple[str, ...]) -> Reading:
-        """The cells of the layers that route anything."""
-        layers = np.flatnonzero(self.counts.any(axis=(0, 2)))
-        dense = np.setdiff1d(np.arange(self.counts.shape[1]), layers)
-        if dense.size:
-            assumptions = (*assumptions, f"layers without any token are dense ones and left out: {shown(dense)}")
-        values = Values(self.collector)
-        return Reading(
-            cells=lambda: self._cells(layers, values),
-            rows=len(self.steps) * len(layers) * self.counts.shape[2],
-            assumptions=assumptions,
-            findings=self.collector.findings,
-            where=self.where,
-            collector=self.collector,
-        )
-
-    def _cells(self, layers: NDArray[np.intp], values: Values) -> Iterator[Cells]:
-        yield dense_cells(self.steps, layers, values.counts(self.counts[:, layers], "logical_count", 0, self.where))
+def _reading(
+    steps: NDArray[np.int64], counts: NDArray[Any], collector: Collector, where: str, assumptions: tuple[str, ...]
+) -> Reading:
+    """The reading of passes (passes, layers, experts), of the layers that route anything."""
+    layers = np.flatnonzero(counts.any(axis=(0, 2)))
+    dense = np.setdiff1d(np.arange(counts.shape[1]), layers)
+    if dense.size:
+        assumptions = (*assumptions, f"layers without any token are dense ones and left out: {shown(dense)}")
+    values = Values(collector)
+    return Reading(
+        lambda: iter([dense_cells(steps, layers, values.counts(counts[:, layers], "logical_count", 0, where))]),
+        rows=len(steps) * len(layers) * counts.shape[2],
+        assumptions=assumptions,
+        findings=collector.findings,
+        where=where,
+        collector=collector,
+    )
 
 
 def _records(document: dict[str, Any], path: Path, phase: Phase | None) -> Reading:
     """The passes of a rank, physical experts added up to logical ones."""
-    records = [record for record in document["records"] if _wanted(record, phase, path)]
+    where, every = str(path), document["records"]
+    if phase is not None and not all(isinstance(record, dict) and "forward_mode" in record for record in every):
+        raise TraceError(where, "does not tell prefill from decode", "record with mode per_token for --phase")
+    records = [record for record in every if phase is None or record["forward_mode"] == MODES[phase]]
     if not records:
-        raise TraceError(str(path), "holds no such pass", "check --phase, and record while requests are served")
-    with library_errors(str(path), "has a record that is none", "give a per_pass or per_token dump"):
+        raise TraceError(where, "holds no such pass", "check --phase, and record while requests are served")
+    with library_errors(where, "has a record that is not one", "give a per_pass or per_token dump"):
         steps = np.array([int(record["forward_pass_id"]) for record in records])
         physical = np.stack([np.asarray(_array(record["global_physical_count"], path)) for record in records])
     collector = _collector(records[0]["global_physical_count"], physical)
     mapping = _array(document.get("last_physical_to_logical_map"), path)
     if mapping is None:
-        collector.note(
-            "physical", "every layer", "counts are of physical experts, and no map says which expert they hold"
-        )
-        return _Passes(str(path), steps, physical, collector).reading(())
+        evidence = "counts are of physical experts, and no map says which expert they hold"
+        collector.note("physical", "every layer", evidence)
+        return _reading(steps, physical, collector, where, ())
     if mapping.shape != physical.shape[1:] or mapping.dtype.kind not in "iu" or mapping.min() < 0:
-        raise TraceError(
-            str(path),
-            f"has a map {mapping.dtype} {mapping.shape} for counts of {physical.shape[1:]}",
-            "both are whole numbers (layers, physical experts)",
-        )
-    assumption = "physical experts are added up by the last map, which may have changed while it was recorded"
-    return _Passes(str(path), steps, _logical(physical, mapping), collector).reading((assumption,))
-
-
-def _wanted(record: Any, phase: Phase | None, path: Path) -> bool:
-    """Whether a record is of the phase asked for; raises `TraceError` where it does not tell."""
-    if phase is None:
-        return True
-    if not isinstance(record, dict) or "forward_mode" not in record:
-        raise TraceError(str(path), "does not tell prefill from decode", "record with mode per_token for --phase")
-    return bool(record["forward_mode"] == MODES[phase])
-
-
-def _logical(physical: NDArray[Any], mapping: NDArray[Any]) -> NDArray[np.int64]:
-    """Counts (passes, layers, logical experts) of *physical* ones by *mapping* (layers, physical experts)."""
-    counts = np.zeros((*physical.shape[:2], int(mapping.max()) + 1), np.int64)
+        problem = f"has a map {mapping.dtype} {mapping.shape} for counts of {physical.shape[1:]}"
+        raise TraceError(where, problem, "both are whole numbers (layers, physical experts)")
+    logical = np.zeros((*physical.shape[:2], int(mapping.max()) + 1), np.int64)
     at = np.broadcast_to(mapping.astype(np.int64), physical.shape)
-    row = np.arange(physical.shape[0])[:, None, None]
-    layer = np.arange(physical.shape[1])[:, None]
-    np.add.at(counts, (row, layer, at), physical)
-    return counts
+    np.add.at(logical, (np.arange(len(physical))[:, None, None], np.arange(physical.shape[1])[:, None], at), physical)
+    assumption = "physical experts are added up by the last map, which may have changed while it was recorded"
+    return _reading(steps, logical, collector, where, (assumption,))

@@ -14,9 +14,9 @@ from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.tables import ValueFormat
-from moetrace.formats.stream.tags import Tags, no_match, tags_by
+from moetrace.formats.stream.text import refuse_empty
 from moetrace.formats.stream.values import Values
-from moetrace.formats.stream.wide import one_kind
+from moetrace.formats.stream.wide import Tags, no_match, one_kind, tags_by
 
 MARK = ".tfevents."
 # Scalars handed on at a time.
@@ -96,7 +96,8 @@ class _Log:
             if len(self.others) < MOST_TAGS:
                 self.others[text] = None
             return
-        self.kind = one_kind([_of_folder(tag, text)], self.seen, self.where)
+        # What is matched of a scalar of add_scalars is what all its folders have in common.
+        self.kind = one_kind([tag if tag == text else text.removeprefix(f"{tag}/")], self.seen, self.where)
 
     def batch(self) -> Cells:
         """The cells of the rows that wait."""
@@ -105,11 +106,6 @@ class _Log:
         kind = next(iter(self.seen))
         counts = self.values.counts(value.astype(np.float32), kind, 0, f"{self.where}, tags {kind}", self.kind)
         return Cells(step, layer, expert, counts)
-
-
-def _of_folder(tag: str, text: str) -> str:
-    """What is matched of a scalar that `add_scalars` wrote, which all its folders have in common."""
-    return tag if tag == text else text.removeprefix(f"{tag}/")
 
 
 def _cells(log: _Log) -> Iterator[Cells]:
@@ -131,37 +127,24 @@ def _cells(log: _Log) -> Iterator[Cells]:
 
 def _summaries(path: Path) -> Iterator[tuple[int, str, float | NDArray[Any]]]:
     """Step, tag and value of every scalar, or vector, in an event file, in the order of writing."""
-    for event in _events(path):
-        for value in event.summary.value:
-            kind = value.WhichOneof("value")
-            if kind == "simple_value":
-                yield event.step, value.tag, float(value.simple_value)
-            elif kind == "tensor":
-                array = _array(value.tensor)
-                if array is not None:
-                    yield event.step, value.tag, float(array[0]) if array.size == 1 else array
-
-
-def _array(tensor: Any) -> NDArray[Any] | None:
-    """The numbers in a tensor of one dimension or none, None for any other."""
-    from tensorboard.util.tensor_util import make_ndarray
-
-    sizes = [dim.size for dim in tensor.tensor_shape.dim]
-    # One number may stand for a tensor of any size.
-    if sum(size != 1 for size in sizes) > 1 or any(not 0 < size <= MOST_EXPERTS for size in sizes):
-        return None
-    array = make_ndarray(tensor)
-    return array.reshape(-1) if array.dtype.kind in "iuf" else None
-
-
-def _events(path: Path) -> Iterator[Any]:
     try:
         from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+        from tensorboard.util.tensor_util import make_ndarray
     except ImportError as error:
-        raise TraceError(
-            str(path), "is an event file", 'install tensorboard: pip install "moetrace[tensorboard]"'
-        ) from error
-    if path.stat().st_size == 0:
-        raise TraceError(str(path), "is empty", "is it the right file?")
+        way_out = 'install tensorboard: pip install "moetrace[tensorboard]"'
+        raise TraceError(str(path), "is an event file", way_out) from error
+    refuse_empty(path)
     with library_errors(str(path), "cannot be read", "write it again"):
-        yield from LegacyEventFileLoader(str(path)).Load()
+        for event in LegacyEventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                kind = value.WhichOneof("value")
+                if kind == "simple_value":
+                    yield event.step, value.tag, float(value.simple_value)
+                elif kind == "tensor":
+                    sizes = [dim.size for dim in value.tensor.tensor_shape.dim]
+                    # One number may stand for a tensor of any size.
+                    if sum(n != 1 for n in sizes) > 1 or any(not 0 < n <= MOST_EXPERTS for n in sizes):
+                        continue
+                    array = make_ndarray(value.tensor)
+                    if array.dtype.kind in "iuf":
+                        yield event.step, value.tag, float(array.item()) if array.size == 1 else array.reshape(-1)

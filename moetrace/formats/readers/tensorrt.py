@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -44,13 +45,26 @@ class TensorrtFormat:
             raise TraceError(str(path), "is no folder with rank<R>.safetensors", "give the folder of the statistics")
         files = _ranks(path)
         check_ranks(files)
-        top_k = _top_k(path / META)
+        with library_errors(str(path / META), "cannot be read", "it is written by rank 0"):
+            top_k = json.loads((path / META).read_text(encoding="utf-8")).get("num_experts_per_token")
         stages: dict[tuple[int, ...], list[Source]] = defaultdict(list)
         for file in files:
-            keys = _keys(file)
-            layers = tuple(sorted({layer for _, layer in keys}))
-            stages[layers].append(_reading(file, keys, top_k))
-        sums: list[Source] = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
+            with library_errors(str(file), "is not a safetensors file", "write it again"), _opened(file) as tensors:
+                names = list(tensors.keys())
+            other = [name for name in names if not KEY.fullmatch(name)]
+            if other or not names:
+                problem = f"has {other[0]!r} among its tensors" if other else "holds no tensors"
+                raise TraceError(str(file), problem, "statistics have tensors named {iteration}_{layer}")
+            keys = sorted((int(step), int(layer)) for step, layer in (name.split("_") for name in names))
+            collector = Collector()
+            reading = Reading(
+                partial(_cells, file, keys, Values(collector)),
+                where=str(file),
+                known={"top_k": top_k} if isinstance(top_k, int) else {},
+                collector=collector,
+            )
+            stages[tuple(sorted({layer for _, layer in keys}))].append(reading)
+        sums = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
         return Merged(tuple(sums), "layers", str(path), (f"{len(files)} ranks: their tokens are added up",))
 
 
@@ -59,40 +73,15 @@ def _ranks(folder: Path) -> list[Path]:
     return by_rank([child for child in inside if RANK.fullmatch(child.name)])
 
 
-def _top_k(path: Path) -> int | None:
-    with library_errors(str(path), "cannot be read", "it is written by rank 0"):
-        found = json.loads(path.read_text(encoding="utf-8")).get("num_experts_per_token")
-    return found if isinstance(found, int) else None
-
-
 def _opened(path: Path) -> Any:
     try:
         from safetensors import safe_open
     except ImportError as error:
-        raise TraceError(
-            str(path), "is a safetensors file", 'install safetensors: pip install "moetrace[safetensors]"'
-        ) from error
+        way_out = 'install safetensors: pip install "moetrace[safetensors]"'
+        raise TraceError(str(path), "is a safetensors file", way_out) from error
     with suppress(ImportError):  # it makes bfloat16 known to NumPy, and comes with jax
         import ml_dtypes  # noqa: F401
     return safe_open(path, framework="numpy")
-
-
-def _keys(path: Path) -> list[tuple[int, int]]:
-    """The (iteration, layer) of every tensor, sorted; raises `TraceError` for another name."""
-    with library_errors(str(path), "is no safetensors file", "write it again"), _opened(path) as file:
-        names = list(file.keys())
-    other = [name for name in names if not KEY.fullmatch(name)]
-    if other or not names:
-        raise TraceError(str(path), f"has {other[0]!r} among its tensors" if other else "holds no tensors",
-                         "statistics have tensors named {iteration}_{layer}")  # fmt: skip
-    return sorted((int(step), int(layer)) for step, layer in (name.split("_") for name in names))
-
-
-def _reading(path: Path, keys: list[tuple[int, int]], top_k: int | None) -> Reading:
-    collector = Collector()
-    known = {} if top_k is None else {"top_k": top_k}
-    cells = lambda: _cells(path, keys, Values(collector))  # noqa: E731 - opened anew by each call
-    return Reading(cells, where=str(path), known=known, collector=collector)
 
 
 def _cells(path: Path, keys: list[tuple[int, int]], values: Values) -> Iterator[Cells]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,21 +45,19 @@ class TensorsFormat(ValueFormat):
     def read(self, path: Path) -> Reading:
         """Take the tensor that is the counts, or those of all layers."""
         document = loaded(path)
-        counter = isinstance(document, dict) and {"counts", "total_tokens"} <= set(document)
         found = {"counts": document} if not isinstance(document, dict) else document
-        arrays = dict(_arrays(found, path))
+        if len(found) > MOST_NAMES:
+            raise TraceError(str(path), f"holds {len(found):,} names", "a trace needs counts, steps and layers")
+        held = {str(name): tensor_array(value, path) for name, value in found.items()}
+        arrays: dict[str, Array] = {name: Held(array) for name, array in held.items() if array is not None}
         if not arrays:
-            raise TraceError(
-                str(path), f"holds {_described(document)}", "give a tensor of counts, or a dict of tensors"
-            )
+            names = shown(list(document)) or "nothing" if isinstance(document, dict) else f"a {type(document).__name__}"
+            raise TraceError(str(path), f"holds {names}", "give a tensor of counts, or a dict of tensors")
         axes = self.axes
-        if counter and axes is None and len(arrays["counts"].shape) == 2:  # LMDeploy's
+        counters = isinstance(document, dict) and {"counts", "total_tokens"} <= set(document)
+        if counters and axes is None and len(arrays["counts"].shape) == 2:  # LMDeploy's
             axes = "layers,experts"
         return Arrays(arrays, path, axes, self.values()).reading()
-
-
-def _described(document: Any) -> str:
-    return shown(list(document)) or "nothing" if isinstance(document, dict) else f"a {type(document).__name__}"
 
 
 def is_torch(path: Path) -> bool:
@@ -87,28 +85,12 @@ def loaded(path: Path) -> Any:
         import torch
     except ImportError as error:
         raise TraceError(str(path), "is a torch file", 'install torch: pip install "moetrace[torch]"') from error
-    require(4 * _unpacked(path), str(path), "what it unpacks to", "record fewer passes in a file")
+    unpacked = 0
+    with suppress(OSError, zipfile.BadZipFile, NotImplementedError, ValueError), zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    require(4 * unpacked, str(path), "what it unpacks to", "record fewer passes in a file")
     with library_errors(str(path), "cannot be opened", "dump it again; nothing but tensors is read"):
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _unpacked(path: Path) -> int:
-    """Bytes of the members of a `.pt` file, which is a zip archive; 0 where it is none."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return sum(member.file_size for member in archive.infolist())
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError):
-        return 0
-
-
-def _arrays(found: dict[Any, Any], path: Path) -> Iterator[tuple[str, Array]]:
-    """The tensors, lists and numbers among *found* as arrays; what is no number is passed over."""
-    if len(found) > MOST_NAMES:
-        raise TraceError(str(path), f"holds {len(found):,} names", "a trace needs counts, steps and layers")
-    for name, value in found.items():
-        array = tensor_array(value, path)
-        if array is not None:
-            yield str(name), Held(array)
 
 
 def tensor_array(value: Any, path: Path) -> NDArray[Any] | None:

@@ -15,8 +15,8 @@ from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells
 from moetrace.formats.stream.columns import OF_LAYER
-from moetrace.formats.stream.names import Named, layer_of, step_in
-from moetrace.formats.stream.roles import LAYER_NAMES, STEP_NAMES
+from moetrace.formats.stream.names import Named, layer_in_name, step_in_name
+from moetrace.formats.stream.tables import LAYER_NAMES, STEP_NAMES
 from moetrace.formats.stream.values import Values, simple_name
 from moetrace.trace import check_steps
 
@@ -68,7 +68,7 @@ class Held:
 class Log:
     """Counts of *shape* (steps, layers, experts): *rows* reads them from the start, some steps at a time.
 
-    *layers* are their numbers where the source names them, *steps* too; *key* is what it calls the counts.
+    *layers* are their numbers where the source names them; *key* is what it calls the counts.
     """
 
     rows: Callable[[int], Iterator[NDArray[Any]]]
@@ -76,12 +76,6 @@ class Log:
     key: str
     assumptions: tuple[str, ...]
     layers: NDArray[np.int64] | None = None
-    steps: NDArray[np.int64] | None = None
-
-
-def _is_one_of(name: str, names: Sequence[str]) -> bool:
-    """Whether *name*, in the singular, is one of *names*."""
-    return simple_name(name).removesuffix("s") in names
 
 
 @dataclass(frozen=True)
@@ -102,15 +96,23 @@ class Arrays:
     def reading(self) -> Reading:
         """The reading of the counts in them; raises `TraceError` where there are none."""
         log = self._log()
-        steps, of_steps, numbered = self._steps(log)
+        steps, of_steps, implicit = self._steps(log)
         layers, of_layers = self._layers(log)
+
+        def cells() -> Iterator[Cells]:
+            start = 0
+            for part in log.rows(max(1, BATCH_CELLS // (log.shape[1] * log.shape[2]))):
+                counts = self.values.counts(part, log.key, start, self.where)
+                yield dense_cells(steps[start : start + len(part)], layers, counts)
+                start += len(part)
+
         return Reading(
-            cells=lambda: self._cells(log, steps, layers),
+            cells,
             rows=math.prod(log.shape),
             assumptions=(*self.said, *log.assumptions, *of_steps, *of_layers),
             where=self.where,
             collector=self.values.collector,
-            numbered=numbered,
+            steps_are_implicit=implicit,
         )
 
     def _log(self) -> Log:
@@ -118,9 +120,10 @@ class Arrays:
         if named is None and self.path.name.startswith("mcore_ep_loads_") and "loads" in self.arrays:
             named = "loads"
         key = named or (next(iter(self.arrays)) if len(self.arrays) == 1 else None)
-        of_layers = None if named else _by_layer(self.arrays)
-        if of_layers is not None:
-            return self._of_layers(of_layers)
+        in_names = {name: OF_LAYER.search(name) or re.fullmatch(r"(\d{1,15})", name) for name in self.arrays}
+        by_layer = {int(found[1]): self.arrays[name] for name, found in in_names.items() if found}
+        if named is None and by_layer and len(by_layer) == len(self.arrays):
+            return self._of_layers(dict(sorted(by_layer.items())))
         if key is None:
             names = shown(self.arrays) or "no array"
             raise TraceError(
@@ -135,7 +138,7 @@ class Arrays:
         by_name = next((axes for name, axes in AXES_BY_NAME.items() if self.path.name.startswith(name)), None)
         given = self.axes or (by_name if by_name and len(by_name.split(",")) == len(shape) else None)
         # Where a file is one step, two dimensions are not.
-        of_step = step_in(self.path) is not None and layer_of(self.path) is None
+        of_step = step_in_name(self.path) is not None and layer_in_name(self.path) is None
         usual = {1: "experts", 2: "layers,experts" if of_step else "steps,experts", 3: "steps,layers,experts"}
         text = given or usual.get(len(shape))
         if text is None or min(shape, default=0) < 1:
@@ -178,12 +181,10 @@ class Arrays:
     def _steps(self, log: Log) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
         """The numbers of the steps, what is assumed of them, and whether they are only counted."""
         n = log.shape[0]
-        if log.steps is not None:
-            return log.steps, (), False
         named = self._numbers("steps", STEP_NAMES, n)
         if named is not None:
             return *named, False
-        in_name = step_in(self.path)
+        in_name = step_in_name(self.path)
         if in_name is None and self.path.name.startswith("moe_load_"):
             digits = self.path.stem.removeprefix("moe_load_")
             in_name = int(digits) if digits.isdecimal() and len(digits) <= 15 else None
@@ -194,7 +195,11 @@ class Arrays:
     def _numbers(self, ours: str, names: Sequence[str], n: int) -> tuple[NDArray[np.int64], tuple[str, ...]] | None:
         """The *n* numbers in the array that we call *ours*, or in one of these *names*, and which one that is."""
         shapes = ((n,), ()) if n == 1 else ((n,),)
-        others = (name for name, array in self.arrays.items() if _is_one_of(name, names) and array.shape in shapes)
+        others = (
+            name
+            for name, array in self.arrays.items()
+            if simple_name(name).removesuffix("s") in names and array.shape in shapes
+        )
         key = ours if ours in self.arrays else next(others, None)
         if key is None:
             return None
@@ -209,29 +214,16 @@ class Arrays:
         named = self._numbers("layers", LAYER_NAMES, n)
         if named is not None:
             return named
-        in_name = layer_of(self.path)
+        in_name = layer_in_name(self.path)
         if n == 1 and in_name is not None:
             return np.array([in_name]), (f"layer {in_name}, by the name of the file",)
         return np.arange(n), ("layers are numbered from 0",)
-
-    def _cells(self, log: Log, steps: NDArray[np.int64], layers: NDArray[np.int64]) -> Iterator[Cells]:
-        size = max(1, BATCH_CELLS // (log.shape[1] * log.shape[2]))
-        start = 0
-        for part in log.rows(size):
-            counts = self.values.counts(part, log.key, start, self.where)
-            yield dense_cells(steps[start : start + len(part)], layers, counts)
-            start += len(part)
 
 
 def arranged(array: Array, axes: Sequence[str], key: str, where: str, said: tuple[str, ...] = ()) -> Log:
     """The log of an *array* with these *axes*; one whose steps do not come first has to be held whole."""
     size = dict(zip(axes, array.shape))
-    steps, layers, experts = (
-        size.get("steps", 1),
-        size.get("layers", 1),
-        size["experts"] * size.get("ranks", 1),
-    )
-    shape = (steps, layers, experts)
+    shape = (size.get("steps", 1), size.get("layers", 1), size["experts"] * size.get("ranks", 1))
     text = f"axes are {', '.join(axes)}: {_sizes(array.shape)}"
     text += "" if "layers" in axes else ", one layer" if "steps" in axes else ", one layer and step"
     said = (*said, text + ("" if "steps" in axes or "layers" not in axes else ", one step"))
@@ -241,20 +233,9 @@ def arranged(array: Array, axes: Sequence[str], key: str, where: str, said: tupl
 
     def rows(n: int) -> Iterator[NDArray[Any]]:
         cube = np.transpose(array.whole(where), order).reshape(shape)
-        return (cube[a : a + n] for a in range(0, steps, n))
+        return (cube[a : a + n] for a in range(0, shape[0], n))
 
     return Log(rows, shape, key, said)
-
-
-def _by_layer(arrays: Mapping[str, Array]) -> dict[int, Array] | None:
-    """The arrays by the layers in their names, in the order of these; None where not each names one of its own."""
-    numbers = {}
-    for name, array in arrays.items():
-        found = OF_LAYER.search(name) or re.fullmatch(r"(\d{1,15})", name)
-        if found is None:
-            return None
-        numbers[int(found[1])] = array
-    return dict(sorted(numbers.items())) if len(numbers) == len(arrays) else None
 
 
 def _sizes(shape: Sequence[int]) -> str:

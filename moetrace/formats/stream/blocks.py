@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import require
-from moetrace.formats.stream.cells import Block, Cells, starts_of
+from moetrace.formats.stream.cells import Block, Cells, joined, starts_of
 from moetrace.trace import FLOAT64_EXACT, check_layers
 
 # Cells put in order at a time where a stream lists them in any order: 32 MiB of counts.
@@ -46,8 +46,8 @@ class Grid:
 class Assembly:
     """How to deal with one stream: its name in errors, the collector of its findings, and which are accepted.
 
-    *experts* is how many a layer has, and *first_expert* the number of the first, where that was said; *zero* is
-    whether an expert without a row was idle.
+    *experts* is how many a layer has, and *first_expert* the number of the first, where they were given;
+    *idle_experts* is whether an expert without a row was idle.
     """
 
     where: str
@@ -55,7 +55,7 @@ class Assembly:
     accept: Sequence[str] = ()
     experts: int | None = None
     first_expert: int | None = None
-    zero: bool = False
+    idle_experts: bool = False
 
 
 def assemble(cells: Callable[[], Iterator[Cells]], job: Assembly) -> tuple[Grid, Iterator[Block]]:
@@ -66,7 +66,7 @@ def assemble(cells: Callable[[], Iterator[Cells]], job: Assembly) -> tuple[Grid,
     and `TraceError` for a hole or a repetition.
     """
     grid = None
-    if job.zero or "incomplete" in job.accept:
+    if job.idle_experts or "incomplete" in job.accept:
         grid = grid_of(*_axes_of(cells(), job.where), job)
         job.collector.clear()  # what was noted on the way will be again
     pieces = _whole_steps(cells(), job.where)
@@ -74,7 +74,7 @@ def assemble(cells: Callable[[], Iterator[Cells]], job: Assembly) -> tuple[Grid,
     if first is None:
         raise TraceError(job.where, "holds no rows", "is it the right file?")
     if grid is None:
-        check_widths(first.part(0, int(np.searchsorted(first.step, first.step[0], "right"))), job.where)
+        _check_widths(first.part(0, int(np.searchsorted(first.step, first.step[0], "right"))), job.where)
         grid = grid_of(np.unique(first.layer), np.unique(first.expert), job)
     whole = _finished(chain([first], pieces), grid, job)
     return grid, (_dense(piece, grid, job) for piece in whole)
@@ -90,11 +90,6 @@ def _axes_of(cells: Iterable[Cells], where: str) -> tuple[NDArray[np.int64], NDA
     if not len(layers):
         raise TraceError(where, "holds no rows", "is it the right file?")
     return layers, experts
-
-
-def join(pieces: list[Cells]) -> Cells:
-    """The cells of several pieces, one after the other."""
-    return pieces[0] if len(pieces) == 1 else Cells(*(np.concatenate(columns) for columns in zip(*pieces)))
 
 
 def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
@@ -120,41 +115,33 @@ def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
         # Only the step that was begun earlier is copied.
         begun = int(np.searchsorted(piece.step, held[-1].step[-1], "right")) if held else 0
         if held:
-            yield join([*held, piece.part(0, begun)])
+            yield joined([*held, piece.part(0, begun)])
         if begun < cut:
             yield piece.part(begun, cut)
         # A copy: as a part of it the whole piece would stay in memory.
         held = [Cells(*(column.copy() for column in piece.part(cut, len(piece.step))))]
         size = len(held[0].step)
     if held:
-        yield join(held)
+        yield joined(held)
 
 
-def _finished(pieces: Iterator[Cells], grid: Grid, job: Assembly) -> Iterator[Cells]:
-    """The same without the last step where it is not whole: a writer that was killed leaves one."""
-    held = next(pieces)
+def _finished(steps: Iterator[Cells], grid: Grid, job: Assembly) -> Iterator[Cells]:
+    """The same without the last step, a piece of its own, if it is not whole: a writer that was killed leaves one."""
+    held = next(steps)
     alone = True
-    for piece in pieces:
+    for piece in steps:
         yield held
         held, alone = piece, False
-    last = int(np.searchsorted(held.step, held.step[-1], "left"))
-    if (alone and last == 0) or _is_whole(held.part(last, len(held.step)), grid, job):
+    # Whatever else is wrong with it is an error later.
+    every_layer = len(np.unique(held.layer)) >= len(grid.layers)
+    if alone or (every_layer and (job.idle_experts or len(held.step) >= grid.cells)):
         yield held
         return
-    rows = len(held.step) - last
-    job.collector.note(
-        "unfinished", f"step {held.step[-1]}", f"the last step of {job.where} is not whole ({rows} rows) and left out"
-    )
-    if last:
-        yield held.part(0, last)
+    evidence = f"the last step of {job.where} is not whole ({len(held.step)} rows) and left out"
+    job.collector.note("unfinished", f"step {held.step[-1]}", evidence)
 
 
-def _is_whole(step: Cells, grid: Grid, job: Assembly) -> bool:
-    """Whether the cells of one step may be all there are of it; whatever else is wrong with them is said later."""
-    return len(np.unique(step.layer)) >= len(grid.layers) and (job.zero or len(step.step) >= grid.cells)
-
-
-def check_widths(step: Cells, where: str) -> None:
+def _check_widths(step: Cells, where: str) -> None:
     """Raise `TraceError` naming the layers of each width where the layers of one step have unlike ones."""
     pairs = np.unique(np.stack([step.layer, step.expert]), axis=1)  # (2, pairs)
     layers, sizes = np.unique(pairs[0], return_counts=True)
@@ -168,45 +155,44 @@ def check_widths(step: Cells, where: str) -> None:
         f"{where}, step {step.step[0]}",
         f"layers have unlike numbers of experts: {each}",
         f"take those of one number with --layers {','.join(map(str, most))}, or, if experts without a row were idle, "
-        "take them as idle with --missing zero",
+        "take them as idle with --idle-experts",
     )
 
 
 def grid_of(layers: NDArray[np.int64], experts: NDArray[np.int64], job: Assembly) -> Grid:
-    """The grid of these *layers* and *experts*, increasing; raises `TraceError` where an expert is missing."""
+    """The grid of these *layers* and *experts*, increasing; raises `TraceError` where an expert is missing.
+
+    The first expert has the number that was given, or else 0, or 1 where no row is of 0.
+    """
     _check_numbers("layer", layers[[0, -1]], job.where)
     _check_numbers("expert", experts[[0, -1]], job.where)
     check_layers(layers[[0, -1]].tolist(), job.where)
-    start, highest = _first_expert(experts, job), int(experts[-1])
+    lowest, highest = int(experts[0]), int(experts[-1])
+    if lowest < 0:
+        raise TraceError(job.where, "an expert has a negative number", "number them from 0")
+    if job.first_expert is not None:
+        start = job.first_expert if lowest >= job.first_expert else 0  # positions, which are not numbers
+    else:
+        from_zero = job.experts is not None and highest < job.experts
+        start = 1 if lowest == 1 and not from_zero else 0
     width = job.experts or highest - start + 1
     if highest >= start + width:
         problem = f"expert {highest} is there, and {width} experts from {start} on end with {start + width - 1}"
         raise TraceError(job.where, problem, "check --experts and --first-expert")
-    if not job.zero and len(experts) != width:
+    if not job.idle_experts and len(experts) != width:
         gaps = np.flatnonzero(experts != start + np.arange(len(experts)))
         missing = start + int(gaps[0] if gaps.size else len(experts))
         first = f"say where their numbers begin with --first-expert {experts[0]}, " if experts[0] > start else ""
         raise TraceError(
             job.where,
             f"expert {missing} is missing",
-            f"{first}take experts without a row as idle with --missing zero (and --experts N for the last), "
+            f"{first}take experts without a row as idle with --idle-experts (and --experts N for the last), "
             "or log every expert of every layer in every step",
         )
     grid = Grid(layers, width, start)
     # Complete steps have as many cells as the grid, so only a made-up file wants much here.
     require(grid.cells * 32, job.where, f"a step of {len(layers):,} layers of {width:,} experts", "check its rows")
     return grid
-
-
-def _first_expert(experts: NDArray[np.int64], job: Assembly) -> int:
-    """The number of the first expert: as it was said, or else 0, or 1 where no row is of 0."""
-    lowest = int(experts[0])
-    if lowest < 0:
-        raise TraceError(job.where, "an expert has a negative number", "number them from 0")
-    if job.first_expert is not None:
-        return job.first_expert if lowest >= job.first_expert else 0  # positions, which are not numbers
-    from_zero = job.experts is not None and int(experts[-1]) < job.experts
-    return 1 if lowest == 1 and not from_zero else 0
 
 
 def _check_numbers(name: str, ends: NDArray[np.int64], where: str) -> None:
@@ -217,36 +203,23 @@ def _check_numbers(name: str, ends: NDArray[np.int64], where: str) -> None:
 
 
 def _dense(cells: Cells, grid: Grid, job: Assembly) -> Block:
-    """Cells of whole steps as one dense block."""
-    starts = starts_of(cells.step)  # (steps,)
-    steps = cells.step[starts]
-    if _regular(cells, grid, starts):
-        return Block(steps, cells.count.reshape(len(steps), len(grid.layers), grid.experts))
-    return _in_parts(cells, grid, starts, job)
-
-
-def _in_parts(cells: Cells, grid: Grid, starts: NDArray[np.intp], job: Assembly) -> Block:
-    """The block of cells in any order, so many steps at a time that holes take no memory."""
+    """Cells of whole steps as one dense block, those in any order so many steps at a time that holes take no memory."""
+    starts = starts_of(cells.step)
+    steps = cells.step[starts]  # (steps,)
+    if len(cells.step) == len(starts) * grid.cells and (np.diff(starts) == grid.cells).all():
+        layer = cells.layer.reshape(-1, len(grid.layers), grid.experts)
+        expert = cells.expert.reshape(-1, grid.experts)
+        last = grid.first_expert + grid.experts
+        # Layer by layer, expert by expert: the order most loggers write.
+        if (layer == grid.layers[:, None]).all() and (expert == np.arange(grid.first_expert, last)).all():
+            return Block(steps, cells.count.reshape(len(steps), len(grid.layers), grid.experts))
     borders = np.append(starts, len(cells.step))
     at_once = max(1, BLOCK_CELLS // grid.cells)
     parts = []
     for a in range(0, len(starts), at_once):
         b = min(len(starts), a + at_once)
-        part = cells.part(borders[a], borders[b])
-        parts.append(_scatter(part, grid, part.step[borders[a:b] - borders[a]], job))
+        parts.append(_scatter(cells.part(borders[a], borders[b]), grid, steps[a:b], job))
     return parts[0] if len(parts) == 1 else Block(*(np.concatenate(columns) for columns in zip(*parts)))
-
-
-def _regular(cells: Cells, grid: Grid, starts: NDArray[np.intp]) -> bool:
-    """Whether every step lists layer by layer, expert by expert: the order most loggers write."""
-    if len(cells.step) != len(starts) * grid.cells or (np.diff(starts) != grid.cells).any():
-        return False
-    layer = cells.layer.reshape(-1, len(grid.layers), grid.experts)
-    expert = cells.expert.reshape(-1, grid.experts)
-    return bool(
-        (layer == grid.layers[:, None]).all()
-        and (expert == np.arange(grid.first_expert, grid.first_expert + grid.experts)).all()
-    )
 
 
 def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], job: Assembly) -> Block:
@@ -263,7 +236,7 @@ def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], job: Assembly) 
     else:
         incomplete[:] = False
     wrong = (hits != 1) & ~incomplete[:, None, None]
-    if job.zero:
+    if job.idle_experts:
         wrong &= (hits > 1) | ~there[:, :, None]
     if wrong.any():
         _raise_for(np.where(wrong, hits, 1), hits, grid, steps, job.where)
@@ -291,7 +264,7 @@ def _places(cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str) -> N
             f"{where}, step {cells.step[i]}, layer {cells.layer[i]}",
             f"expert {cells.expert[i]} is there, but other steps have experts "
             f"{grid.first_expert} to {grid.first_expert + grid.experts - 1}",
-            "if the others were idle, take experts without a row as idle with --missing zero; "
+            "if the others were idle, take experts without a row as idle with --idle-experts; "
             "if layers have unlike numbers of experts, choose those of one number with --layers",
         )
     places: NDArray[np.int64] = (np.searchsorted(steps, cells.step) * len(grid.layers) + layer) * grid.experts + expert
@@ -319,5 +292,5 @@ def _raise_for(
     raise TraceError(
         place,
         f"there are {np.count_nonzero(hits[step, layer])} experts where others have {grid.experts}",
-        "take experts without a row as idle with --missing zero, or log every expert of every layer",
+        "take experts without a row as idle with --idle-experts, or log every expert of every layer",
     )

@@ -1,9 +1,9 @@
-"""What a format is: something that claims a file and streams its cells."""
+"""What a format is: something that claims a file and streams its cells; and the cells selected of a source."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
+from moetrace.errors import TraceError, shown
 from moetrace.trace import Counts, Finding, Steps
 
 Merge = Literal["sum", "experts", "layers", "steps"]
-Missing = Literal["zero"]
 
 
 class Cells(NamedTuple):
@@ -28,6 +28,11 @@ class Cells(NamedTuple):
     def part(self, start: int, end: int) -> Cells:
         """The entries from *start* up to *end*, not copied."""
         return Cells(*(column[start:end] for column in self))
+
+
+def joined(pieces: Sequence[Cells]) -> Cells:
+    """The cells of several pieces, one after the other."""
+    return pieces[0] if len(pieces) == 1 else Cells(*(np.concatenate(columns) for columns in zip(*pieces)))
 
 
 class Block(NamedTuple):
@@ -44,9 +49,9 @@ class ReadOptions:
     *tokens_per_step* is what one layer routes in one step, *top_k* times its *tokens*: totals are checked
     against it, and a format with a setting of that name gets it, as it gets *tokens*, *top_k* and *experts*, how
     many a layer has. *merge* says how many sources become one trace, *bin* how many passes one step; *layers*,
-    *first* and *last* select from the source, before that. *missing* takes an expert without a row as idle,
+    *first* and *last* select from the source, before that. *idle_experts* takes an expert without a row as idle,
     *difference* the source as counters that are not reset in every step; *first_expert* is the number of the first
-    expert. *accept* names the findings that shall not stop the reading.
+    expert. *accept* names the findings that do not stop the reading. *settings* are those of the format, by name.
     """
 
     tokens_per_step: int | None = None
@@ -60,13 +65,14 @@ class ReadOptions:
     accept: tuple[str, ...] = ()
     experts: int | None = None
     first_expert: int | None = None
-    missing: Missing | None = None
+    idle_experts: bool = False
     difference: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def as_settings(self, format: str | None = None) -> dict[str, Any]:
         """The options that were given, and the spec of the format if there was one, for the trace's metadata."""
         plain = {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
-        given = {key: value for key, value in plain.items() if value is not False and value not in (None, [])}
+        given = {key: value for key, value in plain.items() if value is not False and value not in (None, [], {})}
         return {**given, "from": format} if format else given
 
     @property
@@ -82,8 +88,8 @@ class Reading:
     """A dump about to be read: *cells* starts the stream anew each time it is called.
 
     *rows* is the number of cells where the format knows it beforehand, for progress; *where* names
-    the dump in errors; *collector* collects what the stream shows as it passes. *numbered* is whether the reader
-    counted the steps from 1, because the dump does not name them. *of_layers* are the findings about these layers.
+    the dump in errors; *collector* collects what the stream shows as it passes. *steps_are_implicit* is whether the
+    reader counted the steps from 1, because the dump does not name them. *layer_findings* are those about some layers.
     """
 
     cells: Callable[[], Iterator[Cells]]
@@ -93,8 +99,8 @@ class Reading:
     known: Mapping[str, Any] = field(default_factory=dict)
     where: str = ""
     collector: Collector = field(default_factory=Collector)
-    numbered: bool = False
-    of_layers: Callable[[Sequence[int]], tuple[Finding, ...]] = lambda _: ()
+    steps_are_implicit: bool = False
+    layer_findings: Callable[[Sequence[int]], tuple[Finding, ...]] = lambda _: ()
 
 
 @dataclass(frozen=True)
@@ -152,3 +158,67 @@ def dense_cells(steps: Steps, layers: Sequence[int] | NDArray[np.int64], counts:
         np.tile(np.arange(experts), len(steps) * counts.shape[1]),
         counts.ravel(),
     )
+
+
+# --- selecting ---------------------------------------------------------------------------------
+
+
+class NothingSelected(TraceError):
+    """A source has none of the layers, or of the steps, that were asked for."""
+
+
+@dataclass
+class Available:
+    """The layers that passed by, and the first and the last step: what there is to select from."""
+
+    layers: set[int] = field(default_factory=set)
+    first: int | None = None
+    last: int | None = None
+
+    def add(self, cells: Cells) -> None:
+        """Go on with *cells*, of which there is at least one."""
+        self.layers.update(np.unique(cells.layer).tolist())
+        low, high = int(cells.step.min()), int(cells.step.max())
+        self.first = low if self.first is None else min(low, self.first)
+        self.last = high if self.last is None else max(high, self.last)
+
+    def no_layer(self, where: str, layer: int) -> NothingSelected:
+        """The error that *where* lacks this layer, with those that it has."""
+        way_out = f"choose --layers among {shown(sorted(self.layers), 20)}"
+        return NothingSelected(where, f"has no layer {layer}", way_out)
+
+
+def selected(source: Source, options: ReadOptions, available: Available) -> Source:
+    """The same source with the layers and steps of *options* alone; *available* gets what there was.
+
+    No first step is cut off where counters are subtracted: the one after it needs it.
+    """
+    first = None if options.difference else options.first
+    if not options.layers and first is None and options.last is None:
+        return source
+    if isinstance(source, Merged):
+        return replace(source, parts=tuple(selected(part, options, available) for part in source.parts))
+
+    def cells() -> Iterator[Cells]:
+        mine, kept = Available(), False
+        for piece in source.cells():
+            if not len(piece.step):
+                continue
+            mine.add(piece)
+            available.add(piece)
+            inside = np.isin(piece.layer, options.layers) if options.layers else np.ones(len(piece.step), bool)
+            if first is not None:
+                inside &= piece.step >= first
+            if options.last is not None:
+                inside &= piece.step <= options.last
+            if inside.any():
+                kept = True
+                yield piece if inside.all() else Cells(*(column[inside] for column in piece))
+        if kept or not mine.layers:
+            return
+        if options.layers and mine.layers.isdisjoint(options.layers):
+            raise mine.no_layer(source.where, min(options.layers))
+        steps = f"choose other --steps: it has {mine.first} to {mine.last}"
+        raise NothingSelected(source.where, "has no step left", steps)
+
+    return replace(source, cells=cells, rows=None)

@@ -1,23 +1,31 @@
-"""Choices of single tokens, counted into steps as they stream."""
+"""Choices of single tokens: what a log of them holds, and how they are counted into steps as they stream."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import SettingError, TraceError
+from moetrace.doctor.catalogue import finding
+from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import require
 from moetrace.formats.stream.blocks import BLOCK_CELLS
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells, starts_of
-from moetrace.formats.stream.census import FAR, Census, no_choices
+from moetrace.trace import Finding
 
-# Different numbers that a log may choose; beyond that they are no experts.
+# Different numbers that a log may choose; beyond that they are not experts.
 MOST_EXPERTS = 1 << 20
+# Experts up to which their counts are taken without sorting.
+FEW = 1 << 16
+# What -1 is read as in the types that people save choices in, and how far from all others it is a question; as is any
+# number that is beyond twice as many experts.
+MAXIMA = (2**8 - 1, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)
+NEAR, FAR = 8, 64
 
 
 class Choices(NamedTuple):
@@ -29,6 +37,10 @@ class Choices(NamedTuple):
     step: NDArray[np.int64] | None
     layer: NDArray[np.int64]
     expert: NDArray[np.int64]
+
+    def part(self, rows: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Choices:
+        """These *rows* of it."""
+        return Choices(None if self.step is None else self.step[rows], self.layer[rows], self.expert[rows])
 
 
 def side_by_side(flat: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -42,119 +54,159 @@ def side_by_side(flat: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[n
     return rows
 
 
+# --- what a log holds --------------------------------------------------------------------------
+
+
+@dataclass
+class LayerChoices:
+    """What the tokens of one layer chose: rows, rows with an expert twice, those of one expert alone, and all experts.
+
+    *by_all* are the experts that every token chose.
+    """
+
+    rows: int = 0
+    repeated: int = 0
+    alone: Counter[int] = field(default_factory=Counter)
+    experts: set[int] = field(default_factory=set)
+    by_all: set[int] | None = None
+    width: int = 1
+
+    def add(self, rows: NDArray[np.int64]) -> dict[int, int]:
+        """Go on with choices (rows, k); returns how often each number was chosen."""
+        rows = rows[(rows >= 0).any(axis=1)]
+        chosen = rows[rows >= 0]
+        if chosen.size and chosen.max() < FEW:
+            counts = np.bincount(chosen)
+            ids = np.flatnonzero(counts)
+            times = counts[ids]
+        else:
+            ids, times = np.unique(chosen, return_counts=True)
+        self.rows += len(rows)
+        self.experts.update(ids.tolist())
+        chosen_by_all = set(ids[times == len(rows)].tolist())
+        self.by_all = chosen_by_all if self.by_all is None else self.by_all & chosen_by_all
+        if rows.shape[1] > 1 and len(rows):
+            self.width = rows.shape[1]
+            ordered = np.sort(rows, axis=1)
+            same = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+            self.repeated += int(same.any(axis=1).sum())
+            self.alone.update(ordered[same.all(axis=1), 0].tolist())
+        return dict(zip(ids.tolist(), times.tolist()))
+
+
+@dataclass
+class Census:
+    """The *counts* of each number that was chosen, -1 left out, and what each layer holds."""
+
+    counts: Counter[int] = field(default_factory=Counter)
+    by_layer: dict[int, LayerChoices] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, pieces: Iterable[Choices], where: str) -> Census:
+        """What a routing log holds, by reading it once; raises `TraceError` when it holds nothing."""
+        census = cls()
+        for piece in pieces:
+            for number in np.unique(piece.layer).tolist():
+                layer = census.by_layer.setdefault(number, LayerChoices())
+                census.counts.update(layer.add(piece.expert[piece.layer == number]))
+            if len(census.counts) > MOST_EXPERTS:
+                raise TraceError(where, f"chooses over {MOST_EXPERTS:,} different experts", "is it the right column?")
+        if not census.counts:
+            raise TraceError(where, "holds no chosen expert", "is it the right file?")
+        return census
+
+    @property
+    def ids(self) -> list[int]:
+        """The numbers that were chosen, increasing."""
+        return sorted(self.counts)
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers, increasing."""
+        return sorted(self.by_layer)
+
+    def findings(self, layers: Sequence[int]) -> tuple[Finding, ...]:
+        """What is odd about what is chosen in *layers*."""
+        those = {layer: self.by_layer[layer] for layer in layers if layer in self.by_layer}
+        found = [_repeated(those), _one_expert(those), _every_token(those)]
+        return tuple(part for part in found if part is not None)
+
+
+def _repeated(layers: dict[int, LayerChoices]) -> Finding | None:
+    """Tokens that choose one expert twice, which a router does not do."""
+    twice = {number: layer for number, layer in layers.items() if layer.repeated}
+    if not twice:
+        return None
+    rows, repeated = (sum(getattr(layer, name) for layer in twice.values()) for name in ("rows", "repeated"))
+    alone = sum((layer.alone for layer in twice.values()), Counter())
+    evidence = f"in layers {shown(list(twice))} {repeated:,} of {rows:,} tokens choose one expert twice"
+    expert, times = alone.most_common(1)[0] if alone else (0, 0)
+    if times > repeated // 2:
+        evidence += f", {times:,} of them {expert} alone, as rows do that nothing was written to"
+    return finding("repeated-choice", f"layer {min(twice)}", evidence)
+
+
+def _one_expert(layers: dict[int, LayerChoices]) -> Finding | None:
+    """Layers whose tokens all choose one expert."""
+    alone = [number for number, layer in layers.items() if len(layer.experts) == 1 and layer.rows > 1]
+    if not alone or len(set().union(*(layer.experts for layer in layers.values()))) == 1:
+        return None
+    (expert,) = layers[alone[0]].experts
+    evidence = f"every choice in layers {shown(alone)} is expert {expert}"
+    return finding("one-expert", f"layer {alone[0]}", evidence)
+
+
+def _every_token(layers: dict[int, LayerChoices]) -> Finding | None:
+    """The last expert, where every token of every layer chooses it besides others."""
+    if not layers:
+        return None
+    last = max(max(layer.experts, default=-1) for layer in layers.values())
+    if any(last not in (layer.by_all or ()) or layer.width < 2 or layer.rows < 32 for layer in layers.values()):
+        return None
+    if all(len(layer.experts) <= layer.width for layer in layers.values()):
+        return None
+    evidence = f"every token chooses expert {last}, the last one, in every layer"
+    return finding("every-token", "every layer", evidence)
+
+
+# --- counting ----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Counting:
     """How choices are counted: *tokens* of a layer are a step where none is named, *experts* a layer.
 
-    *ignore* is a number that stands for no routed expert, *highest* the largest that its type can hold.
+    *ignore* is a number that stands for no routed expert.
     """
 
     tokens: int | None = None
     experts: int | None = None
     ignore: int | None = None
-    highest: int | None = None
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The layers of a routing log, and the number of experts."""
-
-    layers: NDArray[np.int64]
-    experts: int
-
-
-def census_of(pieces: Iterable[Choices], where: str) -> Census:
-    """What a routing log holds, by reading it once; raises `TraceError` when it holds nothing."""
-    census = Census()
-    for piece in pieces:
-        if len(piece.layer):
-            census.add(piece.layer, piece.expert)
-            if len(census.counts) > MOST_EXPERTS:
-                raise TraceError(where, f"chooses over {MOST_EXPERTS:,} different experts", "is it the right column?")
-    if not census.ids:
-        raise TraceError(where, "holds no chosen expert", "is it the right file?")
-    return census
-
-
-def counted(pieces: Iterable[Choices], shape: Shape) -> Iterator[Cells]:
-    """The counts of each step; a step ends where another begins."""
-    n_layers, experts = len(shape.layers), shape.experts
-    held: tuple[int, NDArray[np.int64]] | None = None
-    for piece in _few_steps(pieces, max(1, BLOCK_CELLS // (n_layers * experts))):
-        assert piece.step is not None
-        starts = starts_of(piece.step)
-        steps = piece.step[starts]  # (steps,), as often as one begins
-        row = np.repeat(np.arange(len(steps)), np.diff(starts, append=len(piece.step)))
-        first = (row * n_layers + np.searchsorted(shape.layers, piece.layer)) * experts
-        chosen = piece.expert >= 0  # -1 stands for no choice: padding, or a token that was dropped
-        counts = np.bincount((first[:, None] + piece.expert)[chosen], minlength=len(steps) * n_layers * experts)
-        counts = counts.reshape(len(steps), n_layers, experts).astype(np.int64)
-        if held is not None and held[0] == steps[0]:
-            counts[0] += held[1]
-        elif held is not None:
-            yield dense_cells(np.array([held[0]]), shape.layers, held[1][None])
-        if len(steps) > 1:
-            yield dense_cells(steps[:-1], shape.layers, counts[:-1])
-        held = int(steps[-1]), counts[-1]
-    if held is not None:
-        yield dense_cells(np.array([held[0]]), shape.layers, held[1][None])
-
-
-def _few_steps(pieces: Iterable[Choices], most: int) -> Iterator[Choices]:
-    """The same choices in pieces of at most *most* steps, none of them empty."""
-    for piece in pieces:
-        if not len(piece.layer):
-            continue
-        assert piece.step is not None
-        for a, b in pairwise([*starts_of(piece.step)[::most].tolist(), len(piece.step)]):
-            yield Choices(piece.step[a:b], piece.layer[a:b], piece.expert[a:b])
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Numbers that stand for no choice: *beyond* the experts in any place, *inside* in rows of it alone."""
+    """A *number* that stands for no choice: *everywhere*, or where it is all that a token chose."""
 
-    beyond: tuple[int, ...] = ()
-    inside: tuple[int, ...] = ()
+    number: int
+    everywhere: bool
 
-    def removed(self, pieces: Iterable[Choices], counted: bool) -> Iterator[Choices]:
-        """The choices with -1 for padding; rows without any are left out where steps are *counted* in tokens."""
+    @classmethod
+    def of(cls, census: Census, number: int, where: str) -> Padding:
+        """By its place among the experts; raises `SettingError` where it was never chosen."""
+        if number not in census.counts:
+            raise SettingError(f"{where} holds no {number}, and has no use for --ignore")
+        return cls(number, everywhere=len(census.ids) > 1 and number == census.ids[-1])
+
+    def removed(self, pieces: Iterable[Choices]) -> Iterator[Choices]:
+        """The choices with -1 for padding."""
         for piece in pieces:
-            expert = piece.expert
-            for number in self.beyond:
-                expert = np.where(expert == number, -1, expert)
-            for number in self.inside:
-                expert = np.where((expert == number).all(axis=1, keepdims=True), -1, expert)
-            kept = (expert >= 0).any(axis=1) if counted else slice(None)
-            yield Choices(None if piece.step is None else piece.step[kept], piece.layer[kept], expert[kept])
+            padded = piece.expert == self.number
+            padded = padded if self.everywhere else padded.all(axis=1, keepdims=True)
+            yield piece._replace(expert=np.where(padded, -1, piece.expert))
 
 
-@dataclass
-class _Places:
-    """Numbers the tokens of each layer, so that every so many are a step."""
-
-    tokens: int
-    done: dict[int, int] = field(default_factory=dict)
-
-    def numbered(self, piece: Choices) -> Choices:
-        """The same choices with their steps, which begin at 1, in the order of these."""
-        places = np.empty(len(piece.layer), np.int64)
-        for number in np.unique(piece.layer).tolist():
-            rows = np.flatnonzero(piece.layer == number)
-            places[rows] = self.done.get(number, 0) + np.arange(len(rows))
-            self.done[number] = self.done.get(number, 0) + len(rows)
-        step = places // self.tokens + 1
-        order = np.argsort(step, kind="stable")
-        return Choices(step[order], piece.layer[order], piece.expert[order])
-
-
-def _numbered(pieces: Iterable[Choices], tokens: int | None) -> Iterator[Choices]:
-    places = _Places(tokens or 1)
-    for piece in pieces:
-        yield piece if piece.step is not None else places.numbered(piece)
-
-
-def reading_of(
+def choices_reading(
     pieces: Callable[[], Iterator[Choices]],
     where: str,
     counting: Counting,
@@ -169,77 +221,94 @@ def reading_of(
     *census* is what is known of it, *experts* how many others have that it is merged with. Raises `TraceError` when
     an expert was chosen beyond the experts there should be, or far beyond all others.
     """
-    found = census or census_of(pieces(), where)
-    padding, said = _padding(found, counting, where)
-    real = [number for number in found.ids if number not in padding.beyond]
+    found = census or Census.of(pieces(), where)
+    layers, chosen, real = found.layers, pieces, found.ids
+    if counting.ignore is not None:
+        padding = Padding.of(found, counting.ignore, where)
+        number, times = padding.number, found.counts[padding.number]
+        left_out = f"{number} is left out, {times:,} times," if padding.everywhere else None
+        assumptions = (*assumptions, f"{left_out or f'tokens that choose {number} alone are left out,'} by --ignore")
+        # A layer that holds nothing but padding does not count.
+        layers = [layer for layer in layers if not found.by_layer[layer].experts <= {number}]
+        real = [expert for expert in real if not (padding.everywhere and expert == number)]
+        chosen = lambda: padding.removed(pieces())  # noqa: E731 - opened anew by each call
+        found = Census.of(chosen(), where)
+    _check_highest(real, counting.experts, where)
     n = counting.experts or max(experts or 0, real[-1] + 1)
-    assumed = [*assumptions, *said]
     if counting.experts is None:
-        assumed.append(f"{n} experts: the highest that was chosen is {real[-1]}")
-    # A layer that holds nothing but padding is none.
-    layers = [layer for layer in found.layers if not found.is_padding(layer, {*padding.beyond, *padding.inside})]
-    if padding != Padding():
-        found = census_of(padding.removed(pieces(), counted=True), where)
-    whole = Shape(np.array(layers, np.int64), n)
-    cells = len(layers) * n
-    require(cells * 64, where, f"a step of {len(layers):,} layers of {n:,} experts", "check its numbers")
-    known = {} if top_k is None else {"top_k": top_k}
-    in_tokens = counting.tokens is not None
+        assumptions = (*assumptions, f"{n} experts: the highest that was chosen is {real[-1]}")
+    require(len(layers) * n * 64, where, f"a step of {len(layers):,} layers of {n:,} experts", "check its numbers")
 
-    def counts() -> Iterator[Cells]:
-        rows = padding.removed(pieces(), counted=True)
-        inside = (_of_layers(piece, whole.layers) for piece in rows)
-        return counted(_numbered(inside, counting.tokens), whole)
+    def inside() -> Iterator[Choices]:
+        for piece in chosen():
+            rows = (piece.expert >= 0).any(axis=1) & np.isin(piece.layer, layers)
+            yield piece if rows.all() else piece.part(rows)
 
     return Reading(
-        counts,
+        lambda: counted(with_steps(inside(), counting.tokens or 1), np.array(layers, np.int64), n),
         where=where,
-        assumptions=tuple(assumed),
-        known=known,
-        numbered=in_tokens,
-        of_layers=found.findings,
+        assumptions=assumptions,
+        known={} if top_k is None else {"top_k": top_k},
+        steps_are_implicit=counting.tokens is not None,
+        layer_findings=found.findings,
     )
 
 
-def _of_layers(piece: Choices, layers: NDArray[np.int64]) -> Choices:
-    inside = np.isin(piece.layer, layers)
-    if inside.all():
-        return piece
-    return Choices(None if piece.step is None else piece.step[inside], piece.layer[inside], piece.expert[inside])
-
-
-def _padding(census: Census, counting: Counting, where: str) -> tuple[Padding, list[str]]:
-    """Which numbers are padding, and what is said of that; raises `TraceError` for what may be or may not."""
-    padding, said = _ignored(census, counting, where)
-    ids = [number for number in census.ids if number not in padding.beyond]
-    if counting.experts is not None and ids[-1] < counting.experts:
-        return padding, said
+def _check_highest(ids: Sequence[int], experts: int | None, where: str) -> None:
+    """Raise `TraceError` where the last of *ids*, increasing, is not one of so many *experts*, or may be padding."""
     highest, before = ids[-1], ids[-2] if len(ids) > 1 else ids[-1]
-    if no_choices(ids, counting.highest) and before < (counting.experts or highest):
-        said.append(
-            f"{highest} stands for no choice ({census.counts[highest]:,} of them left out), since no other expert is "
-            f"beyond {before}; --experts {highest + 1} takes it for one"
-        )
-        return replace(padding, beyond=(*padding.beyond, highest)), said
-    if counting.experts is not None:
-        way = f"with --experts {counting.experts} the last is one less; leave what is no routed expert out with "
-        raise TraceError(where, f"expert {highest} was chosen", f"{way}--ignore {highest}")
-    if highest - before > max(FAR, before + 1):
+    if experts is not None:
+        if highest >= experts:
+            way = f"with --experts {experts} the last is one less; leave what is no routed expert out with "
+            raise TraceError(where, f"expert {highest} was chosen", f"{way}--ignore {highest}")
+    elif highest - before > (NEAR if highest in MAXIMA else max(FAR, before + 1)):
         raise TraceError(
             where,
-            f"expert {highest} is far beyond all others, which end with {before}",
+            f"expert {highest} is far beyond all others, which end with {before}: an expert, or padding",
             f"leave it out with --ignore {highest}, or give the number of experts with --experts N",
         )
-    return padding, said
 
 
-def _ignored(census: Census, counting: Counting, where: str) -> tuple[Padding, list[str]]:
-    """What was said to be no expert; raises `SettingError` where there is none of it."""
-    number = counting.ignore
-    if number is None:
-        return Padding(), []
-    if number not in census.counts:
-        raise SettingError(f"{where} holds no {number}, and has no use for --ignore")
-    if len(census.ids) > 1 and number == census.ids[-1]:
-        return Padding(beyond=(number,)), [f"{number} is left out, {census.counts[number]:,} times, by --ignore"]
-    return Padding(inside=(number,)), [f"tokens that choose {number} alone are left out, by --ignore"]
+def with_steps(pieces: Iterable[Choices], tokens: int) -> Iterator[Choices]:
+    """The choices with their steps; where none are named, every so many *tokens* of each layer are one, from 1 on."""
+    done: Counter[int] = Counter()
+    for piece in pieces:
+        if piece.step is not None:
+            yield piece
+            continue
+        places = np.empty(len(piece.layer), np.int64)
+        for number in np.unique(piece.layer).tolist():
+            rows = np.flatnonzero(piece.layer == number)
+            places[rows] = done[number] + np.arange(len(rows))
+            done[number] += len(rows)
+        step = places // tokens + 1
+        yield piece._replace(step=step).part(np.argsort(step, kind="stable"))
+
+
+def counted(pieces: Iterable[Choices], layers: NDArray[np.int64], experts: int) -> Iterator[Cells]:
+    """The counts of each step over *layers* of so many *experts*; a step ends where another begins."""
+    size = len(layers) * experts
+    most = max(1, BLOCK_CELLS // size)  # steps counted at a time
+    held: tuple[int, NDArray[np.int64]] | None = None
+    for whole in pieces:
+        assert whole.step is not None
+        borders = [*starts_of(whole.step)[::most].tolist(), len(whole.step)] if len(whole.step) else []
+        for a, b in pairwise(borders):
+            piece = whole.part(slice(a, b))
+            assert piece.step is not None
+            starts = starts_of(piece.step)
+            steps = piece.step[starts]  # (steps,), as often as one begins
+            row = np.repeat(np.arange(len(steps)), np.diff(starts, append=len(piece.step)))
+            first = (row * len(layers) + np.searchsorted(layers, piece.layer)) * experts
+            chosen = piece.expert >= 0  # -1 stands for no choice: padding, or a token that was dropped
+            counts = np.bincount((first[:, None] + piece.expert)[chosen], minlength=len(steps) * size)
+            counts = counts.reshape(len(steps), len(layers), experts).astype(np.int64)
+            if held is not None and held[0] == steps[0]:
+                counts[0] += held[1]
+            elif held is not None:
+                yield dense_cells(np.array([held[0]]), layers, held[1][None])
+            if len(steps) > 1:
+                yield dense_cells(steps[:-1], layers, counts[:-1])
+            held = int(steps[-1]), counts[-1]
+    if held is not None:
+        yield dense_cells(np.array([held[0]]), layers, held[1][None])

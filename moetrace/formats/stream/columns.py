@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,16 +12,14 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.arrow import to_numpy
+from moetrace.formats.errors import library_errors
 from moetrace.trace import FLOAT64_EXACT
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A number with its thousands apart, by commas or by dots, as spreadsheets write it.
+# A number with commas between its thousands, as spreadsheets write it.
 BY_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
-BY_DOTS = re.compile(r"[+-]?[1-9]\d{0,2}(?:\.\d{3})+")
-# What begins a list, or a mapping, that was written as text.
-LIST = re.compile(r"\s*(?:\w+\()*\s*[\[({]|\s*\d+(?:[ ;|/]+\d+)+\s*$")
 # The number of a layer in the name of a module: what follows a word for it, or else the only number.
 OF_LAYER = re.compile(r"(?:layers?|blocks?|(?<![a-z])h)[._/\[-]?(\d{1,15})", re.IGNORECASE)
 
@@ -29,6 +29,46 @@ def is_text(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_list(kind: Any) -> bool:
+    """Whether an Arrow type is one of lists."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def holds_lists(values: pa.Array) -> bool:
+    """Whether the cells of a column are lists, or texts of which the first is written like one."""
+    if is_list(values.type):
+        return True
+    first = next((text for text in values.slice(0, 100).to_pylist() if text), "") if is_text(values.type) else ""
+    return first.lstrip().startswith("[")
+
+
+def lists_in(values: pa.Array, name: str, row: int, where: str) -> pa.Array:
+    """A column of lists; texts such as ``[3, 0, 5]`` become lists. Raises `TraceError` for any other text."""
+    import pyarrow as pa
+
+    if values.null_count:
+        raise null(values, name, row, where)
+    if is_list(values.type):
+        return values
+    if not is_text(values.type):
+        raise TraceError(f"{where}, column {name}", f"holds {values.type}", "give a list in each row")
+    lists = []
+    for i, text in enumerate(values.to_pylist()):
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, list):
+            problem = f"is not a list of numbers: {text[:60]!r}"
+            way_out = "write lists as [3, 0, 5], or take them apart with --sql (docs/recipes.md)"
+            raise TraceError(f"{where}, column {name}, row {row + i}", problem, way_out)
+        lists.append(found)
+    with library_errors(f"{where}, column {name}", "holds lists that are not of numbers", "write counts in them"):
+        return pa.array(lists)
 
 
 def column(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[Any]:
@@ -48,56 +88,39 @@ def with_gaps(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray
         return to_numpy(values)
     if pa.types.is_null(values.type):
         return np.full(len(values), np.nan)
+    if pa.types.is_decimal(values.type):  # as databases add up integers
+        values = values.cast(pa.int64() if values.type.scale == 0 else pa.float64())
     try:
         found = np.asarray(values.to_numpy(zero_copy_only=False))
     except (TypeError, NotImplementedError):
         raise TraceError(f"{where}, column {name}", f"holds {values.type}", "give numbers") from None
-    return as_written(found, name, row, where) if is_text(values.type) else found
+    return numbers_as_written(found, name, row, where) if is_text(values.type) else found
 
 
 def null(values: Any, name: str, row: int, where: str) -> TraceError:
-    """That a column has a gap, and where the first one is."""
+    """The error that a column has a gap, and where the first one is."""
     first = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
     return TraceError(f"{where}, column {name}, row {row + first}", "is null (or NaN)", "every row needs a value")
 
 
-def as_written(texts: NDArray[Any], name: str, row: int, where: str) -> NDArray[Any]:
+def numbers_as_written(texts: NDArray[Any], name: str, row: int, where: str) -> NDArray[Any]:
     """Texts that are numbers as spreadsheets write them as numbers, percentages as shares; other texts stay.
 
-    Raises `TraceError` where only some are percentages.
+    A comma sets thousands apart where all of them do, and is a decimal comma otherwise. Raises `TraceError` where
+    only some are percentages.
     """
-    stripped = [None if text is None else re.sub(r"[\s\u00a0\u202f']", "", text) for text in texts]
-    percents = np.array([(text or "").endswith("%") for text in stripped])
+    stripped = ["" if text is None else re.sub(r"[\s\u00a0\u202f']", "", text) for text in texts]
+    percents = np.array([text.endswith("%") for text in stripped])
     if percents.any() and not percents[[bool(text) for text in stripped]].all():
         at = row + int(np.argmax(percents))
-        raise TraceError(f"{where}, column {name}, row {at}", "is a percentage, and others are none", "write one kind")
-    plain = [text.rstrip("%") if text else text for text in stripped]
-    with_comma = [text for text in plain if text and "," in text]
-    if not all(map(BY_COMMAS.fullmatch, with_comma)):  # so it is a decimal point
-        plain = [text.replace(",", ".") if text and text.count(",") == 1 else text for text in plain]
-    dots = written_with_dots([text for text in plain if text])
-    numbers: list[float] = []
-    for text in plain:
-        if not text:
-            numbers.append(np.nan)
-            continue
-        try:
-            whole = text.replace(",", "") if BY_COMMAS.fullmatch(text) else text.replace(".", "") if dots else text
-            numbers.append(float(whole))
-        except ValueError:
-            return texts
+        raise TraceError(f"{where}, column {name}, row {at}", "is a percentage, and others are not", "write one kind")
+    plain = [text.rstrip("%") for text in stripped]
+    thousands = all(BY_COMMAS.fullmatch(text) for text in plain if "," in text)
+    try:
+        numbers = [float(text.replace(",", "" if thousands else ".") or "nan") for text in plain]
+    except ValueError:
+        return texts
     return np.array(numbers) / (100 if percents.any() else 1)
-
-
-def written_with_dots(texts: list[str]) -> bool:
-    """Whether dots in *texts* set thousands apart: ``15.000`` and ``987``, but not ``15.000`` and ``7.500``."""
-    dotted = [text for text in texts if "." in text]
-    if not dotted or not all(BY_DOTS.fullmatch(text) for text in dotted):
-        return False
-    whole = all("." in text or re.fullmatch(r"[+-]?\d{1,3}", text) for text in texts)
-    # With three digits everywhere and zeros alone behind the dot, they are decimals that say nothing.
-    plain = len(dotted) == len(texts) and all(text.endswith(".000") and text.count(".") == 1 for text in dotted)
-    return whole and not plain
 
 
 def numbers(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
@@ -112,11 +135,8 @@ def numbers(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[n
         with np.errstate(invalid="ignore"):
             bad = np.flatnonzero(~(np.abs(values) < FLOAT64_EXACT) | (np.floor(values) != values))
         if bad.size:
-            raise TraceError(
-                f"{where}, column {name}, row {row + bad[0]}",
-                f"{values[bad[0]]} is not a whole number",
-                "give whole numbers",
-            )
+            at = f"{where}, column {name}, row {row + bad[0]}"
+            raise TraceError(at, f"{values[bad[0]]} is not a whole number", "give whole numbers")
     if values.dtype.kind not in "iuf":
         raise TraceError(f"{where}, column {name}", f"holds {values.dtype}, not numbers", "give whole numbers")
     return values.astype(np.int64, copy=False)
@@ -125,32 +145,37 @@ def numbers(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[n
 def layers_in(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
     """A column of layers (rows,), numbers or names of modules such as ``model.layers.3.mlp``."""
 
-    values = batch.column(name)
-    if not is_text(values.type) or values.null_count:
-        return numbers(batch, name, row, where)
-    encoded = values.dictionary_encode()
-    of_name = np.array([module_layer(text, f"{where}, column {name}") for text in encoded.dictionary.to_pylist()])
-    layers: NDArray[np.int64] = of_name[to_numpy(encoded.indices)]
-    return layers
+    def layer(text: str) -> int:
+        found = OF_LAYER.search(text)
+        every = re.findall(r"\d{1,15}", text)
+        if found is None and len(every) != 1:
+            problem = f"names no layer in {text[:60]!r}"
+            raise TraceError(f"{where}, column {name}", problem, "name layers by numbers")
+        return int(found[1] if found else every[0])
+
+    return _from_text(batch, name, row, where, layer)
 
 
-def module_layer(text: str, where: str) -> int:
-    """The number of the layer in the name of a module; raises `TraceError` where there is none."""
-    found = OF_LAYER.search(text)
-    numbers = re.findall(r"\d{1,15}", text)
-    if found is None and len(numbers) != 1:
-        raise TraceError(where, f"names no layer in {text[:60]!r}", "name layers by numbers")
-    return int(found[1] if found else numbers[0])
-
-
-def numbered(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
+def numbers_from_text(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
     """A column of steps or experts (rows,), numbers or texts with one number each, such as ``expert_3``."""
+
+    def number(text: str) -> int | None:
+        every = re.findall(r"\d{1,15}", text)
+        return int(every[0]) if len(every) == 1 else None
+
+    return _from_text(batch, name, row, where, number)
+
+
+def _from_text(
+    batch: pa.RecordBatch, name: str, row: int, where: str, number_in: Callable[[str], int | None]
+) -> NDArray[np.int64]:
+    """A column of numbers; *number_in* finds that of a text, each different one looked at once."""
     values = batch.column(name)
     if not is_text(values.type) or values.null_count:
         return numbers(batch, name, row, where)
     encoded = values.dictionary_encode()
-    found = [re.findall(r"\d{1,15}", text) for text in encoded.dictionary.to_pylist()]
-    if any(len(those) != 1 for those in found):
+    found = [number_in(text) for text in encoded.dictionary.to_pylist()]
+    if None in found:
         return numbers(batch, name, row, where)
-    experts: NDArray[np.int64] = np.array([int(those[0]) for those in found], np.int64)[to_numpy(encoded.indices)]
-    return experts
+    by_text: NDArray[np.int64] = np.array(found, np.int64)[to_numpy(encoded.indices)]
+    return by_text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -15,8 +14,8 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import OF_LAYER
-from moetrace.formats.stream.names import Named, step_in
-from moetrace.formats.stream.roles import LAYER_NAMES, STEP_NAMES
+from moetrace.formats.stream.names import Named, step_in_name
+from moetrace.formats.stream.tables import LAYER_NAMES, STEP_NAMES
 from moetrace.formats.stream.values import COUNT_NAMES, Values, simple_name
 from moetrace.trace import FLOAT64_EXACT
 
@@ -31,6 +30,8 @@ BARE = re.compile(r"\d{1,15}")
 # Lines taken at a time.
 LINES = 1000
 
+Key = str | int
+
 
 def keyed_reading(document: Any, path: Named, values: Values, needs: str) -> Reading:
     """Counts by step, layer and expert, or by layer and expert alone, as keys or places in lists.
@@ -39,74 +40,27 @@ def keyed_reading(document: Any, path: Named, values: Values, needs: str) -> Rea
     Raises `TraceError`, saying what the document *needs*, where they number nothing.
     """
     where = str(path)
-    paths = list(_walk(document, (), where, needs))
-    if not paths or len({len(at) for at, _ in paths}) != 1 or len(paths[0][0]) < 2:
+    found = list(_walk(document, (), where, needs))
+    depths = {len(at) for at, _ in found}
+    if len(depths) != 1 or min(depths) < 2:
         names = shown(list(document)) if isinstance(document, dict) else "nothing"
         raise TraceError(where, f"holds {names}, and none is the counts", f"it needs {needs}")
-    axes = _axes(list(paths[0][0]), where, needs)
-    with library_errors(where, "holds numbers that are no counts", "counts are whole numbers of tokens"):
-        numbers = {
-            axis: np.array([_number(at[i], where, needs) for at, _ in paths], np.int64) for i, axis in enumerate(axes)
-        }
-        raw = np.array([count for _, count in paths])
-    in_name = step_in(path)
+    axes = _axes(found[0][0], where, needs)
+    with library_errors(where, "holds numbers that are not counts", "counts are whole numbers of tokens"):
+        numbers = _numbers([at for at, _ in found], axes, where, needs)
+        raw = np.array([count for _, count in found])
+    in_name = step_in_name(path)
     step = numbers.get("step", np.full(len(raw), 1 if in_name is None else in_name))
     order = np.lexsort((numbers["expert"], numbers["layer"], step))
+    at = step[order], numbers["layer"][order], numbers["expert"][order]
     return Reading(
-        lambda: _cells(step[order], numbers["layer"][order], numbers["expert"][order], raw[order], values, where),
+        lambda: iter([Cells(*at, values.counts(raw[order], "counts", 0, where))]),
         rows=len(raw),
         assumptions=(f"keys are {', '.join(axes)}" + ("" if "step" in axes else ": one step"),),
         where=where,
         collector=values.collector,
-        numbered="step" not in axes and in_name is None,
+        steps_are_implicit="step" not in axes and in_name is None,
     )
-
-
-def _cells(
-    step: NDArray[np.int64],
-    layer: NDArray[np.int64],
-    expert: NDArray[np.int64],
-    raw: NDArray[Any],
-    values: Values,
-    where: str,
-) -> Iterator[Cells]:
-    yield Cells(step, layer, expert, values.counts(raw, "counts", 0, where))
-
-
-@dataclass(frozen=True)
-class _Line:
-    """The keys of a line: *step*, *layer* if it has one, and the *parts* that hold its counts.
-
-    A single part holds them itself; several are a layer each.
-    """
-
-    step: str
-    layer: str | None
-    parts: tuple[str, ...]
-
-    @classmethod
-    def of(cls, line: dict[str, Any], where: str, needs: str) -> _Line:
-        """By the first *line*; raises `TraceError` where it has no step, or no such parts."""
-        step = next((key for key in line if simple_name(key) in STEP_NAMES), None)
-        layer = next((key for key in line if simple_name(key) in LAYER_NAMES), None)
-        inside = [key for key, part in line.items() if isinstance(part, dict | list) and key not in (step, layer)]
-        counts = [key for key in inside if simple_name(key) in (*COUNT_NAMES, "layers", "experts")]
-        if step is None or step in inside or not (counts or len(inside) == 1 or all(map(OF_LAYER.search, inside))):
-            raise TraceError(where, f"has lines with {shown(list(line))}", f"each needs a step, and {needs}")
-        return cls(step, layer, tuple(counts[:1] or inside))
-
-    @property
-    def outer(self) -> tuple[str, ...]:
-        """The keys of the numbers that hold for the whole line."""
-        return (self.step,) if self.layer is None else (self.step, self.layer)
-
-    def counts(self, line: dict[str, Any], where: str) -> Any:
-        """What holds the counts of a line; raises `TraceError` for one without."""
-        absent = [key for key in (*self.outer, *self.parts) if key not in line]
-        if absent:
-            raise TraceError(where, f"has a line without {absent[0]}", "write the same keys in every line")
-        alone = len(self.parts) == 1 and not OF_LAYER.search(self.parts[0])
-        return line[self.parts[0]] if alone else {key: line[key] for key in self.parts}
 
 
 def keyed_lines(lines: Callable[[], Iterator[dict[str, Any]]], path: Named, values: Values, needs: str) -> Reading:
@@ -115,40 +69,41 @@ def keyed_lines(lines: Callable[[], Iterator[dict[str, Any]]], path: Named, valu
     Raises `TraceError` where the first of them has no step, or nothing of that kind.
     """
     where = str(path)
-    line = _Line.of(next(lines(), {}), where, needs)
+    first = next(lines(), {})
+    step = next((key for key in first if simple_name(key) in STEP_NAMES), None)
+    layer = next((key for key in first if simple_name(key) in LAYER_NAMES), None)
+    inside = [key for key, part in first.items() if isinstance(part, dict | list) and key not in (step, layer)]
+    counts = [key for key in inside if simple_name(key) in (*COUNT_NAMES, "layers", "experts")]
+    of_layers = all(map(OF_LAYER.search, inside))
+    if step is None or step in inside or not (counts or len(inside) == 1 or of_layers):
+        raise TraceError(where, f"has lines with {shown(list(first))}", f"each needs a step, and {needs}")
+    # One part holds all counts, or several are a layer each.
+    parts = tuple(counts[:1] or inside)
+    outer = (step,) if layer is None else (step, layer)
+    alone = len(parts) == 1 and not OF_LAYER.search(parts[0])
 
     def cells() -> Iterator[Cells]:
-        return (_of_lines(part, line, values, where, needs) for part in _batches(lines()))
+        rows = lines()
+        while batch := list(islice(rows, LINES)):
+            found: list[tuple[tuple[Key, ...], float]] = []
+            for row in batch:
+                absent = [key for key in (*outer, *parts) if key not in row]
+                if absent:
+                    raise TraceError(where, f"has a line without {absent[0]}", "write the same keys in every line")
+                held = row[parts[0]] if alone else {key: row[key] for key in parts}
+                found += [((*(row[key] for key in outer), *at), n) for at, n in _walk(held, (), where, needs)]
+            depths = {len(at) for at, _ in found}
+            if len(depths) != 1 or not depths <= {2, 3}:
+                problem = "has lines whose counts are nested unlike each other"
+                raise TraceError(where, problem, f"each needs a step, and {needs}")
+            axes = ["step", *_axes(found[0][0][1:], where, needs)] if depths == {3} else ["step", "expert"]
+            at = _numbers([at for at, _ in found], axes, where, needs)
+            layers = at.get("layer", np.zeros(len(found), np.int64))
+            raw = np.array([count for _, count in found])
+            yield Cells(at["step"], layers, at["expert"], values.counts(raw, "counts", 0, where))
 
-    said = f"the counts are in {shown(line.parts)}"
+    said = f"the counts are in {shown(parts)}"
     return Reading(cells, assumptions=(said,), where=where, collector=values.collector)
-
-
-def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    while part := list(islice(rows, LINES)):
-        yield part
-
-
-def _of_lines(lines: Sequence[dict[str, Any]], line: _Line, values: Values, where: str, needs: str) -> Cells:
-    """The cells of some lines."""
-    found: list[tuple[Key, ...]] = []
-    counts: list[float] = []
-    for row in lines:
-        for at, count in _walk(line.counts(row, where), (), where, needs):
-            found.append((*(row[key] for key in line.outer), *at))
-            counts.append(count)
-    depth = len(found[0]) if found else 0
-    if not 2 <= depth <= 3 or any(len(at) != depth for at in found):
-        raise TraceError(
-            where, "has lines whose counts are nested unlike each other", f"each needs a step, and {needs}"
-        )
-    axes = ["step", *_axes(found[0][1:], where, needs)] if depth == 3 else ["step", "expert"]
-    columns = {axis: np.array([_number(at[i], where, needs) for at in found], np.int64) for i, axis in enumerate(axes)}
-    layers = columns.get("layer", np.zeros(len(found), np.int64))
-    return Cells(columns["step"], layers, columns["expert"], values.counts(np.array(counts), "counts", 0, where))
-
-
-Key = str | int
 
 
 def _walk(value: Any, at: tuple[Key, ...], where: str, needs: str) -> Iterator[tuple[tuple[Key, ...], float]]:
@@ -166,24 +121,32 @@ def _walk(value: Any, at: tuple[Key, ...], where: str, needs: str) -> Iterator[t
 
 def _axes(keys: Sequence[Key], where: str, needs: str) -> list[str]:
     """What each level numbers: by its word, or else what is left, in the order of steps, layers, experts."""
-    said = [next((axis for axis, word in WORDS.items() if word.search(str(key))), None) for key in keys]
-    left = [axis for axis in AXES[-len(keys) :] if axis not in said]
-    axes = [axis or (left.pop(0) if left else "") for axis in said]
+    named = [next((axis for axis, word in WORDS.items() if word.search(str(key))), None) for key in keys]
+    left = [axis for axis in AXES[-len(keys) :] if axis not in named]
+    axes = [axis or (left.pop(0) if left else "") for axis in named]
     if sorted(axes) != sorted(AXES[-len(keys) :]):
-        problem = f"has keys such as {' > '.join(map(str, keys))[:80]}, which are no layers of experts"
+        problem = f"has keys such as {' > '.join(map(str, keys))[:80]}, which are not layers of experts"
         raise TraceError(where, problem, f"it needs {needs}")
     return axes
 
 
-def _number(key: Any, where: str, needs: str) -> int:
-    if isinstance(key, float) and key.is_integer():
-        key = int(key)
-    if isinstance(key, int) and not isinstance(key, bool) and abs(key) <= FLOAT64_EXACT:
-        return key
-    if not isinstance(key, str):
-        raise TraceError(where, f"has {key!r:.40} where a step, a layer or an expert should be", f"it needs {needs}")
-    found = BARE.fullmatch(key) or next((match for word in WORDS.values() if (match := word.search(key))), None)
-    groups = [text for text in (found[0], *found.groups()) if text and text.isdecimal()] if found else []
-    if not groups:
-        raise TraceError(where, f"has a key {key[:60]!r} that numbers nothing", f"it needs {needs}")
-    return int(groups[0])
+def _numbers(
+    keys: Sequence[tuple[Any, ...]], axes: Sequence[str], where: str, needs: str
+) -> dict[str, NDArray[np.int64]]:
+    """The numbers in the *keys* of all counts, by axis; raises `TraceError` for a key without one."""
+
+    def number(key: Any) -> int:
+        if isinstance(key, float) and key.is_integer():
+            key = int(key)
+        if isinstance(key, int) and not isinstance(key, bool) and abs(key) <= FLOAT64_EXACT:
+            return key
+        if not isinstance(key, str):
+            problem = f"has {key!r:.40} where a step, a layer or an expert should be"
+            raise TraceError(where, problem, f"it needs {needs}")
+        found = BARE.fullmatch(key) or next((match for word in WORDS.values() if (match := word.search(key))), None)
+        groups = [text for text in (found[0], *found.groups()) if text and text.isdecimal()] if found else []
+        if not groups:
+            raise TraceError(where, f"has a key {key[:60]!r} that numbers nothing", f"it needs {needs}")
+        return int(groups[0])
+
+    return {axis: np.array([number(at[i]) for at in keys], np.int64) for i, axis in enumerate(axes)}

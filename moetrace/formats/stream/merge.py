@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.stream.blocks import Assembly, Grid, assemble
-from moetrace.formats.stream.cells import (
-    Block,
-    Cells,
-    Merge,
-    Merged,
-    Reading,
-    Source,
-    readings_of,
-)
-from moetrace.formats.stream.names import Named, check_ranks, layer_of, rank_in, step_in
-from moetrace.formats.stream.select import NothingSelected
+from moetrace.formats.stream.cells import Block, Cells, Merge, Merged, NothingSelected, Reading, Source, readings_of
+from moetrace.formats.stream.names import Named, check_ranks, layer_in_name, rank_in_name, step_in_name
 
 Stream = tuple[Grid, Iterator[Block]]
 Report = Callable[[int], None]
@@ -31,44 +22,35 @@ Report = Callable[[int], None]
 def blocks_of(source: Source, job: Assembly, report: Report) -> Stream:
     """The grid and the complete blocks of a source, its parts merged as it says, each dealt with as *job* says.
 
-    Raises `OutOfOrder` where steps go backwards, `TraceError` for holes, repetitions and parts that
-    do not fit together.
+    Parts that have none of the layers asked for are left out. Raises `OutOfOrder` where steps go backwards,
+    `TraceError` for holes, repetitions and parts that do not fit together.
     """
     if isinstance(source, Reading):
-        mine = replace(job, where=source.where, collector=source.collector)
-        return assemble(lambda: _reported(source, report), mine)
+
+        def cells() -> Iterator[Cells]:
+            for piece in source.cells():
+                report(len(piece.step))
+                yield piece
+
+        return assemble(cells, replace(job, where=source.where, collector=source.collector))
     # A part has as many experts as the whole, unless they are side by side.
     of_parts = replace(job, experts=None) if source.how == "experts" else job
-    streams, names = _parts_of(source, of_parts, report)
-    if source.how == "layers":
-        order = sorted(range(len(streams)), key=lambda i: int(streams[i][0].layers[0]))
-        streams, names = [streams[i] for i in order], [names[i] for i in order]
-    grid = _grid([grid for grid, _ in streams], names, source.how)
-    axis = {"sum": None, "layers": 1, "experts": 2}[source.how]
-    idle = source.how == "sum" and (source.idle or job.zero)
-    collector = readings_of(source)[0].collector
-    return grid, _together([blocks for _, blocks in streams], names, axis, _Ends(collector, idle))
-
-
-def _parts_of(source: Merged, job: Assembly, report: Report) -> tuple[list[Stream], list[str]]:
-    """The streams of the parts and their names; parts that have none of the layers asked for are left out."""
-    streams, names = [], []
+    parts: list[tuple[Stream, str]] = []
     nothing: list[NothingSelected] = []
     for part in source.parts:
         try:
-            streams.append(blocks_of(part, job, report))
-            names.append(readings_of(part)[0].where)
+            parts.append((blocks_of(part, of_parts, report), readings_of(part)[0].where))
         except NothingSelected as error:
             nothing.append(error)
-    if nothing and (source.how != "layers" or not streams):
+    if nothing and (source.how != "layers" or not parts):
         raise nothing[0]
-    return streams, names
-
-
-def _reported(reading: Reading, report: Report) -> Iterator[Cells]:
-    for cells in reading.cells():
-        report(len(cells.step))
-        yield cells
+    if source.how == "layers":
+        parts.sort(key=lambda part: int(part[0][0].layers[0]))
+    names = [name for _, name in parts]
+    grid = _grid([grid for (grid, _), _ in parts], names, source.how)
+    idle = source.how == "sum" and (source.idle or job.idle_experts)
+    collector = readings_of(source)[0].collector
+    return grid, _together([blocks for (_, blocks), _ in parts], names, source.how, idle, collector)
 
 
 def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Source:
@@ -80,47 +62,43 @@ def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Sou
     where = f"{paths[0]} and {len(paths) - 1} more"
     assumptions = (f"{len(paths)} files merged by {how}: {', '.join(path.name for path in paths)}",)
     if how == "steps":
-        _check_one_rank(paths)
-        return in_a_row(sources, where, assumptions)
-    layers = [layer_of(path) for path in paths]
+        ranks = {rank_in_name(path) for path in paths if step_in_name(path) is not None} - {None}
+        if len(ranks) > 1:
+            raise TraceError(
+                ", ".join(path.name for path in paths[:3]),
+                f"are files of {len(ranks)} ranks, which are not segments of one run",
+                "merge replicas by sum and expert-parallel ranks by experts: files of one rank follow each other",
+            )
+        return concatenate_segments(sources, where, assumptions)
+    layers = [layer_in_name(path) for path in paths]
     if how == "sum" and len(set(layers)) > 1 and None not in layers:
-        by_layer = _groups(layers, sources)
-        sums = tuple(Merged(tuple(group), "sum", where) for group in by_layer)
+        sums = tuple(Merged(tuple(group), "sum", where) for group in _by_number(layers, sources))
         return Merged(sums, "layers", where, (*assumptions, "files of one layer are added up"))
-    ranks = [(rank_in(path), step_in(path)) for path in paths]
-    if len(set(ranks)) == len(ranks) > len({rank for rank, _ in ranks}) and all(None not in pair for pair in ranks):
-        rows = tuple(in_a_row(group, where, ()) for group in _groups([rank for rank, _ in ranks], sources))
+    places = [(rank_in_name(path), step_in_name(path)) for path in paths]
+    ranks_of = [rank for rank, _ in places]
+    if len(set(places)) == len(places) > len(set(ranks_of)) and all(None not in pair for pair in places):
+        rows = tuple(concatenate_segments(group, where, ()) for group in _by_number(ranks_of, sources))
         return Merged(rows, how, where, (*assumptions, "files of one rank follow each other"))
     check_ranks(paths)
     return Merged(tuple(sources), how, where, assumptions)
 
 
-def _groups(keys: Sequence[int | None], sources: Sequence[Source]) -> list[list[Source]]:
-    """The *sources* of each key, in the order of the keys."""
+def _by_number(numbers: Sequence[int | None], sources: Sequence[Source]) -> list[list[Source]]:
+    """The *sources* of each number, in the order of the numbers."""
     found: dict[int, list[Source]] = defaultdict(list)
-    for key, source in zip(keys, sources):
-        found[key or 0].append(source)
-    return [found[key] for key in sorted(found)]
+    for number, source in zip(numbers, sources):
+        found[number or 0].append(source)
+    return [found[number] for number in sorted(found)]
 
 
-def _check_one_rank(paths: Sequence[Named]) -> None:
-    ranks = {rank_in(path) for path in paths if step_in(path) is not None} - {None}
-    if len(ranks) > 1:
-        raise TraceError(
-            ", ".join(path.name for path in paths[:3]),
-            f"are files of {len(ranks)} ranks, which are no segments of one run",
-            "merge replicas by sum and expert-parallel ranks by experts: files of one rank follow each other",
-        )
-
-
-def in_a_row(sources: Sequence[Source], where: str, assumptions: tuple[str, ...]) -> Reading:
+def concatenate_segments(sources: Sequence[Source], where: str, assumptions: tuple[str, ...]) -> Reading:
     """Segments of a run as one stream; where one begins before the end of the last, that is a restart.
 
     Steps that are only counted are counted on.
     """
     readings = [reading for source in sources for reading in readings_of(source)]
     rows = [reading.rows for reading in readings]
-    counted_on = len(readings) > 1 and all(reading.numbered for reading in readings)
+    counted_on = len(readings) > 1 and all(reading.steps_are_implicit for reading in readings)
     if counted_on:
         assumptions = (*assumptions, "steps are counted on from file to file")
     collector = Collector()
@@ -170,64 +148,50 @@ def _grid(grids: Sequence[Grid], names: Sequence[str], how: Merge) -> Grid:
     if how == "experts":
         return replace(first, experts=sum(grid.experts for grid in grids))
     if how == "layers":
-        return replace(first, layers=_stacked(grids, names))
+        layers = np.concatenate([grid.layers for grid in grids])
+        back = np.flatnonzero(np.diff(layers) <= 0)
+        if back.size:
+            part = int(np.searchsorted(np.cumsum([len(grid.layers) for grid in grids]), back[0] + 1, "right"))
+            twice, before = layers[back[0] + 1], layers[back[0]]
+            problem = f"has layer {twice}, and so has the part before it, with layers up to {before}"
+            way_out = "number the layers through the whole model; replicas are merged by sum"
+            raise TraceError(names[part], problem, way_out)
+        return replace(first, layers=layers)
     return first
 
 
-def _stacked(grids: Sequence[Grid], names: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    layers = np.concatenate([grid.layers for grid in grids])
-    back = np.flatnonzero(np.diff(layers) <= 0)
-    if back.size:
-        part = int(np.searchsorted(np.cumsum([len(grid.layers) for grid in grids]), back[0] + 1, "right"))
-        raise TraceError(
-            names[part],
-            f"has layer {layers[back[0] + 1]}, and so has the part before it, with layers up to {layers[back[0]]}",
-            "number the layers through the whole model; replicas are merged by sum",
-        )
-    return layers
-
-
-@dataclass(frozen=True)
-class _Ends:
-    """What is done where a part lacks steps: it was *idle* in them, or they are left out and *collector* is told."""
-
-    collector: Collector
-    idle: bool
-
-
 def _together(
-    streams: Sequence[Iterator[Block]], names: Sequence[str], axis: int | None, ends: _Ends
+    streams: Sequence[Iterator[Block]], names: Sequence[str], how: Merge, idle: bool, collector: Collector
 ) -> Iterator[Block]:
-    """Blocks of the same steps from every stream, added up or side by side along *axis*."""
+    """Blocks of the same steps from every stream, added up or side by side.
+
+    Steps that a part lacks are zeros where it was *idle* in them; else what others have after its end is left out.
+    """
     held: list[Block | None] = [None] * len(streams)
     while True:
         for i, stream in enumerate(streams):
             if held[i] is None:
                 held[i] = next(stream, None)
         there = [block for block in held if block is not None]
-        if not there or (len(there) < len(held) and not ends.idle):
-            _note_end(held, names, ends.collector)
+        if not there:
             return
-        blocks, held = _with_idle(held, names, ends.collector) if ends.idle else _same_steps(held, names)
+        if len(there) < len(held) and not idle:
+            ended = [name for block, name in zip(held, names) if block is None]
+            step = min(int(block.steps[0]) for block in there)
+            evidence = f"{shown(ended, 2)} ended before step {step}; what others have from there on is left out"
+            collector.note("unfinished", f"step {step}", evidence)
+            return
+        blocks, held = _with_idle(held, names, collector) if idle else _same_steps(there, names)
         counts = [block.counts for block in blocks]
-        yield Block(blocks[0].steps, sum(counts[1:], counts[0]) if axis is None else np.concatenate(counts, axis))
+        whole = sum(counts[1:], counts[0]) if how == "sum" else np.concatenate(counts, 1 if how == "layers" else 2)
+        yield Block(blocks[0].steps, whole)
 
 
-def _note_end(held: Sequence[Block | None], names: Sequence[str], collector: Collector) -> None:
-    """Note that some parts have ended where others go on, if they do."""
-    ended = [name for block, name in zip(held, names) if block is None]
-    further = [int(block.steps[0]) for block in held if block is not None]
-    if further:
-        evidence = f"{shown(ended, 2)} ended before step {min(further)}; what others have from there on is left out"
-        collector.note("unfinished", f"step {min(further)}", evidence)
-
-
-def _same_steps(held: Sequence[Block | None], names: Sequence[str]) -> tuple[list[Block], list[Block | None]]:
+def _same_steps(held: Sequence[Block], names: Sequence[str]) -> tuple[list[Block], list[Block | None]]:
     """The longest common beginning of the blocks, and what is left; raises `TraceError` where their steps differ."""
-    whole = [block for block in held if block is not None]
-    n = min(len(block.steps) for block in whole)
-    most = whole[0].steps[:n]
-    for block, name in zip(whole, names):
+    n = min(len(block.steps) for block in held)
+    most = held[0].steps[:n]
+    for block, name in zip(held, names):
         other = np.flatnonzero(block.steps[:n] != most)
         if other.size:
             at = int(other[0])
@@ -235,9 +199,9 @@ def _same_steps(held: Sequence[Block | None], names: Sequence[str]) -> tuple[lis
                 name,
                 f"has step {block.steps[at]} where another part has step {most[at]}",
                 "every part needs the same steps: choose those they share with --steps; if a replica was idle in "
-                "them, --missing zero takes the steps that it lacks as such",
+                "them, --idle-experts takes the steps that it lacks as such",
             )
-    return [Block(block.steps[:n], block.counts[:n]) for block in whole], [_after(block, n) for block in whole]
+    return [Block(block.steps[:n], block.counts[:n]) for block in held], [_after(block, n) for block in held]
 
 
 def _after(block: Block, n: int) -> Block | None:

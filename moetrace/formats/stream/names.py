@@ -13,6 +13,9 @@ from moetrace.errors import TraceError, shown
 LAYER_IN_NAME = re.compile(r"(?:.*[_.-])?layer[_=.-]?(\d{1,15})", re.IGNORECASE)
 # A file for each step, or range of steps.
 STEP_IN_NAME = re.compile(r"(?:step|iter|iteration)[_=.-]?(\d{1,15})", re.IGNORECASE)
+RANK_IN_NAME = re.compile(r"rank[_-]?(\d{1,15})", re.IGNORECASE)
+# A step, the number of a window, or a time.
+SEGMENT_IN_NAME = re.compile(rf"{STEP_IN_NAME.pattern}|(?<!\d)(\d{{9,15}})(?!\d)|moe_load_(\d{{1,15}})", re.IGNORECASE)
 
 
 class Named(Protocol):
@@ -38,36 +41,34 @@ def by_rank(paths: Sequence[AnyNamed]) -> list[AnyNamed]:
 
     def parts(path: AnyNamed) -> list[str | tuple[int, str]]:
         split = re.split(r"((?<!\d)\d{9,}\.\d+|\d+)", str(path))
-        return [_number(part) if i % 2 else part for i, part in enumerate(split)]
+        numbers = [part.partition(".") for part in split]
+        return [(int(numbers[i][0]), numbers[i][2]) if i % 2 else part for i, part in enumerate(split)]
 
     return sorted(paths, key=parts)
 
 
-def _number(text: str) -> tuple[int, str]:
-    whole, _, fraction = text.partition(".")
-    return int(whole), fraction
+def _number_in(path: Named, pattern: re.Pattern[str]) -> int | None:
+    found = pattern.search(path.stem)
+    return int(next(group for group in found.groups() if group)) if found else None
 
 
-def rank_in(path: Named) -> int | None:
-    found = re.search(r"rank[_-]?(\d{1,15})", path.stem, re.IGNORECASE)
-    return int(found[1]) if found else None
+def rank_in_name(path: Named) -> int | None:
+    return _number_in(path, RANK_IN_NAME)
 
 
-def step_in(path: Named) -> int | None:
-    found = STEP_IN_NAME.search(path.stem)
-    return int(found[1]) if found else None
+def step_in_name(path: Named) -> int | None:
+    return _number_in(path, STEP_IN_NAME)
 
 
-def layer_of(path: Named) -> int | None:
-    """The layer in a file's name."""
+def layer_in_name(path: Named) -> int | None:
     found = LAYER_IN_NAME.fullmatch(path.stem)
     return int(found[1]) if found else None
 
 
-def rank_of(path: Named) -> int | None:
+def rank_or_last_number(path: Named) -> int | None:
     """The rank in a file's name: the number after ``rank``, or else the last one, unless that is a layer."""
-    found = rank_in(path)
-    if found is not None or layer_of(path) is not None:
+    found = rank_in_name(path)
+    if found is not None or layer_in_name(path) is not None:
         return found
     last = re.search(r"(\d+)(?!.*\d)", path.stem)
     return int(last[1]) if last else None
@@ -75,40 +76,32 @@ def rank_of(path: Named) -> int | None:
 
 def check_ranks(paths: Sequence[Named]) -> None:
     """Raise `TraceError` when a rank is missing between the first and the last, or there twice."""
-    if any(rank_of(path) is None for path in paths):
+    numbers = [rank_or_last_number(path) for path in paths]
+    if None in numbers:
         return
-    ranks = sorted((rank_of(path) or 0, path) for path in paths)
+    ranks = sorted((number or 0, path) for number, path in zip(numbers, paths))
     for (a, first), (b, second) in pairwise(ranks):
         if a == b:
             raise TraceError(str(first), f"is rank {a}, and so is {second}", "merge each rank once")
         if b > a + 1:
-            raise TraceError(
-                str(second),
-                f"is rank {b}, but rank {shown(range(a + 1, b))} is missing before it",
-                "merge all ranks of the run",
-            )
+            missing = f"is rank {b}, but rank {shown(range(a + 1, b))} is missing before it"
+            raise TraceError(str(second), missing, "merge all ranks of the run")
 
 
 def merge_hint(paths: Sequence[Named]) -> str | None:
-    """What files that are read one by one may be parts of, by what all their names tell; None for nothing.
+    """What files that are read one by one may be parts of, by the numbers in all their names; None for nothing.
 
     >>> from pathlib import Path
     >>> merge_hint([Path("rank0.jsonl"), Path("rank1.jsonl")])[:45]
     '2 files of ranks are 2 traces; one of all has'
     """
+    of_ranks = "--merge sum where ranks are replicas, or --merge experts where they hold other experts"
     ways = (
-        (rank_in, "ranks", "--merge sum where ranks are replicas, or --merge experts where they hold other experts"),
-        (layer_of, "layers", "--merge layers"),
-        (_segment_in, "steps", "--merge steps"),
+        ([rank_in_name(path) for path in paths], "ranks", of_ranks),
+        ([layer_in_name(path) for path in paths], "layers", "--merge layers"),
+        ([_number_in(path, SEGMENT_IN_NAME) for path in paths], "steps", "--merge steps"),
     )
-    for number_in, what, way in ways:
-        numbers = {number_in(path) for path in paths}
-        if len(paths) > 1 and None not in numbers and len(numbers) > 1:
+    for numbers, what, way in ways:
+        if len(paths) > 1 and None not in numbers and len(set(numbers)) > 1:
             return f"{len(paths)} files of {what} are {len(paths)} traces; one of all has {way}"
     return None
-
-
-def _segment_in(path: Named) -> int | None:
-    """The step, the window or the time in a file's name."""
-    found = STEP_IN_NAME.search(path.stem) or re.search(r"(?<!\d)(\d{9,15})(?!\d)|moe_load_(\d{1,15})", path.stem)
-    return int(next(group for group in found.groups() if group)) if found else None

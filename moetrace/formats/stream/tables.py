@@ -1,4 +1,4 @@
-"""Tables as loggers write them: a long, wide or nested layout, told from the names of the columns.
+"""Tables as loggers write them: which column is what, and the long, nested and wide layouts of their rows.
 
 Works on Arrow record batches, whatever file they came from.
 """
@@ -6,8 +6,8 @@ Works on Arrow record batches, whatever file they came from.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,18 +16,26 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.stream.cells import Cells
-from moetrace.formats.stream.columns import column, null, numbered
-from moetrace.formats.stream.names import Named, layer_of, step_in
-from moetrace.formats.stream.roles import Found, Layout, Naming, found_in, key_and_value, may_be_counts, roles_in
-from moetrace.formats.stream.tags import no_match
-from moetrace.formats.stream.texts import is_list_text, texts_in
-from moetrace.formats.stream.values import Values
-from moetrace.formats.stream.wide import keyed_layout, wide_columns, wide_layout
-from moetrace.trace import Counts
+from moetrace.formats.stream.columns import column, holds_lists, is_list, layers_in, lists_in, null, numbers_from_text
+from moetrace.formats.stream.names import Named, layer_in_name, step_in_name
+from moetrace.formats.stream.values import COUNT_NAMES, VALUE_NAMES, Values, simple_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Names are matched in lower case without punctuation; the first that is there is taken.
+STEP_NAMES = (
+    "step", "iteration", "iter", "globalstep", "trainstep", "steps", "iterations", "trainerglobalstep",
+    "trainglobalstep", "batchidx",
+)  # fmt: skip
+NUMBERED = ("", "id", "idx", "index", "number", "num", "no")
+LAYER_NAMES = (
+    *(f"{kind}layer{number}" for kind in ("", "moe") for number in NUMBERED), "layername", "module", "modulename",
+)  # fmt: skip
+EXPERT_NAMES = tuple(f"expert{number}" for number in NUMBERED)
+ROLES = {"step": STEP_NAMES, "layer": LAYER_NAMES, "expert": EXPERT_NAMES}
+# Of tables with the name of a scalar in each row, such as MLflow's: key, value, step.
+KEY_NAMES = ("key", "tag", "metric", "metricname", "name")
 # 256 layers of 512 experts side by side.
 MOST_COLUMNS = 1 << 17
 
@@ -49,175 +57,237 @@ class ValueFormat:
 
 @dataclass(frozen=True)
 class TableFormat(ValueFormat):
-    """The settings of a format with columns: *column* says which is what, ``tokens=routed,step=pass``.
+    """The settings of a format with columns: *column* says which is what, ``tokens=routed,step=pass``, or a mapping.
 
     *pattern* is a regular expression for columns that are each of an expert, with the groups ``layer`` and ``expert``.
     """
 
-    column: str | None = None
+    column: str | Mapping[str, str] | None = None
     pattern: str | None = None
 
     def naming(self, path: Named) -> Naming:
-        """What the columns of the file at *path* are called; raises `SettingError` for a role that there is not."""
-        return Naming(roles_in(self.column), self.pattern, step_in(path), layer_of(path))
+        """What the columns of the file at *path* are called; raises `SettingError` for an unknown role."""
+        given = self.column or {}
+        pairs = dict(part.partition("=")[::2] for part in given.split(",")) if isinstance(given, str) else given
+        roles = {simple_name(role): name for role, name in pairs.items()}
+        for role, name in pairs.items():
+            if not name or simple_name(role) not in {*ROLES, *VALUE_NAMES, "key", "value"}:
+                known = "--column is role=name with step, layer, expert, tokens or share"
+                raise SettingError(f"{known}, not {role + '=' * bool(name) + name!r}")
+        return Naming(roles, self.pattern, step_in_name(path), layer_in_name(path))
 
 
-def match_layout(
-    schema: pa.Schema, where: str, reader: Values, naming: Naming = Naming(), first: pa.RecordBatch | None = None
-) -> Layout:
-    """The layout whose columns are there, their values taken by *reader*; raises `TraceError` when none is.
+@dataclass(frozen=True)
+class Naming:
+    """What is known of the columns of a table: the *roles* that were given, and what the file's name says."""
 
-    *first* is a batch of rows, to look at text in.
+    roles: dict[str, str] = field(default_factory=dict)
+    pattern: str | None = None
+    step: int | None = None
+    layer: int | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which columns to read and how to turn a batch of rows into cells.
+
+    *width* is the number of cells of one row, where the schema tells; *steps_are_implicit* is whether it has no step.
     """
+
+    columns: list[str]
+    width: int
+    assumptions: tuple[str, ...]
+    cells: Callable[[pa.RecordBatch, int, str], Cells]
+    collector: Collector
+    steps_are_implicit: bool = False
+
+
+@dataclass(frozen=True)
+class ColumnRoles:
+    """The columns of a table by their roles, None for those that are not there; *kind* is what the values are.
+
+    *others* are columns that could be the step as well, *lists* those that hold lists.
+    """
+
+    step: str | None
+    layer: str | None
+    expert: str | None
+    value: str | None
+    kind: str | None
+    naming: Naming
+    where: str
+    others: tuple[str, ...] = ()
+    lists: tuple[str, ...] = ()
+
+    def steps(self, batch: pa.RecordBatch, row: int, where: str) -> NDArray[np.int64]:
+        """The steps of the rows, shape (rows,)."""
+        if self.step is not None:
+            return numbers_from_text(batch, self.step, row, where)
+        return np.full(batch.num_rows, 1 if self.naming.step is None else self.naming.step)
+
+    def layers(self, batch: pa.RecordBatch, row: int, where: str) -> NDArray[np.int64]:
+        """The layers of the rows, shape (rows,)."""
+        if self.layer is not None:
+            return layers_in(batch, self.layer, row, where)
+        return np.full(batch.num_rows, self.naming.layer or 0)
+
+    def layout(
+        self, columns: Sequence[str | None], width: int, cells: Any, reader: Values, said: str = "", layer: str = ""
+    ) -> Layout:
+        """The layout of these columns besides step and layer, with what it assumes.
+
+        Those are the columns taken under another name than ours, what is not there, *said*, and *layer* where the
+        layers are neither in a column nor in the name of the file.
+        """
+        roles = (("step", self.step), ("layer", self.layer), ("expert", self.expert))
+        texts = [f"column {name} is the {role}" for role, name in roles if name and name != role]
+        texts += [f"column {self.value} holds the counts"] if self.value else []
+        texts += [f"column {name} is left out, since {self.step} is the step" for name in self.others]
+        if self.step is None:
+            in_name = self.naming.step is not None
+            texts.append("the step is the number in the name of the file" if in_name else "no step column: one step")
+        if self.layer is None and not layer:
+            number = self.naming.layer
+            none = "no layer column: one layer, number 0"
+            texts.append(none if number is None else f"layer {number}, by the name of the file")
+        texts += [text for text in (layer, said) if text]
+        read = [name for name in (self.step, self.layer, *columns) if name]
+        implicit = self.step is None and self.naming.step is None
+        return Layout(list(dict.fromkeys(read)), width, tuple(texts), cells, reader.collector, implicit)
+
+
+def first_named(named: Mapping[str, str], wanted: Sequence[str]) -> str | None:
+    """The column whose simple name comes first among *wanted*."""
+    return next((named[name] for name in wanted if name in named), None)
+
+
+def match_columns(schema: pa.Schema, where: str, naming: Naming, first: pa.RecordBatch | None) -> ColumnRoles:
+    """The columns by their roles; raises `TraceError` for one that is not there, or there twice, or two of counts."""
     try:
         names = schema.names
     except UnicodeDecodeError as error:
-        raise TraceError(where, "has a column whose name is no UTF-8", "save it as UTF-8") from error
-    found = found_in(names, where, naming)
-    lists = [name for i, name in enumerate(names) if is_list(schema.types[i]) or _is_list_text(first, i)]
-    found = _with_counts(found, names, lists)
-    twice = [name for name in (found.step, found.layer, found.expert, found.value) if name and names.count(name) > 1]
+        raise TraceError(where, "has a column whose name is not UTF-8", "save it as UTF-8") from error
+    absent = [name for name in naming.roles.values() if name not in names]
+    if absent:
+        raise TraceError(where, f"has no column {absent[0]} among {shown(names)}", "check --column")
+    named = {simple_name(name): name for name in reversed(names)}
+    step, layer, expert = (naming.roles.get(role) or first_named(named, wanted) for role, wanted in ROLES.items())
+    kind = next((role for role in naming.roles if role in VALUE_NAMES), None)
+    value = naming.roles[kind] if kind else first_named(named, VALUE_NAMES)
+    steps = [named[name] for name in STEP_NAMES if name in named and "step" not in naming.roles]
+    lists = [
+        name
+        for i, name in enumerate(names)
+        if is_list(schema.types[i]) or (first is not None and holds_lists(first.column(i)))
+    ]
+    if kind is None and (expert or lists):
+        taken = {step, layer, expert, *steps}
+        candidates = [name for name in dict.fromkeys(names) if name not in taken and simple_name(name) in COUNT_NAMES]
+        if lists and not (expert and value and value not in lists):
+            candidates = [name for name in candidates if name in lists] or lists
+        if len(candidates) > 1:
+            ways = " or ".join(f"--column tokens={name}" for name in candidates[:2])
+            raise TraceError(where, f"columns {' and '.join(candidates)} may be the counts", f"say which with {ways}")
+        value = candidates[0] if candidates else value
+    twice = [name for name in (step, layer, expert, value) if name and names.count(name) > 1]
     if twice:
         raise TraceError(where, f"has {names.count(twice[0])} columns called {twice[0]}", "give each a name of its own")
-    key, value = key_and_value(names, naming)
-    if found.value and (found.value in lists or found.expert):
-        if naming.pattern:
-            raise SettingError(f"{where} names experts in rows, and has no use for --pattern")
-        return _nested(found, reader, first) if found.value in lists else _long(_with_percents(found, first), reader)
-    wide = wide_columns(names, naming, found)
-    if wide and (found.step or found.layer):
-        return wide_layout(found, wide, reader)
-    if key and value and found.step:
-        return keyed_layout(found, key, value, reader)
-    raise _no_layout(names, found)
+    if kind is None and expert and value and value not in lists and first is not None and first.num_rows:
+        text = first.column(value)[0].as_py()
+        kind = "share" if isinstance(text, str) and text.strip().endswith("%") else None
+    return ColumnRoles(step, layer, expert, value, kind, naming, where, tuple(steps[1:]), tuple(lists))
 
 
-def _with_counts(found: Found, names: Sequence[str], lists: Sequence[str]) -> Found:
-    """The same with the column of the counts; raises `TraceError` naming those that may be where there are two."""
-    if found.kind is not None or not (found.expert or lists):
-        return found
-    candidates = may_be_counts(names, found)
-    if lists and not (found.expert and found.value and found.value not in lists):
-        candidates = [name for name in candidates if name in lists] or list(lists)
-    candidates = list(dict.fromkeys(candidates))
-    if len(candidates) > 1:
-        ways = " or ".join(f"--column tokens={name}" for name in candidates[:2])
-        raise TraceError(found.where, f"columns {' and '.join(candidates)} may be the counts", f"say which with {ways}")
-    return replace(found, value=candidates[0]) if candidates else found
-
-
-def _with_percents(found: Found, first: pa.RecordBatch | None) -> Found:
-    """The same, its values shares where the first of them is a percentage."""
-    if first is None or found.kind is not None or not first.num_rows:
-        return found
-    value = first.column(found.value)[0].as_py()
-    return replace(found, kind="share") if isinstance(value, str) and value.strip().endswith("%") else found
-
-
-def _no_layout(names: Sequence[str], found: Found) -> TraceError:
-    """That the columns make no table of counts, and what there would have to be."""
-    where, names = found.where, [name or "(unnamed)" for name in names]
+def no_layout(names: Sequence[str], found: ColumnRoles) -> TraceError:
+    """The error that the columns make no table of counts, with the line that takes them as one."""
+    names = [name or "(unnamed)" for name in names]
+    query = f"rows of any form go with --sql {sql_for(names, found)!r} (docs/recipes.md)"
     if found.step is None:
         problem = f"has no column for the step among {shown(names)}"
-        return TraceError(where, problem, "name one `step`, or say --column step=NAME")
-    tagged = [name for name in names if len(re.findall(r"\d+", name)) >= 2]
-    if tagged:
-        return no_match(tagged, "column", where)
+        return TraceError(found.where, problem, f"name one `step`, or say --column step=NAME; {query}")
     return TraceError(
-        where,
+        found.where,
         f"no layout fits its columns {shown(names)}",
         "long needs step, layer, expert, tokens; wide step, layer, expert_0 ...; nested step, layer, counts; "
-        "--column tokens=NAME says which is which; choices of tokens go with --from routing",
+        f"--column tokens=NAME says which is which; choices of tokens go with --from routing; {query}",
     )
 
 
-def _is_list_text(first: pa.RecordBatch | None, i: int) -> bool:
-    return first is not None and is_list_text(first.column(i))
+def sql_for(names: Sequence[str], found: ColumnRoles) -> str:
+    """A query for the rows of the file, in which a role without a column stands in capitals unless one is left."""
+    known = {"step": found.step, "layer": found.layer, "expert": found.expert, "tokens": found.value}
+    left = [name for name in names if name not in known.values()]
+    unknown = [role for role, name in known.items() if name is None and role != "layer"]
+    if len(left) == len(unknown) == 1:
+        known[unknown[0]] = left[0]
+    columns = []
+    for role, name in known.items():
+        text = name or ("0" if role == "layer" else role.upper())
+        text = text if re.fullmatch(r"\w+", text) else '"' + text.replace('"', '""') + '"'
+        columns.append(text if text == role else f"{text} AS {role}")
+    return f'SELECT {", ".join(columns)} FROM "{found.where}"'
 
 
 def few_columns(n: int, where: str) -> None:
     """Raise `TraceError` for a table of more than `MOST_COLUMNS` columns, before each of them costs time and memory."""
     if n > MOST_COLUMNS:
-        raise TraceError(
-            where, f"has {n:,} columns, and at most {MOST_COLUMNS:,} are read", "log one row for each step and layer"
-        )
+        problem = f"has {n:,} columns, and at most {MOST_COLUMNS:,} are read"
+        raise TraceError(where, problem, "log one row for each step and layer")
 
 
-def is_list(kind: Any) -> bool:
-    """Whether an Arrow type is one of lists."""
-    import pyarrow as pa
-
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _long(found: Found, reader: Values) -> Layout:
+def long_layout(found: ColumnRoles, reader: Values) -> Layout:
+    """The layout of a row for each step, layer and expert."""
     expert, value = found.expert or "", found.value or ""
 
     def cells(batch: pa.RecordBatch, row: int, where: str) -> Cells:
         return Cells(
             found.steps(batch, row, where),
             found.layers(batch, row, where),
-            numbered(batch, expert, row, where),
+            numbers_from_text(batch, expert, row, where),
             reader.counts(column(batch, value, row, where), value, row, where, found.kind),
         )
 
     return found.layout([expert, value], 1, cells, reader)
 
 
-def _nested(found: Found, reader: Values, first: pa.RecordBatch | None) -> Layout:
+def nested_layout(found: ColumnRoles, reader: Values, first: pa.RecordBatch | None) -> Layout:
+    """The layout of lists of experts, or of layers of experts, in the rows."""
     value = found.value or ""
-    layers_inside = found.layer is None and first is not None and _holds_layers(first.column(value), value, found.where)
+    of_layers = False
+    if found.layer is None and first is not None and first.num_rows:
+        lists = lists_in(first.column(value).drop_null().slice(0, 1), value, 0, found.where)
+        of_layers = is_list(lists.type.value_type)
 
     def cells(batch: pa.RecordBatch, row: int, where: str) -> Cells:
-        lists = batch.column(value)
-        if not is_list(lists.type):
-            return _of_texts(found, batch, row, where, reader)
-        flat, sizes = _flattened(lists, value, row, where)
-        layers = found.layers(batch, row, where)
-        steps = found.steps(batch, row, where)
+        lists = lists_in(batch.column(value), value, row, where)
+        steps, layers = found.steps(batch, row, where), found.layers(batch, row, where)
         row_of = np.arange(len(lists))
+        flat, sizes, place = _flattened(lists, value, row, where)
         if is_list(flat.type):  # layers by experts
             if found.layer is not None:
                 raise TraceError(f"{where}, column {value}", "holds lists of lists and a layer", "log one list a layer")
-            layers, row_of = np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes), np.repeat(row_of, sizes)
-            steps = steps[row_of]
-            flat, sizes = _flattened(flat, value, row, where)
+            row_of = np.repeat(row_of, sizes)
+            steps, layers = steps[row_of], place
+            flat, sizes, place = _flattened(flat, value, row, where)
         of_list = np.repeat(np.arange(len(sizes)), sizes)
         values = flat.to_numpy(zero_copy_only=False)
-        return Cells(
-            steps[of_list],
-            layers[of_list],
-            np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes),
-            _rows_named(values, row_of[of_list], value, row, where, reader, found.kind),
-        )
+        try:
+            counts = reader.counts(values, value, row, where, found.kind)
+        except TraceError:
+            for i in range(len(lists)):  # once more row by row, only to name the first bad one
+                reader.counts(values[row_of[of_list] == i][None], value, row + i, where, found.kind)
+            raise
+        return Cells(steps[of_list], layers[of_list], place, counts)
 
-    layout = found.layout([value], 1, cells, reader)
-    if not layers_inside:
-        return layout
-    said = [text for text in layout.assumptions if "layer" not in text]
-    return replace(layout, assumptions=(*said, "lists of lists are layers of experts, numbered from 0"))
+    said = "lists of lists are layers of experts, numbered from 0" if of_layers else ""
+    return found.layout([value], 1, cells, reader, layer=said)
 
 
-def _holds_layers(values: Any, name: str, where: str) -> bool:
-    """Whether the lists in a column hold lists of experts."""
-    if is_list(values.type):
-        return is_list(values.type.value_type)
-    return texts_in(values.drop_null().slice(0, 1), name, 0, where).nested
+def _flattened(lists: Any, name: str, row: int, where: str) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
+    """The values of *lists* one after the other, how many each holds, and the place of each value in its list.
 
-
-def _of_texts(found: Found, batch: pa.RecordBatch, row: int, where: str, reader: Values) -> Cells:
-    """The cells of lists, or mappings, that were written as text."""
-    value = found.value or ""
-    texts = texts_in(batch.column(value), value, row, where)
-    if texts.nested and found.layer is not None:
-        raise TraceError(f"{where}, column {value}", "holds lists of lists and a layer", "log one list a layer")
-    counts = _rows_named(texts.value, texts.row, value, row, where, reader, found.kind)
-    layer = texts.layer if texts.nested else found.layers(batch, row, where)[texts.row]
-    return Cells(found.steps(batch, row, where)[texts.row], layer, texts.expert, counts)
-
-
-def _flattened(lists: Any, name: str, row: int, where: str) -> tuple[Any, NDArray[np.int64]]:
-    """The values of *lists*, one after the other, and how many each holds; raises `TraceError` where one is none."""
+    Raises `TraceError` for a list that is null, empty, or holds a null.
+    """
     import pyarrow.compute as pc
 
     if lists.null_count:
@@ -230,23 +300,4 @@ def _flattened(lists: Any, name: str, row: int, where: str) -> tuple[Any, NDArra
     if flat.null_count:
         bad = int(np.searchsorted(np.cumsum(sizes), flat.is_null().to_numpy(zero_copy_only=False).argmax(), "right"))
         raise TraceError(f"{where}, column {name}, row {row + bad}", "holds a null", "counts are whole numbers")
-    return flat, sizes
-
-
-def _rows_named(
-    values: NDArray[Any],
-    row_of: NDArray[np.intp],
-    name: str,
-    row: int,
-    where: str,
-    reader: Values,
-    kind: str | None,
-) -> Counts:
-    """Counts of flattened lists; an error names the row, not the place in the flat array."""
-    try:
-        return reader.counts(values, name, row, where, kind)
-    except TraceError:
-        # Once more row by row, only to name the first bad one.
-        for i in np.unique(row_of):
-            reader.counts(values[row_of == i][None], name, row + int(i), where, kind)
-        raise
+    return flat, sizes, np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes)

@@ -11,9 +11,8 @@ from moetrace.doctor.catalogue import expectation_findings, roughness_findings, 
 from moetrace.doctor.collector import Collector, Factor
 from moetrace.errors import TraceError
 from moetrace.formats.stream.blocks import Grid
-from moetrace.formats.stream.cells import Block, ReadOptions
+from moetrace.formats.stream.cells import Available, Block, ReadOptions
 from moetrace.formats.stream.merge import Stream
-from moetrace.formats.stream.select import Seen, no_layer
 from moetrace.trace import Counts, Finding, Steps, check_sums
 
 # Roughness is measured on the first steps alone: so many cells of them, and at least so many steps.
@@ -53,9 +52,13 @@ class Summary:
     def findings(self, options: ReadOptions) -> list[Finding]:
         """The findings, also against the tokens that *options* expect of a layer in a step."""
         totals, steps = np.concatenate(self.totals), np.concatenate(self.steps)
-        found = self._roughness(steps)
-        found += self.factor.findings
-        found += totals_findings(totals, steps, self.layers)
+        found: list[Finding] = []
+        enough = _enough(self.beginning[0])
+        for i, layer in enumerate(self.layers):  # a layer at a time, to use little memory
+            counts = np.concatenate([block.counts[:, i] for block in self.beginning])[:enough]
+            if found := roughness_findings(counts, steps[: len(counts)], layer):
+                break
+        found = [*found, *self.factor.findings, *totals_findings(totals, steps, self.layers)]
         if options.expected is None:
             return found
         expected = options.expected * (options.bin or 1)
@@ -63,15 +66,6 @@ class Summary:
         counted = options.bin is not None or options.tokens is not None
         whole = len(totals) - (counted and len(totals) > 1 and bool((totals[-1] < expected).all()))
         return found + expectation_findings(totals[:whole], steps[:whole], self.layers, expected)
-
-    def _roughness(self, steps: Steps) -> list[Finding]:
-        """The finding of the first layer that has one; a layer at a time, to use little memory."""
-        enough = _enough(self.beginning[0])
-        for i, layer in enumerate(self.layers):
-            counts = np.concatenate([block.counts[:, i] for block in self.beginning])[:enough]
-            if found := roughness_findings(counts, steps[: len(counts)], layer):
-                return found
-        return []
 
 
 def _enough(block: Block) -> int:
@@ -81,36 +75,36 @@ def _enough(block: Block) -> int:
 
 
 def transformed(
-    stream: Stream, options: ReadOptions, where: str, collector: Collector, seen: Seen
+    stream: Stream, options: ReadOptions, where: str, collector: Collector, available: Available
 ) -> tuple[Grid, Iterator[Block], Summary]:
     """The blocks as they go into the trace: counters subtracted, passes added up, none empty.
 
-    *seen* is what there was before layers were selected. Raises `TraceError` when a layer is not there, a layer has
-    not as many experts as *options* say, no step is left, or a layer has no tokens in a step.
+    *available* is what there was before layers were selected. Raises `TraceError` when a layer is not
+    there, a layer has not as many experts as *options* say, no step is left, or a layer has no tokens in a step.
     """
     grid, blocks = stream
     for layer in sorted(set(options.layers) - set(grid.layers.tolist())):
-        raise no_layer(where, layer, seen)
+        raise available.no_layer(where, layer)
     if options.experts not in (None, grid.experts):
         problem = f"layers have {grid.experts} experts where --experts says {options.experts}"
         raise TraceError(where, problem, "check --experts, and that no rank is missing")
     if options.difference:
-        blocks = _from(differences(blocks, collector), options.first)
+        blocks = differences(blocks, options.first, collector)
     if options.bin is not None:
         blocks = _binned(blocks, options.bin)
     summary = Summary(grid.layers.tolist())
     return grid, _complete_steps(blocks, summary, where, collector, options.accept), summary
 
 
-def differences(blocks: Iterator[Block], collector: Collector) -> Iterator[Block]:
-    """What counters grew by from each step to the next, from 0 to the first.
+def differences(blocks: Iterator[Block], first: int | None, collector: Collector) -> Iterator[Block]:
+    """What counters grew by from each step to the next, from 0 to the first, without the steps before *first*.
 
     Where a count of a layer falls, its counters were reset, and what they hold then is what they grew by.
     """
     before: Counts | None = None
     for steps, counters in blocks:
-        first = np.zeros_like(counters[0]) if before is None else before
-        counts = np.diff(counters, axis=0, prepend=first[None])
+        earlier = np.zeros_like(counters[0]) if before is None else before
+        counts = np.diff(counters, axis=0, prepend=earlier[None])
         reset = np.asarray((counts < 0).any(axis=2))  # (steps, layers)
         if reset.any():
             step = int(steps[reset.any(axis=1)][0])
@@ -118,12 +112,6 @@ def differences(blocks: Iterator[Block], collector: Collector) -> Iterator[Block
             collector.note("reset", f"step {step}", "counters fall: they were reset, and begin at 0 again", times)
             counts[reset] = counters[reset]
         before = counters[-1]
-        yield Block(steps, counts)
-
-
-def _from(blocks: Iterator[Block], first: int | None) -> Iterator[Block]:
-    """The blocks without the steps before *first*."""
-    for steps, counts in blocks:
         start = 0 if first is None else int(np.searchsorted(steps, first))
         yield Block(steps[start:], counts[start:])
 
@@ -136,15 +124,11 @@ def _binned(blocks: Iterator[Block], passes: int) -> Iterator[Block]:
         counts = block.counts if held is None else np.concatenate([held, block.counts])
         n = len(counts) // passes
         if n:
-            yield _sums(counts[: n * passes], passes, done)
+            whole = counts[: n * passes].reshape(n, passes, *counts.shape[1:])
+            yield Block(done + 1 + np.arange(n), whole.sum(axis=1))
         held, done = counts[n * passes :], done + n
     if held is not None and len(held):
-        yield _sums(held, len(held), done)
-
-
-def _sums(counts: Counts, passes: int, done: int) -> Block:
-    sums = counts.reshape(-1, passes, *counts.shape[1:]).sum(axis=1)  # (steps, layers, experts)
-    return Block(done + 1 + np.arange(len(sums)), sums)
+        yield Block(np.array([done + 1]), held.sum(axis=0, keepdims=True))
 
 
 def _complete_steps(
@@ -159,7 +143,11 @@ def _complete_steps(
         passed += totals.sum(axis=0)
         full = totals.all(axis=1)  # (steps,)
         if not full.all():
-            _note_empty(block.steps, totals, summary.layers, where, collector, accept)
+            step = int(block.steps[np.argmin(full)])
+            if "empty" not in accept:
+                raise _empty(block.steps, totals, summary.layers, where)
+            evidence = "a layer has no tokens, and the step is left out"
+            collector.note("empty", f"step {step}", evidence, int((~full).sum()))
             block, totals = Block(block.steps[full], block.counts[full]), totals[full]
         if len(block.steps):
             summary.add(block, totals, largest)
@@ -168,25 +156,19 @@ def _complete_steps(
         raise TraceError(where, "has no step left", "choose other --steps, or accept fewer findings")
 
 
-def _note_empty(
-    steps: Steps, totals: Counts, layers: Sequence[int], where: str, collector: Collector, accept: Sequence[str]
-) -> None:
-    """Note the steps in which a layer has no tokens; raises `TraceError` unless that is accepted."""
-    empty = np.argwhere(totals == 0)
-    step = int(steps[empty[0, 0]])
-    dense = np.flatnonzero(~totals.any(axis=0)) if len(steps) > 1 else empty[:0, 0]
-    if "empty" not in accept and 0 < len(dense) < len(layers):
-        others = [str(layer) for i, layer in enumerate(layers) if i not in dense]
-        raise TraceError(
-            f"{where}, layer {layers[dense[0]]}",
+def _empty(steps: Steps, totals: Counts, layers: Sequence[int], where: str) -> TraceError:
+    """The error that a layer has no tokens in a step, or in any, as dense layers have none."""
+    step, layer = np.argwhere(totals == 0)[0]
+    dense = np.asarray(~totals.any(axis=0))
+    if len(steps) > 1 and dense.any() and not dense.all():
+        others = ",".join(str(number) for number, none in zip(layers, dense) if not none)
+        return TraceError(
+            f"{where}, layer {layers[int(np.argmax(dense))]}",
             f"the layer has no tokens in any of the first {len(steps):,} steps (empty), as dense layers have",
-            f"choose others with --layers {','.join(others)}",
+            f"choose others with --layers {others}",
         )
-    if "empty" not in accept:
-        raise TraceError(
-            f"{where}, step {step}, layer {layers[empty[0, 1]]}",
-            "the layer has no tokens at all (empty)",
-            "leave such steps out with --accept empty, or add passes up into steps with --bin N",
-        )
-    times = len(np.unique(empty[:, 0]))
-    collector.note("empty", f"step {step}", "a layer has no tokens, and the step is left out", times)
+    return TraceError(
+        f"{where}, step {steps[step]}, layer {layers[layer]}",
+        "the layer has no tokens at all (empty)",
+        "leave such steps out with --accept empty, or add passes up into steps with --bin N",
+    )

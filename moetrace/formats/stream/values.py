@@ -49,66 +49,37 @@ class Values:
         *row* is the number of the first of them, for the `TraceError` that names the first bad one, and *kind* says
         what they are where the name of their column does not.
         """
-        simple = simple_name(kind or column)
+        simple, at = simple_name(kind or column), f"{where}, column {column}"
         if values.dtype.kind in "OUS":
-            raise TraceError(f"{where}, column {column}", f"holds {values.dtype}, not numbers", "give counts of tokens")
-        values = self._exact(values, column, row)
+            raise TraceError(at, "holds text, not numbers", "give counts of tokens, as docs/recipes.md shows")
+        if values.dtype.kind == "V" and values.dtype.itemsize == 2:  # as NumPy has bfloat16
+            values = (np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+            self.collector.note_half(values, 2 ** HALVES["bfloat16"], "bfloat16", column, row)
+        elif values.dtype == np.float16:
+            self.collector.check_precision(values, column, row)
+            values = values.astype(np.float32)
         if simple in PHYSICAL_NAMES:
             self.collector.note("physical", f"column {column}", "counts are of physical experts, replicas apart")
-        whole = self._unit(simple, column, where)
-        if whole is None or (whole.is_guess and not _look_like_shares(values)):
+        if simple in UTILISATION_NAMES and (self.tokens is None or self.experts is None):
+            problem = "holds utilisation, the load over the mean load of the layer, and no totals"
+            raise TraceError(at, problem, "give them with --tokens-per-step N and --experts N, or log counts")
+        if simple in SHARE_NAMES and self.tokens is None:
+            raise TraceError(at, "holds shares, not counts", "give the tokens of a step with --tokens-per-step N")
+        named = simple in (*SHARE_NAMES, *UTILISATION_NAMES)
+        # Where the name does not say it, numbers up to 1 are shares of the tokens that were given.
+        look_like_shares = values.dtype.kind == "f" and values.size and values.max() <= 1
+        if self.tokens is None or not (named or look_like_shares):
             self.collector.check_precision(values, column, row)
             return whole_counts(values, where, column, row)
-        scaled = values.astype(np.float64) * whole.unit
+        tokens_per_unit = self.tokens / (self.experts or 1) if simple in UTILISATION_NAMES else self.tokens
+        scaled = values.astype(np.float64) * tokens_per_unit
         near = np.rint(scaled)
         bad = np.argwhere(~(np.abs(scaled - near) <= WHOLE_TOLERANCE) | (near < 0))
         if bad.size:
-            at = tuple(int(i) for i in bad[0])
+            first = tuple(int(i) for i in bad[0])
             raise TraceError(
-                f"{where}, column {column}, row {row + at[0]}",
-                f"a share of {values[at]} of {whole.unit} tokens is not a whole count",
+                f"{at}, row {row + first[0]}",
+                f"a share of {values[first]} of {tokens_per_unit} tokens is not a whole count",
                 "check --tokens-per-step: it is the tokens routed in one layer in one step (times top-k)",
             )
         return near.astype(np.int64)
-
-    def _exact(self, values: NDArray[Any], column: str, row: int) -> NDArray[Any]:
-        """The same values where their type is of half precision, in one that is not; others as they are."""
-        if values.dtype.kind == "V" and values.dtype.itemsize == 2:  # as NumPy has bfloat16
-            wide = (np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-            self.collector.note_half(wide, 2 ** HALVES["bfloat16"], "bfloat16", column, row)
-            return wide
-        if values.dtype == np.float16:
-            self.collector.check_precision(values, column, row)
-            return values.astype(np.float32)
-        return values
-
-    def _unit(self, simple: str, column: str, where: str) -> Unit | None:
-        """What a value of 1 is in tokens; None for counts."""
-        tokens, experts = self.tokens, self.experts
-        if simple in UTILISATION_NAMES:
-            if tokens is None or experts is None:
-                raise TraceError(
-                    f"{where}, column {column}",
-                    "holds utilisation, the load over the mean load of the layer, and no totals",
-                    "give them with --tokens-per-step N and --experts N, or log counts",
-                )
-            return Unit(tokens / experts, is_guess=False)
-        if simple in SHARE_NAMES and tokens is None:
-            raise TraceError(
-                f"{where}, column {column}",
-                "holds shares, not counts",
-                "give the tokens of a step with --tokens-per-step N",
-            )
-        return None if tokens is None else Unit(tokens, is_guess=simple not in SHARE_NAMES)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Tokens that a value of 1 stands for; a guess where only the values can tell."""
-
-    unit: float
-    is_guess: bool
-
-
-def _look_like_shares(values: NDArray[Any]) -> bool:
-    return values.dtype.kind == "f" and bool(values.size) and bool(values.max() <= 1)

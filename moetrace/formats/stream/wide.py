@@ -1,4 +1,4 @@
-"""Tables whose columns, or whose rows, are each named after a layer and an expert."""
+"""Names that hold a layer and an expert: tags of scalars, and tables whose columns or rows are named like them."""
 
 from __future__ import annotations
 
@@ -6,26 +6,159 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import TraceError
+from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.arrow import to_numpy
 from moetrace.formats.stream.cells import Cells
 from moetrace.formats.stream.columns import column, null, with_gaps
-from moetrace.formats.stream.roles import Found, Layout, Naming
-from moetrace.formats.stream.tags import EXPERT_ONLY, kind_of, tags_by, template
-from moetrace.formats.stream.values import Values
+from moetrace.formats.stream.tables import (
+    KEY_NAMES,
+    ColumnRoles,
+    Layout,
+    Naming,
+    first_named,
+    long_layout,
+    match_columns,
+    nested_layout,
+    no_layout,
+)
+from moetrace.formats.stream.values import SHARE_NAMES, UTILISATION_NAMES, Values, simple_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+PATTERN = r"layers?[_/.\-\[ ]?(?P<layer>\d{1,15}).*?experts?[_/.\-\[ ]?(?P<expert>\d{1,15})"
+EXPERT_FIRST = r"experts?[_/.\-\[ ]?(?P<expert>\d{1,15}).*?layers?[_/.\-\[ ]?(?P<layer>\d{1,15})"
+# Of a column for an expert of the layer that each row names.
+EXPERT_ONLY = re.compile(r"experts?[_/.\-\[ ]?(\d{1,15})(?!\d)", re.IGNORECASE)
+# Of a tag whose values are the counts of all experts.
+VECTOR = r"layers?[_/.\-\[ ]?(?P<layer>\d{1,15})"
 WIDE = re.compile(r"^(?:layer_?(?P<layer>\d{1,15})_)?(?:expert|e)_?(?P<expert>\d{1,15})$", re.IGNORECASE)
 BARE = re.compile(r"\d{1,15}")
+# Of a layer's or expert's number.
+MOST_DIGITS = 15
 # What an export of a chart adds to each of its columns.
 OF_CHARTS = ("__MIN", "__MAX")
+
+
+# --- tags --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tags:
+    """How tags are matched: the first of *patterns* that is found in one gives its layer and its expert."""
+
+    patterns: tuple[re.Pattern[str], ...]
+
+    @property
+    def assumption(self) -> str:
+        """What is assumed by it."""
+        return f"tags are matched by {' or '.join(pattern.pattern for pattern in self.patterns)}"
+
+    def match(self, tag: str, where: str) -> tuple[int, int] | None:
+        """The layer and the expert in *tag*, None where it names none; no layer is layer 0.
+
+        Raises `TraceError` for a group of the pattern that is not a number.
+        """
+        for pattern in self.patterns:
+            found = pattern.search(tag)
+            if found is not None and "expert" in pattern.groupindex:
+                layer = _number(found, "layer", where) if "layer" in pattern.groupindex else 0
+                return layer, _number(found, "expert", where)
+        return None
+
+    def layer(self, tag: str, where: str) -> int | None:
+        """The layer in the tag of a vector, None where it names none."""
+        named = [pattern for pattern in self.patterns if set(pattern.groupindex) == {"layer"}]
+        for pattern in named or [re.compile(VECTOR, re.IGNORECASE)]:
+            found = pattern.search(tag)
+            if found is not None:
+                return _number(found, "layer", where)
+        return None
+
+
+def tags_by(pattern: str | None, where: str) -> Tags:
+    """The tags that *pattern* matches, the usual ones if it is None; raises `TraceError` where it does not compile."""
+    texts = [pattern] if pattern else [PATTERN, EXPERT_FIRST]
+    try:
+        patterns = tuple(re.compile(text, re.IGNORECASE) for text in texts)
+    except re.error as error:
+        raise TraceError(where, f"--pattern is not a regular expression: {error}", "see the Python manual") from None
+    if not {"layer", "expert"} & set(patterns[0].groupindex):
+        raise TraceError(where, "--pattern names no layer and expert", "use (?P<layer>\\d+) and (?P<expert>\\d+)")
+    return Tags(patterns)
+
+
+def _number(match: re.Match[str], name: str, where: str) -> int:
+    text = match[name] or ""
+    if not text.isdecimal() or len(text) > MOST_DIGITS:
+        raise TraceError(f"{where}, tag {match.string[:80]}", f"has {text[:80]!r} as its {name}", "check --pattern")
+    return int(text)
+
+
+def template(tag: str) -> str:
+    """*tag* with # for its numbers: what tags of one kind have in common."""
+    return re.sub(r"\d+", "#", tag)
+
+
+def one_kind(tags: Sequence[str], seen: set[str], where: str) -> str:
+    """What the values of *tags* are, utilisation, shares, or else counts, by the words in them.
+
+    *seen* holds what all so far have in common, and gets what these have. Raises `TraceError` for two kinds.
+    """
+    seen.update(map(template, tags))
+    if len(seen) > 1:
+        first, second = sorted(seen)[:2]
+        raise TraceError(where, f"has tags like {first} and like {second}", "choose one kind with --pattern")
+    words = set(re.findall(r"[a-z]+", next(iter(seen), "").lower()))
+    return next((name for name in (*UTILISATION_NAMES, *SHARE_NAMES) if name in words), "tokens")
+
+
+def no_match(tags: Sequence[str], what: str, where: str) -> TraceError:
+    """The error that none of *tags* names a layer and an expert, with some of them, and a pattern that would fit."""
+    numbered = [tag for tag in tags if len(re.findall(r"\d+", tag)) >= 2]
+    way_out = "is it the right file?"
+    if numbered:
+        parts = [re.escape(part) for part in re.split(r"\d+", numbered[0])]
+        first, last = ("layer", "expert")
+        if re.search("expert.*layer", numbered[0], re.IGNORECASE):
+            first, last = last, first
+        groups = [f"(?P<{first}>\\d+)", *["\\d+"] * (len(parts) - 3), f"(?P<{last}>\\d+)", ""]
+        way_out = f"give a pattern such as --pattern '{''.join(map(str.__add__, parts, groups))}'"
+    seen = shown(sorted(set(map(template, tags))), 5) if tags else "none"
+    return TraceError(where, f"holds no rows: no {what} names a layer and an expert; there are {seen}", way_out)
+
+
+# --- tables ------------------------------------------------------------------------------------
+
+
+def match_layout(
+    schema: pa.Schema, where: str, reader: Values, naming: Naming = Naming(), first: pa.RecordBatch | None = None
+) -> Layout:
+    """The layout whose columns are there, their values taken by *reader*; raises `TraceError` when none is.
+
+    *first* is a batch of rows, to look at text in.
+    """
+    found = match_columns(schema, where, naming, first)
+    names = schema.names
+    if found.value and (found.expert or found.value in found.lists):
+        if naming.pattern:
+            raise SettingError(f"{where} names experts in rows, and has no use for --pattern")
+        return nested_layout(found, reader, first) if found.value in found.lists else long_layout(found, reader)
+    wide = wide_columns(names, naming, found)
+    if wide and (found.step or found.layer):
+        return wide_layout(found, wide, reader)
+    named = {simple_name(name): name for name in reversed(names)}
+    key = naming.roles.get("key") or first_named(named, KEY_NAMES)
+    value = naming.roles.get("value") or first_named(named, ["value"])
+    if key and value and found.step:
+        return keyed_layout(found, key, value, reader)
+    tagged = [name for name in names if len(re.findall(r"\d+", name)) >= 2]
+    raise no_match(tagged, "column", where) if found.step and tagged else no_layout(names, found)
 
 
 @dataclass(frozen=True)
@@ -35,94 +168,81 @@ class Wide:
     names: list[str]
     layers: NDArray[np.int64] | None
     experts: NDArray[np.int64]
-    said: tuple[str, ...] = ()
+    said: str = ""
     kind: str | None = None
 
 
-def wide_columns(names: Sequence[str], naming: Naming, found: Found) -> Wide | None:
+def wide_columns(names: Sequence[str], naming: Naming, found: ColumnRoles) -> Wide | None:
     """The columns with a layer and an expert, or an expert alone, in their names; None where there are none.
 
     Raises `TraceError` where two are of one expert, or not all of one kind.
     """
     names = [name for name in names if not name.endswith(OF_CHARTS)]
-    matches = {name: match for name in names if (match := WIDE.match(name))} if naming.pattern is None else {}
-    bare = [name for name in names if BARE.fullmatch(name)]
-    if matches:
-        in_name = [match["layer"] for match in matches.values()]
-        layers = None if any(number is None for number in in_name) else np.array([int(n) for n in in_name])
-        said = f"columns like {template(next(iter(matches)))} hold the counts of experts"
-        return Wide(list(matches), layers, np.array([int(match["expert"]) for match in matches.values()]), (said,))
-    if naming.pattern is None and len(bare) > 1:
-        return Wide(bare, None, np.array([int(name) for name in bare]), ("columns with bare numbers are experts",))
+    if naming.pattern is None:
+        matches = {name: match for name in names if (match := WIDE.match(name))}
+        if matches:
+            in_name = [match["layer"] for match in matches.values()]
+            layers = None if any(number is None for number in in_name) else np.array([int(n) for n in in_name])
+            experts = np.array([int(match["expert"]) for match in matches.values()])
+            said = f"columns like {template(next(iter(matches)))} hold the counts of experts"
+            return Wide(list(matches), layers, experts, said)
+        bare = [name for name in names if BARE.fullmatch(name)]
+        if len(bare) > 1:
+            return Wide(bare, None, np.array([int(name) for name in bare]), "columns with bare numbers are experts")
     tags = tags_by(naming.pattern, found.where)
     tagged = {name: place for name in names if (place := tags.match(name, found.where))}
-    if not tagged and naming.pattern is None:
-        return _of_experts(names, found)
-    if not tagged:
+    if tagged:
+        again = [place for place, n in Counter(tagged.values()).items() if n > 1]
+        kind = one_kind(list(tagged), set(), found.where)
+        if again:
+            both = [name for name, place in tagged.items() if place == again[0]]
+            raise TraceError(found.where, f"columns {both[0]} and {both[1]} are of one expert", "choose with --pattern")
+        places = np.array(list(tagged.values()), np.int64)  # (columns, 2)
+        return Wide(list(tagged), places[:, 0], places[:, 1], tags.assumption.replace("tags", "columns"), kind)
+    alone = {name: int(match[1]) for name in names if (match := EXPERT_ONLY.search(name))}
+    if naming.pattern is not None or len(alone) < 2 or len(set(alone.values())) < len(alone):
         return None
-    kind = one_kind(list(tagged), set(), found.where)
-    again = [place for place, n in Counter(tagged.values()).items() if n > 1]
-    if again:
-        both = [name for name, place in tagged.items() if place == again[0]]
-        raise TraceError(found.where, f"columns {both[0]} and {both[1]} are of one expert", "choose with --pattern")
-    places = np.array(list(tagged.values()), np.int64)  # (columns, 2)
-    return Wide(list(tagged), places[:, 0], places[:, 1], (tags.assumption.replace("tags", "columns"),), kind)
+    said = f"columns like {template(next(iter(alone)))} are experts"  # such as tokens_expert_3
+    kind = one_kind(list(alone), set(), found.where)
+    return Wide(list(alone), None, np.array(list(alone.values()), np.int64), said, kind)
 
 
-def _of_experts(names: Sequence[str], found: Found) -> Wide | None:
-    """Columns with an expert in their names, such as ``tokens_expert_3``, of the layer that each row has."""
-    experts = {name: int(match[1]) for name in names if (match := EXPERT_ONLY.search(name))}
-    if len(experts) < 2 or len(set(experts.values())) < len(experts):
-        return None
-    kind = one_kind(list(experts), set(), found.where)
-    said = f"columns like {template(next(iter(experts)))} are experts"
-    return Wide(list(experts), None, np.array(list(experts.values()), np.int64), (said,), kind)
-
-
-def wide_layout(found: Found, wide: Wide, reader: Values) -> Layout:
+def wide_layout(found: ColumnRoles, wide: Wide, reader: Values) -> Layout:
+    """The layout of a column for each expert, and for each layer unless the rows have them."""
     found = replace(found, value=None, layer=found.layer if wide.layers is None else None)
 
     def cells(batch: pa.RecordBatch, row: int, where: str) -> Cells:
+        import pyarrow as pa
+
         raw = [with_gaps(batch, name, row, where) for name in wide.names]
-        there = np.stack([~_is_gap(values) for values in raw], axis=1)  # (rows, columns)
+        # Rows of other metrics have empty cells here, and so may rows of other layers.
+        there = np.stack([values == values for values in raw], axis=1)  # (rows, columns), False for NaN
         counts = np.zeros(there.shape, np.int64)
         for i, (name, values) in enumerate(zip(wide.names, raw)):
             whole = values if there[:, i].all() else np.where(there[:, i], values, 0)
             counts[:, i] = reader.counts(whole, name, row, where, found.kind or wide.kind)
+        if found.step is None or not batch.column(found.step).null_count:
+            steps = found.steps(batch, row, where)
+        else:  # rows without any value need have no step
+            with_value = there.any(axis=1)
+            steps = np.zeros(len(there), np.int64)
+            steps[with_value] = found.steps(batch.filter(pa.array(with_value)), row, where)
         at = found.layers(batch, row, where)[:, None] if wide.layers is None else wide.layers
-        # Rows of other metrics have empty cells here, and so may rows of other layers.
         every = slice(None) if there.all() else there.ravel()
         return Cells(
-            np.repeat(_steps_where(found, batch, np.asarray(there.any(axis=1)), row, where), len(wide.names))[every],
+            np.repeat(steps, len(wide.names))[every],
             np.broadcast_to(at, there.shape).ravel()[every],
             np.broadcast_to(wide.experts, there.shape).ravel()[every],
             counts.ravel()[every],
         )
 
-    layout = found.layout(wide.names, len(wide.names), cells, reader)
-    said = tuple(text for text in layout.assumptions if wide.layers is None or "layer" not in text)
-    return replace(layout, assumptions=(*said, *wide.said))
+    of_rows = wide.layers is None
+    said, layer = (wide.said, "") if of_rows else ("", wide.said)
+    return found.layout(wide.names, len(wide.names), cells, reader, said, layer)
 
 
-def _is_gap(values: NDArray[Any]) -> NDArray[np.bool_]:
-    return np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
-
-
-def _steps_where(
-    found: Found, batch: pa.RecordBatch, there: NDArray[np.bool_], row: int, where: str
-) -> NDArray[np.int64]:
-    """The steps of the rows (rows,), 0 for those without any value, which need have none."""
-    import pyarrow as pa
-
-    if found.step is None or not batch.column(found.step).null_count:
-        return found.steps(batch, row, where)
-    steps = np.zeros(len(there), np.int64)
-    steps[there] = found.steps(batch.filter(pa.array(there)), row, where)
-    return steps
-
-
-def keyed_layout(found: Found, key: str, value: str, reader: Values) -> Layout:
-    """A scalar in each row, its name in the column *key*."""
+def keyed_layout(found: ColumnRoles, key: str, value: str, reader: Values) -> Layout:
+    """The layout of a scalar in each row, its name in the column *key*."""
     tags = tags_by(found.naming.pattern, found.where)
     seen: set[str] = set()
 
@@ -132,27 +252,13 @@ def keyed_layout(found: Found, key: str, value: str, reader: Values) -> Layout:
         encoded = batch.column(key).cast(pa.string()).dictionary_encode()
         if encoded.null_count:
             raise null(encoded, key, row, where)
-        texts = encoded.dictionary.to_pylist()
+        texts, indices = encoded.dictionary.to_pylist(), to_numpy(encoded.indices)
         matches = [tags.match(text, where) for text in texts]
-        kinds = one_kind([text for text, match in zip(texts, matches) if match], seen, where)
-        which = np.array([match is not None for match in matches], bool)[to_numpy(encoded.indices)]
-        at = np.array([match or (0, 0) for match in matches], np.int64).reshape(-1, 2)[to_numpy(encoded.indices)][which]
-        inside = batch.filter(pa.array(which))
-        values = column(inside, value, row, where)
-        return Cells(
-            found.steps(inside, row, where), at[:, 0], at[:, 1], reader.counts(values, value, row, where, kinds)
-        )
+        kind = one_kind([text for text, match in zip(texts, matches) if match], seen, where)
+        matched = np.array([match is not None for match in matches], bool)[indices]
+        at = np.array([match or (0, 0) for match in matches], np.int64).reshape(-1, 2)[indices][matched]
+        inside = batch.filter(pa.array(matched))
+        counts = reader.counts(column(inside, value, row, where), value, row, where, kind)
+        return Cells(found.steps(inside, row, where), at[:, 0], at[:, 1], counts)
 
     return found.layout([key, value], 1, cells, reader)
-
-
-def one_kind(tags: Sequence[str], seen: set[str], where: str) -> str:
-    """What the values of *tags* are; *seen* holds what all so far have in common, and gets what these have.
-
-    Raises `TraceError` where that is not one thing.
-    """
-    seen.update(map(template, tags))
-    if len(seen) > 1:
-        first, second = sorted(seen)[:2]
-        raise TraceError(where, f"has tags like {first} and like {second}", "choose one kind with --pattern")
-    return kind_of(next(iter(seen), ""))

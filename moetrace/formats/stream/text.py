@@ -1,0 +1,182 @@
+"""Text files as loggers write them: opened plain or compressed, without a cut last line, as Arrow batches."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+from moetrace.doctor.catalogue import finding
+from moetrace.errors import TraceError
+from moetrace.formats.errors import library_errors
+from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.tables import Naming
+from moetrace.formats.stream.values import Values
+from moetrace.formats.stream.wide import match_layout
+from moetrace.trace import Finding
+
+# Bytes of text parsed at a time; a row cannot be longer.
+BLOCK_BYTES = 8 << 20
+HEAD_BYTES = 1 << 16
+MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+# What to do about a file that cannot be read.
+WRITE_AGAIN = "write the file again"
+DELIMITERS = ",\t;|"
+
+
+def ends_with(path: Path, *suffixes: str) -> bool:
+    """Whether the name of *path* has one of *suffixes*, with or without one for its compression."""
+    endings = tuple(suffix + tail for suffix in suffixes for tail in ("", ".gz", ".zst", ".zstd"))
+    return path.name.lower().endswith(endings)
+
+
+def compression_of(path: Path) -> str | None:
+    """``gzip`` or ``zstd`` where the file begins as such a file does."""
+    with path.open("rb") as file:
+        head = file.read(4)
+    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+
+
+def opened(path: Path) -> Any:
+    """An Arrow input stream of the text of *path*, decompressed, and without a last line that was cut off."""
+    import pyarrow as pa
+
+    raw = pa.OSFile(str(path))
+    name = compression_of(path)
+    if name:
+        return pa.CompressedInputStream(raw, name)
+    whole = whole_lines(path)
+    return raw if whole is None else raw.get_stream(0, whole)
+
+
+def whole_lines(path: Path) -> int | None:
+    """Bytes up to the last line of *path* where that was cut off, as by a kill; None where it was not, or is packed.
+
+    A line of JSON is cut where it is not JSON, one of CSV where it has fewer columns than the header.
+    """
+    json_lines, delimited = ends_with(path, ".jsonl", ".ndjson"), ends_with(path, ".csv", ".tsv")
+    size = path.stat().st_size
+    if not (json_lines or delimited) or not size or compression_of(path):
+        return None
+    with path.open("rb") as file:
+        file.seek(size - 1)
+        if file.read(1) == b"\n":
+            return None
+        start = max(0, size - BLOCK_BYTES)
+        file.seek(start)
+        before, newline, last = file.read().rpartition(b"\n")
+        file.seek(0)
+        header = next((line for line in file if not line.startswith(b"#")), b"")
+    if not last.strip() or not newline:
+        return None
+    if json_lines:
+        cut = not is_json(last)
+    else:
+        delimiter = max((d.encode() for d in DELIMITERS), key=header.count)
+        cut = last.count(delimiter) < header.count(delimiter) and b'"' not in last
+    return start + len(before) + 1 if cut else None
+
+
+def is_json(line: str | bytes) -> bool:
+    """Whether *line* is a JSON document."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def cut_findings(path: Path) -> tuple[Finding, ...]:
+    """The finding that the last line of *path* was cut off, if it was."""
+    if whole_lines(path) is None:
+        return ()
+    return (finding("cut", f"the end of {path.name}", "its last line is cut off, and left out"),)
+
+
+def head_of(path: Path) -> str:
+    """The beginning of the text of *path*, empty where it is not UTF-8 text; never raises."""
+    try:
+        with closing(opened(path)) as stream:
+            head: bytes = stream.read(HEAD_BYTES)
+    except Exception:  # noqa: BLE001 - whatever cannot be read is not text
+        return ""
+    # A character may be cut at the end; anything else that does not decode is not text.
+    text = head.decode("utf-8-sig", "ignore")
+    return text if len(text.encode()) + 6 >= len(head) and "\0" not in text else ""
+
+
+class Header:
+    """The header of delimited text: its *names*, the *delimiter*, and how many lines before it are *comments*."""
+
+    def __init__(self, path: Path) -> None:
+        lines = head_of(path).split("\n")
+        self.comments = sum(1 for _ in takewhile(lambda line: line.startswith("#"), lines))
+        self.line = next(iter(lines[self.comments :]), "")
+        self.delimiter = max(DELIMITERS, key=self.line.count)
+        self.names: list[str] = next(csv.reader([self.line], delimiter=self.delimiter), [])
+
+
+def csv_batches(path: Path) -> Any:
+    """The Arrow batches of delimited text with a header."""
+    import pyarrow.csv as pc
+
+    header = Header(path)
+    read = pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, skip_rows=header.comments)
+    # Cells may go over several lines, which costs time where they do not.
+    broken = re.search(r'"[^",;]*\n', head_of(path)) is not None
+    parse = pc.ParseOptions(delimiter=header.delimiter, newlines_in_values=broken)
+    return pc.open_csv(opened(path), read, parse, pc.ConvertOptions(strings_can_be_null=True))
+
+
+def json_batches(path: Path, schema: Any = None, block: int = BLOCK_BYTES) -> Any:
+    """The Arrow batches of JSON lines; with a *schema* of its columns alone."""
+    import pyarrow.json as pj
+
+    behavior = "infer" if schema is None else "ignore"
+    parse = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior=behavior)
+    return pj.open_json(opened(path), pj.ReadOptions(block_size=block, use_threads=False), parse)
+
+
+def table_reading(
+    where: str,
+    open_batches: Callable[[], Any],
+    values: Values,
+    naming: Naming,
+    assumed: tuple[str, ...] = (),
+    findings: tuple[Finding, ...] = (),
+) -> Reading:
+    """The reading of a table that *open_batches* opens anew each time, as an Arrow batch reader."""
+    with library_errors(where, "cannot be read", WRITE_AGAIN), closing(open_batches()) as batches:
+        schema, first = batches.schema, next(iter(batches), None)
+    layout = match_layout(schema, where, values, naming, first)
+
+    def cells() -> Iterator[Cells]:
+        row = 0
+        with (
+            library_errors(where, lambda: f"cannot be read after row {row}", WRITE_AGAIN),
+            closing(open_batches()) as batches,
+        ):
+            for batch in batches:
+                if batch.num_rows:
+                    yield layout.cells(batch.select(layout.columns), row, where)
+                row += batch.num_rows
+
+    return Reading(
+        cells,
+        assumptions=(*assumed, *layout.assumptions),
+        findings=findings,
+        where=where,
+        collector=layout.collector,
+        steps_are_implicit=layout.steps_are_implicit,
+    )
+
+
+def refuse_empty(path: Path) -> None:
+    """Raise `TraceError` for a file without a byte."""
+    if path.stat().st_size == 0:
+        raise TraceError(str(path), "is empty", "is it the right file?")
