@@ -13,8 +13,8 @@ COUNTS = TRACE.counts
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        (lambda: mt.read_trace(COUNTS), "a ndarray is no path to read from: LoadTrace.from_counts makes"),
-        (lambda: mt.read_trace(pd.DataFrame({"step": [1]})), "a DataFrame is no path to read from"),
+        (lambda: mt.read_trace(COUNTS), "a ndarray is not a path to read from: moetrace.from_frame makes"),
+        (lambda: mt.read_trace(pd.DataFrame({"step": [1]})), "a DataFrame is not a path to read from"),
         (lambda: TRACE.select(0), r"layers are several, such as \[0, 1\], not 0"),
         (lambda: TRACE.select("0"), "layers are several"),
         (lambda: mt.fluctuation(TRACE.layer(0), 100), r"windows are several, such as \[100, 200\], not 100"),

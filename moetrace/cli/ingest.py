@@ -65,7 +65,7 @@ Column = Annotated[
     typer.Option(help="Which column is what, such as tokens=routed (repeatable).", metavar="ROLE=NAME"),
 ]
 TopK = Annotated[int | None, typer.Option(min=1, help="Experts that each token is sent to.")]
-Experts = Annotated[int | None, typer.Option(min=1, help="Experts of a layer, where the dump does not tell.")]
+Experts = Annotated[int | None, typer.Option(min=1, help="Experts of a layer, where the dump does not show it.")]
 Stages = Annotated[int | None, typer.Option(min=1, help="Pipeline stages of the run (Megatron-LM ranks).")]
 Pattern = Annotated[
     str | None, typer.Option(help="Regular expression for tags, with (?P<layer>) and (?P<expert>).", metavar="REGEX")
@@ -83,14 +83,14 @@ def ingest(
         str | None,
         typer.Option(
             "--from",
-            help="Format of the sources, NAME or NAME:setting=value; told from the files unless given.",
+            help="Format of the sources, NAME or NAME:setting=value; [default: recognised from the files].",
             metavar="FORMAT",
         ),
     ] = None,
     sql: Sql = None,
     merge: Merges = None,
     bin_: Bin = None,
-    phase: Annotated[Phase | None, typer.Option(help="Only these passes, where the dump tells them apart.")] = None,
+    phase: Annotated[Phase | None, typer.Option(help="Only these passes, where the dump distinguishes them.")] = None,
     tokens_per_step: TokensPerStep = None,
     tokens: Tokens = None,
     top_k: TopK = None,
@@ -109,8 +109,8 @@ def ingest(
     """Read dumps and logs into traces, and check them.
 
     Reads any known format, and writes canonical traces. One file is one trace, named by its stem; a
-    folder means every trace file lying in it, unless its files are the ranks of one trace. The same
-    unchanged source again does nothing.
+    folder imports every trace file in it, or one trace if the files are its ranks. Importing an
+    unchanged source again has no effect.
 
     \b
     Example: moetrace ingest sample_traces/gpt-moe-8e-a.parquet --name mine

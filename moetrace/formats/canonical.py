@@ -51,7 +51,7 @@ def is_canonical(path: Path) -> bool:
 
     try:
         keys = pq.read_metadata(path).metadata or {}
-    except Exception:  # noqa: BLE001 - pyarrow raises a dozen types for what is no Parquet file
+    except Exception:  # noqa: BLE001 - pyarrow raises a dozen types for other files
         return False
     return DOCUMENT_KEY.encode() in keys or DIGEST_KEY.encode() in keys
 
@@ -158,7 +158,7 @@ class CanonicalWriter:
 
     def abandon(self) -> None:
         """Let go of the file after an error; what was written is no trace."""
-        # Closing writes the footer, which the disk may have no room for either.
+        # Closing writes the footer, which may not fit on the disk either.
         with suppress(OSError):
             self._writer.close()
 

@@ -45,7 +45,7 @@ def convert(
     """Read the dump *source* and write it as the canonical file *destination*, atomically.
 
     *format* is its format with its settings, ``name:setting=value``; without a name, the settings of the one
-    that is told from the file. Several sources become one trace as ``options.merge`` says.
+    that is recognised from the file. Several sources become one trace as ``options.merge`` says.
     Streams where the rows come in the order of their steps. Returns what is known of the trace.
     Raises `TraceError` naming file, column and the first bad row or step, or a finding that is an error, and
     `SettingError` for a setting that the format has not.
@@ -90,7 +90,7 @@ def read_trace(
     """The trace in a dump of any known format, held in memory; a canonical file is opened lazily.
 
     *format* is its format with its settings, ``name:setting=value``; without a name, the settings of the one
-    that is told from the file. Several sources become one trace as ``options.merge`` says.
+    that is recognised from the file. Several sources become one trace as ``options.merge`` says.
     Raises `TraceError` naming file, column and the first bad row or step, a finding that is an error, or the
     memory that it would take, and `SettingError` for a setting that the format has not.
 

@@ -111,7 +111,7 @@ def test_a_phase_is_picked_where_the_dump_tells(small, tmp_path):
 
     assert small.steps[1::3].tolist() == read_trace(folder, format="sglang:phase=decode").steps.tolist()
     for path in (per_pass(tmp_path, small, MAP), stat(tmp_path, small.counts)):
-        with pytest.raises(TraceError, match="does not tell prefill from decode"):
+        with pytest.raises(TraceError, match="does not distinguish prefill from decode"):
             read_trace(path, format=":phase=prefill")
 
 

@@ -90,8 +90,8 @@ class JsonFormat(TableFormat):
     ) -> Reading:
         """The reading of nested lists *value*, with the numbers of steps and layers in *extra*."""
         arrays = {name: Held(_array(part, path)) for name, part in ((key, value), *(extra or {}).items())}
-        said = () if key == "counts" else (f"{key} holds the counts",)
-        return Arrays(arrays, path, self.axes or axes, self.values(), said).reading()
+        assumption = () if key == "counts" else (f"{key} holds the counts",)
+        return Arrays(arrays, path, self.axes or axes, self.values(), assumption).reading()
 
     def _table(self, rows: list[dict[str, Any]], path: Path) -> Reading:
         import pyarrow as pa

@@ -35,7 +35,7 @@ def records(path: Path, schema: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """The JSON lines of a rank as Arrow batches, each with the number of its first row.
 
     Those of multi-token prediction, which numbers its layers anew, are left out. Raises `TraceError` where a line is
-    cut or is no such record.
+    cut or is not such a record.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -183,8 +183,8 @@ class MegatronRouterFormat:
             reading = choices_reading(pieces, str(file), counting, census=census, experts=experts, top_k=top_k)
             stages[tuple(census.layers)].append(replace(reading, findings=cut_findings(file)))
         sums = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
-        said = f"{len(files)} ranks: tokens are added up, {len(stages)} pipeline stages put together"
-        return Merged(tuple(sums), "layers", str(path), (said, NO_MTP))
+        assumption = f"{len(files)} ranks: tokens are added up, {len(stages)} pipeline stages put together"
+        return Merged(tuple(sums), "layers", str(path), (assumption, NO_MTP))
 
 
 def _choices(path: Path) -> Iterator[Choices]:

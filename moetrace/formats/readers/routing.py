@@ -37,10 +37,10 @@ TOKEN_NAMES = ("token", "tokenid", "tokenidx", "tokenindex", "tokenpos", "tokenp
 SIDE_BY_SIDE = re.compile(r"(?:topk|top|choice|expert|expertid)_?(\d{1,3})", re.IGNORECASE)
 BATCH_ROWS = 1 << 17
 MOST_CHOICES = 1 << 20
-# Choices of an array counted at a time, and numbers of one looked at to tell choices from counts.
+# Choices of an array counted at a time, and numbers of one looked at to distinguish choices from counts.
 BATCH_CHOICES = 1 << 18
 LOOKED_AT = 1 << 16
-# Rows of an array that it takes to tell, and experts that a layer may have.
+# Rows of an array that it takes to decide, and experts that a layer may have.
 LEAST_ROWS = 100
 MOST_EXPERTS = 1024
 # Totals of steps may differ by so much of their mean: dropped tokens and ragged batches move them by a few percent,
@@ -54,7 +54,7 @@ class RoutingFormat:
     """Token-level routing: the chosen experts of each token, as Parquet, CSV, JSON lines or .npy.
 
     *tokens* of a layer are a step where the log names none; *experts* is how many a layer has, *top_k* how many a
-    token chooses, *ignore* a number that stands for no routed expert.
+    token chooses, *ignore* a number that is not a routed expert.
     """
 
     tokens: int | None = None
@@ -119,9 +119,9 @@ class RoutingFormat:
             for table in tables:
                 yield from table.choices()
 
-        said = "the step is the number in the name of the folder, the layer that in the name of the file"
+        assumption = "the step is the number in the name of the folder, the layer that in the name of the file"
         counting = Counting(None, self.experts, self.ignore)
-        return choices_reading(pieces, str(folder), counting, top_k=tables[0].width(), assumptions=(said,))
+        return choices_reading(pieces, str(folder), counting, top_k=tables[0].width(), assumptions=(assumption,))
 
     def _read_array(self, path: Path) -> Reading:
         where = str(path)
@@ -132,10 +132,10 @@ class RoutingFormat:
             raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
         axes, top_k = self._axes(array, where, path.suffix.lower() == ".npz" or _is_named_so(path.name))
         sizes = " x ".join(map(str, array.shape))
-        said = (f"axes are {axes}: {sizes}", self._by_tokens(where), "layers are numbered from 0")
+        assumption = (f"axes are {axes}: {sizes}", self._by_tokens(where), "layers are numbered from 0")
         cube = array if array.ndim == 3 else array[:, None] if top_k != 1 else array[:, :, None]
         counting = Counting(self.tokens, self.experts, self.ignore)
-        return choices_reading(partial(_of_array, cube), where, counting, top_k=top_k, assumptions=said)
+        return choices_reading(partial(_of_array, cube), where, counting, top_k=top_k, assumptions=assumption)
 
     def _axes(self, array: NDArray[Any], where: str, named: bool) -> tuple[str, int]:
         """What the axes of an array are, and k; raises `TraceError` where two of them may be two things."""

@@ -34,7 +34,7 @@ DEFAULT_BUFFER = 1000
 class SglangFormat:
     """`.pt` files of the recorder, opened with a restricted unpickler that builds tensors alone.
 
-    *phase* is the one to take where the records tell.
+    *phase* is the one to take where the records distinguish them.
     """
 
     phase: Phase | None = None
@@ -59,15 +59,15 @@ class SglangFormat:
         for file in files:
             ranks[RANK.fullmatch(file.name)[1]].append(_read_file(file, self.phase))  # type: ignore[index]
         check_ranks([Path(f"rank{rank}") for rank in ranks])
-        # A rank that was told to dump several times has a file for each.
+        # A rank that dumped several times has a file for each.
         readings = tuple(
             parts[0]
             if isinstance(parts[0], Reading) and len(parts) == 1
             else concatenate_segments(parts, str(path), ())
             for parts in ranks.values()
         )
-        said = (f"{len(ranks)} ranks are added up", *readings[0].assumptions)
-        return Merged(readings, "sum", str(path), said, idle=True)
+        assumption = (f"{len(ranks)} ranks are added up", *readings[0].assumptions)
+        return Merged(readings, "sum", str(path), assumption, idle=True)
 
 
 def _ranks(folder: Path) -> list[Path]:
@@ -87,7 +87,9 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
     if counts is None or counts.ndim not in (2, 3):
         raise TraceError(str(path), f"holds {shown(document) or 'nothing'}", "a dump has logical_count or records")
     if phase is not None:
-        raise TraceError(str(path), "does not tell prefill from decode", "record with mode per_token for --phase")
+        raise TraceError(
+            str(path), "does not distinguish prefill from decode", "record with mode per_token for --phase"
+        )
     cube = counts if counts.ndim == 3 else counts[None]
     steps = np.arange(1, len(cube) + 1)
     assumptions = ("passes are numbered from 1 in the order of the buffer",)
@@ -97,7 +99,7 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
 
 
 def _array(value: Any, path: Path) -> NDArray[Any] | None:
-    """A tensor or nested list as an array; raises `TraceError` where it is none of numbers."""
+    """A tensor or nested list as an array; raises `TraceError` where it holds no numbers."""
     with library_errors(str(path), "holds no numbers", "dump it again"):
         return None if value is None else np.asarray(value.float() if _is_bfloat16(value) else value)
 
@@ -108,7 +110,7 @@ def _is_bfloat16(value: Any) -> bool:
 
 
 def _collector(value: Any, counts: NDArray[Any]) -> Collector:
-    """One that was told of *counts* that are rounded, if their tensor *value* was of bfloat16."""
+    """One with the finding that *counts* are rounded, if their tensor *value* was of bfloat16."""
     collector = Collector()
     if _is_bfloat16(value):
         collector.note_half(counts, 2 ** HALVES["bfloat16"], "bfloat16", "counts", 0)
@@ -158,7 +160,7 @@ def _records(document: dict[str, Any], path: Path, phase: Phase | None) -> Readi
     """The passes of a rank, physical experts added up to logical ones."""
     where, every = str(path), document["records"]
     if phase is not None and not all(isinstance(record, dict) and "forward_mode" in record for record in every):
-        raise TraceError(where, "does not tell prefill from decode", "record with mode per_token for --phase")
+        raise TraceError(where, "does not distinguish prefill from decode", "record with mode per_token for --phase")
     records = [record for record in every if phase is None or record["forward_mode"] == MODES[phase]]
     if not records:
         raise TraceError(where, "holds no such pass", "check --phase, and record while requests are served")

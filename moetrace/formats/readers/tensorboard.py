@@ -1,4 +1,4 @@
-"""TensorBoard event files: one scalar for each layer and expert, or one vector for each layer, told by its tag."""
+"""TensorBoard event files: one scalar for each layer and expert, or one vector for each layer, as its tag says."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def is_torch(path: Path) -> bool:
 
 
 def keys_of(path: Path) -> bytes:
-    """The part of a `.pt` archive that holds its keys, not unpickled; empty for what is none."""
+    """The part of a `.pt` archive that holds its keys, not unpickled; empty for other files."""
     try:
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -80,7 +80,7 @@ def keys_of(path: Path) -> bytes:
 
 
 def loaded(path: Path) -> Any:
-    """What is in a `.pt` file, tensors as they are; raises `TraceError` when torch is not there or it is none."""
+    """What is in a `.pt` file, tensors as they are; raises `TraceError` without torch, and where it cannot read it."""
     try:
         import torch
     except ImportError as error:
@@ -94,7 +94,7 @@ def loaded(path: Path) -> Any:
 
 
 def tensor_array(value: Any, path: Path) -> NDArray[Any] | None:
-    """A tensor, a number or nested lists of them as an array, None for what is none."""
+    """A tensor, a number or nested lists of them as an array, None for anything else."""
     import torch
 
     if isinstance(value, str | bytes | dict) or value is None:

@@ -86,7 +86,7 @@ class Arrays:
     path: Named
     axes: str | None = None
     values: Values = field(default_factory=lambda: Values(Collector()))
-    said: tuple[str, ...] = ()
+    assumption: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
@@ -109,7 +109,7 @@ class Arrays:
         return Reading(
             cells,
             rows=math.prod(log.shape),
-            assumptions=(*self.said, *log.assumptions, *of_steps, *of_layers),
+            assumptions=(*self.assumption, *log.assumptions, *of_steps, *of_layers),
             where=self.where,
             collector=self.values.collector,
             steps_are_implicit=implicit,
@@ -129,8 +129,8 @@ class Arrays:
             raise TraceError(
                 self.where, f"holds {names}, and none is the counts", "name it `counts`, or one array for each layer"
             )
-        said = () if named else (f"array {key} is the counts",)
-        return arranged(self.arrays[key], self._axes_of(self.arrays[key]), key, self.where, said)
+        assumption = () if named else (f"array {key} is the counts",)
+        return arranged(self.arrays[key], self._axes_of(self.arrays[key]), key, self.where, assumption)
 
     def _axes_of(self, array: Array) -> tuple[str, ...]:
         """The axes of *array*, by what was given, by the name of the file, or by how many there are."""
@@ -174,9 +174,9 @@ class Arrays:
             for parts in zip(*(array.rows(size, self.where) for array in arrays.values())):
                 yield np.stack(parts, axis=1)
 
-        said = f"an array for each layer, {'steps, experts' if len(shape) == 2 else 'experts'}: {_sizes(shape)}"
+        assumption = f"an array for each layer, {'steps, experts' if len(shape) == 2 else 'experts'}: {_sizes(shape)}"
         numbers = np.array(list(arrays), np.int64)
-        return Log(rows, (steps, len(arrays), shape[-1]), "counts", (said,), numbers)
+        return Log(rows, (steps, len(arrays), shape[-1]), "counts", (assumption,), numbers)
 
     def _steps(self, log: Log) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
         """The numbers of the steps, what is assumed of them, and whether they are only counted."""
@@ -220,22 +220,22 @@ class Arrays:
         return np.arange(n), ("layers are numbered from 0",)
 
 
-def arranged(array: Array, axes: Sequence[str], key: str, where: str, said: tuple[str, ...] = ()) -> Log:
+def arranged(array: Array, axes: Sequence[str], key: str, where: str, assumption: tuple[str, ...] = ()) -> Log:
     """The log of an *array* with these *axes*; one whose steps do not come first has to be held whole."""
     size = dict(zip(axes, array.shape))
     shape = (size.get("steps", 1), size.get("layers", 1), size["experts"] * size.get("ranks", 1))
     text = f"axes are {', '.join(axes)}: {_sizes(array.shape)}"
     text += "" if "layers" in axes else ", one layer" if "steps" in axes else ", one layer and step"
-    said = (*said, text + ("" if "steps" in axes or "layers" not in axes else ", one step"))
+    assumption = (*assumption, text + ("" if "steps" in axes or "layers" not in axes else ", one step"))
     order = [axes.index(axis) for axis in AXES if axis in axes]
     if order == sorted(order) and axes[0] == "steps":
-        return Log(lambda n: (part.reshape(-1, *shape[1:]) for part in array.rows(n, where)), shape, key, said)
+        return Log(lambda n: (part.reshape(-1, *shape[1:]) for part in array.rows(n, where)), shape, key, assumption)
 
     def rows(n: int) -> Iterator[NDArray[Any]]:
         cube = np.transpose(array.whole(where), order).reshape(shape)
         return (cube[a : a + n] for a in range(0, shape[0], n))
 
-    return Log(rows, shape, key, said)
+    return Log(rows, shape, key, assumption)
 
 
 def _sizes(shape: Sequence[int]) -> str:

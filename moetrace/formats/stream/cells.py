@@ -77,7 +77,7 @@ class ReadOptions:
 
     @property
     def expected(self) -> int | None:
-        """Tokens that a layer routes in a step, where the user said so."""
+        """Tokens that a layer routes in a step, where the user gave it."""
         if self.tokens_per_step is not None:
             return self.tokens_per_step
         return self.tokens * self.top_k if self.tokens is not None and self.top_k is not None else None
@@ -141,7 +141,7 @@ class Format(Protocol):
         """Whether *path*, a file or a folder, is a dump of this kind; never raises."""
 
     def read(self, path: Path) -> Source:
-        """Start reading *path*; raises `TraceError` for what can be told from the header."""
+        """Start reading *path*; raises `TraceError` for what the header shows."""
 
 
 def starts_of(step: Steps) -> NDArray[np.intp]:

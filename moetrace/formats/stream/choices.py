@@ -176,7 +176,7 @@ def _every_token(layers: dict[int, LayerChoices]) -> Finding | None:
 class Counting:
     """How choices are counted: *tokens* of a layer are a step where none is named, *experts* a layer.
 
-    *ignore* is a number that stands for no routed expert.
+    *ignore* is a number that is not a routed expert.
     """
 
     tokens: int | None = None
@@ -259,7 +259,7 @@ def _check_highest(ids: Sequence[int], experts: int | None, where: str) -> None:
     highest, before = ids[-1], ids[-2] if len(ids) > 1 else ids[-1]
     if experts is not None:
         if highest >= experts:
-            way = f"with --experts {experts} the last is one less; leave what is no routed expert out with "
+            way = f"with --experts {experts} the last is one less; leave a number that is not a routed expert out with "
             raise TraceError(where, f"expert {highest} was chosen", f"{way}--ignore {highest}")
     elif highest - before > (NEAR if highest in MAXIMA else max(FAR, before + 1)):
         raise TraceError(

@@ -102,8 +102,8 @@ def keyed_lines(lines: Callable[[], Iterator[dict[str, Any]]], path: Named, valu
             raw = np.array([count for _, count in found])
             yield Cells(at["step"], layers, at["expert"], values.counts(raw, "counts", 0, where))
 
-    said = f"the counts are in {shown(parts)}"
-    return Reading(cells, assumptions=(said,), where=where, collector=values.collector)
+    assumption = f"the counts are in {shown(parts)}"
+    return Reading(cells, assumptions=(assumption,), where=where, collector=values.collector)
 
 
 def _walk(value: Any, at: tuple[Key, ...], where: str, needs: str) -> Iterator[tuple[tuple[Key, ...], float]]:

@@ -56,7 +56,7 @@ def blocks_of(source: Source, job: Assembly, report: Report) -> Stream:
 def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Source:
     """The sources read from *paths* as one; segments of a run (``steps``) follow each other as they are given.
 
-    Where names tell the step as well as the rank, the files of a rank follow each other; where they tell the layer,
+    Where names hold the step as well as the rank, the files of a rank follow each other; where they hold the layer,
     files of one layer are added up and layers put side by side. Raises `TraceError` naming missing or duplicate ranks.
     """
     where = f"{paths[0]} and {len(paths) - 1} more"

@@ -91,7 +91,7 @@ class Naming:
 class Layout:
     """Which columns to read and how to turn a batch of rows into cells.
 
-    *width* is the number of cells of one row, where the schema tells; *steps_are_implicit* is whether it has no step.
+    *width* is the number of cells of one row, if the schema shows it; *steps_are_implicit* is whether there is no step.
     """
 
     columns: list[str]
@@ -132,11 +132,17 @@ class ColumnRoles:
         return np.full(batch.num_rows, self.naming.layer or 0)
 
     def layout(
-        self, columns: Sequence[str | None], width: int, cells: Any, reader: Values, said: str = "", layer: str = ""
+        self,
+        columns: Sequence[str | None],
+        width: int,
+        cells: Any,
+        reader: Values,
+        assumption: str = "",
+        layer: str = "",
     ) -> Layout:
         """The layout of these columns besides step and layer, with what it assumes.
 
-        Those are the columns taken under another name than ours, what is not there, *said*, and *layer* where the
+        Those are the columns taken under another name than ours, what is not there, *assumption*, and *layer* where the
         layers are neither in a column nor in the name of the file.
         """
         roles = (("step", self.step), ("layer", self.layer), ("expert", self.expert))
@@ -150,7 +156,7 @@ class ColumnRoles:
             number = self.naming.layer
             none = "no layer column: one layer, number 0"
             texts.append(none if number is None else f"layer {number}, by the name of the file")
-        texts += [text for text in (layer, said) if text]
+        texts += [text for text in (layer, assumption) if text]
         read = [name for name in (self.step, self.layer, *columns) if name]
         implicit = self.step is None and self.naming.step is None
         return Layout(list(dict.fromkeys(read)), width, tuple(texts), cells, reader.collector, implicit)
@@ -279,8 +285,8 @@ def nested_layout(found: ColumnRoles, reader: Values, first: pa.RecordBatch | No
             raise
         return Cells(steps[of_list], layers[of_list], place, counts)
 
-    said = "lists of lists are layers of experts, numbered from 0" if of_layers else ""
-    return found.layout([value], 1, cells, reader, layer=said)
+    assumption = "lists of lists are layers of experts, numbered from 0" if of_layers else ""
+    return found.layout([value], 1, cells, reader, layer=assumption)
 
 
 def _flattened(lists: Any, name: str, row: int, where: str) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:

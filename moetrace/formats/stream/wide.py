@@ -168,7 +168,7 @@ class Wide:
     names: list[str]
     layers: NDArray[np.int64] | None
     experts: NDArray[np.int64]
-    said: str = ""
+    assumption: str = ""
     kind: str | None = None
 
 
@@ -184,8 +184,8 @@ def wide_columns(names: Sequence[str], naming: Naming, found: ColumnRoles) -> Wi
             in_name = [match["layer"] for match in matches.values()]
             layers = None if any(number is None for number in in_name) else np.array([int(n) for n in in_name])
             experts = np.array([int(match["expert"]) for match in matches.values()])
-            said = f"columns like {template(next(iter(matches)))} hold the counts of experts"
-            return Wide(list(matches), layers, experts, said)
+            assumption = f"columns like {template(next(iter(matches)))} hold the counts of experts"
+            return Wide(list(matches), layers, experts, assumption)
         bare = [name for name in names if BARE.fullmatch(name)]
         if len(bare) > 1:
             return Wide(bare, None, np.array([int(name) for name in bare]), "columns with bare numbers are experts")
@@ -202,9 +202,9 @@ def wide_columns(names: Sequence[str], naming: Naming, found: ColumnRoles) -> Wi
     alone = {name: int(match[1]) for name in names if (match := EXPERT_ONLY.search(name))}
     if naming.pattern is not None or len(alone) < 2 or len(set(alone.values())) < len(alone):
         return None
-    said = f"columns like {template(next(iter(alone)))} are experts"  # such as tokens_expert_3
+    assumption = f"columns like {template(next(iter(alone)))} are experts"  # such as tokens_expert_3
     kind = one_kind(list(alone), set(), found.where)
-    return Wide(list(alone), None, np.array(list(alone.values()), np.int64), said, kind)
+    return Wide(list(alone), None, np.array(list(alone.values()), np.int64), assumption, kind)
 
 
 def wide_layout(found: ColumnRoles, wide: Wide, reader: Values) -> Layout:
@@ -237,8 +237,8 @@ def wide_layout(found: ColumnRoles, wide: Wide, reader: Values) -> Layout:
         )
 
     of_rows = wide.layers is None
-    said, layer = (wide.said, "") if of_rows else ("", wide.said)
-    return found.layout(wide.names, len(wide.names), cells, reader, said, layer)
+    assumption, layer = (wide.assumption, "") if of_rows else ("", wide.assumption)
+    return found.layout(wide.names, len(wide.names), cells, reader, assumption, layer)
 
 
 def keyed_layout(found: ColumnRoles, key: str, value: str, reader: Values) -> Layout:
