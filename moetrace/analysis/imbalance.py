@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetrace.trace import LayerLoad, Shares
-
-if TYPE_CHECKING:
-    import pandas as pd
+from moetrace.trace import Shares
 
 # Steps at the end that stand for the present load.
 RECENT = 1000
@@ -67,20 +63,3 @@ IMBALANCE: Mapping[str, tuple[Callable[[Shares], float], str]] = {
     "gini": (gini, "economics; in no framework"),
 }
 """Every definition of imbalance by name, and whose it is."""
-
-
-def balance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:
-    """One row: the hottest expert over the *last* steps, its load in mean loads, and how many experts were idle."""
-    import pandas as pd
-
-    recent = load.last(last)
-    share = recent.mean_shares
-    row = {
-        "trace": load.trace,
-        "layer": load.layer,
-        "steps": int(recent.steps[-1] - recent.steps[0]) + 1,
-        "hottest": int(load.expert_numbers[share.argmax()]),
-        "max_over_mean": max_over_mean(share),
-        "idle": int((share == 0).sum()),
-    }
-    return pd.DataFrame([row])

@@ -11,8 +11,9 @@ import numpy as np
 
 from moetrace.analysis.courses import course, hottest_frame, peaks_frame
 from moetrace.analysis.fluctuation import fluctuation
-from moetrace.analysis.imbalance import IMBALANCE, RECENT, balance_frame
+from moetrace.analysis.imbalance import IMBALANCE, RECENT
 from moetrace.analysis.noise import step_noise
+from moetrace.analysis.severity import balance_frame, health
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
 from moetrace.analysis.variogram import step_scatter
 from moetrace.frames import stacked
@@ -40,11 +41,11 @@ def layers_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
     steps = ["settle_step", "settle_step_low", "settle_step_high", "rank_settle_step"]
     steps += ["unsettled_step", "unsettled_step_low", "unsettled_step_high"]
-    return pd.DataFrame(rows).astype(dict.fromkeys(steps, "Int64"))
+    return pd.DataFrame(rows).astype(dict.fromkeys([*steps, "since"], "Int64"))
 
 
 def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
-    """When a layer settled, its state now, its fluctuation before and after.
+    """When a layer settled, its state now, its fluctuation before and after, and its `Health`.
 
     *settle_step_low* and *settle_step_high* are the ends of the interval of the settle step, *unsettled_step_low* and
     *unsettled_step_high* those of where it became unstable again; *rank_settle_step* is
@@ -75,6 +76,7 @@ def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
         "movement_after": states.movement_in(border, last),
         **_before_and_after(load, border),
         "step_noise": step_noise(load),
+        **health(load)._asdict(),
     }
 
 

@@ -167,12 +167,14 @@ def place(
 
 def _screen(placed: Placement, shared: Shared) -> Screen:
     """The verdict on one trace, and the table of plans."""
+    from moetrace.report.answers import alarm
     from moetrace.report.screens import place_screen
     from moetrace.report.verdict import verdict_notes, worth
 
     verdict = placed.verdict.as_row() | {"gpus": placed.planning.gpus}
     notes = verdict_notes(verdict, files=shared.layers is None)
-    return place_screen(placed.frames["summary"], worth(verdict).sentence, every=shared.all, notes=notes)
+    sentence = f"{alarm(placed.frames['balance'])}{worth(verdict).sentence}"
+    return place_screen(placed.frames["summary"], sentence, every=shared.all, notes=notes)
 
 
 def _write_plans(

@@ -51,6 +51,7 @@ def predict(
     """
     import pandas as pd
 
+    from moetrace.analysis.severity import health_frame
     from moetrace.files import write_bytes
     from moetrace.forecasting.backtest import evaluate
     from moetrace.forecasting.keys import key_of
@@ -63,6 +64,7 @@ def predict(
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     files: dict[str, tuple[str, str]] = {}
     means: list[pd.DataFrame] = []
+    balance: dict[str, pd.DataFrame] = {}
     statuses: list[dict[str, object]] = []
 
     def one(given: str, trace: LoadTrace, progress: Report) -> Backtest:
@@ -78,6 +80,7 @@ def predict(
                 yield ahead
 
         means.append(means_frame(noted(), horizon))
+        balance[trace.name] = health_frame(trace)
         beside = write_bytes(path.with_name(f"means-{horizon}.csv"), csv(means[-1]).encode())
         files[trace.name] = str(path), str(beside)
         return test
@@ -99,7 +102,7 @@ def predict(
         document["forecast"] = next(iter(files.values()))[0]
     tables = score_tables(summary, scores) | {"means": Table("Mean of each expert, to come", stacked(means))}
     screens = [
-        predict_screen(part, horizon, known[known["trace"] == trace], every=shared.all)
+        predict_screen(part, horizon, known[known["trace"] == trace], balance[str(trace)], every=shared.all)
         for trace, part in summary.groupby("trace", sort=False)
     ]
     wrote = sorted({str(Path(forecast).parent) for forecast, _ in files.values()})

@@ -72,7 +72,14 @@ KINDS: dict[str, Kind] = {
     "batch-change": Kind(WARNING, "choose the steps of one batch size with --steps, or compare shares only"),
     "tokens-vary": Kind(NOTE, "shares are weighted by tokens; check the batch size, dropped tokens or a missing rank"),
     "dead": Kind(WARNING, "the router ignores them: look at the balancing loss, or drop them from the placement"),
-    "collapse": Kind(WARNING, "the router has collapsed: look at the balancing loss and the learning rate"),
+    "collapse": Kind(
+        ERROR,
+        "the router has collapsed: go back to a checkpoint before it, with a larger balancing loss or bias rate, "
+        "a router z-loss, or a lower learning rate",
+    ),
+    "imbalance": Kind(
+        WARNING, "in training, raise the weight of the balancing loss; in serving, see what `moetrace place` saves"
+    ),
     "drift": Kind(WARNING, "the load still moves: plan for short horizons, and plan again often"),
 }  # fmt: skip
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from moetrace.analysis.noise import mean_noise
+from moetrace.analysis.severity import health
 from moetrace.doctor.catalogue import ERROR, finding, gap_findings, roughness_findings, totals_findings
 from moetrace.doctor.collector import Factor
 from moetrace.errors import shown
 from moetrace.trace import Counts, Finding, LayerLoad, LoadTrace
+from moetrace.words import COLLAPSED, SEVERE
 
 # Steps at the end of a trace that are checked for idle experts, and for drift.
 RECENT = 1000
-# A layer is collapsed when one expert has this share of the load and there are more than two.
-COLLAPSED_SHARE = 0.9
 # Shares that differ by a tenth between the last RECENT steps and those before: a layer that counts as
 # stable, moving by less than 4% in 200 steps, stays below 9% in 1,000.
 DRIFTED = 0.1
@@ -37,7 +37,9 @@ def examine(trace: LoadTrace) -> list[Finding]:
     totals: list[Counts] = []
     factor = Factor()
     for load in trace.by_layer():
-        findings += [*idle_experts(load), *_drift(load)]
+        unhealthy = idle_experts(load)
+        # Of a router that has collapsed, the load need not be planned for.
+        findings += unhealthy if any(own.name == "collapse" for own in unhealthy) else [*unhealthy, *_drift(load)]
         rows = max(2, ROUGH_COUNTS // load.experts)
         findings += roughness_findings(load.counts[:rows], load.steps[:rows], load.layer)
         totals.append(load.totals)
@@ -59,19 +61,19 @@ def failing(findings: list[Finding], trace: LoadTrace, fail_on: tuple[str, ...] 
 
 
 def idle_experts(load: LayerLoad) -> list[Finding]:
-    """The findings ``dead`` and ``collapse`` of the last `RECENT` steps of a layer."""
-    recent = load.last(RECENT).counts.sum(axis=0)
-    shares = recent / recent.sum()
-    place = f"layer {load.layer}"
+    """The findings ``dead``, ``collapse`` and ``imbalance`` of the last `RECENT` steps of a layer."""
+    recent, found, place = load.last(RECENT).counts.sum(axis=0), health(load, RECENT), f"layer {load.layer}"
+    since = "" if found.since is None else f", since step {found.since}"
     findings = []
     dead = [str(expert) for expert in load.expert_numbers[recent == 0]]
     if dead:
         findings.append(finding("dead", place, f"no token in the last {RECENT} steps for experts {shown(dead)}"))
-    if len(shares) > 2 and shares.max() > COLLAPSED_SHARE:
-        busiest, share = load.expert_numbers[shares.argmax()], 100 * shares.max()
-        evidence = f"expert {busiest} has {share:.0f}% of the load of the last {RECENT} steps"
-        findings.append(finding("collapse", place, evidence))
-    return findings
+    evidence = (
+        f"expert {found.hottest} has {100 * found.hottest_share:.0f}% of the load of the last {RECENT} steps, "
+        f"{found.max_over_mean:.1f}x the mean, and {100 * found.in_use:.0f}% of the experts are in use{since}"
+    )
+    name = {COLLAPSED: "collapse", SEVERE: "imbalance"}.get(found.severity)
+    return findings + ([finding(name, place, evidence)] if name else [])
 
 
 def _drift(load: LayerLoad) -> list[Finding]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from moetrace.analysis.severity import health_frame
 from moetrace.forecasting.backtest import Progress, Run, evaluate, in_turn
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.predictors.base import Predictor
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
 class Placement:
     """The experts of a trace placed on GPUs.
 
-    *frames* are ``summary``, ``plans``, ``scores`` and ``policies``, those of `policies_frame`; *verdict* is drawn from
-    them. *best* is the predictor whose plans were best in the state that each layer ends in, by which the plan to
-    deploy is made, as *planning* does; *loads* has the predicted share of each expert by layer. *computed* results are
-    new, *reused* ones were cached. *first_expert* is the number of the first expert in the source. *notes* name what
-    was left out of a trace that is very long.
+    *frames* are ``summary``, ``plans``, ``scores``, ``balance`` and ``policies``, those of `policies_frame`, from which
+    the *verdict* is drawn. *best* is the predictor whose plans were best in the state that each layer ends in, by which
+    the plan to deploy is made, as *planning* does; *loads* has the predicted share of each expert by layer. *computed*
+    results are new, *reused* ones were cached. *first_expert* is the number of the first expert in the source. *notes*
+    name what was left out of a trace that is very long.
     """
 
     trace: str
@@ -121,6 +122,7 @@ def place(
         "plans": plans_frame(trace, means, best, planning, deployed),
         "scores": scores,
         "policies": policies,
+        "balance": health_frame(trace),
     }
     loads = {}
     if len(means):

@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Any
 from moetrace.report.phrases import SAME, Answer, capitalised, count_of, listed, percent, percent_whole, points
 from moetrace.report.tables import rows_of
 from moetrace.report.verdict import verdict_in, worth
-from moetrace.words import BASELINE, DEFAULT, DEPLOYED, ORACLE, STABLE, STATES, TRANSIENT, UNKNOWN
+from moetrace.words import (
+    BASELINE,
+    COLLAPSED,
+    DEFAULT,
+    DEPLOYED,
+    MODERATE,
+    OK,
+    ORACLE,
+    SEVERE,
+    SEVERITIES,
+    STABLE,
+    STATES,
+    TRANSIENT,
+    UNKNOWN,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,21 +38,46 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 # --- is it balanced? -----------------------------------------------------------------------------------------------
 
 
+# What people do about it: balancing loss (Switch Transformer, arXiv 2101.03961), bias rate (arXiv 2408.15664), router
+# z-loss (ST-MoE, arXiv 2202.08906), capacity (GShard, arXiv 2006.16668).
+ADVICE = {
+    OK: "",
+    MODERATE: "",
+    SEVERE: "In training, raise the weight of the balancing loss or the bias rate, or limit the capacity of an "
+    "expert; in serving, add redundant experts (moetrace place).",
+    COLLAPSED: "Go back to a checkpoint before it, with a larger balancing loss or bias rate and a router z-loss.",
+}
+
+
 def balanced(balance: pd.DataFrame) -> Answer:
-    """How uneven the load is now, from the frame ``balance``, one row for each layer."""
-    worst = max(rows_of(balance), key=lambda row: row["max_over_mean"])
-    steps = int(balance["steps"].iloc[0])
-    idle = int(balance["idle"].sum())
-    sentence = (
-        f"In layer {worst['layer']} expert {worst['hottest']} has {worst['max_over_mean']:.1f} times the mean load"
-    )
-    if len(balance) > 1:
-        each = f"the hottest expert has {balance['max_over_mean'].mean():.1f} times"
-        sentence += f"; on average over {len(balance):,} layers {each}"
-    sentence += "."
+    """How bad the imbalance is now, of the worst layer first, from the frame ``balance``, one row for each layer."""
+    rows = sorted(rows_of(balance), key=lambda row: (-SEVERITIES.index(row["severity"]), -row["max_over_mean"]))
+    worst, idle = rows[0], int(balance["idle"].sum())
+    share = f"{worst['max_over_mean']:.1f}x the mean load ({percent_whole(worst['hottest_share'])} of the tokens)"
+    expert = f"expert {worst['hottest']} gets {share}"
+    since = f", since step {int(worst['since']):,}" if worst["since"] == worst["since"] and worst["since"] else ""
+    alike = [row["layer"] for row in rows if row["severity"] == worst["severity"]]
+    others = f" So {'has' if len(alike) == 2 else 'have'} layer{'' if len(alike) == 2 else 's'} {listed(alike[1:])}."
+    used = percent_whole(worst["in_use"])
+    busiest = f"the busiest expert (layer {worst['layer']}, expert {worst['hottest']}) gets {share}"
+    sentence = {
+        OK: f"The load is balanced: {busiest}.",
+        MODERATE: f"Moderate imbalance in layer {worst['layer']}: {expert}{since}.",
+        SEVERE: f"Severe imbalance in layer {worst['layer']}: {expert}{since}.",
+        COLLAPSED: f"The router of layer {worst['layer']} has collapsed ({used} of experts in use): {expert}{since}.",
+    }[worst["severity"]]
+    if worst["severity"] == COLLAPSED and len(alike) > 1:
+        sentence += others
     if idle:
-        sentence += f" {count_of(idle, 'expert').capitalize()} had no token at all."
-    return Answer("Balanced?", f"{worst['max_over_mean']:.1f}x", sentence, f"the last {steps:,} steps")
+        sentence += f" {count_of(idle, 'expert').capitalize()} got no token at all."
+    sentence = " ".join([sentence, ADVICE[worst["severity"]]]).strip()
+    return Answer("Balanced?", worst["severity"], sentence, f"the last {int(balance['steps'].iloc[0]):,} steps")
+
+
+def alarm(balance: pd.DataFrame) -> str:
+    """The sentence about the imbalance where it is severe or the router has collapsed, before any other answer."""
+    bad = set(balance["severity"]) & {SEVERE, COLLAPSED}
+    return f"{balanced(balance).sentence} " if bad else ""
 
 
 # --- has it settled? -----------------------------------------------------------------------------------------------

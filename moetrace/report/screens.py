@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moetrace.report.answers import answers_of, expected, predictable, settled
+from moetrace.report.answers import alarm, answers_of, balanced, expected, predictable, settled
 from moetrace.report.phrases import bytes_of, count_of, listed, percent, percent_whole, points
 from moetrace.report.tables import NOTHING, rows_of
-from moetrace.words import BASELINE, DEFAULT, DEPLOYED, ORACLE, STABLE, STATES, UNKNOWN
+from moetrace.words import BASELINE, DEFAULT, DEPLOYED, ORACLE, SEVERITIES, STABLE, STATES, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,25 +130,30 @@ def states_screen(layers: pd.DataFrame, *, every: bool) -> Screen:
     trace = str(layers["trace"].iloc[0])
     shown = layers if every or len(layers) <= MOST_ROWS else _by_need(layers)
     rows = [layer_cells(layer) for layer in rows_of(shown)]
-    return _screen(f"{trace}: {settled(layers).sentence}", rows, ("expert order",), every=every)
+    sentence = f"{trace}: {balanced(layers.assign(steps=1000)).sentence} {settled(layers).sentence}"
+    return _screen(sentence, rows, ("imbalance", "ranks"), every=every)
 
 
 def layer_cells(layer: dict[str, Any]) -> dict[str, str]:
     """What is said of one layer, a row of a layers frame."""
     return {
         "layer": str(layer["layer"]),
+        "imbalance": layer["severity"],
+        "busiest": f"{layer['hottest']}: {layer['max_over_mean']:.1f}x",
+        "idle": _number(layer["idle"]),
         "settles": _settles(layer),
         "between": _between(layer),
-        "moves before -> after": _movement(layer),
-        "expert order": layer["detectors"] if layer["state"] != UNKNOWN else NOTHING,
+        "change": _movement(layer),
+        "ranks": layer["detectors"] if layer["state"] != UNKNOWN else NOTHING,
     }
 
 
 def _by_need(layers: pd.DataFrame) -> pd.DataFrame:
-    """The unsettled layers first, then those whose detectors differ, then the latest to settle."""
+    """The most unbalanced layers first, then unsettled ones, then where detectors differ, then the latest to settle."""
     settled_at = layers["settle_step"].astype("Float64").fillna(0)
     by = layers.assign(late=-settled_at, agree=layers["detectors"] == "agree", done=layers["state"] == STABLE)
-    return by.sort_values(["done", "agree", "late"], kind="stable")
+    by = by.assign(bad=[-SEVERITIES.index(severity) for severity in layers["severity"]])
+    return by.sort_values(["bad", "done", "agree", "late"], kind="stable")
 
 
 def _settles(layer: dict[str, Any]) -> str:
@@ -179,16 +184,24 @@ def _moved(movement: float) -> str:
 # --- predictions ---------------------------------------------------------------------------------------------------
 
 
-def predict_screen(summary: pd.DataFrame, horizon: int, ahead: pd.DataFrame | None = None, *, every: bool) -> Screen:
+def predict_screen(
+    summary: pd.DataFrame,
+    horizon: int,
+    ahead: pd.DataFrame | None = None,
+    balance: pd.DataFrame | None = None,
+    *,
+    every: bool,
+) -> Screen:
     """How wrong each predictor was at one horizon of one trace, the best first, beside the baseline.
 
-    *ahead* has what each expects of the steps to come, a row for each predictor and layer.
+    A severe imbalance in *balance* comes first. *ahead* has what each expects of the steps to come, a row for each
+    predictor and layer.
     """
     own = summary[summary["horizon"] == horizon]
     scored = own[own["scored"] > 0]
     states = [state for state in STATES if (scored["state"] == state).any()]
     answer = predictable(own, horizon)
-    sentence = f"{own['trace'].iloc[0]}: {answer.sentence}"
+    sentence = f"{own['trace'].iloc[0]}: {'' if balance is None else alarm(balance)}{answer.sentence}"
     if not states:
         return Screen(sentence)
     by_state = {state: _by_predictor(scored[scored["state"] == state]) for state in states}

@@ -165,8 +165,6 @@ def _layers(anchor: str, frames: Mapping[str, Any]) -> tuple[list[str], list[Lay
             continue
         hot = balance[number]
         cells = layer_cells(state) | {
-            "hottest expert": str(hot["hottest"]),
-            "mean loads": f"{hot['max_over_mean']:.2f}",
             "error, stable": percent(errors[number]) if number in errors else NOTHING,
         }
         rows.append(cells)

@@ -8,6 +8,7 @@ from moetrace import Finding, LoadTrace, TraceInfo, classify, evaluate, fluctuat
 from moetrace.analysis.about import traces_frame
 from moetrace.analysis.imbalance import IMBALANCE
 from moetrace.analysis.noise import step_noise
+from moetrace.analysis.severity import health
 from moetrace.analysis.states import Rule, classify_expert, rank_runs
 from moetrace.analysis.tables import (
     _agree,
@@ -148,7 +149,7 @@ def test_a_layers_row_says_what_its_parts_say(settled, last):
         "range_100_before": before.range.mean(),
         "range_100_after": after.range.mean(),
         "step_noise": step_noise(load),
-    }
+    } | health(load)._asdict()
 
     (row,) = states_tables(settled.select(layers=[0], last=last))["layers"].astype(object).to_dict("records")
 

@@ -52,7 +52,7 @@ def test_every_command_calls_an_expert_by_one_number(numbered, tmp_path):
     }
     balance = pd.read_csv(data / "numbered-balance.csv")
     assert {hot} == set(balance["hottest"])
-    assert f"expert {hot} has" in (tmp_path / "r" / "report.md").read_text()
+    assert f"expert {hot} gets" in (tmp_path / "r" / "report.md").read_text()
     tables["report"] = tables["report"].rename(columns={"actual": "share"})
     for own in tables.values():
         for other in tables.values():

@@ -119,14 +119,24 @@ def test_the_number_of_scores_is_the_evidence():
     )
 
 
-def test_balanced_names_the_hottest_expert():
-    """Of the most uneven layer, and how many experts idle."""
+def test_balanced_names_the_hottest_expert_of_the_worst_layer():
+    """The most severe first, then the highest peak; how many experts idle, and what to do where it is severe."""
     frame = pd.DataFrame(
-        {"layer": [2, 4], "steps": [1000, 1000], "hottest": [1, 5], "max_over_mean": [1.2, 3.1], "idle": [0, 2]}
-    )
+        {
+            "layer": [2, 4], "steps": 1000, "hottest": [1, 5], "max_over_mean": [5.2, 3.1], "idle": [0, 2],
+            "severity": ["moderate", "severe"], "hottest_share": [0.2, 0.3], "in_use": 0.5, "since": [None, 700],
+        }
+    )  # fmt: skip
 
-    assert balanced(frame).sentence.startswith("In layer 4 expert 5 has 3.1 times the mean load")
-    assert "2 experts had no token" in balanced(frame).sentence
+    sentence = balanced(frame).sentence
+
+    assert sentence.startswith(
+        "Severe imbalance in layer 4: expert 5 gets 3.1x the mean load (30% of the tokens), since step 700. 2 experts got "
+        "no token at all. In training, raise"
+    )
+    assert balanced(frame[:1]).sentence == (
+        "Moderate imbalance in layer 2: expert 1 gets 5.2x the mean load (20% of the tokens)."
+    )
 
 
 @pytest.mark.parametrize(

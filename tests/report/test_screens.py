@@ -26,18 +26,21 @@ def text_of(screen, width=100, **more):
 
 
 def moved(frame):
-    """The same layers, with how far they moved."""
-    return frame.assign(movement_before=0.1065, movement_after=0.0322)
+    """The same layers, with how far they moved, and a balanced load."""
+    health = {"severity": "ok", "max_over_mean": 1.5, "hottest": 3, "hottest_share": 0.2, "idle": 0, "in_use": 0.9}
+    return frame.assign(movement_before=0.1065, movement_after=0.0322, **health, since=pd.NA)
 
 
 def test_states_have_one_line_for_each_layer_and_one_for_the_headings():
     """Settle step, interval and movement before and after."""
     text = text_of(states_screen(moved(layers(SETTLED, NEVER)), every=False))
 
-    assert ["2", "900", "400", "-", "1,200", "10.7%", "->", "3.2%", "agree"] in [
+    assert ["2", "ok", "3:", "1.5x", "0", "900", "400", "-", "1,200", "10.7%", "->", "3.2%", "agree"] in [
         line.split() for line in text.splitlines()
     ]
-    assert ["4", "never", "-", "10.7%", "agree"] in [line.split() for line in text.splitlines()]
+    assert ["4", "ok", "3:", "1.5x", "0", "never", "-", "10.7%", "agree"] in [
+        line.split() for line in text.splitlines()
+    ]
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
@@ -50,6 +53,8 @@ def test_of_many_layers_those_that_need_a_look_come_first():
     assert "40" == screen.columns[0][1][0]
     assert "8 more: --all" in text_of(screen)
     assert [str(layer) for layer in frame["layer"]] == list(whole.columns[0][1])
+    frame.loc[4, "severity"] = "severe"
+    assert str(frame["layer"][4]) == states_screen(frame, every=False).columns[0][1][0]
 
 
 def test_predictors_are_sorted_by_their_error_while_stable():
