@@ -27,11 +27,13 @@ from moetrace.words import (
 if TYPE_CHECKING:
     import pandas as pd
 
-WHILE = {STABLE: "While stable", TRANSIENT: "While transient", UNKNOWN: "Where the state is not known"}
+PHASE = {STABLE: "Stable phase", TRANSIENT: "Transient phase", UNKNOWN: "Stability unknown"}
 # What the number of a card adds where it is of another state than the one that counts.
 OTHERWISE = {STABLE: "", TRANSIENT: ", transient", UNKNOWN: ", state unknown"}
-BASELINE_NAMED = "the mean of the last 1,000 steps"
+BASELINE_NAMED = "the 1,000-step mean"
 FROM_START = "stable from the start"
+TOO_FEW = "too few rows, or rows too far apart"
+GRADUAL = 2000  # steps of an interval beyond which the settle step is only one of many
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -84,92 +86,65 @@ def alarm(balance: pd.DataFrame) -> str:
 
 
 def settled(layers: pd.DataFrame) -> Answer:
-    """Since when the layers are stable, from the frame ``layers``."""
+    """When the layers became stable, from the frame ``layers``."""
     n, done = len(layers), layers[layers["state"] == STABLE]
-    told = layers[layers["state"] != UNKNOWN]
-    parts = [_settled_sentence(done, n), *_not_settled(layers)] if len(told) else [_untold(n)]
-    agree = int((told["detectors"] == "agree").sum())
-    evidence = f"the order of the experts agrees in {agree} of {len(told)} layers" if len(told) else ""
+    known = layers[layers["state"] != UNKNOWN]
+    if known.empty:
+        which = "the only layer" if n == 1 else f"all {n} layers"
+        sentence = f"Stability unknown for {which}: {TOO_FEW}."
+        return Answer("Settled?", f"{len(done)} of {n} layers", sentence)
+    agree = int((known["detectors"] == "agree").sum())
+    evidence = f"the rank test agrees in {agree} of {len(known)} layers"
     settling = done[done["outcome"] != FROM_START]
-    if len(settling) and settling["settle_step"].notna().any():
-        evidence = f"{_interval_of(_latest(settling))}; {evidence}"
-    return Answer("Settled?", f"{len(done)} of {n} layers", " ".join(part for part in parts if part), evidence)
+    if len(settling):
+        last = max(rows_of(settling), key=lambda layer: layer["settle_step"])
+        low, high = int(last["settle_step_low"]), int(last["settle_step_high"])
+        evidence = f"layer {last['layer']} settled between {low:,} and {high:,}; {evidence}"
+    sentence = " ".join([_settled_sentence(done, n), *_not_settled(layers)])
+    return Answer("Settled?", f"{len(done)} of {n} layers", sentence, evidence)
 
 
 def _settled_sentence(done: pd.DataFrame, n: int) -> str:
+    """How many layers are stable, and when those that settled did; the last of them by its number."""
     if done.empty:
-        return f"None of {n} layers is stable at the end." if n > 1 else "The only layer is not stable at the end."
-    count = _stable_layers(len(done), n)
-    from_start = done["outcome"] == FROM_START
-    if from_start.all():
+        return f"None of {n} layers is stable by the end." if n > 1 else "The only layer is not stable by the end."
+    count = {1: "The only layer is", 2: "Both layers are"}.get(n, f"All {n} layers are")
+    if len(done) < n:
+        count = f"{capitalised(_in_words(len(done)))} of {n} layers {'is' if len(done) == 1 else 'are'}"
+    settling = rows_of(done[done["outcome"] != FROM_START].sort_values("settle_step", kind="stable"))
+    if not settling:
         return f"{count} stable from the start."
-    last = _latest(done)
-    rest = done[(done["layer"] != last["layer"]) & ~from_start]
-    sentence = f"{count} stable at the end"
-    if rest.empty:
-        return f"{sentence}: layer {last['layer']} settles {_when(last)}."
-    by = int(rest["settle_step"].max())
-    if by == last["settle_step"]:
-        who = _in_words(len(rest) + 1) if from_start.any() else "both" if len(done) == 2 else "all"
-        return f"{sentence}: {who} settle by {by:,}{_gradually(last)}."
-    alone = f"layer {rest['layer'].iloc[0]} settles at"
-    others = alone if len(rest) == 1 else f"{_in_words(len(rest))} settle by"
-    return f"{sentence}: {others} {by:,}, layer {last['layer']} {_when(last)}."
-
-
-def _stable_layers(done: int, n: int) -> str:
-    """``All 3 layers are``, ``One of 3 layers is``: the subject of the sentence, and its verb."""
-    if done == n:
-        return {1: "The only layer is", 2: "Both layers are"}.get(n, f"All {n} layers are")
-    return f"{capitalised(_in_words(done))} of {n} layers {'is' if done == 1 else 'are'}"
-
-
-def _untold(n: int) -> str:
-    which = "the only layer is" if n == 1 else f"any of the {n} layers is"
-    return f"Whether {which} stable cannot be told: too few rows, or rows too far apart."
-
-
-def _latest(done: pd.DataFrame) -> dict[str, Any]:
-    return max(rows_of(done), key=lambda layer: layer["settle_step"])
-
-
-def _when(layer: dict[str, Any]) -> str:
-    return f"at {int(layer['settle_step']):,}{_gradually(layer)}"
-
-
-def _gradually(layer: dict[str, Any]) -> str:
-    """That the step is only one of many where the interval is wide."""
-    low, high = int(layer["settle_step_low"]), int(layer["settle_step_high"])
-    return f", but gradually: anywhere from {low:,} to {high:,}" if high - low > 2 * 1000 else ""
-
-
-def _interval_of(layer: dict[str, Any]) -> str:
-    low, high = int(layer["settle_step_low"]), int(layer["settle_step_high"])
-    return f"layer {layer['layer']} between {low:,} and {high:,}"
+    *others, last = settling
+    low, high, at = (int(last[name]) for name in ("settle_step_low", "settle_step_high", "settle_step"))
+    named = f"Layer {last['layer']} settled at step {at:,}."
+    if high - low > GRADUAL:
+        named = f"Layer {last['layer']} settled gradually, around step {at:,} (plausible range {low:,} to {high:,})."
+    by = f"by step {int(others[-1]['settle_step']):,}" if others else ""
+    first = f"Layer {others[0]['layer']} settled {by}. " if len(others) == 1 else ""
+    if len(others) > 1:
+        first = f"{capitalised(_in_words(len(others)))} settled {by}. "
+    return f"{count} stable by the end. {first}{named}"
 
 
 def _not_settled(layers: pd.DataFrame) -> list[str]:
-    """What is said of the layers that are not stable at the end."""
-    moving = layers[layers["state"] == TRANSIENT]
+    """Sentences about the layers that are not stable at the end."""
+    moving, unknown = layers[layers["state"] == TRANSIENT], layers[layers["state"] == UNKNOWN]
     again = moving[moving["outcome"] == "unsettled again"]
     never = moving[moving["outcome"] != "unsettled again"]
-    unknown = layers[layers["state"] == UNKNOWN]
-    said = []
+    sentences = []
     if len(never):
-        said.append(f"{_layers_named(never, layers)} never {'settles' if len(never) == 1 else 'settle'}.")
+        all_of_many = len(never) == len(layers) > 1
+        sentences.append("No layer settles." if all_of_many else f"{_layers_named(never)} never settled.")
     if len(again):
         by = int(again["unsettled_step_high"].astype(float).max())
-        said.append(f"{_layers_named(again, layers)} settled, then became unstable again by step {by:,}.")
+        sentences.append(f"{_layers_named(again)} settled, then became unstable again by step {by:,}.")
     if len(unknown):
-        which = _layers_named(unknown, layers).lower()
-        said.append(f"Of {which} it cannot be told: too few rows, or rows too far apart.")
-    return said
+        sentences.append(f"{_layers_named(unknown)}: stability unknown ({TOO_FEW}).")
+    return sentences
 
 
-def _layers_named(some: pd.DataFrame, layers: pd.DataFrame) -> str:
-    """*some* of the *layers* by their numbers."""
-    if len(some) == len(layers) > 1:
-        return "All"
+def _layers_named(some: pd.DataFrame) -> str:
+    """*some* layers by their numbers."""
     return f"Layer{'' if len(some) == 1 else 's'} {listed(some['layer'].tolist())}"
 
 
@@ -192,21 +167,24 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
         return Answer("Predictable?", "not measured", f"Not measured: {_why_not(summary, horizon)}.")
     sentence = " ".join(_state_sentence(state, rows) for state, rows in parts.items())
     if STABLE not in parts:
-        sentence += " Nothing was scored while stable."
+        sentence += " Nothing could be evaluated in a stable phase."
     first = next(iter(parts))
     best = best_of(parts[first])
     scored = " and ".join(f"{int(rows['scored'].max()):,} {state}" for state, rows in parts.items())
-    covered = " and ".join(f"{percent_whole(best_of(rows)['coverage_80'])} of {state}" for state, rows in parts.items())
-    evidence = f"{scored} scores; 80% intervals held the load in {covered} cases"
-    return Answer("Predictable?", f"{percent(best['error_rate'])} wrong{OTHERWISE[first]}", sentence, evidence)
+    covered = " and ".join(percent_whole(best_of(rows)["coverage_80"]) for rows in parts.values())
+    evidence = (
+        f"{scored} evaluations; the 80% prediction intervals contained the actual load in {covered}"
+        f"{' of them' if len(parts) > 1 else ''}"
+    )
+    return Answer("Predictable?", f"{percent(best['error_rate'])} error{OTHERWISE[first]}", sentence, evidence)
 
 
 def _why_not(summary: pd.DataFrame, horizon: int) -> str:
     """What kept every forecast of the next *horizon* steps from being scored."""
     own = summary[summary["horizon"] == horizon]
     if own["too_short"].sum():
-        return "before every cutoff there is less history than any of the predictors needs"
-    return f"no cutoff of this trace can be scored {horizon:,} steps ahead"
+        return "every cutoff has less history than any of the predictors needs"
+    return f"no cutoff of this trace can be evaluated {horizon:,} steps ahead"
 
 
 def expected(ahead: pd.DataFrame, summary: pd.DataFrame, horizon: int) -> str:
@@ -217,7 +195,7 @@ def expected(ahead: pd.DataFrame, summary: pd.DataFrame, horizon: int) -> str:
     error = ahead.loc[ahead["predictor"] == best, "expected_error"].astype(float).mean()
     if error != error:
         return ""
-    return f"Of the next {horizon:,} steps {best} expects to be {percent(error)} wrong."
+    return f"Expected error of {best} over the next {horizon:,} steps: {percent(error)}."
 
 
 def best_of(rows: pd.DataFrame) -> dict[str, Any]:
@@ -226,33 +204,29 @@ def best_of(rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _state_sentence(state: str, rows: pd.DataFrame) -> str:
-    best = best_of(rows)
-    baseline = best["error_rate"] - best["difference"]
-    noise = f"noise {percent(best['error_noise'])}" if best["error_noise"] == best["error_noise"] else "noise not known"
-    said = WHILE[state]
-    if len(rows) == 1 and best["predictor"] != BASELINE:
+    """Which predictor clearly beats the baseline in one state, and by how much."""
+    best, phase = best_of(rows), PHASE[state]
+    floor = percent(best["error_noise"]) if best["error_noise"] == best["error_noise"] else "unknown"
+    baseline = f"error {percent(best['error_rate'] - best['difference'])}, noise floor {floor}"
+    own = f"{best['predictor']} has {percent(best['error_rate'])} error"
+    if len(rows) == 1 and best["predictor"] == BASELINE:
+        return f"{phase}: {own} (noise floor {floor})."
+    if len(rows) == 1:
         apart = points(best["difference"], best["difference_low"], best["difference_high"])
-        beside = f"{apart} {'as' if apart == SAME else 'beside'} {BASELINE_NAMED}"
-        return f"{said}, {best['predictor']} is {percent(best['error_rate'])} wrong ({noise}): {beside}."
+        compared = "about the same as" if apart == SAME else f"{apart} compared with"
+        return f"{phase}: {own} (noise floor {floor}), {compared} {BASELINE_NAMED}."
     better = rows[rows["difference_high"] < 0]
-    if better.empty:
-        if len(rows) == 1:
-            return f"{said}, {BASELINE_NAMED} is {percent(baseline)} wrong ({noise})."
-        if rows["difference_low"].isna()[rows["predictor"] != BASELINE].all():
-            return f"{said}, {_too_few(best, baseline, noise)}."
-        return f"{said}, nothing clearly beats {BASELINE_NAMED} ({percent(baseline)} wrong; {noise})."
-    best = best_of(better)
-    return (
-        f"{said}, {best['predictor']} is clearly better than {BASELINE_NAMED}: {percent(best['error_rate'])} wrong "
-        f"where that is {percent(best['error_rate'] - best['difference'])} ({noise})."
-    )
-
-
-def _too_few(best: dict[str, Any], baseline: float, noise: str) -> str:
-    """That there are no intervals of the differences, and what the lowest mean error is."""
-    wrong = f"{percent(baseline)} wrong; {noise}"
-    lowest = "" if best["predictor"] == BASELINE else f"; {best['predictor']} was {percent(best['error_rate'])} wrong"
-    return f"too few cutoffs were scored to tell what beats {BASELINE_NAMED} ({wrong}){lowest}"
+    if len(better):
+        best = best_of(better)
+        instead = percent(best["error_rate"] - best["difference"])
+        return (
+            f"{phase}: {best['predictor']} clearly beats {BASELINE_NAMED}: {percent(best['error_rate'])} error instead "
+            f"of {instead} (noise floor {floor})."
+        )
+    if rows["difference_low"].isna()[rows["predictor"] != BASELINE].all():
+        lowest = "" if best["predictor"] == BASELINE else f"; {own}"
+        return f"{phase}: too few cutoffs to compare predictors with {BASELINE_NAMED} ({baseline}){lowest}."
+    return f"{phase}: no predictor clearly beats {BASELINE_NAMED} ({baseline})."
 
 
 # --- is balancing worth it? ----------------------------------------------------------------------------------------

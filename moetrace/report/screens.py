@@ -161,7 +161,7 @@ def _settles(layer: dict[str, Any]) -> str:
     if layer["state"] == STABLE:
         return "from the start" if layer["outcome"] == "stable from the start" else _number(layer["settle_step"])
     if layer["state"] == UNKNOWN:
-        return "cannot be told"
+        return "unknown"
     return f"unstable since {_number(layer['unsettled_step'])}" if layer["outcome"] == "unsettled again" else "never"
 
 

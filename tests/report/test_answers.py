@@ -29,22 +29,21 @@ UNKNOWN = ("unknown", "unknown", None, None, None)
 @pytest.mark.parametrize(
     ("rows", "number", "said"),
     [
-        ([SETTLED, LATE], "2 of 2 layers", "Both layers are stable at the end: layer 2 settles at 900, layer 4 at 2,250."),
+        ([SETTLED, LATE], "2 of 2 layers", "Both layers are stable by the end. Layer 2 settled by step 900. Layer 4 settled at step 2,250."),
         (
             [SETTLED, SETTLED, GRADUAL],
             "3 of 3 layers",
-            "All 3 layers are stable at the end: two settle by 900, layer 6 at 2,250, but gradually: anywhere from 400 to 8,850.",
+            "All 3 layers are stable by the end. Two settled by step 900. Layer 6 settled gradually, around step 2,250 (plausible range 400 to 8,850).",
         ),
-        ([LATE], "1 of 1 layers", "The only layer is stable at the end: layer 2 settles at 2,250."),
-        ([SETTLED, SETTLED], "2 of 2 layers", "Both layers are stable at the end: both settle by 900."),
-        ([SETTLED, START, SETTLED], "3 of 3 layers", "All 3 layers are stable at the end: two settle by 900."),
+        ([LATE], "1 of 1 layers", "The only layer is stable by the end. Layer 2 settled at step 2,250."),
+        ([SETTLED, START, SETTLED], "3 of 3 layers", "All 3 layers are stable by the end. Layer 2 settled by step 900. Layer 6 settled at step 900."),
         ([START, START], "2 of 2 layers", "Both layers are stable from the start."),
-        ([LATE, NEVER], "1 of 2 layers", "One of 2 layers is stable at the end: layer 2 settles at 2,250. Layer 4 never settles."),
-        ([NEVER, NEVER], "0 of 2 layers", "None of 2 layers is stable at the end. All never settle."),
-        ([NEVER, AGAIN], "0 of 2 layers", "settled, then became unstable again by step 7,100."),
-        ([UNKNOWN], "0 of 1 layers", "Whether the only layer is stable cannot be told: too few rows, or rows too far apart."),
-        ([UNKNOWN, UNKNOWN], "0 of 2 layers", "Whether any of the 2 layers is stable cannot be told: too few rows, or rows too far apart."),
-        ([NEVER, UNKNOWN], "0 of 2 layers", "Of layer 4 it cannot be told: too few rows, or rows too far apart."),
+        ([LATE, NEVER], "1 of 2 layers", "One of 2 layers is stable by the end. Layer 2 settled at step 2,250. Layer 4 never settled."),
+        ([NEVER, NEVER], "0 of 2 layers", "None of 2 layers is stable by the end. No layer settles."),
+        ([NEVER, AGAIN], "0 of 2 layers", "Layer 4 settled, then became unstable again by step 7,100."),
+        ([UNKNOWN], "0 of 1 layers", "Stability unknown for the only layer: too few rows, or rows too far apart."),
+        ([UNKNOWN, UNKNOWN], "0 of 2 layers", "Stability unknown for all 2 layers: too few rows, or rows too far apart."),
+        ([NEVER, UNKNOWN], "0 of 2 layers", "Layer 4: stability unknown (too few rows, or rows too far apart)."),
     ],
 )  # fmt: skip
 def test_settled_counts_layers_and_names_the_exceptions(rows, number, said):
@@ -56,7 +55,7 @@ def test_settled_counts_layers_and_names_the_exceptions(rows, number, said):
 
 
 @pytest.mark.parametrize(
-    ("rows", "evidence"), [([START, START], "the order"), ([START, LATE], "layer 4 between 2,100")]
+    ("rows", "evidence"), [([START, START], "the rank test"), ([START, LATE], "layer 4 settled between 2,100")]
 )
 def test_only_a_layer_that_settles_has_an_interval(rows, evidence):
     """What was stable from the start is not said to have settled between 0 and 0."""
@@ -82,14 +81,15 @@ NOTHING = ("auto", "stable", float("nan"), float("nan"), float("nan"), float("na
 @pytest.mark.parametrize(
     ("rows", "number", "said"),
     [
-        ([BASE, UNCLEAR], "1.62% wrong", "nothing clearly beats the mean of the last 1,000 steps (1.72% wrong; noise 0.60%)."),
-        ([BASE, CLEAR], "1.20% wrong", "arima is clearly better than the mean of the last 1,000 steps: 1.20% wrong where that is 1.72% (noise 0.60%)."),
-        ([BASE, CLEAR, LUCKY], "1.10% wrong", "arima is clearly better than the mean of the last 1,000 steps: 1.20% wrong where that is 1.72% (noise 0.60%)."),
-        ([UNCLEAR], "1.62% wrong", "auto is 1.62% wrong (noise 0.60%): about the same as the mean of the last 1,000 steps."),
-        ([BASE], "1.72% wrong", "While stable, the mean of the last 1,000 steps is 1.72% wrong (noise 0.60%)."),
-        ([BASE, NO_INTERVAL], "0.46% wrong", "While stable, too few cutoffs were scored to tell what beats the mean of the last 1,000 steps (1.72% wrong; noise 0.60%); auto was 0.46% wrong."),
-        ([EARLY], "9.0% wrong, transient", "Nothing was scored while stable."),
-        ([NOTHING], "not measured", "Not measured: no cutoff of this trace can be scored 1,000 steps ahead."),
+        ([BASE, UNCLEAR], "1.62% error", "Stable phase: no predictor clearly beats the 1,000-step mean (error 1.72%, noise floor 0.60%)."),
+        ([BASE, CLEAR], "1.20% error", "arima clearly beats the 1,000-step mean: 1.20% error instead of 1.72% (noise floor 0.60%)."),
+        ([BASE, CLEAR, LUCKY], "1.10% error", "arima clearly beats the 1,000-step mean: 1.20% error instead of 1.72% (noise floor 0.60%)."),
+        ([UNCLEAR], "1.62% error", "auto has 1.62% error (noise floor 0.60%), about the same as the 1,000-step mean."),
+        ([CLEAR], "1.20% error", "arima has 1.20% error (noise floor 0.60%), -0.52 points [-0.70, -0.30] compared with the 1,000-step mean."),
+        ([BASE], "1.72% error", "Stable phase: window_mean has 1.72% error (noise floor 0.60%)."),
+        ([BASE, NO_INTERVAL], "0.46% error", "too few cutoffs to compare predictors with the 1,000-step mean (error 1.72%, noise floor 0.60%); auto has 0.46% error."),
+        ([EARLY], "9.0% error, transient", "Nothing could be evaluated in a stable phase."),
+        ([NOTHING], "not measured", "Not measured: no cutoff of this trace can be evaluated 1,000 steps ahead."),
     ],
 )  # fmt: skip
 def test_predictable_speaks_of_what_was_scored(rows, number, said):
@@ -104,9 +104,7 @@ def test_a_history_that_is_too_short_is_called_so():
     """Where a horizon could be scored, and no predictor had the history, the horizon is not to blame."""
     answer = predictable(summary(NOTHING).assign(too_short=4), 1000)
 
-    assert (
-        "Not measured: before every cutoff there is less history than any of the predictors needs." == answer.sentence
-    )
+    assert "Not measured: every cutoff has less history than any of the predictors needs." == answer.sentence
 
 
 def test_the_number_of_scores_is_the_evidence():
@@ -114,7 +112,7 @@ def test_the_number_of_scores_is_the_evidence():
     answer = predictable(summary(BASE, UNCLEAR, EARLY), 1000)
 
     assert (
-        "35 stable and 9 transient scores; 80% intervals held the load in 79% of stable and 79% of transient cases"
+        "35 stable and 9 transient evaluations; the 80% prediction intervals contained the actual load in 79% and 79% of them"
         == answer.evidence
     )
 
