@@ -42,6 +42,10 @@ test: $(VENV)/.installed-dev ## Install what the tests need, then run them
 test-quick: $(VENV)/.installed-dev ## Run the tests that take no time
 	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
+.PHONY: test-kernels
+test-kernels: $(VENV)/.installed-dev ## Run the tests of documents and plans under another BLAS kernel
+	OPENBLAS_CORETYPE=Prescott $(BIN)/python -m pytest -n 2 --dist loadfile tests/test_docs.py tests/placement
+
 .PHONY: coverage
 coverage: $(VENV)/.installed-torch ## Run all tests, and show which lines and branches none of them reaches
 	$(MAKE) test COVER="--cov --cov-report="

@@ -12,19 +12,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from accuracy import SAMPLES, TRACES
 
+from moetrace import Planning, read_trace
+from moetrace.analysis.states import state_at
 from moetrace.report.tables import markdown
 
-EVERY = "250,500,1000,2000,4000"
-COMMAND = ("place", "--gpus", "4", "--predictor", "auto", "--replan", EVERY)
+AGES = (0, 250, 500, 1000, 2000, 4000)
+COMMAND = ("place", "--gpus", "4", "--predictor", "auto")
 GAINS = (0.0, 0.01, 0.02, 0.05)
 WORTH = ["trace", "strategy", "state", "peak_over_mean", "above_oracle", "difference", "difference_low",
          "difference_high", "scored"]  # fmt: skip
-OFTEN = ["trace", "state", "replan_every", "difference", "difference_low", "difference_high", "moved_per_1000",
-         "scored"]  # fmt: skip
-KEPT = ["trace", "state", "replan_every", "least_gain", "peak_over_mean", "balance", "moved_per_1000"]
+KEPT = ["trace", "state", "least_gain", "peak_over_mean", "balance", "moved"]
 
 
 def moetrace(*argv: object) -> dict[str, Any]:
@@ -34,10 +35,23 @@ def moetrace(*argv: object) -> dict[str, Any]:
     return document
 
 
-def of_auto(found: dict[str, Any]) -> pd.DataFrame:
-    """How often to plan by `auto`, state by state."""
-    frame = pd.DataFrame(found["replanning"]).astype({"replan_every": "Int64"})
-    return frame[(frame["strategy"] == "auto") & (frame["state"] != "all")]
+def ages(name: str, gpus: int = 4) -> pd.DataFrame:
+    """Balance in the 250 steps after a plan of each age, minus that of a plan made then, by the state at the plan."""
+    planning, rows = Planning(gpus), []
+    for load in read_trace(SAMPLES / f"{name}.parquet").by_layer():
+        last = int(load.steps[-1]) - 250
+        cutoffs = range(1000, last + 1, 250)
+        wanted = {cutoff: load.until(cutoff).last(1000) for cutoff in cutoffs}
+        plans = {c: planning.place(planning.load(seen.counts, seen.mean_shares)) for c, seen in wanted.items()}
+        for cutoff in range(1000, last + 1, 1000):
+            for age in (age for age in AGES if cutoff + age in plans):
+                after = load.after(cutoff + age, 250).counts
+                found = (planning.evenness(plans[at], after).balance for at in (cutoff, cutoff + age))
+                rows.append((Path(name).name, state_at(load, cutoff), age, *found))
+    frame = pd.DataFrame(rows, columns=["trace", "state", "age", "old", "new"])
+    means = frame.assign(difference=frame["old"] - frame["new"]).groupby(["trace", "state", "age"])["difference"]
+    error = means.std() / np.sqrt(means.size())
+    return means.mean().to_frame().assign(error=error, plans=means.size()).reset_index()
 
 
 def main() -> None:
@@ -46,13 +60,15 @@ def main() -> None:
         place = ("--workspace", Path(name) / "out", "--json")
         moetrace("ingest", *(SAMPLES / f"{trace}.parquet" for trace in TRACES), *place)
         found = {gain: moetrace(*COMMAND, "--least-gain", gain, "--jobs", 2, *place) for gain in GAINS}
-    often = {gain: of_auto(document) for gain, document in found.items()}
-    kept = pd.concat([frame.assign(least_gain=gain) for gain, frame in often.items()])
-    kept = kept[kept["replan_every"].isin([250, 1000])].sort_values(KEPT[:4])
+    frames = {gain: pd.DataFrame(document["summary"]) for gain, document in found.items()}
+    kept = pd.concat([frame.assign(least_gain=gain) for gain, frame in frames.items()])
+    kept = kept[(kept["strategy"] == "auto") & (kept["state"] != "all")].sort_values(KEPT[:3])
     print(f"`moetrace {' '.join(COMMAND)}`, plans for 1,000 steps:\n")
-    print(markdown(pd.DataFrame(found[0.0]["summary"])[WORTH]))
-    print("\nPlans of `auto`, made every so many steps or (-) once; `difference` is from every 250:\n")
-    print(markdown(often[0.0][OFTEN]))
+    print(markdown(frames[0.0][WORTH]))
+    print(
+        "\nBalance in the 250 steps that begin so many steps after a plan was made (age), minus that of a new plan:\n"
+    )
+    print(markdown(pd.concat([ages(trace) for trace in TRACES])))
     print("\nThe same with `--least-gain`, where a plan is only made if it promises so much:\n")
     print(markdown(kept[KEPT]))
 

@@ -25,12 +25,14 @@ from optimum import lowest_peak, published
 
 from moetrace import read_trace, rebalance_experts
 from moetrace.analysis.states import state_at
-from moetrace.placement.plan import Plan, evenness, in_order
+from moetrace.placement.packing import UNITS
+from moetrace.placement.plan import Plan, default_plan, evenness
 from moetrace.placement.planner import planned
-from moetrace.placement.planning import JUDGES, Planning
-from moetrace.placement.policies import POLICIES
+from moetrace.placement.planning import Planning
 from moetrace.placement.replay import replayed
-from moetrace.placement.verdict import policies_frame, saved_beside, verdict
+from moetrace.placement.step_peak import StepLoad
+from moetrace.placement.systems import SYSTEMS
+from moetrace.placement.verdict import policies_frame, saved_compared, verdict
 from moetrace.report.tables import markdown
 
 LAYERS, SEEDS, ROUNDS, DRAWS = 58, 8, 5, 1000
@@ -40,7 +42,7 @@ MANY = ((256, 32, 32, 1, 1, 1.0), (256, 32, 32, 1, 1, None), (256, 64, 64, 1, 1,
 FEW = ((8, 4, 4), (12, 4, 8), (16, 8, 8))
 TRACES = {"gpt-moe-8e-a": (4, [0, 4]), "gpt-moe-8e-b": (4, [0, 4]), "large/gpt-moe-32e-d": (4, [0, 4]),
           "large/gpt-moe-128e-f": (8, [0, 16]), "large/gpt-moe-128e-serving": (8, [0, 16])}  # fmt: skip
-MOVES = ["trace", "redundant", "judge", "state", "plan"]
+MOVES = ["trace", "redundant", "state", "plan"]
 CUTOFFS = range(2000, 12_000, 2000)
 FLASHLB = ("FlashLB", "FlashLB, single steps")
 
@@ -143,7 +145,7 @@ def few() -> pd.DataFrame:
         shares = lognormal(SEEDS, experts, 1.0)
         best = np.array([lowest_peak(row, gpus, redundant, 20.0) for row in shares])
         theirs = [published(row, experts + redundant, 1, 1, gpus) for row in shares]
-        ours = planned(shares, gpus, redundant).peaks * gpus
+        ours = planned(shares, gpus, redundant).peaks / UNITS * gpus
         rows.append((f"{experts}+{redundant} on {gpus}", np.mean(theirs), ours.mean(), *best.mean(axis=0)))
     return pd.DataFrame(rows, columns=["experts+replicas on GPUs", "EPLB's rules", "moetrace", "MILP", "its bound"])
 
@@ -156,10 +158,13 @@ def in_single_steps(rivals: Rivals, past: list[tuple[str, int, int, np.ndarray, 
     rows = []
     for i, (name, gpus, redundant, seen, after) in enumerate(past):
         mean = seen.sum(axis=0) / seen.sum()
-        ours = {judge: Planning(gpus, redundant, judge=judge) for judge in ("mean", "steps")}
-        plans = {f"moetrace, {judge}": own.place(own.load(seen, mean)) for judge, own in ours.items()}
+        own = Planning(gpus, redundant)
+        plans = {
+            "moetrace, mean": own.place(StepLoad.of(mean[None], mean)),
+            "moetrace, steps": own.place(own.load(seen, mean)),
+        }
         theirs = {own: rivals.slots.get(f"{own}|{i}") for own in FLASHLB}
-        plain = in_order(len(mean), gpus, redundant)  # what FlashLB keeps where it finds no plan
+        plain = default_plan(len(mean), gpus, redundant)  # what FlashLB keeps where it finds no plan
         plans |= {
             own: plain if slots.min() < 0 else Plan.of(slots, len(mean))
             for own, slots in theirs.items()
@@ -184,15 +189,15 @@ def _beside(key: tuple[str, int], own: pd.DataFrame) -> dict[str, object]:
     return found
 
 
-def moves(name: str, gpus: int, redundant: int, judge: str) -> pd.DataFrame:
+def moves(name: str, gpus: int, redundant: int) -> pd.DataFrame:
     """Plans by the last 1,000 steps, every 1,000 steps: from nothing, and changed from the plan in force.
 
     Of four series that begin 250 steps apart. How far the peak of changed plans is above has a 95 % interval for half
     as many plans as there are, as the steps of neighbouring series overlap.
     """
-    planning, rows = Planning(gpus, redundant, judge=judge), []
+    planning, rows = Planning(gpus, redundant), []
     for load, first in product(read_trace(SAMPLES / f"{name}.parquet").by_layer(), range(1000, 2000, 250)):
-        plans = dict.fromkeys(("from nothing", "changed"), planning.in_order(load.experts))
+        plans = dict.fromkeys(("from nothing", "changed"), planning.default(load.experts))
         for cutoff in range(first, int(load.steps[-1]) - 999, 1000):
             seen, after = load.until(cutoff).last(1000), load.after(cutoff, 1000).counts
             wanted = planning.load(seen.counts, seen.mean_shares)
@@ -200,7 +205,7 @@ def moves(name: str, gpus: int, redundant: int, judge: str) -> pd.DataFrame:
             new = {"from nothing": fresh, "changed": planning.replan(plans["changed"], wanted)}
             found = {how: planning.evenness(plan, after) for how, plan in new.items()}
             above = found["changed"].peak_over_mean - found["from nothing"].peak_over_mean
-            key = Path(name).name, redundant, judge, state_at(load, cutoff)
+            key = Path(name).name, redundant, state_at(load, cutoff)
             if cutoff > first:
                 rows += [(*key, how, *found[how], plan.moved(plans[how]), above) for how, plan in new.items()]
             plans = new
@@ -219,19 +224,22 @@ def judged(name: str, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, d
     that it was not chosen on.
     """
     trace = read_trace(SAMPLES / f"{name}.parquet")
-    replay = replayed(trace, gpus, redundants, 500)
+    planning = Planning(gpus)
+    replay = replayed(trace, planning, redundants, 500)
     frame = policies_frame(replay, trace)
-    said = verdict(trace, replay, frame, gpus)
+    said = verdict(trace, replay, frame, planning)
     steps = np.sort(replay["step"].unique())
     rest = replay[replay["step"] >= steps[len(steps) // 2]]
     settings = rest[["system", "window", "interval", "threshold", "redundant"]].astype(object)
     settings = settings.where(settings.notna(), None).apply(tuple, axis=1)
     mine = rest[settings == (said.system, said.window, said.interval, said.threshold, said.redundant)]
     rows = []
-    for system, known in POLICIES.items():
+    for system, known in SYSTEMS.items():
+        if not known.policies(len(trace.layers)):
+            continue
         redundant = said.plain_redundant if system == "none" else said.redundant
         defaults = rest[settings == (*known.policies(len(trace.layers))[0].settings, redundant)]
-        saved, low, high = (f"{100 * value:.1f} %" for value in saved_beside(defaults, mine))
+        saved, low, high = (f"{100 * value:.1f} %" for value in saved_compared(defaults, mine))
         rows.append({"trace": Path(name).name, "beside": system, "saved": f"{saved} [{low}, {high}]"})
     best = frame.loc[frame.groupby("system", sort=False)["chosen_by"].idxmax()].assign(trace=Path(name).name)
     stock = said.stock or {"system": "the same", "saved": said.saved, "moved_per_1000": said.moved_per_1000}
@@ -261,7 +269,7 @@ def main() -> None:
     print(
         "\nMoves of each new plan; how far the peak of changed plans is above that from nothing, with a 95 % interval:\n"
     )
-    frame = pd.concat([moves("large/gpt-moe-32e-d", 4, n, judge) for n in (0, 4) for judge in JUDGES])
+    frame = pd.concat([moves("large/gpt-moe-32e-d", 4, n) for n in (0, 4)])
     print(markdown(exact(frame)))
     found = [judged(name, *own) for name, own in TRACES.items()]
     print("\nOf each system the settings with the best balance on the first half, scored on the second:\n")

@@ -70,7 +70,7 @@ class Placement:
 def place(
     trace: LoadTrace,
     predictors: Sequence[Predictor],
-    planning: Planning,
+    planning: Planning | int,
     horizon: int = 1000,
     cutoffs: Sequence[int] | None = None,
     progress: Progress | None = None,
@@ -86,19 +86,21 @@ def place(
 ) -> Placement:
     """Place the experts of *trace* as *planning* does, by every forecast, and score the plans on what followed.
 
-    A plan is for the next *horizon* steps, and changes the one before, at first the *deployed* one, by layer. An
-    expert has so many *expert_bytes*. The trace is replayed from *first* steps on under the policies of serving
-    systems, with each of *redundants* redundant experts (that of *planning* by default), which gives the verdict; the
-    plan to deploy has the recommended number. *cutoffs*, *train_on*, *results* and *run* are those of `evaluate`;
-    *progress* counts the layers that were replayed, then the results, then the layers that were planned.
+    A number for *planning* is the number of GPUs. A plan is for the next *horizon* steps, and changes the one before,
+    at first the *deployed* one, by layer. An expert has so many *expert_bytes*. The trace is replayed from *first*
+    steps on under the policies of serving systems, with each of *redundants* redundant experts (that of *planning* by
+    default), which gives the verdict; the plan to deploy has the recommended number. *cutoffs*, *train_on*, *results*
+    and *run* are those of `evaluate`; *progress* counts the layers that were replayed, then the results, then the
+    layers that were planned.
     Raises `SettingError` where the slots do not fill the GPUs evenly.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
-    >>> placed = mt.place(trace, [mt.WindowMean()], mt.Planning(gpus=4), horizon=500)
+    >>> placed = mt.place(trace, [mt.WindowMean()], 4, horizon=500)
     >>> [len(experts) for experts in placed.slots[0]]
     [2, 2, 2, 2]
     """
+    planning = planning if isinstance(planning, Planning) else Planning(planning)
     redundants = [planning.redundant] if redundants is None else redundants
     for number in redundants:
         planning.with_redundant(number).check(trace.experts)

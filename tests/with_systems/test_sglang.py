@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="`make test-systems` installs it")
-from moetrace.placement.expert_maps import MAPS, Deployed  # noqa: E402
 from sglang_loader import WHEEL, loader  # noqa: E402 - only where torch is
 
 from moetrace import synthetic_trace  # noqa: E402
 from moetrace.placement.dispatch import nearest_table  # noqa: E402
 from moetrace.placement.plan import place  # noqa: E402
+from moetrace.placement.systems import SYSTEMS  # noqa: E402
+from moetrace.placement.systems.base import Deployment  # noqa: E402
 from moetrace.synthetic import settling  # noqa: E402
 
 pytestmark = pytest.mark.skipif(WHEEL is None, reason="SGLang's wheel is not installed: make test-systems")
@@ -25,22 +26,22 @@ def plan():
     trace = synthetic_trace([settling(500, steps=1000, experts=EXPERTS)] * 2)
     loads = {layer + 1: trace.layer(layer).last(500).mean_shares for layer in (0, 1)}
     slots = {layer: place(share, GPUS, REDUNDANT).experts for layer, share in loads.items()}
-    return Deployed(slots, {layer: share.tolist() for layer, share in loads.items()}, LAYERS)
+    return Deployment(slots, {layer: share.tolist() for layer, share in loads.items()}, LAYERS)
 
 
-def written(plan, folder, system):
-    """The path of the file for *system*, and its flags."""
-    kind = next(kind for kind in MAPS if system in kind.flags)
+def written(plan, folder, use=""):
+    """The path of the file that SGLang uses so, and its flags."""
+    kind = next(file for file in SYSTEMS["SGLang"].files if file.use == use)
     path = folder / f"plan{kind.ending}"
     path.write_bytes(kind.content(plan))
-    return path, kind.flags[system](plan, str(path))
+    return path, kind.flags(plan, str(path))
 
 
 @pytest.mark.parametrize("backend", ["deepep", "none"])
 @pytest.mark.parametrize("rank", range(GPUS))
 def test_sglang_loads_the_plan(monkeypatch, plan, tmp_path, rank, backend):
     """Each slot holds the expert that the plan says; layers without a plan have theirs in order."""
-    _, flags = written(plan, tmp_path, "SGLang")
+    _, flags = written(plan, tmp_path)
     module = loader(monkeypatch, flags, LAYERS, EXPERTS, backend=backend)
 
     found = module.compute_initial_expert_location_metadata(None, rank)
@@ -57,7 +58,7 @@ def test_sglang_loads_the_plan(monkeypatch, plan, tmp_path, rank, backend):
 
 def test_sglang_plans_by_the_predicted_load(monkeypatch, plan, tmp_path):
     """Its own planner gets the load, not the replicas: what it makes of it is nearly even."""
-    _, flags = written(plan, tmp_path, "SGLang, planning by itself")
+    _, flags = written(plan, tmp_path, "planning by itself")
     module = loader(monkeypatch, flags, LAYERS, EXPERTS, dispatch="dynamic", backend="none")
 
     found = module.compute_initial_expert_location_metadata(None, 0)
@@ -72,7 +73,7 @@ def test_sglang_plans_by_the_predicted_load(monkeypatch, plan, tmp_path):
 
 def test_eplb_takes_the_predicted_load(monkeypatch, plan, tmp_path):
     """The call that is printed, with DeepSeek's planner as SGLang ships it."""
-    _, flags = written(plan, tmp_path, "SGLang")
+    _, flags = written(plan, tmp_path)
     loader(monkeypatch, flags, LAYERS, EXPERTS)
     from sglang.srt.eplb.eplb_algorithms import deepseek
 
@@ -88,7 +89,7 @@ def test_eplb_takes_the_predicted_load(monkeypatch, plan, tmp_path):
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_the_nearest_replica_is_the_one_that_sglang_sends_tokens_to(monkeypatch, plan, tmp_path, nodes):
     """Every rank, layer and expert: same GPU, same node, or the choice that SGLang draws once."""
-    _, flags = written(plan, tmp_path, "SGLang")
+    _, flags = written(plan, tmp_path)
     module = loader(monkeypatch, flags, LAYERS, EXPERTS, nodes=nodes)
 
     found = [module.compute_initial_expert_location_metadata(None, rank) for rank in range(GPUS)]
@@ -101,7 +102,7 @@ def test_the_nearest_replica_is_the_one_that_sglang_sends_tokens_to(monkeypatch,
 @pytest.mark.parametrize("nodes", [1, 2])
 def test_where_sglang_plans_by_itself_all_ranks_share_its_choices(monkeypatch, plan, tmp_path, nodes):
     """What one rank draws is for all."""
-    _, flags = written(plan, tmp_path, "SGLang")
+    _, flags = written(plan, tmp_path)
     module = loader(monkeypatch, flags, LAYERS, EXPERTS, nodes=nodes)
     phy2log = module.compute_initial_expert_location_metadata(None, 0).physical_to_logical_map
     slots = module._compute_logical_to_all_physical_map(phy2log, EXPERTS, GPUS, None)
