@@ -98,7 +98,11 @@ def _exchange(
     own, at, (gpus, size) = load[rows], np.arange(len(rows)), slots.shape[1:]
     peak = own.argmax(axis=1)
     few = partners < gpus - 1
-    others = np.argsort(own, axis=1, kind="stable")[:, :partners] if few else _others(peak, gpus)
+    if few:  # of GPUs with the same load the first: no two keys are alike, so that every sort has the same answer
+        keys = own * gpus + np.arange(gpus)
+        others = np.sort(np.argpartition(keys, partners - 1, axis=1)[:, :partners], axis=1)
+    else:
+        others = _others(peak, gpus)
     ours, theirs = slots[rows, peak], slots[rows[:, None], others].reshape(len(rows), -1)  # (n, size), (n, all theirs)
     begin = (rows * weight.shape[1])[:, None]
     sets, our_weight, their_weight = _sets(size, number), weight.take(begin + ours), weight.take(begin + theirs)
