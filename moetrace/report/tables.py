@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -141,8 +142,12 @@ def markdown(frame: pd.DataFrame) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """*text* that Markdown and HTML show as it is."""
-    return escape(text, quote=False).replace("|", "\\|").replace("`", "\\`")
+    """*text* that Markdown and HTML show as it is: no link, no image, no emphasis, no cell of a table.
+
+    >>> markdown_text("![x](http://host/a.png) a|b")
+    '!\\\\[x\\\\](http://host/a.png) a\\\\|b'
+    """
+    return re.sub(r"([\\`*|\[\]])", r"\\\1", escape(text, quote=False))
 
 
 def csv(frame: pd.DataFrame) -> str:

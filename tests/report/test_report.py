@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import islice
 from urllib.parse import quote
@@ -288,7 +289,7 @@ def test_an_interval_is_shown_with_its_middle():
         {"difference": [0.01, 0.02], "difference_low": [-0.02, np.nan], "difference_high": [0.03, np.nan]}
     )
 
-    assert "| 1.00 [-2.00, 3.00] |" in markdown(frame)
+    assert "| 1.00 \\[-2.00, 3.00\\] |" in markdown(frame)
     assert "| 2.00 |" in markdown(frame)
 
 
@@ -324,3 +325,15 @@ def test_a_page_of_very_many_layers_stays_one_that_opens(many, monkeypatch):
     assert "<p>And 7 more rows, in the files.</p>" in page
     assert "And 7 more rows, in the files." in files["report.md"].decode()
     assert 14 == len(pd.read_csv(io.BytesIO(files["data/many-layers.csv"])))
+
+
+def test_names_and_findings_are_no_live_markdown(settled):
+    """A viewer fetches no picture and follows no link that the name of a trace would make."""
+    name = "![x](http://host/a.png) [y](http://host) `z` *w* <b>"
+    frames = frames_of(replace(settled, info=replace(settled.info, name=name)))
+
+    text = dict(files_of({name: frames}, {}))["report.md"].decode()
+
+    assert "](http" not in text.replace("\\](http", "")
+    assert "\\!" not in text
+    assert "!\\[x\\](http://host/a.png) \\[y\\](http://host) \\`z\\` \\*w\\* &lt;b&gt;" in text
