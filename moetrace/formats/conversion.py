@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -17,7 +18,7 @@ from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.errors import read_safely, readable, require
 from moetrace.formats.location import Location, fingerprinting, locations, source_label
 from moetrace.formats.readers import chosen_format
-from moetrace.formats.stream.blocks import Assembly, Grid, OutOfOrder
+from moetrace.formats.stream.blocks import Grid, OutOfOrder
 from moetrace.formats.stream.cells import Available, Block, Format, ReadOptions, Source, readings_of, selected
 from moetrace.formats.stream.merge import blocks_of, merged
 from moetrace.formats.stream.names import by_rank
@@ -52,6 +53,7 @@ def convert(
     """
     paths = [source] if isinstance(source, Location) else list(source)
     settings = options.as_settings(format)
+    versions = {package: version(package) for package in ("moetrace", "pyarrow", "numpy")}
     with fingerprinting(paths) as mark:
 
         def known() -> dict[str, Any]:
@@ -71,7 +73,7 @@ def convert(
                     flow = _flow(dump, options, progress)
 
                     def about(steps: Steps, flow: _Flow = flow) -> TraceInfo:
-                        return TraceInfo(versions=_versions(), **known(), **flow.about(steps))
+                        return TraceInfo(versions=versions, **known(), **flow.about(steps))
 
                     return canonical.write_blocks(at, flow.grid.layers, flow.blocks, about, wide=wide)
                 except OutOfOrder:
@@ -215,10 +217,8 @@ def _flow(dump: Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
             progress(done, total)
 
     collector = readings[0].collector
-    idle = options.idle_experts
-    job = Assembly(dump.where, collector, options.accept, options.experts, options.first_expert, idle_experts=idle)
     with readable(dump.where):
-        stream = blocks_of(dump.source, job, report)
+        stream = blocks_of(dump.source, options, report)
     grid, blocks, summary = transformed(stream, options, dump.where, collector, dump.available)
 
     def about(steps: Steps) -> dict[str, Any]:
@@ -268,9 +268,3 @@ def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -
     shape = " x ".join(f"{n:,} {axis}{'' if n == 1 else 's'}" for axis, n in sizes.items())
     texts.append(f"{shape}, layers numbered from {grid.layers[0]}, experts from {first}")
     return tuple(dict.fromkeys(texts))
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {package: version(package) for package in ("moetrace", "pyarrow", "numpy")}

@@ -13,6 +13,8 @@ from moetrace.formats.stream.cells import Block
 # Below this nothing is asked: the answer costs more than the memory.
 FREE_TO_TAKE = 64 << 20
 CGROUP = Path("/sys/fs/cgroup")
+# What to do about a file that cannot be read.
+WRITE_AGAIN = "write the file again"
 
 
 @contextmanager

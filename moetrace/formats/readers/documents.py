@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import library_errors, require
+from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.formats.readers.routing import are_choices
-from moetrace.formats.stream.arrays import COUNTS_KEYS, Arrays, Held
+from moetrace.formats.stream.arrays import COUNTS_KEYS, Array, Arrays
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.keys import keyed_reading
 from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, TableFormat
-from moetrace.formats.stream.text import WRITE_AGAIN, compression_of, ends_with, table_reading
+from moetrace.formats.stream.text import compression_of, ends_with, table_reading
 from moetrace.formats.stream.values import simple_name
 
 # Bytes of memory for each of a document's, which is held whole: a number takes 32 and as little as two digits.
@@ -89,7 +89,7 @@ class JsonFormat(TableFormat):
         self, value: Any, path: Path, axes: str | None, key: str = "counts", extra: Mapping[str, Any] | None = None
     ) -> Reading:
         """The reading of nested lists *value*, with the numbers of steps and layers in *extra*."""
-        arrays = {name: Held(_array(part, path)) for name, part in ((key, value), *(extra or {}).items())}
+        arrays = {name: Array.held(_array(part, path)) for name, part in ((key, value), *(extra or {}).items())}
         assumption = () if key == "counts" else (f"{key} holds the counts",)
         return Arrays(arrays, path, self.axes or axes, self.values(), assumption).reading()
 

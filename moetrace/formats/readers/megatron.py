@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
 from moetrace.formats.stream.choices import Census, Choices, Counting, choices_reading, side_by_side
 from moetrace.formats.stream.names import by_rank, check_ranks
-from moetrace.formats.stream.text import BLOCK_BYTES, WRITE_AGAIN, cut_findings, head_of, json_batches
+from moetrace.formats.stream.text import BLOCK_BYTES, cut_findings, head_of, json_batches
 
 RANK = re.compile(r"rank\d+\.jsonl")
 ROUTER_RANK = re.compile(r"router_trace_rank\d+\.jsonl")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors, require
-from moetrace.formats.stream.arrays import Arrays
+from moetrace.formats.stream.arrays import Array, Arrays
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.values import Values
 
@@ -85,11 +85,11 @@ class Stored:
         """Bytes of its numbers."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def rows(self, size: int, where: str) -> Iterator[NDArray[Any]]:
+    def rows(self, size: int) -> Iterator[NDArray[Any]]:
         """The array in pieces of *size* along its first axis; raises `TraceError` where it ends early."""
+        where = str(self.path)
         if self.columns_first or not self.shape:
-            whole = self.whole(where)
-            yield from (whole[a : a + size] for a in range(0, self.shape[0], size))
+            yield from Array.held(self.whole()).rows(size)
             return
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
         require(row * 8, where, "one step of it", "log steps that fit")
@@ -99,8 +99,9 @@ class Stored:
                 yield np.frombuffer(_exactly(file, n * row, where), self.dtype).reshape(n, *self.shape[1:])
             file.read(1)  # only at its end is the checksum of a member compared
 
-    def whole(self, where: str) -> NDArray[Any]:
+    def whole(self) -> NDArray[Any]:
         """The array, held in memory; raises `TraceError` when it does not fit."""
+        where = str(self.path)
         require(4 * self.size, where, "the array, which has to be held whole,", "save it with steps first, in C order")
         with self._opened() as file:
             flat = np.frombuffer(_exactly(file, self.size, where), self.dtype)
@@ -121,7 +122,7 @@ class Stored:
             yield file
 
 
-def stored_arrays(path: Path) -> dict[str, Stored]:
+def stored_arrays(path: Path) -> dict[str, Array]:
     """The arrays of *path* by name; a lone one is the counts.
 
     Raises `TraceError` for objects, and for an array that is longer than its file.
@@ -142,7 +143,7 @@ def stored_arrays(path: Path) -> dict[str, Stored]:
         return arrays
 
 
-def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> Stored:
+def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> Array:
     """What the header at the beginning of *file*, which has *length* bytes, says."""
     where = str(path) if member is None else f"{path}, array {member}"
     version = np.lib.format.read_magic(file)
@@ -159,7 +160,7 @@ def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> 
             f"says that its shape is {shape} of {dtype}, but has no such {found.size:,} bytes",
             "it is cut or damaged: save it again",
         )
-    return found
+    return Array(shape, found.rows, found.whole)
 
 
 def _exactly(file: IO[bytes], n: int, where: str) -> bytes:

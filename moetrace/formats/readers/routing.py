@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import library_errors, require
+from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.stream.arrays import COUNTS_KEYS
 from moetrace.formats.stream.cells import Reading
@@ -23,7 +23,7 @@ from moetrace.formats.stream.choices import Choices, Counting, choices_reading, 
 from moetrace.formats.stream.columns import is_list, layers_in, lists_in, numbers
 from moetrace.formats.stream.names import LAYER_IN_NAME, layer_in_name
 from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, first_named
-from moetrace.formats.stream.text import BLOCK_BYTES, WRITE_AGAIN, Header, csv_batches, ends_with, head_of, json_batches
+from moetrace.formats.stream.text import BLOCK_BYTES, Header, csv_batches, ends_with, head_of, json_batches
 from moetrace.formats.stream.values import VALUE_NAMES, simple_name
 from moetrace.trace import FLOAT64_EXACT
 

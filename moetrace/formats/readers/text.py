@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.columns import OF_LAYER
 from moetrace.formats.stream.keys import keyed_lines
 from moetrace.formats.stream.tables import TableFormat, few_columns
 from moetrace.formats.stream.text import (
     BLOCK_BYTES,
-    WRITE_AGAIN,
     Header,
     csv_batches,
     cut_findings,

@@ -10,8 +10,18 @@ import numpy as np
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
-from moetrace.formats.stream.blocks import Assembly, Grid, assemble
-from moetrace.formats.stream.cells import Block, Cells, Merge, Merged, NothingSelected, Reading, Source, readings_of
+from moetrace.formats.stream.blocks import Grid, assemble
+from moetrace.formats.stream.cells import (
+    Block,
+    Cells,
+    Merge,
+    Merged,
+    NothingSelected,
+    Reading,
+    ReadOptions,
+    Source,
+    readings_of,
+)
 from moetrace.formats.stream.names import Named, check_ranks, layer_in_name, rank_in_name, step_in_name
 
 Stream = tuple[Grid, Iterator[Block]]
@@ -19,8 +29,8 @@ Report = Callable[[int], None]
 """Called with the number of cells of each piece as it is read."""
 
 
-def blocks_of(source: Source, job: Assembly, report: Report) -> Stream:
-    """The grid and the complete blocks of a source, its parts merged as it says, each dealt with as *job* says.
+def blocks_of(source: Source, options: ReadOptions, report: Report) -> Stream:
+    """The grid and the complete blocks of a source, its parts merged as it says.
 
     Parts that have none of the layers asked for are left out. Raises `OutOfOrder` where steps go backwards,
     `TraceError` for holes, repetitions and parts that do not fit together.
@@ -32,9 +42,9 @@ def blocks_of(source: Source, job: Assembly, report: Report) -> Stream:
                 report(len(piece.step))
                 yield piece
 
-        return assemble(cells, replace(job, where=source.where, collector=source.collector))
+        return assemble(cells, source.where, source.collector, options)
     # A part has as many experts as the whole, unless they are side by side.
-    of_parts = replace(job, experts=None) if source.how == "experts" else job
+    of_parts = replace(options, experts=None) if source.how == "experts" else options
     parts: list[tuple[Stream, str]] = []
     nothing: list[NothingSelected] = []
     for part in source.parts:
@@ -48,7 +58,7 @@ def blocks_of(source: Source, job: Assembly, report: Report) -> Stream:
         parts.sort(key=lambda part: int(part[0][0].layers[0]))
     names = [name for _, name in parts]
     grid = _grid([grid for (grid, _), _ in parts], names, source.how)
-    idle = source.how == "sum" and (source.idle or job.idle_experts)
+    idle = source.how == "sum" and (source.idle or options.idle_experts)
     collector = readings_of(source)[0].collector
     return grid, _together([blocks for (_, blocks), _ in parts], names, source.how, idle, collector)
 

@@ -6,7 +6,7 @@ Works on Arrow record batches, whatever file they came from.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.stream.cells import Cells
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import column, holds_lists, is_list, layers_in, lists_in, null, numbers_from_text
 from moetrace.formats.stream.names import Named, layer_in_name, step_in_name
 from moetrace.formats.stream.values import COUNT_NAMES, VALUE_NAMES, Values, simple_name
+from moetrace.trace import Finding
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,6 +102,35 @@ class Layout:
     cells: Callable[[pa.RecordBatch, int, str], Cells]
     collector: Collector
     steps_are_implicit: bool = False
+
+    def reading(
+        self,
+        where: str,
+        batches: Callable[[], Iterator[pa.RecordBatch]],
+        *,
+        rows: int | None = None,
+        assumed: tuple[str, ...] = (),
+        findings: tuple[Finding, ...] = (),
+    ) -> Reading:
+        """The reading of a table whose *batches* are opened anew each time, *rows* in all."""
+
+        def cells() -> Iterator[Cells]:
+            row = 0
+            with library_errors(where, lambda: f"cannot be read after row {row}", WRITE_AGAIN):
+                for batch in batches():
+                    if batch.num_rows:
+                        yield self.cells(batch.select(self.columns), row, where)
+                    row += batch.num_rows
+
+        return Reading(
+            cells,
+            rows=None if rows is None else rows * self.width,
+            assumptions=(*assumed, *self.assumptions),
+            findings=findings,
+            where=where,
+            collector=self.collector,
+            steps_are_implicit=self.steps_are_implicit,
+        )
 
 
 @dataclass(frozen=True)
