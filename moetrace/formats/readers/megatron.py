@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
-from moetrace.formats.stream.choices import Census, Choices, Counting, choices_reading, side_by_side
+from moetrace.formats.stream.choices import Census, Choices, choices_reading, side_by_side
 from moetrace.formats.stream.names import by_rank, check_ranks
 from moetrace.formats.stream.text import BLOCK_BYTES, cut_findings, head_of, json_batches
 
@@ -176,11 +176,17 @@ class MegatronRouterFormat:
         stages: dict[tuple[int, ...], list[Reading]] = defaultdict(list)
         for file, census in zip(files, found):
             ignore = self.ignore if file in ignored or not ignored else None  # which not every rank need hold
-            counting = Counting(experts=self.experts, ignore=ignore)
             _, batch = next(records(file, {"topk": pa.int64()}))
             top_k = batch.column("topk")[0].as_py() if batch.num_rows else None
-            pieces = partial(_choices, file)
-            reading = choices_reading(pieces, str(file), counting, census=census, experts=experts, top_k=top_k)
+            reading = choices_reading(
+                partial(_choices, file),
+                str(file),
+                experts=self.experts,
+                ignore=ignore,
+                census=census,
+                at_least=experts,
+                top_k=top_k,
+            )
             stages[tuple(census.layers)].append(replace(reading, findings=cut_findings(file)))
         sums = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
         assumption = f"{len(files)} ranks: tokens are added up, {len(stages)} pipeline stages put together"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.stream.arrays import COUNTS_KEYS
 from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.choices import Choices, Counting, choices_reading, side_by_side
+from moetrace.formats.stream.choices import Choices, choices_reading, side_by_side
 from moetrace.formats.stream.columns import is_list, layers_in, lists_in, numbers
 from moetrace.formats.stream.names import LAYER_IN_NAME, layer_in_name
 from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, first_named
@@ -99,9 +99,21 @@ class RoutingFormat:
             raise SettingError(f"{path.name} names its steps: --tokens checks them, together with --top-k")
         # Where each choice is a row, so many rows are a token.
         tokens = (self.tokens or 1) * (self.top_k or 1) if one_each else self.tokens
-        counting = Counting(None if table.step_column else tokens, self.experts, self.ignore)
-        top_k = self.top_k or (None if table.one_each else table.width())
-        return choices_reading(table.choices, str(path), counting, top_k=top_k, assumptions=assumptions)
+        tokens = None if table.step_column else tokens
+        return self._reading(table.choices, path, tokens, self.top_k or table.width(), *assumptions)
+
+    def _reading(
+        self, pieces: Callable[[], Iterator[Choices]], path: Path, tokens: int | None, top_k: int | None, *assumed: str
+    ) -> Reading:
+        return choices_reading(
+            pieces,
+            str(path),
+            tokens=tokens,
+            experts=self.experts,
+            ignore=self.ignore,
+            top_k=top_k,
+            assumptions=assumed,
+        )
 
     def _by_tokens(self, where: str) -> str:
         if self.tokens is None:
@@ -120,8 +132,7 @@ class RoutingFormat:
                 yield from table.choices()
 
         assumption = "the step is the number in the name of the folder, the layer that in the name of the file"
-        counting = Counting(None, self.experts, self.ignore)
-        return choices_reading(pieces, str(folder), counting, top_k=tables[0].width(), assumptions=(assumption,))
+        return self._reading(pieces, folder, None, tables[0].width(), assumption)
 
     def _read_array(self, path: Path) -> Reading:
         where = str(path)
@@ -132,10 +143,9 @@ class RoutingFormat:
             raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
         axes, top_k = self._axes(array, where, path.suffix.lower() == ".npz" or _is_named_so(path.name))
         sizes = " x ".join(map(str, array.shape))
-        assumption = (f"axes are {axes}: {sizes}", self._by_tokens(where), "layers are numbered from 0")
+        assumed = (f"axes are {axes}: {sizes}", self._by_tokens(where), "layers are numbered from 0")
         cube = array if array.ndim == 3 else array[:, None] if top_k != 1 else array[:, :, None]
-        counting = Counting(self.tokens, self.experts, self.ignore)
-        return choices_reading(partial(_of_array, cube), where, counting, top_k=top_k, assumptions=assumption)
+        return self._reading(partial(_of_array, cube), path, self.tokens, top_k, *assumed)
 
     def _axes(self, array: NDArray[Any], where: str, named: bool) -> tuple[str, int]:
         """What the axes of an array are, and k; raises `TraceError` where two of them may be two things."""
@@ -359,6 +369,8 @@ class Table:
         first = next((batch for batch in self._batches() if batch.num_rows), None)
         if self.by_layer:
             return 1
+        if self.one_each:
+            return None
         return None if first is None else int(self._chosen(first.slice(0, 1), 0)[1].shape[1])
 
     def _chosen(self, batch: Any, row: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
