@@ -104,17 +104,17 @@ class CanonicalWriter:
         self._experts = 0
 
     def groups(self, blocks: Sequence[Block]) -> list[RowGroup]:
-        """A row group of each layer over all steps of *blocks*, to be written next.
-
-        Raises `CountsTooLarge` when a count does not fit.
-        """
+        """A row group of each layer over all steps of *blocks*, to be written next."""
         steps = np.concatenate([block.steps for block in blocks])
         return [
             self.group(layer, steps, [block.counts[:, i] for block in blocks]) for i, layer in enumerate(self._digests)
         ]
 
     def group(self, layer: int, steps: Steps, counts: Sequence[Counts]) -> RowGroup:
-        """The row group of one layer, whose *counts* are in pieces (steps, experts); raises as `groups` does."""
+        """The row group of one layer, whose *counts* are in pieces (steps, experts).
+
+        Raises `CountsTooLarge` when one does not fit.
+        """
         if max(part.max() for part in counts) > np.iinfo(self._counts_type).max:
             raise CountsTooLarge
         stored = np.concatenate(counts, dtype=self._counts_type, casting="same_kind")
@@ -156,9 +156,11 @@ class CanonicalWriter:
         self._writer.add_key_value_metadata({DOCUMENT_KEY: text, DIGEST_KEY: digest_of(text.encode())})
         self._writer.close()
 
-    def abandon(self) -> None:
-        """Let go of the file after an error; what was written is no trace."""
-        # Closing writes the footer, which may not fit on the disk either.
+    def __enter__(self) -> CanonicalWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # After an error, what was written is no trace. Closing writes the footer, which may not fit on the disk either.
         with suppress(OSError):
             self._writer.close()
 
@@ -172,31 +174,26 @@ def write_blocks(
     Not atomic by itself: give it a path from `replacing`. Raises `CountsTooLarge` if not *wide*
     and a count needs 64 bits.
     """
-    writer = CanonicalWriter(path, (int(n) for n in layers), wide=wide)
-    try:
+
+    def groups() -> Iterator[list[Block]]:
+        held: list[Block] = []
+        cells = 0
+        for block in blocks:
+            held.append(block)
+            cells += block.counts.size
+            if cells >= GROUP_CELLS:
+                yield held
+                held, cells = [], 0
+        if held:
+            yield held
+
+    with CanonicalWriter(path, (int(n) for n in layers), wide=wide) as writer:
         # Decoding, digesting and compressing share the cores, each in a thread.
-        for groups in prefetch(map(writer.groups, prefetch(_groups(blocks)))):
-            writer.write_groups(groups)
+        for made in prefetch(map(writer.groups, prefetch(groups()))):
+            writer.write_groups(made)
         info = about(writer.steps)
         writer.close(info)
-    except BaseException:
-        writer.abandon()
-        raise
     return info
-
-
-def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
-    """The blocks in lists of about `GROUP_CELLS` cells."""
-    held: list[Block] = []
-    cells = 0
-    for block in blocks:
-        held.append(block)
-        cells += block.counts.size
-        if cells >= GROUP_CELLS:
-            yield held
-            held, cells = [], 0
-    if held:
-        yield held
 
 
 def save_trace(trace: LoadTrace, path: str | Path) -> None:
@@ -212,17 +209,12 @@ def save_trace(trace: LoadTrace, path: str | Path) -> None:
     """
     wide = any(load.counts.max() > np.iinfo(np.int32).max for load in trace.by_layer())
     rows = max(1, GROUP_CELLS // trace.experts)
-    with replacing(Path(path)) as partial:
-        writer = CanonicalWriter(partial, trace.layers, wide=wide)
-        try:
-            for load in trace.by_layer():
-                for a in range(0, len(load.steps), rows):
-                    part = slice(a, a + rows)
-                    writer.write_groups([writer.group(load.layer, load.steps[part], [load.counts[part]])])
-            writer.close(trace.info)
-        except BaseException:
-            writer.abandon()
-            raise
+    with replacing(Path(path)) as partial, CanonicalWriter(partial, trace.layers, wide=wide) as writer:
+        for load in trace.by_layer():
+            for a in range(0, len(load.steps), rows):
+                part = slice(a, a + rows)
+                writer.write_groups([writer.group(load.layer, load.steps[part], [load.counts[part]])])
+        writer.close(trace.info)
 
 
 # --- reading ----------------------------------------------------------------------------------

@@ -24,6 +24,11 @@ DIGEST_KEY = "moetrace.digest"
 LONGEST_NAME = 120
 
 
+def is_trace_name(name: str) -> bool:
+    """Whether a trace may be called so: it is the name of its file as well."""
+    return 0 < len(name) <= LONGEST_NAME and not set("/\\") & set(name) and not name.startswith(".")
+
+
 def digest_of(data: bytes | NDArray[np.int64]) -> str:
     """SHA-256 of bytes, or of whole numbers as 64-bit little-endian ones."""
     raw = data if isinstance(data, bytes) else np.ascontiguousarray(data, "<i8").tobytes()
@@ -62,8 +67,7 @@ def _printable(value: Any) -> Any:
 def info_of(path: Path, stored: dict[str, Any]) -> TraceInfo:
     """What is known of the trace; the file may be anybody's, so texts are made printable and the name a name."""
     raw = _printable(stored)
-    name = raw["name"]
-    if not name or len(name) > LONGEST_NAME or "/" in name or "\\" in name or name.startswith("."):
+    if not is_trace_name(raw["name"]):
         raw["name"] = printable(path.stem)
     findings = tuple(Finding(**finding) for finding in raw["findings"])
     return TraceInfo(**{**raw, "findings": findings, "assumptions": tuple(raw["assumptions"])})

@@ -36,7 +36,6 @@ class Run:
     experts: set[int] = field(default_factory=set)
 
     def add(self, piece: Cells) -> None:
-        """Go on with *piece*."""
         self.cells += len(piece.step)
         for step, n in zip(*(part.tolist() for part in np.unique(piece.step, return_counts=True))):
             self.steps[step] = self.steps.get(step, 0) + n
@@ -45,12 +44,10 @@ class Run:
 
     @property
     def first(self) -> int:
-        """The first step."""
         return min(self.steps)
 
     @property
     def last(self) -> int:
-        """The last step."""
         return max(self.steps)
 
     def repeats(self, before: Run) -> bool:
@@ -76,7 +73,7 @@ def in_order(source: Source) -> Source:
     """
     if isinstance(source, Merged):
         return replace(source, parts=tuple(in_order(part) for part in source.parts))
-    runs = runs_of(source.cells())
+    runs = _runs_of(source.cells())
     if runs is not None and len(runs) == 1:
         return source
     if runs is not None and all(after.repeats(before) for before, after in pairwise(runs)):
@@ -84,7 +81,7 @@ def in_order(source: Source) -> Source:
     return replace(source, cells=lambda: _sorted(source))
 
 
-def runs_of(cells: Iterable[Cells]) -> list[Run] | None:
+def _runs_of(cells: Iterable[Cells]) -> list[Run] | None:
     """The runs of a stream, None when there are more than `MOST_RUNS`."""
     runs: list[Run] = []
     latest = None

@@ -17,7 +17,7 @@ from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import column, holds_lists, is_list, layers_in, lists_in, null, numbers_from_text
+from moetrace.formats.stream.columns import column, holds_lists, is_list, layers_in, lists_in, null, numbers
 from moetrace.formats.stream.names import Named, layer_in_name, step_in_name
 from moetrace.formats.stream.values import COUNT_NAMES, VALUE_NAMES, Values, simple_name
 from moetrace.trace import Finding
@@ -153,7 +153,7 @@ class ColumnRoles:
     def steps(self, batch: pa.RecordBatch, row: int, where: str) -> NDArray[np.int64]:
         """The steps of the rows, shape (rows,)."""
         if self.step is not None:
-            return numbers_from_text(batch, self.step, row, where)
+            return numbers(batch, self.step, row, where)
         return np.full(batch.num_rows, 1 if self.naming.step is None else self.naming.step)
 
     def layers(self, batch: pa.RecordBatch, row: int, where: str) -> NDArray[np.int64]:
@@ -280,7 +280,7 @@ def long_layout(found: ColumnRoles, reader: Values) -> Layout:
         return Cells(
             found.steps(batch, row, where),
             found.layers(batch, row, where),
-            numbers_from_text(batch, expert, row, where),
+            numbers(batch, expert, row, where),
             reader.counts(column(batch, value, row, where), value, row, where, found.kind),
         )
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.arrow import to_numpy
 from moetrace.formats.stream.cells import Cells
-from moetrace.formats.stream.columns import column, null, with_gaps
+from moetrace.formats.stream.columns import column, null
 from moetrace.formats.stream.tables import (
     KEY_NAMES,
     ColumnRoles,
@@ -214,7 +214,7 @@ def wide_layout(found: ColumnRoles, wide: Wide, reader: Values) -> Layout:
     def cells(batch: pa.RecordBatch, row: int, where: str) -> Cells:
         import pyarrow as pa
 
-        raw = [with_gaps(batch, name, row, where) for name in wide.names]
+        raw = [column(batch, name, row, where, gaps=True) for name in wide.names]
         # Rows of other metrics have empty cells here, and so may rows of other layers.
         there = np.stack([values == values for values in raw], axis=1)  # (rows, columns), False for NaN
         counts = np.zeros(there.shape, np.int64)
