@@ -15,7 +15,7 @@ import orjson
 from numpy.typing import ArrayLike, NDArray
 
 from moetrace.errors import SettingError, TraceError, printable
-from moetrace.formats.metadata import LONGEST_NAME, is_trace_name
+from moetrace.formats.canonical import LONGEST_NAME, is_trace_name
 from moetrace.trace import FLOAT64_EXACT, Counts
 
 # Columns of the canonical file: layers are 32-bit, and a float64 still tells steps of this size apart.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
-from moetrace.formats.readers.routing import are_choices
+from moetrace.formats.readers.routing import choice_columns
 from moetrace.formats.stream.arrays import COUNTS_KEYS, Array, Arrays
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.keys import keyed_reading
@@ -56,7 +56,7 @@ class JsonFormat(TableFormat):
         rows = _rows_of(document, path)
         if rows is not None:
             self._no_use(path, axes=self.axes)
-            if rows and are_choices(list(rows[0])):
+            if rows and choice_columns(list(rows[0])):
                 raise TraceError(str(path), "holds choices of tokens", "write them as JSON lines, one object a line")
             return self._table(rows, path)
         self._no_use(path, column=self.column, pattern=self.pattern)

@@ -17,18 +17,12 @@ from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
 from moetrace.formats.stream.choices import Census, Choices, choices_reading, side_by_side
-from moetrace.formats.stream.names import by_rank, check_ranks
+from moetrace.formats.stream.names import check_ranks, rank_files
 from moetrace.formats.stream.text import BLOCK_BYTES, cut_findings, head_of, json_batches
 
 RANK = re.compile(r"rank\d+\.jsonl")
 ROUTER_RANK = re.compile(r"router_trace_rank\d+\.jsonl")
 NO_MTP = "layers of multi-token prediction are left out"
-
-
-def rank_files(path: Path, name: re.Pattern[str]) -> list[Path]:
-    """The rank files that *path* is or holds, in the order of their ranks."""
-    inside = path.iterdir() if path.is_dir() else [path]
-    return by_rank([child for child in inside if name.fullmatch(child.name) and child.is_file()])
 
 
 def records(path: Path, schema: dict[str, Any]) -> Iterator[tuple[int, Any]]:

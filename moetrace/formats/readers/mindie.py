@@ -18,13 +18,12 @@ from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, dense_cells
-from moetrace.formats.stream.names import by_rank, check_ranks, rank_or_last_number
+from moetrace.formats.stream.names import check_ranks, rank_files, rank_or_last_number
 from moetrace.formats.stream.tables import few_columns
 from moetrace.formats.stream.text import BLOCK_BYTES, opened
 from moetrace.formats.stream.values import Values
 
 CONFIG = "model_gen_config.json"
-RANK = re.compile(r"(?P<phase>prefill|decode)_\d{1,9}\.csv")
 # Forward passes from one matrix to the next, where the configuration does not say: MindIE has no other.
 INTERVAL = 8
 MOST_LAYERS, MOST_EXPERTS, MOST_INTERVAL = 10_000, 1 << 16, 1 << 20
@@ -112,8 +111,7 @@ def _phases(path: Path) -> dict[str, Path]:
 
 
 def _ranks(folder: Path, phase: str) -> list[Path]:
-    matches = [(RANK.fullmatch(child.name), child) for child in folder.iterdir()]
-    return by_rank([child for match, child in matches if match and match["phase"] == phase and child.is_file()])
+    return rank_files(folder, re.compile(rf"{phase}_\d{{1,9}}\.csv"))
 
 
 # --- configuration and places ------------------------------------------------------------------

@@ -45,7 +45,7 @@ class ParquetFormat(TableFormat):
     def claims(self, path: Path) -> bool:
         """A file that begins and ends with Parquet's magic, or a folder of `key=value` folders."""
         if path.is_dir():
-            return is_hive(path)
+            return any(child.is_dir() and "=" in child.name for child in path.iterdir())
         try:
             with path.open("rb") as file:
                 head = file.read(4)
@@ -88,11 +88,6 @@ class ParquetFormat(TableFormat):
                     first = next(pq.ParquetFile(raw, pre_buffer=False).iter_batches(WIDE_ROWS), None)
         layout = match_layout(schema, where, self.values(), self.naming(path), first)
         return layout.reading(where, lambda: _batches(files, layout, where), rows=rows)
-
-
-def is_hive(path: Path) -> bool:
-    """Whether a folder holds folders named ``key=value``."""
-    return any(child.is_dir() and "=" in child.name for child in path.iterdir())
 
 
 def _batches(

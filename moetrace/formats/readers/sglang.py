@@ -17,7 +17,7 @@ from moetrace.formats.errors import library_errors, require
 from moetrace.formats.readers.tensors import is_torch, keys_of, loaded
 from moetrace.formats.stream.cells import Merged, Reading, Source, dense_cells
 from moetrace.formats.stream.merge import concatenate_segments
-from moetrace.formats.stream.names import by_rank, check_ranks
+from moetrace.formats.stream.names import check_ranks, rank_files
 from moetrace.formats.stream.values import Values
 
 RANK = re.compile(r"expert_distribution_recorder_[\d.]+_(\d{1,9})\.pt")
@@ -45,14 +45,14 @@ class SglangFormat:
     def claims(self, path: Path) -> bool:
         """A .pt file with its keys, or a folder with such of several ranks."""
         if path.is_dir():
-            return bool(_ranks(path))
+            return bool(rank_files(path, RANK))
         return is_torch(path) and any(mark in keys_of(path) for mark in MARKS)
 
     def read(self, path: Path) -> Source:
         """One buffer of passes, or the records of every rank, added up."""
         if not path.is_dir():
             return _read_file(path, self.phase)
-        files = _ranks(path)
+        files = rank_files(path, RANK)
         if not files:
             raise TraceError(str(path), "holds no rank files of the recorder", "give the folder that it writes to")
         ranks: dict[str, list[Source]] = defaultdict(list)
@@ -68,10 +68,6 @@ class SglangFormat:
         )
         assumption = (f"{len(ranks)} ranks are added up", *readings[0].assumptions)
         return Merged(readings, "sum", str(path), assumption, idle=True)
-
-
-def _ranks(folder: Path) -> list[Path]:
-    return by_rank([child for child in folder.iterdir() if RANK.fullmatch(child.name)])
 
 
 def _read_file(path: Path, phase: Phase | None) -> Reading:

@@ -18,7 +18,7 @@ from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
-from moetrace.formats.stream.names import by_rank, check_ranks
+from moetrace.formats.stream.names import check_ranks, rank_files
 from moetrace.formats.stream.values import Values
 
 META = "meta_info.json"
@@ -37,13 +37,13 @@ class TensorrtFormat:
 
     def claims(self, path: Path) -> bool:
         """A folder with both kinds of files."""
-        return (path / META).is_file() and bool(_ranks(path))
+        return (path / META).is_file() and bool(rank_files(path, RANK))
 
     def read(self, path: Path) -> Source:
         """Ranks with the same layers are added up; others are pipeline stages."""
-        if not path.is_dir() or not _ranks(path):
+        files = rank_files(path, RANK)
+        if not path.is_dir() or not files:
             raise TraceError(str(path), "is no folder with rank<R>.safetensors", "give the folder of the statistics")
-        files = _ranks(path)
         check_ranks(files)
         with library_errors(str(path / META), "cannot be read", "it is written by rank 0"):
             top_k = json.loads((path / META).read_text(encoding="utf-8")).get("num_experts_per_token")
@@ -66,11 +66,6 @@ class TensorrtFormat:
             stages[tuple(sorted({layer for _, layer in keys}))].append(reading)
         sums = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
         return Merged(tuple(sums), "layers", str(path), (f"{len(files)} ranks: their tokens are added up",))
-
-
-def _ranks(folder: Path) -> list[Path]:
-    inside = folder.iterdir() if folder.is_dir() else []
-    return by_rank([child for child in inside if RANK.fullmatch(child.name)])
 
 
 def _opened(path: Path) -> Any:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
+from moetrace.formats.location import Location
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells
 from moetrace.formats.stream.columns import OF_LAYER
-from moetrace.formats.stream.names import Named, layer_in_name, step_in_name
+from moetrace.formats.stream.names import layer_in_name, step_in_name
 from moetrace.formats.stream.tables import LAYER_NAMES, STEP_NAMES
 from moetrace.formats.stream.values import Values, simple_name
 from moetrace.trace import check_steps
@@ -63,7 +64,7 @@ class Arrays:
     """The arrays of one file by name, and how they are read: *axes* as they were given, *values* as counts."""
 
     arrays: Mapping[str, Array]
-    path: Named
+    path: Location
     axes: str | None = None
     values: Values = field(default_factory=lambda: Values(Collector()))
     assumption: tuple[str, ...] = ()
@@ -154,7 +155,8 @@ class Arrays:
             for parts in zip(*(array.rows(size) for array in arrays.values())):
                 yield np.stack(parts, axis=1)
 
-        assumption = f"an array for each layer, {'steps, experts' if len(shape) == 2 else 'experts'}: {_sizes(shape)}"
+        axes = "steps, experts" if len(shape) == 2 else "experts"
+        assumption = f"an array for each layer, {axes}: {' x '.join(map(str, shape))}"
         numbers = np.array(list(arrays), np.int64)
         return Log(rows, (steps, len(arrays), shape[-1]), "counts", (assumption,), numbers)
 
@@ -204,7 +206,7 @@ def arranged(array: Array, axes: Sequence[str], key: str, assumption: tuple[str,
     """The log of an *array* with these *axes*; one whose steps do not come first has to be held whole."""
     size = dict(zip(axes, array.shape))
     shape = (size.get("steps", 1), size.get("layers", 1), size["experts"] * size.get("ranks", 1))
-    text = f"axes are {', '.join(axes)}: {_sizes(array.shape)}"
+    text = f"axes are {', '.join(axes)}: {' x '.join(map(str, array.shape))}"
     text += "" if "layers" in axes else ", one layer" if "steps" in axes else ", one layer and step"
     assumption = (*assumption, text + ("" if "steps" in axes or "layers" not in axes else ", one step"))
     order = [axes.index(axis) for axis in AXES if axis in axes]
@@ -216,7 +218,3 @@ def arranged(array: Array, axes: Sequence[str], key: str, assumption: tuple[str,
         return (cube[a : a + n] for a in range(0, shape[0], n))
 
     return Log(rows, shape, key, assumption)
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))

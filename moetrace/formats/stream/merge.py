@@ -10,6 +10,7 @@ import numpy as np
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
+from moetrace.formats.location import Location
 from moetrace.formats.stream.blocks import Grid, assemble
 from moetrace.formats.stream.cells import (
     Block,
@@ -22,7 +23,7 @@ from moetrace.formats.stream.cells import (
     Source,
     readings_of,
 )
-from moetrace.formats.stream.names import Named, check_ranks, layer_in_name, rank_in_name, step_in_name
+from moetrace.formats.stream.names import check_ranks, layer_in_name, rank_in_name, step_in_name
 
 Stream = tuple[Grid, Iterator[Block]]
 Report = Callable[[int], None]
@@ -63,7 +64,7 @@ def blocks_of(source: Source, options: ReadOptions, report: Report) -> Stream:
     return grid, _together([blocks for (_, blocks), _ in parts], names, source.how, idle, collector)
 
 
-def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Source:
+def merged(sources: Sequence[Source], paths: Sequence[Location], how: Merge) -> Source:
     """The sources read from *paths* as one; segments of a run (``steps``) follow each other as they are given.
 
     Where names hold the step as well as the rank, the files of a rank follow each other; where they hold the layer,

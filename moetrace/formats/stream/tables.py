@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.location import Location
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import column, holds_lists, is_list, layers_in, lists_in, null, numbers
-from moetrace.formats.stream.names import Named, layer_in_name, step_in_name
+from moetrace.formats.stream.names import layer_in_name, step_in_name
 from moetrace.formats.stream.values import COUNT_NAMES, VALUE_NAMES, Values, simple_name
 from moetrace.trace import Finding
 
@@ -67,7 +68,7 @@ class TableFormat(ValueFormat):
     column: str | Mapping[str, str] | None = None
     pattern: str | None = None
 
-    def naming(self, path: Named) -> Naming:
+    def naming(self, path: Location) -> Naming:
         """What the columns of the file at *path* are called; raises `SettingError` for an unknown role."""
         given = self.column or {}
         pairs = dict(part.partition("=")[::2] for part in given.split(",")) if isinstance(given, str) else given
@@ -237,8 +238,19 @@ def match_columns(schema: pa.Schema, where: str, naming: Naming, first: pa.Recor
 
 def no_layout(names: Sequence[str], found: ColumnRoles) -> TraceError:
     """The error that the columns make no table of counts, with the line that takes them as one."""
+    known = {"step": found.step, "layer": found.layer, "expert": found.expert, "tokens": found.value}
     names = [name or "(unnamed)" for name in names]
-    query = f"rows of any form go with --sql {sql_for(names, found)!r} (docs/recipes.md)"
+    left = [name for name in names if name not in known.values()]
+    unknown = [role for role, name in known.items() if name is None and role != "layer"]
+    if len(left) == len(unknown) == 1:
+        known[unknown[0]] = left[0]
+    columns = []
+    for role, name in known.items():
+        text = name or ("0" if role == "layer" else role.upper())  # in capitals what is to be filled in
+        text = text if re.fullmatch(r"\w+", text) else '"' + text.replace('"', '""') + '"'
+        columns.append(text if text == role else f"{text} AS {role}")
+    sql = f'SELECT {", ".join(columns)} FROM "{found.where}"'
+    query = f"rows of any form go with --sql {sql!r} (docs/recipes.md)"
     if found.step is None:
         problem = f"has no column for the step among {shown(names)}"
         return TraceError(found.where, problem, f"name one `step`, or say --column step=NAME; {query}")
@@ -248,21 +260,6 @@ def no_layout(names: Sequence[str], found: ColumnRoles) -> TraceError:
         "long needs step, layer, expert, tokens; wide step, layer, expert_0 ...; nested step, layer, counts; "
         f"--column tokens=NAME says which is which; choices of tokens go with --from routing; {query}",
     )
-
-
-def sql_for(names: Sequence[str], found: ColumnRoles) -> str:
-    """A query for the rows of the file, in which a role without a column stands in capitals unless one is left."""
-    known = {"step": found.step, "layer": found.layer, "expert": found.expert, "tokens": found.value}
-    left = [name for name in names if name not in known.values()]
-    unknown = [role for role, name in known.items() if name is None and role != "layer"]
-    if len(left) == len(unknown) == 1:
-        known[unknown[0]] = left[0]
-    columns = []
-    for role, name in known.items():
-        text = name or ("0" if role == "layer" else role.upper())
-        text = text if re.fullmatch(r"\w+", text) else '"' + text.replace('"', '""') + '"'
-        columns.append(text if text == role else f"{text} AS {role}")
-    return f'SELECT {", ".join(columns)} FROM "{found.where}"'
 
 
 def few_columns(n: int, where: str) -> None:
