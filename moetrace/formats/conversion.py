@@ -118,7 +118,8 @@ def trace_of(dump: Dump, options: ReadOptions, name: str, source: str | None) ->
         for block in flow.blocks:
             cells += block.counts.size
             # Held once in blocks and once as a whole, and the blocks are here already.
-            require(cells * 8, dump.where, f"a trace of over {cells:,} counts", "ingest it, and open what comes of it")
+            what = f"a trace of over {cells:,} counts"
+            require(cells * 8, dump.source.where, what, "ingest it, and open what comes of it")
             blocks.append(block)
         return flow, blocks
 
@@ -136,14 +137,13 @@ class Dump(NamedTuple):
 
     source: Source
     format: str
-    where: str
     available: Available
 
     @classmethod
-    def of(cls, source: Source, format: str, where: str, options: ReadOptions) -> Dump:
+    def of(cls, source: Source, format: str, options: ReadOptions) -> Dump:
         """A *source*, of which *options* select some layers and steps."""
         available = Available()
-        return cls(selected(source, options, available), format, where, available)
+        return cls(selected(source, options, available), format, available)
 
 
 class _Flow(NamedTuple):
@@ -177,9 +177,8 @@ def _opened(paths: Sequence[Location], options: ReadOptions, format: str | None)
         sources.append(source if source.where else replace(source, where=str(path)))
         names.append(reader.name)
     if options.merge is None or len(paths) == 1:
-        return Dump.of(sources[0], names[0], str(paths[0]), options)
-    whole = merged(sources, paths, options.merge)
-    return Dump.of(whole, ", ".join(dict.fromkeys(names)), whole.where, options)
+        return Dump.of(sources[0], names[0], options)
+    return Dump.of(merged(sources, paths, options.merge), ", ".join(dict.fromkeys(names)), options)
 
 
 def reader_of(path: Location, options: ReadOptions, format: str | None) -> Format:
@@ -216,10 +215,10 @@ def _flow(dump: Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
         if progress is not None:
             progress(done, total)
 
-    collector = readings[0].collector
-    with readable(dump.where):
+    collector, where = readings[0].collector, dump.source.where
+    with readable(where):
         stream = blocks_of(dump.source, options, report)
-    grid, blocks, summary = transformed(stream, options, dump.where, collector, dump.available)
+    grid, blocks, summary = transformed(stream, options, where, collector, dump.available)
 
     def about(steps: Steps) -> dict[str, Any]:
         raw = [
@@ -234,7 +233,7 @@ def _flow(dump: Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
         findings = [*dict.fromkeys(raw), *summary.findings(options)]
         if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
             findings = [found for found in findings if found in raw or found.name not in ROUNDED]
-        raise_for_errors(findings, options.accept, dump.where)
+        raise_for_errors(findings, options.accept, where)
         return {
             "format": dump.format,
             "assumptions": _assumptions(dump.source, options, grid, len(steps)),
@@ -245,7 +244,7 @@ def _flow(dump: Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
             **readings[0].known,
         }
 
-    return _Flow(grid, read_safely(blocks, dump.where), about)
+    return _Flow(grid, read_safely(blocks, where), about)
 
 
 def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -> tuple[str, ...]:

@@ -74,4 +74,4 @@ def from_frame(
         Naming(wanted),
     )
     options = ReadOptions(tokens_per_step=tokens_per_step, top_k=top_k, idle_experts=idle_experts)
-    return trace_of(Dump.of(reading, "frame", where, options), options, name, None)
+    return trace_of(Dump.of(reading, "frame", options), options, name, None)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, dense_cells
 from moetrace.formats.stream.names import check_ranks, rank_files, rank_or_last_number
 from moetrace.formats.stream.tables import few_columns
@@ -282,5 +282,5 @@ def _counters(path: Path, config: _Config, width: int, block: int, values: Value
 def _rank_errors(path: Path) -> AbstractContextManager[None]:
     """What a library raises on a damaged file becomes a `TraceError` that points to the copy MindIE keeps."""
     copy = path.with_name(f"{path.stem}_bak.csv")
-    way = f"its copy {copy.name} may be whole: put it in its place" if copy.exists() else "write the file again"
+    way = f"its copy {copy.name} may be whole: put it in its place" if copy.exists() else WRITE_AGAIN
     return library_errors(str(path), "cannot be read", way)

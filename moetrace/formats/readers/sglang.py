@@ -76,7 +76,8 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
         raise TraceError(str(path), f"holds a {type(document).__name__}", "give a dump of SGLang's recorder")
     if "records" in document:
         return _records(document, path, phase)
-    counts = _array(document.get("logical_count"), path)
+    collector = Collector()
+    counts = _array(document.get("logical_count"), path, collector)
     if counts is not None:
         # A tensor may be a view that repeats one number any number of times.
         require(4 * counts.size * 8, str(path), f"counts of the shape {counts.shape}", "record fewer passes in a file")
@@ -89,28 +90,21 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
     cube = counts if counts.ndim == 3 else counts[None]
     steps = np.arange(1, len(cube) + 1)
     assumptions = ("passes are numbered from 1 in the order of the buffer",)
-    collector = _collector(document["logical_count"], cube)
     passes, cube = _unpadded(steps, cube, collector, str(path))
     return replace(_reading(passes, cube, collector, str(path), assumptions), steps_are_implicit=True)
 
 
-def _array(value: Any, path: Path) -> NDArray[Any] | None:
-    """A tensor or nested list as an array; raises `TraceError` where it holds no numbers."""
+def _array(value: Any, path: Path, collector: Collector | None = None) -> NDArray[Any] | None:
+    """A tensor or nested list as an array, that of bfloat16, which NumPy has not, as float32, noted by *collector*.
+
+    Raises `TraceError` where it holds no numbers.
+    """
+    half = str(getattr(value, "dtype", "")) == "torch.bfloat16"
     with library_errors(str(path), "holds no numbers", "dump it again"):
-        return None if value is None else np.asarray(value.float() if _is_bfloat16(value) else value)
-
-
-def _is_bfloat16(value: Any) -> bool:
-    """Whether a tensor is of the type that NumPy does not have."""
-    return str(getattr(value, "dtype", "")) == "torch.bfloat16"
-
-
-def _collector(value: Any, counts: NDArray[Any]) -> Collector:
-    """One with the finding that *counts* are rounded, if their tensor *value* was of bfloat16."""
-    collector = Collector()
-    if _is_bfloat16(value):
-        collector.note_half(counts, 2 ** HALVES["bfloat16"], "bfloat16", "counts", 0)
-    return collector
+        array = None if value is None else np.asarray(value.float() if half else value)
+    if half and array is not None and array.ndim and collector is not None:
+        collector.note_half(array, 2 ** HALVES["bfloat16"], "bfloat16", "counts", 0)
+    return array
 
 
 def _unpadded(
@@ -160,10 +154,12 @@ def _records(document: dict[str, Any], path: Path, phase: Phase | None) -> Readi
     records = [record for record in every if phase is None or record["forward_mode"] == MODES[phase]]
     if not records:
         raise TraceError(where, "holds no such pass", "check --phase, and record while requests are served")
+    collector = Collector()
     with library_errors(where, "has a record that is not one", "give a per_pass or per_token dump"):
         steps = np.array([int(record["forward_pass_id"]) for record in records])
-        physical = np.stack([np.asarray(_array(record["global_physical_count"], path)) for record in records])
-    collector = _collector(records[0]["global_physical_count"], physical)
+        physical = np.stack(
+            [np.asarray(_array(record["global_physical_count"], path, collector)) for record in records]
+        )
     mapping = _array(document.get("last_physical_to_logical_map"), path)
     if mapping is None:
         evidence = "counts are of physical experts, and no map says which expert they hold"

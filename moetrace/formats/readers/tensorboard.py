@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.tables import ValueFormat
 from moetrace.formats.stream.text import refuse_empty
@@ -134,7 +134,7 @@ def _summaries(path: Path) -> Iterator[tuple[int, str, float | NDArray[Any]]]:
         way_out = 'install tensorboard: pip install "moetrace[tensorboard]"'
         raise TraceError(str(path), "is an event file", way_out) from error
     refuse_empty(path)
-    with library_errors(str(path), "cannot be read", "write it again"):
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN):
         for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 kind = value.WhichOneof("value")

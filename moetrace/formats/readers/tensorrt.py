@@ -16,7 +16,7 @@ import numpy as np
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
 from moetrace.formats.stream.names import check_ranks, rank_files
 from moetrace.formats.stream.values import Values
@@ -49,7 +49,7 @@ class TensorrtFormat:
             top_k = json.loads((path / META).read_text(encoding="utf-8")).get("num_experts_per_token")
         stages: dict[tuple[int, ...], list[Source]] = defaultdict(list)
         for file in files:
-            with library_errors(str(file), "is not a safetensors file", "write it again"), _opened(file) as tensors:
+            with library_errors(str(file), "is not a safetensors file", WRITE_AGAIN), _opened(file) as tensors:
                 names = list(tensors.keys())
             other = [name for name in names if not KEY.fullmatch(name)]
             if other or not names:
@@ -80,7 +80,7 @@ def _opened(path: Path) -> Any:
 
 
 def _cells(path: Path, keys: list[tuple[int, int]], values: Values) -> Iterator[Cells]:
-    with library_errors(str(path), "cannot be read", "write it again"), _opened(path) as file:
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN), _opened(path) as file:
         for step, layer in keys:
             raw = file.get_tensor(f"{step}_{layer}").reshape(1, 1, -1)
             counts = values.counts(raw, f"{step}_{layer}", 0, str(path))

@@ -22,7 +22,9 @@ from moetrace.formats.stream.values import Values, simple_name
 from moetrace.trace import check_steps
 
 # Names under which a file holds its counts; with a single array in it any name will do.
-COUNTS_KEYS = ("counts", "tokens_per_expert", "load", "expert_counts", "expert_load", "logical_count")
+COUNTS_KEYS = (
+    "counts", "tokens_per_expert", "load", "expert_counts", "logical_expert_load", "expert_load", "logical_count",
+)  # fmt: skip
 # Arrays by the names of their files, and what their axes are: a rank's experts side by side with those of others.
 AXES_BY_NAME = {"moe_load_": "layers,ranks,experts", "mcore_ep_loads_": "layers,steps,experts"}
 AXES = ("steps", "layers", "ranks", "experts")

@@ -18,7 +18,8 @@ from moetrace.trace import FLOAT64_EXACT
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A number with commas between its thousands, as spreadsheets write it.
+# A number of a step, a layer or an expert; and one with commas between its thousands, as spreadsheets write it.
+BARE = re.compile(r"\d{1,15}")
 BY_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
 # The number of a layer in the name of a module: what follows a word for it, or else the only number.
 OF_LAYER = re.compile(r"(?:layers?|blocks?|(?<![a-z])h)[._/\[-]?(\d{1,15})", re.IGNORECASE)
@@ -129,7 +130,7 @@ def numbers(
     """
 
     def only_number(text: str) -> int | None:
-        every = [text] if re.fullmatch(r"-\d{1,15}", text) else re.findall(r"\d{1,15}", text)
+        every = [text] if re.fullmatch(r"-\d{1,15}", text) else BARE.findall(text)
         return int(every[0]) if len(every) == 1 else None
 
     values = batch.column(name)
@@ -161,7 +162,7 @@ def layers_in(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray
 
     def layer(text: str) -> int:
         found = OF_LAYER.search(text)
-        every = re.findall(r"\d{1,15}", text)
+        every = BARE.findall(text)
         if found is None and len(every) != 1:
             problem = f"names no layer in {text[:60]!r}"
             raise TraceError(f"{where}, column {name}", problem, "name layers by numbers")

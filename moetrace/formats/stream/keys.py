@@ -14,7 +14,7 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.location import Location
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import OF_LAYER
+from moetrace.formats.stream.columns import BARE, OF_LAYER
 from moetrace.formats.stream.names import step_in_name
 from moetrace.formats.stream.tables import LAYER_NAMES, STEP_NAMES
 from moetrace.formats.stream.values import COUNT_NAMES, Values, simple_name
@@ -27,7 +27,6 @@ WORDS = {
     "layer": OF_LAYER,
     "step": re.compile(r"(?:step|iter|iteration|window|pass)[._/\[-]?(\d{1,15})", re.IGNORECASE),
 }
-BARE = re.compile(r"\d{1,15}")
 # Lines taken at a time.
 LINES = 1000
 

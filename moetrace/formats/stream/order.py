@@ -30,25 +30,19 @@ class Run:
     *cells* is their number, *steps* the number of them in each step.
     """
 
+    first: int
+    last: int
     cells: int = 0
     steps: dict[int, int] = field(default_factory=dict)
     layers: set[int] = field(default_factory=set)
     experts: set[int] = field(default_factory=set)
 
     def add(self, piece: Cells) -> None:
-        self.cells += len(piece.step)
+        self.cells, self.last = self.cells + len(piece.step), int(piece.step[-1])
         for step, n in zip(*(part.tolist() for part in np.unique(piece.step, return_counts=True))):
             self.steps[step] = self.steps.get(step, 0) + n
         self.layers.update(np.unique(piece.layer).tolist())
         self.experts.update(np.unique(piece.expert).tolist())
-
-    @property
-    def first(self) -> int:
-        return min(self.steps)
-
-    @property
-    def last(self) -> int:
-        return max(self.steps)
 
     def repeats(self, before: Run) -> bool:
         """Whether this run writes whole steps of *before* again, all from some step on."""
@@ -93,7 +87,7 @@ def _runs_of(cells: Iterable[Cells]) -> list[Run] | None:
                 continue
             part = piece.part(a, b)
             if latest is None or part.step[0] < latest:
-                runs.append(Run())
+                runs.append(Run(int(part.step[0]), int(part.step[0])))
             runs[-1].add(part)
             latest = part.step[-1]
             if len(runs) > MOST_RUNS:

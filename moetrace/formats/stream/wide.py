@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.arrow import to_numpy
 from moetrace.formats.stream.cells import Cells
-from moetrace.formats.stream.columns import column, null
+from moetrace.formats.stream.columns import BARE, column, null
 from moetrace.formats.stream.tables import (
     KEY_NAMES,
     ColumnRoles,
@@ -38,7 +38,6 @@ EXPERT_ONLY = re.compile(r"experts?[_/.\-\[ ]?(\d{1,15})(?!\d)", re.IGNORECASE)
 # Of a tag whose values are the counts of all experts.
 VECTOR = r"layers?[_/.\-\[ ]?(?P<layer>\d{1,15})"
 WIDE = re.compile(r"^(?:layer_?(?P<layer>\d{1,15})_)?(?:expert|e)_?(?P<expert>\d{1,15})$", re.IGNORECASE)
-BARE = re.compile(r"\d{1,15}")
 # Of a layer's or expert's number.
 MOST_DIGITS = 15
 # What an export of a chart adds to each of its columns.
@@ -56,7 +55,6 @@ class Tags:
 
     @property
     def assumption(self) -> str:
-        """What is assumed by it."""
         return f"tags are matched by {' or '.join(pattern.pattern for pattern in self.patterns)}"
 
     def match(self, tag: str, where: str) -> tuple[int, int] | None:
