@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,12 +75,8 @@ def is_canonical(path: Path) -> bool:
 # --- writing ----------------------------------------------------------------------------------
 
 
-class RowGroup(NamedTuple):
-    """Consecutive steps of one layer: *steps* (steps,), *counts* (steps, experts) as they are stored."""
-
-    layer: int
-    steps: Steps
-    counts: NDArray[Any]
+# Consecutive steps of one layer: its number, the steps (steps,), the counts (steps, experts) as they are stored.
+RowGroup = tuple[int, Steps, NDArray[Any]]
 
 
 class CanonicalWriter:
@@ -135,7 +131,7 @@ class CanonicalWriter:
             raise CountsTooLarge
         stored = np.concatenate(counts, dtype=self._counts_type, casting="same_kind")
         self._digests[layer].update(stored.data)
-        return RowGroup(layer, steps, stored)
+        return layer, steps, stored
 
     def write_groups(self, groups: Iterable[RowGroup]) -> None:
         """Compress and write row groups in the order in which they were made."""
