@@ -16,11 +16,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,6 @@ from moetrace.files import replacing
 from moetrace.formats.arrow import to_arrow, to_lists, to_numpy
 from moetrace.formats.errors import damaged, reporting_damage, require
 from moetrace.formats.stream.cells import Block
-from moetrace.formats.stream.prefetch import prefetch
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ def _digest_of(data: bytes | NDArray[np.int64]) -> str:
     """SHA-256 of bytes, or of whole numbers as 64-bit little-endian ones."""
     raw = data if isinstance(data, bytes) else np.ascontiguousarray(data, "<i8").tobytes()
     return hashlib.sha256(raw).hexdigest()
+
+
+Item = TypeVar("Item")
 
 
 class CountsTooLarge(Exception):
@@ -229,6 +232,22 @@ def save_trace(trace: LoadTrace, path: str | Path) -> None:
         writer.close(trace.info)
 
 
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items and the same errors, each item made by another thread while the one before is in use.
+
+    Decoding, NumPy and compression release the interpreter, so reading and writing share two cores.
+    One item more is in memory than without.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="moetrace-reader") as reader:
+        coming = reader.submit(next, items, None)
+        try:
+            while (item := coming.result()) is not None:
+                coming = reader.submit(next, items, None)
+                yield item
+        finally:
+            del coming  # it keeps an error, the error keeps the stream, and the stream its files
+
+
 # --- reading ----------------------------------------------------------------------------------
 
 
@@ -268,7 +287,7 @@ def open_trace(path: str | Path) -> LoadTrace:
             with reporting_damage(path):
                 return _read_layer(path, number, groups[number], steps, experts, by_layer[number])
 
-        return LoadTrace(_info_of(path, document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)
+        return LoadTrace(document["info"], steps, tuple(by_layer), experts, read_layer, by_layer)
 
 
 @lru_cache(maxsize=8)
@@ -312,7 +331,10 @@ def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, expert
 
 
 def _read_document(path: Path, footer: FileMetaData) -> dict[str, Any]:
-    """The document in the *footer* of the file at *path*; raises `TraceError` for none, damage, or a later version."""
+    """The document in the *footer* of the file at *path*; raises `TraceError` for none, damage, or a later version.
+
+    The file may be anybody's, so texts are made printable and the name a name.
+    """
     keys = footer.metadata or {}
     text, digest = keys.get(DOCUMENT_KEY.encode()), keys.get(DIGEST_KEY.encode())
     if text is None and digest is None:
@@ -326,6 +348,11 @@ def _read_document(path: Path, footer: FileMetaData) -> dict[str, Any]:
             f"was written with schema {document['schema_version']}",
             "upgrade moetrace, or ingest the source again",
         )
+    raw = _printable(document["info"])
+    if not is_trace_name(raw["name"]):
+        raw["name"] = printable(path.stem)
+    findings = tuple(Finding(**finding) for finding in raw["findings"])
+    document["info"] = TraceInfo(**{**raw, "findings": findings, "assumptions": tuple(raw["assumptions"])})
     return document
 
 
@@ -338,12 +365,3 @@ def _printable(value: Any) -> Any:
     if isinstance(value, dict):
         return {printable(key): _printable(part) for key, part in value.items()}
     return value
-
-
-def _info_of(path: Path, stored: dict[str, Any]) -> TraceInfo:
-    """What is known of the trace; the file may be anybody's, so texts are made printable and the name a name."""
-    raw = _printable(stored)
-    if not is_trace_name(raw["name"]):
-        raw["name"] = printable(path.stem)
-    findings = tuple(Finding(**finding) for finding in raw["findings"])
-    return TraceInfo(**{**raw, "findings": findings, "assumptions": tuple(raw["assumptions"])})

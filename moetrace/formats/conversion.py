@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from moetrace.doctor.catalogue import gap_findings, raise_for_errors
-from moetrace.errors import SettingError, TraceError
+from moetrace.errors import SettingError, TraceError, shown
 from moetrace.files import replacing
 from moetrace.formats import canonical
 from moetrace.formats.canonical import open_trace, save_trace
-from moetrace.formats.errors import read_safely, readable, require
+from moetrace.formats.errors import library_errors, read_safely, readable, require
 from moetrace.formats.location import Location, fingerprinting, locations, source_label
 from moetrace.formats.readers import chosen_format
 from moetrace.formats.stream.blocks import Grid, OutOfOrder
@@ -23,10 +23,14 @@ from moetrace.formats.stream.cells import Available, Block, Format, ReadOptions,
 from moetrace.formats.stream.merge import blocks_of, merged
 from moetrace.formats.stream.names import by_rank
 from moetrace.formats.stream.order import in_order
+from moetrace.formats.stream.tables import Naming, ValueFormat
+from moetrace.formats.stream.text import table_reading
 from moetrace.formats.stream.transform import transformed
 from moetrace.settings import with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
 
+# Rows of a data frame looked at at a time.
+BATCH_ROWS = 1 << 18
 # Findings that are no news of counts known to be rounded.
 ROUNDED = ("rounded", "doubled", "multiplied")
 
@@ -130,6 +134,67 @@ def trace_of(dump: Dump, options: ReadOptions, name: str, source: str | None) ->
     steps, counts = (np.concatenate(parts) for parts in zip(*blocks))
     trace = LoadTrace.from_counts(counts, name=name, steps=steps, layers=flow.grid.layers.tolist())
     return replace(trace, info=replace(trace.info, source=source, **flow.about(trace.steps)))
+
+
+def from_frame(
+    frame: Any,
+    *,
+    step: str = "step",
+    layer: str | None = "layer",
+    expert: str = "expert",
+    tokens: str = "tokens",
+    name: str = "trace",
+    top_k: int | None = None,
+    tokens_per_step: int | None = None,
+    idle_experts: bool = False,
+) -> LoadTrace:
+    """The trace in a data frame of pandas, Polars or Arrow with a row for each step, layer and expert.
+
+    *step*, *layer*, *expert* and *tokens* name its columns; without a *layer* there is one, number 0. Rows may come
+    in any order. *tokens_per_step*, what a layer routes in a step, turns shares into counts, and counts are checked
+    against it; *top_k* is how many experts a token is sent to. With *idle_experts*, an expert without a row had no
+    tokens. Raises `TraceError` naming the column and the first bad row, and `SettingError` for what is not a frame.
+
+    >>> import moetrace as mt
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"it": [1, 1, 2, 2], "expert": [0, 1, 0, 1], "n": [5, 3, 4, 4]})
+    >>> mt.from_frame(frame, step="it", layer=None, tokens="n").counts.tolist()
+    [[[5, 3]], [[4, 4]]]
+    """
+    import pyarrow as pa
+
+    where = "data frame"
+    if not hasattr(frame, "__arrow_c_stream__"):
+        way_out = "give one of pandas, Polars or Arrow; LoadTrace.from_counts makes a trace of an array"
+        raise SettingError(f"a {type(frame).__name__} is not a data frame: {way_out}")
+    roles = {"step": step, "layer": layer, "expert": expert, "tokens": tokens}
+    wanted = {role: column for role, column in roles.items() if column is not None}
+    is_pandas = hasattr(frame, "iloc")
+    if not is_pandas:
+        frame = pa.table(frame)
+    names = list(frame.columns if is_pandas else frame.column_names)
+    for role, column in wanted.items():
+        if names.count(column) != 1:
+            problem = (
+                f"has {names.count(column)} columns called {column}"
+                if column in names
+                else (f"has no column {column} among {shown(names)}")
+            )
+            way_out = f"name it, as in from_frame(frame, {role}='NAME')"
+            way_out += ", or layer=None where there is one layer" if role == "layer" else ""
+            raise TraceError(where, problem, way_out)
+    columns = list(dict.fromkeys(wanted.values()))
+    with library_errors(where, "holds columns that are not numbers", "give whole numbers"):
+        table = pa.Table.from_pandas(frame[columns], preserve_index=False) if is_pandas else frame.select(columns)
+    batches = table.to_batches(BATCH_ROWS)
+    reading = table_reading(
+        where,
+        lambda: pa.RecordBatchReader.from_batches(table.schema, batches),
+        ValueFormat(tokens_per_step).values(),
+        Naming(wanted),
+    )
+    options = ReadOptions(tokens_per_step=tokens_per_step, top_k=top_k, idle_experts=idle_experts)
+    return trace_of(Dump.of(reading, "frame", options), options, name, None)
 
 
 class Dump(NamedTuple):

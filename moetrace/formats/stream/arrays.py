@@ -73,7 +73,6 @@ class Arrays:
 
     @property
     def where(self) -> str:
-        """The file, in errors."""
         return str(self.path)
 
     def reading(self) -> Reading:
