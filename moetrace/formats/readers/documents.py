@@ -120,11 +120,8 @@ def _load_of(window: Any, path: Path) -> Any:
         return window
     key = next((key for key in COUNTS_KEYS if key in window), None)
     if key is None:
-        raise TraceError(
-            f"{path}, load_history",
-            f"has windows with {shown(list(window))}",
-            "each needs logical_expert_load or expert_load",
-        )
+        problem = f"has windows with {shown(list(window))}"
+        raise TraceError(f"{path}, load_history", problem, "each needs logical_expert_load or expert_load")
     return window[key]
 
 

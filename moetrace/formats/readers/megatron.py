@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,6 +16,7 @@ from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
 from moetrace.formats.stream.choices import Census, Choices, choices_reading, side_by_side
+from moetrace.formats.stream.merge import by_layers
 from moetrace.formats.stream.names import check_ranks, rank_files
 from moetrace.formats.stream.text import BLOCK_BYTES, cut_findings, head_of, json_batches
 
@@ -167,7 +167,7 @@ class MegatronRouterFormat:
         found = [Census.of(_choices(file), str(file)) for file in files]
         experts = max(census.ids[-1] for census in found) + 1
         ignored = [file for file, census in zip(files, found) if self.ignore in census.counts]
-        stages: dict[tuple[int, ...], list[Reading]] = defaultdict(list)
+        ranks = []
         for file, census in zip(files, found):
             ignore = self.ignore if file in ignored or not ignored else None  # which not every rank need hold
             _, batch = next(records(file, {"topk": pa.int64()}))
@@ -181,10 +181,8 @@ class MegatronRouterFormat:
                 at_least=experts,
                 top_k=top_k,
             )
-            stages[tuple(census.layers)].append(replace(reading, findings=cut_findings(file)))
-        sums = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
-        assumption = f"{len(files)} ranks: tokens are added up, {len(stages)} pipeline stages put together"
-        return Merged(tuple(sums), "layers", str(path), (assumption, NO_MTP))
+            ranks.append((census.layers, replace(reading, findings=cut_findings(file))))
+        return by_layers(ranks, str(path), NO_MTP)
 
 
 def _choices(path: Path) -> Iterator[Choices]:

@@ -28,6 +28,7 @@ Phase = Literal["prefill", "decode"]
 MODES: dict[Phase, int] = {"prefill": 1, "decode": 2}
 # SGLang's buffer if nothing else is set; one that is full to the last place may have gone round.
 DEFAULT_BUFFER = 1000
+NO_PHASE = ("does not distinguish prefill from decode", "record with mode per_token for --phase")
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,7 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
     if counts is None or counts.ndim not in (2, 3):
         raise TraceError(str(path), f"holds {shown(document) or 'nothing'}", "a dump has logical_count or records")
     if phase is not None:
-        raise TraceError(
-            str(path), "does not distinguish prefill from decode", "record with mode per_token for --phase"
-        )
+        raise TraceError(str(path), *NO_PHASE)
     cube = counts if counts.ndim == 3 else counts[None]
     steps = np.arange(1, len(cube) + 1)
     assumptions = ("passes are numbered from 1 in the order of the buffer",)
@@ -150,7 +149,7 @@ def _records(document: dict[str, Any], path: Path, phase: Phase | None) -> Readi
     """The passes of a rank, physical experts added up to logical ones."""
     where, every = str(path), document["records"]
     if phase is not None and not all(isinstance(record, dict) and "forward_mode" in record for record in every):
-        raise TraceError(where, "does not distinguish prefill from decode", "record with mode per_token for --phase")
+        raise TraceError(where, *NO_PHASE)
     records = [record for record in every if phase is None or record["forward_mode"] == MODES[phase]]
     if not records:
         raise TraceError(where, "holds no such pass", "check --phase, and record while requests are served")

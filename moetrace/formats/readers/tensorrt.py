@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ import numpy as np
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
-from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
+from moetrace.formats.stream.cells import Cells, Reading, Source, dense_cells
+from moetrace.formats.stream.merge import by_layers
 from moetrace.formats.stream.names import check_ranks, rank_files
 from moetrace.formats.stream.values import Values
 
@@ -47,7 +47,7 @@ class TensorrtFormat:
         check_ranks(files)
         with library_errors(str(path / META), "cannot be read", "it is written by rank 0"):
             top_k = json.loads((path / META).read_text(encoding="utf-8")).get("num_experts_per_token")
-        stages: dict[tuple[int, ...], list[Source]] = defaultdict(list)
+        ranks = []
         for file in files:
             with library_errors(str(file), "is not a safetensors file", WRITE_AGAIN), _opened(file) as tensors:
                 names = list(tensors.keys())
@@ -63,9 +63,8 @@ class TensorrtFormat:
                 known={"top_k": top_k} if isinstance(top_k, int) else {},
                 collector=collector,
             )
-            stages[tuple(sorted({layer for _, layer in keys}))].append(reading)
-        sums = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
-        return Merged(tuple(sums), "layers", str(path), (f"{len(files)} ranks: their tokens are added up",))
+            ranks.append((sorted({layer for _, layer in keys}), reading))
+        return by_layers(ranks, str(path))
 
 
 def _opened(path: Path) -> Any:

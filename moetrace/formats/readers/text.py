@@ -95,10 +95,8 @@ class JsonLinesFormat(TableFormat):
 
 def _may_have_keyed_counts(path: Path) -> bool:
     """Whether the first line of *path* holds a mapping, or lists of several layers, as no column does."""
-    try:
-        first = json.loads(head_of(path).partition("\n")[0])
-    except (ValueError, RecursionError):
-        return False
+    line = head_of(path).partition("\n")[0]
+    first = json.loads(line) if is_json(line) else None
     if not isinstance(first, dict):
         return False
     lists = [key for key, part in first.items() if isinstance(part, list)]

@@ -94,6 +94,17 @@ def merged(sources: Sequence[Source], paths: Sequence[Location], how: Merge) -> 
     return Merged(tuple(sources), how, where, assumptions)
 
 
+def by_layers(ranks: Sequence[tuple[Sequence[int], Source]], where: str, *assumptions: str) -> Merged:
+    """Ranks, each with its layers, as one: those with the same layers are added up, others are pipeline stages."""
+    stages: dict[tuple[int, ...], list[Source]] = defaultdict(list)
+    for layers, source in ranks:
+        stages[tuple(layers)].append(source)
+    each = f"{len(ranks)} ranks: tokens are added up, {len(stages)} pipeline stages put together"
+    return Merged(
+        tuple(Merged(tuple(group), "sum", where) for group in stages.values()), "layers", where, (each, *assumptions)
+    )
+
+
 def _by_number(numbers: Sequence[int | None], sources: Sequence[Source]) -> list[list[Source]]:
     """The *sources* of each number, in the order of the numbers."""
     found: dict[int, list[Source]] = defaultdict(list)
