@@ -181,7 +181,7 @@ class MegatronRouterFormat:
                 at_least=experts,
                 top_k=top_k,
             )
-            ranks.append((census.layers, replace(reading, findings=cut_findings(file))))
+            ranks.append((sorted(census.by_layer), replace(reading, findings=cut_findings(file))))
         return by_layers(ranks, str(path), NO_MTP)
 
 

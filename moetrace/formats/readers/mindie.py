@@ -61,6 +61,9 @@ class MindieFormat:
         if len(chosen) > 1:
             raise TraceError(str(path), "holds counts of prefill and decode", "choose one with --phase")
         ((phase, folder),) = chosen.items()
+        return self._ranks_of(folder, phase)
+
+    def _ranks_of(self, folder: Path, phase: str) -> Merged:
         config = _Config.of(folder / CONFIG)
         files = [file for file in _ranks(folder, phase) if (rank_or_last_number(file) or 0) >= config.shared_devices]
         if not files:

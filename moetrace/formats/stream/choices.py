@@ -120,11 +120,6 @@ class Census:
         """The numbers that were chosen, increasing."""
         return sorted(self.counts)
 
-    @property
-    def layers(self) -> list[int]:
-        """The layers, increasing."""
-        return sorted(self.by_layer)
-
     def findings(self, layers: Sequence[int]) -> tuple[Finding, ...]:
         """What is odd about what is chosen in *layers*."""
         those = {layer: self.by_layer[layer] for layer in layers if layer in self.by_layer}
@@ -176,7 +171,7 @@ def choices_reading(
     `SettingError` where the number to ignore was never chosen.
     """
     found = census or Census.of(pieces(), where)
-    layers, real = found.layers, found.ids
+    layers, real = sorted(found.by_layer), found.ids
     chosen = pieces
     if ignore is not None:
         if ignore not in found.counts:

@@ -51,10 +51,7 @@ class Tags:
     """How tags are matched: the first of *patterns* that is found in one gives its layer and its expert."""
 
     patterns: tuple[re.Pattern[str], ...]
-
-    @property
-    def assumption(self) -> str:
-        return f"tags are matched by {' or '.join(pattern.pattern for pattern in self.patterns)}"
+    assumption: str
 
     def match(self, tag: str, where: str) -> tuple[int, int] | None:
         """The layer and the expert in *tag*, None where it names none; no layer is layer 0.
@@ -87,7 +84,7 @@ def tags_by(pattern: str | None, where: str) -> Tags:
         raise TraceError(where, f"--pattern is not a regular expression: {error}", "see the Python manual") from None
     if not {"layer", "expert"} & set(patterns[0].groupindex):
         raise TraceError(where, "--pattern names no layer and expert", "use (?P<layer>\\d+) and (?P<expert>\\d+)")
-    return Tags(patterns)
+    return Tags(patterns, f"tags are matched by {' or '.join(texts)}")
 
 
 def _number(match: re.Match[str], name: str, where: str) -> int:
