@@ -16,29 +16,48 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.errors import TraceError, printable
 from moetrace.files import replacing
 from moetrace.formats.arrow import to_arrow, to_lists, to_numpy
 from moetrace.formats.errors import damaged, reporting_damage, require
-from moetrace.formats.metadata import DIGEST_KEY, DOCUMENT_KEY, SCHEMA_VERSION, digest_of, info_of, read_document
 from moetrace.formats.stream.cells import Block
-from moetrace.formats.stream.prefetch import prefetch
-from moetrace.trace import Counts, LoadTrace, Steps, TraceInfo
+from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
 
 if TYPE_CHECKING:
     from pyarrow.parquet import FileMetaData
 
+SCHEMA_VERSION = 1
+DOCUMENT_KEY = "moetrace.trace"
+DIGEST_KEY = "moetrace.digest"
+# Characters of a trace's name; longer ones are those of the file instead.
+LONGEST_NAME = 120
 # Cells written at a time, a row group for each layer: large enough that the work is done in NumPy and
 # pages are worth their overhead, small enough that so many of any trace fit in memory.
 GROUP_CELLS = 1 << 22
+
+
+def is_trace_name(name: str) -> bool:
+    """Whether a trace may be called so: it is the name of its file as well."""
+    return 0 < len(name) <= LONGEST_NAME and not set("/\\") & set(name) and not name.startswith(".")
+
+
+def _digest_of(data: bytes | NDArray[np.int64]) -> str:
+    """SHA-256 of bytes, or of whole numbers as 64-bit little-endian ones."""
+    raw = data if isinstance(data, bytes) else np.ascontiguousarray(data, "<i8").tobytes()
+    return hashlib.sha256(raw).hexdigest()
+
+
+Item = TypeVar("Item")
 
 
 class CountsTooLarge(Exception):
@@ -59,12 +78,8 @@ def is_canonical(path: Path) -> bool:
 # --- writing ----------------------------------------------------------------------------------
 
 
-class RowGroup(NamedTuple):
-    """Consecutive steps of one layer: *steps* (steps,), *counts* (steps, experts) as they are stored."""
-
-    layer: int
-    steps: Steps
-    counts: NDArray[Any]
+# Consecutive steps of one layer: its number, the steps (steps,), the counts (steps, experts) as they are stored.
+RowGroup = tuple[int, Steps, NDArray[Any]]
 
 
 class CanonicalWriter:
@@ -104,22 +119,22 @@ class CanonicalWriter:
         self._experts = 0
 
     def groups(self, blocks: Sequence[Block]) -> list[RowGroup]:
-        """A row group of each layer over all steps of *blocks*, to be written next.
-
-        Raises `CountsTooLarge` when a count does not fit.
-        """
+        """A row group of each layer over all steps of *blocks*, to be written next."""
         steps = np.concatenate([block.steps for block in blocks])
         return [
             self.group(layer, steps, [block.counts[:, i] for block in blocks]) for i, layer in enumerate(self._digests)
         ]
 
     def group(self, layer: int, steps: Steps, counts: Sequence[Counts]) -> RowGroup:
-        """The row group of one layer, whose *counts* are in pieces (steps, experts); raises as `groups` does."""
+        """The row group of one layer, whose *counts* are in pieces (steps, experts).
+
+        Raises `CountsTooLarge` when one does not fit.
+        """
         if max(part.max() for part in counts) > np.iinfo(self._counts_type).max:
             raise CountsTooLarge
         stored = np.concatenate(counts, dtype=self._counts_type, casting="same_kind")
         self._digests[layer].update(stored.data)
-        return RowGroup(layer, steps, stored)
+        return layer, steps, stored
 
     def write_groups(self, groups: Iterable[RowGroup]) -> None:
         """Compress and write row groups in the order in which they were made."""
@@ -148,17 +163,19 @@ class CanonicalWriter:
             "schema_version": SCHEMA_VERSION,
             "info": asdict(info),
             "experts": self._experts,
-            "steps": {"rows": len(every_step), "digest": digest_of(every_step)},
+            "steps": {"rows": len(every_step), "digest": _digest_of(every_step)},
             "row_groups": self._layers,
             "layers": [{"layer": layer, "digest": digest.hexdigest()} for layer, digest in self._digests.items()],
         }
         text = json.dumps(document)
-        self._writer.add_key_value_metadata({DOCUMENT_KEY: text, DIGEST_KEY: digest_of(text.encode())})
+        self._writer.add_key_value_metadata({DOCUMENT_KEY: text, DIGEST_KEY: _digest_of(text.encode())})
         self._writer.close()
 
-    def abandon(self) -> None:
-        """Let go of the file after an error; what was written is no trace."""
-        # Closing writes the footer, which may not fit on the disk either.
+    def __enter__(self) -> CanonicalWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        # After an error, what was written is no trace. Closing writes the footer, which may not fit on the disk either.
         with suppress(OSError):
             self._writer.close()
 
@@ -172,31 +189,26 @@ def write_blocks(
     Not atomic by itself: give it a path from `replacing`. Raises `CountsTooLarge` if not *wide*
     and a count needs 64 bits.
     """
-    writer = CanonicalWriter(path, (int(n) for n in layers), wide=wide)
-    try:
+
+    def groups() -> Iterator[list[Block]]:
+        held: list[Block] = []
+        cells = 0
+        for block in blocks:
+            held.append(block)
+            cells += block.counts.size
+            if cells >= GROUP_CELLS:
+                yield held
+                held, cells = [], 0
+        if held:
+            yield held
+
+    with CanonicalWriter(path, (int(n) for n in layers), wide=wide) as writer:
         # Decoding, digesting and compressing share the cores, each in a thread.
-        for groups in prefetch(map(writer.groups, prefetch(_groups(blocks)))):
-            writer.write_groups(groups)
+        for made in prefetch(map(writer.groups, prefetch(groups()))):
+            writer.write_groups(made)
         info = about(writer.steps)
         writer.close(info)
-    except BaseException:
-        writer.abandon()
-        raise
     return info
-
-
-def _groups(blocks: Iterable[Block]) -> Iterator[list[Block]]:
-    """The blocks in lists of about `GROUP_CELLS` cells."""
-    held: list[Block] = []
-    cells = 0
-    for block in blocks:
-        held.append(block)
-        cells += block.counts.size
-        if cells >= GROUP_CELLS:
-            yield held
-            held, cells = [], 0
-    if held:
-        yield held
 
 
 def save_trace(trace: LoadTrace, path: str | Path) -> None:
@@ -212,17 +224,28 @@ def save_trace(trace: LoadTrace, path: str | Path) -> None:
     """
     wide = any(load.counts.max() > np.iinfo(np.int32).max for load in trace.by_layer())
     rows = max(1, GROUP_CELLS // trace.experts)
-    with replacing(Path(path)) as partial:
-        writer = CanonicalWriter(partial, trace.layers, wide=wide)
+    with replacing(Path(path)) as partial, CanonicalWriter(partial, trace.layers, wide=wide) as writer:
+        for load in trace.by_layer():
+            for a in range(0, len(load.steps), rows):
+                part = slice(a, a + rows)
+                writer.write_groups([writer.group(load.layer, load.steps[part], [load.counts[part]])])
+        writer.close(trace.info)
+
+
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items and the same errors, each item made by another thread while the one before is in use.
+
+    Decoding, NumPy and compression release the interpreter, so reading and writing share two cores.
+    One item more is in memory than without.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="moetrace-reader") as reader:
+        coming = reader.submit(next, items, None)
         try:
-            for load in trace.by_layer():
-                for a in range(0, len(load.steps), rows):
-                    part = slice(a, a + rows)
-                    writer.write_groups([writer.group(load.layer, load.steps[part], [load.counts[part]])])
-            writer.close(trace.info)
-        except BaseException:
-            writer.abandon()
-            raise
+            while (item := coming.result()) is not None:
+                coming = reader.submit(next, items, None)
+                yield item
+        finally:
+            del coming  # it keeps an error, the error keeps the stream, and the stream its files
 
 
 # --- reading ----------------------------------------------------------------------------------
@@ -244,7 +267,7 @@ def open_trace(path: str | Path) -> LoadTrace:
     path = Path(path)
     with reporting_damage(path):
         footer = pq.read_metadata(path)
-        document = read_document(path, footer)
+        document = _read_document(path, footer)
         if footer.num_row_groups != len(document["row_groups"]):
             raise damaged(path, "its row groups are not those it was written with")
         by_layer = {entry["layer"]: entry["digest"] for entry in document["layers"]}
@@ -254,7 +277,7 @@ def open_trace(path: str | Path) -> LoadTrace:
         with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
             table = file.read_row_groups(next(iter(groups.values())), columns=["step"])
         steps = to_numpy(table.column("step"))
-        if len(steps) != document["steps"]["rows"] or digest_of(steps) != document["steps"]["digest"]:
+        if len(steps) != document["steps"]["rows"] or _digest_of(steps) != document["steps"]["digest"]:
             raise damaged(path, "its steps are not those it was written with")
         experts = document["experts"]
         # What was stored, what is handed on, and the step from one to the other.
@@ -264,20 +287,15 @@ def open_trace(path: str | Path) -> LoadTrace:
             with reporting_damage(path):
                 return _read_layer(path, number, groups[number], steps, experts, by_layer[number])
 
-        return LoadTrace(info_of(path, document["info"]), steps, tuple(by_layer), experts, read_layer, by_layer)
-
-
-def _footer(path: Path) -> FileMetaData:
-    """The footer of the file that lies at *path* now, parsed once in a process: with many layers it is long.
-
-    Whatever it says, what is read of a layer has the digest of that layer, or the file is damaged.
-    """
-    now = path.stat()
-    return _parsed_footer(path, now.st_ino, now.st_mtime_ns, now.st_size)
+        return LoadTrace(document["info"], steps, tuple(by_layer), experts, read_layer, by_layer)
 
 
 @lru_cache(maxsize=8)
-def _parsed_footer(path: Path, *_version: int) -> FileMetaData:
+def _footer(path: Path, *_version: int) -> FileMetaData:
+    """The footer of this version of the file, parsed once in a process: with many layers it is long.
+
+    Whatever it says, what is read of a layer has the digest of that layer, or the file is damaged.
+    """
     import pyarrow.parquet as pq
 
     return pq.read_metadata(path)
@@ -289,7 +307,9 @@ def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, expert
 
     counts = np.empty((len(steps), experts), np.int64)
     found, row = hashlib.sha256(), 0
-    with pq.ParquetFile(path, metadata=_footer(path), page_checksum_verification=True) as file:
+    now = path.stat()
+    footer = _footer(path, now.st_ino, now.st_mtime_ns, now.st_size)
+    with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
         for group in groups:
             table = file.read_row_group(group)
             rows = slice(row, row + table.num_rows)
@@ -308,3 +328,40 @@ def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, expert
     if row != len(steps) or found.hexdigest() != digest:
         raise damaged(path, f"layer {number} is not as it was written")
     return counts
+
+
+def _read_document(path: Path, footer: FileMetaData) -> dict[str, Any]:
+    """The document in the *footer* of the file at *path*; raises `TraceError` for none, damage, or a later version.
+
+    The file may be anybody's, so texts are made printable and the name a name.
+    """
+    keys = footer.metadata or {}
+    text, digest = keys.get(DOCUMENT_KEY.encode()), keys.get(DIGEST_KEY.encode())
+    if text is None and digest is None:
+        raise TraceError(str(path), "is not a trace that moetrace wrote", f"run `moetrace ingest {path}` first")
+    if text is None or digest is None or _digest_of(text) != digest.decode("ascii", "replace"):
+        raise damaged(path, "its metadata are not those it was written with")
+    document: dict[str, Any] = json.loads(text)
+    if document["schema_version"] > SCHEMA_VERSION:
+        raise TraceError(
+            str(path),
+            f"was written with schema {document['schema_version']}",
+            "upgrade moetrace, or ingest the source again",
+        )
+    raw = _printable(document["info"])
+    if not is_trace_name(raw["name"]):
+        raw["name"] = printable(path.stem)
+    findings = tuple(Finding(**finding) for finding in raw["findings"])
+    document["info"] = TraceInfo(**{**raw, "findings": findings, "assumptions": tuple(raw["assumptions"])})
+    return document
+
+
+def _printable(value: Any) -> Any:
+    """The same texts, lists and mappings with nothing in them that a terminal would act on."""
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, list):
+        return [_printable(part) for part in value]
+    if isinstance(value, dict):
+        return {printable(key): _printable(part) for key, part in value.items()}
+    return value

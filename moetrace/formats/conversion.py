@@ -4,28 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from moetrace.doctor.catalogue import gap_findings, raise_for_errors
-from moetrace.errors import SettingError, TraceError
+from moetrace.errors import SettingError, TraceError, shown
 from moetrace.files import replacing
 from moetrace.formats import canonical
 from moetrace.formats.canonical import open_trace, save_trace
-from moetrace.formats.errors import read_safely, readable, require
+from moetrace.formats.errors import library_errors, read_safely, readable, require
 from moetrace.formats.location import Location, fingerprinting, locations, source_label
 from moetrace.formats.readers import chosen_format
-from moetrace.formats.stream.blocks import Assembly, Grid, OutOfOrder
+from moetrace.formats.stream.blocks import Grid, OutOfOrder
 from moetrace.formats.stream.cells import Available, Block, Format, ReadOptions, Source, readings_of, selected
 from moetrace.formats.stream.merge import blocks_of, merged
 from moetrace.formats.stream.names import by_rank
 from moetrace.formats.stream.order import in_order
+from moetrace.formats.stream.tables import Naming, ValueFormat
+from moetrace.formats.stream.text import table_reading
 from moetrace.formats.stream.transform import transformed
 from moetrace.settings import with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
 
+# Rows of a data frame looked at at a time.
+BATCH_ROWS = 1 << 18
 # Findings that are no news of counts known to be rounded.
 ROUNDED = ("rounded", "doubled", "multiplied")
 
@@ -52,6 +57,7 @@ def convert(
     """
     paths = [source] if isinstance(source, Location) else list(source)
     settings = options.as_settings(format)
+    versions = {package: version(package) for package in ("moetrace", "pyarrow", "numpy")}
     with fingerprinting(paths) as mark:
 
         def known() -> dict[str, Any]:
@@ -71,7 +77,7 @@ def convert(
                     flow = _flow(dump, options, progress)
 
                     def about(steps: Steps, flow: _Flow = flow) -> TraceInfo:
-                        return TraceInfo(versions=_versions(), **known(), **flow.about(steps))
+                        return TraceInfo(versions=versions, **known(), **flow.about(steps))
 
                     return canonical.write_blocks(at, flow.grid.layers, flow.blocks, about, wide=wide)
                 except OutOfOrder:
@@ -116,7 +122,8 @@ def trace_of(dump: Dump, options: ReadOptions, name: str, source: str | None) ->
         for block in flow.blocks:
             cells += block.counts.size
             # Held once in blocks and once as a whole, and the blocks are here already.
-            require(cells * 8, dump.where, f"a trace of over {cells:,} counts", "ingest it, and open what comes of it")
+            what = f"a trace of over {cells:,} counts"
+            require(cells * 8, dump.source.where, what, "ingest it, and open what comes of it")
             blocks.append(block)
         return flow, blocks
 
@@ -129,19 +136,79 @@ def trace_of(dump: Dump, options: ReadOptions, name: str, source: str | None) ->
     return replace(trace, info=replace(trace.info, source=source, **flow.about(trace.steps)))
 
 
+def from_frame(
+    frame: Any,
+    *,
+    step: str = "step",
+    layer: str | None = "layer",
+    expert: str = "expert",
+    tokens: str = "tokens",
+    name: str = "trace",
+    top_k: int | None = None,
+    tokens_per_step: int | None = None,
+    idle_experts: bool = False,
+) -> LoadTrace:
+    """The trace in a data frame of pandas, Polars or Arrow with a row for each step, layer and expert.
+
+    *step*, *layer*, *expert* and *tokens* name its columns; without a *layer* there is one, number 0. Rows may come
+    in any order. *tokens_per_step*, what a layer routes in a step, turns shares into counts, and counts are checked
+    against it; *top_k* is how many experts a token is sent to. With *idle_experts*, an expert without a row had no
+    tokens. Raises `TraceError` naming the column and the first bad row, and `SettingError` for what is not a frame.
+
+    >>> import moetrace as mt
+    >>> import pandas as pd
+    >>> frame = pd.DataFrame({"it": [1, 1, 2, 2], "expert": [0, 1, 0, 1], "n": [5, 3, 4, 4]})
+    >>> mt.from_frame(frame, step="it", layer=None, tokens="n").counts.tolist()
+    [[[5, 3]], [[4, 4]]]
+    """
+    import pyarrow as pa
+
+    where = "data frame"
+    if not hasattr(frame, "__arrow_c_stream__"):
+        way_out = "give one of pandas, Polars or Arrow; LoadTrace.from_counts makes a trace of an array"
+        raise SettingError(f"a {type(frame).__name__} is not a data frame: {way_out}")
+    roles = {"step": step, "layer": layer, "expert": expert, "tokens": tokens}
+    wanted = {role: column for role, column in roles.items() if column is not None}
+    is_pandas = hasattr(frame, "iloc")
+    if not is_pandas:
+        frame = pa.table(frame)
+    names = list(frame.columns if is_pandas else frame.column_names)
+    for role, column in wanted.items():
+        if names.count(column) != 1:
+            problem = (
+                f"has {names.count(column)} columns called {column}"
+                if column in names
+                else (f"has no column {column} among {shown(names)}")
+            )
+            way_out = f"name it, as in from_frame(frame, {role}='NAME')"
+            way_out += ", or layer=None where there is one layer" if role == "layer" else ""
+            raise TraceError(where, problem, way_out)
+    columns = list(dict.fromkeys(wanted.values()))
+    with library_errors(where, "holds columns that are not numbers", "give whole numbers"):
+        table = pa.Table.from_pandas(frame[columns], preserve_index=False) if is_pandas else frame.select(columns)
+    batches = table.to_batches(BATCH_ROWS)
+    reading = table_reading(
+        where,
+        lambda: pa.RecordBatchReader.from_batches(table.schema, batches),
+        ValueFormat(tokens_per_step).values(),
+        Naming(wanted),
+    )
+    options = ReadOptions(tokens_per_step=tokens_per_step, top_k=top_k, idle_experts=idle_experts)
+    return trace_of(Dump.of(reading, "frame", options), options, name, None)
+
+
 class Dump(NamedTuple):
     """What is read, and the name of its format; *available* gets what there is to select from."""
 
     source: Source
     format: str
-    where: str
     available: Available
 
     @classmethod
-    def of(cls, source: Source, format: str, where: str, options: ReadOptions) -> Dump:
+    def of(cls, source: Source, format: str, options: ReadOptions) -> Dump:
         """A *source*, of which *options* select some layers and steps."""
         available = Available()
-        return cls(selected(source, options, available), format, where, available)
+        return cls(selected(source, options, available), format, available)
 
 
 class _Flow(NamedTuple):
@@ -175,9 +242,8 @@ def _opened(paths: Sequence[Location], options: ReadOptions, format: str | None)
         sources.append(source if source.where else replace(source, where=str(path)))
         names.append(reader.name)
     if options.merge is None or len(paths) == 1:
-        return Dump.of(sources[0], names[0], str(paths[0]), options)
-    whole = merged(sources, paths, options.merge)
-    return Dump.of(whole, ", ".join(dict.fromkeys(names)), whole.where, options)
+        return Dump.of(sources[0], names[0], options)
+    return Dump.of(merged(sources, paths, options.merge), ", ".join(dict.fromkeys(names)), options)
 
 
 def reader_of(path: Location, options: ReadOptions, format: str | None) -> Format:
@@ -214,12 +280,10 @@ def _flow(dump: Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
         if progress is not None:
             progress(done, total)
 
-    collector = readings[0].collector
-    idle = options.idle_experts
-    job = Assembly(dump.where, collector, options.accept, options.experts, options.first_expert, idle_experts=idle)
-    with readable(dump.where):
-        stream = blocks_of(dump.source, job, report)
-    grid, blocks, summary = transformed(stream, options, dump.where, collector, dump.available)
+    collector, where = readings[0].collector, dump.source.where
+    with readable(where):
+        stream = blocks_of(dump.source, options, report)
+    grid, blocks, summary = transformed(stream, options, where, collector, dump.available)
 
     def about(steps: Steps) -> dict[str, Any]:
         raw = [
@@ -234,7 +298,7 @@ def _flow(dump: Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
         findings = [*dict.fromkeys(raw), *summary.findings(options)]
         if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
             findings = [found for found in findings if found in raw or found.name not in ROUNDED]
-        raise_for_errors(findings, options.accept, dump.where)
+        raise_for_errors(findings, options.accept, where)
         return {
             "format": dump.format,
             "assumptions": _assumptions(dump.source, options, grid, len(steps)),
@@ -245,7 +309,7 @@ def _flow(dump: Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
             **readings[0].known,
         }
 
-    return _Flow(grid, read_safely(blocks, dump.where), about)
+    return _Flow(grid, read_safely(blocks, where), about)
 
 
 def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -> tuple[str, ...]:
@@ -268,9 +332,3 @@ def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -
     shape = " x ".join(f"{n:,} {axis}{'' if n == 1 else 's'}" for axis, n in sizes.items())
     texts.append(f"{shape}, layers numbered from {grid.layers[0]}, experts from {first}")
     return tuple(dict.fromkeys(texts))
-
-
-def _versions() -> dict[str, str]:
-    from importlib.metadata import version
-
-    return {package: version(package) for package in ("moetrace", "pyarrow", "numpy")}

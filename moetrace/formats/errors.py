@@ -13,6 +13,8 @@ from moetrace.formats.stream.cells import Block
 # Below this nothing is asked: the answer costs more than the memory.
 FREE_TO_TAKE = 64 << 20
 CGROUP = Path("/sys/fs/cgroup")
+# What to do about a file that cannot be read.
+WRITE_AGAIN = "write the file again"
 
 
 @contextmanager
@@ -56,13 +58,8 @@ def library_errors(where: str, problem: str | Callable[[], str], way_out: str) -
         raise TraceError(where, "has a name that is not UTF-8", "rename it, or work in a UTF-8 locale") from error
     except Exception as error:
         text = problem if isinstance(problem, str) else problem()
-        raise TraceError(where, f"{text}: {one_line(error)}", way_out) from error
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of what a library had to say."""
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200].rstrip(". ")
+        said = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise TraceError(where, f"{text}: {said[:200].rstrip('. ')}", way_out) from error
 
 
 def damaged(path: Path, problem: str) -> TraceError:

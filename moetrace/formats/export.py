@@ -42,8 +42,25 @@ def export_trace(trace: LoadTrace, path: str | Path, kind: str) -> None:
     """
     if kind not in KINDS:
         raise unknown("kind of export", kind, KINDS)
+    import pyarrow.csv as pc
+    import pyarrow.parquet as pq
+
     with replacing(Path(path)) as at:
-        KINDS[kind](trace, at)
+        rows = KINDS[kind]
+        if rows is None:
+            _write_arrays(trace, at)
+            return
+        batches = rows(trace)
+        first = next(batches)
+        if kind == "csv":
+            options = pc.WriteOptions(quoting_style="needed", quoting_header="needed")
+            writer = pc.CSVWriter(at, first.schema, write_options=options)
+        else:
+            writer = pq.ParquetWriter(at, first.schema, compression="zstd", write_page_checksum=True)
+        with writer:
+            writer.write_batch(first)
+            for batch in batches:
+                writer.write_batch(batch)
 
 
 def _blocks(trace: LoadTrace) -> Iterator[Block]:
@@ -93,30 +110,7 @@ def _forecasting(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
             yield pa.RecordBatch.from_pydict({"unique_id": series, "ds": load.steps, "y": load.counts[:, expert]})
 
 
-def _write(batches: Iterator[pa.RecordBatch], open_writer: Callable[[pa.Schema], Any]) -> None:
-    """Write a stream of batches, of which there is at least one, by the writer for their schema."""
-    first = next(batches)
-    with open_writer(first.schema) as writer:
-        writer.write_batch(first)
-        for batch in batches:
-            writer.write_batch(batch)
-
-
-def _parquet(trace: LoadTrace, path: Path, batches: Callable[[LoadTrace], Iterator[pa.RecordBatch]]) -> None:
-    import pyarrow.parquet as pq
-
-    options: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
-    _write(batches(trace), lambda schema: pq.ParquetWriter(path, schema, **options))
-
-
-def _csv(trace: LoadTrace, path: Path) -> None:
-    import pyarrow.csv as pc
-
-    options = pc.WriteOptions(quoting_style="needed", quoting_header="needed")
-    _write(_long(trace), lambda schema: pc.CSVWriter(path, schema, write_options=options))
-
-
-def _npz(trace: LoadTrace, path: Path) -> None:
+def _write_arrays(trace: LoadTrace, path: Path) -> None:
     shape = (len(trace.steps), len(trace.layers), trace.experts)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name, values in (("steps", trace.steps), ("layers", np.array(trace.layers, np.int64))):
@@ -129,11 +123,12 @@ def _npz(trace: LoadTrace, path: Path) -> None:
                 file.write(np.ascontiguousarray(counts, "<i8").tobytes())
 
 
-KINDS: dict[str, Callable[[LoadTrace, Path], None]] = {
-    "long": partial(_parquet, batches=_long),
-    "wide": partial(_parquet, batches=partial(_rows, lists=False)),
-    "nested": partial(_parquet, batches=partial(_rows, lists=True)),
-    "csv": _csv,
-    "npz": _npz,
-    "forecasting": partial(_parquet, batches=_forecasting),
+# The rows of each kind; None is an archive of arrays.
+KINDS: dict[str, Callable[[LoadTrace], Iterator[pa.RecordBatch]] | None] = {
+    "long": _long,
+    "wide": partial(_rows, lists=False),
+    "nested": partial(_rows, lists=True),
+    "csv": _long,
+    "npz": None,
+    "forecasting": _forecasting,
 }

@@ -128,12 +128,20 @@ def fingerprint(*paths: Location) -> str:
         return _digest(f"{path.name} {fingerprint(path)}" for path in paths)
     (path,) = paths
     if isinstance(path, Uri):
-        return _remote_fingerprint(path)
+        import pyarrow.fs as pf
+
+        system, inside = path.opened()
+        with library_errors(str(path), "cannot be read", "check the URI and access"):
+            there = system.get_file_info(inside)
+            folder = there.type == pf.FileType.Directory
+            files = system.get_file_info(pf.FileSelector(inside, recursive=True)) if folder else [there]
+        marks = [f"{file.path} {file.size} {file.mtime_ns}" for file in files if file.type == pf.FileType.File]
+        return _digest(sorted(marks))
     if isinstance(path, Query):
         named = [sorted(glob.glob(text, recursive=True)) for text in path.sources]  # noqa: PTH207 - absolute, too
-        files = [Path(name) for names in named for name in names]
-        elsewhere = any("://" in text for text in path.sources) or not files
-        marks = [f"{file} {fingerprint(file)}" for file in files if file.is_file()]
+        local = [Path(name) for names in named for name in names]
+        elsewhere = any("://" in text for text in path.sources) or not local
+        marks = [f"{file} {fingerprint(file)}" for file in local if file.is_file()]
         return _digest([path.sql, *marks, *([uuid.uuid4().hex] if elsewhere else [])])
     try:
         if path.is_file():
@@ -144,19 +152,6 @@ def fingerprint(*paths: Location) -> str:
     except OSError as error:
         way_out = "check the file and its permissions"
         raise TraceError(str(error.filename), f"cannot be read: {error.strerror}", way_out) from error
-
-
-def _remote_fingerprint(uri: Uri) -> str:
-    import pyarrow.fs as pf
-
-    system, path = uri.opened()
-    with library_errors(str(uri), "cannot be read", "check the URI and access"):
-        there = system.get_file_info(path)
-        folder = there.type == pf.FileType.Directory
-        files = system.get_file_info(pf.FileSelector(path, recursive=True)) if folder else [there]
-    return _digest(
-        sorted(f"{file.path} {file.size} {file.mtime_ns}" for file in files if file.type == pf.FileType.File)
-    )
 
 
 def _digest(lines: Iterable[str]) -> str:

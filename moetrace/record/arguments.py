@@ -15,7 +15,7 @@ import orjson
 from numpy.typing import ArrayLike, NDArray
 
 from moetrace.errors import SettingError, TraceError, printable
-from moetrace.formats.metadata import LONGEST_NAME
+from moetrace.formats.canonical import LONGEST_NAME, is_trace_name
 from moetrace.trace import FLOAT64_EXACT, Counts
 
 # Columns of the canonical file: layers are 32-bit, and a float64 still tells steps of this size apart.
@@ -69,7 +69,7 @@ def text(value: Any, name: str) -> str:
 def trace_name(value: Any) -> str:
     """The name of a trace; raises `SettingError` for one that a trace cannot have."""
     name = text(value, "name")
-    if len(name) > LONGEST_NAME or "/" in name or "\\" in name or name.startswith("."):
+    if not is_trace_name(name):
         raise SettingError(
             f"name={shortened(value)}: give at most {LONGEST_NAME} characters, no / or \\, and no dot at the start"
         )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.formats.stream.prefetch import prefetch
+from moetrace.formats.canonical import prefetch
 
 
 @given(st.lists(st.integers(), max_size=8))

@@ -393,3 +393,20 @@ def test_one_of_a_kind_is_one(tmp_path):
     np.save(tmp_path / "x.npy", np.full((1, 1, 8), 5))
 
     assert "1 step x 1 layer x 8 experts" in read_trace(tmp_path / "x.npy").info.assumptions[-1]
+
+
+def test_a_negative_number_as_text_keeps_its_sign(tmp_path):
+    """It is no expert, and not the one of the same digits."""
+    rows = [{"step": 1, "expert": expert, "tokens": 5} for expert in ("0", "1", "-1")]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    with pytest.raises(TraceError, match="an expert has a negative number"):
+        read_trace(tmp_path / "log.jsonl")
+
+
+def test_columns_of_experts_with_and_without_a_layer_are_refused(tmp_path):
+    """Nobody knows which layer the latter are of."""
+    (tmp_path / "log.csv").write_text("step,layer_0_expert_0,layer_0_expert_1,expert_2\n1,5,5,5\n")
+
+    with pytest.raises(TraceError, match="has tags like expert_# and like layer_#_expert_#"):
+        read_trace(tmp_path / "log.csv")

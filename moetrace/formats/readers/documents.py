@@ -13,20 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import library_errors, require
-from moetrace.formats.readers.routing import are_choices
-from moetrace.formats.stream.arrays import COUNTS_KEYS, Arrays, Held
+from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
+from moetrace.formats.readers.routing import choice_columns
+from moetrace.formats.stream.arrays import COUNTS_KEYS, Array, Arrays
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.keys import keyed_reading
 from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, TableFormat
-from moetrace.formats.stream.text import WRITE_AGAIN, compression_of, ends_with, table_reading
+from moetrace.formats.stream.text import compression_of, ends_with, table_reading
 from moetrace.formats.stream.values import simple_name
 
 # Bytes of memory for each of a document's, which is held whole: a number takes 32 and as little as two digits.
 IN_MEMORY = 20
-# Keys of windows of counts: a list of them, and the counts in each.
+# Keys of lists of windows, each a mapping with its counts.
 WINDOWS = ("load_history", "history", "windows")
-LOADS = ("logical_expert_load", "expert_load", "logical_count", "counts", "load", "tokens_per_expert")
 MOST_PACKED = 1 << 30
 NEEDS = (
     "one of load_history, logical_count or counts, columns and data of a table, a list of objects with step, layer and "
@@ -56,9 +55,13 @@ class JsonFormat(TableFormat):
         rows = _rows_of(document, path)
         if rows is not None:
             self._no_use(path, axes=self.axes)
-            if rows and are_choices(list(rows[0])):
+            if rows and choice_columns(list(rows[0])):
                 raise TraceError(str(path), "holds choices of tokens", "write them as JSON lines, one object a line")
-            return self._table(rows, path)
+            import pyarrow as pa
+
+            with library_errors(str(path), "holds no table", "give the same columns in every row"):
+                table = pa.Table.from_pylist(rows).combine_chunks()
+            return table_reading(str(path), table.to_reader, self.values(), self.naming(path))
         self._no_use(path, column=self.column, pattern=self.pattern)
         if isinstance(document, list) and document:
             return self._array(document, path, None)
@@ -71,7 +74,7 @@ class JsonFormat(TableFormat):
         history = next((document[key] for key in WINDOWS if isinstance(document.get(key), list)), None)
         if history is not None:
             return self._array([_load_of(window, path) for window in history], path, "steps,layers,experts")
-        key = next((key for key in (*COUNTS_KEYS, *LOADS) if key in document), None)
+        key = next((key for key in COUNTS_KEYS if key in document), None)
         if key is not None and not isinstance(document[key], dict):
             one_window = key == "logical_count" and np.ndim(_array(document[key], path)) == 2
             extra = {name: document[name] for name in ("steps", "step", "layers") if name in document}
@@ -89,16 +92,9 @@ class JsonFormat(TableFormat):
         self, value: Any, path: Path, axes: str | None, key: str = "counts", extra: Mapping[str, Any] | None = None
     ) -> Reading:
         """The reading of nested lists *value*, with the numbers of steps and layers in *extra*."""
-        arrays = {name: Held(_array(part, path)) for name, part in ((key, value), *(extra or {}).items())}
+        arrays = {name: Array.held(_array(part, path)) for name, part in ((key, value), *(extra or {}).items())}
         assumption = () if key == "counts" else (f"{key} holds the counts",)
         return Arrays(arrays, path, self.axes or axes, self.values(), assumption).reading()
-
-    def _table(self, rows: list[dict[str, Any]], path: Path) -> Reading:
-        import pyarrow as pa
-
-        with library_errors(str(path), "holds no table", "give the same columns in every row"):
-            table = pa.Table.from_pylist(rows).combine_chunks()
-        return table_reading(str(path), table.to_reader, self.values(), self.naming(path))
 
 
 def _document(path: Path) -> Any:
@@ -122,11 +118,10 @@ def _load_of(window: Any, path: Path) -> Any:
     """The counts of one window of a history."""
     if not isinstance(window, dict):
         return window
-    key = next((key for key in LOADS if key in window), None)
+    key = next((key for key in COUNTS_KEYS if key in window), None)
     if key is None:
-        raise TraceError(
-            f"{path}, load_history", f"has windows with {shown(list(window))}", f"each needs {' or '.join(LOADS[:2])}"
-        )
+        problem = f"has windows with {shown(list(window))}"
+        raise TraceError(f"{path}, load_history", problem, "each needs logical_expert_load or expert_load")
     return window[key]
 
 

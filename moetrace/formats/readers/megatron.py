@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,21 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
-from moetrace.formats.stream.choices import Census, Choices, Counting, choices_reading, side_by_side
-from moetrace.formats.stream.names import by_rank, check_ranks
-from moetrace.formats.stream.text import BLOCK_BYTES, WRITE_AGAIN, cut_findings, head_of, json_batches
+from moetrace.formats.stream.choices import Census, Choices, choices_reading, side_by_side
+from moetrace.formats.stream.merge import by_layers
+from moetrace.formats.stream.names import check_ranks, rank_files
+from moetrace.formats.stream.text import BLOCK_BYTES, cut_findings, head_of, json_batches
 
 RANK = re.compile(r"rank\d+\.jsonl")
 ROUTER_RANK = re.compile(r"router_trace_rank\d+\.jsonl")
 NO_MTP = "layers of multi-token prediction are left out"
-
-
-def rank_files(path: Path, name: re.Pattern[str]) -> list[Path]:
-    """The rank files that *path* is or holds, in the order of their ranks."""
-    inside = path.iterdir() if path.is_dir() else [path]
-    return by_rank([child for child in inside if name.fullmatch(child.name) and child.is_file()])
 
 
 def records(path: Path, schema: dict[str, Any]) -> Iterator[tuple[int, Any]]:
@@ -173,18 +167,22 @@ class MegatronRouterFormat:
         found = [Census.of(_choices(file), str(file)) for file in files]
         experts = max(census.ids[-1] for census in found) + 1
         ignored = [file for file, census in zip(files, found) if self.ignore in census.counts]
-        stages: dict[tuple[int, ...], list[Reading]] = defaultdict(list)
+        ranks = []
         for file, census in zip(files, found):
             ignore = self.ignore if file in ignored or not ignored else None  # which not every rank need hold
-            counting = Counting(experts=self.experts, ignore=ignore)
             _, batch = next(records(file, {"topk": pa.int64()}))
             top_k = batch.column("topk")[0].as_py() if batch.num_rows else None
-            pieces = partial(_choices, file)
-            reading = choices_reading(pieces, str(file), counting, census=census, experts=experts, top_k=top_k)
-            stages[tuple(census.layers)].append(replace(reading, findings=cut_findings(file)))
-        sums = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
-        assumption = f"{len(files)} ranks: tokens are added up, {len(stages)} pipeline stages put together"
-        return Merged(tuple(sums), "layers", str(path), (assumption, NO_MTP))
+            reading = choices_reading(
+                partial(_choices, file),
+                str(file),
+                experts=self.experts,
+                ignore=ignore,
+                census=census,
+                at_least=experts,
+                top_k=top_k,
+            )
+            ranks.append((sorted(census.by_layer), replace(reading, findings=cut_findings(file))))
+        return by_layers(ranks, str(path), NO_MTP)
 
 
 def _choices(path: Path) -> Iterator[Choices]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, ClassVar
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors, require
-from moetrace.formats.stream.arrays import Arrays
+from moetrace.formats.stream.arrays import Array, Arrays
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.values import Values
 
@@ -66,62 +66,7 @@ class NumpyFormat:
 # take the memory its header asks for before it looks at what is there.
 
 
-@dataclass(frozen=True)
-class Stored:
-    """An array of *shape* in the file *path*, in the member *member* of it if that is an archive.
-
-    *start* is where its numbers begin; *columns_first* is Fortran's order.
-    """
-
-    path: Path
-    member: str | None
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    columns_first: bool
-    start: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of its numbers."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def rows(self, size: int, where: str) -> Iterator[NDArray[Any]]:
-        """The array in pieces of *size* along its first axis; raises `TraceError` where it ends early."""
-        if self.columns_first or not self.shape:
-            whole = self.whole(where)
-            yield from (whole[a : a + size] for a in range(0, self.shape[0], size))
-            return
-        row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        require(row * 8, where, "one step of it", "log steps that fit")
-        with self._opened() as file:
-            for a in range(0, self.shape[0], size):
-                n = min(size, self.shape[0] - a)
-                yield np.frombuffer(_exactly(file, n * row, where), self.dtype).reshape(n, *self.shape[1:])
-            file.read(1)  # only at its end is the checksum of a member compared
-
-    def whole(self, where: str) -> NDArray[Any]:
-        """The array, held in memory; raises `TraceError` when it does not fit."""
-        require(4 * self.size, where, "the array, which has to be held whole,", "save it with steps first, in C order")
-        with self._opened() as file:
-            flat = np.frombuffer(_exactly(file, self.size, where), self.dtype)
-            file.read(1)
-        return flat.reshape(self.shape, order="F" if self.columns_first else "C")
-
-    @contextmanager
-    def _opened(self) -> Iterator[IO[bytes]]:
-        """The file, or its member, from where the numbers begin."""
-        with ExitStack() as stack:
-            if self.member is None:
-                file: IO[bytes] = stack.enter_context(self.path.open("rb"))
-            else:
-                file = stack.enter_context(stack.enter_context(zipfile.ZipFile(self.path)).open(self.member))
-            left = self.start
-            while left > 0 and (got := len(file.read(left))):
-                left -= got
-            yield file
-
-
-def stored_arrays(path: Path) -> dict[str, Stored]:
+def stored_arrays(path: Path) -> dict[str, Array]:
     """The arrays of *path* by name; a lone one is the counts.
 
     Raises `TraceError` for objects, and for an array that is longer than its file.
@@ -142,7 +87,7 @@ def stored_arrays(path: Path) -> dict[str, Stored]:
         return arrays
 
 
-def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> Stored:
+def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> Array:
     """What the header at the beginning of *file*, which has *length* bytes, says."""
     where = str(path) if member is None else f"{path}, array {member}"
     version = np.lib.format.read_magic(file)
@@ -152,19 +97,46 @@ def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> 
     shape, columns_first, dtype = read(file)
     if dtype.hasobject or not dtype.itemsize:
         raise TraceError(where, "holds Python objects, not numbers", "save plain numbers; nothing is unpickled")
-    found = Stored(path, member, shape, dtype, columns_first, file.tell())
-    if min(shape, default=0) < 0 or found.start + found.size > length:
+    start, size = file.tell(), math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or start + size > length:
         raise TraceError(
             where,
-            f"says that its shape is {shape} of {dtype}, but has no such {found.size:,} bytes",
+            f"says that its shape is {shape} of {dtype}, but has no such {size:,} bytes",
             "it is cut or damaged: save it again",
         )
-    return found
+
+    def whole() -> NDArray[Any]:
+        way_out = "save it with steps first, in C order"
+        require(4 * size, str(path), "the array, which has to be held whole,", way_out)
+        (data,) = _pieces(path, member, start, [size])
+        return np.frombuffer(data, dtype).reshape(shape, order="F" if columns_first else "C")
+
+    def rows(n: int) -> Iterator[NDArray[Any]]:
+        if columns_first or not shape:
+            yield from Array.held(whole()).rows(n)
+            return
+        row = math.prod(shape[1:]) * dtype.itemsize
+        require(row * 8, str(path), "one step of it", "log steps that fit")
+        for data in _pieces(path, member, start, [row * min(n, shape[0] - a) for a in range(0, shape[0], n)]):
+            yield np.frombuffer(data, dtype).reshape(-1, *shape[1:])
+
+    return Array(shape, rows, whole)
 
 
-def _exactly(file: IO[bytes], n: int, where: str) -> bytes:
-    """The next *n* bytes; raises `TraceError` when there are fewer."""
-    data = file.read(n)
-    if len(data) < n:
-        raise TraceError(where, f"ends {n - len(data):,} bytes early", "it is cut or damaged: save it again")
-    return data
+def _pieces(path: Path, member: str | None, start: int, sizes: Sequence[int]) -> Iterator[bytes]:
+    """Pieces of so many bytes of a file, or of a member of it, from *start* on; `TraceError` where it ends early."""
+    with ExitStack() as stack:
+        if member is None:
+            file: IO[bytes] = stack.enter_context(path.open("rb"))
+        else:
+            file = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open(member))
+        left = start
+        while left > 0 and (got := len(file.read(left))):
+            left -= got
+        for size in sizes:
+            data = file.read(size)
+            if len(data) < size:
+                problem = f"ends {size - len(data):,} bytes early"
+                raise TraceError(str(path), problem, "it is cut or damaged: save it again")
+            yield data
+        file.read(1)  # only at its end is the checksum of a member compared

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors, require
+from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.formats.location import Uri
-from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.columns import is_list, is_text
-from moetrace.formats.stream.tables import Layout, Naming, TableFormat, few_columns
-from moetrace.formats.stream.text import WRITE_AGAIN, refuse_empty
-from moetrace.formats.stream.values import Values
+from moetrace.formats.stream.tables import Layout, TableFormat, few_columns
+from moetrace.formats.stream.text import refuse_empty
 from moetrace.formats.stream.wide import match_layout
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class ParquetFormat(TableFormat):
     def claims(self, path: Path) -> bool:
         """A file that begins and ends with Parquet's magic, or a folder of `key=value` folders."""
         if path.is_dir():
-            return is_hive(path)
+            return any(child.is_dir() and "=" in child.name for child in path.iterdir())
         try:
             with path.open("rb") as file:
                 head = file.read(4)
@@ -60,103 +59,48 @@ class ParquetFormat(TableFormat):
         import pyarrow.parquet as pq
 
         where = str(path)
-        if isinstance(path, Uri):
-            system, inside = path.opened()
-            with library_errors(where, "cannot be read as Parquet", "check the URI and access"):
-                folder = system.get_file_info(inside).type == pf.FileType.Directory
-                files = _data_set(inside, system, hive=folder)
-            return files.reading(where, self.values(), self.naming(path))
-        if path.is_file():
+        if isinstance(path, Path) and path.is_file():
             refuse_empty(path)
-        with library_errors(where, "cannot be read as Parquet", WRITE_AGAIN):
-            if path.is_dir():
-                files = _data_set(path, None, hive=True)
-            else:  # without a data set, which loads pandas and says less clearly what is wrong with its only file
+        system, inside = path.opened() if isinstance(path, Uri) else (pf.LocalFileSystem(), where)
+        way_out = "check the URI and access" if isinstance(path, Uri) else WRITE_AGAIN
+        with library_errors(where, "cannot be read as Parquet", way_out):
+            if isinstance(path, Path) and path.is_file():
+                # Without a data set, which loads pandas and says less clearly what is wrong with its only file.
                 with pq.ParquetFile(path) as file:
                     few_columns(file.metadata.num_columns, where)
-                    piece = Piece(pf.LocalFileSystem(), where, {})
-                    files = Files(file.schema_arrow, file.metadata.num_rows, [piece])
-        return files.reading(where, self.values(), self.naming(path))
+                    schema, rows = file.schema_arrow, file.metadata.num_rows
+                files: list[tuple[Any, str, Mapping[str, Any]]] = [(system, inside, {})]
+            else:
+                import pyarrow.dataset as ds
+
+                folder = isinstance(path, Path) or system.get_file_info(inside).type == pf.FileType.Directory
+                hive = "hive" if folder else None
+                data = ds.dataset(inside, filesystem=system, format="parquet", partitioning=hive)
+                schema, rows = data.schema, data.count_rows()
+                files = [
+                    (part.filesystem, part.path, ds.get_partition_keys(part.partition_expression))
+                    for part in data.get_fragments()
+                ]
+            first = None
+            # A column of text may hold lists, and one of lists such of layers: its first rows show it.
+            if files and not files[0][2] and any(is_text(field.type) or is_list(field.type) for field in schema):
+                with files[0][0].open_input_file(files[0][1]) as raw:
+                    first = next(pq.ParquetFile(raw, pre_buffer=False).iter_batches(WIDE_ROWS), None)
+        layout = match_layout(schema, where, self.values(), self.naming(path), first)
+        return layout.reading(where, lambda: _batches(files, layout, where), rows=rows)
 
 
-class Piece(NamedTuple):
-    """A file on a file system, and what the names of its folders say: columns with one value each."""
-
-    system: Any
-    path: str
-    keys: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Files:
-    """Parquet files with the same columns, one after the other, *rows* in all."""
-
-    schema: pa.Schema
-    rows: int
-    pieces: Sequence[Piece]
-
-    def reading(self, where: str, values: Values, naming: Naming) -> Reading:
-        """The reading of all of them; raises `TraceError` when no layout fits."""
-        layout = match_layout(self.schema, where, values, naming, self._first_texts(where))
-
-        def cells() -> Iterator[Cells]:
-            row = 0
-            with library_errors(where, lambda: f"cannot be read after row {row}", WRITE_AGAIN):
-                for batch in _batches(self.pieces, layout, where):
-                    if batch.num_rows:
-                        yield layout.cells(batch, row, where)
-                    row += batch.num_rows
-
-        return Reading(
-            cells,
-            rows=self.rows * layout.width,
-            assumptions=layout.assumptions,
-            where=where,
-            collector=layout.collector,
-            steps_are_implicit=layout.steps_are_implicit,
-        )
-
-    def _first_texts(self, where: str) -> pa.RecordBatch | None:
-        """Some rows of the first file where a column holds lists, or text, which may be lists."""
-        import pyarrow.parquet as pq
-
-        to_look_at = any(is_text(field.type) or is_list(field.type) for field in self.schema)
-        if not self.pieces or self.pieces[0].keys or not to_look_at:
-            return None
-        system, path, _ = self.pieces[0]
-        with (
-            library_errors(where, "cannot be read as Parquet", WRITE_AGAIN),
-            system.open_input_file(path) as raw,
-        ):
-            return next(pq.ParquetFile(raw, pre_buffer=False).iter_batches(WIDE_ROWS), None)
-
-
-def _data_set(path: Any, system: Any, hive: bool) -> Files:
-    """The Parquet file, or all those of a folder or a hive-partitioned data set."""
-    import pyarrow.dataset as ds
-
-    data = ds.dataset(path, filesystem=system, format="parquet", partitioning="hive" if hive else None)
-    pieces = [
-        Piece(part.filesystem, part.path, ds.get_partition_keys(part.partition_expression))
-        for part in data.get_fragments()
-    ]
-    return Files(data.schema, data.count_rows(), pieces)
-
-
-def is_hive(path: Path) -> bool:
-    """Whether a folder holds folders named ``key=value``."""
-    return any(child.is_dir() and "=" in child.name for child in path.iterdir())
-
-
-def _batches(pieces: Sequence[Piece], layout: Layout, where: str) -> Iterator[pa.RecordBatch]:
-    """The wanted columns of every file, a batch at a time, with what the names of its folders say.
+def _batches(
+    files: Sequence[tuple[Any, str, Mapping[str, Any]]], layout: Layout, where: str
+) -> Iterator[pa.RecordBatch]:
+    """The wanted columns of every file, a batch at a time: its file system, its path, what its folders' names say.
 
     Not by a scan of the data set: that decodes whole row groups, which may be of any size, and several ahead.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for system, path, inside in pieces:
+    for system, path, inside in files:
         columns = [name for name in layout.columns if name not in inside]
         buffer = max(1 << 12, min(COLUMN_BYTES, BUFFER_BYTES // len(layout.columns)))
         with system.open_input_file(path) as raw:
@@ -174,10 +118,9 @@ def _batches(pieces: Sequence[Piece], layout: Layout, where: str) -> Iterator[pa
             # One thread decodes while another writes: more of them would be in each other's way.
             for batch in file.iter_batches(at_once, columns=columns, use_threads=False):
                 row += batch.num_rows
-                for name in layout.columns:
-                    if name in inside:
-                        value = pa.array([inside[name]]).take(pa.array(np.zeros(batch.num_rows, np.int8)))
-                        batch = batch.append_column(name, value)
+                for name in inside.keys() & set(layout.columns):
+                    value = pa.array([inside[name]]).take(pa.array(np.zeros(batch.num_rows, np.int8)))
+                    batch = batch.append_column(name, value)
                 yield batch
             if row != metadata.num_rows:
                 problem = f"says that it has {metadata.num_rows:,} rows, and only {row:,} are there"

@@ -7,9 +7,7 @@ belongs to a run that was given up, and is left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,19 +47,11 @@ def is_parts(path: Path) -> bool:
     return (path / MARKER).is_file()
 
 
-@dataclass(frozen=True)
-class Parts:
-    """The parts that count, each without the steps that a later one replaces, and what was noticed.
+def open_parts(folder: Path) -> tuple[list[LoadTrace], tuple[Finding, ...]]:
+    """The parts of *folder* in the order of their steps, each without those that a later one replaces, and restarts.
 
-    *pieces* follow each other in the order of their steps.
+    Raises `TraceError` when there is none, or one is damaged.
     """
-
-    pieces: tuple[LoadTrace, ...]
-    findings: tuple[Finding, ...]
-
-
-def open_parts(folder: Path) -> Parts:
-    """Open every part of *folder*; raises `TraceError` when there is none, or one is damaged."""
     paths = part_paths(folder)
     written = [open_trace(path) for path in paths]
     if not written:
@@ -72,14 +62,26 @@ def open_parts(folder: Path) -> Parts:
             raise TraceError(str(path), "has other layers or experts than the parts before", "record into a new path")
     starts = [int(part.steps[0]) for part in written]
     pieces: list[LoadTrace] = []
+    findings = [found for found in first.info.findings if found.name == "restart"]
     for i, part in enumerate(written):
         end = min(starts[i + 1 :], default=None)
         if end is None or part.steps[-1] < end:
             pieces.append(part)
         elif starts[i] < end:
             pieces.append(part.select(last=end - 1))
-    earlier = tuple(finding for finding in first.info.findings if finding.name == "restart")
-    return Parts(tuple(pieces), earlier + _restarts(written))
+        before = int(written[i - 1].steps[-1]) if i else None
+        if before is None or starts[i] > before:
+            continue
+        again = int(part.steps[-1])  # reached by this part and those that go on from it
+        for later in written[i + 1 :]:
+            if later.steps[0] <= again:
+                break
+            again = int(later.steps[-1])
+        evidence = f"steps {starts[i]} to {min(before, again)} were recorded again after a restart"
+        if again < before:
+            evidence += f"; steps {again + 1} to {before} of the run that was given up are left out"
+        findings.append(finding("restart", f"step {starts[i]}", evidence))
+    return pieces, tuple(findings)
 
 
 def read_parts(folder: str | Path) -> LoadTrace:
@@ -87,40 +89,21 @@ def read_parts(folder: str | Path) -> LoadTrace:
 
     Raises `TraceError` when there is no part yet, or one is damaged.
     """
-    parts = open_parts(Path(folder))
-    steps = np.concatenate([piece.steps for piece in parts.pieces])
-    latest = parts.pieces[-1]
+    pieces, findings = open_parts(Path(folder))
+    steps = np.concatenate([piece.steps for piece in pieces])
+    latest = pieces[-1]
 
     def read_layer(number: int) -> Counts:
-        return np.concatenate([piece.read_layer(number) for piece in parts.pieces])
+        return np.concatenate([piece.read_layer(number) for piece in pieces])
 
-    tokens = {piece.info.tokens_per_step for piece in parts.pieces}
+    tokens = {piece.info.tokens_per_step for piece in pieces}
     info = replace(
         latest.info,
         format=PartsFormat.name,
         tokens_per_step=tokens.pop() if len(tokens) == 1 else None,
-        findings=(*parts.findings, *gap_findings(steps)),
+        findings=(*findings, *gap_findings(steps)),
     )
     return LoadTrace(info, steps, latest.layers, latest.experts, read_layer)
-
-
-def _restarts(written: Sequence[LoadTrace]) -> tuple[Finding, ...]:
-    """One finding for each time the steps went back."""
-    findings = []
-    for i, (last_part, part) in enumerate(pairwise(written), 1):
-        first, before = int(part.steps[0]), int(last_part.steps[-1])
-        if first > before:
-            continue
-        again = int(part.steps[-1])  # reached by this part and those that go on from it
-        for later in written[i + 1 :]:
-            if later.steps[0] <= again:
-                break
-            again = int(later.steps[-1])
-        evidence = f"steps {first} to {min(before, again)} were recorded again after a restart"
-        if again < before:
-            evidence += f"; steps {again + 1} to {before} of the run that was given up are left out"
-        findings.append(finding("restart", f"step {first}", evidence))
-    return tuple(findings)
 
 
 @dataclass(frozen=True)
@@ -140,12 +123,12 @@ class PartsFormat:
         """Open the parts and stream their cells in the order of their steps; what a kill left there is removed."""
         sweep(path)
         sweep(path.absolute().parent)
-        parts = open_parts(path)
-        info = parts.pieces[-1].info
+        pieces, findings = open_parts(path)
+        info = pieces[-1].info
         return Reading(
-            cells=lambda: (dense_cells(piece.steps, piece.layers, piece.counts) for piece in parts.pieces),
-            rows=sum(len(piece.steps) * len(piece.layers) * piece.experts for piece in parts.pieces),
+            cells=lambda: (dense_cells(piece.steps, piece.layers, piece.counts) for piece in pieces),
+            rows=sum(len(piece.steps) * len(piece.layers) * piece.experts for piece in pieces),
             assumptions=info.assumptions,
-            findings=parts.findings,
+            findings=findings,
             known={"model": info.model, "top_k": info.top_k, "notes": info.notes},
         )

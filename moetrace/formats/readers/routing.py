@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import library_errors, require
+from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.stream.arrays import COUNTS_KEYS
 from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.choices import Choices, Counting, choices_reading, side_by_side
+from moetrace.formats.stream.choices import Choices, choices_reading, side_by_side
 from moetrace.formats.stream.columns import is_list, layers_in, lists_in, numbers
-from moetrace.formats.stream.names import LAYER_IN_NAME, layer_in_name
+from moetrace.formats.stream.names import LAYER_IN_NAME, STEP_IN_NAME, layer_in_name
 from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, first_named
-from moetrace.formats.stream.text import BLOCK_BYTES, WRITE_AGAIN, Header, csv_batches, ends_with, head_of, json_batches
+from moetrace.formats.stream.text import BLOCK_BYTES, Header, csv_batches, ends_with, head_of, json_batches
 from moetrace.formats.stream.values import VALUE_NAMES, simple_name
 from moetrace.trace import FLOAT64_EXACT
 
@@ -46,7 +46,6 @@ MOST_EXPERTS = 1024
 # Totals of steps may differ by so much of their mean: dropped tokens and ragged batches move them by a few percent,
 # numbers of experts that are added up by far more.
 TOTALS_VARY = 0.1
-IN_STEP_FOLDER = re.compile(r"(?:iter|step|iteration)[_=-]?(\d{1,15})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -72,13 +71,13 @@ class RoutingFormat:
     def claims(self, path: Path) -> bool:
         """A table with a column of chosen experts and none of counts, such an array, or a folder of tables by step."""
         if path.is_dir():
-            return bool(_by_step(path))
+            return bool(_layer_files(path))
         try:
             if path.suffix.lower() == ".npz":
                 return _choices_in(path) is not None
             if path.suffix.lower() == ".npy":
                 return _is_named_so(path.name) or may_be_choices(_array(path))
-            return are_choices(_column_names(path))
+            return choice_columns(_column_names(path)) is not None
         except Exception:  # noqa: BLE001 - whatever cannot be read is no log of choices
             return False
 
@@ -99,9 +98,21 @@ class RoutingFormat:
             raise SettingError(f"{path.name} names its steps: --tokens checks them, together with --top-k")
         # Where each choice is a row, so many rows are a token.
         tokens = (self.tokens or 1) * (self.top_k or 1) if one_each else self.tokens
-        counting = Counting(None if table.step_column else tokens, self.experts, self.ignore)
-        top_k = self.top_k or (None if table.one_each else table.width())
-        return choices_reading(table.choices, str(path), counting, top_k=top_k, assumptions=assumptions)
+        tokens = None if table.step_column else tokens
+        return self._reading(table.choices, path, tokens, self.top_k or table.width(), *assumptions)
+
+    def _reading(
+        self, pieces: Callable[[], Iterator[Choices]], path: Path, tokens: int | None, top_k: int | None, *assumed: str
+    ) -> Reading:
+        return choices_reading(
+            pieces,
+            str(path),
+            tokens=tokens,
+            experts=self.experts,
+            ignore=self.ignore,
+            top_k=top_k,
+            assumptions=assumed,
+        )
 
     def _by_tokens(self, where: str) -> str:
         if self.tokens is None:
@@ -109,19 +120,17 @@ class RoutingFormat:
         return f"every {self.tokens:,} tokens of a layer are one step"
 
     def _read_folder(self, folder: Path) -> Reading:
-        found = [(file, step, layer) for step, steps in _by_step(folder) for layer, file in _by_layer(steps)]
-        if not found:
+        tables = [Table.of(file, step, layer) for step, layer, file in _layer_files(folder)]
+        if not tables:
             problem = "holds no folders iter_<N> with files layer_<N>.parquet"
             raise TraceError(str(folder), problem, "give the folder above")
-        tables = [Table.of(file, step, layer) for file, step, layer in found]
 
         def pieces() -> Iterator[Choices]:
             for table in tables:
                 yield from table.choices()
 
         assumption = "the step is the number in the name of the folder, the layer that in the name of the file"
-        counting = Counting(None, self.experts, self.ignore)
-        return choices_reading(pieces, str(folder), counting, top_k=tables[0].width(), assumptions=(assumption,))
+        return self._reading(pieces, folder, None, tables[0].width(), assumption)
 
     def _read_array(self, path: Path) -> Reading:
         where = str(path)
@@ -132,10 +141,9 @@ class RoutingFormat:
             raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
         axes, top_k = self._axes(array, where, path.suffix.lower() == ".npz" or _is_named_so(path.name))
         sizes = " x ".join(map(str, array.shape))
-        assumption = (f"axes are {axes}: {sizes}", self._by_tokens(where), "layers are numbered from 0")
+        assumed = (f"axes are {axes}: {sizes}", self._by_tokens(where), "layers are numbered from 0")
         cube = array if array.ndim == 3 else array[:, None] if top_k != 1 else array[:, :, None]
-        counting = Counting(self.tokens, self.experts, self.ignore)
-        return choices_reading(partial(_of_array, cube), where, counting, top_k=top_k, assumptions=assumption)
+        return self._reading(partial(_of_array, cube), path, self.tokens, top_k, *assumed)
 
     def _axes(self, array: NDArray[Any], where: str, named: bool) -> tuple[str, int]:
         """What the axes of an array are, and k; raises `TraceError` where two of them may be two things."""
@@ -223,24 +231,16 @@ def _of_array(cube: NDArray[Any]) -> Iterator[Choices]:
 # --- folders -----------------------------------------------------------------------------------
 
 
-def _by_step(folder: Path) -> list[tuple[int, Path]]:
-    """The folders of *folder*, or of ``actives`` in it, that are named after a step and hold layers."""
+def _layer_files(folder: Path) -> list[tuple[int, int, Path]]:
+    """Step, layer and path of the files in the folders of *folder*, or of ``actives`` in it, named after a step."""
     inside = folder / "actives" if (folder / "actives").is_dir() else folder
-    found = [(IN_STEP_FOLDER.fullmatch(child.name), child) for child in inside.iterdir() if child.is_dir()]
-    return sorted((int(match[1]), child) for match, child in found if match and _by_layer(child))
-
-
-def _by_layer(folder: Path) -> list[tuple[int, Path]]:
-    found = [(LAYER_IN_NAME.fullmatch(child.stem), child) for child in folder.glob("*.parquet")]
-    return sorted((int(match[1]), child) for match, child in found if match)
+    steps = [(STEP_IN_NAME.fullmatch(child.name), child) for child in inside.iterdir() if child.is_dir()]
+    files = [(step, file) for step, child in steps if step for file in child.glob("*.parquet")]
+    layers = [(int(step[1]), LAYER_IN_NAME.fullmatch(file.stem), file) for step, file in files]
+    return sorted((step, int(layer[1]), file) for step, layer, file in layers if layer)
 
 
 # --- tables ------------------------------------------------------------------------------------
-
-
-def are_choices(names: Sequence[str]) -> bool:
-    """Whether columns called *names* hold choices of tokens."""
-    return _match(names) is not None
 
 
 def _column_names(path: Path) -> list[str]:
@@ -255,7 +255,7 @@ def _column_names(path: Path) -> list[str]:
     return list(json.loads(head_of(path).partition("\n")[0])) if ends_with(path, ".jsonl", ".ndjson") else []
 
 
-def _match(names: Sequence[str], forced: bool = False) -> dict[str, Any] | None:
+def choice_columns(names: Sequence[str], forced: bool = False) -> dict[str, Any] | None:
     """The columns of `Table` among *names*, None where there are no choices; *forced* is whether there should be."""
     named = {simple_name(name): name for name in reversed(names)}
     token, layer = first_named(named, TOKEN_NAMES), first_named(named, LAYER_NAMES)
@@ -298,7 +298,7 @@ class Table:
         """By the names of the columns; raises `TraceError` when none are choices."""
         with library_errors(str(path), "cannot be read", WRITE_AGAIN):
             names = _column_names(path)
-        found = _match(names, forced=True)
+        found = choice_columns(names, forced=True)
         if found is None:
             problem = f"has no column of chosen experts among {shown(names) or 'nothing'}"
             raise TraceError(str(path), problem, "name it topk_ids, a list for each token")
@@ -359,6 +359,8 @@ class Table:
         first = next((batch for batch in self._batches() if batch.num_rows), None)
         if self.by_layer:
             return 1
+        if self.one_each:
+            return None
         return None if first is None else int(self._chosen(first.slice(0, 1), 0)[1].shape[1])
 
     def _chosen(self, batch: Any, row: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:

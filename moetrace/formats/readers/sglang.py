@@ -17,7 +17,7 @@ from moetrace.formats.errors import library_errors, require
 from moetrace.formats.readers.tensors import is_torch, keys_of, loaded
 from moetrace.formats.stream.cells import Merged, Reading, Source, dense_cells
 from moetrace.formats.stream.merge import concatenate_segments
-from moetrace.formats.stream.names import by_rank, check_ranks
+from moetrace.formats.stream.names import check_ranks, rank_files
 from moetrace.formats.stream.values import Values
 
 RANK = re.compile(r"expert_distribution_recorder_[\d.]+_(\d{1,9})\.pt")
@@ -28,6 +28,7 @@ Phase = Literal["prefill", "decode"]
 MODES: dict[Phase, int] = {"prefill": 1, "decode": 2}
 # SGLang's buffer if nothing else is set; one that is full to the last place may have gone round.
 DEFAULT_BUFFER = 1000
+NO_PHASE = ("does not distinguish prefill from decode", "record with mode per_token for --phase")
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ class SglangFormat:
     def claims(self, path: Path) -> bool:
         """A .pt file with its keys, or a folder with such of several ranks."""
         if path.is_dir():
-            return bool(_ranks(path))
+            return bool(rank_files(path, RANK))
         return is_torch(path) and any(mark in keys_of(path) for mark in MARKS)
 
     def read(self, path: Path) -> Source:
         """One buffer of passes, or the records of every rank, added up."""
         if not path.is_dir():
             return _read_file(path, self.phase)
-        files = _ranks(path)
+        files = rank_files(path, RANK)
         if not files:
             raise TraceError(str(path), "holds no rank files of the recorder", "give the folder that it writes to")
         ranks: dict[str, list[Source]] = defaultdict(list)
@@ -70,51 +71,39 @@ class SglangFormat:
         return Merged(readings, "sum", str(path), assumption, idle=True)
 
 
-def _ranks(folder: Path) -> list[Path]:
-    return by_rank([child for child in folder.iterdir() if RANK.fullmatch(child.name)])
-
-
 def _read_file(path: Path, phase: Phase | None) -> Reading:
     document = loaded(path)
     if not isinstance(document, dict):
         raise TraceError(str(path), f"holds a {type(document).__name__}", "give a dump of SGLang's recorder")
     if "records" in document:
         return _records(document, path, phase)
-    counts = _array(document.get("logical_count"), path)
+    collector = Collector()
+    counts = _array(document.get("logical_count"), path, collector)
     if counts is not None:
         # A tensor may be a view that repeats one number any number of times.
         require(4 * counts.size * 8, str(path), f"counts of the shape {counts.shape}", "record fewer passes in a file")
     if counts is None or counts.ndim not in (2, 3):
         raise TraceError(str(path), f"holds {shown(document) or 'nothing'}", "a dump has logical_count or records")
     if phase is not None:
-        raise TraceError(
-            str(path), "does not distinguish prefill from decode", "record with mode per_token for --phase"
-        )
+        raise TraceError(str(path), *NO_PHASE)
     cube = counts if counts.ndim == 3 else counts[None]
     steps = np.arange(1, len(cube) + 1)
     assumptions = ("passes are numbered from 1 in the order of the buffer",)
-    collector = _collector(document["logical_count"], cube)
     passes, cube = _unpadded(steps, cube, collector, str(path))
     return replace(_reading(passes, cube, collector, str(path), assumptions), steps_are_implicit=True)
 
 
-def _array(value: Any, path: Path) -> NDArray[Any] | None:
-    """A tensor or nested list as an array; raises `TraceError` where it holds no numbers."""
+def _array(value: Any, path: Path, collector: Collector | None = None) -> NDArray[Any] | None:
+    """A tensor or nested list as an array, that of bfloat16, which NumPy has not, as float32, noted by *collector*.
+
+    Raises `TraceError` where it holds no numbers.
+    """
+    half = str(getattr(value, "dtype", "")) == "torch.bfloat16"
     with library_errors(str(path), "holds no numbers", "dump it again"):
-        return None if value is None else np.asarray(value.float() if _is_bfloat16(value) else value)
-
-
-def _is_bfloat16(value: Any) -> bool:
-    """Whether a tensor is of the type that NumPy does not have."""
-    return str(getattr(value, "dtype", "")) == "torch.bfloat16"
-
-
-def _collector(value: Any, counts: NDArray[Any]) -> Collector:
-    """One with the finding that *counts* are rounded, if their tensor *value* was of bfloat16."""
-    collector = Collector()
-    if _is_bfloat16(value):
-        collector.note_half(counts, 2 ** HALVES["bfloat16"], "bfloat16", "counts", 0)
-    return collector
+        array = None if value is None else np.asarray(value.float() if half else value)
+    if half and array is not None and array.ndim and collector is not None:
+        collector.note_half(array, 2 ** HALVES["bfloat16"], "bfloat16", "counts", 0)
+    return array
 
 
 def _unpadded(
@@ -160,14 +149,16 @@ def _records(document: dict[str, Any], path: Path, phase: Phase | None) -> Readi
     """The passes of a rank, physical experts added up to logical ones."""
     where, every = str(path), document["records"]
     if phase is not None and not all(isinstance(record, dict) and "forward_mode" in record for record in every):
-        raise TraceError(where, "does not distinguish prefill from decode", "record with mode per_token for --phase")
+        raise TraceError(where, *NO_PHASE)
     records = [record for record in every if phase is None or record["forward_mode"] == MODES[phase]]
     if not records:
         raise TraceError(where, "holds no such pass", "check --phase, and record while requests are served")
+    collector = Collector()
     with library_errors(where, "has a record that is not one", "give a per_pass or per_token dump"):
         steps = np.array([int(record["forward_pass_id"]) for record in records])
-        physical = np.stack([np.asarray(_array(record["global_physical_count"], path)) for record in records])
-    collector = _collector(records[0]["global_physical_count"], physical)
+        physical = np.stack(
+            [np.asarray(_array(record["global_physical_count"], path, collector)) for record in records]
+        )
     mapping = _array(document.get("last_physical_to_logical_map"), path)
     if mapping is None:
         evidence = "counts are of physical experts, and no map says which expert they hold"

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.tables import ValueFormat
 from moetrace.formats.stream.text import refuse_empty
@@ -50,7 +50,7 @@ class TensorboardFormat(ValueFormat):
         tags = tags_by(self.pattern, str(path))
         values = self.values()
         return Reading(
-            lambda: _cells(_Log(path, tags, values)),
+            lambda: _cells(_Log(path, str(path), tags, values)),
             assumptions=(tags.assumption,),
             where=str(path),
             collector=values.collector,
@@ -72,16 +72,13 @@ class _Log:
     """The event files of *path* as they are read: the *rows* that wait, what kind they are of, and what was seen."""
 
     path: Path
+    where: str
     tags: Tags
     values: Values
     rows: list[tuple[int, int, int, float]] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
     kind: str = "tokens"
     others: dict[str, None] = field(default_factory=dict)
-
-    @property
-    def where(self) -> str:
-        return str(self.path)
 
     def add(self, file: Path, step: int, tag: str, value: float | NDArray[Any]) -> None:
         """Take a value whose tag, or else the folder of whose file, names what it is of."""
@@ -110,7 +107,6 @@ class _Log:
 
 def _cells(log: _Log) -> Iterator[Cells]:
     last = None
-    matched = False
     for file in _files(log.path):
         for step, tag, value in _summaries(file):
             # A batch ends with a step, so that each is looked at as a whole.
@@ -118,10 +114,9 @@ def _cells(log: _Log) -> Iterator[Cells]:
                 yield log.batch()
             log.add(file, step, tag, value)
             last = step
-            matched = matched or bool(log.rows)
     if log.rows:
         yield log.batch()
-    if not matched:
+    if not log.seen:
         raise no_match(list(log.others), "tag", log.where)
 
 
@@ -134,7 +129,7 @@ def _summaries(path: Path) -> Iterator[tuple[int, str, float | NDArray[Any]]]:
         way_out = 'install tensorboard: pip install "moetrace[tensorboard]"'
         raise TraceError(str(path), "is an event file", way_out) from error
     refuse_empty(path)
-    with library_errors(str(path), "cannot be read", "write it again"):
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN):
         for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
                 kind = value.WhichOneof("value")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ import numpy as np
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors
-from moetrace.formats.stream.cells import Cells, Merged, Reading, Source, dense_cells
-from moetrace.formats.stream.names import by_rank, check_ranks
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.stream.cells import Cells, Reading, Source, dense_cells
+from moetrace.formats.stream.merge import by_layers
+from moetrace.formats.stream.names import check_ranks, rank_files
 from moetrace.formats.stream.values import Values
 
 META = "meta_info.json"
@@ -37,19 +37,19 @@ class TensorrtFormat:
 
     def claims(self, path: Path) -> bool:
         """A folder with both kinds of files."""
-        return (path / META).is_file() and bool(_ranks(path))
+        return (path / META).is_file() and bool(rank_files(path, RANK))
 
     def read(self, path: Path) -> Source:
         """Ranks with the same layers are added up; others are pipeline stages."""
-        if not path.is_dir() or not _ranks(path):
+        files = rank_files(path, RANK)
+        if not path.is_dir() or not files:
             raise TraceError(str(path), "is no folder with rank<R>.safetensors", "give the folder of the statistics")
-        files = _ranks(path)
         check_ranks(files)
         with library_errors(str(path / META), "cannot be read", "it is written by rank 0"):
             top_k = json.loads((path / META).read_text(encoding="utf-8")).get("num_experts_per_token")
-        stages: dict[tuple[int, ...], list[Source]] = defaultdict(list)
+        ranks = []
         for file in files:
-            with library_errors(str(file), "is not a safetensors file", "write it again"), _opened(file) as tensors:
+            with library_errors(str(file), "is not a safetensors file", WRITE_AGAIN), _opened(file) as tensors:
                 names = list(tensors.keys())
             other = [name for name in names if not KEY.fullmatch(name)]
             if other or not names:
@@ -63,14 +63,8 @@ class TensorrtFormat:
                 known={"top_k": top_k} if isinstance(top_k, int) else {},
                 collector=collector,
             )
-            stages[tuple(sorted({layer for _, layer in keys}))].append(reading)
-        sums = [Merged(tuple(group), "sum", str(path)) for group in stages.values()]
-        return Merged(tuple(sums), "layers", str(path), (f"{len(files)} ranks: their tokens are added up",))
-
-
-def _ranks(folder: Path) -> list[Path]:
-    inside = folder.iterdir() if folder.is_dir() else []
-    return by_rank([child for child in inside if RANK.fullmatch(child.name)])
+            ranks.append((sorted({layer for _, layer in keys}), reading))
+        return by_layers(ranks, str(path))
 
 
 def _opened(path: Path) -> Any:
@@ -85,7 +79,7 @@ def _opened(path: Path) -> Any:
 
 
 def _cells(path: Path, keys: list[tuple[int, int]], values: Values) -> Iterator[Cells]:
-    with library_errors(str(path), "cannot be read", "write it again"), _opened(path) as file:
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN), _opened(path) as file:
         for step, layer in keys:
             raw = file.get_tensor(f"{step}_{layer}").reshape(1, 1, -1)
             counts = values.counts(raw, f"{step}_{layer}", 0, str(path))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors, require
-from moetrace.formats.stream.arrays import Array, Arrays, Held
+from moetrace.formats.stream.arrays import Array, Arrays
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.tables import ValueFormat
 
@@ -49,7 +49,7 @@ class TensorsFormat(ValueFormat):
         if len(found) > MOST_NAMES:
             raise TraceError(str(path), f"holds {len(found):,} names", "a trace needs counts, steps and layers")
         held = {str(name): tensor_array(value, path) for name, value in found.items()}
-        arrays: dict[str, Array] = {name: Held(array) for name, array in held.items() if array is not None}
+        arrays = {name: Array.held(array) for name, array in held.items() if array is not None}
         if not arrays:
             names = shown(list(document)) or "nothing" if isinstance(document, dict) else f"a {type(document).__name__}"
             raise TraceError(str(path), f"holds {names}", "give a tensor of counts, or a dict of tensors")

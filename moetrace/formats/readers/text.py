@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.columns import OF_LAYER
 from moetrace.formats.stream.keys import keyed_lines
 from moetrace.formats.stream.tables import TableFormat, few_columns
 from moetrace.formats.stream.text import (
     BLOCK_BYTES,
-    WRITE_AGAIN,
     Header,
     csv_batches,
     cut_findings,
@@ -96,10 +95,8 @@ class JsonLinesFormat(TableFormat):
 
 def _may_have_keyed_counts(path: Path) -> bool:
     """Whether the first line of *path* holds a mapping, or lists of several layers, as no column does."""
-    try:
-        first = json.loads(head_of(path).partition("\n")[0])
-    except (ValueError, RecursionError):
-        return False
+    line = head_of(path).partition("\n")[0]
+    first = json.loads(line) if is_json(line) else None
     if not isinstance(first, dict):
         return False
     lists = [key for key, part in first.items() if isinstance(part, list)]

@@ -6,22 +6,25 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
+from moetrace.formats.location import Location
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells
 from moetrace.formats.stream.columns import OF_LAYER
-from moetrace.formats.stream.names import Named, layer_in_name, step_in_name
+from moetrace.formats.stream.names import layer_in_name, step_in_name
 from moetrace.formats.stream.tables import LAYER_NAMES, STEP_NAMES
 from moetrace.formats.stream.values import Values, simple_name
 from moetrace.trace import check_steps
 
 # Names under which a file holds its counts; with a single array in it any name will do.
-COUNTS_KEYS = ("counts", "tokens_per_expert", "load", "expert_counts", "expert_load", "logical_count")
+COUNTS_KEYS = (
+    "counts", "tokens_per_expert", "load", "expert_counts", "logical_expert_load", "expert_load", "logical_count",
+)  # fmt: skip
 # Arrays by the names of their files, and what their axes are: a rank's experts side by side with those of others.
 AXES_BY_NAME = {"moe_load_": "layers,ranks,experts", "mcore_ep_loads_": "layers,steps,experts"}
 AXES = ("steps", "layers", "ranks", "experts")
@@ -30,38 +33,18 @@ STEP_BY_NAME = "the step is the number in the name of the file"
 BATCH_CELLS = 1 << 18
 
 
-class Array(Protocol):
-    """An array in a file or in memory."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-
-    def rows(self, size: int, where: str) -> Iterator[NDArray[Any]]:
-        """The array in pieces of *size* along its first axis."""
-
-    def whole(self, where: str) -> NDArray[Any]:
-        """The array, held in memory."""
-
-
 @dataclass(frozen=True)
-class Held:
-    """An array in memory."""
+class Array:
+    """An array of *shape*: *rows* reads so many at a time along its first axis, *whole* all of it into memory."""
 
-    values: NDArray[Any]
+    shape: tuple[int, ...]
+    rows: Callable[[int], Iterator[NDArray[Any]]]
+    whole: Callable[[], NDArray[Any]]
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Its shape."""
-        return self.values.shape
-
-    def rows(self, size: int, where: str) -> Iterator[NDArray[Any]]:  # noqa: ARG002 - as those in files need it
-        """The array in pieces of *size* along its first axis."""
-        return (self.values[a : a + size] for a in range(0, len(self.values), size))
-
-    def whole(self, where: str) -> NDArray[Any]:  # noqa: ARG002
-        """The array."""
-        return self.values
+    @classmethod
+    def held(cls, values: NDArray[Any]) -> Array:
+        """An array that is in memory."""
+        return cls(values.shape, lambda n: (values[a : a + n] for a in range(0, len(values), n)), lambda: values)
 
 
 @dataclass(frozen=True)
@@ -83,14 +66,13 @@ class Arrays:
     """The arrays of one file by name, and how they are read: *axes* as they were given, *values* as counts."""
 
     arrays: Mapping[str, Array]
-    path: Named
+    path: Location
     axes: str | None = None
     values: Values = field(default_factory=lambda: Values(Collector()))
     assumption: tuple[str, ...] = ()
 
     @property
     def where(self) -> str:
-        """The file, in errors."""
         return str(self.path)
 
     def reading(self) -> Reading:
@@ -130,7 +112,7 @@ class Arrays:
                 self.where, f"holds {names}, and none is the counts", "name it `counts`, or one array for each layer"
             )
         assumption = () if named else (f"array {key} is the counts",)
-        return arranged(self.arrays[key], self._axes_of(self.arrays[key]), key, self.where, assumption)
+        return arranged(self.arrays[key], self._axes_of(self.arrays[key]), key, assumption)
 
     def _axes_of(self, array: Array) -> tuple[str, ...]:
         """The axes of *array*, by what was given, by the name of the file, or by how many there are."""
@@ -169,12 +151,13 @@ class Arrays:
 
         def rows(size: int) -> Iterator[NDArray[Any]]:
             if len(shape) == 1:
-                yield np.stack([array.whole(self.where) for array in arrays.values()])[None]
+                yield np.stack([array.whole() for array in arrays.values()])[None]
                 return
-            for parts in zip(*(array.rows(size, self.where) for array in arrays.values())):
+            for parts in zip(*(array.rows(size) for array in arrays.values())):
                 yield np.stack(parts, axis=1)
 
-        assumption = f"an array for each layer, {'steps, experts' if len(shape) == 2 else 'experts'}: {_sizes(shape)}"
+        axes = "steps, experts" if len(shape) == 2 else "experts"
+        assumption = f"an array for each layer, {axes}: {' x '.join(map(str, shape))}"
         numbers = np.array(list(arrays), np.int64)
         return Log(rows, (steps, len(arrays), shape[-1]), "counts", (assumption,), numbers)
 
@@ -203,7 +186,7 @@ class Arrays:
         key = ours if ours in self.arrays else next(others, None)
         if key is None:
             return None
-        found = np.atleast_1d(self.arrays[key].whole(self.where))
+        found = np.atleast_1d(self.arrays[key].whole())
         check_steps(found, n, f"{self.where}, array {key}")
         return found.astype(np.int64), () if key == ours else (f"array {key} has the numbers of the {ours}",)
 
@@ -220,23 +203,19 @@ class Arrays:
         return np.arange(n), ("layers are numbered from 0",)
 
 
-def arranged(array: Array, axes: Sequence[str], key: str, where: str, assumption: tuple[str, ...] = ()) -> Log:
+def arranged(array: Array, axes: Sequence[str], key: str, assumption: tuple[str, ...] = ()) -> Log:
     """The log of an *array* with these *axes*; one whose steps do not come first has to be held whole."""
     size = dict(zip(axes, array.shape))
     shape = (size.get("steps", 1), size.get("layers", 1), size["experts"] * size.get("ranks", 1))
-    text = f"axes are {', '.join(axes)}: {_sizes(array.shape)}"
+    text = f"axes are {', '.join(axes)}: {' x '.join(map(str, array.shape))}"
     text += "" if "layers" in axes else ", one layer" if "steps" in axes else ", one layer and step"
     assumption = (*assumption, text + ("" if "steps" in axes or "layers" not in axes else ", one step"))
     order = [axes.index(axis) for axis in AXES if axis in axes]
     if order == sorted(order) and axes[0] == "steps":
-        return Log(lambda n: (part.reshape(-1, *shape[1:]) for part in array.rows(n, where)), shape, key, assumption)
+        return Log(lambda n: (part.reshape(-1, *shape[1:]) for part in array.rows(n)), shape, key, assumption)
 
     def rows(n: int) -> Iterator[NDArray[Any]]:
-        cube = np.transpose(array.whole(where), order).reshape(shape)
+        cube = np.transpose(array.whole(), order).reshape(shape)
         return (cube[a : a + n] for a in range(0, shape[0], n))
 
     return Log(rows, shape, key, assumption)
-
-
-def _sizes(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import require
-from moetrace.formats.stream.cells import Block, Cells, joined, starts_of
+from moetrace.formats.stream.cells import Block, Cells, ReadOptions, joined, starts_of
 from moetrace.trace import FLOAT64_EXACT, check_layers
 
 # Cells put in order at a time where a stream lists them in any order: 32 MiB of counts.
@@ -42,23 +41,9 @@ class Grid:
         return len(self.layers) * self.experts
 
 
-@dataclass(frozen=True)
-class Assembly:
-    """How to deal with one stream: its name in errors, the collector of its findings, and which are accepted.
-
-    *experts* is how many a layer has, and *first_expert* the number of the first, where they were given;
-    *idle_experts* is whether an expert without a row was idle.
-    """
-
-    where: str
-    collector: Collector
-    accept: Sequence[str] = ()
-    experts: int | None = None
-    first_expert: int | None = None
-    idle_experts: bool = False
-
-
-def assemble(cells: Callable[[], Iterator[Cells]], job: Assembly) -> tuple[Grid, Iterator[Block]]:
+def assemble(
+    cells: Callable[[], Iterator[Cells]], where: str, collector: Collector, options: ReadOptions
+) -> tuple[Grid, Iterator[Block]]:
     """The grid of a stream whose steps never go backwards, and its complete blocks.
 
     It is read once before where its first step need not hold every layer and expert.
@@ -66,30 +51,38 @@ def assemble(cells: Callable[[], Iterator[Cells]], job: Assembly) -> tuple[Grid,
     and `TraceError` for a hole or a repetition.
     """
     grid = None
-    if job.idle_experts or "incomplete" in job.accept:
-        grid = grid_of(*_axes_of(cells(), job.where), job)
-        job.collector.clear()  # what was noted on the way will be again
-    pieces = _whole_steps(cells(), job.where)
+    if options.idle_experts or "incomplete" in options.accept:
+        layers = experts = np.empty(0, np.int64)
+        for piece in cells():
+            layers, experts = np.union1d(layers, piece.layer), np.union1d(experts, piece.expert)
+            what = f"a step of {len(layers):,} layers of {len(experts):,} experts"
+            require(len(layers) * len(experts) * 32, where, what, "check its rows")
+        if len(layers):
+            grid = _grid_of(layers, experts, where, options)
+        collector.clear()  # what was noted on the way will be again
+    pieces = _whole_steps(cells(), where)
     first = next(pieces, None)
     if first is None:
-        raise TraceError(job.where, "holds no rows", "is it the right file?")
-    if grid is None:
-        _check_widths(first.part(0, int(np.searchsorted(first.step, first.step[0], "right"))), job.where)
-        grid = grid_of(np.unique(first.layer), np.unique(first.expert), job)
-    whole = _finished(chain([first], pieces), grid, job)
-    return grid, (_dense(piece, grid, job) for piece in whole)
-
-
-def _axes_of(cells: Iterable[Cells], where: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The layers and the experts of a whole stream, each increasing."""
-    layers = experts = np.empty(0, np.int64)
-    for piece in cells:
-        layers, experts = np.union1d(layers, piece.layer), np.union1d(experts, piece.expert)
-        what = f"a step of {len(layers):,} layers of {len(experts):,} experts"
-        require(len(layers) * len(experts) * 32, where, what, "check its rows")
-    if not len(layers):
         raise TraceError(where, "holds no rows", "is it the right file?")
-    return layers, experts
+    if grid is None:
+        _check_widths(first.part(0, int(np.searchsorted(first.step, first.step[0], "right"))), where)
+        grid = _grid_of(np.unique(first.layer), np.unique(first.expert), where, options)
+
+    def blocks() -> Iterator[Block]:
+        held, alone = first, True
+        for piece in pieces:
+            yield _dense(held, grid, where, collector, options)
+            held, alone = piece, False
+        # The last step, a piece of its own, is left out if it is not whole: a writer that was killed leaves one.
+        # Whatever else is wrong with it is an error.
+        every_layer = len(np.unique(held.layer)) >= len(grid.layers)
+        if alone or (every_layer and (options.idle_experts or len(held.step) >= grid.cells)):
+            yield _dense(held, grid, where, collector, options)
+        else:
+            evidence = f"the last step of {where} is not whole ({len(held.step)} rows) and left out"
+            collector.note("unfinished", f"step {held.step[-1]}", evidence)
+
+    return grid, blocks()
 
 
 def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
@@ -125,22 +118,6 @@ def _whole_steps(cells: Iterable[Cells], where: str) -> Iterator[Cells]:
         yield joined(held)
 
 
-def _finished(steps: Iterator[Cells], grid: Grid, job: Assembly) -> Iterator[Cells]:
-    """The same without the last step, a piece of its own, if it is not whole: a writer that was killed leaves one."""
-    held = next(steps)
-    alone = True
-    for piece in steps:
-        yield held
-        held, alone = piece, False
-    # Whatever else is wrong with it is an error later.
-    every_layer = len(np.unique(held.layer)) >= len(grid.layers)
-    if alone or (every_layer and (job.idle_experts or len(held.step) >= grid.cells)):
-        yield held
-        return
-    evidence = f"the last step of {job.where} is not whole ({len(held.step)} rows) and left out"
-    job.collector.note("unfinished", f"step {held.step[-1]}", evidence)
-
-
 def _check_widths(step: Cells, where: str) -> None:
     """Raise `TraceError` naming the layers of each width where the layers of one step have unlike ones."""
     pairs = np.unique(np.stack([step.layer, step.expert]), axis=1)  # (2, pairs)
@@ -159,39 +136,39 @@ def _check_widths(step: Cells, where: str) -> None:
     )
 
 
-def grid_of(layers: NDArray[np.int64], experts: NDArray[np.int64], job: Assembly) -> Grid:
+def _grid_of(layers: NDArray[np.int64], experts: NDArray[np.int64], where: str, options: ReadOptions) -> Grid:
     """The grid of these *layers* and *experts*, increasing; raises `TraceError` where an expert is missing.
 
     The first expert has the number that was given, or else 0, or 1 where no row is of 0.
     """
-    _check_numbers("layer", layers[[0, -1]], job.where)
-    _check_numbers("expert", experts[[0, -1]], job.where)
-    check_layers(layers[[0, -1]].tolist(), job.where)
+    _check_numbers("layer", layers[[0, -1]], where)
+    _check_numbers("expert", experts[[0, -1]], where)
+    check_layers(layers[[0, -1]].tolist(), where)
     lowest, highest = int(experts[0]), int(experts[-1])
     if lowest < 0:
-        raise TraceError(job.where, "an expert has a negative number", "number them from 0")
-    if job.first_expert is not None:
-        start = job.first_expert if lowest >= job.first_expert else 0  # positions, which are not numbers
+        raise TraceError(where, "an expert has a negative number", "number them from 0")
+    if options.first_expert is not None:
+        start = options.first_expert if lowest >= options.first_expert else 0  # positions, which are not numbers
     else:
-        from_zero = job.experts is not None and highest < job.experts
+        from_zero = options.experts is not None and highest < options.experts
         start = 1 if lowest == 1 and not from_zero else 0
-    width = job.experts or highest - start + 1
+    width = options.experts or highest - start + 1
     if highest >= start + width:
         problem = f"expert {highest} is there, and {width} experts from {start} on end with {start + width - 1}"
-        raise TraceError(job.where, problem, "check --experts and --first-expert")
-    if not job.idle_experts and len(experts) != width:
+        raise TraceError(where, problem, "check --experts and --first-expert")
+    if not options.idle_experts and len(experts) != width:
         gaps = np.flatnonzero(experts != start + np.arange(len(experts)))
         missing = start + int(gaps[0] if gaps.size else len(experts))
         first = f"say where their numbers begin with --first-expert {experts[0]}, " if experts[0] > start else ""
         raise TraceError(
-            job.where,
+            where,
             f"expert {missing} is missing",
             f"{first}take experts without a row as idle with --idle-experts (and --experts N for the last), "
             "or log every expert of every layer in every step",
         )
     grid = Grid(layers, width, start)
     # Complete steps have as many cells as the grid, so only a made-up file wants much here.
-    require(grid.cells * 32, job.where, f"a step of {len(layers):,} layers of {width:,} experts", "check its rows")
+    require(grid.cells * 32, where, f"a step of {len(layers):,} layers of {width:,} experts", "check its rows")
     return grid
 
 
@@ -202,7 +179,7 @@ def _check_numbers(name: str, ends: NDArray[np.int64], where: str) -> None:
             raise TraceError(where, f"has a {name} {number}", f"number them up to {HIGHEST:,}")
 
 
-def _dense(cells: Cells, grid: Grid, job: Assembly) -> Block:
+def _dense(cells: Cells, grid: Grid, where: str, collector: Collector, options: ReadOptions) -> Block:
     """Cells of whole steps as one dense block, those in any order so many steps at a time that holes take no memory."""
     starts = starts_of(cells.step)
     steps = cells.step[starts]  # (steps,)
@@ -218,28 +195,49 @@ def _dense(cells: Cells, grid: Grid, job: Assembly) -> Block:
     parts = []
     for a in range(0, len(starts), at_once):
         b = min(len(starts), a + at_once)
-        parts.append(_scatter(cells.part(borders[a], borders[b]), grid, steps[a:b], job))
+        parts.append(_scatter(cells.part(borders[a], borders[b]), grid, steps[a:b], where, collector, options))
     return parts[0] if len(parts) == 1 else Block(*(np.concatenate(columns) for columns in zip(*parts)))
 
 
-def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], job: Assembly) -> Block:
+def _scatter(
+    cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str, collector: Collector, options: ReadOptions
+) -> Block:
     """The block of cells in any order within their steps; incomplete steps are left out if that is accepted."""
     shape = (len(steps), len(grid.layers), grid.experts)
-    cell = _places(cells, grid, steps, job.where)
+    cell = _places(cells, grid, steps, where)
     hits = np.bincount(cell, minlength=len(steps) * grid.cells).reshape(shape)
     there = np.asarray(hits.any(axis=2))  # (steps, layers)
     incomplete = np.asarray(~there.all(axis=1))  # (steps,)
-    if "incomplete" in job.accept and incomplete.any():
+    if "incomplete" in options.accept and incomplete.any():
         layer = grid.layers[~there[incomplete][0]][0]
         evidence = f"layer {layer} is missing, and the step is left out"
-        job.collector.note("incomplete", f"step {steps[incomplete][0]}", evidence, int(incomplete.sum()))
+        collector.note("incomplete", f"step {steps[incomplete][0]}", evidence, int(incomplete.sum()))
     else:
         incomplete[:] = False
     wrong = (hits != 1) & ~incomplete[:, None, None]
-    if job.idle_experts:
+    if options.idle_experts:
         wrong &= (hits > 1) | ~there[:, :, None]
     if wrong.any():
-        _raise_for(np.where(wrong, hits, 1), hits, grid, steps, job.where)
+        step, layer, expert = np.argwhere(wrong)[0]
+        place = f"{where}, step {steps[step]}, layer {grid.layers[layer]}"
+        if hits[step, layer, expert] > 1:
+            raise TraceError(
+                place,
+                f"expert {expert + grid.first_expert} is there {hits[step, layer, expert]} times",
+                "keep one row for each step, layer and expert; name columns that were not recognised with "
+                "--column step=NAME or layer=NAME; ranks in one file go into a file each, for --merge",
+            )
+        if not there[step, layer]:
+            raise TraceError(
+                place,
+                "the layer is missing in this step (incomplete)",
+                "leave such steps out with --accept incomplete, or choose other layers with --layers",
+            )
+        raise TraceError(
+            place,
+            f"there are {np.count_nonzero(hits[step, layer])} experts where others have {grid.experts}",
+            "take experts without a row as idle with --idle-experts, or log every expert of every layer",
+        )
     counts = np.zeros(hits.size, np.int64)
     counts[cell] = cells.count
     return Block(steps[~incomplete], counts.reshape(shape)[~incomplete])
@@ -269,28 +267,3 @@ def _places(cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str) -> N
         )
     places: NDArray[np.int64] = (np.searchsorted(steps, cells.step) * len(grid.layers) + layer) * grid.experts + expert
     return places
-
-
-def _raise_for(
-    wrong: NDArray[np.intp], hits: NDArray[np.intp], grid: Grid, steps: NDArray[np.int64], where: str
-) -> None:
-    step, layer, expert = np.argwhere(wrong != 1)[0]
-    place = f"{where}, step {steps[step]}, layer {grid.layers[layer]}"
-    if hits[step, layer, expert] > 1:
-        raise TraceError(
-            place,
-            f"expert {expert + grid.first_expert} is there {hits[step, layer, expert]} times",
-            "keep one row for each step, layer and expert; name columns that were not recognised with "
-            "--column step=NAME or layer=NAME; ranks in one file go into a file each, for --merge",
-        )
-    if not hits[step, layer].any():
-        raise TraceError(
-            place,
-            "the layer is missing in this step (incomplete)",
-            "leave such steps out with --accept incomplete, or choose other layers with --layers",
-        )
-    raise TraceError(
-        place,
-        f"there are {np.count_nonzero(hits[step, layer])} experts where others have {grid.experts}",
-        "take experts without a row as idle with --idle-experts, or log every expert of every layer",
-    )

@@ -116,18 +116,15 @@ class Merged:
     assumptions: tuple[str, ...] = ()
     idle: bool = False
 
-    @property
-    def readings(self) -> tuple[Reading, ...]:
-        """The dumps at the bottom."""
-        return tuple(reading for part in self.parts for reading in readings_of(part))
-
 
 Source = Reading | Merged
 
 
 def readings_of(source: Source) -> tuple[Reading, ...]:
     """The dumps that a source reads."""
-    return (source,) if isinstance(source, Reading) else source.readings
+    if isinstance(source, Reading):
+        return (source,)
+    return tuple(reading for part in source.parts for reading in readings_of(part))
 
 
 class Format(Protocol):

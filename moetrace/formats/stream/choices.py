@@ -120,122 +120,81 @@ class Census:
         """The numbers that were chosen, increasing."""
         return sorted(self.counts)
 
-    @property
-    def layers(self) -> list[int]:
-        """The layers, increasing."""
-        return sorted(self.by_layer)
-
     def findings(self, layers: Sequence[int]) -> tuple[Finding, ...]:
         """What is odd about what is chosen in *layers*."""
         those = {layer: self.by_layer[layer] for layer in layers if layer in self.by_layer}
-        found = [_repeated(those), _one_expert(those), _every_token(those)]
-        return tuple(part for part in found if part is not None)
-
-
-def _repeated(layers: dict[int, LayerChoices]) -> Finding | None:
-    """Tokens that choose one expert twice, which a router does not do."""
-    twice = {number: layer for number, layer in layers.items() if layer.repeated}
-    if not twice:
-        return None
-    rows, repeated = (sum(getattr(layer, name) for layer in twice.values()) for name in ("rows", "repeated"))
-    alone = sum((layer.alone for layer in twice.values()), Counter())
-    evidence = f"in layers {shown(list(twice))} {repeated:,} of {rows:,} tokens choose one expert twice"
-    expert, times = alone.most_common(1)[0] if alone else (0, 0)
-    if times > repeated // 2:
-        evidence += f", {times:,} of them {expert} alone, as rows do that nothing was written to"
-    return finding("repeated-choice", f"layer {min(twice)}", evidence)
-
-
-def _one_expert(layers: dict[int, LayerChoices]) -> Finding | None:
-    """Layers whose tokens all choose one expert."""
-    alone = [number for number, layer in layers.items() if len(layer.experts) == 1 and layer.rows > 1]
-    if not alone or len(set().union(*(layer.experts for layer in layers.values()))) == 1:
-        return None
-    (expert,) = layers[alone[0]].experts
-    evidence = f"every choice in layers {shown(alone)} is expert {expert}"
-    return finding("one-expert", f"layer {alone[0]}", evidence)
-
-
-def _every_token(layers: dict[int, LayerChoices]) -> Finding | None:
-    """The last expert, where every token of every layer chooses it besides others."""
-    if not layers:
-        return None
-    last = max(max(layer.experts, default=-1) for layer in layers.values())
-    if any(last not in (layer.by_all or ()) or layer.width < 2 or layer.rows < 32 for layer in layers.values()):
-        return None
-    if all(len(layer.experts) <= layer.width for layer in layers.values()):
-        return None
-    evidence = f"every token chooses expert {last}, the last one, in every layer"
-    return finding("every-token", "every layer", evidence)
+        if not those:
+            return ()
+        found = []
+        # A router does not choose one expert twice for a token.
+        twice = {number: layer for number, layer in those.items() if layer.repeated}
+        if twice:
+            rows, repeated = (sum(getattr(layer, name) for layer in twice.values()) for name in ("rows", "repeated"))
+            evidence = f"in layers {shown(list(twice))} {repeated:,} of {rows:,} tokens choose one expert twice"
+            for expert, times in sum((layer.alone for layer in twice.values()), Counter()).most_common(1):
+                if times > repeated // 2:
+                    evidence += f", {times:,} of them {expert} alone, as rows do that nothing was written to"
+            found.append(finding("repeated-choice", f"layer {min(twice)}", evidence))
+        alone = [number for number, layer in those.items() if len(layer.experts) == 1 and layer.rows > 1]
+        if alone and len(set().union(*(layer.experts for layer in those.values()))) > 1:
+            (only,) = those[alone[0]].experts
+            evidence = f"every choice in layers {shown(alone)} is expert {only}"
+            found.append(finding("one-expert", f"layer {alone[0]}", evidence))
+        last = max(max(layer.experts, default=-1) for layer in those.values())
+        by_all = all(last in (layer.by_all or ()) and layer.width > 1 and layer.rows >= 32 for layer in those.values())
+        if by_all and any(len(layer.experts) > layer.width for layer in those.values()):
+            evidence = f"every token chooses expert {last}, the last one, in every layer"
+            found.append(finding("every-token", "every layer", evidence))
+        return tuple(found)
 
 
 # --- counting ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Counting:
-    """How choices are counted: *tokens* of a layer are a step where none is named, *experts* a layer.
-
-    *ignore* is a number that is not a routed expert.
-    """
-
-    tokens: int | None = None
-    experts: int | None = None
-    ignore: int | None = None
-
-
-@dataclass(frozen=True)
-class Padding:
-    """A *number* that stands for no choice: *everywhere*, or where it is all that a token chose."""
-
-    number: int
-    everywhere: bool
-
-    @classmethod
-    def of(cls, census: Census, number: int, where: str) -> Padding:
-        """By its place among the experts; raises `SettingError` where it was never chosen."""
-        if number not in census.counts:
-            raise SettingError(f"{where} holds no {number}, and has no use for --ignore")
-        return cls(number, everywhere=len(census.ids) > 1 and number == census.ids[-1])
-
-    def removed(self, pieces: Iterable[Choices]) -> Iterator[Choices]:
-        """The choices with -1 for padding."""
-        for piece in pieces:
-            padded = piece.expert == self.number
-            padded = padded if self.everywhere else padded.all(axis=1, keepdims=True)
-            yield piece._replace(expert=np.where(padded, -1, piece.expert))
-
-
 def choices_reading(
     pieces: Callable[[], Iterator[Choices]],
     where: str,
-    counting: Counting,
     *,
-    census: Census | None = None,
+    tokens: int | None = None,
     experts: int | None = None,
+    ignore: int | None = None,
+    census: Census | None = None,
+    at_least: int = 0,
     top_k: int | None = None,
     assumptions: tuple[str, ...] = (),
 ) -> Reading:
     """The reading of a routing log that *pieces* opens anew each time it is called.
 
-    *census* is what is known of it, *experts* how many others have that it is merged with. Raises `TraceError` when
-    an expert was chosen beyond the experts there should be, or far beyond all others.
+    *tokens* of a layer are a step where none is named, *experts* a layer; *ignore* is a number that is not a routed
+    expert. *census* is what is known of the log, *at_least* how many experts others have that it is merged with.
+    Raises `TraceError` when an expert was chosen beyond the experts there should be, or far beyond all others, and
+    `SettingError` where the number to ignore was never chosen.
     """
     found = census or Census.of(pieces(), where)
-    layers, chosen, real = found.layers, pieces, found.ids
-    if counting.ignore is not None:
-        padding = Padding.of(found, counting.ignore, where)
-        number, times = padding.number, found.counts[padding.number]
-        left_out = f"{number} is left out, {times:,} times," if padding.everywhere else None
-        assumptions = (*assumptions, f"{left_out or f'tokens that choose {number} alone are left out,'} by --ignore")
+    layers, real = sorted(found.by_layer), found.ids
+    chosen = pieces
+    if ignore is not None:
+        if ignore not in found.counts:
+            raise SettingError(f"{where} holds no {ignore}, and has no use for --ignore")
+        # The last number stands for no choice everywhere, one among the experts where it is all that a token chose.
+        everywhere = len(real) > 1 and ignore == real[-1]
+
+        def chosen() -> Iterator[Choices]:
+            for piece in pieces():
+                padded = piece.expert == ignore
+                padded = padded if everywhere else padded.all(axis=1, keepdims=True)
+                yield piece._replace(expert=np.where(padded, -1, piece.expert))
+
+        alone = f"tokens that choose {ignore} alone are left out,"
+        left_out = f"{ignore} is left out, {found.counts[ignore]:,} times," if everywhere else alone
+        assumptions = (*assumptions, f"{left_out} by --ignore")
         # A layer that holds nothing but padding does not count.
-        layers = [layer for layer in layers if not found.by_layer[layer].experts <= {number}]
-        real = [expert for expert in real if not (padding.everywhere and expert == number)]
-        chosen = lambda: padding.removed(pieces())  # noqa: E731 - opened anew by each call
+        layers = [layer for layer in layers if not found.by_layer[layer].experts <= {ignore}]
+        real = real[:-1] if everywhere else real
         found = Census.of(chosen(), where)
-    _check_highest(real, counting.experts, where)
-    n = counting.experts or max(experts or 0, real[-1] + 1)
-    if counting.experts is None:
+    _check_highest(real, experts, where)
+    n = experts or max(at_least, real[-1] + 1)
+    if experts is None:
         assumptions = (*assumptions, f"{n} experts: the highest that was chosen is {real[-1]}")
     require(len(layers) * n * 64, where, f"a step of {len(layers):,} layers of {n:,} experts", "check its numbers")
 
@@ -245,11 +204,11 @@ def choices_reading(
             yield piece if rows.all() else piece.part(rows)
 
     return Reading(
-        lambda: counted(with_steps(inside(), counting.tokens or 1), np.array(layers, np.int64), n),
+        lambda: counted(with_steps(inside(), tokens or 1), np.array(layers, np.int64), n),
         where=where,
         assumptions=assumptions,
         known={} if top_k is None else {"top_k": top_k},
-        steps_are_implicit=counting.tokens is not None,
+        steps_are_implicit=tokens is not None,
         layer_findings=found.findings,
     )
 

@@ -18,7 +18,8 @@ from moetrace.trace import FLOAT64_EXACT
 if TYPE_CHECKING:
     import pyarrow as pa
 
-# A number with commas between its thousands, as spreadsheets write it.
+# A number of a step, a layer or an expert; and one with commas between its thousands, as spreadsheets write it.
+BARE = re.compile(r"\d{1,15}")
 BY_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
 # The number of a layer in the name of a module: what follows a word for it, or else the only number.
 OF_LAYER = re.compile(r"(?:layers?|blocks?|(?<![a-z])h)[._/\[-]?(\d{1,15})", re.IGNORECASE)
@@ -71,19 +72,16 @@ def lists_in(values: pa.Array, name: str, row: int, where: str) -> pa.Array:
         return pa.array(lists)
 
 
-def column(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[Any]:
-    """A column without nulls, shape (rows,); text that is numbers as people write them becomes numbers."""
-    values = batch.column(name)
-    if values.null_count:
-        raise null(values, name, row, where)
-    return with_gaps(batch, name, row, where)
+def column(batch: pa.RecordBatch, name: str, row: int, where: str, gaps: bool = False) -> NDArray[Any]:
+    """A column (rows,); text that is numbers as people write them becomes numbers.
 
-
-def with_gaps(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[Any]:
-    """The same, with NaN for nulls."""
+    Nulls are NaN if there may be *gaps*; else they raise `TraceError`, as do values that are no numbers.
+    """
     import pyarrow as pa
 
     values = batch.column(name)
+    if values.null_count and not gaps:
+        raise null(values, name, row, where)
     if not values.null_count and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
         return to_numpy(values)
     if pa.types.is_null(values.type):
@@ -123,23 +121,40 @@ def numbers_as_written(texts: NDArray[Any], name: str, row: int, where: str) -> 
     return np.array(numbers) / (100 if percents.any() else 1)
 
 
-def numbers(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
-    """A column of whole numbers (step, layer, expert), shape (rows,)."""
-    values = column(batch, name, row, where)
-    if values.dtype.kind == "O":  # hive partitions and dictionaries arrive as text
+def numbers(
+    batch: pa.RecordBatch, name: str, row: int, where: str, in_text: Callable[[str], int | None] | None = None
+) -> NDArray[np.int64]:
+    """A column of steps, layers or experts (rows,): whole numbers, or texts with one number each, like ``expert_3``.
+
+    *in_text* finds the number of a text, if it is another one. Raises `TraceError` for what is no whole number.
+    """
+
+    def only_number(text: str) -> int | None:
+        every = [text] if re.fullmatch(r"-\d{1,15}", text) else BARE.findall(text)
+        return int(every[0]) if len(every) == 1 else None
+
+    values = batch.column(name)
+    if is_text(values.type) and not values.null_count:
+        encoded = values.dictionary_encode()  # each different text is looked at once
+        found = [(in_text or only_number)(text) for text in encoded.dictionary.to_pylist()]
+        if None not in found:
+            by_text: NDArray[np.int64] = np.array(found, np.int64)[to_numpy(encoded.indices)]
+            return by_text
+    array = column(batch, name, row, where)
+    if array.dtype.kind == "O":  # hive partitions and dictionaries arrive as text
         try:
-            values = values.astype(np.int64)
+            array = array.astype(np.int64)
         except (TypeError, ValueError, OverflowError):
             raise TraceError(f"{where}, column {name}", "holds text, not numbers", "give whole numbers") from None
-    if values.dtype.kind == "f":
+    if array.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
-            bad = np.flatnonzero(~(np.abs(values) < FLOAT64_EXACT) | (np.floor(values) != values))
+            bad = np.flatnonzero(~(np.abs(array) < FLOAT64_EXACT) | (np.floor(array) != array))
         if bad.size:
             at = f"{where}, column {name}, row {row + bad[0]}"
-            raise TraceError(at, f"{values[bad[0]]} is not a whole number", "give whole numbers")
-    if values.dtype.kind not in "iuf":
-        raise TraceError(f"{where}, column {name}", f"holds {values.dtype}, not numbers", "give whole numbers")
-    return values.astype(np.int64, copy=False)
+            raise TraceError(at, f"{array[bad[0]]} is not a whole number", "give whole numbers")
+    if array.dtype.kind not in "iuf":
+        raise TraceError(f"{where}, column {name}", f"holds {array.dtype}, not numbers", "give whole numbers")
+    return array.astype(np.int64, copy=False)
 
 
 def layers_in(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
@@ -147,35 +162,10 @@ def layers_in(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray
 
     def layer(text: str) -> int:
         found = OF_LAYER.search(text)
-        every = re.findall(r"\d{1,15}", text)
+        every = BARE.findall(text)
         if found is None and len(every) != 1:
             problem = f"names no layer in {text[:60]!r}"
             raise TraceError(f"{where}, column {name}", problem, "name layers by numbers")
         return int(found[1] if found else every[0])
 
-    return _from_text(batch, name, row, where, layer)
-
-
-def numbers_from_text(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
-    """A column of steps or experts (rows,), numbers or texts with one number each, such as ``expert_3``."""
-
-    def number(text: str) -> int | None:
-        every = re.findall(r"\d{1,15}", text)
-        return int(every[0]) if len(every) == 1 else None
-
-    return _from_text(batch, name, row, where, number)
-
-
-def _from_text(
-    batch: pa.RecordBatch, name: str, row: int, where: str, number_in: Callable[[str], int | None]
-) -> NDArray[np.int64]:
-    """A column of numbers; *number_in* finds that of a text, each different one looked at once."""
-    values = batch.column(name)
-    if not is_text(values.type) or values.null_count:
-        return numbers(batch, name, row, where)
-    encoded = values.dictionary_encode()
-    found = [number_in(text) for text in encoded.dictionary.to_pylist()]
-    if None in found:
-        return numbers(batch, name, row, where)
-    by_text: NDArray[np.int64] = np.array(found, np.int64)[to_numpy(encoded.indices)]
-    return by_text
+    return numbers(batch, name, row, where, layer)

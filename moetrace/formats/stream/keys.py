@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
+from moetrace.formats.location import Location
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import OF_LAYER
-from moetrace.formats.stream.names import Named, step_in_name
+from moetrace.formats.stream.columns import BARE, OF_LAYER
+from moetrace.formats.stream.names import step_in_name
 from moetrace.formats.stream.tables import LAYER_NAMES, STEP_NAMES
 from moetrace.formats.stream.values import COUNT_NAMES, Values, simple_name
 from moetrace.trace import FLOAT64_EXACT
@@ -26,14 +27,13 @@ WORDS = {
     "layer": OF_LAYER,
     "step": re.compile(r"(?:step|iter|iteration|window|pass)[._/\[-]?(\d{1,15})", re.IGNORECASE),
 }
-BARE = re.compile(r"\d{1,15}")
 # Lines taken at a time.
 LINES = 1000
 
 Key = str | int
 
 
-def keyed_reading(document: Any, path: Named, values: Values, needs: str) -> Reading:
+def keyed_reading(document: Any, path: Location, values: Values, needs: str) -> Reading:
     """Counts by step, layer and expert, or by layer and expert alone, as keys or places in lists.
 
     Keys that say what they number (``layer_3``, ``expert_7``) are taken at their word; others come in that order.
@@ -63,7 +63,7 @@ def keyed_reading(document: Any, path: Named, values: Values, needs: str) -> Rea
     )
 
 
-def keyed_lines(lines: Callable[[], Iterator[dict[str, Any]]], path: Named, values: Values, needs: str) -> Reading:
+def keyed_lines(lines: Callable[[], Iterator[dict[str, Any]]], path: Location, values: Values, needs: str) -> Reading:
     """Objects with a step whose counts have experts, or layers and experts, as keys or in lists.
 
     Raises `TraceError` where the first of them has no step, or nothing of that kind.

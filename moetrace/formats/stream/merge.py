@@ -10,17 +10,28 @@ import numpy as np
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
-from moetrace.formats.stream.blocks import Assembly, Grid, assemble
-from moetrace.formats.stream.cells import Block, Cells, Merge, Merged, NothingSelected, Reading, Source, readings_of
-from moetrace.formats.stream.names import Named, check_ranks, layer_in_name, rank_in_name, step_in_name
+from moetrace.formats.location import Location
+from moetrace.formats.stream.blocks import Grid, assemble
+from moetrace.formats.stream.cells import (
+    Block,
+    Cells,
+    Merge,
+    Merged,
+    NothingSelected,
+    Reading,
+    ReadOptions,
+    Source,
+    readings_of,
+)
+from moetrace.formats.stream.names import check_ranks, layer_in_name, rank_in_name, step_in_name
 
 Stream = tuple[Grid, Iterator[Block]]
 Report = Callable[[int], None]
 """Called with the number of cells of each piece as it is read."""
 
 
-def blocks_of(source: Source, job: Assembly, report: Report) -> Stream:
-    """The grid and the complete blocks of a source, its parts merged as it says, each dealt with as *job* says.
+def blocks_of(source: Source, options: ReadOptions, report: Report) -> Stream:
+    """The grid and the complete blocks of a source, its parts merged as it says.
 
     Parts that have none of the layers asked for are left out. Raises `OutOfOrder` where steps go backwards,
     `TraceError` for holes, repetitions and parts that do not fit together.
@@ -32,9 +43,9 @@ def blocks_of(source: Source, job: Assembly, report: Report) -> Stream:
                 report(len(piece.step))
                 yield piece
 
-        return assemble(cells, replace(job, where=source.where, collector=source.collector))
+        return assemble(cells, source.where, source.collector, options)
     # A part has as many experts as the whole, unless they are side by side.
-    of_parts = replace(job, experts=None) if source.how == "experts" else job
+    of_parts = replace(options, experts=None) if source.how == "experts" else options
     parts: list[tuple[Stream, str]] = []
     nothing: list[NothingSelected] = []
     for part in source.parts:
@@ -48,12 +59,12 @@ def blocks_of(source: Source, job: Assembly, report: Report) -> Stream:
         parts.sort(key=lambda part: int(part[0][0].layers[0]))
     names = [name for _, name in parts]
     grid = _grid([grid for (grid, _), _ in parts], names, source.how)
-    idle = source.how == "sum" and (source.idle or job.idle_experts)
+    idle = source.how == "sum" and (source.idle or options.idle_experts)
     collector = readings_of(source)[0].collector
     return grid, _together([blocks for (_, blocks), _ in parts], names, source.how, idle, collector)
 
 
-def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Source:
+def merged(sources: Sequence[Source], paths: Sequence[Location], how: Merge) -> Source:
     """The sources read from *paths* as one; segments of a run (``steps``) follow each other as they are given.
 
     Where names hold the step as well as the rank, the files of a rank follow each other; where they hold the layer,
@@ -81,6 +92,17 @@ def merged(sources: Sequence[Source], paths: Sequence[Named], how: Merge) -> Sou
         return Merged(rows, how, where, (*assumptions, "files of one rank follow each other"))
     check_ranks(paths)
     return Merged(tuple(sources), how, where, assumptions)
+
+
+def by_layers(ranks: Sequence[tuple[Sequence[int], Source]], where: str, *assumptions: str) -> Merged:
+    """Ranks, each with its layers, as one: those with the same layers are added up, others are pipeline stages."""
+    stages: dict[tuple[int, ...], list[Source]] = defaultdict(list)
+    for layers, source in ranks:
+        stages[tuple(layers)].append(source)
+    each = f"{len(ranks)} ranks: tokens are added up, {len(stages)} pipeline stages put together"
+    return Merged(
+        tuple(Merged(tuple(group), "sum", where) for group in stages.values()), "layers", where, (each, *assumptions)
+    )
 
 
 def _by_number(numbers: Sequence[int | None], sources: Sequence[Source]) -> list[list[Source]]:

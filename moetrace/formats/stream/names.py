@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import TypeVar
 
 from moetrace.errors import TraceError, shown
+from moetrace.formats.location import Location
 
 # A file for each layer, its number in the name.
 LAYER_IN_NAME = re.compile(r"(?:.*[_.-])?layer[_=.-]?(\d{1,15})", re.IGNORECASE)
@@ -18,28 +20,16 @@ RANK_IN_NAME = re.compile(r"rank[_-]?(\d{1,15})", re.IGNORECASE)
 SEGMENT_IN_NAME = re.compile(rf"{STEP_IN_NAME.pattern}|(?<!\d)(\d{{9,15}})(?!\d)|moe_load_(\d{{1,15}})", re.IGNORECASE)
 
 
-class Named(Protocol):
-    """A path, or something like it."""
-
-    @property
-    def name(self) -> str:
-        """Its last part."""
-
-    @property
-    def stem(self) -> str:
-        """Its last part without the ending."""
+AnyLocation = TypeVar("AnyLocation", bound=Location)
 
 
-AnyNamed = TypeVar("AnyNamed", bound=Named)
-
-
-def by_rank(paths: Sequence[AnyNamed]) -> list[AnyNamed]:
+def by_rank(paths: Sequence[AnyLocation]) -> list[AnyLocation]:
     """Paths in the order of the numbers in their names, so that rank 10 comes after rank 9.
 
     What follows the dot in a time in seconds is the part of a second.
     """
 
-    def parts(path: AnyNamed) -> list[str | tuple[int, str]]:
+    def parts(path: AnyLocation) -> list[str | tuple[int, str]]:
         split = re.split(r"((?<!\d)\d{9,}\.\d+|\d+)", str(path))
         numbers = [part.partition(".") for part in split]
         return [(int(numbers[i][0]), numbers[i][2]) if i % 2 else part for i, part in enumerate(split)]
@@ -47,25 +37,31 @@ def by_rank(paths: Sequence[AnyNamed]) -> list[AnyNamed]:
     return sorted(paths, key=parts)
 
 
-def _number_in(path: Named, pattern: re.Pattern[str]) -> int | None:
+def rank_files(path: Path, name: re.Pattern[str]) -> list[Path]:
+    """The files of such a *name* that *path* is or holds, in the order of their ranks."""
+    inside = path.iterdir() if path.is_dir() else [path]
+    return by_rank([child for child in inside if name.fullmatch(child.name) and child.is_file()])
+
+
+def _number_in(path: Location, pattern: re.Pattern[str]) -> int | None:
     found = pattern.search(path.stem)
     return int(next(group for group in found.groups() if group)) if found else None
 
 
-def rank_in_name(path: Named) -> int | None:
+def rank_in_name(path: Location) -> int | None:
     return _number_in(path, RANK_IN_NAME)
 
 
-def step_in_name(path: Named) -> int | None:
+def step_in_name(path: Location) -> int | None:
     return _number_in(path, STEP_IN_NAME)
 
 
-def layer_in_name(path: Named) -> int | None:
+def layer_in_name(path: Location) -> int | None:
     found = LAYER_IN_NAME.fullmatch(path.stem)
     return int(found[1]) if found else None
 
 
-def rank_or_last_number(path: Named) -> int | None:
+def rank_or_last_number(path: Location) -> int | None:
     """The rank in a file's name: the number after ``rank``, or else the last one, unless that is a layer."""
     found = rank_in_name(path)
     if found is not None or layer_in_name(path) is not None:
@@ -74,7 +70,7 @@ def rank_or_last_number(path: Named) -> int | None:
     return int(last[1]) if last else None
 
 
-def check_ranks(paths: Sequence[Named]) -> None:
+def check_ranks(paths: Sequence[Location]) -> None:
     """Raise `TraceError` when a rank is missing between the first and the last, or there twice."""
     numbers = [rank_or_last_number(path) for path in paths]
     if None in numbers:
@@ -88,7 +84,7 @@ def check_ranks(paths: Sequence[Named]) -> None:
             raise TraceError(str(second), missing, "merge all ranks of the run")
 
 
-def merge_hint(paths: Sequence[Named]) -> str | None:
+def merge_hint(paths: Sequence[Location]) -> str | None:
     """What files that are read one by one may be parts of, by the numbers in all their names; None for nothing.
 
     >>> from pathlib import Path

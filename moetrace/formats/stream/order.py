@@ -30,28 +30,19 @@ class Run:
     *cells* is their number, *steps* the number of them in each step.
     """
 
+    first: int
+    last: int
     cells: int = 0
     steps: dict[int, int] = field(default_factory=dict)
     layers: set[int] = field(default_factory=set)
     experts: set[int] = field(default_factory=set)
 
     def add(self, piece: Cells) -> None:
-        """Go on with *piece*."""
-        self.cells += len(piece.step)
+        self.cells, self.last = self.cells + len(piece.step), int(piece.step[-1])
         for step, n in zip(*(part.tolist() for part in np.unique(piece.step, return_counts=True))):
             self.steps[step] = self.steps.get(step, 0) + n
         self.layers.update(np.unique(piece.layer).tolist())
         self.experts.update(np.unique(piece.expert).tolist())
-
-    @property
-    def first(self) -> int:
-        """The first step."""
-        return min(self.steps)
-
-    @property
-    def last(self) -> int:
-        """The last step."""
-        return max(self.steps)
 
     def repeats(self, before: Run) -> bool:
         """Whether this run writes whole steps of *before* again, all from some step on."""
@@ -76,7 +67,7 @@ def in_order(source: Source) -> Source:
     """
     if isinstance(source, Merged):
         return replace(source, parts=tuple(in_order(part) for part in source.parts))
-    runs = runs_of(source.cells())
+    runs = _runs_of(source.cells())
     if runs is not None and len(runs) == 1:
         return source
     if runs is not None and all(after.repeats(before) for before, after in pairwise(runs)):
@@ -84,7 +75,7 @@ def in_order(source: Source) -> Source:
     return replace(source, cells=lambda: _sorted(source))
 
 
-def runs_of(cells: Iterable[Cells]) -> list[Run] | None:
+def _runs_of(cells: Iterable[Cells]) -> list[Run] | None:
     """The runs of a stream, None when there are more than `MOST_RUNS`."""
     runs: list[Run] = []
     latest = None
@@ -96,7 +87,7 @@ def runs_of(cells: Iterable[Cells]) -> list[Run] | None:
                 continue
             part = piece.part(a, b)
             if latest is None or part.step[0] < latest:
-                runs.append(Run())
+                runs.append(Run(int(part.step[0]), int(part.step[0])))
             runs[-1].add(part)
             latest = part.step[-1]
             if len(runs) > MOST_RUNS:

@@ -6,7 +6,7 @@ Works on Arrow record batches, whatever file they came from.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +15,13 @@ from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.stream.cells import Cells
-from moetrace.formats.stream.columns import column, holds_lists, is_list, layers_in, lists_in, null, numbers_from_text
-from moetrace.formats.stream.names import Named, layer_in_name, step_in_name
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.location import Location
+from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.columns import column, holds_lists, is_list, layers_in, lists_in, null, numbers
+from moetrace.formats.stream.names import layer_in_name, step_in_name
 from moetrace.formats.stream.values import COUNT_NAMES, VALUE_NAMES, Values, simple_name
+from moetrace.trace import Finding
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,7 +68,7 @@ class TableFormat(ValueFormat):
     column: str | Mapping[str, str] | None = None
     pattern: str | None = None
 
-    def naming(self, path: Named) -> Naming:
+    def naming(self, path: Location) -> Naming:
         """What the columns of the file at *path* are called; raises `SettingError` for an unknown role."""
         given = self.column or {}
         pairs = dict(part.partition("=")[::2] for part in given.split(",")) if isinstance(given, str) else given
@@ -101,6 +104,35 @@ class Layout:
     collector: Collector
     steps_are_implicit: bool = False
 
+    def reading(
+        self,
+        where: str,
+        batches: Callable[[], Iterator[pa.RecordBatch]],
+        *,
+        rows: int | None = None,
+        assumed: tuple[str, ...] = (),
+        findings: tuple[Finding, ...] = (),
+    ) -> Reading:
+        """The reading of a table whose *batches* are opened anew each time, *rows* in all."""
+
+        def cells() -> Iterator[Cells]:
+            row = 0
+            with library_errors(where, lambda: f"cannot be read after row {row}", WRITE_AGAIN):
+                for batch in batches():
+                    if batch.num_rows:
+                        yield self.cells(batch.select(self.columns), row, where)
+                    row += batch.num_rows
+
+        return Reading(
+            cells,
+            rows=None if rows is None else rows * self.width,
+            assumptions=(*assumed, *self.assumptions),
+            findings=findings,
+            where=where,
+            collector=self.collector,
+            steps_are_implicit=self.steps_are_implicit,
+        )
+
 
 @dataclass(frozen=True)
 class ColumnRoles:
@@ -122,7 +154,7 @@ class ColumnRoles:
     def steps(self, batch: pa.RecordBatch, row: int, where: str) -> NDArray[np.int64]:
         """The steps of the rows, shape (rows,)."""
         if self.step is not None:
-            return numbers_from_text(batch, self.step, row, where)
+            return numbers(batch, self.step, row, where)
         return np.full(batch.num_rows, 1 if self.naming.step is None else self.naming.step)
 
     def layers(self, batch: pa.RecordBatch, row: int, where: str) -> NDArray[np.int64]:
@@ -206,8 +238,19 @@ def match_columns(schema: pa.Schema, where: str, naming: Naming, first: pa.Recor
 
 def no_layout(names: Sequence[str], found: ColumnRoles) -> TraceError:
     """The error that the columns make no table of counts, with the line that takes them as one."""
+    known = {"step": found.step, "layer": found.layer, "expert": found.expert, "tokens": found.value}
     names = [name or "(unnamed)" for name in names]
-    query = f"rows of any form go with --sql {sql_for(names, found)!r} (docs/recipes.md)"
+    left = [name for name in names if name not in known.values()]
+    unknown = [role for role, name in known.items() if name is None and role != "layer"]
+    if len(left) == len(unknown) == 1:
+        known[unknown[0]] = left[0]
+    columns = []
+    for role, name in known.items():
+        text = name or ("0" if role == "layer" else role.upper())  # in capitals what is to be filled in
+        text = text if re.fullmatch(r"\w+", text) else '"' + text.replace('"', '""') + '"'
+        columns.append(text if text == role else f"{text} AS {role}")
+    sql = f'SELECT {", ".join(columns)} FROM "{found.where}"'
+    query = f"rows of any form go with --sql {sql!r} (docs/recipes.md)"
     if found.step is None:
         problem = f"has no column for the step among {shown(names)}"
         return TraceError(found.where, problem, f"name one `step`, or say --column step=NAME; {query}")
@@ -217,21 +260,6 @@ def no_layout(names: Sequence[str], found: ColumnRoles) -> TraceError:
         "long needs step, layer, expert, tokens; wide step, layer, expert_0 ...; nested step, layer, counts; "
         f"--column tokens=NAME says which is which; choices of tokens go with --from routing; {query}",
     )
-
-
-def sql_for(names: Sequence[str], found: ColumnRoles) -> str:
-    """A query for the rows of the file, in which a role without a column stands in capitals unless one is left."""
-    known = {"step": found.step, "layer": found.layer, "expert": found.expert, "tokens": found.value}
-    left = [name for name in names if name not in known.values()]
-    unknown = [role for role, name in known.items() if name is None and role != "layer"]
-    if len(left) == len(unknown) == 1:
-        known[unknown[0]] = left[0]
-    columns = []
-    for role, name in known.items():
-        text = name or ("0" if role == "layer" else role.upper())
-        text = text if re.fullmatch(r"\w+", text) else '"' + text.replace('"', '""') + '"'
-        columns.append(text if text == role else f"{text} AS {role}")
-    return f'SELECT {", ".join(columns)} FROM "{found.where}"'
 
 
 def few_columns(n: int, where: str) -> None:
@@ -249,7 +277,7 @@ def long_layout(found: ColumnRoles, reader: Values) -> Layout:
         return Cells(
             found.steps(batch, row, where),
             found.layers(batch, row, where),
-            numbers_from_text(batch, expert, row, where),
+            numbers(batch, expert, row, where),
             reader.counts(column(batch, value, row, where), value, row, where, found.kind),
         )
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from moetrace.doctor.catalogue import finding
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors
-from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.tables import Naming
 from moetrace.formats.stream.values import Values
 from moetrace.formats.stream.wide import match_layout
@@ -24,8 +24,6 @@ from moetrace.trace import Finding
 BLOCK_BYTES = 8 << 20
 HEAD_BYTES = 1 << 16
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
-# What to do about a file that cannot be read.
-WRITE_AGAIN = "write the file again"
 DELIMITERS = ",\t;|"
 
 
@@ -155,25 +153,11 @@ def table_reading(
         schema, first = batches.schema, next(iter(batches), None)
     layout = match_layout(schema, where, values, naming, first)
 
-    def cells() -> Iterator[Cells]:
-        row = 0
-        with (
-            library_errors(where, lambda: f"cannot be read after row {row}", WRITE_AGAIN),
-            closing(open_batches()) as batches,
-        ):
-            for batch in batches:
-                if batch.num_rows:
-                    yield layout.cells(batch.select(layout.columns), row, where)
-                row += batch.num_rows
+    def every() -> Iterator[Any]:
+        with closing(open_batches()) as batches:
+            yield from batches
 
-    return Reading(
-        cells,
-        assumptions=(*assumed, *layout.assumptions),
-        findings=findings,
-        where=where,
-        collector=layout.collector,
-        steps_are_implicit=layout.steps_are_implicit,
-    )
+    return layout.reading(where, every, assumed=assumed, findings=findings)
 
 
 def refuse_empty(path: Path) -> None:

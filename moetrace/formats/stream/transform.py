@@ -24,10 +24,11 @@ ROUGH_STEPS = 100
 class Summary:
     """What is needed of the blocks of a trace to find errors in it, such as totals (steps, layers).
 
-    *beginning* are the blocks that roughness is measured on, *rows* the number of steps so far.
+    *beginning* are the blocks that roughness is measured on, the first *enough* steps; *rows* are the steps so far.
     """
 
-    layers: Sequence[int] = ()
+    layers: Sequence[int]
+    enough: int
     beginning: list[Block] = field(default_factory=list)
     rows: int = 0
     totals: list[Counts] = field(default_factory=list)
@@ -36,7 +37,7 @@ class Summary:
 
     def add(self, block: Block, totals: Counts, largest: int) -> None:
         """Add the next block: *totals* (steps, layers) are the tokens over all experts, no count is above *largest*."""
-        if self.rows < _enough(block):
+        if self.rows < self.enough:
             self.beginning.append(block)
         self.rows += len(block.steps)
         self.steps.append(block.steps)
@@ -53,9 +54,8 @@ class Summary:
         """The findings, also against the tokens that *options* expect of a layer in a step."""
         totals, steps = np.concatenate(self.totals), np.concatenate(self.steps)
         found: list[Finding] = []
-        enough = _enough(self.beginning[0])
         for i, layer in enumerate(self.layers):  # a layer at a time, to use little memory
-            counts = np.concatenate([block.counts[:, i] for block in self.beginning])[:enough]
+            counts = np.concatenate([block.counts[:, i] for block in self.beginning])[: self.enough]
             if found := roughness_findings(counts, steps[: len(counts)], layer):
                 break
         found = [*found, *self.factor.findings, *totals_findings(totals, steps, self.layers)]
@@ -66,12 +66,6 @@ class Summary:
         counted = options.bin is not None or options.tokens is not None
         whole = len(totals) - (counted and len(totals) > 1 and bool((totals[-1] < expected).all()))
         return found + expectation_findings(totals[:whole], steps[:whole], self.layers, expected)
-
-
-def _enough(block: Block) -> int:
-    """Steps that roughness is measured on."""
-    cells: int = block.counts[0].size
-    return max(ROUGH_STEPS, ROUGH_CELLS // cells)
 
 
 def transformed(
@@ -92,7 +86,7 @@ def transformed(
         blocks = differences(blocks, options.first, collector)
     if options.bin is not None:
         blocks = _binned(blocks, options.bin)
-    summary = Summary(grid.layers.tolist())
+    summary = Summary(grid.layers.tolist(), max(ROUGH_STEPS, ROUGH_CELLS // grid.cells))
     return grid, _complete_steps(blocks, summary, where, collector, options.accept), summary
 
 

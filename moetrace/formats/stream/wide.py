@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.arrow import to_numpy
 from moetrace.formats.stream.cells import Cells
-from moetrace.formats.stream.columns import column, null, with_gaps
+from moetrace.formats.stream.columns import BARE, column, null
 from moetrace.formats.stream.tables import (
     KEY_NAMES,
     ColumnRoles,
@@ -38,7 +37,6 @@ EXPERT_ONLY = re.compile(r"experts?[_/.\-\[ ]?(\d{1,15})(?!\d)", re.IGNORECASE)
 # Of a tag whose values are the counts of all experts.
 VECTOR = r"layers?[_/.\-\[ ]?(?P<layer>\d{1,15})"
 WIDE = re.compile(r"^(?:layer_?(?P<layer>\d{1,15})_)?(?:expert|e)_?(?P<expert>\d{1,15})$", re.IGNORECASE)
-BARE = re.compile(r"\d{1,15}")
 # Of a layer's or expert's number.
 MOST_DIGITS = 15
 # What an export of a chart adds to each of its columns.
@@ -53,11 +51,7 @@ class Tags:
     """How tags are matched: the first of *patterns* that is found in one gives its layer and its expert."""
 
     patterns: tuple[re.Pattern[str], ...]
-
-    @property
-    def assumption(self) -> str:
-        """What is assumed by it."""
-        return f"tags are matched by {' or '.join(pattern.pattern for pattern in self.patterns)}"
+    assumption: str
 
     def match(self, tag: str, where: str) -> tuple[int, int] | None:
         """The layer and the expert in *tag*, None where it names none; no layer is layer 0.
@@ -90,7 +84,7 @@ def tags_by(pattern: str | None, where: str) -> Tags:
         raise TraceError(where, f"--pattern is not a regular expression: {error}", "see the Python manual") from None
     if not {"layer", "expert"} & set(patterns[0].groupindex):
         raise TraceError(where, "--pattern names no layer and expert", "use (?P<layer>\\d+) and (?P<expert>\\d+)")
-    return Tags(patterns)
+    return Tags(patterns, f"tags are matched by {' or '.join(texts)}")
 
 
 def _number(match: re.Match[str], name: str, where: str) -> int:
@@ -149,9 +143,9 @@ def match_layout(
         if naming.pattern:
             raise SettingError(f"{where} names experts in rows, and has no use for --pattern")
         return nested_layout(found, reader, first) if found.value in found.lists else long_layout(found, reader)
-    wide = wide_columns(names, naming, found)
-    if wide and (found.step or found.layer):
-        return wide_layout(found, wide, reader)
+    columns, assumption = wide_columns(names, found)
+    if columns and (found.step or found.layer):
+        return wide_layout(found, columns, assumption, reader)
     named = {simple_name(name): name for name in reversed(names)}
     key = naming.roles.get("key") or first_named(named, KEY_NAMES)
     value = naming.roles.get("value") or first_named(named, ["value"])
@@ -161,84 +155,80 @@ def match_layout(
     raise no_match(tagged, "column", where) if found.step and tagged else no_layout(names, found)
 
 
-@dataclass(frozen=True)
-class Wide:
-    """Columns that are each of an expert: their *names*, layers (columns,), None where rows have them, and experts."""
-
-    names: list[str]
-    layers: NDArray[np.int64] | None
-    experts: NDArray[np.int64]
-    assumption: str = ""
-    kind: str | None = None
-
-
-def wide_columns(names: Sequence[str], naming: Naming, found: ColumnRoles) -> Wide | None:
-    """The columns with a layer and an expert, or an expert alone, in their names; None where there are none.
-
-    Raises `TraceError` where two are of one expert, or not all of one kind.
-    """
+def wide_columns(names: Sequence[str], found: ColumnRoles) -> tuple[dict[str, tuple[int | None, int]], str]:
+    """The columns with an expert in their names: its layer, None where rows have them, and its number; and why."""
     names = [name for name in names if not name.endswith(OF_CHARTS)]
-    if naming.pattern is None:
+    pattern = found.naming.pattern
+    if pattern is None:
         matches = {name: match for name in names if (match := WIDE.match(name))}
         if matches:
-            in_name = [match["layer"] for match in matches.values()]
-            layers = None if any(number is None for number in in_name) else np.array([int(n) for n in in_name])
-            experts = np.array([int(match["expert"]) for match in matches.values()])
-            assumption = f"columns like {template(next(iter(matches)))} hold the counts of experts"
-            return Wide(list(matches), layers, experts, assumption)
+            of_layers = all(match["layer"] for match in matches.values())
+            places = {
+                name: (int(match["layer"]) if of_layers else None, int(match["expert"]))
+                for name, match in matches.items()
+            }
+            return places, f"columns like {template(next(iter(matches)))} hold the counts of experts"
         bare = [name for name in names if BARE.fullmatch(name)]
         if len(bare) > 1:
-            return Wide(bare, None, np.array([int(name) for name in bare]), "columns with bare numbers are experts")
-    tags = tags_by(naming.pattern, found.where)
+            return {name: (None, int(name)) for name in bare}, "columns with bare numbers are experts"
+    tags = tags_by(pattern, found.where)
     tagged = {name: place for name in names if (place := tags.match(name, found.where))}
     if tagged:
-        again = [place for place, n in Counter(tagged.values()).items() if n > 1]
-        kind = one_kind(list(tagged), set(), found.where)
-        if again:
-            both = [name for name, place in tagged.items() if place == again[0]]
-            raise TraceError(found.where, f"columns {both[0]} and {both[1]} are of one expert", "choose with --pattern")
-        places = np.array(list(tagged.values()), np.int64)  # (columns, 2)
-        return Wide(list(tagged), places[:, 0], places[:, 1], tags.assumption.replace("tags", "columns"), kind)
+        return {**tagged}, tags.assumption.replace("tags", "columns")
     alone = {name: int(match[1]) for name in names if (match := EXPERT_ONLY.search(name))}
-    if naming.pattern is not None or len(alone) < 2 or len(set(alone.values())) < len(alone):
-        return None
-    assumption = f"columns like {template(next(iter(alone)))} are experts"  # such as tokens_expert_3
-    kind = one_kind(list(alone), set(), found.where)
-    return Wide(list(alone), None, np.array(list(alone.values()), np.int64), assumption, kind)
+    if pattern is not None or len(alone) < 2 or len(set(alone.values())) < len(alone):
+        return {}, ""
+    # Such as tokens_expert_3.
+    return {
+        name: (None, expert) for name, expert in alone.items()
+    }, f"columns like {template(next(iter(alone)))} are experts"
 
 
-def wide_layout(found: ColumnRoles, wide: Wide, reader: Values) -> Layout:
-    """The layout of a column for each expert, and for each layer unless the rows have them."""
-    found = replace(found, value=None, layer=found.layer if wide.layers is None else None)
+def wide_layout(
+    found: ColumnRoles, columns: Mapping[str, tuple[int | None, int]], assumption: str, reader: Values
+) -> Layout:
+    """The layout of a column for each expert, and for each layer unless the rows have them.
+
+    Raises `TraceError` where two *columns* are of one expert, or not all of one kind.
+    """
+    of_names = one_kind(list(columns), set(), found.where)
+    kind = found.kind or of_names
+    again = [place for place, n in Counter(columns.values()).items() if n > 1]
+    if again:
+        both = [name for name, place in columns.items() if place == again[0]]
+        raise TraceError(found.where, f"columns {both[0]} and {both[1]} are of one expert", "choose with --pattern")
+    names, of_rows = list(columns), any(layer is None for layer, _ in columns.values())
+    layers = np.array([layer or 0 for layer, _ in columns.values()])
+    experts = np.array([expert for _, expert in columns.values()])
+    found = replace(found, value=None, layer=found.layer if of_rows else None)
 
     def cells(batch: pa.RecordBatch, row: int, where: str) -> Cells:
         import pyarrow as pa
 
-        raw = [with_gaps(batch, name, row, where) for name in wide.names]
+        raw = [column(batch, name, row, where, gaps=True) for name in names]
         # Rows of other metrics have empty cells here, and so may rows of other layers.
         there = np.stack([values == values for values in raw], axis=1)  # (rows, columns), False for NaN
         counts = np.zeros(there.shape, np.int64)
-        for i, (name, values) in enumerate(zip(wide.names, raw)):
+        for i, (name, values) in enumerate(zip(names, raw)):
             whole = values if there[:, i].all() else np.where(there[:, i], values, 0)
-            counts[:, i] = reader.counts(whole, name, row, where, found.kind or wide.kind)
+            counts[:, i] = reader.counts(whole, name, row, where, kind)
         if found.step is None or not batch.column(found.step).null_count:
             steps = found.steps(batch, row, where)
         else:  # rows without any value need have no step
             with_value = there.any(axis=1)
             steps = np.zeros(len(there), np.int64)
             steps[with_value] = found.steps(batch.filter(pa.array(with_value)), row, where)
-        at = found.layers(batch, row, where)[:, None] if wide.layers is None else wide.layers
+        at = found.layers(batch, row, where)[:, None] if of_rows else layers
         every = slice(None) if there.all() else there.ravel()
         return Cells(
-            np.repeat(steps, len(wide.names))[every],
+            np.repeat(steps, len(names))[every],
             np.broadcast_to(at, there.shape).ravel()[every],
-            np.broadcast_to(wide.experts, there.shape).ravel()[every],
+            np.broadcast_to(experts, there.shape).ravel()[every],
             counts.ravel()[every],
         )
 
-    of_rows = wide.layers is None
-    assumption, layer = (wide.assumption, "") if of_rows else ("", wide.assumption)
-    return found.layout(wide.names, len(wide.names), cells, reader, assumption, layer)
+    texts = (assumption, "") if of_rows else ("", assumption)
+    return found.layout(names, len(names), cells, reader, *texts)
 
 
 def keyed_layout(found: ColumnRoles, key: str, value: str, reader: Values) -> Layout:
