@@ -151,7 +151,7 @@ def fingerprint(*paths: Location) -> str:
         return _digest(f"{child.relative_to(path)} {fingerprint(child)}" for child in children)
     except OSError as error:
         way_out = "check the file and its permissions"
-        raise TraceError(str(error.filename), f"cannot be read: {error.strerror}", way_out) from error
+        raise TraceError(str(error.filename or path), f"cannot be read: {error.strerror}", way_out) from error
 
 
 def _digest(lines: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from conftest import long_table
 from test_formats_parquet import nested, wide, wide_by_layer
 
 from moetrace import ReadOptions, TraceError, read_trace
+from moetrace.formats.stream.text import check_depth
 
 LAYOUTS = {"long": long_table, "wide by layer": wide_by_layer, "wide": wide}
 
@@ -147,3 +148,16 @@ def test_loads_of_a_megatron_fork_have_their_layers_first(small, tmp_path):
 
     assert np.array_equal(small.counts, found.counts)
     assert any("layers, steps, experts: 2 x 60 x 4" in text for text in found.info.assumptions)
+
+
+@pytest.mark.parametrize("line", ["[" * 30_000 + "]" * 30_000, '{"a":' * 30_000 + "1" + "}" * 30_000])
+@pytest.mark.parametrize("before", ["", '{"step": 1, "layer": 0, "tokens_per_expert": [1, 2]}\n' * 3])
+def test_json_lines_nested_too_deep_are_one_line(line, before, tmp_path):
+    """Arrow would end the process, and with it the other sources of a command; brackets in texts do not count."""
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{before}{{"step": 2, "layer": 0, "tokens_per_expert": {line}}}\n')
+
+    with pytest.raises(TraceError, match=rf"line {before.count(chr(10)) + 1}: is nested more than 200 deep"):
+        read_trace(path, format="jsonl")
+    path.write_text('{"step": 1, "layer": 0, "note": "[[[", "tokens_per_expert": [1, 2]}\n' * 300)
+    check_depth(path)

@@ -11,6 +11,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from moetrace.doctor.catalogue import finding
 from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
@@ -38,6 +40,12 @@ def compression_of(path: Path) -> str | None:
     with path.open("rb") as file:
         head = file.read(4)
     return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+
+
+# JSON nested deeper than that ends the process in Arrow's parser (30,000 deep, measured) and holds no counts.
+MOST_DEPTH = 200
+OPENING, CLOSING, NEWLINE = (np.frombuffer(text, np.uint8) for text in (b"[{", b"]}", b"\n"))
+NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}\n"))
 
 
 def opened(path: Path) -> Any:
@@ -137,7 +145,29 @@ def json_batches(path: Path, schema: Any = None, block: int = BLOCK_BYTES) -> An
 
     behavior = "infer" if schema is None else "ignore"
     parse = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior=behavior)
+    # Read twice, as a wrapper in Python around each read would cost more: Arrow ends the process on what is too deep.
+    check_depth(path)
     return pj.open_json(opened(path), pj.ReadOptions(block_size=block, use_threads=False), parse)
+
+
+def check_depth(path: Path) -> None:
+    """Raise `TraceError` naming the first line of *path* whose JSON is nested more than `MOST_DEPTH` deep."""
+    line, deep = 1, 0
+    with closing(opened(path)) as stream:
+        while chunk := stream.read(BLOCK_BYTES):
+            # Only brackets and line ends are left, and only what opens more often than that can be too deep.
+            brackets = np.frombuffer(bytes(chunk).translate(None, NO_BRACKETS), np.uint8)
+            steps = np.isin(brackets, OPENING).astype(np.int64) - np.isin(brackets, CLOSING)
+            depth = deep + np.cumsum(steps)
+            ends = brackets == NEWLINE
+            before = np.maximum.accumulate(np.where(ends, np.arange(len(depth)), -1)) if len(depth) else ends
+            depth -= np.where(before >= 0, depth[before], 0)  # a line begins anew, whatever its texts hold
+            beyond = np.flatnonzero(depth > MOST_DEPTH)
+            if beyond.size:
+                at = line + int(ends[: beyond[0]].sum())
+                problem = f"is nested more than {MOST_DEPTH} deep"
+                raise TraceError(f"{path}, line {at}", problem, "log lists of counts, or layers of such lists")
+            line, deep = line + int(ends.sum()), int(depth[-1]) if len(depth) else deep
 
 
 def table_reading(

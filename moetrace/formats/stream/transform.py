@@ -85,7 +85,7 @@ def transformed(
     if options.difference:
         blocks = differences(blocks, options.first, collector)
     if options.bin is not None:
-        blocks = _binned(blocks, options.bin)
+        blocks = _binned(blocks, options.bin, where, collector)
     summary = Summary(grid.layers.tolist(), max(ROUGH_STEPS, ROUGH_CELLS // grid.cells))
     return grid, _complete_steps(blocks, summary, where, collector, options.accept), summary
 
@@ -110,8 +110,8 @@ def differences(blocks: Iterator[Block], first: int | None, collector: Collector
         yield Block(steps[start:], counts[start:])
 
 
-def _binned(blocks: Iterator[Block], passes: int) -> Iterator[Block]:
-    """Every *passes* logged passes added up into one step, numbered from 1; the last may hold fewer."""
+def _binned(blocks: Iterator[Block], passes: int, where: str, collector: Collector) -> Iterator[Block]:
+    """Every *passes* logged passes added up into one step, numbered from 1; passes left over are left out."""
     held: Counts | None = None
     done = 0
     for block in blocks:
@@ -121,8 +121,12 @@ def _binned(blocks: Iterator[Block], passes: int) -> Iterator[Block]:
             whole = counts[: n * passes].reshape(n, passes, *counts.shape[1:])
             yield Block(done + 1 + np.arange(n), whole.sum(axis=1))
         held, done = counts[n * passes :], done + n
-    if held is not None and len(held):
-        yield Block(np.array([done + 1]), held.sum(axis=0, keepdims=True))
+    if held is not None and len(held) and done:
+        evidence = f"the last {len(held):,} passes make no step of {passes:,}, and are left out"
+        collector.note("unfinished", f"step {done + 1}", evidence)
+    elif held is not None and len(held):
+        problem = f"has {len(held):,} passes, which make no step of {passes:,}"
+        raise TraceError(where, problem, f"choose --bin {len(held)} or less")
 
 
 def _complete_steps(
