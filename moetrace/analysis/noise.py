@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moetrace.analysis.kept import once
+from moetrace.analysis.cache import cached_per_layer
 from moetrace.analysis.variogram import SHARE_FLOOR
 from moetrace.trace import Counts, LayerLoad, Shares, rows_of, stride_of
 
@@ -37,7 +37,7 @@ LEAST_STEPS, LEAST_SEEN = 200, 60
 PART, VALUES_AT_A_TIME = 1 << 10, 1 << 20
 
 
-@once
+@cached_per_layer
 def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, float]:
     """`step_noise` and `error_noise` of the *horizon* steps after *cutoff*, as fractions; NaN where it cannot be told.
 
@@ -103,7 +103,7 @@ def _spacing(length: int) -> int:
     return next(n for n in range(max(1, length // 5), 0, -1) if length % n == 0)
 
 
-@once
+@cached_per_layer
 def _distances(load: LayerLoad, length: int, near: int, part: int) -> Shares:
     """How far means over *length* rows are apart, for the `PART` places of a *part* at which the first begins.
 

@@ -15,9 +15,16 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from moetrace.analysis.borders import Changes, level_shift
-from moetrace.analysis.kept import once
-from moetrace.analysis.movement import ahead, borders, movement, uncertainty, window_blocks
+from moetrace.analysis.cache import cached_per_layer
+from moetrace.analysis.movement import (
+    Changes,
+    border_steps,
+    level_shift,
+    mean_over_hold,
+    movement,
+    uncertainty,
+    window_blocks,
+)
 from moetrace.analysis.outlook import expected_movement
 from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, block_means
 from moetrace.trace import LayerLoad, Shares, Steps
@@ -154,7 +161,7 @@ def classify(load: LayerLoad, rule: Rule = RULE) -> LayerStates:
     found = _judged(load, rule)
     located = _located(load, rule, found.runs)
     runs = tuple(own.run for own in located)
-    moved, judged = (np.sqrt(np.maximum(values, 0)) for values in (found.squared, found.ahead))
+    moved, judged = (np.sqrt(np.maximum(values, 0)) for values in (found.squared, found.judged))
     return LayerStates(
         load.trace, load.layer, runs, _settle_interval(load, rule, located, found),
         _unsettled_interval(load, rule, located), _span(load, rule), found.steps, moved, judged,
@@ -162,20 +169,20 @@ def classify(load: LayerLoad, rule: Rule = RULE) -> LayerStates:
 
 
 class _Judged(NamedTuple):
-    """What the rule sees: squared movement at *steps*, both (moments,), its mean *ahead*, and the *runs* that follow.
+    """What the rule sees: squared movement at *steps*, both (moments,), and *judged*, its mean over the hold.
 
-    Their borders are blurred by the hold.
+    The borders of the *runs* that follow are blurred by the hold.
     """
 
     steps: Steps
     squared: NDArray[np.float64]
-    ahead: NDArray[np.float64]
+    judged: NDArray[np.float64]
     runs: tuple[Run, ...]
 
 
 def _judged(load: LayerLoad, rule: Rule) -> _Judged:
     steps, squared, noise = movement(load, rule.window)
-    judged = ahead(load, squared, rule.hold)
+    judged = mean_over_hold(load, squared, rule.hold)
     if not judged.size:
         moves = squared.size > 0 and squared.mean() > rule.unsettle_above**2
         whole = (Run(int(load.steps[0]), int(load.steps[-1]), TRANSIENT if moves else UNKNOWN),)
@@ -275,11 +282,11 @@ def rank_runs(load: LayerLoad, rule: Rule = RANK_RULE) -> tuple[Run, ...]:
     adjacent = _spearman(both[..., :k].mean(axis=-1), both[..., k:].mean(axis=-1))
     interleaved = _spearman(both[..., ::2].mean(axis=-1), both[..., 1::2].mean(axis=-1))
     lost = (1 - adjacent) - NOISE_MARGIN * (1 - interleaved)
-    judged = ahead(load, lost, rule.hold)
-    return _runs(load, borders(load, rows, k), _hysteresis(judged, RANKS_SETTLE_BELOW, RANKS_UNSETTLE_ABOVE))
+    judged = mean_over_hold(load, lost, rule.hold)
+    return _runs(load, border_steps(load, rows, k), _hysteresis(judged, RANKS_SETTLE_BELOW, RANKS_UNSETTLE_ABOVE))
 
 
-@once
+@cached_per_layer
 def state_at(load: LayerLoad, cutoff: int) -> str:
     """The state of a layer as it could be told at the *cutoff*, from nothing after it: may one plan ahead?
 
@@ -303,7 +310,7 @@ def _state_now(history: LayerLoad, rule: Rule, looked_back: int = LOOKED_BACK) -
     """The state at the end: of what was *looked_back* at, if it was below or above the rule there at all."""
     recent = history.last(looked_back)
     found = _judged(recent, rule)
-    decided = (found.ahead < rule.settle_below**2) | (found.ahead > rule.unsettle_above**2)
+    decided = (found.judged < rule.settle_below**2) | (found.judged > rule.unsettle_above**2)
     if decided.any() or len(recent.steps) == len(history.steps):
         return found.runs[-1].state
     return _state_now(history, rule, 2 * looked_back)
@@ -356,8 +363,8 @@ def _settle_interval(
     if last.by == JUMP:
         return max(first, settled - block), min(end, settled + block)
     steps, i = found.steps, int(np.searchsorted(found.steps, judged))
-    above = np.flatnonzero(found.ahead[:i] > (CLEARLY * rule.unsettle_above) ** 2)
-    below = np.flatnonzero(found.ahead[i:] < (rule.settle_below / CLEARLY) ** 2)
+    above = np.flatnonzero(found.judged[:i] > (CLEARLY * rule.unsettle_above) ** 2)
+    below = np.flatnonzero(found.judged[i:] < (rule.settle_below / CLEARLY) ** 2)
     low = int(steps[above[-1]]) - block if above.size else first
     high = int(steps[i + below[0]]) + block if below.size else settled + rule.hold
     return max(first, min(low, settled - block)), min(end, max(high, settled + block))

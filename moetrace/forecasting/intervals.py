@@ -27,10 +27,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from moetrace.analysis.jumps import since_jump
-from moetrace.analysis.level import gain_of, last_level
-from moetrace.analysis.outlook import Outlook, total_error
-from moetrace.analysis.variogram import BLOCK, block_means
+from moetrace.analysis.outlook import Outlook, since_jump, total_error
+from moetrace.analysis.variogram import BLOCK, block_means, gain_of, last_level
 from moetrace.trace import LayerLoad, Shares, Steps
 
 # The two intervals every forecast carries, and the quantiles of the normal distribution they begin with.

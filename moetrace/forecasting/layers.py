@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.analysis.kept import keep_blocks
+from moetrace.analysis.cache import cache_block_means
 from moetrace.analysis.noise import horizon_noise
 from moetrace.analysis.states import state_at
 from moetrace.analysis.variogram import BLOCK
@@ -172,7 +172,7 @@ class Reference:
     def of(cls, experience: intervals.Experience, windows: Windows, expect: bool = True) -> Reference:
         """The reference of a layer at the cutoffs and horizons of *windows*, with what its *experience* expects."""
         load = experience.load
-        keep_blocks(load, load.rows(BLOCK))  # for every history that is cut from the layer
+        cache_block_means(load, load.rows(BLOCK))  # for every history that is cut from the layer
         cells = [(cutoff, horizon) for cutoff, horizons in windows.items() for horizon in horizons]
         after = {cell: load.after(*cell) for cell in cells}
         baseline = {at.cutoff: at.by_horizon for at in forecasts(load, predictor(BASELINE), windows)}

@@ -9,7 +9,7 @@ from scipy.stats import foldnorm, norm
 
 from moetrace import LoadTrace, evaluate, means_frame, predictor
 from moetrace.analysis.outlook import Outlook
-from moetrace.analysis.variogram import motion
+from moetrace.analysis.variogram import noise_and_drift
 from moetrace.forecasting import intervals
 from moetrace.forecasting.intervals import Expectation, Experience, _halves, bounds
 from moetrace.synthetic import Course, synthetic_trace
@@ -72,7 +72,7 @@ def test_the_deviation_equals_its_naive_twin(experts, every):
         p = max(counts[-500 // every :, e].sum() / counts[-500 // every :].sum(), 0.01 / experts)
         product = 1.0
         for memory, lags in ((2500, 20), (1000, 10), (500, 5)):
-            variogram = motion(load.last(memory), lags=lags)
+            variogram = noise_and_drift(load.last(memory), lags=lags)
             level = 1.0
             for _ in range(10_000):
                 predicted = level + variogram.drift * rows

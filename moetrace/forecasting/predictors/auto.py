@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.analysis.jumps import since_jump
+from moetrace.analysis.outlook import since_jump
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor
 from moetrace.forecasting.predictors.level import Level
 from moetrace.forecasting.predictors.window_mean import WindowMean

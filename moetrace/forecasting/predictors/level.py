@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moetrace.analysis.jumps import since_jump
-from moetrace.analysis.level import HISTORY, REMEMBERED, gain_of, last_level
-from moetrace.analysis.variogram import BLOCK, block_means
+from moetrace.analysis.outlook import since_jump
+from moetrace.analysis.variogram import BLOCK, HISTORY, REMEMBERED, block_means, gain_of, last_level
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, ramp
 from moetrace.trace import LayerLoad, rows_of
 
@@ -20,7 +19,7 @@ class Level(Predictor, Fitted):
     the weight of the newest block follows from their ratio (Harvey 1989, section 4.1.2), so there is no window
     to choose. The forecast is that of ARIMA (0,1,1), without the fit. *trend* carries on that part of
     the change between the last two 1,000 steps. What came before a jump of the load is forgotten
-    (`moetrace.analysis.jumps`).
+    (`moetrace.analysis.outlook`).
     """
 
     name = "level"
