@@ -159,13 +159,11 @@ def classify(load: LayerLoad, rule: Rule = RULE) -> LayerStates:
     ('stable', True)
     """
     found = _judged(load, rule)
-    located = _located(load, rule, found.runs)
-    runs = tuple(own.run for own in located)
+    runs, located_by = _located(load, rule, found.runs)
+    settle, unsettled = _intervals(load, rule, runs, located_by, found)
     moved, judged = (np.sqrt(np.maximum(values, 0)) for values in (found.squared, found.judged))
-    return LayerStates(
-        load.trace, load.layer, runs, _settle_interval(load, rule, located, found),
-        _unsettled_interval(load, rule, located), _span(load, rule), found.steps, moved, judged,
-    )  # fmt: skip
+    span = _span(load, rule)
+    return LayerStates(load.trace, load.layer, runs, settle, unsettled, span, found.steps, moved, judged)
 
 
 class _Judged(NamedTuple):
@@ -193,13 +191,7 @@ def _judged(load: LayerLoad, rule: Rule) -> _Judged:
     return _Judged(steps, squared, judged, _runs(load, steps, stable))
 
 
-class _Located(NamedTuple):
-    """A run, and how its begin was located: by the ``rule``, at a ``border`` of the movement, or at a ``jump``."""
-
-    run: Run
-    by: str
-
-
+# How the begin of a run was located: by the rule, at a border of the movement, or at a jump of the level.
 RULED, BORDER, JUMP = "rule", "border", "jump"
 
 
@@ -209,14 +201,11 @@ def _span(load: LayerLoad, rule: Rule) -> int:
     return max(rule.window, rows * k * load.stride)
 
 
-def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[_Located, ...]:
-    """The same *runs* with their borders where the load changed.
-
-    The rule sees a change a hold before it, and forgets it two windows after it; no border passes another. A run that
-    is transient only for a jump of the level is as long as a block, and ends with the jump.
-    """
+def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[tuple[Run, ...], str]:
+    """The same *runs* with their borders where the load changed, and how the begin of the last one was located."""
     if len(runs) < 2:
-        return tuple(_Located(run, RULED) for run in runs)
+        return runs, RULED
+    # The rule sees a change a hold before it, and forgets it two windows after it; no border passes another.
     changes, before, after = Changes(load), 2 * rule.window, rule.hold + 2 * rule.window
     block, begins = max(BLOCK, load.stride), [(runs[0].from_step, RULED, runs[0].state)]
     for number, run in enumerate(runs):
@@ -226,6 +215,7 @@ def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[_Locat
         earliest = begins[-1][0] + block
         jump = _jump(load, rule, runs, number) if run.state == TRANSIENT else None
         if jump is not None and jump - block > begins[-1][0]:
+            # A run that is transient only for a jump of the level is as long as a block, and ends with the jump.
             stable_before = [(runs[0].from_step, RULED, STABLE)] if number == 0 else begins
             begins = [*stable_before, (jump - block, JUMP, TRANSIENT), (jump, JUMP, STABLE)]
         elif number and begins[-1][2] != run.state:
@@ -235,7 +225,7 @@ def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[_Locat
                 (max(earliest, run.from_step), RULED, run.state) if found is None else (found, BORDER, run.state)
             )
     ends = [*(begin - 1 for begin, _, _ in begins[1:]), runs[-1].to_step]
-    return tuple(_Located(Run(a, b, state), by) for (a, by, state), b in zip(begins, ends))
+    return tuple(Run(a, b, state) for (a, _, state), b in zip(begins, ends)), begins[-1][1]
 
 
 def _jump(load: LayerLoad, rule: Rule, runs: tuple[Run, ...], number: int) -> int | None:
@@ -349,36 +339,26 @@ def _runs(load: LayerLoad, steps: Steps, stable: NDArray[np.bool_]) -> tuple[Run
     return tuple(Run(a, b, state) for a, b, state in zip(begins, ends, states))
 
 
-def _settle_interval(
-    load: LayerLoad, rule: Rule, located: tuple[_Located, ...], found: _Judged
-) -> tuple[int, int] | None:
-    """The first and the last step that the settle step may well be."""
-    last, first, end = located[-1], int(load.steps[0]), int(load.steps[-1])
+def _intervals(
+    load: LayerLoad, rule: Rule, runs: tuple[Run, ...], located_by: str, found: _Judged
+) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """Between which steps a layer may well have settled, and become unstable again; None where it did not."""
+    first, end = int(load.steps[0]), int(load.steps[-1])
+    begin, block, span = runs[-1].from_step, max(BLOCK, load.stride), _span(load, rule)
+    if runs[-1].state == TRANSIENT and len(runs) > 1:
+        # Where movement has no sudden border, the rule sees the change up to a hold and two windows before it.
+        early, late = (block, 2 * block) if located_by == BORDER else (span, rule.hold + 2 * span)
+        return None, (max(first, begin - early), min(end, begin + late))
     judged = settle_step_of(found.runs)
-    if last.run.state != STABLE or judged is None:
-        return None
-    settled, block = last.run.from_step, max(BLOCK, load.stride)
-    if settled == first:
-        return first, first
-    if last.by == JUMP:
-        return max(first, settled - block), min(end, settled + block)
-    steps, i = found.steps, int(np.searchsorted(found.steps, judged))
+    if runs[-1].state != STABLE or judged is None:
+        return None, None
+    if begin == first:
+        return (first, first), None
+    if located_by == JUMP:
+        return (max(first, begin - block), min(end, begin + block)), None
+    i = int(np.searchsorted(found.steps, judged))
     above = np.flatnonzero(found.judged[:i] > (CLEARLY * rule.unsettle_above) ** 2)
     below = np.flatnonzero(found.judged[i:] < (rule.settle_below / CLEARLY) ** 2)
-    low = int(steps[above[-1]]) - block if above.size else first
-    high = int(steps[i + below[0]]) + block if below.size else settled + rule.hold
-    return max(first, min(low, settled - block)), min(end, max(high, settled + block))
-
-
-def _unsettled_interval(load: LayerLoad, rule: Rule, located: tuple[_Located, ...]) -> tuple[int, int] | None:
-    """The first and the last step from which a layer that settled may well be unstable again.
-
-    Where movement has no sudden border, the rule sees the change up to a hold and two windows before it.
-    """
-    last, block = located[-1], max(BLOCK, load.stride)
-    if len(located) < 2 or last.run.state != TRANSIENT:
-        return None
-    begin, span = last.run.from_step, _span(load, rule)
-    late = 2 * block if last.by == BORDER else rule.hold + 2 * span
-    early = block if last.by == BORDER else span
-    return max(int(load.steps[0]), begin - early), min(int(load.steps[-1]), begin + late)
+    low = int(found.steps[above[-1]]) - block if above.size else first
+    high = int(found.steps[i + below[0]]) + block if below.size else begin + rule.hold
+    return (max(first, min(low, begin - block)), min(end, max(high, begin + block))), None

@@ -80,6 +80,15 @@ class Predictor(ABC):
         raise NotImplementedError(f"{self.name} cannot be loaded")
 
 
+@dataclass(frozen=True)
+class Untrained(Predictor, Fitted):
+    """A predictor with nothing to learn: its settings and the history are all it forecasts from."""
+
+    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - nothing to learn
+        """Nothing to learn."""
+        return self
+
+
 def hold(rows: Shares, steps_per_row: int, horizon: int) -> Shares:
     """Each row kept for *steps_per_row* steps, the last one for the rest, shape (horizon, experts).
 
