@@ -45,7 +45,7 @@ def border_steps(load: LayerLoad, rows: int, k: int) -> Steps:
 def movement(load: LayerLoad, window: int) -> tuple[Steps, NDArray[np.float64], NDArray[np.float64]]:
     """Squared movement without noise, and that noise, at the border of every two blocks that has a window on each side.
 
-    None are told where the rows are further apart than a window.
+    There are none where the rows are further apart than a window.
 
     ``sum_e (b - a)^2 / ((a + b) / 2)`` for the means a and b of the windows before and after, less
     twice the scatter of a window's mean. May be below 0 where the load stands still.

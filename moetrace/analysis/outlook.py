@@ -1,4 +1,4 @@
-"""How far the load of the steps to come may be from a good forecast of it, told from the past alone.
+"""How far the load of the steps to come may be from a good forecast of it, from the past alone.
 
 For a local level with noise n and drift d per step (`moetrace.analysis.variogram`), the mean share of expert e over
 a horizon of H steps scatters around the estimated level with the variance
@@ -9,7 +9,7 @@ with f the variance of the estimated level in the steady state of the filter; li
 over the E experts relative to their shares. The terms are sampling, the error of the estimated level, and
 its random walk, whose mean over H steps has a third of the variance of its end.
 
-A load that calms down is told too lively from a long past, and the drift over long distances is not seen in a
+A load that calms down looks too lively in a long past, and the drift over long distances is not seen in a
 short one. So several are asked, and the answer is the geometric mean of theirs.
 
 A load that moves a little every step is one thing, and a load that was exchanged for another from one step to the next
@@ -95,7 +95,7 @@ class Outlook:
 
     @classmethod
     def of(cls, history: LayerLoad) -> Outlook:
-        """From what came after the last jump of *history*; while that is too little to tell, from all of it."""
+        """From what came after the last jump of *history*; while that is too little, from all of it."""
         present = since_jump(history)
         known = present if len(present.steps) >= LEAST_BLOCKS * history.rows(BLOCK) else history
         parts = ((known.last(memory), min(FAR_LAGS, memory // BLOCK // 2)) for memory in MEMORIES)

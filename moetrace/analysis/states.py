@@ -76,7 +76,7 @@ RANK_RULE = replace(RULE, hold=1000)
 # 2,500 and below 4 % from step 3,250 on.
 PROMISED_STEPS = 1000
 PROMISE = 0.04
-# Steps that the state at a cutoff is told from, and twice as many as long as they do not tell.
+# Steps that the state at a cutoff is read from, and twice as many as long as they do not decide it.
 LOOKED_BACK = 50_000
 
 
@@ -121,7 +121,7 @@ class LayerStates:
 
     @property
     def outcome(self) -> str:
-        """In words: `SETTLED`, `FROM_START`, `NEVER` or `AGAIN`; `UNKNOWN` where nothing can be told."""
+        """In words: `SETTLED`, `FROM_START`, `NEVER` or `AGAIN`; `UNKNOWN` where there is too little data."""
         if self.state == UNKNOWN:
             return UNKNOWN
         if self.state == STABLE:
@@ -278,7 +278,7 @@ def rank_runs(load: LayerLoad, rule: Rule = RANK_RULE) -> tuple[Run, ...]:
 
 @cached_per_layer
 def state_at(load: LayerLoad, cutoff: int) -> str:
-    """The state of a layer as it could be told at the *cutoff*, from nothing after it: may one plan ahead?
+    """The state of a layer as it was known at the *cutoff*, from nothing after it: may one plan ahead?
 
     Stable is what does not move and is not expected to: the variogram up to the cutoff says that the error of a good
     forecast of the next `PROMISED_STEPS` steps is no more than `PROMISE`. A load that stands still from one window to
@@ -307,12 +307,10 @@ def _state_now(history: LayerLoad, rule: Rule, looked_back: int = LOOKED_BACK) -
 
 
 def _spearman(a: Shares, b: Shares) -> NDArray[np.float64]:
-    """Rank correlation of each row of *a* with that of *b*, both (moments, experts); 1 where all of a row are equal.
-
-    Equal loads, as those of dead experts, have the mean of their ranks.
-    """
+    """Rank correlation of each row of *a* with that of *b*, both (moments, experts); 1 where all of a row are equal."""
     import pandas as pd
 
+    # Equal loads, as those of dead experts, have the mean of their ranks.
     x, y = (pd.DataFrame(side).rank(axis=1).to_numpy() - (a.shape[1] + 1) / 2 for side in (a, b))
     norm = np.sqrt(np.square(x).sum(axis=1) * np.square(y).sum(axis=1))
     correlation: NDArray[np.float64] = np.divide((x * y).sum(axis=1), norm, out=np.ones(len(a)), where=norm > 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -38,15 +38,6 @@ DETECTORS_APART = 1000
 # What `--sensitivity` varies: windows in steps, and the movement below which a layer settles.
 SENSITIVITY_WINDOWS = (100, 200, 400)
 SENSITIVITY_THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08)
-
-
-def layers_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """A row of `layer_row` for each layer."""
-    import pandas as pd
-
-    steps = ["settle_step", "settle_step_low", "settle_step_high", "rank_settle_step"]
-    steps += ["unsettled_step", "unsettled_step_low", "unsettled_step_high"]
-    return pd.DataFrame(rows).astype(dict.fromkeys(steps, "Int64"))
 
 
 def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
@@ -121,6 +112,8 @@ def states_tables(
     >>> mt.states_tables(trace)["windows"]["state"].tolist()
     ['transient', 'stable']
     """
+    import pandas as pd
+
     asked = {"experts": experts_frame} if experts else {}
     asked |= {"sensitivity": sensitivity_frame} if sensitivity else {}
     asked |= COURSES if courses else {}
@@ -136,7 +129,9 @@ def states_tables(
             parts[name].append(make(load))
         if progress is not None:
             progress(done, len(trace.layers))
-    layers, rest = layers_frame(rows), {name: stacked(frames) for name, frames in parts.items()}
+    steps = [f"{name}_step{end}" for name in ("settle", "unsettled") for end in ("", "_low", "_high")]
+    layers = pd.DataFrame(rows).astype(dict.fromkeys([*steps, "rank_settle_step"], "Int64"))
+    rest = {name: stacked(frames) for name, frames in parts.items()}
     return {"layers": layers, "windows": windows_frame(states), **rest, "depth": depth_frame(layers)}
 
 
@@ -213,16 +208,9 @@ def load_frame(load: LayerLoad) -> pd.DataFrame:
     import pandas as pd
 
     ends, means = course(load, CURVE_POINTS)
-    moments, experts = np.indices(means.shape)
-    return pd.DataFrame(
-        {
-            "trace": load.trace,
-            "layer": load.layer,
-            "expert": load.expert_numbers[experts.ravel()],
-            "step": ends[moments.ravel()],
-            "share": means.ravel(),
-        }
-    )
+    moments, experts = (index.ravel() for index in np.indices(means.shape))
+    rows = {"trace": load.trace, "layer": load.layer, "expert": load.expert_numbers[experts]}
+    return pd.DataFrame({**rows, "step": ends[moments], "share": means.ravel()})
 
 
 def peaks_frame(load: LayerLoad) -> pd.DataFrame:
@@ -274,21 +262,18 @@ def fluctuation_frame(load: LayerLoad) -> pd.DataFrame:
     parts = []
     for found in fluctuation(load):
         every = -(-len(found.steps) // CURVE_POINTS)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "trace": load.trace,
-                    "layer": load.layer,
-                    "window": found.window,
-                    "step": found.steps[::every],
-                    "variance": found.variance[::every].mean(axis=1),
-                    "range": found.range[::every].mean(axis=1),
-                    "noise_variance": noise,
-                    "threshold_variance": noise + drift * found.window / 6,
-                    "noise_range": spread * NORMAL_RANGE[found.window],
-                }
-            )
-        )
+        rows = {
+            "trace": load.trace,
+            "layer": load.layer,
+            "window": found.window,
+            "step": found.steps[::every],
+            "variance": found.variance[::every].mean(axis=1),
+            "range": found.range[::every].mean(axis=1),
+            "noise_variance": noise,
+            "threshold_variance": noise + drift * found.window / 6,
+            "noise_range": spread * NORMAL_RANGE[found.window],
+        }
+        parts.append(pd.DataFrame(rows))
     columns = ["trace", "layer", "window", "step", "variance", "range"]
     columns += ["noise_variance", "threshold_variance", "noise_range"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -299,16 +284,9 @@ def movement_frame(states: LayerStates) -> pd.DataFrame:
     import pandas as pd
 
     every = -(-len(states.judged) // CURVE_POINTS) or 1
-    return pd.DataFrame(
-        {
-            "trace": states.trace,
-            "layer": states.layer,
-            "step": states.steps[: len(states.judged)][::every],
-            "movement": states.judged[::every],
-            "settle_below": RULE.settle_below,
-            "unsettle_above": RULE.unsettle_above,
-        }
-    )
+    judged = {"step": states.steps[: len(states.judged)][::every], "movement": states.judged[::every]}
+    thresholds = {"settle_below": RULE.settle_below, "unsettle_above": RULE.unsettle_above}
+    return pd.DataFrame({"trace": states.trace, "layer": states.layer, **judged, **thresholds})
 
 
 def imbalance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:

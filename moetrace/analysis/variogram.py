@@ -97,8 +97,8 @@ def variogram(values: Shares, weight: Shares, lags: int) -> Shares:
 def noise_and_drift(load: LayerLoad, block: int = BLOCK, lags: int = LAGS) -> NoiseDrift:
     """Noise and drift of *load*, from a line through its variogram at distances up to *lags* blocks.
 
-    A short load has smaller blocks, so that there are four of them; with fewer than three rows nothing can
-    be told and both are 0.
+    A short load has smaller blocks, so that there are four of them; with fewer than three rows both are
+    unknown, and 0.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])

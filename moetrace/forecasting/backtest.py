@@ -2,8 +2,8 @@
 
 At each cutoff a predictor is given the history up to it and nothing else; what it forecasts of the steps
 after it is compared with what then happened. The unit of work is a layer, or a fit that serves all
-layers. Each result is kept as it is made, in memory or wherever a `Results` keeps it, under a name that
-says what it depends on; what is kept already is not made again. Who does the work, this process or many,
+layers. Each result is cached as it is made, in memory or wherever a `Results` keeps it, under a name that
+says what it depends on; what is cached already is not computed again. Who does the work, this process or many,
 is up to the caller.
 """
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -63,7 +63,12 @@ class Evaluation:
     intervals: bool = True
 
     def __post_init__(self) -> None:
-        check_predictors(self.predictors)
+        check_several(self.predictors, "predictors", "[mt.Level()]")
+        for one in cast("Sequence[object]", self.predictors):
+            if isinstance(one, type):
+                raise SettingError(f"{one.__name__} is a class: {one.__name__}() makes a predictor")
+            if not hasattr(one, "fit"):
+                raise SettingError(f"{one!r} is no predictor: mt.predictor({one!r}) makes one of its name")
         name = self.trace.name
         labels = [label(predictor) for predictor in self.predictors]
         if len(set(labels)) != len(labels):
@@ -130,16 +135,6 @@ class Evaluation:
     @cached_property
     def _trained_on(self) -> str:
         return key_of([[_digest(run.steps), [run.digest(layer) for layer in run.layers]] for run in self.train_on])
-
-
-def check_predictors(given: object) -> None:
-    """Raise `SettingError` for what is no sequence of predictors: one alone, a name, or a class."""
-    check_several(given, "predictors", "[mt.Level()]")
-    for one in cast("Iterable[object]", given):
-        if isinstance(one, type):
-            raise SettingError(f"{one.__name__} is a class: {one.__name__}() makes a predictor")
-        if not hasattr(one, "fit"):
-            raise SettingError(f"{one!r} is no predictor: mt.predictor({one!r}) makes one of its name")
 
 
 def evaluation(

@@ -45,8 +45,8 @@ class CutoffForecasts(NamedTuple):
 class EndForecast(NamedTuple):
     """The forecast of the steps after the end of a trace.
 
-    *shares* is (horizon, experts), repaired; *expected_error* is how wrong it expects to be, the `error_rate`
-    told before; *half_widths* (experts,) say by percent how far the intervals of the mean reach.
+    *shares* is (horizon, experts), repaired; *expected_error* is the `error_rate` that it expects; *half_widths*
+    (experts,) are by percent how far the intervals of the mean reach.
     """
 
     trace: str
@@ -113,9 +113,9 @@ class Score(NamedTuple):
     """One forecast of one layer, scored over one horizon; the columns of the scores frame.
 
     Errors and noise are fractions as `scoring.Errors` and `variogram` define them, NaN where the history
-    was too short. *state* is the layer's as it could be told at the cutoff. *skill* is
+    was too short. *state* is the layer's as it was known at the cutoff. *skill* is
     ``1 - error_rate / error_rate of window_mean`` at the same cutoff: 0 is no better than what
-    serving systems do. *expected_error* is what the forecast said at the cutoff that its error_rate would be.
+    serving systems do. *expected_error* is the error_rate that was expected at the cutoff.
     *coverage_80* and *coverage_95* are the parts of the experts whose share lay inside their interval. *status*
     is ``ok``, ``too_short`` or the fallback that stood in.
     """
@@ -200,7 +200,7 @@ def score_layer(
 
 
 def _step_errors(load: LayerLoad, by: Predictor, at: CutoffForecasts) -> dict[int, Shares]:
-    """By horizon how wrong each of its steps was, shape (steps,); what begins a longer forecast is measured with it."""
+    """By horizon the error of each of its steps, shape (steps,); what begins a longer forecast is measured with it."""
     measured: dict[int, Shares] = {}
     for horizon in sorted(at.by_horizon, reverse=True):
         after = load.after(at.cutoff, horizon)

@@ -90,9 +90,11 @@ def _preferred(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _means(scores: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     known = scores.dropna(subset="error_rate")
-    # The part that is noise is that of the scores whose noise could be told.
-    told = known["step_error_rate"].where(known["step_noise"].notna())
-    groups = known.assign(told=told).groupby(keys, sort=False)
-    means = groups[[*MEASURES, "told"]].mean().reset_index()
-    found: pd.DataFrame = means.assign(noise_part=means["step_noise"] / means["told"], scored=groups.size().to_numpy())
-    return found.drop(columns="told").sort_values(keys, ignore_index=True)
+    # The part that is noise is that of the scores whose noise is known.
+    measured = known["step_error_rate"].where(known["step_noise"].notna())
+    groups = known.assign(measured=measured).groupby(keys, sort=False)
+    means = groups[[*MEASURES, "measured"]].mean().reset_index()
+    found: pd.DataFrame = means.assign(
+        noise_part=means["step_noise"] / means["measured"], scored=groups.size().to_numpy()
+    )
+    return found.drop(columns="measured").sort_values(keys, ignore_index=True)

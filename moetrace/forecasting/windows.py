@@ -1,4 +1,4 @@
-"""When a backtest looks: the cutoffs of a trace, and the horizons that were recorded after each."""
+"""The cutoffs of a backtest of a trace, and the horizons that were recorded after each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Windows = Mapping[int, Sequence[int]]
 # The first look is early, inside the transient state; then the paper's distance of 1,000 steps.
 FIRST_CUTOFF = 500
 CUTOFF_EVERY = 1000
-# Cutoffs after the first one that are looked at unless their distance is given: more say little more.
+# Cutoffs after the first one that are scored unless their distance is given: more say little more.
 MOST_CUTOFFS = 50
 # Of a sparse log: as many logged steps as the default distance has where every 40th is logged.
 ROWS_APART = 25

@@ -1,4 +1,4 @@
-"""`auto`: weighs a few cheap forecasts of a layer by how wrong each was at earlier cutoffs."""
+"""`auto`: weighs a few cheap forecasts of a layer by the error of each at earlier cutoffs."""
 
 from __future__ import annotations
 

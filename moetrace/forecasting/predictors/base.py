@@ -72,7 +72,7 @@ class Predictor(ABC):
     def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
         """Learn from the *histories* of one or many layers, of one run or of many.
 
-        None of them is changed. Failing is no exception: `Forecast.status` tells.
+        None of them is changed. Failing is no exception: `Forecast.status` reports it.
         """
 
     def load(self, path: Path) -> Fitted:
