@@ -124,7 +124,7 @@ class ResultFolder:
             with pq.ParquetFile(paths[0], page_checksum_verification=True) as file:
                 table = file.read(use_threads=False)
             if kind.name != FORECAST.name:
-                return cast("T", table.to_pandas())
+                return cast("T", table.to_pandas(use_threads=False))  # faster for a few rows
             known = json.loads(table.schema.metadata[FORECAST_KEY])
             flat = table.column("shares").combine_chunks().flatten().to_numpy()
             known["half_widths"] = {percent: np.array(half) for percent, half in known["half_widths"]}
