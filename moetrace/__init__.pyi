@@ -6,7 +6,7 @@ from .analysis.noise import horizon_noise as horizon_noise
 from .analysis.outlook import expected_movement as expected_movement
 from .analysis.states import classify as classify, state_at as state_at
 from .analysis.tables import states_tables as states_tables
-from .analysis.variogram import motion as motion
+from .analysis.variogram import noise_and_drift as noise_and_drift
 from .doctor.checks import examine as examine
 from .errors import (
     MoetraceError as MoetraceError,

@@ -72,6 +72,18 @@ class TraceInfo:
 
 
 @dataclass(frozen=True, eq=False)
+class LayerCache:
+    """What was computed of a layer (`moetrace.analysis.cache`), as seen by a part that begins at its row *first_row*.
+
+    *block_means* are by the rows of a block, *answers* by function, rows and arguments.
+    """
+
+    first_row: int = 0
+    block_means: dict[int, Shares] = field(default_factory=dict)
+    answers: dict[Hashable, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
 class LayerLoad:
     """The load of one layer: ``counts[t, e]`` tokens went to the expert in column *e* in step ``steps[t]``.
 
@@ -114,9 +126,9 @@ class LayerLoad:
         return stride_of(self.steps)
 
     @cached_property
-    def known(self) -> tuple[int, dict[Hashable, Any]]:
-        """At which row of its layer this begins, and what was computed of the layer (`moetrace.analysis.kept`)."""
-        return 0, {}
+    def cache(self) -> LayerCache:
+        """What was computed of the layer, shared with every part that is cut from it."""
+        return LayerCache()
 
     def rows(self, window: int) -> int:
         """How many logged rows make *window* steps, at least one."""
@@ -128,7 +140,7 @@ class LayerLoad:
         part = replace(self, steps=self.steps[a:b], counts=self.counts[a:b])
         # What is known of the whole need not be computed again for every history that is cut from it.
         part.__dict__.update({name: self.__dict__[name][a:b] for name in ("totals", "shares") if name in self.__dict__})
-        part.__dict__["known"] = self.known[0] + int(a), self.known[1]
+        part.__dict__["cache"] = replace(self.cache, first_row=self.cache.first_row + int(a))
         return part
 
     def until(self, cutoff: int) -> LayerLoad:

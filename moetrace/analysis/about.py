@@ -32,12 +32,8 @@ def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:
     """One row per trace: its size, source and what was noticed."""
     import pandas as pd
 
-    rows = [
-        {
-            "trace": trace.name,
-            **facts_of(trace),
-            "findings": ", ".join(dict.fromkeys(f.name for f in trace.info.findings)),
-        }
-        for trace in traces
-    ]
+    rows = []
+    for trace in traces:
+        findings = dict.fromkeys(finding.name for finding in trace.info.findings)
+        rows.append({"trace": trace.name, **facts_of(trace), "findings": ", ".join(findings)})
     return pd.DataFrame(rows).astype({"tokens_per_step": "Int64"} if rows else {})

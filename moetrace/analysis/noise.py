@@ -1,18 +1,18 @@
-"""The noise floor: how wrong a forecast is that knows the slowly moving load exactly.
+"""The noise floor: the error of a forecast that knows the slowly moving load exactly.
 
-What a mean over some rows scatters around the load behind it is told from how far apart two such means are, so
+What a mean over some rows scatters around the load behind it is measured by how far apart two such means are, so
 long a gap between them that neighbouring steps no longer correlate. The load has moved a little over that
 distance, too. What movement adds grows with the distance and noise does not, so the same is measured over
 twice the distance, and a line through both is followed back to distance 0. Where the load moves so much that the
 line says more about movement than about noise, shorter means are measured; where even single rows are so far
-apart, the trace cannot tell, and the answer is NaN.
+apart, the noise is unknown: NaN.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from moetrace.analysis.kept import once
+from moetrace.analysis.cache import cached_per_layer
 from moetrace.analysis.variogram import SHARE_FLOOR
 from moetrace.trace import Counts, LayerLoad, Shares, rows_of, stride_of
 
@@ -37,9 +37,9 @@ LEAST_STEPS, LEAST_SEEN = 200, 60
 PART, VALUES_AT_A_TIME = 1 << 10, 1 << 20
 
 
-@once
+@cached_per_layer
 def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, float]:
-    """`step_noise` and `error_noise` of the *horizon* steps after *cutoff*, as fractions; NaN where it cannot be told.
+    """`step_noise` and `error_noise` of the *horizon* steps after *cutoff*, as fractions; NaN where unknown.
 
     Estimated from what happened in the horizon; a short one borrows from the steps before it. Used for scores
     only: no predictor sees it.
@@ -58,7 +58,7 @@ def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, fl
 
 
 def step_noise(load: LayerLoad) -> float:
-    """Expected ``sum_e |p[t, e] - load[e]|`` of single steps, a fraction; NaN where *load* cannot tell."""
+    """Expected ``sum_e |p[t, e] - load[e]|`` of single steps, a fraction; NaN where unknown."""
     return mean_noise(load, 1)
 
 
@@ -80,11 +80,7 @@ def _noise(load: LayerLoad, first: int, last: int, rows: int) -> float:
 
 
 def _scatter(load: LayerLoad, first: int, last: int, length: int, gap: int) -> tuple[float, float]:
-    """``sum_e |difference|`` of two means, over sqrt(2), and how the squares grow with the distance.
-
-    The means are over *length* rows and at least *gap* rows lie between them. The difference of two equal, independent
-    scatters is sqrt(2) times as wide as one.
-    """
+    """``sum_e |difference|`` of two means over *length* rows, *gap* apart, over sqrt(2), and how the squares grow."""
     apart = _spacing(length)
     near = -(-(length - 1 + gap) // apart)  # like all that follows in places, so many rows apart
     begin = -(-first // apart)
@@ -94,6 +90,7 @@ def _scatter(load: LayerLoad, first: int, last: int, length: int, gap: int) -> t
     parts = range(begin // PART, -(-(begin + pairs) // PART))
     found = np.concatenate([_distances(load, length, near, part) for part in parts], axis=1)
     found = found[:, begin - parts[0] * PART :]
+    # The difference of two equal, independent scatters is sqrt(2) times as wide as one.
     distance, (once, twice) = found[0, :pairs].mean(), found[1:, : pairs - near].sum(axis=1)
     return float(distance / np.sqrt(2)), float(twice / once) if once else 1.0
 
@@ -103,13 +100,11 @@ def _spacing(length: int) -> int:
     return next(n for n in range(max(1, length // 5), 0, -1) if length % n == 0)
 
 
-@once
+@cached_per_layer
 def _distances(load: LayerLoad, length: int, near: int, part: int) -> Shares:
-    """How far means over *length* rows are apart, for the `PART` places of a *part* at which the first begins.
+    """How far means over *length* rows are apart, for the `PART` places at which the first begins, shape (3, places).
 
-    Of shape (3, places): ``sum_e |difference|`` *near* places apart, and the squares of that and of twice the distance
-    relative to the share, which is that of all three means: none of them is like the others only because it is divided
-    by its own scatter. Means that would end after the last row are NaN.
+    ``sum_e |difference|`` *near* places apart, and the squares of that and of twice the distance relative to the share.
     """
     spacing = _spacing(length)
     rows = slice(part * PART * spacing, ((part + 1) * PART + 2 * near - 1) * spacing + length)
@@ -121,6 +116,7 @@ def _distances(load: LayerLoad, length: int, near: int, part: int) -> Shares:
         means = _pooled(load.counts[rows, some], length, spacing) / totals
         apart = means[near:] - means[:pairs]
         found[0, :pairs] += np.abs(apart).sum(axis=1)
+        # The share is that of all three means: none is like the others only as it is divided by its own scatter.
         share = means[:triples] + means[near : near + triples]  # in place: these are large
         share += means[2 * near :]
         share /= 3
@@ -128,6 +124,7 @@ def _distances(load: LayerLoad, length: int, near: int, part: int) -> Shares:
         once, twice = apart[:triples], means[2 * near :] - means[:triples]
         found[1, :triples] += np.einsum("te,te,te->t", once, once, weight)
         found[2, :triples] += np.einsum("te,te,te->t", twice, twice, weight)
+    # Means that would end after the last row.
     found[0, pairs:] = found[1:, triples:] = np.nan
     return found[:, :PART]
 

@@ -15,9 +15,16 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from moetrace.analysis.borders import Changes, level_shift
-from moetrace.analysis.kept import once
-from moetrace.analysis.movement import ahead, borders, movement, uncertainty, window_blocks
+from moetrace.analysis.cache import cached_per_layer
+from moetrace.analysis.movement import (
+    Changes,
+    border_steps,
+    level_shift,
+    mean_over_hold,
+    movement,
+    uncertainty,
+    window_blocks,
+)
 from moetrace.analysis.outlook import expected_movement
 from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, block_means
 from moetrace.trace import LayerLoad, Shares, Steps
@@ -69,7 +76,7 @@ RANK_RULE = replace(RULE, hold=1000)
 # 2,500 and below 4 % from step 3,250 on.
 PROMISED_STEPS = 1000
 PROMISE = 0.04
-# Steps that the state at a cutoff is told from, and twice as many as long as they do not tell.
+# Steps that the state at a cutoff is read from, and twice as many as long as they do not decide it.
 LOOKED_BACK = 50_000
 
 
@@ -114,7 +121,7 @@ class LayerStates:
 
     @property
     def outcome(self) -> str:
-        """In words: `SETTLED`, `FROM_START`, `NEVER` or `AGAIN`; `UNKNOWN` where nothing can be told."""
+        """In words: `SETTLED`, `FROM_START`, `NEVER` or `AGAIN`; `UNKNOWN` where there is too little data."""
         if self.state == UNKNOWN:
             return UNKNOWN
         if self.state == STABLE:
@@ -152,30 +159,28 @@ def classify(load: LayerLoad, rule: Rule = RULE) -> LayerStates:
     ('stable', True)
     """
     found = _judged(load, rule)
-    located = _located(load, rule, found.runs)
-    runs = tuple(own.run for own in located)
-    moved, judged = (np.sqrt(np.maximum(values, 0)) for values in (found.squared, found.ahead))
-    return LayerStates(
-        load.trace, load.layer, runs, _settle_interval(load, rule, located, found),
-        _unsettled_interval(load, rule, located), _span(load, rule), found.steps, moved, judged,
-    )  # fmt: skip
+    runs, located_by = _located(load, rule, found.runs)
+    settle, unsettled = _intervals(load, rule, runs, located_by, found)
+    moved, judged = (np.sqrt(np.maximum(values, 0)) for values in (found.squared, found.judged))
+    span = _span(load, rule)
+    return LayerStates(load.trace, load.layer, runs, settle, unsettled, span, found.steps, moved, judged)
 
 
 class _Judged(NamedTuple):
-    """What the rule sees: squared movement at *steps*, both (moments,), its mean *ahead*, and the *runs* that follow.
+    """What the rule sees: squared movement at *steps*, both (moments,), and *judged*, its mean over the hold.
 
-    Their borders are blurred by the hold.
+    The borders of the *runs* that follow are blurred by the hold.
     """
 
     steps: Steps
     squared: NDArray[np.float64]
-    ahead: NDArray[np.float64]
+    judged: NDArray[np.float64]
     runs: tuple[Run, ...]
 
 
 def _judged(load: LayerLoad, rule: Rule) -> _Judged:
     steps, squared, noise = movement(load, rule.window)
-    judged = ahead(load, squared, rule.hold)
+    judged = mean_over_hold(load, squared, rule.hold)
     if not judged.size:
         moves = squared.size > 0 and squared.mean() > rule.unsettle_above**2
         whole = (Run(int(load.steps[0]), int(load.steps[-1]), TRANSIENT if moves else UNKNOWN),)
@@ -186,13 +191,7 @@ def _judged(load: LayerLoad, rule: Rule) -> _Judged:
     return _Judged(steps, squared, judged, _runs(load, steps, stable))
 
 
-class _Located(NamedTuple):
-    """A run, and how its begin was located: by the ``rule``, at a ``border`` of the movement, or at a ``jump``."""
-
-    run: Run
-    by: str
-
-
+# How the begin of a run was located: by the rule, at a border of the movement, or at a jump of the level.
 RULED, BORDER, JUMP = "rule", "border", "jump"
 
 
@@ -202,14 +201,11 @@ def _span(load: LayerLoad, rule: Rule) -> int:
     return max(rule.window, rows * k * load.stride)
 
 
-def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[_Located, ...]:
-    """The same *runs* with their borders where the load changed.
-
-    The rule sees a change a hold before it, and forgets it two windows after it; no border passes another. A run that
-    is transient only for a jump of the level is as long as a block, and ends with the jump.
-    """
+def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[tuple[Run, ...], str]:
+    """The same *runs* with their borders where the load changed, and how the begin of the last one was located."""
     if len(runs) < 2:
-        return tuple(_Located(run, RULED) for run in runs)
+        return runs, RULED
+    # The rule sees a change a hold before it, and forgets it two windows after it; no border passes another.
     changes, before, after = Changes(load), 2 * rule.window, rule.hold + 2 * rule.window
     block, begins = max(BLOCK, load.stride), [(runs[0].from_step, RULED, runs[0].state)]
     for number, run in enumerate(runs):
@@ -219,6 +215,7 @@ def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[_Locat
         earliest = begins[-1][0] + block
         jump = _jump(load, rule, runs, number) if run.state == TRANSIENT else None
         if jump is not None and jump - block > begins[-1][0]:
+            # A run that is transient only for a jump of the level is as long as a block, and ends with the jump.
             stable_before = [(runs[0].from_step, RULED, STABLE)] if number == 0 else begins
             begins = [*stable_before, (jump - block, JUMP, TRANSIENT), (jump, JUMP, STABLE)]
         elif number and begins[-1][2] != run.state:
@@ -228,7 +225,7 @@ def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[_Locat
                 (max(earliest, run.from_step), RULED, run.state) if found is None else (found, BORDER, run.state)
             )
     ends = [*(begin - 1 for begin, _, _ in begins[1:]), runs[-1].to_step]
-    return tuple(_Located(Run(a, b, state), by) for (a, by, state), b in zip(begins, ends))
+    return tuple(Run(a, b, state) for (a, _, state), b in zip(begins, ends)), begins[-1][1]
 
 
 def _jump(load: LayerLoad, rule: Rule, runs: tuple[Run, ...], number: int) -> int | None:
@@ -275,13 +272,13 @@ def rank_runs(load: LayerLoad, rule: Rule = RANK_RULE) -> tuple[Run, ...]:
     adjacent = _spearman(both[..., :k].mean(axis=-1), both[..., k:].mean(axis=-1))
     interleaved = _spearman(both[..., ::2].mean(axis=-1), both[..., 1::2].mean(axis=-1))
     lost = (1 - adjacent) - NOISE_MARGIN * (1 - interleaved)
-    judged = ahead(load, lost, rule.hold)
-    return _runs(load, borders(load, rows, k), _hysteresis(judged, RANKS_SETTLE_BELOW, RANKS_UNSETTLE_ABOVE))
+    judged = mean_over_hold(load, lost, rule.hold)
+    return _runs(load, border_steps(load, rows, k), _hysteresis(judged, RANKS_SETTLE_BELOW, RANKS_UNSETTLE_ABOVE))
 
 
-@once
+@cached_per_layer
 def state_at(load: LayerLoad, cutoff: int) -> str:
-    """The state of a layer as it could be told at the *cutoff*, from nothing after it: may one plan ahead?
+    """The state of a layer as it was known at the *cutoff*, from nothing after it: may one plan ahead?
 
     Stable is what does not move and is not expected to: the variogram up to the cutoff says that the error of a good
     forecast of the next `PROMISED_STEPS` steps is no more than `PROMISE`. A load that stands still from one window to
@@ -303,19 +300,17 @@ def _state_now(history: LayerLoad, rule: Rule, looked_back: int = LOOKED_BACK) -
     """The state at the end: of what was *looked_back* at, if it was below or above the rule there at all."""
     recent = history.last(looked_back)
     found = _judged(recent, rule)
-    decided = (found.ahead < rule.settle_below**2) | (found.ahead > rule.unsettle_above**2)
+    decided = (found.judged < rule.settle_below**2) | (found.judged > rule.unsettle_above**2)
     if decided.any() or len(recent.steps) == len(history.steps):
         return found.runs[-1].state
     return _state_now(history, rule, 2 * looked_back)
 
 
 def _spearman(a: Shares, b: Shares) -> NDArray[np.float64]:
-    """Rank correlation of each row of *a* with that of *b*, both (moments, experts); 1 where all of a row are equal.
-
-    Equal loads, as those of dead experts, have the mean of their ranks.
-    """
+    """Rank correlation of each row of *a* with that of *b*, both (moments, experts); 1 where all of a row are equal."""
     import pandas as pd
 
+    # Equal loads, as those of dead experts, have the mean of their ranks.
     x, y = (pd.DataFrame(side).rank(axis=1).to_numpy() - (a.shape[1] + 1) / 2 for side in (a, b))
     norm = np.sqrt(np.square(x).sum(axis=1) * np.square(y).sum(axis=1))
     correlation: NDArray[np.float64] = np.divide((x * y).sum(axis=1), norm, out=np.ones(len(a)), where=norm > 0)
@@ -342,36 +337,26 @@ def _runs(load: LayerLoad, steps: Steps, stable: NDArray[np.bool_]) -> tuple[Run
     return tuple(Run(a, b, state) for a, b, state in zip(begins, ends, states))
 
 
-def _settle_interval(
-    load: LayerLoad, rule: Rule, located: tuple[_Located, ...], found: _Judged
-) -> tuple[int, int] | None:
-    """The first and the last step that the settle step may well be."""
-    last, first, end = located[-1], int(load.steps[0]), int(load.steps[-1])
+def _intervals(
+    load: LayerLoad, rule: Rule, runs: tuple[Run, ...], located_by: str, found: _Judged
+) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """Between which steps a layer may well have settled, and become unstable again; None where it did not."""
+    first, end = int(load.steps[0]), int(load.steps[-1])
+    begin, block, span = runs[-1].from_step, max(BLOCK, load.stride), _span(load, rule)
+    if runs[-1].state == TRANSIENT and len(runs) > 1:
+        # Where movement has no sudden border, the rule sees the change up to a hold and two windows before it.
+        early, late = (block, 2 * block) if located_by == BORDER else (span, rule.hold + 2 * span)
+        return None, (max(first, begin - early), min(end, begin + late))
     judged = settle_step_of(found.runs)
-    if last.run.state != STABLE or judged is None:
-        return None
-    settled, block = last.run.from_step, max(BLOCK, load.stride)
-    if settled == first:
-        return first, first
-    if last.by == JUMP:
-        return max(first, settled - block), min(end, settled + block)
-    steps, i = found.steps, int(np.searchsorted(found.steps, judged))
-    above = np.flatnonzero(found.ahead[:i] > (CLEARLY * rule.unsettle_above) ** 2)
-    below = np.flatnonzero(found.ahead[i:] < (rule.settle_below / CLEARLY) ** 2)
-    low = int(steps[above[-1]]) - block if above.size else first
-    high = int(steps[i + below[0]]) + block if below.size else settled + rule.hold
-    return max(first, min(low, settled - block)), min(end, max(high, settled + block))
-
-
-def _unsettled_interval(load: LayerLoad, rule: Rule, located: tuple[_Located, ...]) -> tuple[int, int] | None:
-    """The first and the last step from which a layer that settled may well be unstable again.
-
-    Where movement has no sudden border, the rule sees the change up to a hold and two windows before it.
-    """
-    last, block = located[-1], max(BLOCK, load.stride)
-    if len(located) < 2 or last.run.state != TRANSIENT:
-        return None
-    begin, span = last.run.from_step, _span(load, rule)
-    late = 2 * block if last.by == BORDER else rule.hold + 2 * span
-    early = block if last.by == BORDER else span
-    return max(int(load.steps[0]), begin - early), min(int(load.steps[-1]), begin + late)
+    if runs[-1].state != STABLE or judged is None:
+        return None, None
+    if begin == first:
+        return (first, first), None
+    if located_by == JUMP:
+        return (max(first, begin - block), min(end, begin + block)), None
+    i = int(np.searchsorted(found.steps, judged))
+    above = np.flatnonzero(found.judged[:i] > (CLEARLY * rule.unsettle_above) ** 2)
+    below = np.flatnonzero(found.judged[i:] < (rule.settle_below / CLEARLY) ** 2)
+    low = int(found.steps[above[-1]]) - block if above.size else first
+    high = int(found.steps[i + below[0]]) + block if below.size else begin + rule.hold
+    return (max(first, min(low, begin - block)), min(end, max(high, begin + block))), None

@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.analysis.courses import course, hottest_frame, peaks_frame
 from moetrace.analysis.fluctuation import fluctuation
 from moetrace.analysis.imbalance import IMBALANCE, RECENT
 from moetrace.analysis.noise import step_noise
 from moetrace.analysis.severity import balance_frame, health
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
-from moetrace.analysis.variogram import step_scatter
+from moetrace.analysis.variogram import BLOCK, block_means, step_scatter
 from moetrace.frames import stacked
-from moetrace.trace import LayerLoad, LoadTrace
+from moetrace.trace import LayerLoad, LoadTrace, Shares, Steps
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Points of a curve beyond which a figure shows no more and a file only grows.
 CURVE_POINTS = 600
+# Moments of a course: more than a map or a small figure can show.
+MOMENTS = 240
+COURSE_MOMENTS = 120
+# Experts that a figure can tell apart.
+HOTTEST = 5
+# The rest is shown by these quantiles of their shares.
+REST = {"low": 0.1, "middle": 0.5, "high": 0.9}
 # The window of the layers table: the paper's middle one.
 LAYER_WINDOW = 100
 # Expected range of so many draws from a normal distribution, in standard deviations (Tippett 1925).
@@ -33,15 +39,6 @@ DETECTORS_APART = 1000
 # What `--sensitivity` varies: windows in steps, and the movement below which a layer settles.
 SENSITIVITY_WINDOWS = (100, 200, 400)
 SENSITIVITY_THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08)
-
-
-def layers_frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """A row of `layer_row` for each layer."""
-    import pandas as pd
-
-    steps = ["settle_step", "settle_step_low", "settle_step_high", "rank_settle_step"]
-    steps += ["unsettled_step", "unsettled_step_low", "unsettled_step_high"]
-    return pd.DataFrame(rows).astype(dict.fromkeys([*steps, "since"], "Int64"))
 
 
 def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
@@ -55,14 +52,14 @@ def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
     experts; *step_noise* is what one step scatters. NaN where there is no before or after.
     """
     first, last = int(load.steps[0]), int(load.steps[-1])
-    border = last + 1 if states.settle_step is None else states.settle_step
-    ranks = rank_runs(load)
+    settled, by_ranks = states.settle_step, settle_step_of(rank_runs(load))
+    border = last + 1 if settled is None else settled
     low, high = states.settle_interval or (None, None)
     again = states.unsettled_interval or (None, None)
     return {
         "trace": load.trace,
         "layer": load.layer,
-        "settle_step": states.settle_step,
+        "settle_step": settled,
         "settle_step_low": low,
         "settle_step_high": high,
         "state": states.state,
@@ -70,8 +67,8 @@ def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
         "unsettled_step": states.unsettled_step,
         "unsettled_step_low": again[0],
         "unsettled_step_high": again[1],
-        "rank_settle_step": settle_step_of(ranks),
-        "detectors": "agree" if _agree(states.settle_step, settle_step_of(ranks)) else "differ",
+        "rank_settle_step": by_ranks,
+        "detectors": "agree" if _agree(settled, by_ranks) else "differ",
         "movement_before": states.movement_in(first, border - 1),
         "movement_after": states.movement_in(border, last),
         **_before_and_after(load, border),
@@ -81,6 +78,7 @@ def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
 
 
 def _agree(by_movement: int | None, by_ranks: int | None) -> bool:
+    """Whether the two detectors say the same of the settle step."""
     if by_movement is None or by_ranks is None:
         return by_movement is by_ranks
     return abs(by_movement - by_ranks) <= DETECTORS_APART
@@ -116,6 +114,8 @@ def states_tables(
     >>> mt.states_tables(trace)["windows"]["state"].tolist()
     ['transient', 'stable']
     """
+    import pandas as pd
+
     asked = {"experts": experts_frame} if experts else {}
     asked |= {"sensitivity": sensitivity_frame} if sensitivity else {}
     asked |= COURSES if courses else {}
@@ -131,7 +131,9 @@ def states_tables(
             parts[name].append(make(load))
         if progress is not None:
             progress(done, len(trace.layers))
-    layers, rest = layers_frame(rows), {name: stacked(frames) for name, frames in parts.items()}
+    steps = [f"{name}_step{end}" for name in ("settle", "unsettled") for end in ("", "_low", "_high")]
+    layers = pd.DataFrame(rows).astype(dict.fromkeys([*steps, "rank_settle_step", "since"], "Int64"))
+    rest = {name: stacked(frames) for name, frames in parts.items()}
     return {"layers": layers, "windows": windows_frame(states), **rest, "depth": depth_frame(layers)}
 
 
@@ -157,15 +159,11 @@ def depth_frame(layers: pd.DataFrame) -> pd.DataFrame:
         names = ["shallow", "middle", "deep"] if len(thirds) == 3 else ["shallow", "deep"][: len(thirds)]
         for name, third in zip(names, thirds):
             measures = ["settle_step", "movement_before", "movement_after", "variance_100_after", "range_100_after"]
-            row = {"trace": trace, "depth": name, "layers": _from_to(third["layer"])}
+            low, high = third["layer"].min(), third["layer"].max()
+            row = {"trace": trace, "depth": name, "layers": f"{low} to {high}" if low != high else f"{low}"}
             means = {measure: third[measure].astype(float).mean() for measure in measures}
             rows.append(row | {"settled": int(third["settle_step"].notna().sum())} | means)
     return pd.DataFrame(rows)
-
-
-def _from_to(layers: pd.Series) -> str:
-    first, last = layers.min(), layers.max()
-    return f"{first} to {last}" if first != last else f"{first}"
 
 
 def sensitivity_frame(load: LayerLoad) -> pd.DataFrame:
@@ -212,16 +210,43 @@ def load_frame(load: LayerLoad) -> pd.DataFrame:
     import pandas as pd
 
     ends, means = course(load, CURVE_POINTS)
-    moments, experts = np.indices(means.shape)
-    return pd.DataFrame(
-        {
-            "trace": load.trace,
-            "layer": load.layer,
-            "expert": load.expert_numbers[experts.ravel()],
-            "step": ends[moments.ravel()],
-            "share": means.ravel(),
-        }
-    )
+    moments, experts = (index.ravel() for index in np.indices(means.shape))
+    rows = {"trace": load.trace, "layer": load.layer, "expert": load.expert_numbers[experts]}
+    return pd.DataFrame({**rows, "step": ends[moments], "share": means.ravel()})
+
+
+def peaks_frame(load: LayerLoad) -> pd.DataFrame:
+    """The load of the hottest expert in mean loads, one row for each block of steps: at most `MOMENTS` rows."""
+    import pandas as pd
+
+    ends, means = course(load, MOMENTS)
+    peak = means.max(axis=1) * load.experts  # shares of a step sum to 1
+    return pd.DataFrame({"trace": load.trace, "layer": load.layer, "step": ends, "peak_over_mean": peak})
+
+
+def hottest_frame(load: LayerLoad) -> pd.DataFrame:
+    """The shares of the `HOTTEST` experts of the last 1,000 steps, and quantiles of all others, by block of steps.
+
+    One row for each *series* and moment: a series is an expert by its number, or ``low``, ``middle``, ``high``.
+    """
+    import pandas as pd
+
+    ends, means = course(load, COURSE_MOMENTS)
+    order = np.argsort(-load.last(RECENT).mean_shares, kind="stable")
+    hot, rest = order[:HOTTEST], order[HOTTEST:]
+    series = {str(load.expert_numbers[expert]): means[:, expert] for expert in hot}
+    if len(rest):
+        series |= dict(zip(REST, np.quantile(means[:, rest], list(REST.values()), axis=1)))
+    rows = {"trace": load.trace, "layer": load.layer, "step": ends}
+    return pd.concat([pd.DataFrame({**rows, "series": name, "share": share}) for name, share in series.items()])
+
+
+def course(load: LayerLoad, moments: int) -> tuple[Steps, Shares]:
+    """The last step and the mean shares of each of at most *moments* blocks, shape (blocks, experts)."""
+    rows = max(load.rows(BLOCK), -(-len(load.steps) // moments))
+    rows = min(rows, max(1, len(load.steps) // 2))
+    means = block_means(load, rows)
+    return load.steps[len(load.steps) - len(means) * rows :].reshape(-1, rows)[:, -1], means
 
 
 def fluctuation_frame(load: LayerLoad) -> pd.DataFrame:
@@ -239,21 +264,18 @@ def fluctuation_frame(load: LayerLoad) -> pd.DataFrame:
     parts = []
     for found in fluctuation(load):
         every = -(-len(found.steps) // CURVE_POINTS)
-        parts.append(
-            pd.DataFrame(
-                {
-                    "trace": load.trace,
-                    "layer": load.layer,
-                    "window": found.window,
-                    "step": found.steps[::every],
-                    "variance": found.variance[::every].mean(axis=1),
-                    "range": found.range[::every].mean(axis=1),
-                    "noise_variance": noise,
-                    "threshold_variance": noise + drift * found.window / 6,
-                    "noise_range": spread * NORMAL_RANGE[found.window],
-                }
-            )
-        )
+        rows = {
+            "trace": load.trace,
+            "layer": load.layer,
+            "window": found.window,
+            "step": found.steps[::every],
+            "variance": found.variance[::every].mean(axis=1),
+            "range": found.range[::every].mean(axis=1),
+            "noise_variance": noise,
+            "threshold_variance": noise + drift * found.window / 6,
+            "noise_range": spread * NORMAL_RANGE[found.window],
+        }
+        parts.append(pd.DataFrame(rows))
     columns = ["trace", "layer", "window", "step", "variance", "range"]
     columns += ["noise_variance", "threshold_variance", "noise_range"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -264,16 +286,9 @@ def movement_frame(states: LayerStates) -> pd.DataFrame:
     import pandas as pd
 
     every = -(-len(states.judged) // CURVE_POINTS) or 1
-    return pd.DataFrame(
-        {
-            "trace": states.trace,
-            "layer": states.layer,
-            "step": states.steps[: len(states.judged)][::every],
-            "movement": states.judged[::every],
-            "settle_below": RULE.settle_below,
-            "unsettle_above": RULE.unsettle_above,
-        }
-    )
+    judged = {"step": states.steps[: len(states.judged)][::every], "movement": states.judged[::every]}
+    thresholds = {"settle_below": RULE.settle_below, "unsettle_above": RULE.unsettle_above}
+    return pd.DataFrame({"trace": states.trace, "layer": states.layer, **judged, **thresholds})
 
 
 def imbalance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:

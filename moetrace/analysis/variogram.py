@@ -1,4 +1,4 @@
-"""Noise and drift of a layer: one estimate, used by everything that needs either.
+"""Noise and drift of a layer, and its level: one estimate, used by everything that needs any of them.
 
 How far apart is the load of a layer at two moments, as a function of their distance? With block
 means x[i, e] of *block* steps, the variogram
@@ -12,6 +12,8 @@ if the load stood still. Its slope is drift. For a random walk seen through bloc
 Dividing by the share makes the sum a chi-square distance, that is, the mean squared relative change
 weighted by load. For multinomial sampling of n tokens it is (experts - 1) / n whatever the shares,
 so one number serves the hot and the cold experts of a layer.
+
+The level is an exponential average of the load, as slow as its noise and drift ask for.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moetrace.analysis.kept import kept_means, once
+from moetrace.analysis.cache import cached_block_means, cached_per_layer
 from moetrace.trace import LayerLoad, Shares
 
 # Steps averaged into one block. Batches of neighbouring steps hardly correlate beyond 20 steps on
@@ -37,10 +39,17 @@ STEP_LAG = 10
 # Shares below this fraction of the mean share are weighted as if they were that large: the
 # relative change of an expert that is all but dead means nothing.
 SHARE_FLOOR = 0.01
+# The smallest gain: means of the last 100 blocks, 5,000 steps, on average.
+LEAST_GAIN = 0.02
+# Steps that a level is an average of: at the least gain, older blocks have a weight below 1e-17.
+REMEMBERED = 100_000
+# Steps that noise and drift are read from: long enough for 30 pairs of blocks 1,000 steps apart, short
+# enough to belong to the present. 1,500 and 4,000 err more on gpt-moe-8e-a.
+HISTORY = 2500
 
 
 @dataclass(frozen=True)
-class Motion:
+class NoiseDrift:
     """The line through the variogram of a layer, as sums over experts of squared change per share.
 
     *noise* is the scatter of the mean over one row, autocorrelation included, so that the mean over
@@ -65,9 +74,9 @@ def block_means(load: LayerLoad, rows: int) -> Shares:
 
     The last block ends with the last row; rows before the first whole block are left out.
     """
-    kept = kept_means(load, rows)
-    if kept is not None:
-        return kept
+    cached = cached_block_means(load, rows)
+    if cached is not None:
+        return cached
     blocks = len(load.steps) // rows
     tail = load.shares[len(load.steps) - blocks * rows :]
     means: Shares = tail.reshape(blocks, rows, load.experts).mean(axis=1)  # (blocks, experts)
@@ -84,16 +93,16 @@ def variogram(values: Shares, weight: Shares, lags: int) -> Shares:
     return np.array([(np.square(values[k:] - values[:-k]).mean(axis=0) * weight).sum() for k in range(1, lags + 1)])
 
 
-@once
-def motion(load: LayerLoad, block: int = BLOCK, lags: int = LAGS) -> Motion:
+@cached_per_layer
+def noise_and_drift(load: LayerLoad, block: int = BLOCK, lags: int = LAGS) -> NoiseDrift:
     """Noise and drift of *load*, from a line through its variogram at distances up to *lags* blocks.
 
-    A short load has smaller blocks, so that there are four of them; with fewer than three rows nothing can
-    be told and both are 0.
+    A short load has smaller blocks, so that there are four of them; with fewer than three rows both are
+    unknown, and 0.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
-    >>> early, late = (mt.motion(trace.layer(0).between(*steps)) for steps in ((1, 499), (1000, 2000)))
+    >>> early, late = (mt.noise_and_drift(trace.layer(0).between(*steps)) for steps in ((1, 499), (1000, 2000)))
     >>> early.drift > 10 * late.drift
     True
     """
@@ -102,14 +111,14 @@ def motion(load: LayerLoad, block: int = BLOCK, lags: int = LAGS) -> Motion:
     weight = weights(load.mean_shares)
     lags = min(lags, len(means) - 2)
     if lags < 1:
-        return Motion(0.0, 0.0)
+        return NoiseDrift(0.0, 0.0)
     distance = variogram(means, weight, lags)
     if lags == 1:
-        return Motion(float(distance[0]) / 2 * rows, 0.0)
+        return NoiseDrift(float(distance[0]) / 2 * rows, 0.0)
     slope, intercept = np.polyfit(np.arange(1, lags + 1) - 1 / 3, distance, 1)
     if slope < 0:
         slope, intercept = 0.0, distance.mean()
-    return Motion(max(float(intercept), 0.0) / 2 * rows, float(slope) / rows)
+    return NoiseDrift(max(float(intercept), 0.0) / 2 * rows, float(slope) / rows)
 
 
 def step_scatter(load: LayerLoad) -> Shares:
@@ -119,3 +128,30 @@ def step_scatter(load: LayerLoad) -> Shares:
         return np.zeros(load.experts)
     scatter: Shares = np.square(load.shares[lag:] - load.shares[:-lag]).mean(axis=0) / 2
     return scatter
+
+
+# --- the level --------------------------------------------------------------------------------
+
+
+def gain_of(history: LayerLoad, last: int = HISTORY) -> float:
+    """The weight of the newest block of `BLOCK` steps, from noise and drift of the *last* steps."""
+    recent = history.last(last)
+    gain = noise_and_drift(recent, lags=FAR_LAGS).gain(recent.rows(BLOCK))
+    return float(np.clip(gain, LEAST_GAIN, 1))
+
+
+def last_level(means: Shares, weight: float) -> Shares:
+    """The last of `levels`, shape (experts,), without the others."""
+    each = (1 - weight) ** np.arange(len(means))[::-1]
+    level: Shares = each @ means / each.sum()
+    return level
+
+
+def levels(means: Shares, weight: float) -> Shares:
+    """The level after each of *means*, both (blocks, experts): their exponential average, the newest weighing *weight*.
+
+    The weights are scaled to sum to 1 from the first block on.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(means).ewm(alpha=weight).mean().to_numpy()

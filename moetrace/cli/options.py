@@ -355,7 +355,7 @@ class Protocol:
 
         return [predictor(spec, self.seed) for spec in (self.predictor or PREDICTORS)]
 
-    def looks(
+    def cutoffs_for(
         self,
         trace: LoadTrace,
         horizons: Sequence[int],

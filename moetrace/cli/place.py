@@ -119,7 +119,7 @@ def place(
     figures: list[str] = []
 
     def one(given: str, trace: LoadTrace, progress: Report) -> tuple[str, Placement]:
-        cutoffs = protocol.looks(trace, [horizon])
+        cutoffs = protocol.cutoffs_for(trace, [horizon])
         deployed = None if plan is None else read_plan(plan, trace.layers, trace.experts, gpus, first_layer)
         placed = place_trace(
             trace, predictors, planning, horizon, cutoffs, progress, redundants=redundants, deployed=deployed,

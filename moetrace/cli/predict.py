@@ -68,7 +68,7 @@ def predict(
     statuses: list[dict[str, object]] = []
 
     def one(given: str, trace: LoadTrace, progress: Report) -> Backtest:
-        cutoffs = protocol.looks(trace, [horizon], shared.note)
+        cutoffs = protocol.cutoffs_for(trace, [horizon], shared.note)
         test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **settings)
         shared.note_reused(trace.name, test.computed, test.reused)
         path = shared.folder().result_path("predict", given, f"forecast-{horizon}.parquet")

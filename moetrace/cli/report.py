@@ -63,7 +63,7 @@ def report(
         from moetrace.placement.study import place, placement_frames
 
         notes: list[str] = []
-        cutoffs = protocol.looks(trace, asked, notes.append, explicit=horizons is not None)
+        cutoffs = protocol.cutoffs_for(trace, asked, notes.append, explicit=horizons is not None)
         found = study(trace, predictors, asked, cutoffs, progress, seed=protocol.seed, **settings)
         for text in notes:  # not of a trace that is too short for anything, which is a line of its own
             shared.note(text)

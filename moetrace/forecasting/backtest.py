@@ -2,8 +2,8 @@
 
 At each cutoff a predictor is given the history up to it and nothing else; what it forecasts of the steps
 after it is compared with what then happened. The unit of work is a layer, or a fit that serves all
-layers. Each result is kept as it is made, in memory or wherever a `Results` keeps it, under a name that
-says what it depends on; what is kept already is not made again. Who does the work, this process or many,
+layers. Each result is cached as it is made, in memory or wherever a `Results` keeps it, under a name that
+says what it depends on; what is cached already is not computed again. Who does the work, this process or many,
 is up to the caller.
 """
 
@@ -12,18 +12,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from itertools import product
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from moetrace.analysis.cache import cache_block_means
+from moetrace.analysis.variogram import BLOCK
 from moetrace.errors import TooShortError
 from moetrace.forecasting.evaluation import Evaluation, Result, SharedFit, evaluation
-from moetrace.forecasting.fitting import Histories, TimedFit, fit, has_history, refits
-from moetrace.forecasting.intervals import Experience
-from moetrace.forecasting.layers import SHARE_COLUMNS, EndForecast, Reference, Score, forecast_end, score_layer
+from moetrace.forecasting.fitting import Histories, TimedFit, fit, has_history
+from moetrace.forecasting.intervals import ErrorCalibration
+from moetrace.forecasting.layers import SHARE_COLUMNS, EndForecast, Score, forecast_end, score_layer
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.predictors.base import Predictor
-from moetrace.forecasting.results import InMemory, Results
+from moetrace.forecasting.results import FIT, FORECAST, SCORES, SHARES, InMemory, Kind, Results
 from moetrace.forecasting.windows import Windows
 from moetrace.frames import stacked
 from moetrace.trace import LoadTrace
@@ -42,7 +45,7 @@ Progress = Callable[[int, int], None]
 class Backtest:
     """What came of an evaluation, read when it is asked for.
 
-    *computed* is the number of results that are new, *reused* of those that were kept already; the scores
+    *computed* is the number of results that are new, *reused* of those that were cached already; the scores
     and the forecast of a layer by a predictor over a horizon are two.
     """
 
@@ -54,19 +57,19 @@ class Backtest:
     @cached_property
     def scores(self) -> pd.DataFrame:
         """One row per `Score`, by layer, predictor, cutoff and horizon."""
-        return self._frame(self.results.scores, Score._fields)
+        return self._frame(SCORES, self.evaluation.scored, Score._fields)
 
     @cached_property
     def shares(self) -> pd.DataFrame:
         """Predicted and actual share of each expert over each horizon, with intervals: `SHARE_COLUMNS`."""
-        return self._frame(self.results.shares, SHARE_COLUMNS)
+        return self._frame(SHARES, [result for result in self.evaluation.scored if result.intervals], SHARE_COLUMNS)
 
     def forecasts(self) -> Iterator[EndForecast]:
         """The forecast of the steps after the end, for each layer, predictor and horizon, one at a time."""
-        return (self.results.forecast(result) for result in self.evaluation.forecast_ahead)
+        return (self.results.get(FORECAST, result) for result in self.evaluation.forecast_ahead)
 
-    def _frame(self, read: Callable[[Sequence[Result]], pd.DataFrame], columns: Sequence[str]) -> pd.DataFrame:
-        frame = read(self.evaluation.scored)
+    def _frame(self, kind: Kind[pd.DataFrame], results: Sequence[Result], columns: Sequence[str]) -> pd.DataFrame:
+        frame = stacked([self.results.get(kind, result) for result in results])
         if not len(frame):
             return stacked([], columns)
         turn = frame["predictor"].map({label(by): i for i, by in enumerate(self.evaluation.predictors)})
@@ -141,23 +144,31 @@ def evaluate_all(
     for own in asked:
         if own.ahead:
             check_able(own.trace, own.predictors)
-    kept = InMemory() if results is None else results
-    kept.begin(asked[0].trace.name)
-    parts = [_parts(own, kept) for own in asked]
+    trace, cached = asked[0].trace, InMemory() if results is None else results
+    cached.begin(trace.name)
+    pending = [_pending(own, cached) for own in asked]
     layers = [
-        LayerTask(asked[0].trace, layer, [own[layer] for own in parts if layer in own], kept)
-        for layer in asked[0].trace.layers
-        if any(layer in own for own in parts)
+        LayerTask(trace, layer, [own[layer] for own in pending if layer in own], cached)
+        for layer in trace.layers
+        if any(layer in own for own in pending)
     ]
-    fits = [task for own, by_layer in zip(asked, parts) for task in _fit_tasks(own, by_layer, kept)]
-    for done, handed_over in enumerate(_run_all(fits, layers, run), 1):
-        kept.merge(handed_over)
-        if progress is not None:
-            progress(done, len(fits) + len(layers))
+    fits = {
+        name: FitTask(name, [trace] if name.fitted_at is not None else own.train_on, cached)
+        for own, by_layer in zip(asked, pending)
+        for name in (name for parts in by_layer.values() for part in parts for name in part.fits.values())
+        if not cached.has(FIT, name)
+    }
+    done = 0
+    for tasks in (list(fits.values()), layers):  # the layers need the fits
+        for from_worker in run(tasks):
+            cached.merge(from_worker)
+            done += 1
+            if progress is not None:
+                progress(done, len(fits) + len(layers))
     found = []
-    for own, by_layer in zip(asked, parts):
-        computed = sum(len(pending) for part in by_layer.values() for pending in part.pending)
-        found.append(Backtest(own, kept, computed, len(own.scored) + len(own.forecast_ahead) - computed))
+    for own, by_layer in zip(asked, pending):
+        computed = sum(len(part.scores) + len(part.ahead) for parts in by_layer.values() for part in parts)
+        found.append(Backtest(own, cached, computed, len(own.scored) + len(own.forecast_ahead) - computed))
     return found
 
 
@@ -173,160 +184,97 @@ def check_able(trace: LoadTrace, predictors: Sequence[Predictor]) -> None:
         )
 
 
-def _run_all(fits: Sequence[FitTask], layers: Sequence[LayerTask], run: Run) -> Iterator[Results | None]:
-    """The fits that serve all layers first: the layers need them."""
-    yield from run(fits)
-    yield from run(layers)
+class Pending(NamedTuple):
+    """What is not cached yet of one layer by one predictor: *scores* at the cutoffs of *windows*, forecasts *ahead*.
 
-
-@dataclass(frozen=True)
-class Pending:
-    """What is not kept yet of one predictor and layer: *scores*, and forecasts *ahead*."""
-
-    predictor: Predictor
-    scores: tuple[Result, ...]
-    ahead: tuple[Result, ...]
-
-    def __len__(self) -> int:
-        return len(self.scores) + len(self.ahead)
-
-    def windows(self, windows: Windows) -> Windows:
-        """The part of *windows* whose horizons have to be scored."""
-        return _of_horizons(windows, {result.horizon for result in self.scores})
-
-
-def _of_horizons(windows: Windows, wanted: set[int]) -> Windows:
-    own = {cutoff: [h for h in horizons if h in wanted] for cutoff, horizons in windows.items()}
-    return {cutoff: horizons for cutoff, horizons in own.items() if horizons}
-
-
-@dataclass(frozen=True, eq=False)
-class FitRequest:
-    """A fit for all layers, made at the cutoff *fitted_at* (None: on other runs), and the *part* of its seconds that
-    one score bears.
+    *fits* are the fits for all layers that these need, by cutoff, of a predictor that has such.
     """
 
-    name: SharedFit
     predictor: Predictor
-    fitted_at: int | None
-    part: float
+    windows: Windows
+    scores: Sequence[Result]
+    ahead: Sequence[Result]
+    fits: Mapping[int, SharedFit]
+
+
+def _pending(asked: Evaluation, cached: Results) -> dict[int, list[Pending]]:
+    """What is not cached yet, by layer."""
+    scored, ahead = set(asked.scored), set(asked.forecast_ahead)
+    end = int(asked.trace.steps[-1])
+    pending: dict[int, list[Pending]] = {}
+    for layer, predictor in product(asked.trace.layers, asked.predictors):
+        own = [asked.names[layer, label(predictor), horizon] for horizon in asked.horizons]
+        scores = [
+            result
+            for result in own
+            if result in scored
+            and not (cached.has(SCORES, result) and (not result.intervals or cached.has(SHARES, result)))
+        ]
+        coming = [result for result in own if result in ahead and not cached.has(FORECAST, result)]
+        if not scores and not coming:
+            continue
+        wanted = {result.horizon for result in scores}
+        windows = {cutoff: [h for h in horizons if h in wanted] for cutoff, horizons in asked.windows.items()}
+        windows = {cutoff: horizons for cutoff, horizons in windows.items() if horizons}
+        fits: dict[int, SharedFit] = {}
+        if predictor.pools_layers:
+            serving = asked.shared_fits(predictor, list(asked.windows))
+            fits = {cutoff: name for cutoff, name in serving.items() if cutoff in windows}
+            fits |= asked.shared_fits(predictor, [end]) if coming else {}
+        pending.setdefault(layer, []).append(Pending(predictor, windows, scores, coming, fits))
+    return pending
 
 
 @dataclass(frozen=True, eq=False)
 class FitTask:
-    """A fit for all layers of *traces*."""
+    """The fit of that *name* for all layers of *traces*."""
 
-    request: FitRequest
+    name: SharedFit
     traces: Sequence[LoadTrace]
     results: Results
 
     def run(self) -> Results | None:
-        """Fit, and keep it."""
-        histories = Histories(self.traces, self.request.fitted_at)
-        self.results.put_fit(self.request.name, fit(self.request.predictor, histories))
-        return self.results.handed_over()
-
-
-@dataclass(frozen=True, eq=False)
-class LayerPart:
-    """The pending results of one layer in one evaluation, and by predictor and cutoff the shared fits that they need.
-
-    Without *intervals* forecasts are scored alone.
-    """
-
-    windows: Windows
-    pending: Sequence[Pending]
-    fits: Mapping[tuple[str, int], FitRequest]
-    intervals: bool
-
-    def run(self, experience: Experience, results: Results) -> None:
-        """Score and forecast, and keep each of the *results* as it is made."""
-        scored = _of_horizons(self.windows, {result.horizon for own in self.pending for result in own.scores})
-        reference = Reference.of(experience, scored, self.intervals) if scored else None
-        for own in self.pending:
-            shared_fits = self._shared_fits(own.predictor, results)
-            if reference is not None and own.scores:
-                scores, shares = score_layer(reference, own.predictor, own.windows(self.windows), shared_fits)
-                for result in own.scores:
-                    of_horizon = (frame[frame["horizon"] == result.horizon] for frame in (scores, shares))
-                    results.put_scores(result, *of_horizon)
-            for result in own.ahead:
-                forecast = forecast_end(experience, own.predictor, result.horizon, shared_fits)
-                results.put_forecast(result, forecast)
-
-    def _shared_fits(self, predictor: Predictor, results: Results) -> dict[int, TimedFit] | None:
-        """The fits for all layers by cutoff, each layer bearing its part of the seconds, of one that has such."""
-        if not predictor.pools_layers:
-            return None
-        own = {cutoff: request for (by, cutoff), request in self.fits.items() if by == label(predictor)}
-        learned = {request.name: results.fit(request.name, predictor) for request in own.values()}
-        return {
-            cutoff: TimedFit(learned[request.name].fitted, learned[request.name].seconds * request.part)
-            for cutoff, request in own.items()
-        }
+        """Fit, and cache it."""
+        self.results.put(FIT, self.name, fit(self.name.predictor, Histories(self.traces, self.name.fitted_at)))
+        return self.results.for_parent()
 
 
 @dataclass(frozen=True, eq=False)
 class LayerTask:
-    """All that is pending of one layer."""
+    """All that is *pending* of one layer, by evaluation."""
 
     trace: LoadTrace
     layer: int
-    parts: Sequence[LayerPart]
+    pending: Sequence[Sequence[Pending]]
     results: Results
 
     def run(self) -> Results | None:
-        """Read the layer, and do each part."""
-        experience = Experience(self.trace.layer(self.layer))
-        for part in self.parts:
-            part.run(experience, self.results)
-        return self.results.handed_over()
+        """Read the layer, score and forecast, and cache each result as it is made."""
+        load = self.trace.layer(self.layer)
+        cache_block_means(load, load.rows(BLOCK))  # for every history that is cut from the layer
+        calibration = ErrorCalibration(load)
+        for part in (part for own in self.pending for part in own):
+            fits = self._fits(part) if part.predictor.pools_layers else None
+            if part.scores:
+                expect = part.scores[0].intervals
+                frames = score_layer(calibration, part.predictor, part.windows, fits, expect=expect)
+                for result, (kind, frame) in product(part.scores, zip((SHARES, SCORES), reversed(frames))):
+                    if kind == SCORES or expect:
+                        own = frame[frame["horizon"] == result.horizon]
+                        self.results.put(kind, result, own.reset_index(drop=True))
+            for result in part.ahead:
+                forecast = forecast_end(calibration, part.predictor, result.horizon, fits)
+                self.results.put(FORECAST, result, forecast)
+        return self.results.for_parent()
 
-
-def _parts(asked: Evaluation, kept: Results) -> dict[int, LayerPart]:
-    """What is pending of each layer, where anything is, with all the fits for all layers that it needs."""
-    scores = {result for result in asked.scored if not kept.has_scores(result)}
-    ahead = {result for result in asked.forecast_ahead if not kept.has_forecast(result)}
-    pending: dict[int, list[Pending]] = {}
-    for layer in asked.trace.layers:
-        for predictor in asked.predictors:
-            own = [asked.names[layer, label(predictor), horizon] for horizon in asked.horizons]
-            part = Pending(predictor, tuple(r for r in own if r in scores), tuple(r for r in own if r in ahead))
-            if len(part):
-                pending.setdefault(layer, []).append(part)
-    fits = _needed_fits(asked, [part for parts in pending.values() for part in parts])
-    return {layer: LayerPart(asked.windows, own, fits, asked.intervals) for layer, own in pending.items()}
-
-
-def _needed_fits(asked: Evaluation, pending: Sequence[Pending]) -> dict[tuple[str, int], FitRequest]:
-    """The fits for all layers that the *pending* results need, by predictor and cutoff."""
-    needed: dict[tuple[str, int], FitRequest] = {}
-    for predictor in dict.fromkeys(part.predictor for part in pending if part.predictor.pools_layers):
-        own = [part for part in pending if part.predictor == predictor]
-        scored = list(_of_horizons(asked.windows, {result.horizon for part in own for result in part.scores}))
-        needed |= _fits_at(asked, predictor, scored)
-        if any(part.ahead for part in own):
-            needed |= _fits_at(asked, predictor, [int(asked.trace.steps[-1])])
-    return needed
-
-
-def _fits_at(asked: Evaluation, predictor: Predictor, cutoffs: Sequence[int]) -> dict[tuple[str, int], FitRequest]:
-    name, layers = label(predictor), len(asked.trace.layers)
-    if asked.train_on:
-        request = FitRequest(asked.shared_fit(predictor, None), predictor, None, 1 / max(1, len(cutoffs)) / layers)
-        return {(name, cutoff): request for cutoff in cutoffs}
-    serving = refits(predictor, asked.trace.steps, cutoffs)
-    return {
-        (name, cutoff): FitRequest(asked.shared_fit(predictor, at), predictor, at, (cutoff == at) / layers)
-        for cutoff, at in serving.items()
-    }
-
-
-def _fit_tasks(asked: Evaluation, parts: Mapping[int, LayerPart], kept: Results) -> list[FitTask]:
-    """The fits for all layers that are needed and not kept yet."""
-    needed = {request.name: request for part in parts.values() for request in part.fits.values()}
-    return [
-        FitTask(request, asked.train_on if request.fitted_at is None else [asked.trace], kept)
-        for name, request in needed.items()
-        if not kept.has_fit(name)
-    ]
+    def _fits(self, part: Pending) -> dict[int, TimedFit]:
+        """The fits for all layers by cutoff; layers and cutoffs share the seconds."""
+        served = list(part.fits.values())
+        learned = {name: self.results.get(FIT, name) for name in dict.fromkeys(served)}
+        fits = {}
+        for cutoff, name in part.fits.items():
+            # One on the history is made for its cutoff and moved forward to later ones.
+            borne = 1 / served.count(name) if name.fitted_at is None else cutoff == name.fitted_at
+            seconds = learned[name].seconds * borne / len(self.trace.layers)
+            fits[cutoff] = TimedFit(learned[name].fitted, seconds)
+        return fits

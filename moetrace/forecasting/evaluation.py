@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -12,7 +12,7 @@ from typing import cast
 import numpy as np
 
 from moetrace.errors import SettingError, check_several
-from moetrace.forecasting.fitting import check_other_runs, has_history
+from moetrace.forecasting.fitting import has_history, refits
 from moetrace.forecasting.keys import key_of, settings_of
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.predictors.base import Predictor
@@ -37,10 +37,11 @@ class Result:
 
 @dataclass(frozen=True)
 class SharedFit:
-    """The name of a fit that serves all layers."""
+    """The name of a fit that serves all layers, on the history up to *fitted_at*, or on other runs if None."""
 
     trace: str
-    predictor: str
+    predictor: Predictor
+    fitted_at: int | None
     key: str
 
 
@@ -62,11 +63,19 @@ class Evaluation:
     intervals: bool = True
 
     def __post_init__(self) -> None:
-        check_predictors(self.predictors)
+        check_several(self.predictors, "predictors", "[mt.Level()]")
+        for one in cast("Sequence[object]", self.predictors):
+            if isinstance(one, type):
+                raise SettingError(f"{one.__name__} is a class: {one.__name__}() makes a predictor")
+            if not hasattr(one, "fit"):
+                raise SettingError(f"{one!r} is no predictor: mt.predictor({one!r}) makes one of its name")
+        name = self.trace.name
         labels = [label(predictor) for predictor in self.predictors]
         if len(set(labels)) != len(labels):
             raise SettingError(f"predictor {next(n for n in labels if labels.count(n) > 1)} is given twice")
-        check_other_runs(self.trace, self.train_on)
+        mark = self.trace.info.fingerprint
+        if any(run.info.fingerprint == mark if run.info.fingerprint else run.name == name for run in self.train_on):
+            raise SettingError(f"{name} cannot be predicted by what was trained on {name} itself")
 
     @cached_property
     def names(self) -> Mapping[tuple[int, str, int], Result]:
@@ -96,18 +105,24 @@ class Evaluation:
     @property
     def forecast_ahead(self) -> list[Result]:
         """The results that have a forecast of the steps after the end."""
-        able = {label(predictor) for predictor in self.predictors if self._able(predictor)} if self.ahead else set()
+        if not self.ahead:
+            return []
+        steps = self.trace.steps
+        able = {label(predictor) for predictor in self.predictors if has_history(predictor, steps, int(steps[-1]))}
         return [result for result in self.names.values() if result.predictor in able]
 
-    def _able(self, predictor: Predictor) -> bool:
-        """Whether the whole trace is history enough."""
-        return has_history(predictor, self.trace.steps, int(self.trace.steps[-1]))
-
-    def shared_fit(self, predictor: Predictor, fitted_at: int | None) -> SharedFit:
-        """The name of the fit for all layers, on the history up to *fitted_at*, or on the other runs if None."""
-        other_runs = fitted_at is None
-        learned_from = [self._trained_on] if other_runs else [self._all_layers, self._steps_digest, fitted_at]
-        return SharedFit(self.trace.name, label(predictor), key_of(settings_of(predictor), learned_from))
+    def shared_fits(self, predictor: Predictor, cutoffs: Sequence[int]) -> dict[int, SharedFit]:
+        """The fit for all layers that serves at each of *cutoffs* (increasing), on the history or the other runs."""
+        serving: Mapping[int, int | None] = refits(predictor, self.trace.steps, cutoffs)
+        if self.train_on:
+            serving = dict.fromkeys(cutoffs)
+        fits = {}
+        for cutoff, fitted_at in serving.items():
+            other_runs = fitted_at is None
+            learned_from = [self._trained_on] if other_runs else [self._all_layers, self._steps_digest, fitted_at]
+            key = key_of(settings_of(predictor), learned_from)
+            fits[cutoff] = SharedFit(self.trace.name, predictor, fitted_at, key)
+        return fits
 
     @cached_property
     def _steps_digest(self) -> str:
@@ -120,16 +135,6 @@ class Evaluation:
     @cached_property
     def _trained_on(self) -> str:
         return key_of([[_digest(run.steps), [run.digest(layer) for layer in run.layers]] for run in self.train_on])
-
-
-def check_predictors(given: object) -> None:
-    """Raise `SettingError` for what is no sequence of predictors: one alone, a name, or a class."""
-    check_several(given, "predictors", "[mt.Level()]")
-    for one in cast("Iterable[object]", given):
-        if isinstance(one, type):
-            raise SettingError(f"{one.__name__} is a class: {one.__name__}() makes a predictor")
-        if not hasattr(one, "fit"):
-            raise SettingError(f"{one!r} is no predictor: mt.predictor({one!r}) makes one of its name")
 
 
 def evaluation(

@@ -9,7 +9,6 @@ from typing import overload
 
 import numpy as np
 
-from moetrace.errors import SettingError
 from moetrace.forecasting.predictors.base import Fitted, Predictor
 from moetrace.trace import LayerLoad, LoadTrace, Steps, stride_of
 
@@ -85,13 +84,3 @@ class Histories(Sequence[LayerLoad]):
     def _read(self, trace: LoadTrace, layer: int) -> LayerLoad:
         load = trace.layer(layer)
         return load if self.cutoff is None else load.until(self.cutoff)
-
-
-def check_other_runs(trace: LoadTrace, train_on: Sequence[LoadTrace]) -> None:
-    """Raise `SettingError` when *trace* is one of the runs to *train_on*."""
-    if any(_same(other, trace) for other in train_on):
-        raise SettingError(f"{trace.name} cannot be predicted by what was trained on {trace.name} itself")
-
-
-def _same(a: LoadTrace, b: LoadTrace) -> bool:
-    return a.info.fingerprint == b.info.fingerprint if a.info.fingerprint else a.name == b.name

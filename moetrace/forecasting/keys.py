@@ -26,7 +26,7 @@ def key_of(*facts: Any) -> str:
 
 
 def settings_of(predictor: Predictor) -> list[Any]:
-    """What tells one predictor from another: its class, all its settings, and what it is computed with."""
+    """What makes one predictor another: its class, all its settings, and what it is computed with."""
     kind = type(predictor)
     return [f"{kind.__module__}.{kind.__qualname__}", asdict(predictor), code_digest(), library_versions()]
 

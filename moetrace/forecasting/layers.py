@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moetrace.analysis.kept import keep_blocks
+from moetrace.analysis.cache import cached_per_layer
 from moetrace.analysis.noise import horizon_noise
 from moetrace.analysis.states import state_at
-from moetrace.analysis.variogram import BLOCK
 from moetrace.forecasting import intervals
 from moetrace.forecasting.fitting import TimedFit, has_history, layer_fits
 from moetrace.forecasting.predictors import label, predictor
 from moetrace.forecasting.predictors.base import Forecast, Predictor, is_constant
-from moetrace.forecasting.scoring import Errors, errors, predicted_shares, step_errors
+from moetrace.forecasting.scoring import errors, predicted_shares, step_errors
 from moetrace.forecasting.windows import Windows
 from moetrace.frames import stacked
 from moetrace.trace import LayerLoad, Shares
@@ -31,8 +28,6 @@ TOO_SHORT = "too_short"
 
 Fits = Mapping[int, TimedFit]
 """The fit that serves at each cutoff."""
-Cell = tuple[int, int]
-"""A cutoff and a horizon."""
 
 
 # --- forecasts --------------------------------------------------------------------------------
@@ -50,8 +45,8 @@ class CutoffForecasts(NamedTuple):
 class EndForecast(NamedTuple):
     """The forecast of the steps after the end of a trace.
 
-    *shares* is (horizon, experts), repaired; *expected_error* is how wrong it expects to be, the `error_rate`
-    told before; *half_widths* (experts,) say by percent how far the intervals of the mean reach.
+    *shares* is (horizon, experts), repaired; *expected_error* is the `error_rate` that it expects; *half_widths*
+    (experts,) are by percent how far the intervals of the mean reach.
     """
 
     trace: str
@@ -99,14 +94,14 @@ def repaired(forecast: Forecast) -> Forecast:
 
 
 def forecast_end(
-    experience: intervals.Experience, by: Predictor, horizon: int, shared_fits: Fits | None = None
+    calibration: intervals.ErrorCalibration, by: Predictor, horizon: int, shared_fits: Fits | None = None
 ) -> EndForecast:
-    """The forecast of the *horizon* steps after the end of a layer, from whose *experience* its intervals are."""
-    load = experience.load
+    """The forecast of the *horizon* steps after the end of the layer of *calibration*."""
+    load = calibration.load
     end = int(load.steps[-1])
     (found,) = forecasts(load, by, {end: [horizon]}, shared_fits)
     forecast = found.by_horizon[horizon]
-    expected, mean = experience.expectation(end, horizon), forecast.shares.mean(axis=0)
+    expected, mean = calibration.expectation(end, horizon), forecast.shares.mean(axis=0)
     key, known = (load.trace, label(by), load.layer, end + 1), (expected.error(mean), expected.half_widths(mean))
     return EndForecast(*key, forecast.shares, *known, forecast.status, load.first_expert)
 
@@ -118,9 +113,9 @@ class Score(NamedTuple):
     """One forecast of one layer, scored over one horizon; the columns of the scores frame.
 
     Errors and noise are fractions as `scoring.Errors` and `variogram` define them, NaN where the history
-    was too short. *state* is the layer's as it could be told at the cutoff. *skill* is
+    was too short. *state* is the layer's as it was known at the cutoff. *skill* is
     ``1 - error_rate / error_rate of window_mean`` at the same cutoff: 0 is no better than what
-    serving systems do. *expected_error* is what the forecast said at the cutoff that its error_rate would be.
+    serving systems do. *expected_error* is the error_rate that was expected at the cutoff.
     *coverage_80* and *coverage_95* are the parts of the experts whose share lay inside their interval. *status*
     is ``ok``, ``too_short`` or the fallback that stood in.
     """
@@ -154,121 +149,87 @@ SHARE_COLUMNS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class Reference:
-    """What the scores of a layer have in common, whatever the predictor, by cutoff or by `Cell`.
-
-    *after* is the load that was forecast. Nothing is *expected* where forecasts are scored alone.
-    """
-
-    load: LayerLoad
-    after: Mapping[Cell, LayerLoad]
-    states: Mapping[int, str]
-    noise: Mapping[Cell, tuple[float, float]]
-    expected: Mapping[Cell, intervals.Expectation]
-    window_mean: Mapping[Cell, float]
-
-    @classmethod
-    def of(cls, experience: intervals.Experience, windows: Windows, expect: bool = True) -> Reference:
-        """The reference of a layer at the cutoffs and horizons of *windows*, with what its *experience* expects."""
-        load = experience.load
-        keep_blocks(load, load.rows(BLOCK))  # for every history that is cut from the layer
-        cells = [(cutoff, horizon) for cutoff, horizons in windows.items() for horizon in horizons]
-        after = {cell: load.after(*cell) for cell in cells}
-        baseline = {at.cutoff: at.by_horizon for at in forecasts(load, predictor(BASELINE), windows)}
-        means = {(c, h): _predicted(baseline[c][h].shares, c, after[c, h]) for c, h in cells}
-        return cls(
-            load,
-            after,
-            {cutoff: state_at(load, cutoff) for cutoff in windows},
-            {cell: horizon_noise(load, *cell) for cell in cells},
-            {cell: experience.expectation(*cell) for cell in cells if expect},
-            {cell: float(np.abs(means[cell] - after[cell].mean_shares).sum()) for cell in cells},
-        )
-
-
 def score_layer(
-    reference: Reference, by: Predictor, windows: Windows, shared_fits: Fits | None = None
+    calibration: intervals.ErrorCalibration,
+    by: Predictor,
+    windows: Windows,
+    shared_fits: Fits | None = None,
+    *,
+    expect: bool = True,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The scores of one predictor on one layer, and the shares they were computed from.
+    """The scores of one predictor on the layer of *calibration*, and the shares they were computed from.
 
-    One row per `Score`, and one per `SHARE_COLUMNS`; *windows* are those of *reference*, or fewer.
+    One row per `Score`, and one per `SHARE_COLUMNS`; unless asked to *expect* there are no intervals and no shares.
     """
     import pandas as pd
 
-    load = reference.load
+    load = calibration.load
     scores: list[Score] = []
     shares: list[pd.DataFrame] = []
     for at in forecasts(load, by, windows, shared_fits):
-        by_step = _step_errors(reference, by, at)
+        by_step = _step_errors(load, by, at)
         for horizon in windows[at.cutoff]:
-            forecast = at.by_horizon.get(horizon)
-            measured, experts = _measured(reference, forecast, (at.cutoff, horizon), by_step.get(horizon))
             key = (load.trace, label(by), load.layer, horizon, at.cutoff)
-            seconds: dict[str, Any] = {"fit_seconds": at.fit_seconds, "forecast_seconds": at.forecast_seconds}
-            row: dict[str, Any] = dict(zip(Score._fields, (*key, reference.states[at.cutoff]))) | measured | seconds
-            scores.append(Score(**row, status=TOO_SHORT if forecast is None else forecast.status))
-            if experts is not None:
-                shares.append(pd.DataFrame({**dict(zip(SHARE_COLUMNS, key)), **experts}))
+            step_noise, error_noise = horizon_noise(load, at.cutoff, horizon)
+            baseline = _window_mean_error(load, at.cutoff, horizon)
+            # What stays NaN is not known where the history was too short, or nothing is expected.
+            row: dict[str, Any] = dict.fromkeys(Score._fields, float("nan")) | dict(zip(Score._fields, key))
+            row |= {"state": state_at(load, at.cutoff), "idle_experts": 0, "status": TOO_SHORT}
+            row |= {"error_noise": error_noise, "step_noise": step_noise, "window_mean_error_rate": baseline}
+            row |= {"fit_seconds": at.fit_seconds, "forecast_seconds": at.forecast_seconds}
+            if horizon in at.by_horizon:
+                forecast, actual = at.by_horizon[horizon], _actual_shares(load, at.cutoff, horizon)
+                predicted = _predicted_shares(load, forecast, at.cutoff, horizon)
+                found = errors(predicted, actual, by_step[horizon])
+                row |= found._asdict() | {"status": forecast.status}
+                row["skill"] = 1 - found.error_rate / baseline if baseline > 0 else float("nan")
+            if horizon in at.by_horizon and expect:
+                expected, mean = calibration.expectation(at.cutoff, horizon), forecast.shares.mean(axis=0)
+                ends = intervals.bounds(predicted, expected.half_widths(mean))
+                row["expected_error"] = expected.error(mean)
+                for percent in intervals.QUANTILES:
+                    inside = (ends[f"low_{percent}"] <= actual) & (actual <= ends[f"high_{percent}"])
+                    row[f"coverage_{percent}"] = float(inside.mean())
+                # The forecast is the mean over the steps, known at the cutoff; in what was predicted, as in what
+                # followed, each step is weighted by its tokens.
+                of_logged = matched(forecast.shares, at.cutoff, load.after(at.cutoff, horizon)).mean(axis=0)
+                experts = {"expert": load.expert_numbers, "forecast": of_logged, "predicted": predicted}
+                shares.append(pd.DataFrame({**dict(zip(SHARE_COLUMNS, key)), **experts, "actual": actual, **ends}))
+            scores.append(Score(**row))
     return pd.DataFrame(scores, columns=Score._fields), stacked(shares, SHARE_COLUMNS)
 
 
-def _step_errors(reference: Reference, by: Predictor, at: CutoffForecasts) -> dict[int, Shares]:
-    """By horizon how wrong each of its steps was, shape (steps,); what begins a longer forecast is measured with it."""
+def _step_errors(load: LayerLoad, by: Predictor, at: CutoffForecasts) -> dict[int, Shares]:
+    """By horizon the error of each of its steps, shape (steps,); what begins a longer forecast is measured with it."""
     measured: dict[int, Shares] = {}
     for horizon in sorted(at.by_horizon, reverse=True):
-        after = reference.after[at.cutoff, horizon]
+        after = load.after(at.cutoff, horizon)
         if by.by_horizon or not measured:
             longest = step_errors(matched(at.by_horizon[horizon].shares, at.cutoff, after), after.shares)
         measured[horizon] = longest[: len(after.steps)]
     return measured
 
 
-def _measured(
-    reference: Reference, forecast: Forecast | None, cell: Cell, by_step: Shares | None
-) -> tuple[dict[str, Any], dict[str, Shares] | None]:
-    """The measured fields of a `Score`, and the shares of the experts, None where none were forecast or expected.
-
-    Of these *forecast* is the mean over the steps, which is known at the cutoff; *predicted* weights each step by its
-    tokens, as *actual* does.
-    """
-    step_noise, error_noise = reference.noise[cell]
-    baseline = reference.window_mean[cell]
-    known = {"error_noise": error_noise, "step_noise": step_noise, "window_mean_error_rate": baseline}
-    if forecast is None or by_step is None:
-        return known | _NOTHING._asdict() | dict.fromkeys(("skill", *EXPECTED), float("nan")), None
-    after, expected = reference.after[cell], reference.expected.get(cell)
-    predicted = _predicted(forecast.shares, cell[0], after)
-    found = errors(predicted, after.mean_shares, by_step)
-    skill = 1 - found.error_rate / baseline if baseline > 0 else float("nan")
-    if expected is None:
-        return known | found._asdict() | {"skill": skill} | dict.fromkeys(EXPECTED, float("nan")), None
-    mean = forecast.shares.mean(axis=0)
-    of_logged = matched(forecast.shares, cell[0], after).mean(axis=0)
-    experts = {
-        "expert": after.expert_numbers,
-        "forecast": of_logged,
-        "predicted": predicted,
-        "actual": after.mean_shares,
-    }
-    experts |= intervals.bounds(predicted, expected.half_widths(mean))
-    held = {name: float(_inside(experts, name.removeprefix("coverage_")).mean()) for name in COVERAGE}
-    return known | found._asdict() | held | {"skill": skill, "expected_error": expected.error(mean)}, experts
+@cached_per_layer
+def _actual_shares(load: LayerLoad, cutoff: int, horizon: int) -> Shares:
+    """The shares of the load that followed, shape (experts,)."""
+    return load.after(cutoff, horizon).mean_shares
 
 
-COVERAGE = ("coverage_80", "coverage_95")
-EXPECTED = ("expected_error", *COVERAGE)
-_NOTHING = Errors(float("nan"), float("nan"), float("nan"), 0, float("nan"))
+@cached_per_layer
+def _window_mean_error(load: LayerLoad, cutoff: int, horizon: int) -> float:
+    """The `error_rate` of `window_mean`, which skill is measured against."""
+    forecast = repaired(predictor(BASELINE).fit([]).forecast(load.until(cutoff), horizon))
+    predicted = _predicted_shares(load, forecast, cutoff, horizon)
+    return float(np.abs(predicted - _actual_shares(load, cutoff, horizon)).sum())
 
 
-def _inside(experts: Mapping[str, Shares], percent: str) -> NDArray[np.bool_]:
-    return (experts[f"low_{percent}"] <= experts["actual"]) & (experts["actual"] <= experts[f"high_{percent}"])
+def _predicted_shares(load: LayerLoad, forecast: Forecast, cutoff: int, horizon: int) -> Shares:
+    """The shares of the load that followed as they were forecast, shape (experts,)."""
+    after = load.after(cutoff, horizon)
+    return predicted_shares(matched(forecast.shares, cutoff, after), after.totals)
 
 
 def matched(shares: Shares, cutoff: int, after: LayerLoad) -> Shares:
     """The rows of a forecast *shares* (horizon, experts) of the steps that were logged *after* the cutoff."""
     return shares[slice(len(after.steps)) if is_constant(shares) else after.steps - cutoff - 1]
-
-
-def _predicted(shares: Shares, cutoff: int, after: LayerLoad) -> Shares:
-    return predicted_shares(matched(shares, cutoff, after), after.totals)

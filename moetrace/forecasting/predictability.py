@@ -52,34 +52,20 @@ def _mean_of(history: int) -> Predictor:
 def predictability_frames(test: Backtest, of_horizons: Backtest, of_histories: Backtest) -> dict[str, pd.DataFrame]:
     """The frames ``by_horizon``, ``by_history``, ``by_layer`` and ``worst_experts`` of a trace.
 
-    *test* is its backtest, the others are those of `predictability_evaluations`.
+    *test* is its backtest, the others are those of `predictability_evaluations`: `level` at horizons from 10 to 4,000
+    steps, and the mean of the last *history* steps at 1,000. ``by_layer`` is over all cutoffs in the stable state, by
+    the preferred predictor; *noise_part* is the part of the step-by-step error that no forecast can remove.
     """
+    lengths = {label(_mean_of(history)): history for history in HISTORIES}
+    histories = of_histories.scores.assign(history=of_histories.scores["predictor"].map(lengths))
+    preferred = _preferred(test.scores)
+    stable = preferred[preferred["state"] == STABLE]
     return {
-        "by_horizon": by_horizon_frame(of_horizons.scores),
-        "by_history": by_history_frame(of_histories.scores),
-        "by_layer": by_layer_frame(test.scores),
+        "by_horizon": _means(of_horizons.scores, ["trace", "horizon", "state"]),
+        "by_history": _means(histories, ["trace", "history", "state"]),
+        "by_layer": _means(stable, ["trace", "predictor", "horizon", "layer"]),
         "worst_experts": worst_experts_frame(test.shares),
     }
-
-
-def by_horizon_frame(scores: pd.DataFrame) -> pd.DataFrame:
-    """Error and noise of `level` at horizons from 10 to 4,000 steps, one row per horizon and state.
-
-    *noise_part* is the part of the step-by-step error that no forecast can remove.
-    """
-    return _means(scores, ["trace", "horizon", "state"])
-
-
-def by_history_frame(scores: pd.DataFrame) -> pd.DataFrame:
-    """Error over the next 1,000 steps of the mean of the last *history* steps, one row per length and state."""
-    lengths = {label(_mean_of(history)): history for history in HISTORIES}
-    return _means(scores.assign(history=scores["predictor"].map(lengths)), ["trace", "history", "state"])
-
-
-def by_layer_frame(scores: pd.DataFrame) -> pd.DataFrame:
-    """Error and noise of each layer over all cutoffs in the stable state, by the preferred predictor."""
-    chosen = _preferred(scores)
-    return _means(chosen[chosen["state"] == STABLE], ["trace", "predictor", "horizon", "layer"])
 
 
 def worst_experts_frame(shares: pd.DataFrame) -> pd.DataFrame:
@@ -104,9 +90,11 @@ def _preferred(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _means(scores: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     known = scores.dropna(subset="error_rate")
-    # The part that is noise is that of the scores whose noise could be told.
-    told = known["step_error_rate"].where(known["step_noise"].notna())
-    groups = known.assign(told=told).groupby(keys, sort=False)
-    means = groups[[*MEASURES, "told"]].mean().reset_index()
-    found: pd.DataFrame = means.assign(noise_part=means["step_noise"] / means["told"], scored=groups.size().to_numpy())
-    return found.drop(columns="told").sort_values(keys, ignore_index=True)
+    # The part that is noise is that of the scores whose noise is known.
+    measured = known["step_error_rate"].where(known["step_noise"].notna())
+    groups = known.assign(measured=measured).groupby(keys, sort=False)
+    means = groups[[*MEASURES, "measured"]].mean().reset_index()
+    found: pd.DataFrame = means.assign(
+        noise_part=means["step_noise"] / means["measured"], scored=groups.size().to_numpy()
+    )
+    return found.drop(columns="measured").sort_values(keys, ignore_index=True)

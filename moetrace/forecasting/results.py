@@ -1,58 +1,55 @@
-"""Where the results of a backtest are kept: the protocol, and memory."""
+"""Where the results of a backtest are cached, by kind: the protocol, and memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from moetrace.forecasting.evaluation import Result, SharedFit
 from moetrace.forecasting.fitting import TimedFit
 from moetrace.forecasting.layers import EndForecast
-from moetrace.forecasting.predictors.base import Predictor
-from moetrace.frames import stacked
 
 if TYPE_CHECKING:
     import pandas as pd
 
+T = TypeVar("T")
+
+Name = Result | SharedFit
+
+
+@dataclass(frozen=True)
+class Kind(Generic[T]):
+    """A kind of results, each of which is a *T*."""
+
+    name: str
+
+
+SCORES: Kind[pd.DataFrame] = Kind("scores")
+"""The rows of `Score` of a `Result`, one for each cutoff."""
+SHARES: Kind[pd.DataFrame] = Kind("shares")
+"""What they were computed from: `SHARE_COLUMNS`, one row for each cutoff and expert; of a `Result` with intervals."""
+FORECAST: Kind[EndForecast] = Kind("forecast")
+"""The forecast of the steps after the end, of a `Result`."""
+FIT: Kind[TimedFit] = Kind("fit")
+"""What was learned from all layers, of a `SharedFit`."""
+
 
 class Results(Protocol):
-    """Where results are kept: the scores, shares and forecast of each `Result`, and each `SharedFit`."""
+    """Where results are cached, each by its kind and its name."""
 
-    def has_scores(self, result: Result) -> bool:
-        """Whether its scores and shares are kept."""
+    def has(self, kind: Kind[T], name: Name) -> bool:
+        """Whether that result is cached."""
 
-    def has_forecast(self, result: Result) -> bool:
-        """Whether its forecast of the steps after the end of the trace is kept."""
+    def put(self, kind: Kind[T], name: Name, value: T) -> None:
+        """Cache a result."""
 
-    def has_fit(self, fit: SharedFit) -> bool:
-        """Whether the fit is kept."""
-
-    def put_scores(self, result: Result, scores: pd.DataFrame, shares: pd.DataFrame) -> None:
-        """Keep scores and shares."""
-
-    def put_forecast(self, result: Result, forecast: EndForecast) -> None:
-        """Keep the forecast of the steps after the end."""
-
-    def put_fit(self, fit: SharedFit, learned: TimedFit) -> None:
-        """Keep a fit."""
-
-    def scores(self, results: Sequence[Result]) -> pd.DataFrame:
-        """The scores of all *results*, one row per cutoff of each."""
-
-    def shares(self, results: Sequence[Result]) -> pd.DataFrame:
-        """Their shares, one row per cutoff and expert of each."""
-
-    def forecast(self, result: Result) -> EndForecast:
-        """The forecast of the steps after the end."""
-
-    def fit(self, fit: SharedFit, predictor: Predictor) -> TimedFit:
-        """What *predictor* learned."""
+    def get(self, kind: Kind[T], name: Name) -> T:
+        """A result that is cached."""
 
     def begin(self, trace: str) -> None:
-        """Get ready to keep results of the trace of that name."""
+        """Get ready to cache results of the trace of that name."""
 
-    def handed_over(self) -> Results | None:
+    def for_parent(self) -> Results | None:
         """What a worker hands to the process that asked it, None where that reads the same place."""
 
     def merge(self, other: Results | None) -> None:
@@ -61,62 +58,31 @@ class Results(Protocol):
 
 @dataclass(frozen=True)
 class InMemory:
-    """Results kept in dictionaries."""
+    """Results cached in a dictionary."""
 
-    scored: dict[Result, tuple[pd.DataFrame, pd.DataFrame]] = field(default_factory=dict)
-    forecasts: dict[Result, EndForecast] = field(default_factory=dict)
-    fits: dict[SharedFit, TimedFit] = field(default_factory=dict)
+    cached: dict[tuple[str, Name], Any] = field(default_factory=dict)
 
-    def has_scores(self, result: Result) -> bool:
-        """Whether its scores and shares are kept."""
-        return result in self.scored
+    def has(self, kind: Kind[T], name: Name) -> bool:
+        """Whether that result is cached."""
+        return (kind.name, name) in self.cached
 
-    def has_forecast(self, result: Result) -> bool:
-        """Whether its forecast is kept."""
-        return result in self.forecasts
+    def put(self, kind: Kind[T], name: Name, value: T) -> None:
+        """Cache a result."""
+        self.cached[kind.name, name] = value
 
-    def has_fit(self, fit: SharedFit) -> bool:
-        """Whether the fit is kept."""
-        return fit in self.fits
-
-    def put_scores(self, result: Result, scores: pd.DataFrame, shares: pd.DataFrame) -> None:
-        """Keep scores and shares."""
-        self.scored[result] = scores.reset_index(drop=True), shares.reset_index(drop=True)
-
-    def put_forecast(self, result: Result, forecast: EndForecast) -> None:
-        """Keep the forecast."""
-        self.forecasts[result] = forecast
-
-    def put_fit(self, fit: SharedFit, learned: TimedFit) -> None:
-        """Keep a fit."""
-        self.fits[fit] = learned
-
-    def scores(self, results: Sequence[Result]) -> pd.DataFrame:
-        """The scores of all *results*."""
-        return stacked([self.scored[result][0] for result in results])
-
-    def shares(self, results: Sequence[Result]) -> pd.DataFrame:
-        """Their shares."""
-        return stacked([self.scored[result][1] for result in results])
-
-    def forecast(self, result: Result) -> EndForecast:
-        """The forecast of the steps after the end."""
-        return self.forecasts[result]
-
-    def fit(self, fit: SharedFit, predictor: Predictor) -> TimedFit:  # noqa: ARG002 - kept as it is
-        """What was learned."""
-        return self.fits[fit]
+    def get(self, kind: Kind[T], name: Name) -> T:
+        """A result that is cached."""
+        value: T = self.cached[kind.name, name]
+        return value
 
     def begin(self, trace: str) -> None:
         """Nothing to do."""
 
-    def handed_over(self) -> InMemory:
+    def for_parent(self) -> InMemory:
         """Itself."""
         return self
 
     def merge(self, other: Results | None) -> None:
-        """Take in what a worker kept in its own memory."""
+        """Take in what a worker cached in its own memory."""
         if isinstance(other, InMemory) and other is not self:
-            self.scored.update(other.scored)
-            self.forecasts.update(other.forecasts)
-            self.fits.update(other.fits)
+            self.cached.update(other.cached)

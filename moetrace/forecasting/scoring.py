@@ -1,4 +1,4 @@
-"""How wrong a forecast is: every definition under its own name.
+"""The error of a forecast: every definition under its own name.
 
 p[t, e] is the share of expert e in step t after the cutoff, n[t] the tokens of that step,
 q[t, e] the predicted share; all for one layer.

@@ -25,7 +25,7 @@ HORIZONS = (1000, 2000)
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """The *frames* that a report on the trace of that name is made from; *reused* results were kept before."""
+    """The *frames* that a report on the trace of that name is made from; *reused* results were cached."""
 
     trace: str
     frames: dict[str, pd.DataFrame]

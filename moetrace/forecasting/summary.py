@@ -28,13 +28,22 @@ DIFFERENCE = ("difference", "difference_low", "difference_high")
 
 
 def score_frames(test: Backtest, seed: int = 0) -> dict[str, pd.DataFrame]:
-    """The tables ``scores``, ``summary``, ``course`` of the error, ``shares`` and ``last_shares``."""
+    """The tables ``summary``, ``scores``, ``course``, ``shares`` and ``last_shares``.
+
+    ``course`` is error and noise over the run, the mean over layers at each cutoff; ``last_shares`` are those of the
+    longest horizon at the last cutoff.
+    """
+    scores, shares = test.scores, test.shares
+    means = scores.groupby(["trace", "predictor", "horizon", "cutoff"], sort=False)[
+        ["error_rate", "error_noise"]
+    ].mean()
+    longest = shares[shares["horizon"] == shares["horizon"].max()]
     return {
-        "summary": summary_frame(test.scores, seed),
-        "scores": test.scores,
-        "course": course_frame(test.scores),
-        "shares": test.shares,
-        "last_shares": at_last_cutoff(test.shares),
+        "summary": summary_frame(scores, seed),
+        "scores": scores,
+        "course": means.reset_index(),
+        "shares": shares,
+        "last_shares": longest[longest["cutoff"] == longest["cutoff"].max()],
     }
 
 
@@ -131,13 +140,6 @@ def _drawn(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
     return np.bincount(draws.ravel(), minlength=n * BOOTSTRAP_ROUNDS).reshape(BOOTSTRAP_ROUNDS, n)
 
 
-def course_frame(scores: pd.DataFrame) -> pd.DataFrame:
-    """Error and noise over the run: the mean over layers at each cutoff, per predictor and horizon."""
-    keys = ["trace", "predictor", "horizon", "cutoff"]
-    means: pd.DataFrame = scores.groupby(keys, sort=False)[["error_rate", "error_noise"]].mean().reset_index()
-    return means
-
-
 def means_frame(forecasts: Iterable[EndForecast], horizon: int) -> pd.DataFrame:
     """The mean share of each expert over the *horizon* steps after the end, with its 80 % and 95 % intervals.
 
@@ -155,16 +157,7 @@ def means_frame(forecasts: Iterable[EndForecast], horizon: int) -> pd.DataFrame:
     parts = []
     for ahead in forecasts:
         share = ahead.shares.mean(axis=0)
-        key = {"trace": ahead.trace, "predictor": ahead.predictor, "layer": ahead.layer, "horizon": horizon}
-        ends = bounds(share, ahead.half_widths)
-        parts.append(
-            pd.DataFrame({**key, "expert": ahead.first_expert + np.arange(len(share)), "share": share, **ends})
-        )
+        rows = {"trace": ahead.trace, "predictor": ahead.predictor, "layer": ahead.layer, "horizon": horizon}
+        rows |= {"expert": ahead.first_expert + np.arange(len(share)), "share": share}
+        parts.append(pd.DataFrame(rows | bounds(share, ahead.half_widths)))
     return stacked(parts)
-
-
-def at_last_cutoff(shares: pd.DataFrame) -> pd.DataFrame:
-    """Predicted and actual shares at the last cutoff that was scored, for the longest horizon."""
-    longest = shares[shares["horizon"] == shares["horizon"].max()]
-    last: pd.DataFrame = longest[longest["cutoff"] == longest["cutoff"].max()]
-    return last

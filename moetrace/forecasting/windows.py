@@ -1,4 +1,4 @@
-"""When a backtest looks: the cutoffs of a trace, and the horizons that were recorded after each."""
+"""The cutoffs of a backtest of a trace, and the horizons that were recorded after each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Windows = Mapping[int, Sequence[int]]
 # The first look is early, inside the transient state; then the paper's distance of 1,000 steps.
 FIRST_CUTOFF = 500
 CUTOFF_EVERY = 1000
-# Cutoffs after the first one that are looked at unless their distance is given: more say little more.
+# Cutoffs after the first one that are scored unless their distance is given: more say little more.
 MOST_CUTOFFS = 50
 # Of a sparse log: as many logged steps as the default distance has where every 40th is logged.
 ROWS_APART = 25
@@ -51,14 +51,10 @@ def thinned(trace: LoadTrace) -> bool:
 
 def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int]:
     """The *cutoffs* inside the trace after which *horizon* steps were recorded."""
-    end = _end(trace)
-
-    def holds_a_step(cutoff: int) -> bool:
-        """Whether any step of the horizon was logged: a gap may be longer."""
-        first, last = np.searchsorted(trace.steps, [cutoff, cutoff + horizon], "right")
-        return bool(first < last)
-
-    return [c for c in cutoffs if trace.steps[0] <= c and c + horizon <= end and holds_a_step(c)]
+    inside = [cutoff for cutoff in cutoffs if trace.steps[0] <= cutoff and cutoff + horizon <= _end(trace)]
+    # Some step of the horizon has to be logged: a gap may be longer.
+    first, last = (np.searchsorted(trace.steps, np.array(inside) + ahead, "right") for ahead in (0, horizon))
+    return [cutoff for cutoff, a, b in zip(inside, first, last) if a < b]
 
 
 def _end(trace: LoadTrace) -> int:
@@ -88,22 +84,18 @@ def checked_cutoffs(
             f"{trace.name}: cutoff {cutoffs_out} cannot be scored: a horizon of {shortest:,} steps needs cutoffs "
             f"from {first:,} to {last - shortest:,}"
         )
-    if not scored:
-        start = min((cutoff for cutoff in cutoffs if cutoff >= first), default=first)
-        raise SettingError(
-            f"{trace.name}: a horizon of {shortest:,} steps cannot be scored at cutoffs from {start:,} on: "
-            f"{_what_can(trace, shortest, longest_scorable(trace, start - first + 1))}"
-        )
-    return list(cutoffs)
-
-
-def _what_can(trace: LoadTrace, horizon: int, longest: int) -> str:
-    """What to ask for where *horizon* cannot be scored at any cutoff; *longest* is the longest horizon at the first."""
-    if longest < horizon:
-        return f"the longest horizon is {longest:,}" if longest else "record more steps, or choose an earlier cutoff"
-    if fitting := scorable(trace, trace.steps.tolist(), horizon):
-        return f"few steps were logged; cutoffs from {fitting[0]:,} to {fitting[-1]:,} can be given"
-    return f"steps were logged {trace.stride:,} apart, which is the shortest horizon"
+    if scored:
+        return list(cutoffs)
+    start = min((cutoff for cutoff in cutoffs if cutoff >= first), default=first)
+    longest = longest_scorable(trace, start - first + 1)
+    advice = f"steps were logged {trace.stride:,} apart, which is the shortest horizon"
+    if longest < shortest:
+        advice = f"the longest horizon is {longest:,}" if longest else "record more steps, or choose an earlier cutoff"
+    elif fitting := scorable(trace, trace.steps.tolist(), shortest):
+        advice = f"few steps were logged; cutoffs from {fitting[0]:,} to {fitting[-1]:,} can be given"
+    raise SettingError(
+        f"{trace.name}: a horizon of {shortest:,} steps cannot be scored at cutoffs from {start:,} on: {advice}"
+    )
 
 
 def evaluation_windows(trace: LoadTrace, horizons: Sequence[int], cutoffs: Sequence[int] | None = None) -> Windows:

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from moetrace.analysis.jumps import since_jump
+from moetrace.analysis.outlook import since_jump
 from moetrace.analysis.states import state_at
 from moetrace.placement.packing import Ints
 from moetrace.placement.plan import Plan, replan

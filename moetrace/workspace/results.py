@@ -14,26 +14,35 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
 from moetrace.errors import WorkspaceError
 from moetrace.files import file_name, replacing, sweep
-from moetrace.forecasting.evaluation import Result, SharedFit
+from moetrace.forecasting.evaluation import SharedFit
 from moetrace.forecasting.fitting import TimedFit
 from moetrace.forecasting.layers import EndForecast
-from moetrace.forecasting.predictors.base import Predictor
+from moetrace.forecasting.predictors import label
+from moetrace.forecasting.results import FORECAST, Kind, Name
 from moetrace.formats.arrow import to_lists
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
+T = TypeVar("T")
+
+# How the names of the files of each kind of results end.
+ENDINGS = {
+    "scores": ["scores.parquet"],
+    "shares": ["shares.parquet"],
+    "forecast": ["forecast.parquet"],
+    "fit": ["npz", "json"],
+}
 FORECAST_KEY = b"moetrace.forecast"
 DIGITS = 16
 # For files of a few rows, read whole: in a third of the time, and smaller, than with what serves large ones.
@@ -64,141 +73,96 @@ class ResultFolder:
             for folder in (self.root / file_name(trace)).glob(pattern):
                 sweep(folder)
 
-    def handed_over(self) -> None:
+    def for_parent(self) -> None:
         """Nothing: whoever asked reads the same files."""
 
     def merge(self, other: object) -> None:
         """Nothing to take in."""
 
-    # --- scores and shares ---
+    def has(self, kind: Kind[T], name: Name) -> bool:
+        """Whether that result is there and sound: a damaged file is removed, and is none."""
+        return all(self._is_sound(name, ending) for ending in ENDINGS[kind.name])
 
-    def has_scores(self, result: Result) -> bool:
-        """Whether its scores, and its shares if it has some, are there and sound."""
-        return self._sound(result, "scores") and (not result.intervals or self._sound(result, "shares"))
-
-    def put_scores(self, result: Result, scores: pd.DataFrame, shares: pd.DataFrame) -> None:
-        """Keep the rows of one result; the scores come last, so that they are never there without their shares."""
+    def put(self, kind: Kind[T], name: Name, value: T) -> None:
+        """Cache a result; the seconds of a fit come last, so that they are never there without it."""
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
-        for kind, frame in (("shares", shares), ("scores", scores))[not result.intervals :]:
-            self._write_table(result, kind, pa.table({str(name): pa.array(own) for name, own in frame.items()}))
+        if isinstance(value, TimedFit):
+            with self._replacing(name, "npz") as partial:
+                value.fitted.save(partial)
+            with self._replacing(name, "json") as partial:
+                partial.write_text(json.dumps({"seconds": value.seconds}))
+            return
+        if isinstance(value, EndForecast):
+            known = value._asdict()
+            table = pa.table({"shares": to_lists(known.pop("shares"))})
+            known["half_widths"] = [(percent, half.tolist()) for percent, half in value.half_widths.items()]
+            table = table.replace_schema_metadata({FORECAST_KEY: json.dumps(known)})
+        else:
+            frame = cast("pd.DataFrame", value)
+            table = pa.table({str(column): pa.array(own) for column, own in frame.items()})
+        with self._replacing(name, *ENDINGS[kind.name]) as partial:
+            pq.write_table(table, partial, **PLAIN)
 
-    def scores(self, results: Sequence[Result]) -> pd.DataFrame:
-        """The scores of all *results*, one row per cutoff of each."""
-        return self._read_frame(results, "scores")
+    def get(self, kind: Kind[T], name: Name) -> T:
+        """A result that is cached; raises `WorkspaceError` where it was removed or damaged since."""
+        import pyarrow.parquet as pq
 
-    def shares(self, results: Sequence[Result]) -> pd.DataFrame:
-        """Their shares, one row per cutoff and expert of each; no rows where every history was too short."""
-        return self._read_frame([result for result in results if result.intervals], "shares")
+        paths = [path for ending in ENDINGS[kind.name] for path in list(self._files(name, ending))[:1]]
+        if len(paths) < len(ENDINGS[kind.name]):
+            folder = _place(name)[0]
+            raise WorkspaceError(
+                f"{self.root / folder}: kept results were removed while they were used: run the same command again"
+            )
+        value: Any
+        with _damage_named(paths[-1]):
+            if isinstance(name, SharedFit):
+                weights, seconds = paths
+                value = TimedFit(name.predictor.load(weights), float(json.loads(seconds.read_text())["seconds"]))
+                return cast("T", value)
+            with pq.ParquetFile(paths[0], page_checksum_verification=True) as file:
+                table = file.read(use_threads=False)
+            if kind.name != FORECAST.name:
+                return cast("T", table.to_pandas(use_threads=False))  # faster for a few rows
+            known = json.loads(table.schema.metadata[FORECAST_KEY])
+            flat = table.column("shares").combine_chunks().flatten().to_numpy()
+            known["half_widths"] = {percent: np.array(half) for percent, half in known["half_widths"]}
+            return cast("T", EndForecast(**known, shares=flat.reshape(len(table), -1)))
 
-    # --- forecasts of the steps after the end ---
+    def _files(self, name: Name, ending: str) -> Iterator[Path]:
+        """The files of a result, whatever their digest."""
+        folder, stem = _place(name)
+        with suppress(OSError):  # not there, or not readable: nothing is cached there
+            for path in list((self.root / folder).iterdir()):
+                if path.name.startswith(f"{stem}.") and path.name.endswith(f".{ending}"):
+                    yield path
 
-    def has_forecast(self, result: Result) -> bool:
-        """Whether its forecast is there and sound."""
-        return self._sound(result, "forecast")
-
-    def put_forecast(self, result: Result, forecast: EndForecast) -> None:
-        """Keep the forecast of the steps after the end of the trace."""
-        import pyarrow as pa
-
-        known = {
-            "trace": forecast.trace,
-            "predictor": forecast.predictor,
-            "layer": forecast.layer,
-            "first_step": forecast.first_step,
-            "first_expert": forecast.first_expert,
-        }
-        known |= {"status": forecast.status, "expected_error": forecast.expected_error}
-        known |= {"half_widths": [(percent, half.tolist()) for percent, half in forecast.half_widths.items()]}
-        table = pa.table({"shares": to_lists(forecast.shares)})
-        self._write_table(result, "forecast", table.replace_schema_metadata({FORECAST_KEY: json.dumps(known)}))
-
-    def forecast(self, result: Result) -> EndForecast:
-        """The forecast of the steps after the end of the trace."""
-        table = self._read(result, "forecast")
-        known = json.loads(table.schema.metadata[FORECAST_KEY])
-        flat = table.column("shares").combine_chunks().flatten().to_numpy()
-        half_widths = {percent: np.array(half) for percent, half in known.pop("half_widths")}
-        return EndForecast(**known, half_widths=half_widths, shares=flat.reshape(len(table), -1))
-
-    # --- fits for all layers ---
-
-    def has_fit(self, fit: SharedFit) -> bool:
-        """Whether it is there and sound."""
-        return all(self._found(self._folder(fit), f"fit.{fit.key}", kind) is not None for kind in ("json", "npz"))
-
-    def put_fit(self, fit: SharedFit, learned: TimedFit) -> None:
-        """Keep a fit; its seconds come last, so that they are never there without it."""
-        for kind, write in (
-            ("npz", learned.fitted.save),
-            ("json", lambda path: path.write_text(json.dumps({"seconds": learned.seconds}))),
-        ):
-            with _kept(self._folder(fit), f"fit.{fit.key}", kind) as partial:
-                write(partial)
-
-    def fit(self, fit: SharedFit, predictor: Predictor) -> TimedFit:
-        """What *predictor* learned."""
-        weights, seconds = (self._found(self._folder(fit), f"fit.{fit.key}", kind) for kind in ("npz", "json"))
-        if weights is None or seconds is None:
-            raise _gone(self._folder(fit))
-        with _damage_named(seconds):
-            return TimedFit(predictor.load(weights), float(json.loads(seconds.read_text())["seconds"]))
-
-    # --- files ---
-
-    def _folder(self, of: Result | SharedFit) -> Path:
-        """One for each layer, so that what is searched for a result does not grow with the layers."""
-        folder = self.root / file_name(of.trace) / file_name(of.predictor)
-        return folder / f"layer-{of.layer}" if isinstance(of, Result) else folder
-
-    def _sound(self, result: Result, kind: str) -> bool:
-        return self._found(self._folder(result), _stem(result), f"{kind}.parquet") is not None
-
-    def _found(self, folder: Path, stem: str, kind: str) -> Path | None:
-        """The file of that name whose content has the digest in its name; a damaged one is removed."""
-        for path in _files_of(folder, stem, kind):
-            if path.name == f"{stem}.{_digest(path)}.{kind}":
-                return path
+    def _is_sound(self, name: Name, ending: str) -> bool:
+        """Whether there is a file whose content has the digest in its name; a damaged one is removed."""
+        for path in self._files(name, ending):
+            if path.name == f"{_place(name)[1]}.{_digest(path)}.{ending}":
+                return True
             path.unlink(missing_ok=True)
             if self.report is not None:
                 self.report(f"{path} was damaged: it is made anew")
-        return None
+        return False
 
-    def _write_table(self, result: Result, kind: str, table: pa.Table) -> None:
-        import pyarrow.parquet as pq
-
-        with _kept(self._folder(result), _stem(result), f"{kind}.parquet") as partial:
-            pq.write_table(table, partial, **PLAIN)
-
-    def _read_frame(self, results: Sequence[Result], kind: str) -> pd.DataFrame:
-        import pandas as pd
-        import pyarrow as pa
-
-        # Those without rows do not know the types of their columns.
-        tables = [table for result in results if (table := self._read(result, kind)).num_rows]
-        frame: pd.DataFrame = pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame()
-        return frame
-
-    def _read(self, result: Result, kind: str) -> pa.Table:
-        import pyarrow.parquet as pq
-
-        path = next(_files_of(self._folder(result), _stem(result), f"{kind}.parquet"), None)
-        if path is None:
-            raise _gone(self._folder(result))
-        with _damage_named(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(use_threads=False)
+    @contextmanager
+    def _replacing(self, name: Name, ending: str) -> Iterator[Path]:
+        """A temporary file that takes its place under the name with its digest."""
+        folder, stem = _place(name)
+        whole = self.root / folder / f"{stem}.{ending}"
+        with replacing(whole, lambda partial: whole.with_name(f"{stem}.{_digest(partial)}.{ending}")) as partial:
+            yield partial
 
 
-def _stem(result: Result) -> str:
-    return f"horizon-{result.horizon}.{result.key}"
-
-
-def _files_of(folder: Path, stem: str, kind: str) -> Iterator[Path]:
-    """The files in *folder* with the name that *stem* begins and *kind* ends, whatever their digest."""
-    with suppress(OSError):  # not there, or not readable: nothing is kept there
-        for path in list(folder.iterdir()):
-            if path.name.startswith(f"{stem}.") and path.name.endswith(f".{kind}"):
-                yield path
+def _place(name: Name) -> tuple[Path, str]:
+    """The folder of a result below the root, one for each layer so that few are searched, and how its files begin."""
+    if isinstance(name, SharedFit):
+        return Path(file_name(name.trace), file_name(label(name.predictor))), f"fit.{name.key}"
+    folder = Path(file_name(name.trace), file_name(name.predictor), f"layer-{name.layer}")
+    return folder, f"horizon-{name.horizon}.{name.key}"
 
 
 def _digest(path: Path) -> str:
@@ -207,17 +171,6 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
     except OSError:  # gone by now, or not readable: not the one that was kept
         return ""
-
-
-@contextmanager
-def _kept(folder: Path, stem: str, kind: str) -> Iterator[Path]:
-    """A temporary file that takes its place under the name with its digest."""
-    with replacing(folder / f"{stem}.{kind}", lambda partial: folder / f"{stem}.{_digest(partial)}.{kind}") as partial:
-        yield partial
-
-
-def _gone(folder: Path) -> WorkspaceError:
-    return WorkspaceError(f"{folder}: kept results were removed while they were used: run the same command again")
 
 
 @contextmanager

@@ -12,8 +12,7 @@ from scipy.stats import spearmanr
 
 from moetrace import LoadTrace, classify, fluctuation, state_at
 from moetrace.analysis import states
-from moetrace.analysis.borders import Changes
-from moetrace.analysis.movement import movement
+from moetrace.analysis.movement import Changes, movement
 from moetrace.analysis.outlook import expected_movement
 from moetrace.analysis.states import (
     AGAIN,

@@ -5,9 +5,9 @@ import pytest
 
 from moetrace import LoadTrace
 from moetrace.analysis.variogram import (
-    Motion,
+    NoiseDrift,
     block_means,
-    motion,
+    noise_and_drift,
     step_scatter,
     variogram,
     weights,
@@ -26,14 +26,14 @@ def test_multinomial_noise_is_experts_less_one_over_tokens():
     """The chi-square scatter of a still load does not depend on its shares."""
     load, _ = still()
 
-    assert pytest.approx(motion(load).noise, rel=0.1) == 7 / 5000
+    assert pytest.approx(noise_and_drift(load).noise, rel=0.1) == 7 / 5000
 
 
 def test_drift_is_that_of_a_random_walk():
     """A wandering load moves by what its volatility says, and its noise stays that of sampling."""
     course = Course(steps=20_000, experts=64, tokens=50_000, changes=((1, 0.003),))
     load = synthetic_trace([course], seed=1).layer(0)
-    found = motion(load)
+    found = noise_and_drift(load)
 
     assert pytest.approx(found.drift, rel=0.15) == 0.003**2
     assert pytest.approx(found.noise, rel=0.25) == 63 / 50_000
@@ -42,7 +42,9 @@ def test_drift_is_that_of_a_random_walk():
 def test_tokens_per_step_change_the_noise_not_the_drift():
     """The same walk seen through fewer tokens is noisier and drifts as much."""
     few, many = (
-        motion(synthetic_trace([Course(steps=8000, experts=32, tokens=n, changes=((1, 0.003),))], seed=2).layer(0))
+        noise_and_drift(
+            synthetic_trace([Course(steps=8000, experts=32, tokens=n, changes=((1, 0.003),))], seed=2).layer(0)
+        )
         for n in (4000, 64_000)
     )
 
@@ -90,8 +92,8 @@ def test_a_dead_expert_leaves_noise_and_drift_finite():
     counts = np.random.default_rng(0).multinomial(1000, [0.6, 0.4, 0.0], size=2000)
     load, alone = (LoadTrace.from_counts(part[:, None]).layer(0) for part in (counts, counts[:, :2]))
 
-    assert motion(alone).noise == pytest.approx(motion(load).noise)
-    assert motion(alone).drift == pytest.approx(motion(load).drift)
+    assert noise_and_drift(alone).noise == pytest.approx(noise_and_drift(load).noise)
+    assert noise_and_drift(alone).drift == pytest.approx(noise_and_drift(load).drift)
 
 
 def test_noise_and_drift_are_those_of_a_straight_line():
@@ -102,7 +104,7 @@ def test_noise_and_drift_are_those_of_a_straight_line():
     centre, mean = 2 - 1 / 3, sum(distances) / 3
     slope = (distances[2] - distances[0]) / 2
 
-    found = motion(load, block=2, lags=3)
+    found = noise_and_drift(load, block=2, lags=3)
 
     assert pytest.approx(found.drift) == slope / 2
     assert pytest.approx(found.noise, rel=0.01) == (mean - slope * centre) / 2 * 2
@@ -111,14 +113,14 @@ def test_noise_and_drift_are_those_of_a_straight_line():
 
 def test_a_falling_variogram_is_noise_alone():
     """A load that swings between two values has no drift, and as noise half of the mean distance."""
-    found = motion(layer_of(0.4, 0.6, 0.4, 0.6, 0.4, 0.6), block=2, lags=2)
+    found = noise_and_drift(layer_of(0.4, 0.6, 0.4, 0.6, 0.4, 0.6), block=2, lags=2)
 
     assert (0.0, pytest.approx((chi_square(0.2) + 0) / 2 / 2 * 2)) == (found.drift, found.noise)
 
 
 def test_noise_is_never_below_0():
     """A load that speeds up has a line that meets distance 0 below it."""
-    found = motion(layer_of(0.5, 0.5, 0.5, 0.5, 0.52, 0.54, 0.56, 0.58), block=2, lags=4)
+    found = noise_and_drift(layer_of(0.5, 0.5, 0.5, 0.5, 0.52, 0.54, 0.56, 0.58), block=2, lags=4)
 
     assert 0.0 == found.noise
     assert found.drift > 0
@@ -126,7 +128,10 @@ def test_noise_is_never_below_0():
 
 def test_one_distance_tells_noise_and_no_drift():
     """Half of it, for one row: of three rows, or where no more distances are asked for."""
-    three, asked = motion(layer_of(0.45, 0.55, 0.5, rows=1)), motion(layer_of(0.4, 0.6, 0.5, 0.5), block=2, lags=1)
+    three, asked = (
+        noise_and_drift(layer_of(0.45, 0.55, 0.5, rows=1)),
+        noise_and_drift(layer_of(0.4, 0.6, 0.5, 0.5), block=2, lags=1),
+    )
 
     assert (0.0, pytest.approx(chi_square(0.1, 0.05) / 2)) == (three.drift, three.noise)
     assert (0.0, pytest.approx(chi_square(0.2, 0.1, 0) / 2 * 2)) == (asked.drift, asked.noise)
@@ -134,14 +139,14 @@ def test_one_distance_tells_noise_and_no_drift():
 
 def test_two_blocks_tell_nothing():
     """Neither noise nor drift."""
-    assert Motion(0.0, 0.0) == motion(layer_of(0.4, 0.6, rows=1))
+    assert NoiseDrift(0.0, 0.0) == noise_and_drift(layer_of(0.4, 0.6, rows=1))
 
 
 def test_a_short_load_has_four_blocks():
     """Of a quarter of its steps each, if these are fewer than asked for."""
     load = layer_of(0.5, 0.4, 0.55, 0.5, rows=3)
 
-    assert motion(load, block=3) == motion(load, block=50)
+    assert noise_and_drift(load, block=3) == noise_and_drift(load, block=50)
 
 
 def test_steps_logged_now_and_then_make_shorter_blocks():
@@ -149,14 +154,14 @@ def test_steps_logged_now_and_then_make_shorter_blocks():
     load, _ = still(steps=2000)
     sparse = LoadTrace.from_counts(load.counts[:, None], steps=np.arange(0, 20_000, 10)).layer(0)
 
-    assert motion(load, block=5) == motion(sparse, block=50)
+    assert noise_and_drift(load, block=5) == noise_and_drift(sparse, block=50)
 
 
 def test_the_default_is_a_line_over_250_steps():
     """Five distances of blocks of 50 steps."""
     load = synthetic_trace([Course(steps=2000, changes=((1, 0.003),))]).layer(0)
 
-    assert motion(load, block=50, lags=5) == motion(load)
+    assert noise_and_drift(load, block=50, lags=5) == noise_and_drift(load)
 
 
 @pytest.mark.parametrize(
@@ -170,12 +175,12 @@ def test_the_gain_is_where_the_filter_settles(noise, drift, rows):
         gain = predicted / (predicted + noise / rows)
         variance = gain * noise / rows
 
-    assert pytest.approx(Motion(noise, drift).gain(rows)) == gain
+    assert pytest.approx(NoiseDrift(noise, drift).gain(rows)) == gain
 
 
 def test_without_drift_new_blocks_weigh_nothing():
     """Nor without either."""
-    assert [0, 0] == [Motion(noise, 0.0).gain(50) for noise in (1e-3, 0.0)]
+    assert [0, 0] == [NoiseDrift(noise, 0.0).gain(50) for noise in (1e-3, 0.0)]
 
 
 @pytest.mark.parametrize(("steps", "every"), [(12, 1), (7, 1), (2, 1), (60, 4), (60, 50)])

@@ -9,9 +9,9 @@ from scipy.stats import foldnorm, norm
 
 from moetrace import LoadTrace, evaluate, means_frame, predictor
 from moetrace.analysis.outlook import Outlook
-from moetrace.analysis.variogram import motion
+from moetrace.analysis.variogram import noise_and_drift
 from moetrace.forecasting import intervals
-from moetrace.forecasting.intervals import Expectation, Experience, _halves, bounds
+from moetrace.forecasting.intervals import ErrorCalibration, Expectation, _halves, bounds
 from moetrace.synthetic import Course, synthetic_trace
 
 
@@ -72,7 +72,7 @@ def test_the_deviation_equals_its_naive_twin(experts, every):
         p = max(counts[-500 // every :, e].sum() / counts[-500 // every :].sum(), 0.01 / experts)
         product = 1.0
         for memory, lags in ((2500, 20), (1000, 10), (500, 5)):
-            variogram = motion(load.last(memory), lags=lags)
+            variogram = noise_and_drift(load.last(memory), lags=lags)
             level = 1.0
             for _ in range(10_000):
                 predicted = level + variogram.drift * rows
@@ -159,7 +159,7 @@ def test_what_was_found_scales_what_is_told(cutoff, horizon):
     """The deviation equals its naive twin, and the level is the forecast of `level`; in a load that grows lively."""
     course = Course(steps=4000, experts=8, tokens=2000, changes=((1, 0.002), (2400, 0.02)))
     load = synthetic_trace([course], seed=4).layer(0)
-    found = Experience(load).expectation(cutoff, horizon)
+    found = ErrorCalibration(load).expectation(cutoff, horizon)
 
     assert naive_deviation(load, cutoff, horizon).tolist() == pytest.approx(found.deviation.tolist())
     assert predictor("level").fit([]).forecast(load.until(cutoff), 1).shares[0] == pytest.approx(found.level)
@@ -167,7 +167,7 @@ def test_what_was_found_scales_what_is_told(cutoff, horizon):
 
 def test_what_is_told_of_a_load_that_goes_on_as_before_hardly_changes():
     """Half as much from one cutoff to the next as the variogram of that moment says."""
-    experience = Experience(wandering(8, 8, 2000, 0.001, None).layer(0))
+    experience = ErrorCalibration(wandering(8, 8, 2000, 0.001, None).layer(0))
     cutoffs = range(3000, 7000, 200)
     told = np.log([experience.expectation(cutoff, 1000).deviation.sum() for cutoff in cutoffs])
     alone = np.log([spread(experience.load.until(cutoff), 1000).sum() for cutoff in cutoffs])
@@ -185,10 +185,10 @@ def test_horizons_are_halved_down_to_a_block():
 def test_an_interval_grows_by_a_step_for_each_look_that_missed():
     """Adaptive conformal inference: by 0.15 and 0.3 of how much more was missed than promised, in the logarithm."""
     load = wandering(5, 8, 2000, 0.002, None).layer(0)
-    experience, log = Experience(load), {80: [0.0], 95: [0.25]}
+    experience, log = ErrorCalibration(load), {80: [0.0], 95: [0.25]}
     for step in range(500, 3000 - 500 + 1, 100):
         before = len(range(500, step - 500 + 1, 100))
-        told = Experience(load).expectation(step, 500)
+        told = ErrorCalibration(load).expectation(step, 500)
         apart = abs(told.level - load.after(step, 500).mean_shares)
         for percent, quantile, by in ((80, 1.2816, 0.15), (95, 1.96, 0.3)):
             if before < 5:
@@ -206,12 +206,12 @@ def test_expectations_see_nothing_after_the_cutoff():
     """Also where later ones were asked for before, and where the load turns around in every later step."""
     load = wandering(1, 8, 2000, 0.002, None).layer(0)
     spoiled = replace(load, counts=np.where(load.steps[:, None] > 3000, load.counts[:, ::-1], load.counts))
-    used = Experience(load)
+    used = ErrorCalibration(load)
     used.expectation(6000, 500)
 
-    for experience in (used, Experience(spoiled), Experience(load.until(3000))):
+    for experience in (used, ErrorCalibration(spoiled), ErrorCalibration(load.until(3000))):
         found = experience.expectation(3000, 500)
-        expected = Experience(load).expectation(3000, 500)
+        expected = ErrorCalibration(load).expectation(3000, 500)
         assert (expected.reach, expected.deviation.tolist()) == (found.reach, found.deviation.tolist())
 
 
@@ -219,7 +219,7 @@ def test_one_shock_does_not_spoil_what_follows():
     """3,000 steps after a jump intervals are no more than twice as wide as without it."""
     load = wandering(2, 8, 20_000, 0.0005, None).layer(0)
     shocked = replace(load, counts=np.where(load.steps[:, None] > 3000, load.counts[:, ::-1], load.counts))
-    calm, after = (Experience(made).expectation(6500, 500) for made in (load, shocked))
+    calm, after = (ErrorCalibration(made).expectation(6500, 500) for made in (load, shocked))
     widths = [found.half_widths(found.level)[80].sum() for found in (calm, after)]
 
     assert 0.5 < widths[1] / widths[0] < 2
@@ -290,24 +290,24 @@ def test_the_forecast_after_the_end_expects_what_a_score_there_would():
 def test_looks_that_are_not_remembered_change_nothing_in_a_trace_as_long_as_the_samples(monkeypatch):
     """The reach to the last bit, the deviation to one part in a hundred, at the end of 12,000 steps."""
     load = replace(wandering(6, 8, 2000, 0.002, None).layer(0), steps=np.arange(7000) * 2)  # 14,000 steps
-    found = [Experience(load).expectation(12_000, horizon) for horizon in (100, 1000, 4000)]
-    monkeypatch.setattr(intervals, "MOST_LOOKS", 10**6)
+    found = [ErrorCalibration(load).expectation(12_000, horizon) for horizon in (100, 1000, 4000)]
+    monkeypatch.setattr(intervals, "MAX_LOOKS", 10**6)
 
     for horizon, some in zip((100, 1000, 4000), found):
-        every = Experience(load).expectation(12_000, horizon)
+        every = ErrorCalibration(load).expectation(12_000, horizon)
         assert every.reach == pytest.approx(some.reach, rel=0.01)
         assert every.deviation == pytest.approx(some.deviation, rel=0.01)
 
 
 def test_a_long_past_is_not_looked_at(monkeypatch):
     """The looks of a cutoff are bounded wherever it lies, and without what came before them it expects the same."""
-    monkeypatch.setattr(intervals, "MOST_LOOKS", 20)
+    monkeypatch.setattr(intervals, "MAX_LOOKS", 20)
     counts = np.random.default_rng(7).multinomial(2000, [0.4, 0.3, 0.2, 0.1], size=60_000)
     load = LoadTrace.from_counts(counts[:, None]).layer(0)
     remembered = 100 * (20 + 500 // 100)  # steps
-    experience = Experience(load)
+    experience = ErrorCalibration(load)
     found = experience.expectation(59_000, 500)
-    late = Experience(load.between(1 + 4 * remembered, 60_000)).expectation(59_000, 500)
+    late = ErrorCalibration(load.between(1 + 4 * remembered, 60_000)).expectation(59_000, 500)
 
     assert len(experience._looks) <= 4 * 25 + 1
     assert min(experience._looks) > 59_000 - 4 * remembered - 500
@@ -322,7 +322,7 @@ def test_after_a_gap_beyond_all_memory_what_was_assumed_stands():
     cutoff = int(steps[705])
 
     told = spread(load.until(cutoff), 1000)
-    found = Experience(load).expectation(cutoff, 1000)
+    found = ErrorCalibration(load).expectation(cutoff, 1000)
 
     assert (told / 2).tolist() == pytest.approx(found.deviation.tolist())
     assert predictor("level").fit([]).forecast(load.until(cutoff), 1).shares[0] == pytest.approx(found.level)

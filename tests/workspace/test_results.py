@@ -1,7 +1,5 @@
 """The store: what goes in comes out, damage is one line, and names say what a result depends on."""
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -9,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace import ResultFolder, open_trace, predictor, save_trace
+from moetrace import ResultFolder, evaluate, open_trace, predictor, save_trace
 from moetrace.files import file_name
 from moetrace.forecasting.evaluation import Result
 from moetrace.forecasting.keys import settings_of
 from moetrace.forecasting.layers import EndForecast
+from moetrace.forecasting.results import FORECAST, SCORES, SHARES
 from moetrace.workspace.results import writing_forecast
 
 RESULT = Result("a trace", "arima:order=5,1,5", 3, 1000, "0123")
@@ -31,29 +30,37 @@ def test_scores_and_shares_come_back(store):
     """Both frames, to the last bit."""
     scores = pd.DataFrame({"predictor": ["p", "p"], "cutoff": [1, 2], "error_rate": [0.1, float("nan")]})
     shares = pd.DataFrame({"expert": [0, 1], "predicted": [1 / 3, 2 / 3]})
-    assert not store.has_scores(RESULT)
-    store.put_scores(RESULT, scores, shares)
+    assert not store.has(SCORES, RESULT)
+    store.put(SCORES, RESULT, scores)
+    assert store.has(SCORES, RESULT)
+    assert not store.has(SHARES, RESULT)
+    store.put(SHARES, RESULT, shares)
 
-    assert store.has_scores(RESULT)
-    pd.testing.assert_frame_equal(scores, store.scores([RESULT]), check_exact=True)
-    pd.testing.assert_frame_equal(shares, store.shares([RESULT]), check_exact=True)
+    assert store.has(SHARES, RESULT)
+    pd.testing.assert_frame_equal(scores, store.get(SCORES, RESULT), check_exact=True)
+    pd.testing.assert_frame_equal(shares, store.get(SHARES, RESULT), check_exact=True)
 
 
-def test_scores_alone_have_no_shares(store):
-    """Neither a file of them, nor are they missed."""
-    alone = replace(RESULT, intervals=False)
-    scores = pd.DataFrame({"cutoff": [1, 2], "error_rate": [0.1, 0.2]})
-    store.put_scores(alone, scores, scores.iloc[:0])
+@pytest.mark.parametrize("intervals", [True, False])
+def test_scores_alone_have_no_shares(store, small, intervals):
+    """Neither a file of them, nor are they missed; with intervals both are needed."""
+    asked = {"trace": small, "predictors": [predictor("window_mean")], "horizons": [5], "cutoffs": [20]}
+    asked |= {"intervals": intervals, "results": store}
+    first = evaluate(**asked)
+    kinds = [path.suffixes[-2][1:] for path in store.root.rglob("*.parquet")]
+    again = evaluate(**asked)
+    for path in store.root.rglob("*.shares.parquet"):
+        path.unlink()
 
-    assert store.has_scores(alone)
-    assert not store.has_scores(RESULT)
-    assert ["scores"] == [path.suffixes[-2][1:] for path in store.root.rglob("*.parquet")]
+    assert {"scores", "shares"} if intervals else {"scores"} == set(kinds)
+    assert (first.computed, again.computed) == (len(small.layers), 0)
+    assert evaluate(**asked).computed == (len(small.layers) if intervals else 0)
 
 
 def test_a_forecast_comes_back(store):
     """Shares, the expected error, intervals and status, to the last bit."""
-    store.put_forecast(RESULT, COMING)
-    found = store.forecast(RESULT)
+    store.put(FORECAST, RESULT, COMING)
+    found = store.get(FORECAST, RESULT)
 
     assert np.array_equal(COMING.shares, found.shares)
     assert [80, 95] == list(found.half_widths)

@@ -89,13 +89,10 @@ class FittedArima(Fitted):
             rows, failures = _forecast_each(means, self.settings.order, blocks)
         fallback = history.last(1000).mean_shares
         rows[:, list(failures)] = fallback[list(failures)]
-        return Forecast(hold(rows, block_steps, horizon), _status(list(failures.values()), history.experts))
-
-
-def _status(failures: list[str], experts: int) -> str:
-    if not failures:
-        return OK
-    return f"fallback:window_mean:{len(failures)}/{experts}:{max(set(failures), key=failures.count)}"
+        status, why = OK, list(failures.values())
+        if why:
+            status = f"fallback:window_mean:{len(why)}/{history.experts}:{max(set(why), key=why.count)}"
+        return Forecast(hold(rows, block_steps, horizon), status)
 
 
 def _shared_parameters(means: Sequence[Shares], q: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
@@ -148,11 +145,17 @@ def _forecast_together(means: Shares, moving: Any, blocks: int) -> tuple[Shares,
     is expected of the next one is linear in the surprises before it (Brockwell and Davis 1991, section
     5.3), with the same weights for every expert: the exact filter, from the first block on.
     """
+    from statsmodels.tsa.arima_process import arma_acovf
+    from statsmodels.tsa.stattools import innovations_algo
+
     moved = np.diff(means, axis=0)  # (blocks - 1, experts)
     if moving is None:
         return np.repeat(means[-1:], blocks, axis=0), dict.fromkeys(_live(means), "failed")
     n, q = len(moved), len(moving)
-    weight = _innovation_weights(moving, n + q)[:, ::-1]  # the oldest surprise first, as they lie
+    # How much each of the last q surprises says of the next value, (n + q, q); the newest first, and without the
+    # columns of last parameters that are 0.
+    weight = innovations_algo(arma_acovf([1.0], [1.0, *moving], nobs=q + 1), nobs=n + q)[0]
+    weight = np.pad(weight, ((0, 0), (0, q - weight.shape[1])))[:, ::-1]  # the oldest surprise first, as they lie
     surprises = np.zeros((q + n + q, means.shape[1]))  # none before the first, none after the last
     for i in range(n):
         surprises[q + i] = moved[i] - weight[i] @ surprises[i : i + q]
@@ -161,17 +164,6 @@ def _forecast_together(means: Shares, moving: Any, blocks: int) -> tuple[Shares,
     moves[:q] = coming[:blocks]
     rows = means[-1] + np.cumsum(moves, axis=0)
     return rows, {expert: "diverged" for expert in _live(means) if _diverged(rows[:, expert], means[:, expert])}
-
-
-def _innovation_weights(moving: Any, n: int) -> Any:
-    """How much each of the last q surprises, the newest first, tells of the next value, for *n* values, (n, q)."""
-    from statsmodels.tsa.arima_process import arma_acovf
-    from statsmodels.tsa.stattools import innovations_algo
-
-    covariance = arma_acovf([1.0], [1.0, *moving], nobs=len(moving) + 1)
-    found = innovations_algo(covariance, nobs=n)[0]
-    # Where the last parameters are 0 it leaves their columns out.
-    return np.pad(found, ((0, 0), (0, len(moving) - found.shape[1])))
 
 
 def _live(means: Shares) -> list[int]:
@@ -185,28 +177,24 @@ def _diverged(values: Any, series: Any) -> bool:
 
 def _forecast_each(means: Shares, order: tuple[int, int, int], blocks: int) -> tuple[Shares, dict[int, str]]:
     """The next *blocks* means of each expert by a fit of its own, (blocks, experts), and what went wrong by expert."""
+    from statsmodels.tsa.arima.model import ARIMA
+
     rows, failures = np.repeat(means[-1:], blocks, axis=0), {}
+    trend = "n" if order[1] else "c"
     for expert in _live(means):
-        values, problem = _forecast_series(means[:, expert], order, blocks)
+        series = means[:, expert]
+        level, scale = series.mean(), series.std()
+        scaled = (series - level) / scale  # shares of 1/256 are too small for the optimiser's tolerances
+        parameters, problem = _estimate(scaled, order, trend)
         if problem:
             failures[expert] = problem
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about starting values, which are not used here
+            values = ARIMA(scaled, order=order, trend=trend).filter(parameters, cov_type="none").forecast(blocks)
+        values = level + scale * values
+        if _diverged(values, series):
+            failures[expert] = "diverged"
         else:
             rows[:, expert] = values
     return rows, failures
-
-
-def _forecast_series(series: Any, order: tuple[int, int, int], blocks: int) -> tuple[Any, str | None]:
-    """The next *blocks* values of one expert and None, or None and the name of what went wrong."""
-    from statsmodels.tsa.arima.model import ARIMA
-
-    level, scale = series.mean(), series.std()
-    scaled = (series - level) / scale  # shares of 1/256 are too small for the optimiser's tolerances
-    trend = "n" if order[1] else "c"
-    parameters, problem = _estimate(scaled, order, trend)
-    if problem:
-        return None, problem
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about starting values, which are not used here
-        values = ARIMA(scaled, order=order, trend=trend).filter(parameters, cov_type="none").forecast(blocks)
-    values = level + scale * values
-    return (None, "diverged") if _diverged(values, series) else (values, None)

@@ -1,15 +1,14 @@
-"""`auto`: weighs a few cheap forecasts of a layer by how wrong each was at earlier cutoffs."""
+"""`auto`: weighs a few cheap forecasts of a layer by the error of each at earlier cutoffs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.analysis.jumps import since_jump
-from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor
+from moetrace.analysis.outlook import since_jump
+from moetrace.forecasting.predictors.base import Forecast, Predictor, Untrained
 from moetrace.forecasting.predictors.level import Level
 from moetrace.forecasting.predictors.window_mean import WindowMean
 from moetrace.trace import LayerLoad, Shares
@@ -32,7 +31,7 @@ SHARPNESS = 14.0
 
 
 @dataclass(frozen=True)
-class Auto(Predictor, Fitted):
+class Auto(Untrained):
     """A weighted mean of three forecasts, with weights of its own for each layer, cutoff and horizon.
 
     The weights follow from the errors that the three made over the same horizon at earlier cutoffs, as far as
@@ -52,10 +51,6 @@ class Auto(Predictor, Fitted):
     def least_rows(self, stride: int) -> int:
         """What the candidates need."""
         return max(candidate.least_rows(stride) for candidate in CANDIDATES)
-
-    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - weighed when it forecasts
-        """Nothing to learn."""
-        return self
 
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """The weighted mean of the candidates' forecasts."""

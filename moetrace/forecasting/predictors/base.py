@@ -72,12 +72,21 @@ class Predictor(ABC):
     def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
         """Learn from the *histories* of one or many layers, of one run or of many.
 
-        None of them is changed. Failing is no exception: `Forecast.status` tells.
+        None of them is changed. Failing is no exception: `Forecast.status` reports it.
         """
 
     def load(self, path: Path) -> Fitted:
         """What `Fitted.save` wrote to *path*; raises `SettingError` for any other file."""
         raise NotImplementedError(f"{self.name} cannot be loaded")
+
+
+@dataclass(frozen=True)
+class Untrained(Predictor, Fitted):
+    """A predictor with nothing to learn: its settings and the history are all it forecasts from."""
+
+    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - nothing to learn
+        """Nothing to learn."""
+        return self
 
 
 def hold(rows: Shares, steps_per_row: int, horizon: int) -> Shares:

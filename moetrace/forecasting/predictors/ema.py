@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from moetrace.errors import SettingError
-from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, constant
+from moetrace.forecasting.predictors.base import Forecast, Untrained, constant
 from moetrace.trace import LayerLoad
 
 # Steps that weigh less than this are not looked at.
@@ -16,7 +15,7 @@ NOTHING = 1e-18
 
 
 @dataclass(frozen=True)
-class Ema(Predictor, Fitted):
+class Ema(Untrained):
     """Each logged step moves the average by ``1 - decay``; 0.9 is MindSpeed's default."""
 
     name = "ema"
@@ -25,10 +24,6 @@ class Ema(Predictor, Fitted):
     def __post_init__(self) -> None:
         if not 0 < self.decay < 1:
             raise SettingError(f"ema:decay is between 0 and 1, not {self.decay:g}")
-
-    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - nothing to learn
-        """Nothing to learn."""
-        return self
 
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """Constant shares."""

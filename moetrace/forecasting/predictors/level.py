@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moetrace.analysis.jumps import since_jump
-from moetrace.analysis.level import HISTORY, REMEMBERED, gain_of, last_level
-from moetrace.analysis.variogram import BLOCK, block_means
-from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, ramp
+from moetrace.analysis.outlook import since_jump
+from moetrace.analysis.variogram import BLOCK, HISTORY, REMEMBERED, block_means, gain_of, last_level
+from moetrace.forecasting.predictors.base import Forecast, Untrained, ramp
 from moetrace.trace import LayerLoad, rows_of
 
 
 @dataclass(frozen=True)
-class Level(Predictor, Fitted):
+class Level(Untrained):
     """The local level model with one noise-to-drift ratio for all experts of a layer.
 
     Noise and drift are read from the variogram of the last *history* steps (`moetrace.analysis.variogram`), and
     the weight of the newest block follows from their ratio (Harvey 1989, section 4.1.2), so there is no window
     to choose. The forecast is that of ARIMA (0,1,1), without the fit. *trend* carries on that part of
     the change between the last two 1,000 steps. What came before a jump of the load is forgotten
-    (`moetrace.analysis.jumps`).
+    (`moetrace.analysis.outlook`).
     """
 
     name = "level"
@@ -35,10 +33,6 @@ class Level(Predictor, Fitted):
     def least_rows(self, stride: int) -> int:
         """Four blocks of logged steps."""
         return 4 * rows_of(BLOCK, stride)
-
-    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - estimated when it forecasts
-        """Nothing to learn."""
-        return self
 
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """The level, and the damped trend if there is one."""

@@ -12,8 +12,7 @@ from zipfile import BadZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.analysis.level import gain_of, levels
-from moetrace.analysis.variogram import block_means
+from moetrace.analysis.variogram import block_means, gain_of, levels
 from moetrace.errors import SettingError
 from moetrace.files import replacing
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, hold

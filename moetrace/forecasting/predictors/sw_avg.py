@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, hold
+from moetrace.forecasting.predictors.base import Forecast, Untrained, hold
 from moetrace.trace import LayerLoad
 
 
 @dataclass(frozen=True)
-class SwAvg(Predictor, Fitted):
+class SwAvg(Untrained):
     """The mean of the last *window* steps becomes the next value, and the window slides over it.
 
     Not a constant: the oldest steps leave the window first, so over a long horizon recent steps
@@ -22,10 +21,6 @@ class SwAvg(Predictor, Fitted):
 
     name = "sw_avg"
     window: int = 500
-
-    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - nothing to learn
-        """Nothing to learn."""
-        return self
 
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """The recursion, one logged row at a time."""

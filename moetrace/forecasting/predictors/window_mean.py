@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, ramp
+from moetrace.forecasting.predictors.base import Forecast, Untrained, ramp
 from moetrace.trace import LayerLoad
 
 
 @dataclass(frozen=True)
-class WindowMean(Predictor, Fitted):
+class WindowMean(Untrained):
     """The share of the load over the last *window* steps, for every step to come.
 
     1,000 steps are what SGLang (`--eplb-rebalance-num-iterations`) and vLLM (`window_size`) sum over.
@@ -20,10 +19,6 @@ class WindowMean(Predictor, Fitted):
     name = "window_mean"
     window: int = 1000
     trend: float = 0.0
-
-    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - nothing to learn
-        """Nothing to learn."""
-        return self
 
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """Constant shares, unless there is a trend."""

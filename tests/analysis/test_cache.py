@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from moetrace import settling, synthetic_trace
-from moetrace.analysis.jumps import since_jump
-from moetrace.analysis.kept import keep_blocks, kept_means, once
-from moetrace.analysis.variogram import block_means, motion
+from moetrace.analysis.cache import cache_block_means, cached_block_means, cached_per_layer
+from moetrace.analysis.outlook import since_jump
+from moetrace.analysis.variogram import block_means, noise_and_drift
 
 
 @pytest.fixture
@@ -18,21 +18,21 @@ def load():
 
 
 @pytest.mark.parametrize(("first", "last"), [(1, 2000), (1, 1950), (1, 1951), (300, 1500), (987, 1000), (1960, 1970)])
-def test_kept_blocks_are_those_that_are_computed(load, first, last):
+def test_cached_blocks_are_those_that_are_computed(load, first, last):
     """Whatever was cut from the layer, and whether or not it ends where a block does."""
     fresh = replace(load).between(first, last)
-    keep_blocks(load, 50)
+    cache_block_means(load, 50)
 
     assert np.array_equal(block_means(fresh, 50), block_means(load.between(first, last), 50))
-    assert (kept_means(load.between(first, last), 50) is None) == (last % 50 != 0)
-    assert kept_means(load, 25) is None
+    assert (cached_block_means(load.between(first, last), 50) is None) == (last % 50 != 0)
+    assert cached_block_means(load, 25) is None
 
 
-def test_an_answer_is_kept_for_the_same_rows_and_settings(load):
+def test_an_answer_is_cached_for_the_same_rows_and_settings(load):
     """And for no others, however the rows were cut."""
     asked = []
 
-    @once
+    @cached_per_layer
     def total(part, factor=1):
         asked.append((int(part.steps[0]), int(part.steps[-1]), factor))
         return factor * int(part.counts.sum())
@@ -45,11 +45,11 @@ def test_an_answer_is_kept_for_the_same_rows_and_settings(load):
     assert 2 * total(load.until(500)) == total(load.until(500), 2)
 
 
-def test_what_is_kept_belongs_to_the_counts(load):
+def test_what_is_cached_belongs_to_the_counts(load):
     """A load with other counts knows nothing of them."""
-    keep_blocks(load, 50)
+    cache_block_means(load, 50)
     other = replace(load, counts=load.counts[::-1])
 
-    assert kept_means(other, 50) is None
-    assert motion(load) != motion(other)
+    assert cached_block_means(other, 50) is None
+    assert noise_and_drift(load) != noise_and_drift(other)
     assert since_jump(load) is load
