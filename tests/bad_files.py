@@ -129,7 +129,7 @@ FILES = {
     "one expert after all": ("x.jsonl", b'{"step": 1, "layer": 0, "topk_ids": [[4000000000000]]}\n', "would take"),
     "columns of no use": ("x.csv", ",".join(f"c{i}" for i in range(150_000)).encode() + b"\n", "has 150,000 columns"),
     "a line longer than memory": ("x.csv.gz", gzip.compress(b"step,layer,expert,tokens\n" + b"1" * (20 << 20)), "cannot be read"),
-    "deep JSON": ("x.jsonl", b"[" * 100_000 + b"\n", "cannot be read"),
+    "deep JSON": ("x.jsonl", b"[" * 100_000 + b"\n", "is nested more than 200 deep"),
     "not UTF-8": ("x.csv", b"st\xe9p,layer,expert,tokens\n1,0,0,5\n", "whose name is not UTF-8"),
     "row without counts": ("x.parquet", parquet({"step": [1, 2], "layer": [0, 0], "counts": [[1, 2], []]}), "row 1: is an empty list"),
     "encrypted": ("x.parquet", b"PARE" + GOOD[4:-4] + b"PARE", "encrypted"),

@@ -95,14 +95,14 @@ def traces_screen(traces: pd.DataFrame, sentence: str, *, every: bool) -> Screen
 
 
 def ingested_sentence(traces: pd.DataFrame, unchanged: int) -> str:
-    """What came of an ingest."""
+    """What an ingest read, and whether it found problems in the logs."""
     read = len(traces) - unchanged
-    said = [f"Read {count_of(read, 'trace')}"] if read else []
+    parts = [f"Imported {count_of(read, 'trace')}"] if read else []
     if unchanged:
-        said.append(f"{count_of(unchanged, 'trace')} {'was' if unchanged == 1 else 'were'} there already, unchanged")
+        parts.append(f"{count_of(unchanged, 'trace')} already imported, unchanged")
     found = traces[traces["findings"] != ""]["trace"].tolist()
-    health = f"findings in {listed(found)}" if found else f"nothing wrong with {'it' if len(traces) == 1 else 'them'}"
-    return f"{', '.join(said)}; {health}."
+    health = f"Findings in {listed(found)}." if found else "No problems in the logs."
+    return f"{', '.join(parts)}. {health}"
 
 
 def listed_sentence(traces: pd.DataFrame, workspace: str) -> str:
@@ -114,7 +114,7 @@ def findings_screen(findings: pd.DataFrame, traces: int, *, every: bool) -> Scre
     """What the doctor found, from a findings frame, in so many *traces*."""
     worst = findings["severity"].tolist() if len(findings) else []
     what = [f"{count_of(worst.count(kind), kind)}" for kind in ("error", "warning", "note") if kind in worst]
-    sentence = f"Examined {count_of(traces, 'trace')}: {', '.join(what) or 'nothing wrong'}."
+    sentence = f"Examined {count_of(traces, 'trace')}: {', '.join(what) or 'no problems found'}."
     rows = [
         {name: str(row[name]) for name in ("trace", "severity", "name", "place", "evidence")}
         for row in rows_of(findings)
