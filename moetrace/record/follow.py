@@ -15,7 +15,7 @@ from moetrace.trace import LoadTrace
 from moetrace.words import STABLE, UNKNOWN
 
 # Steps after which a change is noticed, median and 90% quantile: `benchmarks/change_points.py`.
-USUALLY_NOTICED = 250, 350
+USUALLY_NOTICED = 250, 400
 
 
 class Status(NamedTuple):
