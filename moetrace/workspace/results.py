@@ -207,10 +207,13 @@ def writing_forecast(path: Path, forecasts: Iterable[EndForecast], key: str = ""
             "shares": pa.list_(pa.float64()),
         }
     )
-    if key and path.exists() and _key_in(path) == key.encode():
+    if key and path.exists() and _is_sound(path, key, schema):
         yield from forecasts
         return
-    with replacing(path) as partial, pq.ParquetWriter(partial, schema, compression="zstd") as writer:
+    with (
+        replacing(path) as partial,
+        pq.ParquetWriter(partial, schema, compression="zstd", write_page_checksum=True) as writer,
+    ):
         writer.add_key_value_metadata({FORECAST_KEY: key.encode()})
         for forecast in forecasts:
             horizon = len(forecast.shares)
@@ -225,13 +228,17 @@ def writing_forecast(path: Path, forecasts: Iterable[EndForecast], key: str = ""
             yield forecast
 
 
-def _key_in(path: Path) -> bytes | None:
-    """The key that the forecast file at *path* was written with, None for any other or damaged file."""
-    import pyarrow as pa
+def _is_sound(path: Path, key: str, schema: Any) -> bool:
+    """Whether the forecast file at *path* was written with that *key* and *schema*, and its pages are undamaged."""
     import pyarrow.parquet as pq
 
     try:
-        found: bytes | None = (pq.read_metadata(path).metadata or {}).get(FORECAST_KEY)
-    except (OSError, pa.ArrowException):
-        return None
-    return found
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            known = (file.metadata.metadata or {}).get(FORECAST_KEY) == key.encode()
+            if not known or not file.schema_arrow.remove_metadata().equals(schema):
+                return False
+            return all(file.read_row_group(group).num_rows for group in range(file.num_row_groups))
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001 - pyarrow raises a dozen types on damaged files
+        return False

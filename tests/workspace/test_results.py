@@ -135,3 +135,24 @@ def test_the_same_forecast_file_is_not_written_again(tmp_path):
     path.write_bytes(b"")
     list(writing_forecast(path, [COMING._replace(trace="b")], "another"))
     assert {"b"} == set(pq.read_table(path)["trace"].to_pylist())
+
+
+def test_a_flipped_bit_in_a_forecast_file_is_repaired(tmp_path):
+    """The same forecast writes the file again where a byte of its pages differs, and leaves a sound one as it is."""
+    path = tmp_path / "forecast.parquet"
+    whole = [*writing_forecast(path, [COMING], "key")] and path.read_bytes()
+    times = path.stat().st_mtime_ns
+    assert 1 == len([*writing_forecast(path, [COMING], "key")])
+    assert times == path.stat().st_mtime_ns
+
+    for place in range(4, len(whole) - 8, 11):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert 1 == len([*writing_forecast(path, [COMING], "key")])
+        assert pq.read_table(path).equals(pq.read_table(path_of(tmp_path, whole)))
+
+
+def path_of(folder, content):
+    """A file with that *content*."""
+    path = folder / "whole.parquet"
+    path.write_bytes(content)
+    return path
