@@ -73,7 +73,7 @@ def test_ingesting_twice_is_said_to_be_nothing(moetrace, long_file):
     moetrace("ingest", long_file)
     again = moetrace("ingest", long_file)
 
-    assert (0, True) == (again.code, "there already, unchanged" in again.out)
+    assert (0, True) == (again.code, "already imported, unchanged" in again.out)
 
 
 def test_a_folder_with_a_bad_file_is_done_with_skips(moetrace, long_file):

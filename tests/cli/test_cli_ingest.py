@@ -35,7 +35,7 @@ def test_the_same_options_again_do_nothing_and_others_are_refused(moetrace, long
     other = moetrace("ingest", long_file, "--bin", 3)
 
     assert (0, 1) == (again.code, other.code)
-    assert "there already, unchanged" in again.out
+    assert "already imported, unchanged" in again.out
     assert "read with other options" in other.err
 
 
@@ -94,7 +94,7 @@ def test_a_flag_is_short_for_a_setting_of_the_format(moetrace, small, tmp_path):
     named = moetrace(*argv, "--from", "csv:experts=4", "--name", "other", "--json")
 
     assert {"tokens_per_step": 100, "experts": 4} == done.json["traces"][0]["settings"]
-    assert "there already, unchanged" in again.out
+    assert "already imported, unchanged" in again.out
     first, other = (open_trace(run.json["traces"][0]["path"]) for run in (done, named))
     assert np.array_equal(small.counts, first.counts)
     assert np.array_equal(small.counts, other.counts)

@@ -59,7 +59,7 @@ def test_uris_are_ingested_and_known_again(moetrace, small, memory):
 
     (trace,) = done.json["traces"]
     assert ("run", "parquet") == (trace["name"], trace["format"])
-    assert "there already, unchanged" in again.out
+    assert "already imported, unchanged" in again.out
     assert np.array_equal(small.counts, open_trace(trace["path"]).counts)
 
 
