@@ -1,4 +1,4 @@
-"""How bad the imbalance of a layer is now, since when, and which experts it is about.
+"""Severity of the imbalance of a layer: how bad it is, when it began, and which experts cause it.
 
 The thresholds are settings with sources. Max/mean up to 2 is what trained models show and serve: with the auxiliary
 loss MaxVio (max/mean - 1) is 0.5 to 0.7 (Wang et al. 2024, arXiv 2408.15664, table 2), and GShard gives an expert the
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from moetrace.analysis.cache import cached_per_layer
 from moetrace.analysis.imbalance import RECENT, entropy, max_over_mean
 from moetrace.analysis.variogram import BLOCK, block_means
 from moetrace.frames import stacked
@@ -82,6 +83,7 @@ def severity_of(share: Shares, thresholds: Thresholds = THRESHOLDS) -> str:
     return MODERATE if peak > thresholds.moderate or idle > 0 else OK
 
 
+@cached_per_layer
 def health(load: LayerLoad, last: int = RECENT, thresholds: Thresholds = THRESHOLDS) -> Health:
     """The health of a layer over its *last* steps.
 

@@ -73,7 +73,7 @@ def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
         "movement_after": states.movement_in(border, last),
         **_before_and_after(load, border),
         "step_noise": step_noise(load),
-        **health(load)._asdict(),
+        **health(load, RECENT)._asdict(),
     }
 
 

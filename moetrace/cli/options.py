@@ -365,7 +365,7 @@ class Protocol:
     ) -> list[int]:
         """The cutoffs; raises `SettingError` where an *explicit* horizon or cutoff cannot be scored.
 
-        *note* is told where they are further apart than usual, and where none of *horizons* can be scored.
+        *note* gets a line where they are further apart than usual, and where no horizon can be scored.
         """
         from moetrace.forecasting.windows import checked_cutoffs, cutoffs_apart, default_cutoffs, thinned
 

@@ -50,7 +50,7 @@ def is_parts(path: Path) -> bool:
 def open_parts(folder: Path) -> tuple[list[LoadTrace], tuple[Finding, ...]]:
     """The parts of *folder* in the order of their steps, each without those that a later one replaces, and restarts.
 
-    Raises `TraceError` when there is none, or one is damaged.
+    Raises `TraceError` for a folder without blocks, or with a damaged one.
     """
     paths = part_paths(folder)
     written = [open_trace(path) for path in paths]
