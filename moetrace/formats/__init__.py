@@ -2,10 +2,9 @@
 
 from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.conversion import Progress, convert, from_frame, read_trace, reader_of
-from moetrace.formats.location import Location, Query, fingerprint, location, locations, source_label
+from moetrace.formats.location import Location, Query, fingerprint, location, locations, merge_hint, source_label
 from moetrace.formats.readers import FORMATS, sources_in
 from moetrace.formats.stream.cells import ReadOptions
-from moetrace.formats.stream.names import merge_hint
 
 __all__ = [
     "FORMATS",

@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -46,6 +46,9 @@ LONGEST_NAME = 120
 GROUP_CELLS = 1 << 22
 
 
+Item = TypeVar("Item")
+
+
 def is_trace_name(name: str) -> bool:
     """Whether a trace may be called so: it is the name of its file as well."""
     return 0 < len(name) <= LONGEST_NAME and not set("/\\") & set(name) and not name.startswith(".")
@@ -55,9 +58,6 @@ def _digest_of(data: bytes | NDArray[np.int64]) -> str:
     """SHA-256 of bytes, or of whole numbers as 64-bit little-endian ones."""
     raw = data if isinstance(data, bytes) else np.ascontiguousarray(data, "<i8").tobytes()
     return hashlib.sha256(raw).hexdigest()
-
-
-Item = TypeVar("Item")
 
 
 class CountsTooLarge(Exception):
@@ -75,42 +75,30 @@ def is_canonical(path: Path) -> bool:
     return DOCUMENT_KEY.encode() in keys or DIGEST_KEY.encode() in keys
 
 
-# --- writing ----------------------------------------------------------------------------------
-
-
 # Consecutive steps of one layer: its number, the steps (steps,), the counts (steps, experts) as they are stored.
 RowGroup = tuple[int, Steps, NDArray[Any]]
 
 
 class CanonicalWriter:
-    """Writes one canonical file, a layer over a block of steps at a time, in step order per layer."""
+    """Writes one canonical file, a layer over a block of steps at a time; without `finish` it is no trace."""
 
-    def __init__(self, path: Path, layers: Iterable[int], *, wide: bool = False) -> None:
+    def __init__(self, path: Path, layers: Iterable[int], *, wide: bool) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         self._counts_type = np.dtype("<i8" if wide else "<i4")
         element = pa.field("element", pa.from_numpy_dtype(self._counts_type), nullable=False)
-        self._schema = pa.schema(
-            [
-                pa.field("step", pa.int64(), nullable=False),
-                pa.field("layer", pa.int32(), nullable=False),
-                pa.field("counts", pa.list_(element), nullable=False),
-            ]
-        )
+        columns = {"step": pa.int64(), "layer": pa.int32(), "counts": pa.list_(element)}
+        self._schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+        packed = "DELTA_BINARY_PACKED"
         self._writer = pq.ParquetWriter(
             path,
             self._schema,
             compression="zstd",
-            # Counts split by byte come out no smaller at a higher level.
-            compression_level=-1,
+            compression_level=-1,  # counts split by byte come out no smaller at a higher level
             use_dictionary=False,
             write_statistics=["step", "layer"],
-            column_encoding={
-                "step": "DELTA_BINARY_PACKED",
-                "layer": "DELTA_BINARY_PACKED",
-                "counts.list.element": "BYTE_STREAM_SPLIT",
-            },
+            column_encoding={"step": packed, "layer": packed, "counts.list.element": "BYTE_STREAM_SPLIT"},
             write_page_checksum=True,
         )
         self._digests = {layer: hashlib.sha256() for layer in layers}
@@ -118,25 +106,15 @@ class CanonicalWriter:
         self._layers: list[int] = []  # of each row group
         self._experts = 0
 
-    def groups(self, blocks: Sequence[Block]) -> list[RowGroup]:
-        """A row group of each layer over all steps of *blocks*, to be written next."""
-        steps = np.concatenate([block.steps for block in blocks])
-        return [
-            self.group(layer, steps, [block.counts[:, i] for block in blocks]) for i, layer in enumerate(self._digests)
-        ]
-
     def group(self, layer: int, steps: Steps, counts: Sequence[Counts]) -> RowGroup:
-        """The row group of one layer, whose *counts* are in pieces (steps, experts).
-
-        Raises `CountsTooLarge` when one does not fit.
-        """
+        """A row group to be written next, its *counts* in pieces (steps, experts); raises `CountsTooLarge`."""
         if max(part.max() for part in counts) > np.iinfo(self._counts_type).max:
             raise CountsTooLarge
         stored = np.concatenate(counts, dtype=self._counts_type, casting="same_kind")
         self._digests[layer].update(stored.data)
         return layer, steps, stored
 
-    def write_groups(self, groups: Iterable[RowGroup]) -> None:
+    def write(self, groups: Iterable[RowGroup]) -> None:
         """Compress and write row groups in the order in which they were made."""
         import pyarrow as pa
 
@@ -151,31 +129,25 @@ class CanonicalWriter:
             ]
             self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=len(steps))
 
-    @property
-    def steps(self) -> Steps:
-        """The steps written so far, shape (steps,)."""
-        return np.concatenate(next(iter(self._steps.values())))
-
-    def close(self, info: TraceInfo) -> None:
-        """Write the metadata and the footer."""
-        every_step = self.steps
+    def finish(self, about: Callable[[Steps], TraceInfo]) -> TraceInfo:
+        """Write the metadata, which *about* gives for the steps that were written, and the footer."""
+        steps = np.concatenate(next(iter(self._steps.values())))
+        info = about(steps)
         document = {
             "schema_version": SCHEMA_VERSION,
             "info": asdict(info),
             "experts": self._experts,
-            "steps": {"rows": len(every_step), "digest": _digest_of(every_step)},
+            "steps": {"rows": len(steps), "digest": _digest_of(steps)},
             "row_groups": self._layers,
             "layers": [{"layer": layer, "digest": digest.hexdigest()} for layer, digest in self._digests.items()],
         }
         text = json.dumps(document)
         self._writer.add_key_value_metadata({DOCUMENT_KEY: text, DIGEST_KEY: _digest_of(text.encode())})
         self._writer.close()
+        return info
 
-    def __enter__(self) -> CanonicalWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        # After an error, what was written is no trace. Closing writes the footer, which may not fit on the disk either.
+    def close(self) -> None:
+        """Let go of the file. Where it is not finished, that writes a footer, which may not fit on the disk either."""
         with suppress(OSError):
             self._writer.close()
 
@@ -183,32 +155,33 @@ class CanonicalWriter:
 def write_blocks(
     path: Path, layers: Iterable[int], blocks: Iterable[Block], about: Callable[[Steps], TraceInfo], *, wide: bool
 ) -> TraceInfo:
-    """Stream *blocks* into a canonical file at *path*; returns what *about* says of the trace.
+    """Stream *blocks* into a canonical file at *path*, not atomically; returns what *about* says of their steps.
 
-    *about* is asked once the blocks have passed, with the steps there were, and may raise.
-    Not atomic by itself: give it a path from `replacing`. Raises `CountsTooLarge` if not *wide*
-    and a count needs 64 bits.
+    Raises what *about* raises, and `CountsTooLarge` if not *wide* and a count needs 64 bits.
     """
+    numbers = [int(n) for n in layers]
 
-    def groups() -> Iterator[list[Block]]:
-        held: list[Block] = []
+    def held() -> Iterator[list[Block]]:
+        together: list[Block] = []
         cells = 0
         for block in blocks:
-            held.append(block)
+            together.append(block)
             cells += block.counts.size
             if cells >= GROUP_CELLS:
-                yield held
-                held, cells = [], 0
-        if held:
-            yield held
+                yield together
+                together, cells = [], 0
+        if together:
+            yield together
 
-    with CanonicalWriter(path, (int(n) for n in layers), wide=wide) as writer:
+    def groups(together: list[Block]) -> list[RowGroup]:
+        steps = np.concatenate([block.steps for block in together])
+        return [writer.group(n, steps, [block.counts[:, i] for block in together]) for i, n in enumerate(numbers)]
+
+    with closing(CanonicalWriter(path, numbers, wide=wide)) as writer:
         # Decoding, digesting and compressing share the cores, each in a thread.
-        for made in prefetch(map(writer.groups, prefetch(groups()))):
-            writer.write_groups(made)
-        info = about(writer.steps)
-        writer.close(info)
-    return info
+        for made in prefetch(map(groups, prefetch(held()))):
+            writer.write(made)
+        return writer.finish(about)
 
 
 def save_trace(trace: LoadTrace, path: str | Path) -> None:
@@ -224,19 +197,18 @@ def save_trace(trace: LoadTrace, path: str | Path) -> None:
     """
     wide = any(load.counts.max() > np.iinfo(np.int32).max for load in trace.by_layer())
     rows = max(1, GROUP_CELLS // trace.experts)
-    with replacing(Path(path)) as partial, CanonicalWriter(partial, trace.layers, wide=wide) as writer:
+    with replacing(Path(path)) as partial, closing(CanonicalWriter(partial, trace.layers, wide=wide)) as writer:
         for load in trace.by_layer():
             for a in range(0, len(load.steps), rows):
                 part = slice(a, a + rows)
-                writer.write_groups([writer.group(load.layer, load.steps[part], [load.counts[part]])])
-        writer.close(trace.info)
+                writer.write([writer.group(load.layer, load.steps[part], [load.counts[part]])])
+        writer.finish(lambda _: trace.info)
 
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items and the same errors, each item made by another thread while the one before is in use.
+    """The same items and errors, each item made by another thread while the one before is in use; one more is held.
 
     Decoding, NumPy and compression release the interpreter, so reading and writing share two cores.
-    One item more is in memory than without.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="moetrace-reader") as reader:
         coming = reader.submit(next, items, None)
@@ -246,9 +218,6 @@ def prefetch(items: Iterator[Item]) -> Iterator[Item]:
                 yield item
         finally:
             del coming  # it keeps an error, the error keeps the stream, and the stream its files
-
-
-# --- reading ----------------------------------------------------------------------------------
 
 
 def open_trace(path: str | Path) -> LoadTrace:
@@ -292,10 +261,7 @@ def open_trace(path: str | Path) -> LoadTrace:
 
 @lru_cache(maxsize=8)
 def _footer(path: Path, *_version: int) -> FileMetaData:
-    """The footer of this version of the file, parsed once in a process: with many layers it is long.
-
-    Whatever it says, what is read of a layer has the digest of that layer, or the file is damaged.
-    """
+    """The footer of this version of the file, parsed once in a process: with many layers it is long."""
     import pyarrow.parquet as pq
 
     return pq.read_metadata(path)
@@ -331,10 +297,7 @@ def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, expert
 
 
 def _read_document(path: Path, footer: FileMetaData) -> dict[str, Any]:
-    """The document in the *footer* of the file at *path*; raises `TraceError` for none, damage, or a later version.
-
-    The file may be anybody's, so texts are made printable and the name a name.
-    """
+    """The document in *footer*, its texts made printable; raises `TraceError` for none, damage, or a later version."""
     keys = footer.metadata or {}
     text, digest = keys.get(DOCUMENT_KEY.encode()), keys.get(DIGEST_KEY.encode())
     if text is None and digest is None:
@@ -343,11 +306,8 @@ def _read_document(path: Path, footer: FileMetaData) -> dict[str, Any]:
         raise damaged(path, "its metadata are not those it was written with")
     document: dict[str, Any] = json.loads(text)
     if document["schema_version"] > SCHEMA_VERSION:
-        raise TraceError(
-            str(path),
-            f"was written with schema {document['schema_version']}",
-            "upgrade moetrace, or ingest the source again",
-        )
+        problem = f"was written with schema {document['schema_version']}"
+        raise TraceError(str(path), problem, "upgrade moetrace, or ingest the source again")
     raw = _printable(document["info"])
     if not is_trace_name(raw["name"]):
         raw["name"] = printable(path.stem)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 
@@ -15,17 +16,13 @@ from moetrace.errors import SettingError, TraceError, shown
 from moetrace.files import replacing
 from moetrace.formats import canonical
 from moetrace.formats.canonical import open_trace, save_trace
-from moetrace.formats.errors import library_errors, read_safely, readable, require
-from moetrace.formats.location import Location, fingerprinting, locations, source_label
+from moetrace.formats.errors import library_errors, readable, require
+from moetrace.formats.location import Location, by_rank, fingerprinting, locations, source_label
 from moetrace.formats.readers import chosen_format
-from moetrace.formats.stream.blocks import Grid, OutOfOrder
-from moetrace.formats.stream.cells import Available, Block, Format, ReadOptions, Source, readings_of, selected
-from moetrace.formats.stream.merge import blocks_of, merged
-from moetrace.formats.stream.names import by_rank
-from moetrace.formats.stream.order import in_order
-from moetrace.formats.stream.tables import Naming, ValueFormat
-from moetrace.formats.stream.text import table_reading
-from moetrace.formats.stream.transform import transformed
+from moetrace.formats.stream.blocks import Grid, OutOfOrder, in_order
+from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, readings_of, selected
+from moetrace.formats.stream.merge import blocks_of, merged, transformed
+from moetrace.formats.stream.tables import Naming, ValueFormat, table_reading
 from moetrace.settings import with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
 
@@ -36,6 +33,7 @@ ROUNDED = ("rounded", "doubled", "multiplied")
 
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
+About = Callable[[Steps], dict[str, Any]]
 
 
 def convert(
@@ -74,14 +72,14 @@ def convert(
             # First as it comes; again in order, or with 64-bit counts, where that fails.
             for _ in range(3):
                 try:
-                    flow = _flow(dump, options, progress)
+                    grid, blocks, about = dump.flow(progress)
 
-                    def about(steps: Steps, flow: _Flow = flow) -> TraceInfo:
-                        return TraceInfo(versions=versions, **known(), **flow.about(steps))
+                    def info(steps: Steps, about: About = about) -> TraceInfo:
+                        return TraceInfo(versions=versions, **known(), **about(steps))
 
-                    return canonical.write_blocks(at, flow.grid.layers, flow.blocks, about, wide=wide)
+                    return canonical.write_blocks(at, grid.layers, blocks, info, wide=wide)
                 except OutOfOrder:
-                    dump = dump._replace(source=in_order(dump.source))
+                    dump = replace(dump, source=in_order(dump.source))
                 except canonical.CountsTooLarge:
                     wide = True
     raise AssertionError("ordered 64-bit counts always fit")
@@ -110,30 +108,7 @@ def read_trace(
     paths = locations(source)
     if format is None and _is_already_canonical(paths, options):
         return open_trace(str(paths[0])).select(options.layers or None, options.first, options.last)
-    return trace_of(_opened(paths, options, format), options, paths[0].stem, source_label(paths))
-
-
-def trace_of(dump: Dump, options: ReadOptions, name: str, source: str | None) -> LoadTrace:
-    """The trace in *dump*, held in memory; raises `TraceError` where it grows beyond that."""
-
-    def held(flow: _Flow) -> tuple[_Flow, list[Block]]:
-        blocks: list[Block] = []
-        cells = 0
-        for block in flow.blocks:
-            cells += block.counts.size
-            # Held once in blocks and once as a whole, and the blocks are here already.
-            what = f"a trace of over {cells:,} counts"
-            require(cells * 8, dump.source.where, what, "ingest it, and open what comes of it")
-            blocks.append(block)
-        return flow, blocks
-
-    try:
-        flow, blocks = held(_flow(dump, options, None))
-    except OutOfOrder:
-        flow, blocks = held(_flow(dump._replace(source=in_order(dump.source)), options, None))
-    steps, counts = (np.concatenate(parts) for parts in zip(*blocks))
-    trace = LoadTrace.from_counts(counts, name=name, steps=steps, layers=flow.grid.layers.tolist())
-    return replace(trace, info=replace(trace.info, source=source, **flow.about(trace.steps)))
+    return _opened(paths, options, format).trace(paths[0].stem, source_label(paths))
 
 
 def from_frame(
@@ -174,12 +149,9 @@ def from_frame(
         frame = pa.table(frame)
     names = list(frame.columns if is_pandas else frame.column_names)
     for role, column in wanted.items():
-        if names.count(column) != 1:
-            problem = (
-                f"has {names.count(column)} columns called {column}"
-                if column in names
-                else (f"has no column {column} among {shown(names)}")
-            )
+        n = names.count(column)
+        if n != 1:
+            problem = f"has {n} columns called {column}" if n else f"has no column {column} among {shown(names)}"
             way_out = f"name it, as in from_frame(frame, {role}='NAME')"
             way_out += ", or layer=None where there is one layer" if role == "layer" else ""
             raise TraceError(where, problem, way_out)
@@ -187,39 +159,10 @@ def from_frame(
     with library_errors(where, "holds columns that are not numbers", "give whole numbers"):
         table = pa.Table.from_pandas(frame[columns], preserve_index=False) if is_pandas else frame.select(columns)
     batches = table.to_batches(BATCH_ROWS)
-    reading = table_reading(
-        where,
-        lambda: pa.RecordBatchReader.from_batches(table.schema, batches),
-        ValueFormat(tokens_per_step).values(),
-        Naming(wanted),
-    )
+    opened = lambda: pa.RecordBatchReader.from_batches(table.schema, batches)  # noqa: E731
+    reading = table_reading(where, opened, ValueFormat(tokens_per_step).values(), Naming(wanted))
     options = ReadOptions(tokens_per_step=tokens_per_step, top_k=top_k, idle_experts=idle_experts)
-    return trace_of(Dump.of(reading, "frame", options), options, name, None)
-
-
-class Dump(NamedTuple):
-    """What is read, and the name of its format; *available* gets what there is to select from."""
-
-    source: Source
-    format: str
-    available: Available
-
-    @classmethod
-    def of(cls, source: Source, format: str, options: ReadOptions) -> Dump:
-        """A *source*, of which *options* select some layers and steps."""
-        available = Available()
-        return cls(selected(source, options, available), format, available)
-
-
-class _Flow(NamedTuple):
-    """A trace on its way: its blocks, and what is known of it, given its steps, once they have passed.
-
-    *about* raises `TraceError` for a finding that is an error.
-    """
-
-    grid: Grid
-    blocks: Iterator[Block]
-    about: Callable[[Steps], dict[str, Any]]
+    return Dump.of(reading, "frame", options).trace(name, None)
 
 
 def _is_already_canonical(paths: Sequence[Location], options: ReadOptions) -> bool:
@@ -241,9 +184,8 @@ def _opened(paths: Sequence[Location], options: ReadOptions, format: str | None)
             source = reader.read(cast("Path", path))  # those that read URIs and queries know them
         sources.append(source if source.where else replace(source, where=str(path)))
         names.append(reader.name)
-    if options.merge is None or len(paths) == 1:
-        return Dump.of(sources[0], names[0], options)
-    return Dump.of(merged(sources, paths, options.merge), ", ".join(dict.fromkeys(names)), options)
+    together = merged(sources, paths, options.merge) if options.merge and len(paths) > 1 else sources[0]
+    return Dump.of(together, ", ".join(dict.fromkeys(names)), options)
 
 
 def reader_of(path: Location, options: ReadOptions, format: str | None) -> Format:
@@ -265,51 +207,89 @@ def reader_of(path: Location, options: ReadOptions, format: str | None) -> Forma
     return replace(reader, **missing)
 
 
-def _flow(dump: Dump, options: ReadOptions, progress: Progress | None) -> _Flow:
-    """Start the stream; findings of an earlier try are removed."""
-    readings = readings_of(dump.source)
-    for reading in readings:
-        reading.collector.clear()
-    rows = [reading.rows for reading in readings]
-    total = sum(n or 0 for n in rows) if all(rows) else None
-    done = 0
+@dataclass(frozen=True)
+class Dump:
+    """What is read, and the name of its format; *available* gets the layers that there are to select from."""
 
-    def report(cells: int) -> None:
-        nonlocal done
-        done += cells
-        if progress is not None:
-            progress(done, total)
+    source: Source
+    format: str
+    options: ReadOptions
+    available: set[int]
 
-    collector, where = readings[0].collector, dump.source.where
-    with readable(where):
-        stream = blocks_of(dump.source, options, report)
-    grid, blocks, summary = transformed(stream, options, where, collector, dump.available)
+    @classmethod
+    def of(cls, source: Source, format: str, options: ReadOptions) -> Dump:
+        """A *source*, of which *options* select some layers and steps."""
+        available: set[int] = set()
+        return cls(selected(source, options, available), format, options, available)
 
-    def about(steps: Steps) -> dict[str, Any]:
-        raw = [
-            finding
-            for reading in readings
-            for finding in (
-                *reading.findings,
-                *reading.layer_findings(grid.layers.tolist()),
-                *reading.collector.findings,
-            )
-        ]
-        findings = [*dict.fromkeys(raw), *summary.findings(options)]
-        if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
-            findings = [found for found in findings if found in raw or found.name not in ROUNDED]
-        raise_for_errors(findings, options.accept, where)
-        return {
-            "format": dump.format,
-            "assumptions": _assumptions(dump.source, options, grid, len(steps)),
-            "first_expert": grid.first_expert if options.first_expert is None else options.first_expert,
-            "findings": (*findings, *gap_findings(steps)),
-            "tokens_per_step": summary.tokens_per_step,
-            **({"top_k": options.top_k} if options.top_k is not None else {}),
-            **readings[0].known,
-        }
+    def trace(self, name: str, source: str | None) -> LoadTrace:
+        """The trace, held in memory; raises `TraceError` where it grows beyond that."""
+        blocks: list[Block] = []
+        cells = 0
+        try:
+            grid, stream, about = self.flow(None)
+            for block in stream:
+                cells += block.counts.size
+                # Held once in blocks and once as a whole, and the blocks are here already.
+                what = f"a trace of over {cells:,} counts"
+                require(cells * 8, self.source.where, what, "ingest it, and open what comes of it")
+                blocks.append(block)
+        except OutOfOrder:
+            blocks.clear()
+            return replace(self, source=in_order(self.source)).trace(name, source)
+        steps, counts = (np.concatenate(parts) for parts in zip(*blocks))
+        trace = LoadTrace.from_counts(counts, name=name, steps=steps, layers=grid.layers.tolist())
+        return replace(trace, info=replace(trace.info, source=source, **about(trace.steps)))
 
-    return _Flow(grid, read_safely(blocks, where), about)
+    def flow(self, progress: Progress | None) -> tuple[Grid, Iterator[Block], About]:
+        """Start the stream: its blocks, and what is known of the trace once they have passed, given its steps.
+
+        The latter raises `TraceError` for a finding that is an error. Findings of an earlier try are removed.
+        """
+        source, options, where = self.source, self.options, self.source.where
+        readings = readings_of(source)
+        for reading in readings:
+            reading.collector.clear()
+        rows = [reading.rows for reading in readings]
+        total = sum(n or 0 for n in rows) if all(rows) else None
+        done = 0
+
+        def report(cells: int) -> None:
+            nonlocal done
+            done += cells
+            if progress is not None:
+                progress(done, total)
+
+        with readable(where):
+            stream = blocks_of(source, options, report)
+        grid, blocks, summary = transformed(stream, options, where, readings[0].collector, self.available)
+
+        def about(steps: Steps) -> dict[str, Any]:
+            of_layers = [(r.findings, r.layer_findings(grid.layers.tolist()), r.collector.findings) for r in readings]
+            raw = list(chain.from_iterable(chain.from_iterable(of_layers)))
+            findings = [*dict.fromkeys(raw), *summary.findings(options)]
+            if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
+                findings = [found for found in findings if found in raw or found.name not in ROUNDED]
+            raise_for_errors(findings, options.accept, where)
+            return {
+                "format": self.format,
+                "assumptions": _assumptions(source, options, grid, len(steps)),
+                "first_expert": grid.first_expert if options.first_expert is None else options.first_expert,
+                "findings": (*findings, *gap_findings(steps)),
+                "tokens_per_step": summary.tokens_per_step,
+                **({"top_k": options.top_k} if options.top_k is not None else {}),
+                **readings[0].known,
+            }
+
+        def safely() -> Iterator[Block]:
+            while True:  # around each step of the stream, and not around what is done with its blocks
+                with readable(where):
+                    block = next(blocks, None)
+                if block is None:
+                    return
+                yield block
+
+        return grid, safely(), about
 
 
 def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from moetrace.errors import MoetraceError, TraceError
 from moetrace.files import OF_WRITING
-from moetrace.formats.stream.cells import Block
 
 # Below this nothing is asked: the answer costs more than the memory.
 FREE_TO_TAKE = 64 << 20
@@ -33,22 +32,11 @@ def readable(where: str) -> Iterator[None]:
         raise TraceError(repr(where), "has a name that is not UTF-8", "rename it") from error
 
 
-def read_safely(blocks: Iterator[Block], where: str) -> Iterator[Block]:
-    """The same blocks, with `readable` around each step of the stream and not around what is done with them."""
-    while True:
-        with readable(where):
-            block = next(blocks, None)
-        if block is None:
-            return
-        yield block
-
-
 @contextmanager
 def library_errors(where: str, problem: str | Callable[[], str], way_out: str) -> Iterator[None]:
     """Whatever a library raises in the block becomes a `TraceError` with the first line of what it had to say.
 
-    Readers of Parquet, archives and tensors raise a dozen types on damaged files. *problem* may be a function where it
-    is known only when the error comes, such as the row that was reached.
+    *problem* may be a function where it is known only when the error comes, such as the row that was reached.
     """
     try:
         yield
@@ -86,10 +74,7 @@ def reporting_damage(path: Path) -> Iterator[None]:
 
 
 def available() -> int | None:
-    """Bytes of memory that this process may still take: of the machine, of a job's control group, and by ``ulimit -v``.
-
-    None where the system does not report any of them. Clusters kill what takes more than its control group has.
-    """
+    """Bytes that this process may still take, of the machine, its control group and `ulimit -v`; None if not known."""
     import psutil
 
     found: list[int] = []

@@ -104,9 +104,8 @@ def _forecasting(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
 
     for load in trace.by_layer():
         for expert in range(trace.experts):
-            series = pa.array([f"layer_{load.layer}/expert_{trace.info.first_expert + expert}"]).take(
-                pa.array(np.zeros(len(load.steps), np.int8))
-            )
+            name = f"layer_{load.layer}/expert_{trace.info.first_expert + expert}"
+            series = pa.repeat(name, len(load.steps))
             yield pa.RecordBatch.from_pydict({"unique_id": series, "ds": load.steps, "y": load.counts[:, expert]})
 
 

@@ -1,4 +1,4 @@
-"""Where sources lie: paths, URIs and queries; and what shows whether one is still what a trace was read from."""
+"""Where sources lie: paths, URIs and queries; what their names say; and what shows whether one is still the same."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from moetrace.errors import SettingError, TraceError
+from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import library_errors
+
+# A file for each layer, its number in the name; for each step, or range of steps; for each rank.
+LAYER_IN_NAME = re.compile(r"^(?:.*[_.-])?layer[_=.-]?(\d{1,15})$", re.IGNORECASE)
+STEP_IN_NAME = re.compile(r"(?:step|iter|iteration)[_=.-]?(\d{1,15})", re.IGNORECASE)
+RANK_IN_NAME = re.compile(r"rank[_-]?(\d{1,15})", re.IGNORECASE)
+# A step, the number of a window, or a time.
+SEGMENT_IN_NAME = re.compile(rf"{STEP_IN_NAME.pattern}|(?<!\d)(\d{{9,15}})(?!\d)|moe_load_(\d{{1,15}})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Uri:
-    """A source that is not a local path, such as ``s3://bucket/run7``."""
+    """A source that is not a local path, such as ``s3://bucket/run7``, called like the last part of its *path*."""
 
     text: str
 
@@ -35,12 +44,10 @@ class Uri:
 
     @property
     def name(self) -> str:
-        """The last part of the path."""
         return self.path.name
 
     @property
     def stem(self) -> str:
-        """The last part of the path without its ending."""
         return self.path.stem
 
     def opened(self) -> tuple[Any, str]:
@@ -65,13 +72,18 @@ class Uri:
 
 @dataclass(frozen=True)
 class Query:
-    """A source that is a query of DuckDB, whose rows are a step, a layer, an expert and its tokens."""
+    """A source that is a query of DuckDB, whose rows are a step, a layer, an expert and its tokens.
+
+    Its trace is called like the first file in it, without a pattern.
+    """
 
     sql: str
 
     def __str__(self) -> str:
         short = " ".join(self.sql.split())
         return f"query {short if len(short) <= 80 else short[:77] + '...'!r}"
+
+    name = property(__str__)
 
     @property
     def sources(self) -> list[str]:
@@ -81,17 +93,12 @@ class Query:
     @property
     def path(self) -> PurePosixPath:
         """The first file in it."""
-        named = [text for text in self.sources if "." in PurePosixPath(text).name]
-        return PurePosixPath(named[0] if named else "query")
-
-    @property
-    def name(self) -> str:
-        """What the metadata of a trace call it."""
-        return str(self)
+        return next(
+            (path for text in self.sources if "." in (path := PurePosixPath(text)).name), PurePosixPath("query")
+        )
 
     @property
     def stem(self) -> str:
-        """The name of its trace: that of the first file without a pattern in it."""
         return re.sub(r"[*?\[\]{}]+", "", self.path.stem).strip("-_.") or "query"
 
 
@@ -120,9 +127,8 @@ def source_label(paths: Sequence[Location]) -> str:
 def fingerprint(*paths: Location) -> str:
     """SHA-256 of a file's content, or of the names and contents of several files or a folder's.
 
-    That of a URI is of the names, sizes and times of its files, whose content is not fetched for it; that of a query
-    of its text and the local files in it, and anew each time where there are others. Raises `TraceError` for what
-    cannot be read.
+    Of a URI the names, sizes and times of its files count; of a query its text and the local files in it, and with
+    others it is new each time. Raises `TraceError` for what cannot be read.
     """
     if len(paths) > 1:
         return _digest(f"{path.name} {fingerprint(path)}" for path in paths)
@@ -162,8 +168,7 @@ def _digest(lines: Iterable[str]) -> str:
 def fingerprinting(paths: Sequence[Location]) -> Iterator[Future[str]]:
     """The fingerprint of *paths* to come: it is taken by another thread while they are being read.
 
-    Where the reading ends in a `TraceError` and the fingerprint does too, the latter counts: it names the file that
-    cannot be read, and why.
+    Where both end in a `TraceError`, that of the fingerprint counts: it names the file that cannot be read, and why.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="moetrace-fingerprint") as aside:
         coming = aside.submit(fingerprint, *paths)
@@ -172,3 +177,77 @@ def fingerprinting(paths: Sequence[Location]) -> Iterator[Future[str]]:
         except TraceError:
             coming.result()
             raise
+
+
+# --- what the names of files say ---------------------------------------------------------------
+
+AnyLocation = TypeVar("AnyLocation", bound=Location)
+
+
+def by_rank(paths: Sequence[AnyLocation]) -> list[AnyLocation]:
+    """Paths in the order of the numbers in their names; a number of seconds may have a part of one after a dot."""
+
+    def parts(path: AnyLocation) -> list[str | tuple[int, str]]:
+        split = re.split(r"((?<!\d)\d{9,}\.\d+|\d+)", str(path))
+        numbers = [part.partition(".") for part in split]
+        return [(int(numbers[i][0]), numbers[i][2]) if i % 2 else part for i, part in enumerate(split)]
+
+    return sorted(paths, key=parts)
+
+
+def rank_files(path: Path, name: re.Pattern[str]) -> list[Path]:
+    """The files of such a *name* that *path* is or holds, in the order of their ranks."""
+    inside = path.iterdir() if path.is_dir() else [path]
+    return by_rank([child for child in inside if name.fullmatch(child.name) and child.is_file()])
+
+
+def _number_in(pattern: re.Pattern[str], path: Location) -> int | None:
+    found = pattern.search(path.stem)
+    return int(next(group for group in found.groups() if group)) if found else None
+
+
+rank_in_name = partial(_number_in, RANK_IN_NAME)
+step_in_name = partial(_number_in, STEP_IN_NAME)
+layer_in_name = partial(_number_in, LAYER_IN_NAME)
+
+
+def rank_or_last_number(path: Location) -> int | None:
+    """The rank in a file's name: the number after ``rank``, or else the last one, unless that is a layer."""
+    found = rank_in_name(path)
+    if found is not None or layer_in_name(path) is not None:
+        return found
+    last = re.search(r"(\d+)(?!.*\d)", path.stem)
+    return int(last[1]) if last else None
+
+
+def check_ranks(paths: Sequence[Location]) -> None:
+    """Raise `TraceError` when a rank is missing between the first and the last, or there twice."""
+    numbers = [rank_or_last_number(path) for path in paths]
+    if None in numbers:
+        return
+    ranks = sorted((number or 0, path) for number, path in zip(numbers, paths))
+    for (a, first), (b, second) in pairwise(ranks):
+        if a == b:
+            raise TraceError(str(first), f"is rank {a}, and so is {second}", "merge each rank once")
+        if b > a + 1:
+            missing = f"is rank {b}, but rank {shown(range(a + 1, b))} is missing before it"
+            raise TraceError(str(second), missing, "merge all ranks of the run")
+
+
+def merge_hint(paths: Sequence[Location]) -> str | None:
+    """What files that are read one by one may be parts of, by the numbers in all their names; None for nothing.
+
+    >>> from pathlib import Path
+    >>> merge_hint([Path("rank0.jsonl"), Path("rank1.jsonl")])[:45]
+    '2 files of ranks are 2 traces; one of all has'
+    """
+    of_ranks = "--merge sum where ranks are replicas, or --merge experts where they hold other experts"
+    ways = (
+        ([rank_in_name(path) for path in paths], "ranks", of_ranks),
+        ([layer_in_name(path) for path in paths], "layers", "--merge layers"),
+        ([_number_in(SEGMENT_IN_NAME, path) for path in paths], "steps", "--merge steps"),
+    )
+    for numbers, what, way in ways:
+        if len(paths) > 1 and None not in numbers and len(set(numbers)) > 1:
+            return f"{len(paths)} files of {what} are {len(paths)} traces; one of all has {way}"
+    return None

@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from moetrace import TraceError, read_trace
-from moetrace.formats.stream.merge import check_ranks
+from moetrace.formats.location import check_ranks
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 

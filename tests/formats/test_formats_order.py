@@ -7,7 +7,7 @@ from conftest import long_table
 
 from moetrace import TraceError, open_trace
 from moetrace.formats import convert
-from moetrace.formats.stream import order
+from moetrace.formats.stream import blocks as order
 
 ORDERS = {
     "shuffled": lambda table: table.take(np.random.default_rng(0).permutation(len(table))),

@@ -90,7 +90,7 @@ def test_a_restart_in_every_rank_is_one_finding(small, tmp_path):
         ({"iter": 1, "block": "decoder", "layer": 0, "tpe": [[1, 2], [3]]}, "unlike length"),
         ({"iter": 1, "block": "decoder", "layer": 0, "tpe": []}, "unlike length"),
         ({"iter": 1, "block": "decoder", "layer": 0, "tpe": [[1, -2]]}, "counts that are negative"),
-        ({"block": "decoder", "layer": 0, "tpe": [[1, 2]]}, "row 0: has no iter"),
+        ({"block": "decoder", "layer": 0, "tpe": [[1, 2]]}, "column iter, row 0: is null"),
         ({"iter": 1.5, "block": "decoder", "layer": 0, "tpe": [[1, 2]]}, "cannot be read"),
     ],
 )

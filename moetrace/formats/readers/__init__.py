@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import readable
 from moetrace.formats.location import Location, Query, Uri
-from moetrace.formats.readers.documents import JsonFormat
+from moetrace.formats.readers.arrays import NumpyFormat, TensorsFormat
 from moetrace.formats.readers.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.readers.mindie import MindieFormat
-from moetrace.formats.readers.numpy import NumpyFormat
 from moetrace.formats.readers.omni import OmniFormat
 from moetrace.formats.readers.parquet import ParquetFormat
 from moetrace.formats.readers.parts import PartsFormat
@@ -20,8 +20,7 @@ from moetrace.formats.readers.sglang import SglangFormat
 from moetrace.formats.readers.sql import SqlFormat
 from moetrace.formats.readers.tensorboard import TensorboardFormat
 from moetrace.formats.readers.tensorrt import TensorrtFormat
-from moetrace.formats.readers.tensors import TensorsFormat
-from moetrace.formats.readers.text import CsvFormat, JsonLinesFormat
+from moetrace.formats.readers.text import CsvFormat, JsonFormat, JsonLinesFormat
 from moetrace.formats.stream.cells import Format
 from moetrace.formats.stream.text import head_of
 from moetrace.settings import unknown, with_settings
@@ -34,12 +33,12 @@ FORMATS: dict[str, Format] = {
         MegatronFormat(),
         MegatronRouterFormat(),
         SglangFormat(),
-        TensorsFormat(),
         TensorrtFormat(),
         TensorboardFormat(),
         OmniFormat(),
         MindieFormat(),
         RoutingFormat(),
+        TensorsFormat(),
         ParquetFormat(),
         CsvFormat(),
         JsonLinesFormat(),
@@ -69,10 +68,7 @@ REASONS = (
 
 
 def sources_in(path: Location) -> list[Location]:
-    """The sources that *path* stands for: itself, or every trace file lying in the folder.
-
-    Raises `TraceError` when there is none, naming the folders in it that have some.
-    """
+    """The sources that *path* stands for: itself, or every trace file in the folder; raises `TraceError` for none."""
     if not isinstance(path, Path):
         return [path]
     where = str(path)
@@ -87,21 +83,16 @@ def sources_in(path: Location) -> list[Location]:
         children = sorted(path.iterdir())
     except OSError as error:
         raise TraceError(where, f"cannot be read: {error.strerror}", "check its permissions") from error
-    found: list[Location] = [child for child in children if child.is_file() and _format_of(child) is not None]
-    if found:
-        return found
-    inside = [child.name for child in children if child.is_dir() and (_format_of(child) or _any_in(child))]
+    if found := [child for child in children if child.is_file() and _format_of(child) is not None]:
+        return list(found)
+    inside = []
+    for child in filter(Path.is_dir, children):
+        with suppress(OSError):
+            if _format_of(child) or any(file.is_file() and _format_of(file) for file in child.iterdir()):
+                inside.append(child.name)
     if inside:
         raise TraceError(where, f"holds no trace files itself; its folders {shown(inside)} do", "give those")
     raise TraceError(where, "holds no trace files", f"known formats: {', '.join(FORMATS)}")
-
-
-def _any_in(folder: Path) -> bool:
-    """Whether a trace file lies in *folder*."""
-    try:
-        return any(child.is_file() and _format_of(child) for child in folder.iterdir())
-    except OSError:
-        return False
 
 
 def _format_of(path: Path) -> Format | None:
@@ -114,9 +105,8 @@ def _format_of(path: Path) -> Format | None:
 def chosen_format(source: Location, spec: str | None = None) -> Format:
     """The format that *spec*, ``name:setting=value``, names, or the first that claims *source*, with its settings.
 
-    Without a name, ``:setting=value`` is a setting of the one that claims it.
-    Raises `SettingError` for an unknown format or setting, `TraceError` if none claims *source*, or no format can
-    make counts of it.
+    Raises `SettingError` for an unknown format or setting, `TraceError` if none claims *source*, or none makes counts
+    of it.
     """
     name, _, settings = (spec or "").partition(":")
     if name and name not in FORMATS:

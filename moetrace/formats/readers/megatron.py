@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.location import check_ranks, rank_files
 from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
-from moetrace.formats.stream.choices import Census, Choices, choices_reading, side_by_side
+from moetrace.formats.stream.choices import Asked, Census, Choices, choices_reading, side_by_side
+from moetrace.formats.stream.columns import Rows
 from moetrace.formats.stream.merge import by_layers
-from moetrace.formats.stream.names import check_ranks, rank_files
 from moetrace.formats.stream.text import BLOCK_BYTES, cut_findings, head_of, json_batches
 
 RANK = re.compile(r"rank\d+\.jsonl")
@@ -28,8 +29,7 @@ NO_MTP = "layers of multi-token prediction are left out"
 def records(path: Path, schema: dict[str, Any]) -> Iterator[tuple[int, Any]]:
     """The JSON lines of a rank as Arrow batches, each with the number of its first row.
 
-    Those of multi-token prediction, which numbers its layers anew, are left out. Raises `TraceError` where a line is
-    cut or is not such a record.
+    Those of multi-token prediction, which numbers its layers anew, are left out.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -42,16 +42,6 @@ def records(path: Path, schema: dict[str, Any]) -> Iterator[tuple[int, Any]]:
         for batch in batches:
             yield row, batch.filter(pc.not_equal(pc.fill_null(batch.column("block"), "decoder"), "mtp"))
             row += batch.num_rows
-
-
-def column(batch: Any, name: str, row: int, path: Path) -> NDArray[np.int64]:
-    """A column of whole numbers; raises `TraceError` for a record without it."""
-    values = batch.column(name)
-    if values.null_count:
-        bad = row + int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
-        raise TraceError(f"{path}, row {bad}", f"has no {name}", "is it a rank file of Megatron-LM?")
-    numbers: NDArray[np.int64] = values.to_numpy()
-    return numbers
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,6 @@ class MegatronFormat:
     )
 
     def claims(self, path: Path) -> bool:
-        """A folder with rank files of such records, the folder above it, or one such file."""
         files = rank_files(path / "tokens_per_expert" if (path / "tokens_per_expert").is_dir() else path, RANK)
         return bool(files) and '"tpe"' in head_of(files[0]).partition("\n")[0]
 
@@ -88,11 +77,9 @@ class MegatronFormat:
         whole = self.experts or local * (len(files) // stages)
         parallel = whole // local
         if whole % local or not parallel or len(files) % (parallel * stages):
-            raise TraceError(
-                str(path),
-                f"{len(files)} ranks of {local} experts make no {stages} stages of {whole} experts",
-                "check --experts (of a layer, in the whole model) and --stages, and that no rank is missing",
-            )
+            problem = f"{len(files)} ranks of {local} experts make no {stages} stages of {whole} experts"
+            way_out = "check --experts (of a layer, in the whole model) and --stages, and that no rank is missing"
+            raise TraceError(str(path), problem, way_out)
         replicas = len(files) // (parallel * stages)
         assumed = [f"{len(files)} ranks: {parallel} expert-parallel x {replicas} replicas x {stages} pipeline stages"]
         assumed += ["" if self.experts else f"{whole} experts: every rank of a stage holds others", NO_MTP]
@@ -102,13 +89,10 @@ class MegatronFormat:
         if layers:
             each = ", ".join(map(str, layers))
             assumed.append(f"layers are numbered anew in every stage, of {each} layers")
+        shifts = [sum(layers[: i * stages // len(files)]) for i in range(len(files))]
         readings = [
-            Reading(
-                partial(_cells, file, sum(layers[: i * stages // len(files)])),
-                where=str(file),
-                findings=cut_findings(file),
-            )
-            for i, file in enumerate(files)
+            Reading(partial(_cells, file, shift), where=str(file), findings=cut_findings(file))
+            for file, shift in zip(files, shifts)
         ]
         # Ranks are numbered expert-parallel first, then replicas, then stages.
         where = str(path)
@@ -124,7 +108,8 @@ def _cells(path: Path, shift: int = 0) -> Iterator[Cells]:
     for row, batch in records(path, {"iter": pa.int64(), "layer": pa.int64(), "tpe": pa.list_(pa.list_(pa.int64()))}):
         if not batch.num_rows:
             continue
-        step, layer = (column(batch, name, row, path) for name in ("iter", "layer"))
+        rows = Rows(batch, row, str(path))
+        step, layer = rows.numbers("iter"), rows.numbers("layer")
         lists, at = batch.column("tpe"), f"{path}, after row {row}"
         passes = lists.value_lengths().to_numpy(zero_copy_only=False)
         inner = lists.flatten()
@@ -155,7 +140,6 @@ class MegatronRouterFormat:
     needs: ClassVar[str] = "the folder of --moe-routing-trace-path; --experts N where not every expert was chosen"
 
     def claims(self, path: Path) -> bool:
-        """A folder with router traces, or one of them."""
         return bool(rank_files(path, ROUTER_RANK))
 
     def read(self, path: Path) -> Source:
@@ -165,22 +149,15 @@ class MegatronRouterFormat:
         files = rank_files(path, ROUTER_RANK) or [path]
         check_ranks(files)
         found = [Census.of(_choices(file), str(file)) for file in files]
-        experts = max(census.ids[-1] for census in found) + 1
+        experts = max(max(census.counts) for census in found) + 1
         ignored = [file for file, census in zip(files, found) if self.ignore in census.counts]
         ranks = []
         for file, census in zip(files, found):
             ignore = self.ignore if file in ignored or not ignored else None  # which not every rank need hold
             _, batch = next(records(file, {"topk": pa.int64()}))
             top_k = batch.column("topk")[0].as_py() if batch.num_rows else None
-            reading = choices_reading(
-                partial(_choices, file),
-                str(file),
-                experts=self.experts,
-                ignore=ignore,
-                census=census,
-                at_least=experts,
-                top_k=top_k,
-            )
+            pieces, asked = partial(_choices, file), Asked(None, self.experts, ignore, top_k)
+            reading = choices_reading(pieces, str(file), asked, census=census, at_least=experts)
             ranks.append((sorted(census.by_layer), replace(reading, findings=cut_findings(file))))
         return by_layers(ranks, str(path), NO_MTP)
 
@@ -190,7 +167,8 @@ def _choices(path: Path) -> Iterator[Choices]:
 
     lists = pa.list_(pa.list_(pa.int64()))
     for row, batch in records(path, {"step": pa.int64(), "layer": pa.int64(), "top_indices": lists}):
-        step, layer = (column(batch, name, row, path) for name in ("step", "layer"))
+        rows = Rows(batch, row, str(path))
+        step, layer = rows.numbers("step"), rows.numbers("layer")
         tokens = batch.column("top_indices")
         inner = tokens.flatten()
         of_token = np.repeat(np.arange(batch.num_rows), tokens.fill_null([]).value_lengths().to_numpy())

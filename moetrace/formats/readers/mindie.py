@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,11 +18,11 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.location import check_ranks, rank_files, rank_or_last_number
 from moetrace.formats.stream.cells import Cells, Merged, Reading, dense_cells
-from moetrace.formats.stream.names import check_ranks, rank_files, rank_or_last_number
+from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.tables import few_columns
 from moetrace.formats.stream.text import BLOCK_BYTES, opened
-from moetrace.formats.stream.values import Values
 
 CONFIG = "model_gen_config.json"
 # Forward passes from one matrix to the next, where the configuration does not say: MindIE has no other.
@@ -48,7 +49,6 @@ class MindieFormat:
     )
 
     def claims(self, path: Path) -> bool:
-        """A folder with rank files and their configuration, or one of such folders named by phase."""
         return bool(_phases(path))
 
     def read(self, path: Path) -> Merged:
@@ -61,9 +61,6 @@ class MindieFormat:
         if len(chosen) > 1:
             raise TraceError(str(path), "holds counts of prefill and decode", "choose one with --phase")
         ((phase, folder),) = chosen.items()
-        return self._ranks_of(folder, phase)
-
-    def _ranks_of(self, folder: Path, phase: str) -> Merged:
         config = _Config.of(folder / CONFIG)
         files = [file for file in _ranks(folder, phase) if (rank_or_last_number(file) or 0) >= config.shared_devices]
         if not files:
@@ -89,13 +86,12 @@ class MindieFormat:
             left_out = f", {shared} places of shared ones left out" if shared else ""
             assumptions.append(f"physical experts are added up by {config.map_file}{left_out}")
         block = max(LEAST_BYTES, BLOCK_BYTES // len(files))
-        parts = []
-        for i, (file, width) in enumerate(zip(files, widths)):
-            experts = None if places is None else places[i]
+        parts: list[Reading] = []
+        for file, width, experts in zip(files, widths, places or repeat(None)):
             reading = Reading(
                 partial(_cells, file, config, matrices, width, block, experts, Values(collector)),
                 rows=matrices * config.layers * (width if experts is None else config.experts),
-                findings=collector.findings if i == 0 else (),
+                findings=() if parts else collector.findings,
                 known={"top_k": config.top_k} if config.top_k else {},
                 where=str(file),
             )
@@ -105,19 +101,12 @@ class MindieFormat:
 
 def _phases(path: Path) -> dict[str, Path]:
     """The folders that hold a dump, by phase."""
-    found = {}
-    for phase in ("prefill", "decode"):
-        for folder in (path, path / phase):
-            if (folder / CONFIG).is_file() and _ranks(folder, phase):
-                found[phase] = folder
-    return found
+    places = [(phase, folder) for phase in ("prefill", "decode") for folder in (path, path / phase)]
+    return {phase: folder for phase, folder in places if (folder / CONFIG).is_file() and _ranks(folder, phase)}
 
 
 def _ranks(folder: Path, phase: str) -> list[Path]:
     return rank_files(folder, re.compile(rf"{phase}_\d{{1,9}}\.csv"))
-
-
-# --- configuration and places ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -136,23 +125,24 @@ class _Config:
         """Raises `TraceError` naming the key whose value is not a whole number in its bounds."""
         raw = _json(path, "configuration of a dump")
 
-        def whole(value: Any, key: str, low: int, high: int) -> int:
+        chosen = raw.get("num_of_selected_experts")
+        raw["num_of_selected_experts"] = chosen[0] if isinstance(chosen, list) and chosen else 0
+
+        def whole(key: str, low: int, high: int, usual: int | None = None) -> int:
+            value = raw.get(key, usual)
             if type(value) is not int or not low <= value <= high:
                 problem = f"says {key}: {value!r:.40}"
                 raise TraceError(str(path), problem, f"it is a whole number from {low} to {high:,}")
             return value
 
-        experts = whole(raw.get("num_of_experts"), "num_of_experts", 1, MOST_EXPERTS)
-        chosen = raw.get("num_of_selected_experts")
-        top_k = chosen[0] if isinstance(chosen, list) and chosen else 0
-        shared = "num_dangling_shared_experts"  # below 0 where there are none
-        map_file = raw.get("eplb_expert_map_file")
+        experts, map_file = whole("num_of_experts", 1, MOST_EXPERTS), raw.get("eplb_expert_map_file")
         return cls(
-            layers=whole(raw.get("num_moe_layers"), "num_moe_layers", 1, MOST_LAYERS),
+            layers=whole("num_moe_layers", 1, MOST_LAYERS),
             experts=experts,
-            top_k=whole(top_k, "num_of_selected_experts", 0, experts),
-            interval=whole(raw.get("collection_Interval", INTERVAL), "collection_Interval", 1, MOST_INTERVAL),
-            shared_devices=max(0, whole(raw.get(shared, 0), shared, -MOST_EXPERTS, MOST_EXPERTS)),
+            top_k=whole("num_of_selected_experts", 0, experts),
+            interval=whole("collection_Interval", 1, MOST_INTERVAL, INTERVAL),
+            # Below 0 where there are none.
+            shared_devices=max(0, whole("num_dangling_shared_experts", -MOST_EXPERTS, MOST_EXPERTS, 0)),
             map_file=Path(str(map_file)).name if map_file else None,
         )
 
@@ -169,19 +159,16 @@ def _json(path: Path, what: str) -> dict[str, Any]:
 def _logical_experts(
     config: _Config, folder: Path, widths: list[int], collector: Collector
 ) -> list[NDArray[np.int64]] | None:
-    """The logical expert of each column, by rank an array (layers, columns); None where columns are the experts.
-
-    Raises `TraceError` for a placement that is not of so many layers and of ranks with so many columns.
-    """
+    """The logical expert of each column, an array (layers, columns) by rank; None where columns are the experts."""
     if config.map_file is None or not (folder / config.map_file).is_file():
-        if sum(widths) < config.experts:
-            missing = f"has {sum(widths)} columns in {len(widths)} ranks for {config.experts} experts"
+        columns = sum(widths)
+        if columns < config.experts:
+            missing = f"has {columns} columns in {len(widths)} ranks for {config.experts} experts"
             raise TraceError(str(folder), missing, "gather the files of all machines")
-        if config.map_file is not None:
-            evidence = f"experts are placed by {config.map_file!r}, which is not in the folder"
-            collector.note("physical", "every layer", evidence)
-        elif sum(widths) > config.experts:
-            evidence = f"{sum(widths)} columns for {config.experts} experts, and no map says which expert they hold"
+        evidence = f"experts are placed by {config.map_file!r}, which is not in the folder"
+        if config.map_file is None:
+            evidence = f"{columns} columns for {config.experts} experts, and no map says which expert they hold"
+        if config.map_file is not None or columns > config.experts:
             collector.note("physical", "every layer", evidence)
         return None
     path = folder / config.map_file
@@ -203,9 +190,6 @@ def _logical_experts(
     return np.split(np.array(flat, np.int64), np.cumsum(widths)[:-1], axis=1)
 
 
-# --- the files of ranks ------------------------------------------------------------------------
-
-
 def _extent(path: Path, layers: int) -> tuple[int, int, bool]:
     """Columns and whole matrices of a file, and whether there is more than those."""
     rows, last, width = 0, b"", 0
@@ -219,13 +203,7 @@ def _extent(path: Path, layers: int) -> tuple[int, int, bool]:
 
 
 def _cells(
-    path: Path,
-    config: _Config,
-    matrices: int,
-    width: int,
-    block: int,
-    experts: NDArray[np.int64] | None,
-    values: Values,
+    path: Path, config: _Config, matrices: int, width: int, block: int, experts: Any, values: Values
 ) -> Iterator[Cells]:
     """What the counters of a rank grew by, for so many *matrices* of *width* columns, *block* bytes read at a time.
 
@@ -242,11 +220,9 @@ def _cells(
         fallen = np.argwhere(counts < 0)
         if fallen.size:
             at, layer, column = fallen[0].tolist()
-            raise TraceError(
-                f"{path}, row {(done + at) * layers + layer}, column {column}",
-                "a counter falls: it was reset, as dynamic balancing does",
-                "record with static balancing or none, each run into a folder of its own",
-            )
+            problem = "a counter falls: it was reset, as dynamic balancing does"
+            way_out = "record with static balancing or none, each run into a folder of its own"
+            raise TraceError(f"{path}, row {(done + at) * layers + layer}, column {column}", problem, way_out)
         steps = config.interval * (np.arange(done, done + len(counts), dtype=np.int64) + 1)
         before, done = counters[-1], done + len(counters)
         if experts is not None:  # places are added up to logical experts; shared ones are left out

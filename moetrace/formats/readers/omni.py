@@ -13,10 +13,10 @@ import numpy as np
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
+from moetrace.formats.location import by_rank
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells
-from moetrace.formats.stream.names import by_rank
+from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.text import opened
-from moetrace.formats.stream.values import Values
 
 NAME = re.compile(r"topk_ids_count_.*?_(?P<phase>prefill|decode|all)_step(?P<first>\d{1,15})to(?P<last>\d{1,15})\.csv")
 LAYER = re.compile(r"layer_(\d{1,15})")
@@ -39,7 +39,6 @@ class OmniFormat:
     )
 
     def claims(self, path: Path) -> bool:
-        """One such file, or a folder with any."""
         return bool(_files(path))
 
     def read(self, path: Path) -> Reading:

@@ -14,9 +14,8 @@ from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.formats.location import Uri
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.columns import is_list, is_text
-from moetrace.formats.stream.tables import Layout, TableFormat, few_columns
+from moetrace.formats.stream.tables import Layout, TableFormat, few_columns, match_layout
 from moetrace.formats.stream.text import refuse_empty
-from moetrace.formats.stream.wide import match_layout
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -43,7 +42,6 @@ class ParquetFormat(TableFormat):
     )
 
     def claims(self, path: Path) -> bool:
-        """A file that begins and ends with Parquet's magic, or a folder of `key=value` folders."""
         if path.is_dir():
             return any(child.is_dir() and "=" in child.name for child in path.iterdir())
         try:
@@ -128,10 +126,7 @@ def _batches(
 
 
 def longest_list(metadata: pq.FileMetaData, where: str) -> int:
-    """The mean length of the lists in a column, of the row group where it is longest; 1 without lists.
-
-    Raises `TraceError` when a single one does not fit in memory.
-    """
+    """The mean length of the lists of the row group where they are longest, 1 without lists; they have to fit."""
     lists = [i for i in range(metadata.num_columns) if metadata.schema.column(i).max_repetition_level]
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)] if lists else []
     longest = max(

@@ -85,10 +85,7 @@ def open_parts(folder: Path) -> tuple[list[LoadTrace], tuple[Finding, ...]]:
 
 
 def read_parts(folder: str | Path) -> LoadTrace:
-    """The trace in a folder of parts, read one layer at a time.
-
-    Raises `TraceError` when there is no part yet, or one is damaged.
-    """
+    """The trace in a folder of parts, read one layer at a time; raises `TraceError` for none, or a damaged one."""
     pieces, findings = open_parts(Path(folder))
     steps = np.concatenate([piece.steps for piece in pieces])
     latest = pieces[-1]
@@ -116,7 +113,6 @@ class PartsFormat:
     )
 
     def claims(self, path: Path) -> bool:
-        """A folder with a recorder's marker."""
         return is_parts(path)
 
     def read(self, path: Path) -> Reading:

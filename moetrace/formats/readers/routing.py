@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,37 +15,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.location import LAYER_IN_NAME, STEP_IN_NAME, layer_in_name
+from moetrace.formats.readers.arrays import arrays_in, is_torch, keys_of
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
-from moetrace.formats.stream.arrays import COUNTS_KEYS
 from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.choices import Choices, choices_reading, side_by_side
-from moetrace.formats.stream.columns import is_list, layers_in, lists_in, numbers
-from moetrace.formats.stream.names import LAYER_IN_NAME, STEP_IN_NAME, layer_in_name
+from moetrace.formats.stream.choices import (
+    CHOICE_NAMES,
+    Asked,
+    Choices,
+    array_choices,
+    choices_in,
+    choices_reading,
+    may_be_choices,
+    names_choices,
+    side_by_side,
+)
+from moetrace.formats.stream.columns import VALUE_NAMES, Rows, is_list, simple_name
 from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, first_named
 from moetrace.formats.stream.text import BLOCK_BYTES, Header, csv_batches, ends_with, head_of, json_batches
-from moetrace.formats.stream.values import VALUE_NAMES, simple_name
 from moetrace.trace import FLOAT64_EXACT
 
-CHOICE_NAMES = (
-    "topkids", "topkindices", "topindices", "indices", "expertids", "selectedexperts", "chosenexperts",
-    "routedexperts", "topkexperts",
-)  # fmt: skip
 BATCH_NAMES = (*STEP_NAMES, "batchid", "batch", "forwardpassid")
 TOKEN_NAMES = ("token", "tokenid", "tokenidx", "tokenindex", "tokenpos", "tokenposition", "position")
 # Columns of the first, second, ... choice.
 SIDE_BY_SIDE = re.compile(r"(?:topk|top|choice|expert|expertid)_?(\d{1,3})", re.IGNORECASE)
 BATCH_ROWS = 1 << 17
 MOST_CHOICES = 1 << 20
-# Choices of an array counted at a time, and numbers of one looked at to distinguish choices from counts.
-BATCH_CHOICES = 1 << 18
-LOOKED_AT = 1 << 16
-# Rows of an array that it takes to decide, and experts that a layer may have.
-LEAST_ROWS = 100
-MOST_EXPERTS = 1024
-# Totals of steps may differ by so much of their mean: dropped tokens and ragged batches move them by a few percent,
-# numbers of experts that are added up by far more.
-TOTALS_VARY = 0.1
 
 
 @dataclass(frozen=True)
@@ -73,10 +69,13 @@ class RoutingFormat:
         if path.is_dir():
             return bool(_layer_files(path))
         try:
-            if path.suffix.lower() == ".npz":
-                return _choices_in(path) is not None
-            if path.suffix.lower() == ".npy":
-                return _is_named_so(path.name) or may_be_choices(_array(path))
+            if is_torch(path):
+                return names_choices(path.name) or names_choices(keys_of(path).decode("ascii", "ignore"))
+            if path.suffix.lower() in (".npy", ".npz"):
+                arrays = arrays_in(path)
+                array = next(iter(arrays.values()))
+                lone = path.suffix.lower() == ".npy" and (names_choices(path.name) or may_be_choices(array))
+                return lone or choices_in(arrays) is not None
             return choice_columns(_column_names(path)) is not None
         except Exception:  # noqa: BLE001 - whatever cannot be read is no log of choices
             return False
@@ -85,34 +84,23 @@ class RoutingFormat:
         """Count the choices into the steps that the log names, or into steps of so many tokens."""
         if path.is_dir():
             return self._read_folder(path)
-        if path.suffix.lower() in (".npy", ".npz"):
+        if path.suffix.lower() in (".npy", ".npz") or is_torch(path):
             return self._read_array(path)
         table = Table.of(path)
+        where = str(path)
         one_each = table.one_each and table.step_column is None
         if one_each and self.top_k is None and self.tokens is not None:
-            raise TraceError(str(path), "has a row for each choice", "give the choices of a token with --top-k K")
-        assumptions = table.assumptions
+            raise TraceError(where, "has a row for each choice", "give the choices of a token with --top-k K")
+        assumed = table.assumptions
         if table.step_column is None:
-            assumptions = (*assumptions, self._by_tokens(str(path)))
+            assumed = (*assumed, self._by_tokens(where))
         elif self.tokens is not None and self.top_k is None:
             raise SettingError(f"{path.name} names its steps: --tokens checks them, together with --top-k")
         # Where each choice is a row, so many rows are a token.
         tokens = (self.tokens or 1) * (self.top_k or 1) if one_each else self.tokens
         tokens = None if table.step_column else tokens
-        return self._reading(table.choices, path, tokens, self.top_k or table.width(), *assumptions)
-
-    def _reading(
-        self, pieces: Callable[[], Iterator[Choices]], path: Path, tokens: int | None, top_k: int | None, *assumed: str
-    ) -> Reading:
-        return choices_reading(
-            pieces,
-            str(path),
-            tokens=tokens,
-            experts=self.experts,
-            ignore=self.ignore,
-            top_k=top_k,
-            assumptions=assumed,
-        )
+        asked = Asked(tokens, self.experts, self.ignore, self.top_k or table.width())
+        return choices_reading(table.choices, where, asked, assumed)
 
     def _by_tokens(self, where: str) -> str:
         if self.tokens is None:
@@ -124,111 +112,44 @@ class RoutingFormat:
         if not tables:
             problem = "holds no folders iter_<N> with files layer_<N>.parquet"
             raise TraceError(str(folder), problem, "give the folder above")
-
-        def pieces() -> Iterator[Choices]:
-            for table in tables:
-                yield from table.choices()
-
         assumption = "the step is the number in the name of the folder, the layer that in the name of the file"
-        return self._reading(pieces, folder, None, tables[0].width(), assumption)
+        pieces = lambda: chain.from_iterable(table.choices() for table in tables)  # noqa: E731
+        asked = Asked(None, self.experts, self.ignore, tables[0].width())
+        return choices_reading(pieces, str(folder), asked, (assumption,))
 
     def _read_array(self, path: Path) -> Reading:
-        where = str(path)
-        with library_errors(where, "cannot be read as NumPy data", "save plain numbers again"):
-            array = _array(path)
-        if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or 0 in array.shape:
-            problem = f"is {array.dtype} of shape {array.shape}"
+        where, arrays = str(path), arrays_in(path)
+        name = choices_in(arrays) or (next(iter(arrays)) if len(arrays) == 1 else None)
+        if name is None:
+            way_out = "name it routed_experts or topk_ids"
+            raise TraceError(where, f"holds {shown(arrays)}, and none is called like choices", way_out)
+        array = arrays[name]
+        shape, (last,) = array.shape, array.shape[-1:] or (0,)
+        if len(shape) not in (2, 3) or array.dtype.kind not in "iu" or 0 in shape:
+            problem = f"is {array.dtype} of shape {shape}"
             raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
-        axes, top_k = self._axes(array, where, path.suffix.lower() == ".npz" or _is_named_so(path.name))
-        sizes = " x ".join(map(str, array.shape))
-        assumed = (f"axes are {axes}: {sizes}", self._by_tokens(where), "layers are numbered from 0")
-        cube = array if array.ndim == 3 else array[:, None] if top_k != 1 else array[:, :, None]
-        return self._reading(partial(_of_array, cube), path, self.tokens, top_k, *assumed)
-
-    def _axes(self, array: NDArray[Any], where: str, named: bool) -> tuple[str, int]:
-        """What the axes of an array are, and k; raises `TraceError` where two of them may be two things."""
-        last = int(array.shape[-1])
-        if array.ndim == 3:
+        unsure = not names_choices(path.name) and choices_in(arrays) is None and may_be_choices(array)
+        axes, top_k = "tokens, layers, choices", last
+        if len(shape) == 3:
             if self.top_k not in (None, last):
                 raise TraceError(where, f"has {last} experts for each token and layer", "check --top-k")
-            if self.tokens is None and not named and may_be_choices(array):
+            if self.tokens is None and unsure:
                 problem = "holds numbers that may be experts that were chosen, as their sums differ from layer to layer"
-                way = "say --tokens N for choices (tokens, layers, k), or --from numpy for counts"
-                raise TraceError(where, problem, way)
-            return "tokens, layers, choices", last
-        if self.top_k == 1 and last > 1:
-            return "tokens, layers", 1
-        if self.top_k == last or (self.top_k is None and (named or not may_be_choices(array))):
-            return "tokens, choices", last
-        raise TraceError(
-            where,
-            f"is of shape {array.shape}, and its numbers may be experts that were chosen, as their sums vary too much "
-            "for counts",
-            f"say --top-k 1 for one expert of (tokens, layers), --top-k {last} for {last} experts of each token, both "
-            "with --tokens N, or --from numpy for counts (steps, experts)",
-        )
-
-
-# --- arrays ------------------------------------------------------------------------------------
-
-
-def _is_named_so(text: str) -> bool:
-    simple = simple_name(text)
-    return any(name in simple for name in CHOICE_NAMES if name != "indices")
-
-
-def _choices_in(path: Path) -> str | None:
-    """The array of choices in an archive without counts, by its name."""
-    with zipfile.ZipFile(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-    return None if set(names) & set(COUNTS_KEYS) else next((name for name in names if _is_named_so(name)), None)
-
-
-def _array(path: Path) -> NDArray[Any]:
-    """The choices in a file, not held in memory, or in an archive, held whole."""
-    if path.suffix.lower() != ".npz":
-        with np.errstate(over="ignore"):  # a shape beyond 64 bits is refused in a line of its own
-            array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        return array
-    name = _choices_in(path)
-    if name is None:
-        raise ValueError("no array in it is named routed_experts or topk_ids")
-    with zipfile.ZipFile(path) as archive:
-        size = archive.getinfo(f"{name}.npy").file_size
-    require(2 * size, str(path), "the array, which has to be held whole,", "save it as .npy")
-    with np.load(path, allow_pickle=False) as arrays:
-        held: NDArray[Any] = arrays[name]
-    return held
-
-
-def may_be_choices(array: NDArray[Any]) -> bool:
-    """Whether the numbers of an array of two or three dimensions are more likely experts than counts of them.
-
-    By its beginning: tokens of steps add up to about the same, and to the same in all layers of one; numbers of
-    experts do not.
-    """
-    if array.ndim not in (2, 3) or array.dtype.kind not in "iu" or len(array) < LEAST_ROWS or 0 in array.shape:
-        return False
-    head = np.asarray(array[: max(LEAST_ROWS, LOOKED_AT // array[0].size)]).astype(np.int64)
-    highest = int(head.max())
-    few = highest < MOST_EXPERTS and head.min() >= -1 and len(np.unique(head)) > highest // 2
-    totals = head.sum(axis=-1)
-    spread = totals.std() if array.ndim == 2 else totals.std(axis=1).mean()
-    return bool(few and array.shape[-1] < MOST_EXPERTS and spread > TOTALS_VARY * totals.mean())
-
-
-def _of_array(cube: NDArray[Any]) -> Iterator[Choices]:
-    """The choices of an array (tokens, layers, k)."""
-    _, layers, k = cube.shape
-    rows = max(1, BATCH_CHOICES // (layers * k))
-    for start in range(0, len(cube), rows):
-        part = np.asarray(cube[start : start + rows])
-        if part.dtype == np.uint64:
-            part = np.minimum(part, np.iinfo(np.int64).max)
-        yield Choices(None, np.tile(np.arange(layers), len(part)), part.astype(np.int64).reshape(-1, k))
-
-
-# --- folders -----------------------------------------------------------------------------------
+                way_out = "say --tokens N for choices (tokens, layers, k), or --from numpy for counts"
+                raise TraceError(where, problem, way_out)
+        elif self.top_k == 1 and last > 1:
+            axes, top_k = "tokens, layers", 1
+        elif self.top_k == last or (self.top_k is None and not unsure):
+            axes = "tokens, choices"
+        else:
+            problem = f"is of shape {shape}, and its numbers may be experts that were chosen, as their sums vary too "
+            way_out = f"say --top-k 1 for one expert of (tokens, layers), --top-k {last} for {last} experts of each "
+            way_out += "token, both with --tokens N, or --from numpy for counts (steps, experts)"
+            raise TraceError(where, problem + "much for counts", way_out)
+        sizes = " x ".join(map(str, shape))
+        assumed = (f"axes are {axes}: {sizes}", self._by_tokens(where), "layers are numbered from 0")
+        asked = Asked(self.tokens, self.experts, self.ignore, top_k)
+        return choices_reading(partial(array_choices, array, "layers" in axes), where, asked, assumed)
 
 
 def _layer_files(folder: Path) -> list[tuple[int, int, Path]]:
@@ -240,16 +161,12 @@ def _layer_files(folder: Path) -> list[tuple[int, int, Path]]:
     return sorted((step, int(layer[1]), file) for step, layer, file in layers if layer)
 
 
-# --- tables ------------------------------------------------------------------------------------
-
-
 def _column_names(path: Path) -> list[str]:
     """The columns of a Parquet file, of a header, or the keys of the first JSON line."""
     import pyarrow.parquet as pq
 
     if ends_with(path, ".parquet", ".pq"):
-        names: list[str] = pq.read_schema(path).names
-        return names
+        return list(pq.read_schema(path).names)
     if ends_with(path, ".csv", ".tsv"):
         return Header(path).names
     return list(json.loads(head_of(path).partition("\n")[0])) if ends_with(path, ".jsonl", ".ndjson") else []
@@ -287,6 +204,7 @@ class Table:
     path: Path
     step: int | None
     layer: int | None
+    assumptions: tuple[str, ...]
     columns: tuple[str, ...]
     step_column: str | None = None
     layer_column: str | None = None
@@ -302,20 +220,18 @@ class Table:
         if found is None:
             problem = f"has no column of chosen experts among {shown(names) or 'nothing'}"
             raise TraceError(str(path), problem, "name it topk_ids, a list for each token")
-        return cls(path, step, layer, **found)
-
-    @property
-    def assumptions(self) -> tuple[str, ...]:
-        """The columns taken under another name than ours."""
-        roles = (("step", self.step_column), ("layer", self.layer_column))
-        found = [f"column {name} is the {role}" for role, name in roles if name not in (None, role)]
-        if self.by_layer:
-            return (*found, f"columns {shown(self.columns)} are the choice of a token in each layer")
-        if self.one_each:
-            found.append(f"each row is a choice of the expert in column {self.columns[0]}")
-        elif len(self.columns) > 1:
-            found.append(f"columns {shown(self.columns)} are the choices of a token")
-        return (*found, *([] if self.layer_column else ["no layer column: one layer"]))
+        roles = (("step", found["step_column"]), ("layer", found["layer_column"]))
+        columns = shown(found["columns"])
+        texts = [f"column {name} is the {role}" for role, name in roles if name not in (None, role)]
+        if found.get("by_layer"):
+            texts.append(f"columns {columns} are the choice of a token in each layer")
+        elif found.get("one_each"):
+            texts.append(f"each row is a choice of the expert in column {columns}")
+        elif len(found["columns"]) > 1:
+            texts.append(f"columns {columns} are the choices of a token")
+        if not found["layer_column"] and not found.get("by_layer"):
+            texts.append("no layer column: one layer")
+        return cls(path, step, layer, tuple(texts), **found)
 
     def _batches(self) -> Iterator[Any]:
         """The Arrow batches of the file; raises `TraceError` where it is damaged."""
@@ -336,17 +252,17 @@ class Table:
 
     def choices(self) -> Iterator[Choices]:
         """The choices of the tokens, row by row."""
-        where = str(self.path)
         of_file = self.layer if self.layer is not None else (layer_in_name(self.path) or 0)
         row = 0
         for batch in self._batches():
-            of_token, chosen = self._chosen(batch, row)
+            rows = Rows(batch, row, str(self.path))
+            of_token, chosen = self._chosen(rows)
             layer = np.full(len(of_token), of_file)
             if self.layer_column is not None and self.layer is None:
-                layer = layers_in(batch, self.layer_column, row, where)[of_token]
+                layer = rows.layers(self.layer_column)[of_token]
             step = None if self.step is None else np.full(len(of_token), self.step)
             if self.step_column is not None and self.step is None:
-                step = numbers(batch, self.step_column, row, where)[of_token]
+                step = rows.numbers(self.step_column)[of_token]
             row += batch.num_rows
             if self.by_layer:
                 layer = np.tile([layer_in_name(Path(name)) or 0 for name in self.columns], len(chosen))
@@ -356,22 +272,20 @@ class Table:
 
     def width(self) -> int | None:
         """Experts chosen by each token, as the first row has it."""
+        if self.by_layer or self.one_each:
+            return 1 if self.by_layer else None
         first = next((batch for batch in self._batches() if batch.num_rows), None)
-        if self.by_layer:
-            return 1
-        if self.one_each:
-            return None
-        return None if first is None else int(self._chosen(first.slice(0, 1), 0)[1].shape[1])
+        return None if first is None else int(self._chosen(Rows(first.slice(0, 1), 0, str(self.path)))[1].shape[1])
 
-    def _chosen(self, batch: Any, row: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    def _chosen(self, rows: Rows) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
         """The row of each token and its choices (tokens, k); the cells may be lists of lists."""
-        name, where = self.columns[0], str(self.path)
-        at = f"{where}, column {name}"
-        of_token = np.arange(batch.num_rows)
+        name = self.columns[0]
+        at = rows.place(name)
+        of_token = np.arange(rows.batch.num_rows)
         if len(self.columns) > 1 or self.one_each:
-            chosen = np.stack([numbers(batch, name, row, where) for name in self.columns], axis=1)
+            chosen = np.stack([rows.numbers(column) for column in self.columns], axis=1)
         else:
-            lists, sizes, last = lists_in(batch.column(name), name, row, where), of_token, of_token
+            lists, sizes, last = rows.lists(name), of_token, of_token
             while is_list(lists.type):
                 if lists.null_count:
                     raise TraceError(at, "holds a null", "every token needs its choices")

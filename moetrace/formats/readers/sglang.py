@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from moetrace.doctor.collector import HALVES, Collector
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import library_errors, require
-from moetrace.formats.readers.tensors import is_torch, keys_of, loaded
+from moetrace.formats.errors import library_errors
+from moetrace.formats.location import check_ranks, rank_files
+from moetrace.formats.readers.arrays import is_torch, keys_of, loaded, tensor_array
 from moetrace.formats.stream.cells import Merged, Reading, Source, dense_cells
+from moetrace.formats.stream.columns import Values, as_float32
 from moetrace.formats.stream.merge import concatenate_segments
-from moetrace.formats.stream.names import check_ranks, rank_files
-from moetrace.formats.stream.values import Values
 
 RANK = re.compile(r"expert_distribution_recorder_[\d.]+_(\d{1,9})\.pt")
 # Keys of its dumps, as they are in the archive.
@@ -44,7 +44,6 @@ class SglangFormat:
     needs: ClassVar[str] = "a .pt file of the recorder, or a folder with those of all ranks; the extra torch"
 
     def claims(self, path: Path) -> bool:
-        """A .pt file with its keys, or a folder with such of several ranks."""
         if path.is_dir():
             return bool(rank_files(path, RANK))
         return is_torch(path) and any(mark in keys_of(path) for mark in MARKS)
@@ -79,41 +78,33 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
         return _records(document, path, phase)
     collector = Collector()
     counts = _array(document.get("logical_count"), path, collector)
-    if counts is not None:
-        # A tensor may be a view that repeats one number any number of times.
-        require(4 * counts.size * 8, str(path), f"counts of the shape {counts.shape}", "record fewer passes in a file")
     if counts is None or counts.ndim not in (2, 3):
         raise TraceError(str(path), f"holds {shown(document) or 'nothing'}", "a dump has logical_count or records")
     if phase is not None:
         raise TraceError(str(path), *NO_PHASE)
-    cube = counts if counts.ndim == 3 else counts[None]
-    steps = np.arange(1, len(cube) + 1)
+    cube = _unpadded(counts if counts.ndim == 3 else counts[None], collector, str(path))
     assumptions = ("passes are numbered from 1 in the order of the buffer",)
-    passes, cube = _unpadded(steps, cube, collector, str(path))
-    return replace(_reading(passes, cube, collector, str(path), assumptions), steps_are_implicit=True)
+    reading = _reading(np.arange(1, len(cube) + 1), cube, collector, str(path), assumptions)
+    return replace(reading, steps_are_implicit=True)
 
 
-def _array(value: Any, path: Path, collector: Collector | None = None) -> NDArray[Any] | None:
-    """A tensor or nested list as an array, that of bfloat16, which NumPy has not, as float32, noted by *collector*.
-
-    Raises `TraceError` where it holds no numbers.
-    """
-    half = str(getattr(value, "dtype", "")) == "torch.bfloat16"
-    with library_errors(str(path), "holds no numbers", "dump it again"):
-        array = None if value is None else np.asarray(value.float() if half else value)
-    if half and array is not None and array.ndim and collector is not None:
-        collector.note_half(array, 2 ** HALVES["bfloat16"], "bfloat16", "counts", 0)
-    return array
+def _array(value: Any, path: Path, collector: Collector) -> NDArray[Any] | None:
+    """A tensor or nested list as an array, None for what is neither; bfloat16, which NumPy lacks, is noted."""
+    array = tensor_array(value, path)
+    if array is None or array.dtype.kind != "V":
+        return array
+    wide = as_float32(array)
+    if wide.ndim:
+        collector.note_half(wide, 2 ** HALVES["bfloat16"], "bfloat16", "counts", 0)
+    return wide
 
 
-def _unpadded(
-    steps: NDArray[np.int64], counts: NDArray[Any], collector: Collector, where: str
-) -> tuple[NDArray[np.int64], NDArray[Any]]:
+def _unpadded(counts: NDArray[Any], collector: Collector, where: str) -> NDArray[Any]:
     """The passes without the end of a buffer that was never reached; notes where it may have gone round."""
     used = np.flatnonzero(counts.any(axis=(1, 2)))
     if not used.size:
         raise TraceError(where, "has no tokens at all", "record while requests are served")
-    end, whole = int(used[-1]) + 1, len(steps)
+    end, whole = int(used[-1]) + 1, len(counts)
     if end < whole:
         evidence = f"{whole - end} of {whole} places of the buffer were not reached"
         collector.note("padded", f"step {end + 1}", evidence)
@@ -123,7 +114,7 @@ def _unpadded(
         idle = int(np.setdiff1d(np.arange(end), used)[0]) + 1
         evidence = "places without tokens lie between others: idle passes, or the seam of a buffer that went round"
         collector.note("wrapped", f"step {idle}", evidence, end - len(used))
-    return steps[:end], counts[:end]
+    return counts[:end]
 
 
 def _reading(
@@ -156,10 +147,9 @@ def _records(document: dict[str, Any], path: Path, phase: Phase | None) -> Readi
     collector = Collector()
     with library_errors(where, "has a record that is not one", "give a per_pass or per_token dump"):
         steps = np.array([int(record["forward_pass_id"]) for record in records])
-        physical = np.stack(
-            [np.asarray(_array(record["global_physical_count"], path, collector)) for record in records]
-        )
-    mapping = _array(document.get("last_physical_to_logical_map"), path)
+        passes = [_array(record["global_physical_count"], path, collector) for record in records]
+        physical = np.stack([np.asarray(counts) for counts in passes])
+    mapping = _array(document.get("last_physical_to_logical_map"), path, collector)
     if mapping is None:
         evidence = "counts are of physical experts, and no map says which expert they hold"
         collector.note("physical", "every layer", evidence)

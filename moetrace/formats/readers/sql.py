@@ -11,8 +11,7 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.location import Query
 from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.tables import Naming, ValueFormat
-from moetrace.formats.stream.text import table_reading
+from moetrace.formats.stream.tables import Naming, ValueFormat, table_reading
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,10 +40,7 @@ class SqlFormat(ValueFormat):
 
 
 class Rows:
-    """The rows of a query as Arrow batches, with a connection of their own.
-
-    Raises `TraceError` with the first line of DuckDB's error.
-    """
+    """The rows of a query as Arrow batches, with a connection of their own; raises `TraceError` for DuckDB's errors."""
 
     def __init__(self, query: Query) -> None:
         try:

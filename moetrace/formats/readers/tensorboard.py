@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.tables import ValueFormat
+from moetrace.formats.stream.tags import Tags, no_match, one_kind, tags_by
 from moetrace.formats.stream.text import refuse_empty
-from moetrace.formats.stream.values import Values
-from moetrace.formats.stream.wide import Tags, no_match, one_kind, tags_by
 
 MARK = ".tfevents."
 # Scalars handed on at a time.
@@ -42,19 +43,13 @@ class TensorboardFormat(ValueFormat):
     )
 
     def claims(self, path: Path) -> bool:
-        """An event file, or a folder with such, or with the folders that `add_scalars` makes."""
         return MARK in path.name if path.is_file() else bool(_files(path))
 
     def read(self, path: Path) -> Reading:
         """Stream the scalars whose tags match; several files of a folder follow each other by name."""
-        tags = tags_by(self.pattern, str(path))
-        values = self.values()
-        return Reading(
-            lambda: _cells(_Log(path, str(path), tags, values)),
-            assumptions=(tags.assumption,),
-            where=str(path),
-            collector=values.collector,
-        )
+        tags, values = tags_by(self.pattern, str(path)), self.values()
+        cells = partial(_cells, path, tags, values)
+        return Reading(cells, assumptions=(tags.assumption,), where=str(path), collector=values.collector)
 
 
 def _files(path: Path) -> list[Path]:
@@ -62,62 +57,48 @@ def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     inside = sorted(path.iterdir())
-    found = [child for child in inside if MARK in child.name]
-    deeper = [child for folder in inside if folder.is_dir() for child in sorted(folder.iterdir()) if MARK in child.name]
-    return found + deeper
+    deeper = [child for folder in inside if folder.is_dir() for child in sorted(folder.iterdir())]
+    return [child for child in (*inside, *deeper) if MARK in child.name]
 
 
-@dataclass
-class _Log:
-    """The event files of *path* as they are read: the *rows* that wait, what kind they are of, and what was seen."""
+def _cells(path: Path, tags: Tags, values: Values) -> Iterator[Cells]:
+    """The cells of the scalars and vectors whose tag, or else the folder of whose file, names what they are of."""
+    where = str(path)
+    rows: list[tuple[int, int, int, float]] = []
+    seen: set[str] = set()
+    others: dict[str, None] = {}
+    kind, last = "tokens", None
 
-    path: Path
-    where: str
-    tags: Tags
-    values: Values
-    rows: list[tuple[int, int, int, float]] = field(default_factory=list)
-    seen: set[str] = field(default_factory=set)
-    kind: str = "tokens"
-    others: dict[str, None] = field(default_factory=dict)
-
-    def add(self, file: Path, step: int, tag: str, value: float | NDArray[Any]) -> None:
-        """Take a value whose tag, or else the folder of whose file, names what it is of."""
-        # add_scalars writes each of its scalars to a folder named after it, all with one tag.
-        texts = [tag] if file.parent == self.path or self.path.is_file() else [tag, f"{tag}/{file.parent.name}"]
-        text, match = next(((t, m) for t in texts[::-1] if (m := self.tags.match(t, self.where))), (tag, None))
-        if isinstance(value, float) and match:
-            self.rows.append((step, *match, value))
-        elif not isinstance(value, float) and (layer := self.tags.layer(tag, self.where)) is not None:
-            self.rows += [(step, layer, expert, float(count)) for expert, count in enumerate(value.tolist())]
-        else:
-            if len(self.others) < MOST_TAGS:
-                self.others[text] = None
-            return
-        # What is matched of a scalar of add_scalars is what all its folders have in common.
-        self.kind = one_kind([tag if tag == text else text.removeprefix(f"{tag}/")], self.seen, self.where)
-
-    def batch(self) -> Cells:
-        """The cells of the rows that wait."""
-        step, layer, expert, value = (np.array(part) for part in zip(*self.rows))
-        self.rows = []
-        kind = next(iter(self.seen))
-        counts = self.values.counts(value.astype(np.float32), kind, 0, f"{self.where}, tags {kind}", self.kind)
+    def batch() -> Cells:
+        step, layer, expert, value = (np.array(part) for part in zip(*rows))
+        rows.clear()
+        name = next(iter(seen))
+        counts = values.counts(value.astype(np.float32), name, 0, f"{where}, tags {name}", kind)
         return Cells(step, layer, expert, counts)
 
-
-def _cells(log: _Log) -> Iterator[Cells]:
-    last = None
-    for file in _files(log.path):
+    for file in _files(path):
         for step, tag, value in _summaries(file):
             # A batch ends with a step, so that each is looked at as a whole.
-            if len(log.rows) >= BATCH and last != step:
-                yield log.batch()
-            log.add(file, step, tag, value)
+            if len(rows) >= BATCH and last != step:
+                yield batch()
             last = step
-    if log.rows:
-        yield log.batch()
-    if not log.seen:
-        raise no_match(list(log.others), "tag", log.where)
+            # add_scalars writes each of its scalars to a folder named after it, all with one tag.
+            texts = [tag] if path.is_file() or file.parent == path else [f"{tag}/{file.parent.name}", tag]
+            text, match = next(((text, found) for text in texts if (found := tags.match(text, where))), (tag, None))
+            if isinstance(value, float) and match:
+                rows.append((step, *match, value))
+            elif not isinstance(value, float) and (layer := tags.layer(tag, where)) is not None:
+                rows += [(step, layer, expert, float(count)) for expert, count in enumerate(value.tolist())]
+            else:
+                if len(others) < MOST_TAGS:
+                    others[text] = None
+                continue
+            # What is matched of a scalar of add_scalars is what all its folders have in common.
+            kind = one_kind([tag if tag == text else text.removeprefix(f"{tag}/")], seen, where)
+    if rows:
+        yield batch()
+    if not seen:
+        raise no_match(list(others), "tag", where)
 
 
 def _summaries(path: Path) -> Iterator[tuple[int, str, float | NDArray[Any]]]:

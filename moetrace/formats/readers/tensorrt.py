@@ -16,10 +16,10 @@ import numpy as np
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.location import check_ranks, rank_files
 from moetrace.formats.stream.cells import Cells, Reading, Source, dense_cells
+from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.merge import by_layers
-from moetrace.formats.stream.names import check_ranks, rank_files
-from moetrace.formats.stream.values import Values
 
 META = "meta_info.json"
 RANK = re.compile(r"rank\d+\.safetensors")
@@ -36,7 +36,6 @@ class TensorrtFormat:
     )
 
     def claims(self, path: Path) -> bool:
-        """A folder with both kinds of files."""
         return (path / META).is_file() and bool(rank_files(path, RANK))
 
     def read(self, path: Path) -> Source:

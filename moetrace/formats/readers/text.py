@@ -1,34 +1,60 @@
-"""Delimited columns and JSON lines, plain or compressed."""
+"""Text: delimited columns, JSON lines, and JSON documents, plain or compressed."""
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
-from moetrace.errors import TraceError
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
-from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.columns import OF_LAYER
-from moetrace.formats.stream.keys import keyed_lines
-from moetrace.formats.stream.tables import TableFormat, few_columns
-from moetrace.formats.stream.text import (
-    BLOCK_BYTES,
-    Header,
-    csv_batches,
-    cut_findings,
-    ends_with,
-    head_of,
-    is_json,
-    json_batches,
-    opened,
-    refuse_empty,
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.errors import SettingError, TraceError, shown
+from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
+from moetrace.formats.location import step_in_name
+from moetrace.formats.readers.routing import choice_columns
+from moetrace.formats.stream import text
+from moetrace.formats.stream.arrays import COUNTS_KEYS, Array, array_reading
+from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.columns import BARE, COUNT_NAMES, OF_LAYER, Values, simple_name
+from moetrace.formats.stream.tables import (
+    EXPERT_NAMES,
+    LAYER_NAMES,
+    STEP_NAMES,
+    TableFormat,
+    few_columns,
     table_reading,
 )
+from moetrace.trace import FLOAT64_EXACT
+
+# Bytes of memory for each of a document's, which is held whole: a number takes 32 and as little as two digits.
+IN_MEMORY = 20
+MOST_PACKED = 1 << 30
+# Keys of lists of windows, each a mapping with its counts.
+WINDOWS = ("load_history", "history", "windows")
+NEEDS = (
+    "one of load_history, logical_count or counts, columns and data of a table, a list of objects with step, layer and "
+    "counts, or layers whose values are experts; any other goes with moetrace.from_frame (docs/recipes.md)"
+)
+LINES_NEED = "each line needs a step, and experts, or layers of experts, by key"
+AXES = ("step", "layer", "expert")
+# What the key of a level says that it numbers, and where its number stands.
+WORDS = {
+    "expert": re.compile(r"experts?[._/\[-]?(\d{1,15})$|^e(\d{1,15})$", re.IGNORECASE),
+    "layer": OF_LAYER,
+    "step": re.compile(r"(?:step|iter|iteration|window|pass)[._/\[-]?(\d{1,15})", re.IGNORECASE),
+}
+# Lines with keys that are taken at a time.
+LINES = 1000
+
+Keys = tuple[str | int, ...]
 
 
 @dataclass(frozen=True)
@@ -41,14 +67,13 @@ class CsvFormat(TableFormat):
     )
 
     def claims(self, path: Path) -> bool:
-        """A file named .csv or .tsv, whatever its delimiter, or compressed one."""
-        return path.is_file() and ends_with(path, ".csv", ".tsv")
+        return path.is_file() and text.ends_with(path, ".csv", ".tsv")
 
     def read(self, path: Path) -> Reading:
         """Match the header to a layout and stream the rows."""
-        where, header = str(path), Header(path)
-        with library_errors(where, "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
-            lines: list[bytes] = stream.read(BLOCK_BYTES).split(b"\n")
+        where, header = str(path), text.Header(path)
+        with library_errors(where, "cannot be read", WRITE_AGAIN), closing(text.opened(path)) as stream:
+            lines: list[bytes] = stream.read(text.BLOCK_BYTES).split(b"\n")
             first = next((line for line in lines if not line.startswith(b"#")), b"")
         few_columns(first.count(header.delimiter.encode()) + 1, where)  # the header may be longer than its head
         if header.delimiter not in header.line:
@@ -58,7 +83,9 @@ class CsvFormat(TableFormat):
         if header.comments:
             assumed = (*assumed, f"{header.comments} lines before the header that begin with # are comments")
         naming = self.naming(path)
-        return table_reading(where, partial(csv_batches, path), self.values(), naming, assumed, cut_findings(path))
+        return table_reading(
+            where, partial(text.csv_batches, path), self.values(), naming, assumed, text.cut_findings(path)
+        )
 
 
 @dataclass(frozen=True)
@@ -72,44 +99,260 @@ class JsonLinesFormat(TableFormat):
 
     def claims(self, path: Path) -> bool:
         """A file named .jsonl or .ndjson, compressed or not, or one named .json with objects in its first lines."""
-        if not path.is_file() or ends_with(path, ".jsonl", ".ndjson"):
+        if not path.is_file() or text.ends_with(path, ".jsonl", ".ndjson"):
             return path.is_file()
-        if not ends_with(path, ".json"):
+        if not text.ends_with(path, ".json"):
             return False
-        first, _, rest = head_of(path).partition("\n")
-        return first.startswith("{") and rest.lstrip().startswith("{") and is_json(first)
+        first, _, rest = text.head_of(path).partition("\n")
+        return rest.lstrip().startswith("{") and isinstance(text.json_of(first), dict)
 
     def read(self, path: Path) -> Reading:
         """Match the keys to a layout and stream the lines."""
-        refuse_empty(path)
-        findings = cut_findings(path)
+        text.refuse_empty(path)
+        findings = text.cut_findings(path)
         try:
             naming = self.naming(path)
-            return table_reading(str(path), partial(json_batches, path), self.values(), naming, findings=findings)
+            return table_reading(str(path), partial(text.json_batches, path), self.values(), naming, findings=findings)
         except TraceError:
-            if self.column or self.pattern or not _may_have_keyed_counts(path):
+            first = text.json_of(text.head_of(path).partition("\n")[0])
+            if self.column or self.pattern or not isinstance(first, dict):
                 raise
-        reading = keyed_lines(partial(_objects, path), path, self.values(), "experts, or layers of experts, by key")
-        return replace(reading, findings=findings)
+            # A mapping, or lists of several layers, is in no column.
+            lists = [key for key, part in first.items() if isinstance(part, list)]
+            of_layers = len(lists) > 1 and all(map(OF_LAYER.search, lists))
+            if not of_layers and not any(isinstance(part, dict) for part in first.values()):
+                raise
+        return replace(_keyed_lines(path, self.values()), findings=findings)
 
 
-def _may_have_keyed_counts(path: Path) -> bool:
-    """Whether the first line of *path* holds a mapping, or lists of several layers, as no column does."""
-    line = head_of(path).partition("\n")[0]
-    first = json.loads(line) if is_json(line) else None
-    if not isinstance(first, dict):
-        return False
-    lists = [key for key, part in first.items() if isinstance(part, list)]
-    of_layers = len(lists) > 1 and all(map(OF_LAYER.search, lists))
-    return of_layers or any(isinstance(part, dict) for part in first.values())
+def _keyed_lines(path: Path, values: Values) -> Reading:
+    """Objects with a step whose counts have experts, or layers and experts, as keys or in lists."""
+    where = str(path)
+
+    def objects() -> Iterator[dict[str, Any]]:
+        with library_errors(where, "cannot be read", WRITE_AGAIN), closing(text.opened(path)) as stream:
+            rest = b""
+            while block := stream.read(text.BLOCK_BYTES):
+                *lines, rest = (rest + block).split(b"\n")
+                yield from (json.loads(line) for line in lines if line.strip())
+            if rest.strip():
+                yield json.loads(rest)
+
+    first = next(objects(), {})
+    step = next((key for key in first if simple_name(key) in STEP_NAMES), None)
+    layer = next((key for key in first if simple_name(key) in LAYER_NAMES), None)
+    inside = [key for key, part in first.items() if isinstance(part, dict | list) and key not in (step, layer)]
+    counts = [key for key in inside if simple_name(key) in (*COUNT_NAMES, "layers", "experts")]
+    of_layers = all(map(OF_LAYER.search, inside))
+    if step is None or step in inside or not (counts or len(inside) == 1 or of_layers):
+        raise TraceError(where, f"has lines with {shown(list(first))}", LINES_NEED)
+    # One part holds all counts, or several are a layer each.
+    parts = tuple(counts[:1] or inside)
+    outer = (step,) if layer is None else (step, layer)
+    alone = len(parts) == 1 and not OF_LAYER.search(parts[0])
+
+    def rows() -> Iterator[tuple[Keys, Any]]:
+        for row in objects():
+            absent = [key for key in (*outer, *parts) if key not in row]
+            if absent:
+                raise TraceError(where, f"has a line without {absent[0]}", "write the same keys in every line")
+            held = row[parts[0]] if alone else {key: row[key] for key in parts}
+            yield tuple(row[key] for key in outer), held
+
+    return _keyed(rows, path, values, LINES_NEED, f"the counts are in {shown(parts)}")
 
 
-def _objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in the lines of *path*, one by one."""
-    with library_errors(str(path), "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
-        rest = b""
-        while block := stream.read(BLOCK_BYTES):
-            *lines, rest = (rest + block).split(b"\n")
-            yield from (json.loads(line) for line in lines if line.strip())
-        if rest.strip():
-            yield json.loads(rest)
+@dataclass(frozen=True)
+class JsonFormat(TableFormat):
+    """A JSON document with counts: EPLB's histories, layers of experts, tables of Weights & Biases or pandas.
+
+    *axes* says what the axes of nested lists are, such as ``layers,steps,experts``.
+    """
+
+    axes: str | None = None
+
+    name: ClassVar[str] = "json"
+    needs: ClassVar[str] = f"a document, plain or .gz, with {NEEDS}"
+
+    def claims(self, path: Path) -> bool:
+        return path.is_file() and text.ends_with(path, ".json") and not path.name.startswith(".")
+
+    def read(self, path: Path) -> Reading:
+        """Find the counts by the keys of the document."""
+        document = _document(path)
+        rows = _rows_of(document, path)
+        if rows is not None:
+            self._no_use(path, axes=self.axes)
+            if rows and choice_columns(list(rows[0])):
+                raise TraceError(str(path), "holds choices of tokens", "write them as JSON lines, one object a line")
+            import pyarrow as pa
+
+            with library_errors(str(path), "holds no table", "give the same columns in every row"):
+                table = pa.Table.from_pylist(rows).combine_chunks()
+            return table_reading(str(path), table.to_reader, self.values(), self.naming(path))
+        self._no_use(path, column=self.column, pattern=self.pattern)
+        if isinstance(document, list) and document:
+            return self._array(document, path, None)
+        if not isinstance(document, dict):
+            raise TraceError(str(path), f"is a {type(document).__name__}", f"it needs {NEEDS}")
+        names = {simple_name(str(key)) for key in document}
+        if {"schema", "data"} <= names or (names & set(STEP_NAMES) and names & {*LAYER_NAMES, *EXPERT_NAMES}):
+            way_out = f'give it to moetrace.from_frame(pandas.read_json("{path.name}")), as in docs/recipes.md'
+            raise TraceError(str(path), "is a table by columns, as pandas writes it", way_out)
+        history = next((document[key] for key in WINDOWS if isinstance(document.get(key), list)), None)
+        if history is not None:
+            return self._array([_load_of(window, path) for window in history], path, "steps,layers,experts")
+        key = next((key for key in COUNTS_KEYS if key in document), None)
+        if key is not None and not isinstance(document[key], dict):
+            one_window = key == "logical_count" and np.ndim(_numbers_in(document[key], path)) == 2
+            extra = {name: document[name] for name in ("steps", "step", "layers") if name in document}
+            return self._array(document[key], path, "layers,experts" if one_window else None, key, extra)
+        self._no_use(path, axes=self.axes)
+        inside = document if key is None else document[key]
+        return _keyed(lambda: iter([((), inside)]), path, self.values(), f"it needs {NEEDS}")
+
+    def _no_use(self, path: Path, **settings: object) -> None:
+        """Raise `SettingError` for a setting that this kind of document has no use for."""
+        for name, value in settings.items():
+            if value is not None:
+                raise SettingError(f"{path.name} is a document that has no use for --{name}")
+
+    def _array(
+        self, value: Any, path: Path, axes: str | None, key: str = "counts", extra: Mapping[str, Any] | None = None
+    ) -> Reading:
+        """The reading of nested lists *value*, with the numbers of steps and layers in *extra*."""
+        arrays = {name: Array.held(_numbers_in(part, path)) for name, part in ((key, value), *(extra or {}).items())}
+        assumption = () if key == "counts" else (f"{key} holds the counts",)
+        return array_reading(arrays, path, self.axes or axes, self.values(), assumption)
+
+
+def _document(path: Path) -> Any:
+    require(IN_MEMORY * path.stat().st_size, str(path), "the document, which is held whole,", "log JSON lines")
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN):
+        if text.compression_of(path) == "gzip":
+            with gzip.open(path) as file:
+                data = file.read(MOST_PACKED + 1)
+            if len(data) > MOST_PACKED:
+                raise ValueError(f"it is longer than {MOST_PACKED >> 20} MiB")
+            require(IN_MEMORY * len(data), str(path), "what it unpacks to", "log JSON lines")
+        else:
+            data = path.read_bytes()
+        try:
+            return json.loads(data.decode("utf-8-sig"))
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
+
+
+def _load_of(window: Any, path: Path) -> Any:
+    """The counts of one window of a history."""
+    if not isinstance(window, dict):
+        return window
+    key = next((key for key in COUNTS_KEYS if key in window), None)
+    if key is None:
+        problem = f"has windows with {shown(list(window))}"
+        raise TraceError(f"{path}, load_history", problem, "each needs logical_expert_load or expert_load")
+    return window[key]
+
+
+def _numbers_in(value: Any, path: Path) -> NDArray[Any]:
+    """Nested lists as an array; raises `TraceError` for what is ragged or no number."""
+    with library_errors(str(path), "holds counts that are no array of numbers", "give lists of one length"):
+        array = np.asarray(value)
+    if array.dtype.kind not in "iuf":
+        raise TraceError(str(path), "holds counts that are no numbers", "counts are whole numbers of tokens")
+    return array
+
+
+def _rows_of(document: Any, path: Path) -> list[dict[str, Any]] | None:
+    """The rows of a table: a list of objects, or columns and data as Weights & Biases writes them; None for others."""
+    if isinstance(document, list):
+        return document if document and all(isinstance(row, dict) for row in document) else None
+    data, columns = (document.get(key) for key in ("data", "columns")) if isinstance(document, dict) else (None, None)
+    if not isinstance(columns, list) or not isinstance(data, list):
+        return None
+    names = [str(name) for name in columns]
+    bad = next((i for i, row in enumerate(data) if not isinstance(row, list) or len(row) != len(names)), None)
+    if bad is not None:
+        raise TraceError(f"{path}, row {bad}", f"has not {len(names)} values", "give one for each of `columns`")
+    return [dict(zip(names, row)) for row in data]
+
+
+# --- numbers of steps, layers and experts as keys ----------------------------------------------
+
+
+def _keyed(
+    rows: Callable[[], Iterator[tuple[Keys, Any]]], path: Path, values: Values, needs: str, assumption: str = ""
+) -> Reading:
+    """Counts in nested mappings and lists, whose keys and places are the numbers of steps, layers and experts.
+
+    *rows* are parts of them with the keys that lead to them, which begin with a step where there are any. Keys that say
+    what they number (``layer_3``, ``expert_7``) are taken at their word; others come in that order. Raises
+    `TraceError`, saying what is needed, where they number nothing.
+    """
+    where = str(path)
+    outer, part = next(rows())
+    keys = (*outer, *next(_walk(part, (), where, needs), ((), 0))[0])
+    if not 2 <= len(keys) <= len(AXES):
+        names = shown(list(part)) if isinstance(part, dict) else "nothing"
+        raise TraceError(where, f"holds {names}, and none is the counts", needs)
+    inner = keys[1:] if outer else keys
+    axes = [*(["step"] if outer else []), *(["expert"] if len(inner) == 1 else _axes(inner, where, needs))]
+    in_name = step_in_name(path)
+
+    def cells() -> Iterator[Cells]:
+        coming = rows()
+        while batch := list(islice(coming, LINES)):
+            found = [((*at, *inner), n) for at, part in batch for inner, n in _walk(part, (), where, needs)]
+            if {len(at) for at, _ in found} != {len(axes)}:
+                raise TraceError(where, "has counts that are nested unlike each other, and none is the counts", needs)
+            with library_errors(where, "holds numbers that are not counts", "counts are whole numbers of tokens"):
+                raw = np.array([count for _, count in found])
+            at = {axis: np.array([_number(keys[i], where, needs) for keys, _ in found]) for i, axis in enumerate(axes)}
+            step = at.get("step", np.full(len(raw), 1 if in_name is None else in_name))
+            layer = at.get("layer", np.zeros(len(raw), np.int64))
+            yield Cells(step, layer, at["expert"], values.counts(raw, "counts", 0, where))
+
+    assumption = assumption or f"keys are {', '.join(axes)}" + ("" if "step" in axes else ": one step")
+    implicit = "step" not in axes and in_name is None
+    return Reading(
+        cells, assumptions=(assumption,), where=where, collector=values.collector, steps_are_implicit=implicit
+    )
+
+
+def _walk(value: Any, at: Keys, where: str, needs: str) -> Iterator[tuple[Keys, float]]:
+    """Every number in *value*, with the keys, or places in lists, that lead to it."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield at, value
+        return
+    if not isinstance(value, list | dict):
+        raise TraceError(where, f"holds {value!r:.40} where a count should be", needs)
+    if len(at) == len(AXES):
+        raise TraceError(where, "is nested more than three deep", needs)
+    for key, part in enumerate(value) if isinstance(value, list) else value.items():
+        yield from _walk(part, (*at, key), where, needs)
+
+
+def _axes(keys: Sequence[Any], where: str, needs: str) -> list[str]:
+    """What each level numbers: by its word, or else what is left, in the order of steps, layers, experts."""
+    named = [next((axis for axis, word in WORDS.items() if word.search(str(key))), None) for key in keys]
+    left = [axis for axis in AXES[-len(keys) :] if axis not in named]
+    axes = [axis or (left.pop(0) if left else "") for axis in named]
+    if sorted(axes) != sorted(AXES[-len(keys) :]):
+        problem = f"has keys such as {' > '.join(map(str, keys))[:80]}, which are not layers of experts"
+        raise TraceError(where, problem, needs)
+    return axes
+
+
+def _number(key: Any, where: str, needs: str) -> int:
+    """The number in a key; raises `TraceError` where there is none."""
+    if isinstance(key, float) and key.is_integer():
+        key = int(key)
+    if isinstance(key, int) and not isinstance(key, bool) and abs(key) <= FLOAT64_EXACT:
+        return key
+    if not isinstance(key, str):
+        raise TraceError(where, f"has {key!r:.40} where a step, a layer or an expert should be", needs)
+    found = BARE.fullmatch(key) or next((match for word in WORDS.values() if (match := word.search(key))), None)
+    groups = [text for text in (found[0], *found.groups()) if text and text.isdecimal()] if found else []
+    if not groups:
+        raise TraceError(where, f"has a key {key[:60]!r} that numbers nothing", needs)
+    return int(groups[0])

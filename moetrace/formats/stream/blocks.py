@@ -1,9 +1,15 @@
-"""From a stream of cells to complete blocks of steps, with nothing dropped or repaired in silence."""
+"""From a stream of cells to complete blocks of steps in order, with nothing dropped or repaired in silence.
+
+Where steps go backwards, a run went back to a checkpoint, or rows come in another order; the latter are sorted by step
+in memory, as long as there are not too many of them.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +17,19 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import require
-from moetrace.formats.stream.cells import Block, Cells, ReadOptions, joined, starts_of
+from moetrace.formats.stream.cells import Block, Cells, Merged, Reading, ReadOptions, Source, joined, starts_of
 from moetrace.trace import FLOAT64_EXACT, check_layers
 
 # Cells put in order at a time where a stream lists them in any order: 32 MiB of counts.
 BLOCK_CELLS = 1 << 22
 # Numbers of steps, layers and experts: some writer will have used a float.
 HIGHEST = FLOAT64_EXACT
+# Times a run may go back to a checkpoint; rows in another order go back far more often.
+MOST_RUNS = 64
+# Rows sorted in memory, which take 2 GiB of it, and twice as much again while they are sorted.
+MOST_SORTED = 1 << 26
+# Sorted cells handed on at a time.
+PIECE_CELLS = 1 << 18
 
 
 class OutOfOrder(Exception):
@@ -26,10 +38,7 @@ class OutOfOrder(Exception):
 
 @dataclass(frozen=True)
 class Grid:
-    """The layers' numbers and the number of experts, as the first steps have them.
-
-    *first_expert* is the number of the first expert, mostly 0.
-    """
+    """The layers' numbers, the number of experts, and that of the first one, as the first steps have them."""
 
     layers: NDArray[np.int64]
     experts: int
@@ -46,9 +55,8 @@ def assemble(
 ) -> tuple[Grid, Iterator[Block]]:
     """The grid of a stream whose steps never go backwards, and its complete blocks.
 
-    It is read once before where its first step need not hold every layer and expert.
-    Raises `OutOfOrder` (also while the blocks are drawn) when they do,
-    and `TraceError` for a hole or a repetition.
+    Raises `OutOfOrder`, also while the blocks are drawn, where steps go backwards, `TraceError` for a hole or a
+    repetition.
     """
     grid = None
     if options.idle_experts or "incomplete" in options.accept:
@@ -126,32 +134,24 @@ def _check_widths(step: Cells, where: str) -> None:
     experts = np.unique(pairs[1])
     if len(by_width) == 1 or experts[-1] - experts[0] >= len(experts):
         return
-    most = max(by_width.values(), key=len)
+    most = ",".join(str(layer) for layer in max(by_width.values(), key=lambda those: len(those)))
     each = " and ".join(f"{width} in {shown(those)}" for width, those in by_width.items())
-    raise TraceError(
-        f"{where}, step {step.step[0]}",
-        f"layers have unlike numbers of experts: {each}",
-        f"take those of one number with --layers {','.join(map(str, most))}, or, if experts without a row were idle, "
-        "take them as idle with --idle-experts",
-    )
+    way_out = f"take those of one number with --layers {most}, or, if experts without a row were idle, "
+    way_out += "take them as idle with --idle-experts"
+    raise TraceError(f"{where}, step {step.step[0]}", f"layers have unlike numbers of experts: {each}", way_out)
 
 
 def _grid_of(layers: NDArray[np.int64], experts: NDArray[np.int64], where: str, options: ReadOptions) -> Grid:
-    """The grid of these *layers* and *experts*, increasing; raises `TraceError` where an expert is missing.
-
-    The first expert has the number that was given, or else 0, or 1 where no row is of 0.
-    """
+    """The grid of *layers* and *experts*, increasing; raises `TraceError` where an expert is missing."""
     _check_numbers("layer", layers[[0, -1]], where)
     _check_numbers("expert", experts[[0, -1]], where)
     check_layers(layers[[0, -1]].tolist(), where)
     lowest, highest = int(experts[0]), int(experts[-1])
     if lowest < 0:
         raise TraceError(where, "an expert has a negative number", "number them from 0")
+    start = int(lowest == 1 and not (options.experts is not None and highest < options.experts))
     if options.first_expert is not None:
         start = options.first_expert if lowest >= options.first_expert else 0  # positions, which are not numbers
-    else:
-        from_zero = options.experts is not None and highest < options.experts
-        start = 1 if lowest == 1 and not from_zero else 0
     width = options.experts or highest - start + 1
     if highest >= start + width:
         problem = f"expert {highest} is there, and {width} experts from {start} on end with {start + width - 1}"
@@ -159,13 +159,10 @@ def _grid_of(layers: NDArray[np.int64], experts: NDArray[np.int64], where: str, 
     if not options.idle_experts and len(experts) != width:
         gaps = np.flatnonzero(experts != start + np.arange(len(experts)))
         missing = start + int(gaps[0] if gaps.size else len(experts))
-        first = f"say where their numbers begin with --first-expert {experts[0]}, " if experts[0] > start else ""
-        raise TraceError(
-            where,
-            f"expert {missing} is missing",
-            f"{first}take experts without a row as idle with --idle-experts (and --experts N for the last), "
-            "or log every expert of every layer in every step",
-        )
+        way_out = f"say where their numbers begin with --first-expert {experts[0]}, " if experts[0] > start else ""
+        way_out += "take experts without a row as idle with --idle-experts (and --experts N for the last), "
+        way_out += "or log every expert of every layer in every step"
+        raise TraceError(where, f"expert {missing} is missing", way_out)
     grid = Grid(layers, width, start)
     # Complete steps have as many cells as the grid, so only a made-up file wants much here.
     require(grid.cells * 32, where, f"a step of {len(layers):,} layers of {width:,} experts", "check its rows")
@@ -204,66 +201,153 @@ def _scatter(
 ) -> Block:
     """The block of cells in any order within their steps; incomplete steps are left out if that is accepted."""
     shape = (len(steps), len(grid.layers), grid.experts)
-    cell = _places(cells, grid, steps, where)
+    first, last = grid.first_expert, grid.first_expert + grid.experts - 1
+    at_layer = np.searchsorted(grid.layers, cells.layer).clip(max=len(grid.layers) - 1)
+    for i in np.flatnonzero(grid.layers[at_layer] != cells.layer)[:1]:
+        problem = f"layer {cells.layer[i]} is there, but was missing in an earlier step"
+        way_out = "leave steps without it out with --accept incomplete, or choose others with --layers"
+        raise TraceError(f"{where}, step {cells.step[i]}", problem, way_out)
+    for i in np.flatnonzero((cells.expert < first) | (cells.expert > last))[:1]:
+        problem = f"expert {cells.expert[i]} is there, but other steps have experts {first} to {last}"
+        way_out = "if the others were idle, take experts without a row as idle with --idle-experts; "
+        way_out += "if layers have unlike numbers of experts, choose those of one number with --layers"
+        raise TraceError(f"{where}, step {cells.step[i]}, layer {cells.layer[i]}", problem, way_out)
+    # Where each cell lies in (step, layer, expert) order, shape (cells,).
+    cell = (np.searchsorted(steps, cells.step) * len(grid.layers) + at_layer) * grid.experts + cells.expert - first
     hits = np.bincount(cell, minlength=len(steps) * grid.cells).reshape(shape)
     there = np.asarray(hits.any(axis=2))  # (steps, layers)
-    incomplete = np.asarray(~there.all(axis=1))  # (steps,)
-    if "incomplete" in options.accept and incomplete.any():
+    incomplete = np.asarray(~there.all(axis=1)) & ("incomplete" in options.accept)  # (steps,)
+    if incomplete.any():
         layer = grid.layers[~there[incomplete][0]][0]
         evidence = f"layer {layer} is missing, and the step is left out"
         collector.note("incomplete", f"step {steps[incomplete][0]}", evidence, int(incomplete.sum()))
-    else:
-        incomplete[:] = False
     wrong = (hits != 1) & ~incomplete[:, None, None]
     if options.idle_experts:
         wrong &= (hits > 1) | ~there[:, :, None]
-    if wrong.any():
-        step, layer, expert = np.argwhere(wrong)[0]
-        place = f"{where}, step {steps[step]}, layer {grid.layers[layer]}"
+    for step, layer, expert in np.argwhere(wrong)[:1]:
         if hits[step, layer, expert] > 1:
-            raise TraceError(
-                place,
-                f"expert {expert + grid.first_expert} is there {hits[step, layer, expert]} times",
-                "keep one row for each step, layer and expert; name columns that were not recognised with "
-                "--column step=NAME or layer=NAME; ranks in one file go into a file each, for --merge",
-            )
-        if not there[step, layer]:
-            raise TraceError(
-                place,
-                "the layer is missing in this step (incomplete)",
-                "leave such steps out with --accept incomplete, or choose other layers with --layers",
-            )
-        raise TraceError(
-            place,
-            f"there are {np.count_nonzero(hits[step, layer])} experts where others have {grid.experts}",
-            "take experts without a row as idle with --idle-experts, or log every expert of every layer",
-        )
+            problem = f"expert {expert + first} is there {hits[step, layer, expert]} times"
+            way_out = "keep one row for each step, layer and expert; name columns that were not recognised with "
+            way_out += "--column step=NAME or layer=NAME; ranks in one file go into a file each, for --merge"
+        elif not there[step, layer]:
+            problem = "the layer is missing in this step (incomplete)"
+            way_out = "leave such steps out with --accept incomplete, or choose other layers with --layers"
+        else:
+            n = np.count_nonzero(hits[step, layer])
+            problem = f"there are {n} experts where others have {grid.experts}"
+            way_out = "take experts without a row as idle with --idle-experts, or log every expert of every layer"
+        raise TraceError(f"{where}, step {steps[step]}, layer {grid.layers[layer]}", problem, way_out)
     counts = np.zeros(hits.size, np.int64)
     counts[cell] = cells.count
     return Block(steps[~incomplete], counts.reshape(shape)[~incomplete])
 
 
-def _places(cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str) -> NDArray[np.int64]:
-    """Where each cell lies in (step, layer, expert) order, shape (cells,)."""
-    layer = np.searchsorted(grid.layers, cells.layer).clip(max=len(grid.layers) - 1)
-    unknown = np.flatnonzero(grid.layers[layer] != cells.layer)
-    if unknown.size:
-        i = unknown[0]
-        raise TraceError(
-            f"{where}, step {cells.step[i]}",
-            f"layer {cells.layer[i]} is there, but was missing in an earlier step",
-            "leave steps without it out with --accept incomplete, or choose others with --layers",
+# --- steps that go backwards -------------------------------------------------------------------
+
+
+@dataclass
+class Run:
+    """A stretch of a stream in which steps never go backwards: the *cells* in it, and how many each step has."""
+
+    first: int
+    last: int
+    cells: int = 0
+    steps: Counter[int] = field(default_factory=Counter)
+    layers: set[int] = field(default_factory=set)
+    experts: set[int] = field(default_factory=set)
+
+    def repeats(self, before: Run) -> bool:
+        """Whether this run writes whole steps of *before* again, all from some step on."""
+        whole = len(before.layers) * len(before.experts)
+        again = {step for step in before.steps if self.first <= step <= self.last}
+        mine = {step for step in self.steps if step <= before.last}
+        return (
+            bool(mine)
+            and again == mine
+            and (self.layers, self.experts) == (before.layers, before.experts)
+            and all(self.steps[step] == whole for step in mine)
+            # A run that was killed may have left its last step half written.
+            and all(n == whole for step, n in before.steps.items() if step != before.last)
         )
-    expert = cells.expert - grid.first_expert
-    unknown = np.flatnonzero((expert < 0) | (expert >= grid.experts))
-    if unknown.size:
-        i = unknown[0]
-        raise TraceError(
-            f"{where}, step {cells.step[i]}, layer {cells.layer[i]}",
-            f"expert {cells.expert[i]} is there, but other steps have experts "
-            f"{grid.first_expert} to {grid.first_expert + grid.experts - 1}",
-            "if the others were idle, take experts without a row as idle with --idle-experts; "
-            "if layers have unlike numbers of experts, choose those of one number with --layers",
-        )
-    places: NDArray[np.int64] = (np.searchsorted(steps, cells.step) * len(grid.layers) + layer) * grid.experts + expert
-    return places
+
+
+def in_order(source: Source) -> Source:
+    """The same source with the steps of every stream in order.
+
+    Where whole steps are written again after steps went back, the last ones count, and a finding says so; any other
+    order is sorted, or raises `TraceError` while it is read where there are too many rows.
+    """
+    if isinstance(source, Merged):
+        return replace(source, parts=tuple(in_order(part) for part in source.parts))
+    runs = _runs_of(source.cells())
+    if len(runs) == 1:
+        return source
+    if len(runs) <= MOST_RUNS and all(after.repeats(before) for before, after in pairwise(runs)):
+        return replace(source, cells=lambda: _resumed(source, runs))
+    return replace(source, cells=lambda: _sorted(source))
+
+
+def _runs_of(cells: Iterable[Cells]) -> list[Run]:
+    """The runs of a stream, up to one more than `MOST_RUNS`."""
+    runs: list[Run] = []
+    for piece in cells:
+        # Only as many borders as matter.
+        back = (np.flatnonzero(piece.step[1:] < piece.step[:-1]) + 1).tolist()[: MOST_RUNS + 1]
+        for a, b in pairwise([0, *back, len(piece.step)]):
+            if a == b:
+                continue
+            part = piece.part(a, b)
+            if not runs or part.step[0] < runs[-1].last:
+                runs.append(Run(int(part.step[0]), int(part.step[0])))
+            run = runs[-1]
+            run.cells, run.last = run.cells + b - a, int(part.step[-1])
+            run.steps.update(dict(zip(*(found.tolist() for found in np.unique(part.step, return_counts=True)))))
+            run.layers.update(np.unique(part.layer).tolist())
+            run.experts.update(np.unique(part.expert).tolist())
+            if len(runs) > MOST_RUNS:
+                return runs
+    return runs
+
+
+def _sorted(reading: Reading) -> Iterator[Cells]:
+    """The cells in the order of their steps; those of one step stay in the order they came in."""
+    query = "sort them while they are read, as with --sql 'SELECT step, layer, expert, tokens FROM ... ORDER BY step'"
+    held: list[Cells] = []
+    n = 0
+    for piece in reading.cells():
+        held.append(piece)
+        n += len(piece.step)
+        if n > MOST_SORTED:
+            problem = f"its rows are not in the order of their steps, and over {MOST_SORTED:,} are too many to sort"
+            raise TraceError(reading.where, problem, query)
+        require(n * 96, reading.where, f"sorting over {n:,} rows by step", query)
+    whole = joined(held)
+    held.clear()
+    order = np.argsort(whole.step, kind="stable")
+    for start in range(0, len(order), PIECE_CELLS):
+        rows = order[start : start + PIECE_CELLS]
+        yield Cells(*(column[rows] for column in whole))
+
+
+def _resumed(reading: Reading, runs: list[Run]) -> Iterator[Cells]:
+    """The stream without the steps that a later run writes again."""
+    starts = [run.first for run in runs]
+    for i, (before, after) in enumerate(pairwise(runs), 1):
+        reached = max(run.last for run in runs[i:])
+        # From its first step again, or ending early, it may as well be another rank or a mistake.
+        name = "repeated" if after.first <= runs[0].first or reached < before.last else "restart"
+        again = f"steps {after.first} to {min(before.last, reached)} are there again after step {before.last}"
+        lost = f"; steps {reached + 1} to {before.last} of the run that was given up are left out"
+        reading.collector.note(name, f"step {after.first}", again + (lost if reached < before.last else ""))
+    at = done = 0
+    for piece in reading.cells():
+        start = 0
+        while start < len(piece.step):
+            while done == runs[at].cells:
+                at, done = at + 1, 0
+            size = min(len(piece.step) - start, runs[at].cells - done)
+            part = piece.part(start, start + size)
+            end = min(starts[at + 1 :], default=None)
+            keep = size if end is None else int(np.searchsorted(part.step, end, "left"))
+            yield part.part(0, keep)
+            start, done = start + size, done + size

@@ -18,7 +18,7 @@ Merge = Literal["sum", "experts", "layers", "steps"]
 
 
 class Cells(NamedTuple):
-    """A piece of a log, one entry per (step, layer, expert); all four arrays of shape (cells,)."""
+    """A piece of a log, an entry for each step, layer and expert; all four arrays of shape (cells,)."""
 
     step: Steps
     layer: NDArray[np.int64]
@@ -44,14 +44,13 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What to take of a dump of any format, and which totals it should have; settings of a format are its own.
+    """What to take of a dump of any format, and which totals it should have.
 
-    *tokens_per_step* is what one layer routes in one step, *top_k* times its *tokens*: totals are checked
-    against it, and a format with a setting of that name gets it, as it gets *tokens*, *top_k* and *experts*, how
-    many a layer has. *merge* says how many sources become one trace, *bin* how many passes one step; *layers*,
-    *first* and *last* select from the source, before that. *idle_experts* takes an expert without a row as idle,
-    *difference* the source as counters that are not reset in every step; *first_expert* is the number of the first
-    expert. *accept* names the findings that do not stop the reading. *settings* are those of the format, by name.
+    *tokens_per_step* is what one layer routes in one step, *top_k* times its *tokens*: totals are checked against it. A
+    format that has settings called like it, *tokens*, *top_k* or *experts* (of a layer) gets them. *merge* is how
+    several sources become one trace, *bin* how many passes one step; *layers*, *first* and *last* select from the
+    source, before that. With *idle_experts* an expert without a row had no tokens; with *difference* the source holds
+    counters that are not reset. *accept* names findings that do not stop the reading, *settings* are the format's own.
     """
 
     tokens_per_step: int | None = None
@@ -87,9 +86,9 @@ class ReadOptions:
 class Reading:
     """A dump about to be read: *cells* starts the stream anew each time it is called.
 
-    *rows* is the number of cells where the format knows it beforehand, for progress; *where* names
-    the dump in errors; *collector* collects what the stream shows as it passes. *steps_are_implicit* is whether the
-    reader counted the steps from 1, because the dump does not name them. *layer_findings* are those about some layers.
+    *rows* is the number of cells where it is known, *where* names the dump in errors, *collector* gets what the stream
+    shows. *steps_are_implicit* is whether steps are counted from 1, as the dump names none; *layer_findings* are those
+    of some layers.
     """
 
     cells: Callable[[], Iterator[Cells]]
@@ -164,29 +163,13 @@ class NothingSelected(TraceError):
     """A source has none of the layers, or of the steps, that were asked for."""
 
 
-@dataclass
-class Available:
-    """The layers that passed by, and the first and the last step: what there is to select from."""
-
-    layers: set[int] = field(default_factory=set)
-    first: int | None = None
-    last: int | None = None
-
-    def add(self, cells: Cells) -> None:
-        """Go on with *cells*, of which there is at least one."""
-        self.layers.update(np.unique(cells.layer).tolist())
-        low, high = int(cells.step.min()), int(cells.step.max())
-        self.first = low if self.first is None else min(low, self.first)
-        self.last = high if self.last is None else max(high, self.last)
-
-    def no_layer(self, where: str, layer: int) -> NothingSelected:
-        """The error that *where* lacks this layer, with those that it has."""
-        way_out = f"choose --layers among {shown(sorted(self.layers), 20)}"
-        return NothingSelected(where, f"has no layer {layer}", way_out)
+def no_layer(where: str, layer: int, layers: set[int]) -> NothingSelected:
+    """The error that *where* lacks this layer, with those that it has."""
+    return NothingSelected(where, f"has no layer {layer}", f"choose --layers among {shown(sorted(layers), 20)}")
 
 
-def selected(source: Source, options: ReadOptions, available: Available) -> Source:
-    """The same source with the layers and steps of *options* alone; *available* gets what there was.
+def selected(source: Source, options: ReadOptions, available: set[int]) -> Source:
+    """The same source with the layers and steps of *options* alone; *available* gets the layers that there are.
 
     No first step is cut off where counters are subtracted: the one after it needs it.
     """
@@ -197,12 +180,16 @@ def selected(source: Source, options: ReadOptions, available: Available) -> Sour
         return replace(source, parts=tuple(selected(part, options, available) for part in source.parts))
 
     def cells() -> Iterator[Cells]:
-        mine, kept = Available(), False
+        mine: set[int] = set()
+        steps: list[int] = []
+        kept = False
         for piece in source.cells():
             if not len(piece.step):
                 continue
-            mine.add(piece)
-            available.add(piece)
+            layers = np.unique(piece.layer).tolist()
+            mine.update(layers)
+            available.update(layers)
+            steps = [min([*steps, int(piece.step.min())]), max([*steps, int(piece.step.max())])]
             inside = np.isin(piece.layer, options.layers) if options.layers else np.ones(len(piece.step), bool)
             if first is not None:
                 inside &= piece.step >= first
@@ -211,11 +198,11 @@ def selected(source: Source, options: ReadOptions, available: Available) -> Sour
             if inside.any():
                 kept = True
                 yield piece if inside.all() else Cells(*(column[inside] for column in piece))
-        if kept or not mine.layers:
+        if kept or not mine:
             return
-        if options.layers and mine.layers.isdisjoint(options.layers):
-            raise mine.no_layer(source.where, min(options.layers))
-        steps = f"choose other --steps: it has {mine.first} to {mine.last}"
-        raise NothingSelected(source.where, "has no step left", steps)
+        if options.layers and mine.isdisjoint(options.layers):
+            raise no_layer(source.where, min(options.layers), mine)
+        way_out = f"choose other --steps: it has {steps[0]} to {steps[1]}"
+        raise NothingSelected(source.where, "has no step left", way_out)
 
     return replace(source, cells=cells, rows=None)

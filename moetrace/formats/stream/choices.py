@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from moetrace.doctor.catalogue import finding
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import require
+from moetrace.formats.stream.arrays import COUNTS_KEYS, Array
 from moetrace.formats.stream.blocks import BLOCK_CELLS
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells, starts_of
+from moetrace.formats.stream.columns import simple_name
 from moetrace.trace import Finding
 
 # Different numbers that a log may choose; beyond that they are not experts.
@@ -26,6 +29,21 @@ FEW = 1 << 16
 # number that is beyond twice as many experts.
 MAXIMA = (2**8 - 1, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 NEAR, FAR = 8, 64
+
+# What people call choices.
+CHOICE_NAMES = (
+    "topkids", "topkindices", "topindices", "indices", "expertids", "selectedexperts", "chosenexperts",
+    "routedexperts", "topkexperts",
+)  # fmt: skip
+# Choices of an array counted at a time, and numbers of one looked at to distinguish choices from counts.
+BATCH_CHOICES = 1 << 18
+LOOKED_AT = 1 << 16
+# Rows of an array that it takes to decide, and experts that a layer may have.
+LEAST_ROWS = 100
+MOST_CHOSEN = 1024
+# Totals of steps may differ by so much of their mean: dropped tokens and ragged batches move them by a few percent,
+# numbers of experts that are added up by far more.
+TOTALS_VARY = 0.1
 
 
 class Choices(NamedTuple):
@@ -43,6 +61,10 @@ class Choices(NamedTuple):
         return Choices(None if self.step is None else self.step[rows], self.layer[rows], self.expert[rows])
 
 
+Pieces = Callable[[], Iterator[Choices]]
+"""Opens a routing log anew each time it is called."""
+
+
 def side_by_side(flat: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """The choices (rows, k) of lists of *sizes* (rows,) one after the other in *flat*; -1 where one is shorter."""
     sizes = sizes.astype(np.int64)
@@ -54,15 +76,51 @@ def side_by_side(flat: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[n
     return rows
 
 
+# --- arrays ------------------------------------------------------------------------------------
+
+
+def names_choices(text: str) -> bool:
+    """Whether a name is one of choices."""
+    return any(name in simple_name(text) for name in CHOICE_NAMES if name != "indices")
+
+
+def choices_in(arrays: Mapping[str, Array]) -> str | None:
+    """The array of choices among *arrays* by its name, where none is of counts."""
+    return None if set(arrays) & set(COUNTS_KEYS) else next(filter(names_choices, arrays), None)
+
+
+def may_be_choices(array: Array) -> bool:
+    """Whether the numbers of an array of two or three dimensions are more likely experts than counts of them.
+
+    By its beginning: tokens of steps add up to about the same, and to the same in all layers of one; numbers of
+    experts do not.
+    """
+    shape = array.shape
+    if len(shape) not in (2, 3) or array.dtype.kind not in "iu" or shape[0] < LEAST_ROWS or 0 in shape:
+        return False
+    head = next(array.rows(max(LEAST_ROWS, LOOKED_AT // math.prod(shape[1:])))).astype(np.int64)
+    highest = int(head.max())
+    few = highest < MOST_CHOSEN and head.min() >= -1 and len(np.unique(head)) > highest // 2
+    totals = head.sum(axis=-1)
+    spread = totals.std() if len(shape) == 2 else totals.std(axis=1).mean()
+    return bool(few and shape[-1] < MOST_CHOSEN and spread > TOTALS_VARY * totals.mean())
+
+
+def array_choices(array: Array, by_layer: bool) -> Iterator[Choices]:
+    """The choices of an array (tokens, layers, k), or (tokens, layers) if it is *by_layer*, else (tokens, k)."""
+    layers, k = (array.shape[1], math.prod(array.shape[2:])) if by_layer else (1, array.shape[1])
+    for part in array.rows(max(1, BATCH_CHOICES // (layers * k))):
+        if part.dtype == np.uint64:
+            part = np.minimum(part, np.iinfo(np.int64).max)
+        yield Choices(None, np.tile(np.arange(layers), len(part)), part.astype(np.int64).reshape(-1, k))
+
+
 # --- what a log holds --------------------------------------------------------------------------
 
 
 @dataclass
 class LayerChoices:
-    """What the tokens of one layer chose: rows, rows with an expert twice, those of one expert alone, and all experts.
-
-    *by_all* are the experts that every token chose.
-    """
+    """What the tokens of one layer chose: *repeated* rows have one expert twice, *by_all* is what every row chose."""
 
     rows: int = 0
     repeated: int = 0
@@ -115,11 +173,6 @@ class Census:
             raise TraceError(where, "holds no chosen expert", "is it the right file?")
         return census
 
-    @property
-    def ids(self) -> list[int]:
-        """The numbers that were chosen, increasing."""
-        return sorted(self.counts)
-
     def findings(self, layers: Sequence[int]) -> tuple[Finding, ...]:
         """What is odd about what is chosen in *layers*."""
         those = {layer: self.by_layer[layer] for layer in layers if layer in self.by_layer}
@@ -151,27 +204,35 @@ class Census:
 # --- counting ----------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the user says of a log of choices: *tokens* of a layer that are a step, where the log names none.
+
+    *experts* is how many a layer has, *ignore* a number that is not a routed expert, *top_k* how many a token chooses.
+    """
+
+    tokens: int | None
+    experts: int | None
+    ignore: int | None
+    top_k: int | None
+
+
 def choices_reading(
-    pieces: Callable[[], Iterator[Choices]],
+    pieces: Pieces,
     where: str,
-    *,
-    tokens: int | None = None,
-    experts: int | None = None,
-    ignore: int | None = None,
+    asked: Asked,
+    assumptions: tuple[str, ...] = (),
     census: Census | None = None,
     at_least: int = 0,
-    top_k: int | None = None,
-    assumptions: tuple[str, ...] = (),
 ) -> Reading:
-    """The reading of a routing log that *pieces* opens anew each time it is called.
+    """The reading of a routing log; *at_least* is how many experts others have that it is merged with.
 
-    *tokens* of a layer are a step where none is named, *experts* a layer; *ignore* is a number that is not a routed
-    expert. *census* is what is known of the log, *at_least* how many experts others have that it is merged with.
-    Raises `TraceError` when an expert was chosen beyond the experts there should be, or far beyond all others, and
+    Raises `TraceError` when an expert was chosen beyond those there should be, or far beyond all others, and
     `SettingError` where the number to ignore was never chosen.
     """
+    experts, ignore = asked.experts, asked.ignore
     found = census or Census.of(pieces(), where)
-    layers, real = sorted(found.by_layer), found.ids
+    layers, real = sorted(found.by_layer), sorted(found.counts)
     chosen = pieces
     if ignore is not None:
         if ignore not in found.counts:
@@ -192,10 +253,17 @@ def choices_reading(
         layers = [layer for layer in layers if not found.by_layer[layer].experts <= {ignore}]
         real = real[:-1] if everywhere else real
         found = Census.of(chosen(), where)
-    _check_highest(real, experts, where)
+    highest, before = real[-1], real[-2] if len(real) > 1 else real[-1]
+    if experts is not None and highest >= experts:
+        way_out = f"with --experts {experts} the last is one less; leave a number that is not a routed expert out with "
+        raise TraceError(where, f"expert {highest} was chosen", f"{way_out}--ignore {highest}")
+    if experts is None and highest - before > (NEAR if highest in MAXIMA else max(FAR, before + 1)):
+        problem = f"expert {highest} is far beyond all others, which end with {before}: an expert, or padding"
+        way_out = f"leave it out with --ignore {highest}, or give the number of experts with --experts N"
+        raise TraceError(where, problem, way_out)
     n = experts or max(at_least, real[-1] + 1)
     if experts is None:
-        assumptions = (*assumptions, f"{n} experts: the highest that was chosen is {real[-1]}")
+        assumptions = (*assumptions, f"{n} experts: the highest that was chosen is {highest}")
     require(len(layers) * n * 64, where, f"a step of {len(layers):,} layers of {n:,} experts", "check its numbers")
 
     def inside() -> Iterator[Choices]:
@@ -204,28 +272,13 @@ def choices_reading(
             yield piece if rows.all() else piece.part(rows)
 
     return Reading(
-        lambda: counted(with_steps(inside(), tokens or 1), np.array(layers, np.int64), n),
+        lambda: counted(with_steps(inside(), asked.tokens or 1), np.array(layers, np.int64), n),
         where=where,
         assumptions=assumptions,
-        known={} if top_k is None else {"top_k": top_k},
-        steps_are_implicit=tokens is not None,
+        known={} if asked.top_k is None else {"top_k": asked.top_k},
+        steps_are_implicit=asked.tokens is not None,
         layer_findings=found.findings,
     )
-
-
-def _check_highest(ids: Sequence[int], experts: int | None, where: str) -> None:
-    """Raise `TraceError` where the last of *ids*, increasing, is not one of so many *experts*, or may be padding."""
-    highest, before = ids[-1], ids[-2] if len(ids) > 1 else ids[-1]
-    if experts is not None:
-        if highest >= experts:
-            way = f"with --experts {experts} the last is one less; leave a number that is not a routed expert out with "
-            raise TraceError(where, f"expert {highest} was chosen", f"{way}--ignore {highest}")
-    elif highest - before > (NEAR if highest in MAXIMA else max(FAR, before + 1)):
-        raise TraceError(
-            where,
-            f"expert {highest} is far beyond all others, which end with {before}: an expert, or padding",
-            f"leave it out with --ignore {highest}, or give the number of experts with --experts N",
-        )
 
 
 def with_steps(pieces: Iterable[Choices], tokens: int) -> Iterator[Choices]:

@@ -1,23 +1,37 @@
-"""Columns of Arrow batches as arrays: numbers as they are or as people write them, lists, numbers in names."""
+"""Columns of tables as arrays: numbers as they are or as people write them, numbers in names, lists, and counts."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moetrace.doctor.collector import HALVES, Collector
 from moetrace.errors import TraceError
 from moetrace.formats.arrow import to_numpy
 from moetrace.formats.errors import library_errors
-from moetrace.trace import FLOAT64_EXACT
+from moetrace.formats.stream.text import json_of
+from moetrace.trace import FLOAT64_EXACT, Counts, whole_counts
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+COUNT_NAMES = (
+    "tokens", "count", "counts", "load", "ntokens", "numtokens", "tokencount", "tokensperexpert", "expertcount",
+    "expertcounts", "expertload", "expertdistribution",
+)  # fmt: skip
+SHARE_NAMES = ("share", "shares", "proportion", "fraction", "prob", "frequency")
+# The count of an expert over the mean count of its layer.
+UTILISATION_NAMES = ("utilisation", "utilization", "expertutilization", "expertutilisation")
+PHYSICAL_NAMES = ("physicalcount", "globalphysicalcount", "physicalload")
+VALUE_NAMES = (*COUNT_NAMES, *SHARE_NAMES, *UTILISATION_NAMES, *PHYSICAL_NAMES)
+# How far a share times the tokens of a step may be from a whole count: the rounding error of a
+# float32 share at 500,000 tokens is 0.03.
+WHOLE_TOLERANCE = 0.05
 # A number of a step, a layer or an expert; and one with commas between its thousands, as spreadsheets write it.
 BARE = re.compile(r"\d{1,15}")
 BY_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
@@ -25,147 +39,197 @@ BY_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
 OF_LAYER = re.compile(r"(?:layers?|blocks?|(?<![a-z])h)[._/\[-]?(\d{1,15})", re.IGNORECASE)
 
 
+def simple_name(name: str) -> str:
+    """A column's name in lower case, without punctuation."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
 def is_text(kind: Any) -> bool:
     """Whether an Arrow type is one of text."""
-    import pyarrow as pa
+    import pyarrow.types as types
 
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
 def is_list(kind: Any) -> bool:
     """Whether an Arrow type is one of lists."""
-    import pyarrow as pa
+    import pyarrow.types as types
 
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def holds_lists(values: pa.Array) -> bool:
-    """Whether the cells of a column are lists, or texts of which the first is written like one."""
-    if is_list(values.type):
-        return True
-    first = next((text for text in values.slice(0, 100).to_pylist() if text), "") if is_text(values.type) else ""
-    return first.lstrip().startswith("[")
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
 
 
-def lists_in(values: pa.Array, name: str, row: int, where: str) -> pa.Array:
-    """A column of lists; texts such as ``[3, 0, 5]`` become lists. Raises `TraceError` for any other text."""
-    import pyarrow as pa
+class Rows(NamedTuple):
+    """A batch of rows of the table *where*; *first* is the number of its first row."""
 
-    if values.null_count:
-        raise null(values, name, row, where)
-    if is_list(values.type):
-        return values
-    if not is_text(values.type):
-        raise TraceError(f"{where}, column {name}", f"holds {values.type}", "give a list in each row")
-    lists = []
-    for i, text in enumerate(values.to_pylist()):
+    batch: pa.RecordBatch
+    first: int
+    where: str
+
+    def place(self, name: str, row: int | None = None) -> str:
+        """Where an error is: a column, and a row of this batch."""
+        return f"{self.where}, column {name}" + ("" if row is None else f", row {self.first + row}")
+
+    def null(self, name: str, values: Any) -> TraceError:
+        """The error that the *values* of a column have a gap, and where the first one is."""
+        first = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
+        return TraceError(self.place(name, first), "is null (or NaN)", "every row needs a value")
+
+    def column(self, name: str, gaps: bool = False) -> NDArray[Any]:
+        """A column (rows,), texts that are numbers as such, nulls as NaN if there may be *gaps*; else `TraceError`."""
+        import pyarrow as pa
+
+        values = self.batch.column(name)
+        if values.null_count and not gaps:
+            raise self.null(name, values)
+        if not values.null_count and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+            return to_numpy(values)
+        if pa.types.is_null(values.type):
+            return np.full(len(values), np.nan)
+        if pa.types.is_decimal(values.type):  # as databases add up integers
+            values = values.cast(pa.int64() if values.type.scale == 0 else pa.float64())
         try:
-            found = json.loads(text)
-        except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, list):
-            problem = f"is not a list of numbers: {text[:60]!r}"
-            way_out = "write lists as [3, 0, 5], or take them apart with --sql (docs/recipes.md)"
-            raise TraceError(f"{where}, column {name}, row {row + i}", problem, way_out)
-        lists.append(found)
-    with library_errors(f"{where}, column {name}", "holds lists that are not of numbers", "write counts in them"):
-        return pa.array(lists)
+            found = np.asarray(values.to_numpy(zero_copy_only=False))
+        except (TypeError, NotImplementedError):
+            raise TraceError(self.place(name), f"holds {values.type}", "give numbers") from None
+        return self._as_written(name, found) if is_text(values.type) else found
 
+    def _as_written(self, name: str, texts: NDArray[Any]) -> NDArray[Any]:
+        """Texts that are numbers as spreadsheets write them as numbers, percentages as shares; other texts stay.
 
-def column(batch: pa.RecordBatch, name: str, row: int, where: str, gaps: bool = False) -> NDArray[Any]:
-    """A column (rows,); text that is numbers as people write them becomes numbers.
-
-    Nulls are NaN if there may be *gaps*; else they raise `TraceError`, as do values that are no numbers.
-    """
-    import pyarrow as pa
-
-    values = batch.column(name)
-    if values.null_count and not gaps:
-        raise null(values, name, row, where)
-    if not values.null_count and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
-        return to_numpy(values)
-    if pa.types.is_null(values.type):
-        return np.full(len(values), np.nan)
-    if pa.types.is_decimal(values.type):  # as databases add up integers
-        values = values.cast(pa.int64() if values.type.scale == 0 else pa.float64())
-    try:
-        found = np.asarray(values.to_numpy(zero_copy_only=False))
-    except (TypeError, NotImplementedError):
-        raise TraceError(f"{where}, column {name}", f"holds {values.type}", "give numbers") from None
-    return numbers_as_written(found, name, row, where) if is_text(values.type) else found
-
-
-def null(values: Any, name: str, row: int, where: str) -> TraceError:
-    """The error that a column has a gap, and where the first one is."""
-    first = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
-    return TraceError(f"{where}, column {name}, row {row + first}", "is null (or NaN)", "every row needs a value")
-
-
-def numbers_as_written(texts: NDArray[Any], name: str, row: int, where: str) -> NDArray[Any]:
-    """Texts that are numbers as spreadsheets write them as numbers, percentages as shares; other texts stay.
-
-    A comma sets thousands apart where all of them do, and is a decimal comma otherwise. Raises `TraceError` where
-    only some are percentages.
-    """
-    stripped = ["" if text is None else re.sub(r"[\s\u00a0\u202f']", "", text) for text in texts]
-    percents = np.array([text.endswith("%") for text in stripped])
-    if percents.any() and not percents[[bool(text) for text in stripped]].all():
-        at = row + int(np.argmax(percents))
-        raise TraceError(f"{where}, column {name}, row {at}", "is a percentage, and others are not", "write one kind")
-    plain = [text.rstrip("%") for text in stripped]
-    thousands = all(BY_COMMAS.fullmatch(text) for text in plain if "," in text)
-    try:
-        numbers = [float(text.replace(",", "" if thousands else ".") or "nan") for text in plain]
-    except ValueError:
-        return texts
-    return np.array(numbers) / (100 if percents.any() else 1)
-
-
-def numbers(
-    batch: pa.RecordBatch, name: str, row: int, where: str, in_text: Callable[[str], int | None] | None = None
-) -> NDArray[np.int64]:
-    """A column of steps, layers or experts (rows,): whole numbers, or texts with one number each, like ``expert_3``.
-
-    *in_text* finds the number of a text, if it is another one. Raises `TraceError` for what is no whole number.
-    """
-
-    def only_number(text: str) -> int | None:
-        every = [text] if re.fullmatch(r"-\d{1,15}", text) else BARE.findall(text)
-        return int(every[0]) if len(every) == 1 else None
-
-    values = batch.column(name)
-    if is_text(values.type) and not values.null_count:
-        encoded = values.dictionary_encode()  # each different text is looked at once
-        found = [(in_text or only_number)(text) for text in encoded.dictionary.to_pylist()]
-        if None not in found:
-            by_text: NDArray[np.int64] = np.array(found, np.int64)[to_numpy(encoded.indices)]
-            return by_text
-    array = column(batch, name, row, where)
-    if array.dtype.kind == "O":  # hive partitions and dictionaries arrive as text
+        A comma sets thousands apart where all of them do, and is a decimal comma otherwise.
+        """
+        stripped = ["" if text is None else re.sub(r"[\s\u00a0\u202f']", "", text) for text in texts]
+        percents = np.array([text.endswith("%") for text in stripped])
+        if percents.any() and not percents[[bool(text) for text in stripped]].all():
+            at = self.place(name, int(np.argmax(percents)))
+            raise TraceError(at, "is a percentage, and others are not", "write one kind")
+        plain = [text.rstrip("%") for text in stripped]
+        thousands = all(BY_COMMAS.fullmatch(text) for text in plain if "," in text)
         try:
-            array = array.astype(np.int64)
-        except (TypeError, ValueError, OverflowError):
-            raise TraceError(f"{where}, column {name}", "holds text, not numbers", "give whole numbers") from None
-    if array.dtype.kind == "f":
-        with np.errstate(invalid="ignore"):
-            bad = np.flatnonzero(~(np.abs(array) < FLOAT64_EXACT) | (np.floor(array) != array))
+            numbers = [float(text.replace(",", "" if thousands else ".") or "nan") for text in plain]
+        except ValueError:
+            return texts
+        return np.array(numbers) / (100 if percents.any() else 1)
+
+    def numbers(self, name: str, in_text: Callable[[str], int | None] | None = None) -> NDArray[np.int64]:
+        """A column of steps, layers or experts (rows,): whole numbers, or texts with one each, like ``expert_3``.
+
+        *in_text* finds the number of a text, if it is another one. Raises `TraceError` for what is no whole number.
+        """
+
+        def only_number(text: str) -> int | None:
+            every = [text] if re.fullmatch(r"-\d{1,15}", text) else BARE.findall(text)
+            return int(every[0]) if len(every) == 1 else None
+
+        values = self.batch.column(name)
+        if is_text(values.type) and not values.null_count:
+            encoded = values.dictionary_encode()  # each different text is looked at once
+            found = [(in_text or only_number)(text) for text in encoded.dictionary.to_pylist()]
+            if None not in found:
+                by_text: NDArray[np.int64] = np.array(found, np.int64)[to_numpy(encoded.indices)]
+                return by_text
+        array = self.column(name)
+        if array.dtype.kind == "O":  # hive partitions and dictionaries arrive as text
+            try:
+                array = array.astype(np.int64)
+            except (TypeError, ValueError, OverflowError):
+                raise TraceError(self.place(name), "holds text, not numbers", "give whole numbers") from None
+        if array.dtype.kind == "f":
+            with np.errstate(invalid="ignore"):
+                bad = np.flatnonzero(~(np.abs(array) < FLOAT64_EXACT) | (np.floor(array) != array))
+            if bad.size:
+                problem = f"{array[bad[0]]} is not a whole number"
+                raise TraceError(self.place(name, bad[0]), problem, "give whole numbers")
+        if array.dtype.kind not in "iuf":
+            raise TraceError(self.place(name), f"holds {array.dtype}, not numbers", "give whole numbers")
+        return array.astype(np.int64, copy=False)
+
+    def layers(self, name: str) -> NDArray[np.int64]:
+        """A column of layers (rows,), numbers or names of modules such as ``model.layers.3.mlp``."""
+
+        def layer(text: str) -> int:
+            found = OF_LAYER.search(text)
+            every = BARE.findall(text)
+            if found is None and len(every) != 1:
+                raise TraceError(self.place(name), f"names no layer in {text[:60]!r}", "name layers by numbers")
+            return int(found[1] if found else every[0])
+
+        return self.numbers(name, layer)
+
+    def lists(self, name: str) -> pa.Array:
+        """A column of lists; texts such as ``[3, 0, 5]`` become lists. Raises `TraceError` for any other text."""
+        import pyarrow as pa
+
+        values = self.batch.column(name)
+        if values.null_count:
+            raise self.null(name, values)
+        if is_list(values.type):
+            return values
+        if not is_text(values.type):
+            raise TraceError(self.place(name), f"holds {values.type}", "give a list in each row")
+        texts = values.to_pylist()
+        lists = [json_of(text) for text in texts]
+        for i, text in enumerate(texts):
+            if not isinstance(lists[i], list):
+                way_out = "write lists as [3, 0, 5], or take them apart with --sql (docs/recipes.md)"
+                raise TraceError(self.place(name, i), f"is not a list of numbers: {text[:60]!r}", way_out)
+        with library_errors(self.place(name), "holds lists that are not of numbers", "write counts in them"):
+            return pa.array(lists)
+
+
+def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
+    """Numbers of bfloat16, which NumPy holds as two bytes each, as those of 32 bits."""
+    return (np.ascontiguousarray(values).view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+
+
+@dataclass(frozen=True)
+class Values:
+    """How the values of a dump become counts; *collector* gets the findings about them.
+
+    *tokens* is what a layer routes in a step, *experts* how many a layer has, where they are known.
+    """
+
+    collector: Collector
+    tokens: int | None = None
+    experts: int | None = None
+
+    def counts(self, values: NDArray[Any], column: str, row: int, where: str, kind: str | None = None) -> Counts:
+        """*values* as counts of the same shape; shares become counts where the tokens of a step are known.
+
+        *row* is the number of the first of them, for the `TraceError` that names the first bad one, and *kind* says
+        what they are where the name of their column does not.
+        """
+        simple, at = simple_name(kind or column), f"{where}, column {column}"
+        if values.dtype.kind in "OUS":
+            raise TraceError(at, "holds text, not numbers", "give counts of tokens, as docs/recipes.md shows")
+        if values.dtype.kind == "V" and values.dtype.itemsize == 2:  # as NumPy has bfloat16
+            values = as_float32(values)
+            self.collector.note_half(values, 2 ** HALVES["bfloat16"], "bfloat16", column, row)
+        elif values.dtype == np.float16:
+            self.collector.check_precision(values, column, row)
+            values = values.astype(np.float32)
+        if simple in PHYSICAL_NAMES:
+            self.collector.note("physical", f"column {column}", "counts are of physical experts, replicas apart")
+        if simple in UTILISATION_NAMES and (self.tokens is None or self.experts is None):
+            problem = "holds utilisation, the load over the mean load of the layer, and no totals"
+            raise TraceError(at, problem, "give them with --tokens-per-step N and --experts N, or log counts")
+        if simple in SHARE_NAMES and self.tokens is None:
+            raise TraceError(at, "holds shares, not counts", "give the tokens of a step with --tokens-per-step N")
+        named = simple in (*SHARE_NAMES, *UTILISATION_NAMES)
+        # Where the name does not say it, numbers up to 1 are shares of the tokens that were given.
+        look_like_shares = values.dtype.kind == "f" and values.size and values.max() <= 1
+        if self.tokens is None or not (named or look_like_shares):
+            self.collector.check_precision(values, column, row)
+            return whole_counts(values, where, column, row)
+        tokens_per_unit = self.tokens / (self.experts or 1) if simple in UTILISATION_NAMES else self.tokens
+        scaled = values.astype(np.float64) * tokens_per_unit
+        near = np.rint(scaled)
+        bad = np.argwhere(~(np.abs(scaled - near) <= WHOLE_TOLERANCE) | (near < 0))
         if bad.size:
-            at = f"{where}, column {name}, row {row + bad[0]}"
-            raise TraceError(at, f"{array[bad[0]]} is not a whole number", "give whole numbers")
-    if array.dtype.kind not in "iuf":
-        raise TraceError(f"{where}, column {name}", f"holds {array.dtype}, not numbers", "give whole numbers")
-    return array.astype(np.int64, copy=False)
-
-
-def layers_in(batch: pa.RecordBatch, name: str, row: int, where: str) -> NDArray[np.int64]:
-    """A column of layers (rows,), numbers or names of modules such as ``model.layers.3.mlp``."""
-
-    def layer(text: str) -> int:
-        found = OF_LAYER.search(text)
-        every = BARE.findall(text)
-        if found is None and len(every) != 1:
-            problem = f"names no layer in {text[:60]!r}"
-            raise TraceError(f"{where}, column {name}", problem, "name layers by numbers")
-        return int(found[1] if found else every[0])
-
-    return numbers(batch, name, row, where, layer)
+            first = tuple(int(i) for i in bad[0])
+            raise TraceError(
+                f"{at}, row {row + first[0]}",
+                f"a share of {values[first]} of {tokens_per_unit} tokens is not a whole count",
+                "check --tokens-per-step: it is the tokens routed in one layer in one step (times top-k)",
+            )
+        return near.astype(np.int64)

@@ -1,16 +1,17 @@
-"""Several streams of blocks as one: replicas added up, experts or layers side by side, steps in a row."""
+"""Blocks between the dumps and the trace: parts put together, counters subtracted, passes added up, totals seen."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from moetrace.doctor.collector import Collector
+from moetrace.doctor.catalogue import expectation_findings, roughness_findings, totals_findings
+from moetrace.doctor.collector import Collector, Factor
 from moetrace.errors import TraceError, shown
-from moetrace.formats.location import Location
+from moetrace.formats.location import Location, check_ranks, layer_in_name, rank_in_name, step_in_name
 from moetrace.formats.stream.blocks import Grid, assemble
 from moetrace.formats.stream.cells import (
     Block,
@@ -21,9 +22,14 @@ from moetrace.formats.stream.cells import (
     Reading,
     ReadOptions,
     Source,
+    no_layer,
     readings_of,
 )
-from moetrace.formats.stream.names import check_ranks, layer_in_name, rank_in_name, step_in_name
+from moetrace.trace import Counts, Finding, Steps, check_sums
+
+# Roughness is measured on the first steps alone: so many cells of them, and at least so many steps.
+ROUGH_CELLS = 1 << 20
+ROUGH_STEPS = 100
 
 Stream = tuple[Grid, Iterator[Block]]
 Report = Callable[[int], None]
@@ -31,10 +37,10 @@ Report = Callable[[int], None]
 
 
 def blocks_of(source: Source, options: ReadOptions, report: Report) -> Stream:
-    """The grid and the complete blocks of a source, its parts merged as it says.
+    """The grid and the complete blocks of a source, its parts merged as it says; those without a layer are left out.
 
-    Parts that have none of the layers asked for are left out. Raises `OutOfOrder` where steps go backwards,
-    `TraceError` for holes, repetitions and parts that do not fit together.
+    Raises `OutOfOrder` where steps go backwards, `TraceError` for holes, repetitions and parts that do not fit
+    together.
     """
     if isinstance(source, Reading):
 
@@ -75,11 +81,9 @@ def merged(sources: Sequence[Source], paths: Sequence[Location], how: Merge) -> 
     if how == "steps":
         ranks = {rank_in_name(path) for path in paths if step_in_name(path) is not None} - {None}
         if len(ranks) > 1:
-            raise TraceError(
-                ", ".join(path.name for path in paths[:3]),
-                f"are files of {len(ranks)} ranks, which are not segments of one run",
-                "merge replicas by sum and expert-parallel ranks by experts: files of one rank follow each other",
-            )
+            problem = f"are files of {len(ranks)} ranks, which are not segments of one run"
+            way_out = "merge replicas by sum and expert-parallel ranks by experts: files of one rank follow each other"
+            raise TraceError(", ".join(path.name for path in paths[:3]), problem, way_out)
         return concatenate_segments(sources, where, assumptions)
     layers = [layer_in_name(path) for path in paths]
     if how == "sum" and len(set(layers)) > 1 and None not in layers:
@@ -114,10 +118,7 @@ def _by_number(numbers: Sequence[int | None], sources: Sequence[Source]) -> list
 
 
 def concatenate_segments(sources: Sequence[Source], where: str, assumptions: tuple[str, ...]) -> Reading:
-    """Segments of a run as one stream; where one begins before the end of the last, that is a restart.
-
-    Steps that are only counted are counted on.
-    """
+    """Segments of a run as one stream, where one may go back; steps that are only counted are counted on."""
     readings = [reading for source in sources for reading in readings_of(source)]
     rows = [reading.rows for reading in readings]
     counted_on = len(readings) > 1 and all(reading.steps_are_implicit for reading in readings)
@@ -155,31 +156,25 @@ def _grid(grids: Sequence[Grid], names: Sequence[str], how: Merge) -> Grid:
         raise TraceError(names[odd], problem, "say which with --first-expert")
     for grid, name in zip(grids[1:], names[1:]):
         if how != "layers" and not np.array_equal(grid.layers, first.layers):
-            raise TraceError(
-                name,
-                f"has layers {shown(grid.layers)}, and {names[0]} has {shown(first.layers)}",
-                "parts need the same layers here; pipeline stages are put together with --merge layers, those of "
-                "Megatron-LM in one folder with --stages N",
-            )
+            problem = f"has layers {shown(grid.layers)}, and {names[0]} has {shown(first.layers)}"
+            way_out = "parts need the same layers here; pipeline stages are put together with --merge layers, those of "
+            raise TraceError(name, problem, way_out + "Megatron-LM in one folder with --stages N")
         if how != "experts" and grid.experts != first.experts:
-            raise TraceError(
-                name,
-                f"has {grid.experts} experts, and {names[0]} has {first.experts}",
-                "parts need the same experts here; expert-parallel ranks are merged by experts",
-            )
+            problem = f"has {grid.experts} experts, and {names[0]} has {first.experts}"
+            way_out = "parts need the same experts here; expert-parallel ranks are merged by experts"
+            raise TraceError(name, problem, way_out)
     if how == "experts":
         return replace(first, experts=sum(grid.experts for grid in grids))
-    if how == "layers":
-        layers = np.concatenate([grid.layers for grid in grids])
-        back = np.flatnonzero(np.diff(layers) <= 0)
-        if back.size:
-            part = int(np.searchsorted(np.cumsum([len(grid.layers) for grid in grids]), back[0] + 1, "right"))
-            twice, before = layers[back[0] + 1], layers[back[0]]
-            problem = f"has layer {twice}, and so has the part before it, with layers up to {before}"
+    if how != "layers":
+        return first
+    for before, grid, name in zip(grids, grids[1:], names[1:]):
+        if grid.layers[0] <= before.layers[-1]:
+            problem = (
+                f"has layer {grid.layers[0]}, and so has the part before it, with layers up to {before.layers[-1]}"
+            )
             way_out = "number the layers through the whole model; replicas are merged by sum"
-            raise TraceError(names[part], problem, way_out)
-        return replace(first, layers=layers)
-    return first
+            raise TraceError(name, problem, way_out)
+    return replace(first, layers=np.concatenate([grid.layers for grid in grids]))
 
 
 def _together(
@@ -191,9 +186,7 @@ def _together(
     """
     held: list[Block | None] = [None] * len(streams)
     while True:
-        for i, stream in enumerate(streams):
-            if held[i] is None:
-                held[i] = next(stream, None)
+        held = [next(stream, None) if block is None else block for block, stream in zip(held, streams)]
         there = [block for block in held if block is not None]
         if not there:
             return
@@ -203,52 +196,187 @@ def _together(
             evidence = f"{shown(ended, 2)} ended before step {step}; what others have from there on is left out"
             collector.note("unfinished", f"step {step}", evidence)
             return
-        blocks, held = _with_idle(held, names, collector) if idle else _same_steps(there, names)
-        counts = [block.counts for block in blocks]
+        if idle:  # up to where the first of them ends, filled with zeros to the same steps
+            end = min(int(block.steps[-1]) for block in there)
+            steps = np.unique(np.concatenate([block.steps[block.steps <= end] for block in there]))
+            none = Block(steps[:0], there[0].counts[:0])
+            sizes = [0 if block is None else int(np.searchsorted(block.steps, end, "right")) for block in held]
+            counts = [_filled(block or none, n, steps, name, collector) for block, n, name in zip(held, sizes, names)]
+        else:
+            steps = min((block.steps for block in there), key=len)
+            sizes = [len(steps)] * len(there)
+            _check_same_steps(there, len(steps), names)
+            counts = [block.counts[: len(steps)] for block in there]
+        held = [
+            Block(block.steps[n:], block.counts[n:]) if block and n < len(block.steps) else None
+            for block, n in zip(held, sizes)
+        ]
         whole = sum(counts[1:], counts[0]) if how == "sum" else np.concatenate(counts, 1 if how == "layers" else 2)
-        yield Block(blocks[0].steps, whole)
+        yield Block(steps, whole)
 
 
-def _same_steps(held: Sequence[Block], names: Sequence[str]) -> tuple[list[Block], list[Block | None]]:
-    """The longest common beginning of the blocks, and what is left; raises `TraceError` where their steps differ."""
-    n = min(len(block.steps) for block in held)
-    most = held[0].steps[:n]
-    for block, name in zip(held, names):
-        other = np.flatnonzero(block.steps[:n] != most)
+def _check_same_steps(blocks: Sequence[Block], n: int, names: Sequence[str]) -> None:
+    """Raise `TraceError` where the first *n* steps of the blocks differ."""
+    for block, name in zip(blocks, names):
+        other = np.flatnonzero(block.steps[:n] != blocks[0].steps[:n])
         if other.size:
-            at = int(other[0])
-            raise TraceError(
-                name,
-                f"has step {block.steps[at]} where another part has step {most[at]}",
-                "every part needs the same steps: choose those they share with --steps; if a replica was idle in "
-                "them, --idle-experts takes the steps that it lacks as such",
-            )
-    return [Block(block.steps[:n], block.counts[:n]) for block in held], [_after(block, n) for block in held]
+            at = other[0]
+            problem = f"has step {block.steps[at]} where another part has step {blocks[0].steps[at]}"
+            way_out = "every part needs the same steps: choose those they share with --steps; if a replica was idle in "
+            raise TraceError(name, problem, way_out + "them, --idle-experts takes the steps that it lacks as such")
 
 
-def _after(block: Block, n: int) -> Block | None:
-    """What is left of *block* after *n* steps."""
-    return Block(block.steps[n:], block.counts[n:]) if n < len(block.steps) else None
+def _filled(block: Block, n: int, steps: Steps, name: str, collector: Collector) -> Counts:
+    """The counts of the first *n* steps of *block*, and zeros in the other *steps*."""
+    counts = np.zeros((len(steps), *block.counts.shape[1:]), np.int64)
+    counts[np.searchsorted(steps, block.steps[:n])] = block.counts[:n]
+    if n < len(steps):
+        lacking = np.setdiff1d(steps, block.steps[:n])
+        evidence = f"{name} has no record of this step, and counts as idle in it"
+        collector.note("idle", f"step {lacking[0]}", evidence, len(lacking))
+    return counts
 
 
-def _with_idle(
-    held: Sequence[Block | None], names: Sequence[str], collector: Collector
-) -> tuple[list[Block], list[Block | None]]:
-    """The blocks up to where the first of them ends, filled with zeros to the same steps, and what is left."""
-    there = [block for block in held if block is not None]
-    end = min(int(block.steps[-1]) for block in there)
-    steps = np.unique(np.concatenate([block.steps[block.steps <= end] for block in there]))
-    filled: list[Block] = []
-    rest: list[Block | None] = []
-    for block, name in zip(held, names):
-        n = 0 if block is None else int(np.searchsorted(block.steps, end, "right"))
-        counts = np.zeros((len(steps), *there[0].counts.shape[1:]), np.int64)
-        if block is not None:
-            counts[np.searchsorted(steps, block.steps[:n])] = block.counts[:n]
-        if n < len(steps):
-            lacking = steps if block is None else np.setdiff1d(steps, block.steps[:n])
-            evidence = f"{name} has no record of this step, and counts as idle in it"
-            collector.note("idle", f"step {lacking[0]}", evidence, len(lacking))
-        filled.append(Block(steps, counts))
-        rest.append(None if block is None else _after(block, n))
-    return filled, rest
+@dataclass
+class Summary:
+    """What is needed of the blocks of a trace to find errors in it: totals (steps, layers), the first *enough* steps."""
+
+    layers: Sequence[int]
+    enough: int
+    beginning: list[Block] = field(default_factory=list)
+    totals: list[Counts] = field(default_factory=list)
+    steps: list[Steps] = field(default_factory=list)
+    factor: Factor = field(default_factory=Factor)
+
+    def add(self, block: Block, totals: Counts, largest: int) -> None:
+        """Add the next block: *totals* (steps, layers) are the tokens over all experts, no count is above *largest*."""
+        if sum(map(len, self.steps)) < self.enough:
+            self.beginning.append(block)
+        self.steps.append(block.steps)
+        self.totals.append(totals)
+        self.factor.add(block.counts, largest)
+
+    @property
+    def tokens_per_step(self) -> int | None:
+        """The tokens of a layer in a step, None where they vary."""
+        first = int(self.totals[0].flat[0])
+        return first if all((totals == first).all() for totals in self.totals) else None
+
+    def findings(self, options: ReadOptions) -> list[Finding]:
+        """The findings, also against the tokens that *options* expect of a layer in a step."""
+        totals, steps = np.concatenate(self.totals), np.concatenate(self.steps)
+        found: list[Finding] = []
+        for i, layer in enumerate(self.layers):  # a layer at a time, to use little memory
+            counts = np.concatenate([block.counts[:, i] for block in self.beginning])[: self.enough]
+            if found := roughness_findings(counts, steps[: len(counts)], layer):
+                break
+        found = [*found, *self.factor.findings, *totals_findings(totals, steps, self.layers)]
+        if options.expected is None:
+            return found
+        expected = options.expected * (options.bin or 1)
+        # The last step may be a part of one where passes or tokens were counted into steps.
+        counted = options.bin is not None or options.tokens is not None
+        whole = len(totals) - (counted and len(totals) > 1 and bool((totals[-1] < expected).all()))
+        return found + expectation_findings(totals[:whole], steps[:whole], self.layers, expected)
+
+
+def transformed(
+    stream: Stream, options: ReadOptions, where: str, collector: Collector, available: set[int]
+) -> tuple[Grid, Iterator[Block], Summary]:
+    """The blocks as they go into the trace: counters subtracted, passes added up, none empty.
+
+    *available* are the layers before some were selected. Raises `TraceError` for what does not fit *options*.
+    """
+    grid, blocks = stream
+    for layer in sorted(set(options.layers) - set(grid.layers.tolist())):
+        raise no_layer(where, layer, available)
+    if options.experts not in (None, grid.experts):
+        problem = f"layers have {grid.experts} experts where --experts says {options.experts}"
+        raise TraceError(where, problem, "check --experts, and that no rank is missing")
+    if options.difference:
+        blocks = differences(blocks, options.first, collector)
+    if options.bin is not None:
+        blocks = _binned(blocks, options.bin, where, collector)
+    summary = Summary(grid.layers.tolist(), max(ROUGH_STEPS, ROUGH_CELLS // grid.cells))
+    return grid, _complete_steps(blocks, summary, where, collector, options.accept), summary
+
+
+def differences(blocks: Iterator[Block], first: int | None, collector: Collector) -> Iterator[Block]:
+    """What counters grew by from each step to the next, from 0 to the first, without the steps before *first*.
+
+    Where a count of a layer falls, its counters were reset, and what they hold then is what they grew by.
+    """
+    before: Counts | None = None
+    for steps, counters in blocks:
+        earlier = np.zeros_like(counters[0]) if before is None else before
+        counts = np.diff(counters, axis=0, prepend=earlier[None])
+        reset = np.asarray((counts < 0).any(axis=2))  # (steps, layers)
+        if reset.any():
+            step = int(steps[reset.any(axis=1)][0])
+            times = int(reset.any(axis=1).sum())
+            collector.note("reset", f"step {step}", "counters fall: they were reset, and begin at 0 again", times)
+            counts[reset] = counters[reset]
+        before = counters[-1]
+        start = 0 if first is None else int(np.searchsorted(steps, first))
+        yield Block(steps[start:], counts[start:])
+
+
+def _binned(blocks: Iterator[Block], passes: int, where: str, collector: Collector) -> Iterator[Block]:
+    """Every *passes* logged passes added up into one step, numbered from 1; passes left over are left out."""
+    held: Counts | None = None
+    done = 0
+    for block in blocks:
+        counts = block.counts if held is None else np.concatenate([held, block.counts])
+        n = len(counts) // passes
+        if n:
+            whole = counts[: n * passes].reshape(n, passes, *counts.shape[1:])
+            yield Block(done + 1 + np.arange(n), whole.sum(axis=1))
+        held, done = counts[n * passes :], done + n
+    if held is not None and len(held) and done:
+        evidence = f"the last {len(held):,} passes make no step of {passes:,}, and are left out"
+        collector.note("unfinished", f"step {done + 1}", evidence)
+    elif held is not None and len(held):
+        problem = f"has {len(held):,} passes, which make no step of {passes:,}"
+        raise TraceError(where, problem, f"choose --bin {len(held)} or less")
+
+
+def _complete_steps(
+    blocks: Iterator[Block], summary: Summary, where: str, collector: Collector, accept: Sequence[str]
+) -> Iterator[Block]:
+    """Blocks in which every layer has tokens in every step; others are refused, or left out if that is accepted."""
+    passed = np.zeros(len(summary.layers))
+    for block in blocks:
+        largest = int(block.counts.max(initial=0))
+        check_sums(block.counts, block.steps, summary.layers, where, passed, largest)
+        totals = block.counts.sum(axis=2)  # (steps, layers)
+        passed += totals.sum(axis=0)
+        full = totals.all(axis=1)  # (steps,)
+        if not full.all():
+            step = int(block.steps[np.argmin(full)])
+            if "empty" not in accept:
+                raise _empty(block.steps, totals, summary.layers, where)
+            evidence = "a layer has no tokens, and the step is left out"
+            collector.note("empty", f"step {step}", evidence, int((~full).sum()))
+            block, totals = Block(block.steps[full], block.counts[full]), totals[full]
+        if len(block.steps):
+            summary.add(block, totals, largest)
+            yield block
+    if not summary.steps:
+        raise TraceError(where, "has no step left", "choose other --steps, or accept fewer findings")
+
+
+def _empty(steps: Steps, totals: Counts, layers: Sequence[int], where: str) -> TraceError:
+    """The error that a layer has no tokens in a step, or in any, as dense layers have none."""
+    step, layer = np.argwhere(totals == 0)[0]
+    dense = np.asarray(~totals.any(axis=0))
+    if len(steps) > 1 and dense.any() and not dense.all():
+        others = ",".join(str(number) for number, none in zip(layers, dense) if not none)
+        problem = f"the layer has no tokens in any of the first {len(steps):,} steps (empty), as dense layers have"
+        return TraceError(
+            f"{where}, layer {layers[int(dense.argmax())]}", problem, f"choose others with --layers {others}"
+        )
+    return TraceError(
+        f"{where}, step {steps[step]}, layer {layers[layer]}",
+        "the layer has no tokens at all (empty)",
+        "leave such steps out with --accept empty, or add passes up into steps with --bin N",
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
@@ -15,11 +14,6 @@ import numpy as np
 
 from moetrace.doctor.catalogue import finding
 from moetrace.errors import TraceError
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
-from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.tables import Naming
-from moetrace.formats.stream.values import Values
-from moetrace.formats.stream.wide import match_layout
 from moetrace.trace import Finding
 
 # Bytes of text parsed at a time; a row cannot be longer.
@@ -81,20 +75,19 @@ def whole_lines(path: Path) -> int | None:
     if not last.strip() or not newline:
         return None
     if json_lines:
-        cut = not is_json(last)
+        cut = json_of(last) is None
     else:
         delimiter = max((d.encode() for d in DELIMITERS), key=header.count)
         cut = last.count(delimiter) < header.count(delimiter) and b'"' not in last
     return start + len(before) + 1 if cut else None
 
 
-def is_json(line: str | bytes) -> bool:
-    """Whether *line* is a JSON document."""
+def json_of(line: str | bytes) -> Any:
+    """The JSON document that *line* is, None where it is not one."""
     try:
-        json.loads(line)
+        return json.loads(line)
     except (ValueError, RecursionError):
-        return False
-    return True
+        return None
 
 
 def cut_findings(path: Path) -> tuple[Finding, ...]:
@@ -168,26 +161,6 @@ def check_depth(path: Path) -> None:
                 problem = f"is nested more than {MOST_DEPTH} deep"
                 raise TraceError(f"{path}, line {at}", problem, "log lists of counts, or layers of such lists")
             line, deep = line + int(ends.sum()), int(depth[-1]) if len(depth) else deep
-
-
-def table_reading(
-    where: str,
-    open_batches: Callable[[], Any],
-    values: Values,
-    naming: Naming,
-    assumed: tuple[str, ...] = (),
-    findings: tuple[Finding, ...] = (),
-) -> Reading:
-    """The reading of a table that *open_batches* opens anew each time, as an Arrow batch reader."""
-    with library_errors(where, "cannot be read", WRITE_AGAIN), closing(open_batches()) as batches:
-        schema, first = batches.schema, next(iter(batches), None)
-    layout = match_layout(schema, where, values, naming, first)
-
-    def every() -> Iterator[Any]:
-        with closing(open_batches()) as batches:
-            yield from batches
-
-    return layout.reading(where, every, assumed=assumed, findings=findings)
 
 
 def refuse_empty(path: Path) -> None:

@@ -1,0 +1,241 @@
+"""Arrays in files: `.npy` and `.npz`, read a few steps at a time, and what `torch.save` wrote; nothing is unpickled."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moetrace.doctor.collector import Collector
+from moetrace.errors import TraceError, shown
+from moetrace.formats.errors import library_errors, require
+from moetrace.formats.stream.arrays import Array, array_reading
+from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.columns import Values
+from moetrace.formats.stream.tables import ValueFormat
+
+ZIP_MAGIC = b"PK"
+TORCH_ENDINGS = {".pt", ".pth"}
+MOST_NAMES = 10_000
+# Of the part of an archive of torch that holds its keys; tensors lie beside it.
+MOST_KEYS = 1 << 20
+# How errors of the libraries are put.
+NO_DATA = ("cannot be read as NumPy data", "save plain numbers again; nothing is unpickled")
+
+
+@dataclass(frozen=True)
+class NumpyFormat:
+    """An array of counts (steps, layers, experts), or (steps, experts) for one layer, or one for each layer.
+
+    *tokens_per_step* turns shares into counts, *axes* says what the axes are, such as ``layers,steps,experts``.
+    """
+
+    tokens_per_step: int | None = None
+    axes: str | None = None
+
+    name: ClassVar[str] = "numpy"
+    needs: ClassVar[str] = (
+        ".npy (steps, layers, experts), or (steps, experts) in layer_<N>.npy; or .npz with counts and, where they are "
+        "not 1, 2, ..., steps and layers, or an array for each layer; --axes says which axis is what"
+    )
+
+    def claims(self, path: Path) -> bool:
+        return path.is_file() and path.suffix.lower() in {".npy", ".npz"}
+
+    def read(self, path: Path) -> Reading:
+        """Look at the headers; what is streamed later is read from the file in pieces."""
+        with library_errors(str(path), *NO_DATA):
+            reading = array_reading(arrays_in(path), path, self.axes, Values(Collector(), self.tokens_per_step))
+
+        def cells() -> Iterator[Cells]:
+            with library_errors(reading.where, *NO_DATA):
+                yield from reading.cells()
+
+        return replace(reading, cells=cells)
+
+
+@dataclass(frozen=True)
+class TensorsFormat(ValueFormat):
+    """A tensor of counts, a dict with one, or a dict of tensors by layer, as `torch.save` writes them.
+
+    *axes* says what the axes are, such as ``layers,steps,experts``; *tokens_per_step* turns shares into counts.
+    """
+
+    axes: str | None = None
+
+    name: ClassVar[str] = "torch"
+    needs: ClassVar[str] = (
+        "a .pt file with a tensor (steps, layers, experts), a dict with counts and steps, or tensors by layer; --axes "
+        "says which axis is what; the extra torch"
+    )
+
+    def claims(self, path: Path) -> bool:
+        return is_torch(path)
+
+    def read(self, path: Path) -> Reading:
+        """Take the tensor that is the counts, or those of all layers."""
+        arrays = tensors_in(path)
+        axes = self.axes
+        if {"counts", "total_tokens"} <= set(arrays) and axes is None and len(arrays["counts"].shape) == 2:
+            axes = "layers,experts"  # LMDeploy's
+        return array_reading(arrays, path, axes, self.values())
+
+
+def arrays_in(path: Path) -> dict[str, Array]:
+    """The arrays of a file by name, a lone one as counts; raises `TraceError` for objects, and for one cut short."""
+    if path.suffix.lower() in TORCH_ENDINGS:
+        return tensors_in(path)
+    with library_errors(str(path), *NO_DATA):
+        return stored_arrays(path)
+
+
+# Arrays are known by their headers and read a few rows at a time: NumPy itself would hold an array of an archive whole,
+# and take the memory its header asks for before it looks at what is there.
+
+
+def stored_arrays(path: Path) -> dict[str, Array]:
+    """The arrays of *path* by name, a lone one as counts; raises `TraceError` for objects, and for one cut short."""
+    with path.open("rb") as file:
+        if file.read(2) != ZIP_MAGIC:
+            file.seek(0)
+            return {"counts": _described(file, path, None, path.stat().st_size)}
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > MOST_NAMES:
+            raise TraceError(str(path), f"holds {len(members):,} members", "a trace needs counts, steps and layers")
+        arrays = {}
+        for member in members:
+            with archive.open(member) as packed:
+                name = member.filename.removesuffix(".npy")
+                arrays[name] = _described(packed, path, member.filename, member.file_size)
+        return arrays
+
+
+def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> Array:
+    """What the header at the beginning of *file*, which has *length* bytes, says."""
+    where = str(path) if member is None else f"{path}, array {member}"
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+    if read is None:
+        raise TraceError(where, f"has a header of version {version}", "save plain numbers again")
+    shape, columns_first, dtype = read(file)
+    if dtype.hasobject or not dtype.itemsize:
+        raise TraceError(where, "holds Python objects, not numbers", "save plain numbers; nothing is unpickled")
+    start, size = file.tell(), math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or start + size > length:
+        raise TraceError(
+            where,
+            f"says that its shape is {shape} of {dtype}, but has no such {size:,} bytes",
+            "it is cut or damaged: save it again",
+        )
+
+    def whole() -> NDArray[Any]:
+        way_out = "save it with steps first, in C order"
+        require(4 * size, str(path), "the array, which has to be held whole,", way_out)
+        (data,) = _pieces(path, member, start, [size])
+        return np.frombuffer(data, dtype).reshape(shape, order="F" if columns_first else "C")
+
+    def rows(n: int) -> Iterator[NDArray[Any]]:
+        if columns_first or not shape:
+            yield from Array.held(whole()).rows(n)
+            return
+        row = math.prod(shape[1:]) * dtype.itemsize
+        require(row * 8, str(path), "one step of it", "log steps that fit")
+        for data in _pieces(path, member, start, [row * min(n, shape[0] - a) for a in range(0, shape[0], n)]):
+            yield np.frombuffer(data, dtype).reshape(-1, *shape[1:])
+
+    return Array(shape, dtype, rows, whole)
+
+
+def _pieces(path: Path, member: str | None, start: int, sizes: Sequence[int]) -> Iterator[bytes]:
+    """Pieces of so many bytes of a file, or of a member of it, from *start* on; `TraceError` where it ends early."""
+    with ExitStack() as stack:
+        if member is None:
+            file: IO[bytes] = stack.enter_context(path.open("rb"))
+        else:
+            file = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open(member))
+        left = start
+        while left > 0 and (got := len(file.read(left))):
+            left -= got
+        for size in sizes:
+            data = file.read(size)
+            if len(data) < size:
+                problem = f"ends {size - len(data):,} bytes early"
+                raise TraceError(str(path), problem, "it is cut or damaged: save it again")
+            yield data
+        file.read(1)  # only at its end is the checksum of a member compared
+
+
+def is_torch(path: Path) -> bool:
+    """Whether *path* is called as torch's files are and is an archive."""
+    if not path.is_file() or path.suffix.lower() not in TORCH_ENDINGS:
+        return False
+    with path.open("rb") as file:
+        return file.read(2) == ZIP_MAGIC
+
+
+def keys_of(path: Path) -> bytes:
+    """The part of a `.pt` archive that holds its keys, not unpickled; empty for other files."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(name) as file:
+                return file.read(MOST_KEYS)
+    except Exception:  # noqa: BLE001 - whatever cannot be read has no keys
+        return b""
+
+
+def tensors_in(path: Path) -> dict[str, Array]:
+    """The tensors of a `.pt` file, and its numbers and lists of them, by name."""
+    document = loaded(path)
+    found = document if isinstance(document, dict) else {"counts": document}
+    if len(found) > MOST_NAMES:
+        raise TraceError(str(path), f"holds {len(found):,} names", "a trace needs counts, steps and layers")
+    held = {str(name): tensor_array(value, path) for name, value in found.items()}
+    arrays = {name: Array.held(array) for name, array in held.items() if array is not None}
+    if not arrays:
+        names = shown(list(document)) or "nothing" if isinstance(document, dict) else f"a {type(document).__name__}"
+        raise TraceError(str(path), f"holds {names}", "give a tensor of counts, or a dict of tensors")
+    return arrays
+
+
+def loaded(path: Path) -> Any:
+    """What is in a `.pt` file, tensors as they are; raises `TraceError` without torch, and where it cannot read it."""
+    try:
+        import torch
+    except ImportError as error:
+        raise TraceError(str(path), "is a torch file", 'install torch: pip install "moetrace[torch]"') from error
+    unpacked = 0
+    with suppress(OSError, zipfile.BadZipFile, NotImplementedError, ValueError), zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    require(4 * unpacked, str(path), "what it unpacks to", "record fewer passes in a file")
+    with library_errors(str(path), "cannot be opened", "dump it again; nothing but tensors is read"):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def tensor_array(value: Any, path: Path) -> NDArray[Any] | None:
+    """A tensor, a number or nested lists of them as an array, None for anything else."""
+    import torch
+
+    if isinstance(value, str | bytes | dict) or value is None:
+        return None
+    with library_errors(str(path), "holds no numbers", "dump it again"):
+        if isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
+            value = torch.stack(list(value))
+        if not isinstance(value, torch.Tensor):
+            array = np.asarray(value)
+            return array if array.dtype.kind in "iuf" else None
+        # A tensor may be a view that repeats one number any number of times.
+        require(32 * value.numel(), str(path), f"a tensor of the shape {tuple(value.shape)}", "save fewer steps in it")
+        if value.dtype == torch.bfloat16:
+            return np.asarray(value.detach().view(torch.int16).numpy().view("V2"))
+        if value.is_sparse or value.is_quantized:
+            return None
+        return np.asarray(value.detach().numpy())
