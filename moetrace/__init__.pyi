@@ -42,6 +42,7 @@ from .placement.study import Placement as Placement, place as place
 from .record import Recorder as Recorder
 from .record.follow import follow as follow
 from .report.study import write_report as write_report
+from .residency.study import Residency as Residency, hot as hot
 from .synthetic import Course as Course, settling as settling, synthetic_trace as synthetic_trace
 from .trace import Finding as Finding, LayerLoad as LayerLoad, LoadTrace as LoadTrace, TraceInfo as TraceInfo
 from .workspace.results import ResultFolder as ResultFolder

@@ -23,6 +23,7 @@ COMMANDS = {
     "states": ("states", "--experts", "--sensitivity"),
     "predict": ("predict", "--horizon", "700", *QUICK),
     "place": ("place", "--gpus", "4", "--horizon", "700", *QUICK),
+    "hot": ("hot", "--slots", "2", "--cold", "1", *QUICK),
     "report": ("report", "--horizons", "300,700", "--gpus", "4", *QUICK),
     "export": ("export", "settled", "--to", "csv", "-o", "x.csv", "--force"),
     "remove": ("remove", "settled"),

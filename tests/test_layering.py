@@ -24,6 +24,7 @@ ORDER = [
     "record",
     "forecasting",
     "placement",
+    "residency",
     "workspace",
     "report",
     "cli",

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moetrace.cli import export, ingest, place, predict, report, states, traces
+from moetrace.cli import export, hot, ingest, place, predict, report, states, traces
 from moetrace.cli.options import INTERRUPTED
 from moetrace.cli.output import say
 from moetrace.errors import MoetraceError, SettingError, lacks_memory
@@ -52,7 +52,7 @@ def options(
         os.environ["MOETRACE_DEBUG"] = "1"
 
 
-for module in (ingest, states, predict, report, place, traces, export):
+for module in (ingest, states, predict, report, place, hot, traces, export):
     module.register(app)
 
 

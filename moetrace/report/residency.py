@@ -1,0 +1,164 @@
+"""What is said and drawn of resident sets: which experts to keep in fast memory, for how long, and what is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from moetrace.report.phrases import Answer, percent_whole
+from moetrace.report.screens import Screen
+from moetrace.report.style import BLUE, FAINT, GREEN, GREY, INK, new_figure, one_legend
+from moetrace.report.tables import rows_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+QUESTION = "Which experts to keep?"
+# Above this part of the experts, nearly all of them are active in a step.
+NEARLY_ALL = 0.9
+METHODS = {
+    "refreshed": "set refreshed every {refresh:,} steps",
+    "lru": "LRU cache",
+    "lfu": "LFU cache",
+    "oracle_static": "best set in hindsight",
+    "oracle": "cache with perfect foresight",
+}
+ORDER = (
+    "Steps have several tokens, whose order is not known: caches are replayed by the set of active experts of a step."
+)
+ELSEWHERE = "An expert that is cold in this trace may be one that another workload needs: record that workload, too."
+
+
+def kept(answer: Mapping[str, Any]) -> Answer:
+    """The answer of a row of ``answer`` of ``hot --json``."""
+    per_layer, experts, layers = answer["slots"], answer["experts"], answer["layers"]
+    what = f"{per_layer:,.0f} of {experts:,} experts per layer"
+    if answer["allocation"] == "by_load":
+        what = f"{per_layer * layers:,.0f} of {experts * layers:,} experts, divided over the layers by load,"
+    interval = _interval(answer, " (95% interval {:.1f} to {:.1f}%)")
+    sentence = f"Keeping {what} covers {_points(answer['hit_rate'])} of token choices{interval}"
+    active = f"{_points(answer['active_hit_rate'])} of the experts active in a step"
+    if answer["worth"] == "unknown":
+        sentence += f" and {active}. Not enough evidence for a verdict: record more steps."
+    elif answer["worth"] == "neither":
+        chance = f"as many experts taken at random would cover {_points(per_layer / experts)}"
+        sentence += f" and {active}; {chance}. Not worth it: no experts are hot enough."
+    elif answer["worth"] == "compute":
+        nearly = answer["active"] > NEARLY_ALL * experts
+        why = f": with {_tokens(answer['tokens'])} per expert and step, nearly all are" if nearly else ""
+        sentence += f", but only {active}{why}. Worth it for computing the rest on a CPU, not for loading."
+    else:
+        missed = answer["active"] * (1 - answer["active_hit_rate"])
+        sentence += f" and {active}. Worth it: a step loads {missed:,.1f} instead of {answer['active']:,.1f} experts "
+        sentence += "per layer."
+    return Answer(QUESTION, percent_whole(answer["hit_rate"]), sentence)
+
+
+def kept_notes(answer: Mapping[str, Any], cold: pd.DataFrame, curve: pd.DataFrame) -> list[str]:
+    """What stands below the table, a paragraph each: knee, how long a set holds, what more would gain, what is left."""
+    notes = [f"Up to {answer['knee']:,} experts per layer each has more than the mean load (the knee of the curve)."]
+    when = "" if answer["ends"] == "unknown" else f" chosen while {answer['ends']}"
+    holds = answer["holds"] or answer["reach"]
+    end = "" if answer["holds"] else ", as far as the trace shows"
+    notes[0] += f" A set{when} covers within 1 point of a new one for {holds:,} steps{end}."
+    gains = [f"choosing the set anew every {answer['refresh']:,} steps {_gain(answer['refreshed'])}"]
+    if answer["by_load"] is not None:
+        gains.append(f"dividing the same slots unequally over the layers {_gain(answer['by_load'])}")
+    notes.append(f"Token choices covered: {', '.join(gains)}.")
+    left = max(0.0, answer["hindsight"] - answer["hit_rate"])
+    notes.append(
+        f"The best set in hindsight covers {_points(answer['hindsight'])}: no forecast of a set for "
+        f"{answer['horizon']:,} steps can gain more than {100 * left:.1f} points. Active experts resident: "
+        f"{_points(answer['lru'])} in an LRU cache, {_points(answer['oracle'])} with perfect foresight."
+    )
+    if answer["tokens"] * answer["experts"] > answer["active"]:
+        notes.append(ORDER)
+    if len(cold):
+        number = int(cold.groupby("layer").size().iloc[0])
+        (row,) = rows_of(curve[curve["slots"] == answer["experts"] - number])
+        notes.append(
+            f"Removing the {number:,} coldest experts of every layer would have cost {_points(1 - row['hit_rate'])} of "
+            f"the token choices that followed, {_points(1 - row['worst_layer'])} in the worst layer. {ELSEWHERE}"
+        )
+    return notes
+
+
+def kept_screen(answer: Mapping[str, Any], frames: Mapping[str, pd.DataFrame]) -> Screen:
+    """The answer, and what each method covers: the sets by forecasts, best first, then caches and oracles."""
+    names = list(METHODS)
+    equal = max(1, int(answer["slots"]))
+    rows = sorted(
+        (
+            row
+            for row in rows_of(frames["summary"])
+            if row["state"] == "all" and (row["allocation"] == "by_load" or row["slots"] == equal)
+        ),
+        key=lambda row: (names.index(row["method"]) if row["method"] in METHODS else -1, -row["hit_rate"]),
+    )
+    cells = [
+        {
+            "experts kept": METHODS.get(row["method"], f"set by {row['method']}").format(**answer)
+            + (", unequal slots" if row["allocation"] == "by_load" else ""),
+            "token choices": _points(row["hit_rate"]) + _interval(row, " [{:.1f}, {:.1f}]"),
+            "active experts": _points(row["active_hit_rate"]),
+            "loads/step, layer": f"{row['loads']:,.1f}",
+        }
+        | ({"ms/step": f"{row['ms_per_step']:,.3g}"} if row["ms_per_step"] == row["ms_per_step"] else {})
+        for row in rows
+    ]
+    columns = [(heading, [cell[heading] for cell in cells]) for heading in cells[0]] if cells else []
+    notes = kept_notes(answer, frames["cold"], frames["curve"])
+    return Screen(f"{answer['trace']}: {kept(answer).sentence}", columns, notes=notes)
+
+
+def _points(rate: float) -> str:
+    return f"{100 * rate:.1f}%"
+
+
+def _gain(rate: float) -> str:
+    return f"{round(100 * rate, 1) + 0.0:+.1f} points"
+
+
+def _tokens(tokens: float) -> str:
+    return f"{tokens:,.0f} tokens" if tokens >= 2 else f"{tokens:.2g} tokens"
+
+
+def _interval(row: Mapping[str, Any], form: str) -> str:
+    """The 95% interval of the hit rate in that *form*, where it is known."""
+    low, high = row["hit_rate_low"], row["hit_rate_high"]
+    return form.format(100 * low, 100 * high) if low == low else ""
+
+
+# --- figures -------------------------------------------------------------------------------------------------------
+
+
+def coverage(curve: pd.DataFrame, slots: float) -> Figure:
+    """Token choices covered by the number of resident experts per layer, and active experts; *slots* are asked for."""
+    figure = new_figure(8.6, 3.2)
+    axes = figure.add_subplot()
+    lines = {
+        "hindsight": (GREEN, "best set in hindsight"), "hit_rate": (BLUE, "token choices, mean of the layers"),
+        "median_layer": (INK, "median layer"), "worst_layer": (GREY, "worst layer"),
+        "active_hit_rate": (FAINT, "active experts"),
+    }  # fmt: skip
+    for name, (colour, label) in lines.items():
+        axes.plot(curve["slots"], 100 * curve[name], color=colour, label=label)
+    axes.axvline(slots, color=FAINT, linewidth=0.8)
+    axes.set(xlabel="resident experts per layer", ylabel="covered (%)", xlim=(0, curve["slots"].max()), ylim=(0, 101))
+    axes.grid(visible=True)
+    one_legend(figure, axes)
+    return figure
+
+
+def ages(frame: pd.DataFrame, best: str) -> Figure:
+    """Token choices covered by the age of a set by *best*, beside a set chosen at the time."""
+    own = frame[(frame["method"] == best) & (frame["state"] == "all")]
+    figure = new_figure(8.6, 2.6)
+    axes = figure.add_subplot()
+    axes.plot(own["age"], 100 * own["fresh"], color=GREY, marker=".", label="new set")
+    axes.plot(own["age"], 100 * own["hit_rate"], color=BLUE, marker=".", label=f"set by {best}")
+    axes.set(xlabel="steps since the set was chosen", ylabel="token choices covered (%)")
+    axes.grid(visible=True)
+    one_legend(figure, axes)
+    return figure

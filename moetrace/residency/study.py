@@ -1,0 +1,246 @@
+"""Which experts of a trace to keep in fast memory: sets by every forecast, caches, and what both covered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moetrace.errors import SettingError
+from moetrace.forecasting.backtest import Backtest, Progress, Run, evaluate, in_turn
+from moetrace.forecasting.predictors import label, predictor
+from moetrace.forecasting.predictors.base import Predictor
+from moetrace.forecasting.results import Results
+from moetrace.forecasting.summary import means_frame
+from moetrace.forecasting.windows import checked_cutoffs, default_cutoffs, scorable
+from moetrace.residency.scoring import BY_LOAD, EQUAL, ORACLE_STATIC, SCORE_COLUMNS, LayerSets
+from moetrace.residency.sets import Budget, Slots, divided, knee, ranked
+from moetrace.residency.summary import Answer, ages_frame, answer_of, asked_for, curve_frame, summary_frame
+from moetrace.trace import LoadTrace, Shares
+from moetrace.words import BASELINE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A refreshed set is chosen from so many steps, as window_mean is and serving systems plan.
+WINDOW = 1000
+# Steps between two choices of it: near the 128 decode steps between exllamav3's sweeps (EXL3_MOE_CPU_SWAP_INTERVAL).
+REFRESH = 100
+HORIZON = 1000
+# With fewer cutoffs there is no interval (`forecasting.summary.LEAST_CUTOFFS`).
+FEWEST_CUTOFFS = 3
+# Parts of the experts of a layer that every method is scored at too, for the table of capacities.
+PARTS = (16, 8, 4, 2)
+# The sets are compared to so many digits: of equally good predictors the first is taken.
+COMPARED = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Residency:
+    """The experts of a trace to keep in fast memory.
+
+    *frames* are ``sets``, the experts of each layer, most loaded first; ``scores``, what every method covered after
+    each cutoff; ``summary``, their means by state with intervals; ``curve``, coverage by the number of experts;
+    ``ages``, coverage by the age of a set; and ``cold``, the experts with the least load. *best* is the predictor whose
+    sets covered most, which chose ``sets``; *answer* has what is said of them. *computed* results are new, *reused*
+    ones were cached.
+    """
+
+    trace: str
+    frames: dict[str, pd.DataFrame]
+    best: str
+    answer: Answer
+    shares: Mapping[int, list[float]]
+    first_expert: int = 0
+    computed: int = 0
+    reused: int = 0
+
+    @property
+    def sets(self) -> dict[int, list[int]]:
+        """The resident experts of each layer, most loaded first, from 0 on as runtimes count them."""
+        rows = self.frames["sets"][["layer", "experts"]].itertuples(index=False)
+        return {layer: [expert - self.first_expert for expert in experts] for layer, experts in rows}
+
+
+def hot(
+    trace: LoadTrace,
+    predictors: Sequence[Predictor] = (),
+    *,
+    slots: int | None = None,
+    total: int | None = None,
+    cover: float | None = None,
+    cold: int = 0,
+    horizon: int | None = None,
+    cutoffs: Sequence[int] | None = None,
+    refresh: int | None = None,
+    transfer: float | None = None,
+    progress: Progress | None = None,
+    train_on: Sequence[LoadTrace] = (),
+    seed: int = 0,
+    results: Results | None = None,
+    run: Run = in_turn,
+) -> Residency:
+    """Which experts of *trace* to keep in fast memory, and what they covered of the load that followed each cutoff.
+
+    So many *slots* in every layer, *total* over all of them, or as few experts as *cover* a share of the token choices;
+    the knee of the curve by default. A set by each of *predictors* (`window_mean` always is one) stays for *horizon*
+    steps, 1,000 unless the trace is short; one is chosen anew every *refresh* steps, 100 unless the horizon is shorter.
+    *cold* experts with the least load of each layer are named too. One expert takes *transfer* seconds to load. The
+    other arguments are those of `evaluate`; *progress* counts its tasks, then the layers.
+    Raises `SettingError` for more slots than experts, or a horizon that the trace does not reach.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> found = mt.hot(trace, slots=3)
+    >>> len(found.sets[0]), round(found.answer.hit_rate, 2)
+    (3, 0.67)
+    """
+    import pandas as pd
+
+    budget = Budget(slots, total, cover)
+    budget.check(len(trace.layers), trace.experts)
+    if not 0 <= cold < trace.experts:
+        raise SettingError(f"cold must be from 0 to {trace.experts - 1} (one expert has to stay), got {cold}")
+    horizon, cutoffs = _windows(trace, horizon, cutoffs)
+    refresh = min(REFRESH, horizon) if refresh is None else refresh
+    if refresh < 1:
+        raise SettingError(f"refresh must be at least 1 step, got {refresh}")
+    evaluated = 0
+
+    def report(done: int, of: int) -> None:
+        nonlocal evaluated
+        evaluated = of
+        if progress:
+            progress(done, of + len(trace.layers))
+
+    predictors = list({label(own): own for own in (*predictors, predictor(BASELINE))}.values())
+    test = evaluate(
+        trace, predictors, [horizon], cutoffs, report, ahead=True, train_on=train_on, results=results, run=run
+    )
+    means = means_frame(test.forecasts(), horizon)
+    shape = (len(trace.layers), trace.experts)
+    ahead = {str(name): own["share"].to_numpy().reshape(shape) for name, own in means.groupby("predictor", sort=False)}
+    size = budget.size(next(iter(ahead.values())))
+    allocation = EQUAL if total is None and cover is None else BY_LOAD
+    found = []
+    for own in run(_tasks(trace, test, horizon, size, refresh)):
+        found.append(own)
+        if progress:
+            progress(evaluated + len(found), evaluated + len(trace.layers))
+    found.sort(key=lambda own: own.layer)
+
+    scores = pd.DataFrame([row for own in found for row in own.rows], columns=SCORE_COLUMNS)
+    mean = size / len(trace.layers)
+    summary = summary_frame(scores, mean, len(trace.layers), transfer, seed)
+    rates = asked_for(summary, allocation, mean)
+    best = max(ahead, key=lambda name: round(rates[name]["hit_rate"], COMPARED) if name in rates else 0.0)
+    numbers = divided(ahead[best], size) if allocation == BY_LOAD else np.full(shape[0], size // shape[0])
+    frames = {
+        "summary": summary,
+        "sets": _sets(trace, ahead[best], numbers, best),
+        "scores": scores,
+        "curve": curve_frame(trace.name, found, best),
+        "ages": ages_frame(trace.name, found),
+        "cold": _cold(means[means["predictor"] == best], test, cold),
+    }
+    asked = {"trace": trace.name, "best": best, "allocation": allocation, "slots": mean, "layers": shape[0]}
+    asked |= {"experts": shape[1], "knee": knee(ahead[best]), "horizon": horizon, "refresh": refresh}
+    shares = dict(zip(trace.layers, ahead[best].tolist()))
+    return Residency(
+        trace.name,
+        frames,
+        best,
+        answer_of(frames, found, asked),
+        shares,
+        trace.info.first_expert,
+        test.computed,
+        test.reused,
+    )
+
+
+def default_horizon(trace: LoadTrace) -> int:
+    """Steps that a set stays, unless given: 1,000, or a part of *trace* that leaves enough cutoffs."""
+    length = int(trace.steps[-1] - trace.steps[0]) + 1
+    return min(HORIZON, max(trace.stride, length // (FEWEST_CUTOFFS + 1)))
+
+
+def _windows(trace: LoadTrace, horizon: int | None, cutoffs: Sequence[int] | None) -> tuple[int, list[int]]:
+    """*horizon* and *cutoffs*, or those that *trace* is long enough for.
+
+    Raises `SettingError` where no cutoff can be scored, naming the longest horizon.
+    """
+    start, end = int(trace.steps[0]), int(trace.steps[-1])
+    horizon = horizon or default_horizon(trace)
+    if cutoffs is None:
+        cutoffs = default_cutoffs(trace)
+        if len(scorable(trace, cutoffs, horizon)) < FEWEST_CUTOFFS:
+            cutoffs = list(range(start - 1 + horizon, end - horizon + 1, horizon)) or [start + (end - start) // 4]
+    return horizon, scorable(trace, checked_cutoffs(trace, [horizon], cutoffs), horizon)
+
+
+def _tasks(trace: LoadTrace, test: Backtest, horizon: int, total: int, refresh: int) -> list[LayerSets]:
+    """A task for each layer; *total* slots are divided over layers by what each method knows of all of them."""
+    states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
+    cutoffs = sorted(set(test.scores["cutoff"]))
+    known = {str(name): own for name, own in test.shares.groupby("predictor", sort=False)}
+    forecasts = {name: _by_cutoff(own, "forecast", trace, cutoffs) for name, own in known.items()}
+    # The baseline has a forecast at every cutoff, and so the load that followed.
+    methods = forecasts | {ORACLE_STATIC: _by_cutoff(known[BASELINE], "actual", trace, cutoffs)}
+    layers = range(len(trace.layers))
+    numbers = {name: [divided(np.nan_to_num(at), total) for at in own] for name, own in methods.items()}
+    sizes = [max(1, total // len(layers)), *(max(1, trace.experts // part) for part in PARTS)]
+    return [
+        LayerSets(
+            trace,
+            layer,
+            {name: own[:, i] for name, own in forecasts.items()},
+            states[layer].to_dict(),
+            horizon,
+            list(dict.fromkeys(sizes)),
+            {name: [int(at[i]) for at in own] for name, own in numbers.items()},
+            refresh,
+            WINDOW,
+        )
+        for i, layer in zip(layers, trace.layers)
+    ]
+
+
+def _by_cutoff(own: pd.DataFrame, column: str, trace: LoadTrace, cutoffs: Sequence[int]) -> Shares:
+    """A *column* of the shares of one predictor as (cutoffs, layers, experts), NaN where it has none."""
+    found = np.full((len(cutoffs), len(trace.layers), trace.experts), np.nan)
+    first = own.iloc[:: trace.experts]
+    at = np.searchsorted(cutoffs, first["cutoff"]), np.searchsorted(trace.layers, first["layer"])
+    found[at] = own[column].to_numpy().reshape(-1, trace.experts)
+    return found
+
+
+def _sets(trace: LoadTrace, shares: Shares, numbers: Slots, best: str) -> pd.DataFrame:
+    """The resident experts of each layer for the steps after the end, numbered as in the source, by *shares* of each.
+
+    *expected* is the part of the layer's token choices that they cover if the forecast is right.
+    """
+    import pandas as pd
+
+    rows = []
+    for layer, own, number in zip(trace.layers, shares, numbers):
+        experts = ranked(own)[:number]
+        named = (trace.info.first_expert + experts).tolist()
+        rows.append((trace.name, layer, best, int(number), named, float(own[experts].sum())))
+    return pd.DataFrame(rows, columns=["trace", "layer", "method", "slots", "experts", "expected"])
+
+
+def _cold(means: pd.DataFrame, test: Backtest, number: int) -> pd.DataFrame:
+    """The *number* experts of each layer with the smallest forecast share, and how sure that is.
+
+    *high_95* is the upper end of the share's 95% interval, *cold_windows* the part of the horizons after the cutoffs
+    in which the expert was among as many with the least load.
+    """
+    by = ["trace", "layer"]
+    coldest = means.assign(rank=means.groupby(by)["share"].rank(method="first"))
+    coldest = coldest[coldest["rank"] <= number].sort_values([*by, "rank"])
+    after = test.shares[test.shares["predictor"] == BASELINE]
+    rank = after.groupby(["layer", "cutoff"])["actual"].rank(method="first")
+    often = (rank <= number).groupby([after["layer"], after["expert"]]).mean().rename("cold_windows").reset_index()
+    return coldest.merge(often, on=["layer", "expert"], how="left")[[*by, "expert", "share", "high_95", "cold_windows"]]

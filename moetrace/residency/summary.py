@@ -1,0 +1,190 @@
+"""Means of what resident sets and caches covered, with intervals, and what is said of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moetrace.forecasting.summary import DIFFERENCE, paired_interval, summarise
+from moetrace.residency.scoring import BY_LOAD, EQUAL, ORACLE, ORACLE_STATIC, REFRESHED, LayerScores
+from moetrace.words import BASELINE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What a resident set is good for: it saves loading experts, it saves computing with those that are not resident, or it
+# covers hardly more than as many experts taken at random.
+LOADING, COMPUTE, NEITHER, UNKNOWN = "loading", "compute", "neither", "unknown"
+# By how much a rate has to be above that of random experts: less than a twentieth would not repay the work.
+WORTH = 0.05
+# A set holds as long as it covers at most so much less than a new one.
+ENOUGH = 0.01
+RATES = ("hit_rate", "active_hit_rate")
+SUMMARY_COLUMNS = (
+    "trace", "horizon", "method", "allocation", "slots", "state",
+    *(f"{rate}{end}" for rate in RATES for end in ("", "_low", "_high")),
+    *DIFFERENCE, "worst_layer", "active", "loads", "ms_per_step", "cutoffs", "scored",
+)  # fmt: skip
+
+
+def summary_frame(
+    scores: pd.DataFrame, mean: float, layers: int, transfer: float | None = None, seed: int = 0
+) -> pd.DataFrame:
+    """Means over layers and cutoffs, one row per method, allocation, number of slots and state, and for all states.
+
+    Of the *mean* number of slots per layer that was asked for, rates have 95% intervals from a bootstrap over cutoffs
+    and layers, and *difference* is that of ``hit_rate`` from ``window_mean`` at the same layers and cutoffs, with that
+    of the pairs. *ms_per_step* is the time to load the missing experts of all *layers* in a step, each in *transfer*
+    seconds.
+    """
+    shown = scores.assign(slots=np.where(scores["allocation"] == BY_LOAD, mean, scores["slots"]))
+    keys = ["trace", "horizon", "strategy", "allocation", "slots", "state"]
+    cell = ["trace", "layer", "cutoff", "allocation", "slots"]
+    base = shown.loc[shown["method"] == BASELINE, [*cell, "hit_rate"]].rename(columns={"hit_rate": "base"})
+    known = shown.merge(base, on=cell, how="left").rename(columns={"method": "strategy"})
+    asked = np.isclose(known["slots"], max(1, int(mean))) | (known["allocation"] == BY_LOAD)
+    known = known.assign(apart=(known["hit_rate"] - known["base"]).where(asked), asked=asked)
+
+    def more(_group: pd.DataFrame, scored: pd.DataFrame) -> dict[str, Any]:
+        found: dict[str, Any] = {"worst_layer": scored.groupby("layer")["hit_rate"].mean().min()}
+        for rate in RATES if scored["asked"].all() else ():
+            low, _, high = paired_interval(scored.assign(apart=scored[rate]), seed)
+            found |= {f"{rate}_low": low, f"{rate}_high": high}
+        return found
+
+    found = summarise(known, keys, (*RATES, "active", "loads"), more, seed)
+    seconds = float("nan") if transfer is None else transfer
+    found = found.assign(ms_per_step=found["loads"] * layers * seconds * 1000)
+    return found.rename(columns={"strategy": "method"}).reindex(columns=list(SUMMARY_COLUMNS))
+
+
+def asked_for(summary: pd.DataFrame, allocation: str, slots: float) -> dict[str, dict[str, Any]]:
+    """The rows of all states with that *allocation* and number of *slots*, by method."""
+    own = summary[(summary["state"] == "all") & (summary["allocation"] == allocation)]
+    rows = own[np.isclose(own["slots"].astype(float), slots)].to_dict("records")
+    return {row["method"]: {str(name): value for name, value in row.items()} for row in rows}
+
+
+def curve_frame(trace: str, found: Sequence[LayerScores], best: str) -> pd.DataFrame:
+    """Coverage by the number of resident experts per layer, for sets by *best*: means over cutoffs.
+
+    *hit_rate* and *active_hit_rate* are means over layers, *median_layer* and *worst_layer* hit rates, *hindsight* is
+    that of the best sets.
+    """
+    import pandas as pd
+
+    own, hindsight = (np.array([layer.curves[name] for layer in found]) for name in (best, ORACLE_STATIC))
+    rates = dict(zip(RATES, own.mean(axis=0)))
+    layers = {"median_layer": np.median(own[:, 0], axis=0), "worst_layer": own[:, 0].min(axis=0)}
+    slots = np.arange(1, own.shape[2] + 1)
+    return pd.DataFrame(
+        {"trace": trace, "method": best, "slots": slots, **rates, **layers, "hindsight": hindsight[:, 0].mean(axis=0)}
+    )
+
+
+def ages_frame(trace: str, found: Sequence[LayerScores]) -> pd.DataFrame:
+    """Hit rate by the *age* of a set, in steps from its cutoff to the one whose horizon it is scored on.
+
+    *fresh* is that of a set chosen at the latter, and *lost* the difference; means over layers and cutoffs, by the
+    state when the set was chosen, and for all states.
+    """
+    import pandas as pd
+
+    rows = [row for own in found for row in own.ages]
+    table = pd.DataFrame(rows, columns=["method", "state", "age", "hit_rate", "fresh"])
+    both = pd.concat([table, table.assign(state="all")])
+    means = both.groupby(["method", "state", "age"], sort=False).mean().reset_index()
+    means = means.assign(lost=means["fresh"] - means["hit_rate"]).sort_values(["method", "state", "age"])
+    means.insert(0, "trace", trace)
+    return means.reset_index(drop=True)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of the experts that a trace should keep.
+
+    *worth* is what a resident set is good for, by the 95% intervals of its rates: ``loading``, ``compute``,
+    ``neither``, or ``unknown`` where they are too wide or not known. *slots* per layer, a mean where the *allocation*
+    is ``by_load``, by the forecast of *best*, cover *hit_rate* of the token choices, *worst_layer* of those of the
+    worst layer, and *active_hit_rate* of the experts active in a step, of which there are *active* of *experts*, with
+    *tokens* per expert. *hindsight* is the hit rate of the best set, *by_load* what dividing the same slots by load
+    adds to it, None where a layer cannot have as many, *refreshed* what choosing the set anew every *refresh* steps
+    does; *lru*, *lfu* and *oracle* are active hit rates of caches. *knee* experts have more than the mean load; a set
+    chosen in the state that most layers end in, *ends*, *holds* for so many steps, None to the end of the trace, which
+    is *reach* steps.
+    """
+
+    trace: str
+    best: str
+    allocation: str
+    slots: float
+    layers: int
+    experts: int
+    knee: int
+    horizon: int
+    refresh: int
+    worth: str
+    hit_rate: float
+    hit_rate_low: float
+    hit_rate_high: float
+    active_hit_rate: float
+    active_hit_rate_low: float
+    active_hit_rate_high: float
+    worst_layer: float
+    active: float
+    tokens: float
+    hindsight: float
+    by_load: float | None
+    refreshed: float
+    lru: float
+    lfu: float
+    oracle: float
+    ends: str
+    holds: int | None
+    reach: int
+
+    def as_row(self) -> dict[str, Any]:
+        """Its fields."""
+        return asdict(self)
+
+
+def answer_of(frames: Mapping[str, pd.DataFrame], found: Sequence[LayerScores], asked: Mapping[str, Any]) -> Answer:
+    """The answer that the *frames* of a residency give, with the fields of *asked*: those up to ``refresh``."""
+    summary, best, slots = frames["summary"], asked["best"], asked["slots"]
+    own = asked_for(summary, asked["allocation"], slots)
+    equal = asked_for(summary, EQUAL, max(1, int(slots)))
+    row = own[best]
+    by_load = asked_for(summary, BY_LOAD, slots)[best]["hit_rate"] - equal[best]["hit_rate"]
+    ends = Counter(layer.ends for layer in found).most_common(1)[0][0]
+    ages = frames["ages"][frames["ages"]["method"] == best]
+    ages = ages[ages["state"] == (ends if (ages["state"] == ends).any() else "all")]
+    late = ages["lost"].to_numpy() > ENOUGH
+    rates: dict[str, Any] = {rate + end: float(row[rate + end]) for rate in RATES for end in ("", "_low", "_high")}
+    rates |= {name: float(equal[name]["active_hit_rate"]) for name in ("lru", "lfu", ORACLE)}
+    return Answer(
+        **asked,
+        **rates,
+        worth=_worth(row, slots / asked["experts"]),
+        worst_layer=float(row["worst_layer"]),
+        active=float(row["active"]),
+        tokens=float(np.mean([layer.tokens for layer in found])),
+        hindsight=float(own[ORACLE_STATIC]["hit_rate"]),
+        by_load=float(by_load) if slots == int(slots) else None,
+        refreshed=float(equal[REFRESHED]["hit_rate"] - equal[best]["hit_rate"]),
+        ends=ends,
+        holds=int(ages["age"].iloc[int(np.argmax(late)) - 1]) + asked["horizon"] if late.any() else None,
+        reach=int(ages["age"].max()) + asked["horizon"],
+    )
+
+
+def _worth(row: Mapping[str, Any], chance: float) -> str:
+    """What a set with the rates of *row* is good for, where a random one would have *chance* of either."""
+    if row["active_hit_rate_low"] - chance >= WORTH:
+        return LOADING
+    if row["hit_rate_low"] - chance >= WORTH:
+        return COMPUTE
+    return NEITHER if row["hit_rate_high"] - chance < WORTH else UNKNOWN

@@ -1,0 +1,22 @@
+"""Plain lists, for programs of one's own: JSON, ``{"layer": [experts]}``, and CSV, a row for each resident expert."""
+
+import json
+
+from moetrace.residency.systems.base import ResidentSets, Runtime, lists
+
+
+def _json(sets: ResidentSets) -> bytes:
+    return json.dumps(lists(sets)).encode()
+
+
+def _csv(sets: ResidentSets) -> bytes:
+    rows = [
+        f"{layer},{rank},{expert},{sets.shares[layer][expert]:.9g}"
+        for layer, own in sets.sets.items()
+        for rank, expert in enumerate(own, 1)
+    ]
+    return "\n".join(["layer,rank,expert,share", *rows, ""]).encode()
+
+
+JSON = Runtime("JSON", ".json", _json, lambda _, path: path)
+CSV = Runtime("CSV", ".csv", _csv, lambda _, path: path)

@@ -1,0 +1,122 @@
+"""Resident sets in words and figures."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moetrace.report.residency import ages, coverage, kept, kept_notes, kept_screen
+
+ANSWER = {
+    "trace": "t", "best": "level", "allocation": "equal", "slots": 32.0, "layers": 12, "experts": 128, "knee": 38, "horizon": 1000,
+    "refresh": 100, "worth": "compute", "hit_rate": 0.677, "hit_rate_low": 0.6, "hit_rate_high": 0.75, "active_hit_rate": 0.267, "worst_layer": 0.6,
+    "active": 120.3, "tokens": 32.6, "hindsight": 0.684, "by_load": 0.002, "refreshed": -0.0001, "lru": 0.26, "lfu": 0.25, "oracle": 0.28,
+    "ends": "stable", "holds": 4000, "reach": 9500,
+}  # fmt: skip
+NAN = float("nan")
+NONE = pd.DataFrame(columns=["layer"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            {},
+            "Keeping 32 of 128 experts per layer covers 67.7% of token choices (95% interval 60.0 to 75.0%), but only "
+            "26.7% of the experts active in a step: with 33 tokens per expert and step, nearly all are. Worth it for "
+            "computing the rest on a CPU, not for loading.",
+        ),
+        (
+            {"active": 90.0, "hit_rate_low": NAN},
+            "Keeping 32 of 128 experts per layer covers 67.7% of token choices, but only 26.7% of the experts active "
+            "in a step. Worth it for computing the rest on a CPU, not for loading.",
+        ),
+        (
+            {"worth": "loading", "active": 8.0, "active_hit_rate": 0.6, "hit_rate_low": NAN},
+            "Keeping 32 of 128 experts per layer covers 67.7% of token choices and 60.0% of the experts active in a "
+            "step. Worth it: a step loads 3.2 instead of 8.0 experts per layer.",
+        ),
+        (
+            {"worth": "neither", "hit_rate": 0.27, "hit_rate_low": NAN},
+            "Keeping 32 of 128 experts per layer covers 27.0% of token choices and 26.7% of the experts active in a "
+            "step; as many experts taken at random would cover 25.0%. Not worth it: no experts are hot enough.",
+        ),
+        (
+            {"worth": "unknown", "allocation": "by_load", "hit_rate_low": NAN},
+            "Keeping 384 of 1,536 experts, divided over the layers by load, covers 67.7% of token choices and 26.7% of "
+            "the experts active in a step. Not enough evidence for a verdict: record more steps.",
+        ),
+    ],
+)
+def test_the_answer_is_graded_and_says_what_is_covered(changes, sentence):
+    """Both rates, and what that is good for."""
+    assert sentence == kept(ANSWER | changes).sentence
+
+
+def test_notes_say_how_long_a_set_holds_and_what_is_left():
+    """The knee, the gains with their sign, and the bound for every forecast."""
+    knee, gains, left, order = kept_notes(ANSWER, NONE, NONE)
+
+    assert "Up to 38 experts per layer" in knee
+    assert "A set chosen while stable covers within 1 point of a new one for 4,000 steps." in knee
+    assert "every 100 steps +0.0 points" in gains
+    assert "unequally over the layers +0.2 points" in gains
+    assert "covers 68.4%: no forecast of a set for 1,000 steps can gain more than 0.7 points." in left
+    assert "26.0% in an LRU cache, 28.0% with perfect foresight" in left
+    assert "whose order is not known" in order
+    assert "for 9,500 steps, as far as the trace shows" in kept_notes(ANSWER | {"holds": None}, NONE, NONE)[0]
+    assert "A set covers" in kept_notes(ANSWER | {"ends": "unknown"}, NONE, NONE)[0]
+    assert "unequally" not in kept_notes(ANSWER | {"by_load": None}, NONE, NONE)[1]
+    assert 3 == len(kept_notes(ANSWER | {"tokens": 0.0625, "active": 8.0}, NONE, NONE))
+
+
+def test_cold_experts_come_with_their_cost_and_a_warning():
+    """Of the sets without them."""
+    cold = pd.DataFrame({"layer": [2, 2, 4, 4]})
+    curve = pd.DataFrame({"slots": [126, 127], "hit_rate": [0.98, 0.99], "worst_layer": [0.95, 0.96]})
+    note = kept_notes(ANSWER, cold, curve)[-1]
+
+    assert "Removing the 2 coldest experts of every layer would have cost 2.0% of the token choices" in note
+    assert "5.0% in the worst layer. An expert that is cold in this trace may be one that another workload" in note
+
+
+def row(method, hit_rate, **changes):
+    """A row of the summary."""
+    return {
+        "method": method, "allocation": "equal", "slots": 32.0, "state": "all", "hit_rate": hit_rate, "hit_rate_low": NAN,
+        "hit_rate_high": NAN, "active_hit_rate": 0.3, "loads": 88.0, "ms_per_step": NAN,
+    } | changes  # fmt: skip
+
+
+def test_the_screen_has_forecasts_first_then_caches_then_oracles():
+    """The best first, only of the slots that were asked for, and a column of milliseconds where they are known."""
+    rows = [
+        row("oracle", 0.9), row("lru", 0.6), row("ema", 0.5), row("level", 0.7), row("level", 0.71, allocation="by_load"),
+        row("level", 0.3, slots=16.0), row("level", 0.6, state="stable"), row("oracle_static", 0.8), row("refreshed", 0.65),
+    ]  # fmt: skip
+    frames = {"summary": pd.DataFrame(rows), "cold": NONE, "curve": NONE}
+    columns = dict(kept_screen(ANSWER, frames).columns)
+
+    assert [
+        "set by level, unequal slots", "set by level", "set by ema", "set refreshed every 100 steps", "LRU cache",
+        "best set in hindsight", "cache with perfect foresight",
+    ] == columns["experts kept"]  # fmt: skip
+    assert "ms/step" not in columns
+    timed = frames | {"summary": frames["summary"].assign(ms_per_step=12.345)}
+    assert ["12.3"] * 7 == dict(kept_screen(ANSWER, timed).columns)["ms/step"]
+    assert () == tuple(kept_screen(ANSWER, frames | {"summary": frames["summary"].iloc[:0]}).columns)
+
+
+def test_figures_show_what_the_frames_have():
+    """Coverage by the number of experts, and by the age of a set."""
+    slots = np.arange(1, 5)
+    names = ("hit_rate", "active_hit_rate", "median_layer", "worst_layer", "hindsight")
+    (axes,) = coverage(pd.DataFrame({"slots": slots, **dict.fromkeys(names, slots / 4)}), 2).axes
+    curves = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
+    frame = pd.DataFrame(
+        {"method": ["a", "b", "a", "a"], "state": ["all", "all", "all", "stable"], "age": [0, 0, 500, 0],
+         "hit_rate": [0.6, 0.1, 0.5, 0.2], "fresh": [0.6, 0.1, 0.7, 0.2]}
+    )  # fmt: skip
+    (aged,) = ages(frame, "a").axes
+
+    assert [25.0, 50.0, 75.0, 100.0] == curves["median layer"] == curves["best set in hindsight"]
+    assert [[60.0, 70.0], [60.0, 50.0]] == [list(line.get_ydata()) for line in aged.get_lines()]
