@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -52,13 +51,17 @@ def run(command: str, folder: Path) -> str:
         link.symlink_to(ROOT / "sample_traces")
     program, *argv = shlex.split(command)
     assert program == "moetrace", f"only moetrace is run, not {command!r}"
-    environment = {**os.environ, "COLUMNS": "110"}
-    environment.pop("MOETRACE_WORKSPACE", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "moetrace", *argv], cwd=folder, capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, f"{command}: {done.stderr}"
-    return done.stdout
+    printed, said = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO()
+    with (
+        contextlib.chdir(folder),
+        patch.dict(os.environ, {"COLUMNS": "110"}),
+        contextlib.redirect_stdout(printed),
+        contextlib.redirect_stderr(said),
+    ):
+        os.environ.pop("MOETRACE_WORKSPACE", None)
+        assert main(argv) == 0, f"{command}: {said.getvalue()}"
+    printed.seek(0)
+    return printed.read()
 
 
 def blocks(text: str) -> list[re.Match[str]]:

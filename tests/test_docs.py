@@ -28,40 +28,46 @@ def words_and_numbers(text):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Where the blocks of each page run one after the other."""
-    return {page: tmp_path_factory.mktemp(page.stem) for page in generate.PAGES}
+def shared(tmp_path_factory):
+    """Where the commands of all pages and examples run: each finds what those before it have computed."""
+    return tmp_path_factory.mktemp("shared")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """Where examples run, and commands that take long: each finds what those before it have computed."""
-    return tmp_path_factory.mktemp("examples")
+def printed(tmp_path_factory, shared):
+    """What a block prints, alone or after others: ``printed(page, block)``.
 
+    Each page imports its traces into a workspace of its own. What other commands print depends on these traces alone,
+    so each runs once for all pages, in the *shared* workspace, which gets the traces that the page has imported so far.
+    """
+    folders = {page: tmp_path_factory.mktemp(page.stem) for page in generate.PAGES}
+    found, traces = {}, Path("moetrace-out", "traces")
+    (shared / traces).mkdir(parents=True)
 
-# What commands that name their trace print, which does not depend on what else a page has run.
-PRINTED: dict[str, str] = {}
+    def output(page, block):
+        before = [other["command"] for other in generate.blocks(page.read_text()) if other.start() < block.start()]
+        for command in (*before, block["command"]):
+            if command.startswith("moetrace ingest") and (page, command) not in found:
+                found[page, command] = generate.run(command, folders[page])
+        if (page, block["command"]) in found:
+            return found[page, block["command"]]
+        if block["command"] not in found:
+            for trace in (folders[page] / traces).glob("*.parquet"):
+                shutil.copy(trace, shared / traces)
+            found[block["command"]] = generate.run(block["command"], shared)
+        return found[block["command"]]
 
-
-def printed(command, own, folder):
-    """What *command* prints in a page's *own* folder; one that takes long runs once for all pages, in *folder*."""
-    if not command.startswith(("moetrace predict gpt", "moetrace place gpt")):
-        return generate.run(command, own)
-    if command not in PRINTED:
-        traces = Path("moetrace-out", "traces")
-        shutil.copytree(own / traces, folder / traces, dirs_exist_ok=True)
-        PRINTED[command] = generate.run(command, folder)
-    return PRINTED[command]
+    return output
 
 
 @pytest.mark.parametrize(
     ("page", "block"), BLOCKS, ids=[f"{page.stem}: {block['command'][:40]}" for page, block in BLOCKS]
 )
 @pytest.mark.slow
-def test_console_blocks_show_what_is_printed(page, block, folders, folder):
+def test_console_blocks_show_what_is_printed(page, block, printed):
     """To 5 % of each number: the last digit of a fit may differ from processor to processor."""
     text, numbers = words_and_numbers(block["output"])
-    found_text, found = words_and_numbers(printed(block["command"], folders[page], folder))
+    found_text, found = words_and_numbers(printed(page, block))
 
     assert text.strip() == found_text.strip()
     assert numbers == pytest.approx(found, rel=0.05, abs=0.06)
@@ -106,12 +112,12 @@ def examples():
 
 @pytest.mark.parametrize("example", examples())
 @pytest.mark.slow
-def test_the_example_of_every_help_runs(example, folder):
+def test_the_example_of_every_help_runs(example, shared):
     """On the sample traces, after `moetrace ingest`."""
-    if not (folder / "moetrace-out" / "traces" / "gpt-moe-8e-a.parquet").exists():
-        generate.run("moetrace ingest --quiet", folder)
+    if not (shared / "moetrace-out" / "traces" / "gpt-moe-8e-a.parquet").exists():
+        generate.run("moetrace ingest --quiet", shared)
 
-    generate.run(" ".join(example.split()), folder)
+    generate.run(" ".join(example.split()), shared)
 
 
 def test_every_command_has_an_example():

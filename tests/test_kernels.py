@@ -21,13 +21,14 @@ CODE = """
 import json, sys, warnings
 import numpy as np
 import moetrace as mt
+from moetrace.forecasting.results import InMemory
 
-found = {}
-trace = mt.read_trace("sample_traces/gpt-moe-8e-a.parquet").select(last=5000)
+found, cutoffs, kept = {}, [1000, 2000], InMemory()
+trace = mt.read_trace("sample_traces/gpt-moe-8e-a.parquet").select([2, 4], last=3000)
 predictors = [mt.WindowMean(), mt.Level(), mt.Arima(order=(1, 0, 0)), mt.Auto()]
 for redundant, dispatch in ((0, "even"), (4, "even"), (4, "lp"), (4, "nearest")):
     planning = mt.Planning(4, redundant, dispatch=dispatch, nodes=2)
-    placed = mt.place(trace, predictors, planning, cutoffs=[1000, 2000, 3000])
+    placed = mt.place(trace, predictors, planning, cutoffs=cutoffs, results=kept)
     scores = placed.frames["scores"]
     found[f"{redundant} {dispatch}"] = {
         "plans": placed.slots,
@@ -40,7 +41,7 @@ for name, weight in (("mean", wide.sum(axis=0)), ("steps", wide)):
     plan, _, _ = mt.rebalance_experts(weight, 80, 8, 2, 8)
     again, _, _ = mt.rebalance_experts(weight[..., ::-1], 80, 8, 2, 8, before=plan)
     found[name] = {"plans": plan.tolist(), "again": again.tolist()}
-test = mt.evaluate(trace, predictors, [1000], [1000, 2000, 3000])
+test = mt.evaluate(trace, predictors, [1000], cutoffs)
 found["errors"] = {"error_rate": test.scores["error_rate"].tolist(), "state": test.scores["state"].tolist()}
 json.dump(found, sys.stdout)
 """

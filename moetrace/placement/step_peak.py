@@ -209,15 +209,18 @@ def _exchanged(now: StepPeak, enough: float) -> StepPeak | None:
     gpus, size = now.slots.shape
     hot = now.hottest(HOTTEST)
     ours, theirs, each = now.slots[hot].ravel(), now.slots.ravel(), 1 / now.held.sum(axis=0)
-    mean, reach, alone = now.load.mean * each, now.with_experts * each, np.diagonal(now.load.covariance) * each**2
-    both = now.load.covariance[np.ix_(ours, theirs)] * each[ours][:, None] * each[theirs]
-    apart = alone[ours][:, None] + alone[theirs] - 2 * both  # the variance of what an exchange changes
-    here = np.repeat(reach[hot][:, theirs], size, axis=0) - reach[np.repeat(hot, size), ours][:, None]
-    there = np.repeat(reach[:, ours].T, size, axis=1) - reach[np.repeat(np.arange(gpus), size), theirs]
-    more, terms = mean[theirs] - mean[ours][:, None], now.terms(now.exponents)
-    exponents, exponents_here = np.repeat(now.exponents, size), np.repeat(now.exponents[hot], size)[:, None]
-    change = now.terms(exponents_here + now.exponent(more, 2 * here + apart)) - np.repeat(terms[hot], size)[:, None]
-    change += now.terms(exponents + now.exponent(-more, 2 * there + apart)) - np.repeat(terms, size)
+    # The exponent of a GPU after an exchange is a sum of what it gives, of what it gets, and of what these two share:
+    # so only three operations on each exponent are done for all pairs of slots.
+    square = now.sharpness**2
+    mean, alone = now.sharpness * now.load.mean * each, square / 2 * np.diagonal(now.load.covariance) * each**2
+    reach = square * now.with_experts * each
+    gives, gets = now.exponents[:, None] - mean + alone - reach, mean + alone + reach  # (gpus, experts)
+    both = ((square * each[ours])[:, None] * now.load.covariance[ours] * each)[:, theirs]
+    here = gives[hot[:, None], now.slots[hot]][:, :, None] + gets[hot][:, None, theirs]
+    there = gets.T[ours, :, None] + gives[np.arange(gpus)[:, None], now.slots]
+    terms = now.terms(now.exponents)
+    change = now.terms(here.reshape(both.shape) - both) + now.terms(there.reshape(both.shape) - both)
+    change -= np.repeat(terms[hot], size)[:, None] + np.repeat(terms, size)
     return _swapped(now, hot, change, enough)
 
 
