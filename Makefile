@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= moetrace-out
+# A file of tests stays with one process, and those that take long come first (tests/conftest.py).
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 
@@ -36,15 +38,15 @@ demo: install ## Install, then run the main job on the sample traces
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Install what the tests need, then run them
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(COVER)
+	$(BIN)/python -m pytest $(PARALLEL) $(COVER)
 
 .PHONY: test-quick
 test-quick: $(VENV)/.installed-dev ## Run the tests that take no time
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 .PHONY: test-kernels
 test-kernels: $(VENV)/.installed-dev ## Run the tests of documents and plans under another BLAS kernel
-	OPENBLAS_CORETYPE=Prescott $(BIN)/python -m pytest -n 2 --dist loadfile tests/test_docs.py tests/placement
+	OPENBLAS_CORETYPE=Prescott $(BIN)/python -m pytest $(PARALLEL) tests/test_docs.py tests/placement
 
 .PHONY: coverage
 coverage: $(VENV)/.installed-torch ## Run all tests, and show which lines and branches none of them reaches

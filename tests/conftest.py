@@ -1,6 +1,7 @@
 """What the tests share: a small synthetic trace, the sample trace, and the command line."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
+from threadpoolctl import threadpool_limits
 
 from moetrace import LoadTrace
 from moetrace.cli import main
@@ -21,6 +23,15 @@ SAMPLE = ROOT / "sample_traces" / "gpt-moe-8e-a.parquet"
 # How long an example takes says nothing on a machine with other work.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+# As commands have it: threads of BLAS would wait for each other, and for those of the other workers.
+threadpool_limits(1)
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker is left with one of them at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ def test_the_same_command_again_does_nothing_and_says_so(ingested):
     assert "" == ingested("predict", *QUICK, "--json", "--quiet").err
 
 
+@pytest.mark.slow
 def test_another_predictor_is_computed_alone(ingested):
     """The rest is found, by two processes too."""
     ingested("predict", *QUICK)
@@ -37,6 +38,7 @@ def test_another_predictor_is_computed_alone(ingested):
     assert "settled: reusing 8 of 12 cached results\n" in more.err
 
 
+@pytest.mark.slow
 def test_the_report_finds_what_predict_computed(ingested):
     """At the horizons they have in common; the report forecasts nothing after the end."""
     ingested("predict", *QUICK, "--horizon", "2000")
@@ -66,6 +68,7 @@ def test_a_damaged_result_is_made_anew(ingested, tmp_path):
     assert f"{part.name} was damaged: it is made anew" in done.err
 
 
+@pytest.mark.slow
 def test_a_long_trace_says_that_its_cutoffs_are_far_apart(moetrace, tmp_path):
     """Once, and not to who asked for a distance."""
     counts = np.tile([3, 1], (60_000, 1, 1))

@@ -85,6 +85,7 @@ def test_going_on_after_a_kill_gives_the_undisturbed_trace(tmp_path, number):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
+@pytest.mark.slow
 def test_a_kill_before_any_change_to_the_disk_does_no_harm(tmp_path):
     """One kill before each file that is made, moved or removed from the first step to the end of closing."""
     found = kills(0, tmp_path)

@@ -56,6 +56,7 @@ def test_a_corrupt_page_is_refused_or_harmless(moetrace, tmp_path, byte):
 
 
 @pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.slow
 def test_what_would_not_fit_in_memory_is_refused_with_the_amount(failing, tmp_path, monkeypatch, bomb):
     """A small file can ask for a lot; here there are 100 MB."""
     monkeypatch.setattr(errors, "available", lambda: LITTLE_MEMORY)
