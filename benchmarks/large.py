@@ -38,6 +38,7 @@ def table(steps: int, folder: Path) -> str:
         "predict, sw_avg and window_mean": ("predict", "--horizon", horizon, *CHEAP, *place),
         "predict, sw_avg, arima and lstm, 2 cutoffs": ("predict", "--horizon", horizon, *PAPER, *few, *place),
         "the same at 2 other cutoffs, by 2 processes": ("predict", "--horizon", horizon, *PAPER, *others, *place),
+        "hot, level and window_mean, 2 processes": ("hot", "--slots", "64", "--jobs", "2", *place),
         "report, sw_avg and window_mean": ("report", "--horizons", horizon, *CHEAP, *place),
     }
     lines = [f"{size_of(steps)}.", "", "| | peak memory, MiB | under 2 GiB |", "|---|---:|---|"]

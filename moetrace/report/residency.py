@@ -62,10 +62,11 @@ def kept_notes(answer: Mapping[str, Any], cold: pd.DataFrame, curve: pd.DataFram
     holds = answer["holds"] or answer["reach"]
     end = "" if answer["holds"] else ", as far as the trace shows"
     notes[0] += f" A set{when} covers within 1 point of a new one for {holds:,} steps{end}."
-    gains = [f"choosing the set anew every {answer['refresh']:,} steps {_gain(answer['refreshed'])}"]
-    if answer["by_load"] is not None:
-        gains.append(f"dividing the same slots unequally over the layers {_gain(answer['by_load'])}")
-    notes.append(f"Token choices covered: {', '.join(gains)}.")
+    gains = [f"choosing the set anew every {answer['refresh']:,} steps {_gain(answer['refresh_adds'])}"]
+    gains.append(f"an LRU cache {_gain(answer['lru_adds'])}")
+    if answer["by_load_adds"] is not None:
+        gains.append(f"dividing the same slots unequally over the layers {_gain(answer['by_load_adds'])}")
+    notes.append(f"Token choices compared with this set: {', '.join(gains)}.")
     left = max(0.0, answer["hindsight"] - answer["hit_rate"])
     notes.append(
         f"The best set in hindsight covers {_points(answer['hindsight'])}: no forecast of a set for "

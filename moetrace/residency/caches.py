@@ -20,8 +20,8 @@ Bools = NDArray[np.bool_]
 
 # A step that never comes: what is not used again.
 NEVER = np.iinfo(np.int64).max
-# Steps whose contents of Belady's cache are held at a time.
-BLOCK = 2048
+# Steps that are worked on at a time, which bounds memory.
+BLOCK = 1024
 
 
 class Hits(NamedTuple):
@@ -43,10 +43,11 @@ def lru(counts: Counts, slots: Sequence[int]) -> Hits:
     *counts* (steps, experts); a cache has so many *slots*, and is empty at first.
     """
     steps, experts = counts.shape
-    capped, span = _capped(counts, steps)
-    uses = (np.arange(1, steps + 1)[:, None] * span + capped) * experts
-    used = np.where(counts > 0, uses, 0)
-    return _by_keys(counts, np.maximum.accumulate(used, axis=0), slots)
+    keys, span = _capped(counts, steps)
+    keys += span * np.arange(1, steps + 1)[:, None]
+    keys *= experts
+    keys[counts == 0] = 0
+    return _by_keys(counts, np.maximum.accumulate(keys, axis=0, out=keys), slots)
 
 
 def lfu(counts: Counts, slots: Sequence[int]) -> Hits:
@@ -89,48 +90,59 @@ def belady(counts: Counts, slots: Sequence[int]) -> Hits:
 def _next_uses(counts: Counts) -> Counts:
     """A key of the next use of each expert after each step, in their order; `NEVER` without one. Shape as *counts*."""
     steps, experts = counts.shape
-    capped, span = _capped(counts, steps)
-    keys = (np.arange(steps)[:, None] * span + (span - 1 - capped)) * experts + np.arange(experts)
-    uses = np.where(counts > 0, keys, NEVER)
-    coming = np.full_like(uses, NEVER)
-    coming[:-1] = np.minimum.accumulate(uses[:0:-1], axis=0)[::-1]
+    keys, span = _capped(counts, steps)
+    np.subtract(span - 1 + span * np.arange(steps)[:, None], keys, out=keys)
+    keys *= experts
+    keys += np.arange(experts)
+    keys[counts == 0] = NEVER
+    coming = np.full_like(keys, NEVER)
+    np.minimum.accumulate(keys[:0:-1], axis=0, out=coming[-2::-1])
     return coming
 
 
 def _by_keys(counts: Counts, keys: Counts, slots: Sequence[int], every: int = 1) -> Hits:
     """Hits where the experts with the highest of *keys* are resident: a row after *every* rows of *counts*.
 
-    Keys are multiples of the number of experts, 0 for one that was never used; of equal ones the first is higher.
+    Keys, which are changed, are multiples of the number of experts, 0 for one that was never used; of equal ones the
+    first is higher.
     """
     steps, experts = counts.shape
-    keys = keys + np.arange(experts)[::-1]
-    ordered = np.sort(keys, axis=1)
+    keys += np.arange(experts)[::-1]
     tokens, active, entered = np.zeros((3, steps, len(slots)), np.int64)
-    used = counts > 0
-    for i, size in enumerate(slots):
-        resident = keys >= np.maximum(ordered[:, experts - size], experts)[:, None]
-        unused = resident & ~used[every - 1 :: every]
-        unused[1:] &= ~resident[:-1]
-        entered[every - 1 :: every, i] = unused.sum(axis=1)
-        resident = np.repeat(resident, every, axis=0)[: steps - every]
-        tokens[every:, i] = np.einsum("te,te->t", counts[every:], resident)
-        active[every:, i] = (used[every:] & resident).sum(axis=1)
+    before = np.zeros((len(slots), experts), bool)
+    for first in range(0, len(keys), BLOCK):
+        own = keys[first : first + BLOCK]
+        ordered = np.sort(own, axis=1)
+        rows = slice((first + 1) * every - 1, (first + len(own)) * every, every)
+        after = slice(rows.start + 1, rows.stop + every)
+        served, used = counts[after], counts[after] > 0
+        for i, size in enumerate(slots):
+            resident = own >= np.maximum(ordered[:, experts - size], experts)[:, None]
+            unused = resident & (counts[rows] == 0)
+            unused[0] &= ~before[i]
+            unused[1:] &= ~resident[:-1]
+            entered[rows, i] = unused.sum(axis=1)
+            before[i] = resident[-1]
+            held = np.repeat(resident, every, axis=0)[: len(served)]
+            tokens[after, i] = np.einsum("te,te->t", served, held)
+            active[after, i] = (used & held).sum(axis=1)
     return Hits(tokens, active, entered)
 
 
 def _capped(counts: Counts, steps: int) -> tuple[Counts, int]:
-    """*counts* for keys of steps and counts, and what is above all of them: halved until keys fit 64 bits."""
+    """A copy of *counts* for keys of steps and counts, and what is above all: halved until keys fit 64 bits."""
     span = int(counts.max(initial=0)) + 1
     shift = max(0, (span * (steps + 1) * counts.shape[1]).bit_length() - 62)
     return counts >> shift, (span >> shift) + 1
 
 
 def _scaled(sums: Counts) -> Counts:
-    """*sums* as keys: times the number of experts, halved until that fits 64 bits."""
+    """*sums* as keys, in their place: times the number of experts, halved until that fits 64 bits."""
     experts = sums.shape[1]
     shift = max(0, (int(sums.max(initial=0)) * experts).bit_length() - 62)
-    keys: Counts = (sums >> shift) * experts
-    return keys
+    sums >>= shift
+    sums *= experts
+    return sums
 
 
 CACHES: dict[str, Callable[[Counts, Sequence[int]], Hits]] = {"lru": lru, "lfu": lfu, "oracle": belady}

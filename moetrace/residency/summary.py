@@ -111,11 +111,11 @@ class Answer:
     ``neither``, or ``unknown`` where they are too wide or not known. *slots* per layer, a mean where the *allocation*
     is ``by_load``, by the forecast of *best*, cover *hit_rate* of the token choices, *worst_layer* of those of the
     worst layer, and *active_hit_rate* of the experts active in a step, of which there are *active* of *experts*, with
-    *tokens* per expert. *hindsight* is the hit rate of the best set, *by_load* what dividing the same slots by load
-    adds to it, None where a layer cannot have as many, *refreshed* what choosing the set anew every *refresh* steps
-    does; *lru*, *lfu* and *oracle* are active hit rates of caches. *knee* experts have more than the mean load; a set
-    chosen in the state that most layers end in, *ends*, *holds* for so many steps, None to the end of the trace, which
-    is *reach* steps.
+    *tokens* per expert. *hindsight* is the hit rate of the best set. To the hit rate, a set that is chosen anew every
+    *refresh* steps adds *refresh_adds*, an LRU cache *lru_adds*, and dividing the slots by load *by_load_adds*, None
+    where layers cannot have as many. *lru* and *oracle* are active hit rates of caches. *knee* experts have more than
+    the mean load; a set chosen in the state that most layers end in, *ends*, *holds* for so many steps, None to the end
+    of the trace, which is *reach* steps.
     """
 
     trace: str
@@ -138,10 +138,10 @@ class Answer:
     active: float
     tokens: float
     hindsight: float
-    by_load: float | None
-    refreshed: float
+    refresh_adds: float
+    lru_adds: float
+    by_load_adds: float | None
     lru: float
-    lfu: float
     oracle: float
     ends: str
     holds: int | None
@@ -158,13 +158,13 @@ def answer_of(frames: Mapping[str, pd.DataFrame], found: Sequence[LayerScores], 
     own = asked_for(summary, asked["allocation"], slots)
     equal = asked_for(summary, EQUAL, max(1, int(slots)))
     row = own[best]
-    by_load = asked_for(summary, BY_LOAD, slots)[best]["hit_rate"] - equal[best]["hit_rate"]
+    by_load = asked_for(summary, BY_LOAD, slots)[best]["hit_rate"]
+    adds = {name: float(own["hit_rate"] - equal[best]["hit_rate"]) for name, own in equal.items()}
     ends = Counter(layer.ends for layer in found).most_common(1)[0][0]
     ages = frames["ages"][frames["ages"]["method"] == best]
     ages = ages[ages["state"] == (ends if (ages["state"] == ends).any() else "all")]
     late = ages["lost"].to_numpy() > ENOUGH
     rates: dict[str, Any] = {rate + end: float(row[rate + end]) for rate in RATES for end in ("", "_low", "_high")}
-    rates |= {name: float(equal[name]["active_hit_rate"]) for name in ("lru", "lfu", ORACLE)}
     return Answer(
         **asked,
         **rates,
@@ -173,8 +173,11 @@ def answer_of(frames: Mapping[str, pd.DataFrame], found: Sequence[LayerScores], 
         active=float(row["active"]),
         tokens=float(np.mean([layer.tokens for layer in found])),
         hindsight=float(own[ORACLE_STATIC]["hit_rate"]),
-        by_load=float(by_load) if slots == int(slots) else None,
-        refreshed=float(equal[REFRESHED]["hit_rate"] - equal[best]["hit_rate"]),
+        refresh_adds=adds[REFRESHED],
+        lru_adds=adds["lru"],
+        by_load_adds=float(by_load - equal[best]["hit_rate"]) if slots == int(slots) else None,
+        lru=float(equal["lru"]["active_hit_rate"]),
+        oracle=float(equal[ORACLE]["active_hit_rate"]),
         ends=ends,
         holds=int(ages["age"].iloc[int(np.argmax(late)) - 1]) + asked["horizon"] if late.any() else None,
         reach=int(ages["age"].max()) + asked["horizon"],

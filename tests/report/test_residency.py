@@ -9,7 +9,7 @@ from moetrace.report.residency import ages, coverage, kept, kept_notes, kept_scr
 ANSWER = {
     "trace": "t", "best": "level", "allocation": "equal", "slots": 32.0, "layers": 12, "experts": 128, "knee": 38, "horizon": 1000,
     "refresh": 100, "worth": "compute", "hit_rate": 0.677, "hit_rate_low": 0.6, "hit_rate_high": 0.75, "active_hit_rate": 0.267, "worst_layer": 0.6,
-    "active": 120.3, "tokens": 32.6, "hindsight": 0.684, "by_load": 0.002, "refreshed": -0.0001, "lru": 0.26, "lfu": 0.25, "oracle": 0.28,
+    "active": 120.3, "tokens": 32.6, "hindsight": 0.684, "by_load_adds": 0.002, "refresh_adds": -0.0001, "lru_adds": 0.0213, "lru": 0.26, "oracle": 0.28,
     "ends": "stable", "holds": 4000, "reach": 9500,
 }  # fmt: skip
 NAN = float("nan")
@@ -58,14 +58,14 @@ def test_notes_say_how_long_a_set_holds_and_what_is_left():
 
     assert "Up to 38 experts per layer" in knee
     assert "A set chosen while stable covers within 1 point of a new one for 4,000 steps." in knee
-    assert "every 100 steps +0.0 points" in gains
+    assert "every 100 steps +0.0 points, an LRU cache +2.1 points" in gains
     assert "unequally over the layers +0.2 points" in gains
     assert "covers 68.4%: no forecast of a set for 1,000 steps can gain more than 0.7 points." in left
     assert "26.0% in an LRU cache, 28.0% with perfect foresight" in left
     assert "whose order is not known" in order
     assert "for 9,500 steps, as far as the trace shows" in kept_notes(ANSWER | {"holds": None}, NONE, NONE)[0]
     assert "A set covers" in kept_notes(ANSWER | {"ends": "unknown"}, NONE, NONE)[0]
-    assert "unequally" not in kept_notes(ANSWER | {"by_load": None}, NONE, NONE)[1]
+    assert "unequally" not in kept_notes(ANSWER | {"by_load_adds": None}, NONE, NONE)[1]
     assert 3 == len(kept_notes(ANSWER | {"tokens": 0.0625, "active": 8.0}, NONE, NONE))
 
 

@@ -169,6 +169,9 @@ def test_sets_are_those_of_the_forecast_after_the_end(found, trace, counts):
     assert found.answer.hit_rate == rows.loc[found.best, "hit_rate"]
     assert found.answer.hindsight == rows.loc["oracle_static", "hit_rate"]
     assert found.answer.oracle == rows.loc["oracle", "active_hit_rate"]
+    assert found.answer.lru == rows.loc["lru", "active_hit_rate"]
+    hit = rows["hit_rate"] - found.answer.hit_rate
+    assert (found.answer.lru_adds, found.answer.refresh_adds) == pytest.approx((hit["lru"], hit["refreshed"]))
     assert found.answer.tokens == pytest.approx(5 / 6)
 
 
@@ -202,7 +205,7 @@ def test_a_total_and_a_part_to_cover_are_divided_by_load(trace, found):
 
     assert 5 == total.frames["sets"]["slots"].sum() == sum(map(len, total.sets.values()))
     assert ("by_load", 2.5) == (total.answer.allocation, total.answer.slots)
-    assert total.answer.by_load is None
+    assert total.answer.by_load_adds is None
     assert cover.frames["sets"]["expected"].mean() >= 0.8
     smaller = cover.frames["sets"]["slots"].sum() - 1
     assert mt.hot(trace, total=smaller, horizon=HORIZON, cutoffs=CUTOFFS).frames["sets"]["expected"].mean() < 0.8

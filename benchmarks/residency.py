@@ -1,0 +1,43 @@
+"""What resident sets and caches cover on the real traces; prints Markdown tables.
+
+python benchmarks/residency.py
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+from accuracy import HELD_OUT, SAMPLES, TRACES
+
+import moetrace as mt
+from moetrace.report.tables import markdown
+
+PREDICTORS = ("level", "window_mean", "ema", "auto")
+METHODS = ("refreshed", "lru", "lfu", "oracle_static", "oracle")
+RATES = {"hit_rate": "Token choices whose expert was resident", "active_hit_rate": "Active experts that were resident"}
+ANSWER = ["trace", "slots", "knee", "hit_rate", "hindsight", "by_load_adds", "active_hit_rate", "oracle", "ends", "holds", "reach", "worth"]  # fmt: skip
+
+
+def main() -> None:
+    """Score a quarter of the experts and the other parts, and print."""
+    summaries, answers = [], []
+    for name in (*TRACES, *HELD_OUT):
+        trace = mt.read_trace(SAMPLES / f"{name}.parquet")
+        found = mt.hot(trace, [mt.predictor(own) for own in PREDICTORS], slots=trace.experts // 4)
+        summary = found.frames["summary"].assign(trace=Path(name).name)
+        summaries.append(summary.assign(part=summary["slots"].astype(int).astype(str) + f" of {trace.experts}"))
+        answers.append(found.answer.as_row() | {"trace": Path(name).name})
+    frame = pd.concat(summaries)
+    frame = frame[(frame["state"] == "all") & (frame["allocation"] == "equal")].sort_values(["trace", "slots"])
+    for rate, title in RATES.items():
+        table = frame.assign(percent=(100 * frame[rate]).round(1))
+        table = table.pivot_table(index=["trace", "slots", "part"], columns="method", values="percent", observed=True)
+        table = table[[*PREDICTORS, *METHODS]].rename(columns=str).reset_index().drop(columns="slots")
+        print(f"\n{title}:\n\n{markdown(table)}")
+    print("\nA quarter of the experts of every layer, in fractions, and for how many steps a set holds:\n")
+    print(markdown(pd.DataFrame(answers)[ANSWER]))
+
+
+if __name__ == "__main__":
+    main()
