@@ -12,6 +12,7 @@ from moetrace.record import Recorder
 
 RNG = np.random.default_rng(0)
 LOAD = RNG.multinomial(300, [0.4, 0.3, 0.2, 0.1], size=(1500, 2))
+ONE = LOAD[:, :1]  # what is odd about the steps needs no second layer
 
 
 def _vanishing():
@@ -35,27 +36,27 @@ ODD = {
     "near 2^63": {"counts": np.full((600, 1, 2), 2**62 - 1)},
     "two of 2^62": {"counts": np.where(np.arange(600)[:, None, None] < 2, 2**62, 10) * np.ones((1, 1, 2), np.int64)},
     "2^50 everywhere": {"counts": np.full((1500, 1, 4), 2**50)},
-    "random distances": {"counts": LOAD[:400], "steps": np.cumsum(RNG.integers(1, 40, 400))},
-    "far apart": {"counts": LOAD[:40], "steps": 500 * np.arange(40)},
+    "random distances": {"counts": ONE[:400], "steps": np.cumsum(RNG.integers(1, 40, 400))},
+    "far apart": {"counts": ONE[:40], "steps": 500 * np.arange(40)},
     "eleven checkpoints": {
-        "counts": LOAD[:11],
+        "counts": ONE[:11],
         "steps": [0, 540, 1080, 2160, 4320, 5400, 6480, 7560, 8640, 9720, 9800],
     },
-    "milliseconds": {"counts": LOAD[:300], "steps": _jittered()[:300]},
-    "tokens as steps": {"counts": LOAD[:60], "steps": 4_194_304 * np.arange(1, 61)},
+    "milliseconds": {"counts": ONE[:300], "steps": _jittered()[:300]},
+    "tokens as steps": {"counts": ONE[:60], "steps": 4_194_304 * np.arange(1, 61)},
     "first step, then one expert": {"counts": _vanishing()},
-    "one expert": {"counts": np.full((1500, 2, 1), 77)},
+    "one expert": {"counts": np.full((1500, 1, 1), 77)},
     "constant": {"counts": np.tile([10, 20, 30, 40], (1500, 2, 1))},
-    "all zero but one": {"counts": np.tile([0, 0, 300, 0], (1500, 2, 1))},
+    "all zero but one": {"counts": np.tile([0, 0, 300, 0], (1500, 1, 1))},
     "two that swap": {"counts": _swapping()},
     "one step": {"counts": LOAD[:1]},
     "two steps": {"counts": LOAD[:2]},
     "ten steps": {"counts": LOAD[:10]},
-    "one token a step": {"counts": RNG.multinomial(1, [0.25] * 4, size=(1500, 2))},
-    "layer 2^31": {"counts": LOAD, "layers": [1, 2**31]},
-    "layer 2^31 - 1": {"counts": LOAD, "layers": [1, 2**31 - 1]},
-    "steps below 0": {"counts": LOAD, "steps": np.arange(-700, 800)},
-    "steps to 2^53": {"counts": LOAD, "steps": 2**53 - 1500 + np.arange(1500)},
+    "one token a step": {"counts": RNG.multinomial(1, [0.25] * 4, size=(1500, 1))},
+    "layer 2^31": {"counts": LOAD[:300], "layers": [1, 2**31]},
+    "layer 2^31 - 1": {"counts": LOAD[:700], "layers": [1, 2**31 - 1]},
+    "steps below 0": {"counts": ONE, "steps": np.arange(-700, 800)},
+    "steps to 2^53": {"counts": ONE, "steps": 2**53 - 1500 + np.arange(1500)},
 }
 COMMANDS = (
     ("states", "--experts", "--sensitivity"),
