@@ -1,10 +1,9 @@
 """The backtest: predictors, cutoffs, horizons, layers: the one loop that drives every predictor.
 
-At each cutoff a predictor is given the history up to it and nothing else; what it forecasts of the steps
-after it is compared with what then happened. The unit of work is a layer, or a fit that serves all
-layers. Each result is cached as it is made, in memory or wherever a `Results` keeps it, under a name that
-says what it depends on; what is cached already is not computed again. Who does the work, this process or many,
-is up to the caller.
+At each cutoff a predictor is given the history up to it and nothing else; what it forecasts of the steps after it is
+compared with what followed. The unit of work is a layer, or a fit that serves all layers. Each result is cached as it
+is made, in memory or wherever a `Results` keeps it, under a name that says what it depends on; what is cached already
+is not computed again. Who does the work, this process or many, is up to the caller.
 """
 
 from __future__ import annotations
@@ -21,9 +20,17 @@ from moetrace.analysis.cache import cache_block_means
 from moetrace.analysis.variogram import BLOCK
 from moetrace.errors import TooShortError
 from moetrace.forecasting.evaluation import Evaluation, Result, SharedFit, evaluation
-from moetrace.forecasting.fitting import Histories, TimedFit, fit, has_history
 from moetrace.forecasting.intervals import ErrorCalibration
-from moetrace.forecasting.layers import SHARE_COLUMNS, EndForecast, Score, forecast_end, score_layer
+from moetrace.forecasting.layers import (
+    SHARE_COLUMNS,
+    EndForecast,
+    Score,
+    TimedFit,
+    fit,
+    forecast_end,
+    has_history,
+    score_layer,
+)
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import FIT, FORECAST, SCORES, SHARES, InMemory, Kind, Results
@@ -115,12 +122,12 @@ def evaluate(
 ) -> Backtest:
     """Score *predictors* at every one of *cutoffs* and *horizons* that the trace covers.
 
-    *cutoffs* are the default ones if None; a mapping says which horizons are scored at which. With *ahead*
-    the steps after the end of the trace are forecast too. Without *intervals* forecasts are scored alone: no intervals
-    and expected errors, and no shares. Both frames are empty where the trace is too short
-    for every horizon. Predictors with one fit for all layers learn from the runs *train_on* instead of from
-    the history, where given. *results* keeps what is made and hands out what it has (memory, unless given);
-    *run* runs the tasks (`moetrace.workspace.tasks` has cores and clusters).
+    *cutoffs* are the default ones if None; a mapping says which horizons are scored at which. With *ahead* the steps
+    after the end of the trace are forecast too. Without *intervals* forecasts are scored alone: no intervals and
+    expected errors, and no shares. Both frames are empty where the trace is too short for every horizon. Predictors
+    with one fit for all layers learn from the runs *train_on* instead of from the history, where given. *results* keeps
+    what is made and hands out what it has (memory, unless given); *run* runs the tasks (`moetrace.workspace.tasks` has
+    cores and clusters).
     Raises `SettingError` for a horizon that is not positive, a predictor given twice, or a trace that is one
     of *train_on*; `TooShortError` when *ahead* is asked and the trace is too short for every predictor.
 
@@ -147,29 +154,26 @@ def evaluate_all(
     trace, cached = asked[0].trace, InMemory() if results is None else results
     cached.begin(trace.name)
     pending = [_pending(own, cached) for own in asked]
-    layers = [
-        LayerTask(trace, layer, [own[layer] for own in pending if layer in own], cached)
-        for layer in trace.layers
-        if any(layer in own for own in pending)
-    ]
-    fits = {
-        name: FitTask(name, [trace] if name.fitted_at is not None else own.train_on, cached)
-        for own, by_layer in zip(asked, pending)
-        for name in (name for parts in by_layer.values() for part in parts for name in part.fits.values())
-        if not cached.has(FIT, name)
-    }
+    fits: dict[SharedFit, FitTask] = {}
+    layers: dict[int, list[Pending]] = {layer: [] for layer in trace.layers}
+    for own, parts in zip(asked, pending):
+        for layer, part in parts:
+            layers[layer].append(part)
+            for name in part.fits.values():
+                if name not in fits and not cached.has(FIT, name):
+                    fits[name] = FitTask(name, own.train_on if name.fitted_at is None else [trace], cached)
+    tasks = [LayerTask(trace, layer, parts, cached) for layer, parts in layers.items() if parts]
     done = 0
-    for tasks in (list(fits.values()), layers):  # the layers need the fits
-        for from_worker in run(tasks):
+    for some in (list(fits.values()), tasks):  # the layers need the fits
+        for from_worker in run(some):
             cached.merge(from_worker)
             done += 1
             if progress is not None:
-                progress(done, len(fits) + len(layers))
-    found = []
-    for own, by_layer in zip(asked, pending):
-        computed = sum(len(part.scores) + len(part.ahead) for parts in by_layer.values() for part in parts)
-        found.append(Backtest(own, cached, computed, len(own.scored) + len(own.forecast_ahead) - computed))
-    return found
+                progress(done, len(fits) + len(tasks))
+    computed = [sum(len(part.scores) + len(part.ahead) for _, part in parts) for parts in pending]
+    return [
+        Backtest(own, cached, new, len(own.scored) + len(own.forecast_ahead) - new) for own, new in zip(asked, computed)
+    ]
 
 
 def check_able(trace: LoadTrace, predictors: Sequence[Predictor]) -> None:
@@ -197,23 +201,19 @@ class Pending(NamedTuple):
     fits: Mapping[int, SharedFit]
 
 
-def _pending(asked: Evaluation, cached: Results) -> dict[int, list[Pending]]:
-    """What is not cached yet, by layer."""
+def _pending(asked: Evaluation, cached: Results) -> list[tuple[int, Pending]]:
+    """What is not cached yet, each with its layer."""
     scored, ahead = set(asked.scored), set(asked.forecast_ahead)
     end = int(asked.trace.steps[-1])
-    pending: dict[int, list[Pending]] = {}
+    pending = []
     for layer, predictor in product(asked.trace.layers, asked.predictors):
         own = [asked.names[layer, label(predictor), horizon] for horizon in asked.horizons]
-        scores = [
-            result
-            for result in own
-            if result in scored
-            and not (cached.has(SCORES, result) and (not result.intervals or cached.has(SHARES, result)))
-        ]
-        coming = [result for result in own if result in ahead and not cached.has(FORECAST, result)]
+        kinds = (SCORES, SHARES) if asked.intervals else (SCORES,)
+        scores = [name for name in own if name in scored and not all(cached.has(kind, name) for kind in kinds)]
+        coming = [name for name in own if name in ahead and not cached.has(FORECAST, name)]
         if not scores and not coming:
             continue
-        wanted = {result.horizon for result in scores}
+        wanted = {name.horizon for name in scores}
         windows = {cutoff: [h for h in horizons if h in wanted] for cutoff, horizons in asked.windows.items()}
         windows = {cutoff: horizons for cutoff, horizons in windows.items() if horizons}
         fits: dict[int, SharedFit] = {}
@@ -221,13 +221,13 @@ def _pending(asked: Evaluation, cached: Results) -> dict[int, list[Pending]]:
             serving = asked.shared_fits(predictor, list(asked.windows))
             fits = {cutoff: name for cutoff, name in serving.items() if cutoff in windows}
             fits |= asked.shared_fits(predictor, [end]) if coming else {}
-        pending.setdefault(layer, []).append(Pending(predictor, windows, scores, coming, fits))
+        pending.append((layer, Pending(predictor, windows, scores, coming, fits)))
     return pending
 
 
 @dataclass(frozen=True, eq=False)
 class FitTask:
-    """The fit of that *name* for all layers of *traces*."""
+    """The fit of that *name* for all layers of *traces*, each read when it is learned from."""
 
     name: SharedFit
     traces: Sequence[LoadTrace]
@@ -235,17 +235,19 @@ class FitTask:
 
     def run(self) -> Results | None:
         """Fit, and cache it."""
-        self.results.put(FIT, self.name, fit(self.name.predictor, Histories(self.traces, self.name.fitted_at)))
+        cutoff, loads = self.name.fitted_at, (load for trace in self.traces for load in trace.by_layer())
+        histories = (load if cutoff is None else load.until(cutoff) for load in loads)
+        self.results.put(FIT, self.name, fit(self.name.predictor, histories))
         return self.results.for_parent()
 
 
 @dataclass(frozen=True, eq=False)
 class LayerTask:
-    """All that is *pending* of one layer, by evaluation."""
+    """All that is *pending* of one layer."""
 
     trace: LoadTrace
     layer: int
-    pending: Sequence[Sequence[Pending]]
+    pending: Sequence[Pending]
     results: Results
 
     def run(self) -> Results | None:
@@ -253,15 +255,15 @@ class LayerTask:
         load = self.trace.layer(self.layer)
         cache_block_means(load, load.rows(BLOCK))  # for every history that is cut from the layer
         calibration = ErrorCalibration(load)
-        for part in (part for own in self.pending for part in own):
+        for part in self.pending:
             fits = self._fits(part) if part.predictor.pools_layers else None
             if part.scores:
                 expect = part.scores[0].intervals
-                frames = score_layer(calibration, part.predictor, part.windows, fits, expect=expect)
-                for result, (kind, frame) in product(part.scores, zip((SHARES, SCORES), reversed(frames))):
-                    if kind == SCORES or expect:
-                        own = frame[frame["horizon"] == result.horizon]
-                        self.results.put(kind, result, own.reset_index(drop=True))
+                scores, shares = score_layer(calibration, part.predictor, part.windows, fits, expect=expect)
+                kinds = ((SHARES, shares), (SCORES, scores)) if expect else ((SCORES, scores),)
+                for result, (kind, frame) in product(part.scores, kinds):
+                    own = frame[frame["horizon"] == result.horizon]
+                    self.results.put(kind, result, own.reset_index(drop=True))
             for result in part.ahead:
                 forecast = forecast_end(calibration, part.predictor, result.horizon, fits)
                 self.results.put(FORECAST, result, forecast)

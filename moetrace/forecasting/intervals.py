@@ -1,8 +1,8 @@
 """The error that a forecast expects at its cutoff, and the intervals that follow.
 
-The variogram says how far the load of a horizon may be from a good forecast of it (`moetrace.analysis.outlook`).
-How far off that was is known of every earlier step whose horizon has passed. So at steps 100 apart, the *looks*, the
-level of the layer is forecast, and the observed error is compared with the expected one:
+The variogram says how far the load of a horizon may be from a good forecast of it (`moetrace.analysis.outlook`). How
+far off that was is known of every earlier step whose horizon has passed. So at steps 100 apart, the *looks*, the level
+of the layer is forecast, and the observed error is compared with the expected one:
 
 - The *predicted error* is the geometric mean over the latest looks: from one to the next a variogram predicts a third
   more or less of a load that goes on as before.
@@ -10,20 +10,18 @@ level of the layer is forecast, and the observed error is compared with the expe
   shorter ones, which know the latest past; their usual difference is taken off. What one shock can do to it is bounded.
 - The *reach* of an interval, in standard deviations: adaptive conformal inference (Gibbs and Candes 2021) in the
   logarithm. An interval that held fewer experts than it should grows by a step, one that held more shrinks by one. It
-  counts how often was missed, not by how much, so that one shock cannot spoil what follows, and it keeps its
-  promise whatever the distribution of the errors is, heavy tails and a scale that is itself uncertain included.
+  counts how often was missed, not by how much: it keeps its promise whatever the distribution of the errors is.
 
 Both forget by halves, as fast as a load changes its ways: one that is young by half in a tenth of its age.
 
-The load is normally distributed around its level, and the error of a forecast around its difference from the level:
-one that follows noise, or a window that is too long, expects to be wrong by as much, whoever made it. The expected
-error and the intervals are the mean and the quantiles of the same distribution of |error|, a folded normal one.
+The load is normally distributed around its level, and the error of a forecast around its difference from the level.
+The expected error and the intervals are the mean and the quantiles of the same distribution of |error|, a folded normal
+one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
@@ -57,8 +55,8 @@ STEP = {80: 0.15, 95: 0.3}
 INITIAL_LOG_REACH = {80: 0.0, 95: 0.25}
 # Looks that have to have passed before a look says anything of the reach.
 LEARNED = 5
-# A deviation that is as good as 0, and how often an interval is halved to find its end.
-TINY, BISECTION_STEPS = 1e-12, 20
+# A deviation that is as good as 0, and how many of them from 0 a normal distribution does not reach the other side.
+TINY, FAR = 1e-12, 8.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,22 +80,18 @@ class Expectation:
         return float((spread * np.sqrt(2 / np.pi) * np.exp(-(z**2)) + apart * erf(z)).sum())
 
     def half_widths(self, forecast: Shares) -> dict[int, Shares]:
-        """By percent how far the interval of a *forecast* (experts,) reaches on both sides, shape (experts,)."""
-        apart = np.abs(forecast - self.level)
-        return {p: _half_width(apart, self.deviation * self.reach[p] / q, p / 100) for p, q in QUANTILES.items()}
+        """By percent how far the interval of a *forecast* (experts,) reaches on both sides, shape (experts,).
 
+        The square of a normal variable around a mean is noncentral chi-square distributed, with one degree of freedom.
+        """
+        from scipy.special import chndtrix
 
-def _half_width(apart: Shares, spread: Shares, held: float) -> Shares:
-    """How far from 0 the part *held* of a normal distribution around *apart* lies; all (experts,)."""
-    from scipy.special import ndtr
-
-    spread = np.maximum(spread, TINY)
-    low, high = np.zeros_like(apart), apart + 6 * spread
-    for _ in range(BISECTION_STEPS):
-        middle = (low + high) / 2
-        enough = ndtr((middle - apart) / spread) - ndtr((-middle - apart) / spread) >= held
-        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
-    return high
+        apart, widths = np.abs(forecast - self.level), {}
+        for percent, quantile in QUANTILES.items():
+            spread = np.maximum(self.deviation * self.reach[percent] / quantile, TINY)
+            near = np.minimum(apart / spread, FAR)
+            widths[percent] = apart + spread * (np.sqrt(chndtrix(percent / 100, 1, near**2)) - near)
+        return widths
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,9 +218,8 @@ class ErrorCalibration:
 
 
 def _halves(horizon: int, block: int) -> list[int]:
-    """*horizon*, its half and so on, none of them shorter than *block*."""
-    halves = [horizon // 2**n for n in range(HALVINGS + 1)]
-    return [halves[0], *(half for _, half in pairwise(halves) if half >= block)]
+    """*horizon*, its half and so on, none of these shorter than *block*."""
+    return [horizon, *(half for n in range(HALVINGS) if (half := horizon // 2 ** (n + 1)) >= block)]
 
 
 def bounds(predicted: Shares, half_widths: dict[int, Shares]) -> dict[str, Shares]:

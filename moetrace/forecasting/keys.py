@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +15,7 @@ from typing import Any
 from moetrace.forecasting.predictors.base import Predictor
 
 # Where results are computed: these modules, and all of the package that they import.
-ROOTS = ("forecasting.layers", "forecasting.fitting", "forecasting.predictors")
+ROOTS = ("forecasting.layers", "forecasting.predictors")
 # Modules that hold no number that a result depends on, only messages.
 MESSAGES = ("errors", "settings")
 LIBRARIES = ("numpy", "pandas", "scipy", "statsmodels", "jax", "equinox", "optax")
@@ -67,11 +68,8 @@ def used_modules(package: Path) -> dict[str, ast.Module]:
 @cache
 def library_versions() -> dict[str, str]:
     """The installed versions of `LIBRARIES`: another NumPy may give other numbers."""
-    return {name: _version(name) for name in LIBRARIES}
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
+    versions = {}
+    for name in LIBRARIES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions

@@ -1,9 +1,9 @@
-"""One layer: what a predictor forecasts at each cutoff, and how that compares with what then happened."""
+"""One layer: how a predictor is fitted, what it forecasts at each cutoff, and how that compares with what followed."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -12,13 +12,12 @@ from moetrace.analysis.cache import cached_per_layer
 from moetrace.analysis.noise import horizon_noise
 from moetrace.analysis.states import state_at
 from moetrace.forecasting import intervals
-from moetrace.forecasting.fitting import TimedFit, has_history, layer_fits
 from moetrace.forecasting.predictors import label, predictor
-from moetrace.forecasting.predictors.base import Forecast, Predictor, is_constant
+from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, is_constant
 from moetrace.forecasting.scoring import errors, predicted_shares, step_errors
 from moetrace.forecasting.windows import Windows
 from moetrace.frames import stacked
-from moetrace.trace import LayerLoad, Shares
+from moetrace.trace import LayerLoad, Shares, Steps, stride_of
 from moetrace.words import BASELINE
 
 if TYPE_CHECKING:
@@ -26,20 +25,52 @@ if TYPE_CHECKING:
 
 TOO_SHORT = "too_short"
 
+
+# --- fits -------------------------------------------------------------------------------------
+
+
+class TimedFit(NamedTuple):
+    """What was fitted, and the seconds it took; 0 where it is an earlier fit moved forward."""
+
+    fitted: Fitted
+    seconds: float
+
+
 Fits = Mapping[int, TimedFit]
 """The fit that serves at each cutoff."""
 
 
+def fit(predictor: Predictor, histories: Iterable[LayerLoad]) -> TimedFit:
+    """What *predictor* learns from *histories*."""
+    began = time.perf_counter()
+    return TimedFit(predictor.fit(histories), time.perf_counter() - began)
+
+
+def has_history(predictor: Predictor, steps: Steps, cutoff: int) -> bool:
+    """Whether the logged *steps* (steps,) up to *cutoff* are as many as the predictor needs."""
+    rows = int(np.searchsorted(steps, cutoff, "right"))
+    if not rows or cutoff - int(steps[0]) + 1 < predictor.needs:
+        return False
+    return rows >= predictor.least_rows(stride_of(steps[:rows]))
+
+
+def refits(predictor: Predictor, steps: Steps, cutoffs: Iterable[int]) -> dict[int, int]:
+    """The cutoff whose fit serves at each of *cutoffs* (increasing) where the history in *steps* is long enough.
+
+    A predictor is fitted anew only when its history has grown by its `refit_growth`, and moved forward in between.
+    """
+    before_first = int(steps[0]) - 1
+    serving: dict[int, int] = {}
+    latest: int | None = None
+    for cutoff in cutoffs:
+        if has_history(predictor, steps, cutoff):
+            if latest is None or cutoff - before_first >= predictor.refit_growth * (latest - before_first):
+                latest = cutoff
+            serving[cutoff] = latest
+    return serving
+
+
 # --- forecasts --------------------------------------------------------------------------------
-
-
-class CutoffForecasts(NamedTuple):
-    """What a predictor forecasts at a *cutoff*, repaired, by horizon; nothing where the history is too short."""
-
-    cutoff: int
-    by_horizon: Mapping[int, Forecast]
-    fit_seconds: float = 0.0
-    forecast_seconds: float = 0.0
 
 
 class EndForecast(NamedTuple):
@@ -62,26 +93,30 @@ class EndForecast(NamedTuple):
 
 def forecasts(
     load: LayerLoad, by: Predictor, windows: Windows, shared_fits: Fits | None = None
-) -> Iterator[CutoffForecasts]:
-    """The forecasts of a layer at each cutoff of *windows*, to the horizons given there.
+) -> Iterator[tuple[int, dict[int, Forecast], float, float]]:
+    """At each cutoff of *windows* the forecast for each horizon there, repaired; none where the history is too short.
 
-    *shared_fits* are the fits for all layers, of a predictor that has such; any other is fitted here.
-    One forecast to the longest horizon is made at a cutoff; the shorter ones are its beginnings, except for
-    a predictor that forecasts each horizon by itself.
+    With them come the seconds of the fit and of the forecast. *shared_fits* are the fits for all layers, of a predictor
+    that has such; any other is fitted here. One forecast to the longest horizon is made at a cutoff; the shorter ones
+    are its beginnings, except for a predictor that forecasts each horizon by itself.
     """
-    fits = layer_fits(by, load, windows) if shared_fits is None else shared_fits
+    fitted_at, fits = refits(by, load.steps, windows), dict(shared_fits or {})
     for cutoff, horizons in windows.items():
-        if cutoff not in fits or not has_history(by, load.steps, cutoff):
-            yield CutoffForecasts(cutoff, {})
+        if cutoff not in fitted_at or not (shared_fits is None or cutoff in fits):
+            yield cutoff, {}, 0.0, 0.0
             continue
+        history = load.until(cutoff)
+        if shared_fits is None:
+            new = fitted_at[cutoff] == cutoff
+            fits[cutoff] = fit(by, [history]) if new else TimedFit(fits[fitted_at[cutoff]].fitted, 0.0)
+        served = fits[cutoff]
         began = time.perf_counter()
-        history, fitted = load.until(cutoff), fits[cutoff].fitted
         if by.by_horizon:
-            found = {horizon: repaired(fitted.forecast(history, horizon)) for horizon in horizons}
+            found = {horizon: repaired(served.fitted.forecast(history, horizon)) for horizon in horizons}
         else:
-            longest = repaired(fitted.forecast(history, max(horizons)))
+            longest = repaired(served.fitted.forecast(history, max(horizons)))
             found = {horizon: Forecast(longest.shares[:horizon], longest.status) for horizon in horizons}
-        yield CutoffForecasts(cutoff, found, fits[cutoff].seconds, time.perf_counter() - began)
+        yield cutoff, found, served.seconds, time.perf_counter() - began
 
 
 def repaired(forecast: Forecast) -> Forecast:
@@ -99,11 +134,11 @@ def forecast_end(
     """The forecast of the *horizon* steps after the end of the layer of *calibration*."""
     load = calibration.load
     end = int(load.steps[-1])
-    (found,) = forecasts(load, by, {end: [horizon]}, shared_fits)
-    forecast = found.by_horizon[horizon]
-    expected, mean = calibration.expectation(end, horizon), forecast.shares.mean(axis=0)
-    key, known = (load.trace, label(by), load.layer, end + 1), (expected.error(mean), expected.half_widths(mean))
-    return EndForecast(*key, forecast.shares, *known, forecast.status, load.first_expert)
+    ((_, found, _, _),) = forecasts(load, by, {end: [horizon]}, shared_fits)
+    shares, status = found[horizon].shares, found[horizon].status
+    expected, mean = calibration.expectation(end, horizon), shares.mean(axis=0)
+    known = (shares, expected.error(mean), expected.half_widths(mean), status, load.first_expert)
+    return EndForecast(load.trace, label(by), load.layer, end + 1, *known)
 
 
 # --- scores -----------------------------------------------------------------------------------
@@ -112,12 +147,11 @@ def forecast_end(
 class Score(NamedTuple):
     """One forecast of one layer, scored over one horizon; the columns of the scores frame.
 
-    Errors and noise are fractions as `scoring.Errors` and `variogram` define them, NaN where the history
-    was too short. *state* is the layer's as it was known at the cutoff. *skill* is
-    ``1 - error_rate / error_rate of window_mean`` at the same cutoff: 0 is no better than what
-    serving systems do. *expected_error* is the error_rate that was expected at the cutoff.
-    *coverage_80* and *coverage_95* are the parts of the experts whose share lay inside their interval. *status*
-    is ``ok``, ``too_short`` or the fallback that stood in.
+    Errors and noise are fractions as `scoring.Errors` and `variogram` define them, NaN where the history was too short.
+    *state* is the layer's as it was known at the cutoff. *skill* is ``1 - error_rate / error_rate of window_mean`` at
+    the same cutoff: 0 is no better than what serving systems do. *expected_error* is the error_rate that was expected
+    at the cutoff. *coverage_80* and *coverage_95* are the parts of the experts whose share lay inside their interval.
+    *status* is ``ok``, ``too_short`` or the fallback that stood in.
     """
 
     trace: str
@@ -166,25 +200,25 @@ def score_layer(
     load = calibration.load
     scores: list[Score] = []
     shares: list[pd.DataFrame] = []
-    for at in forecasts(load, by, windows, shared_fits):
-        by_step = _step_errors(load, by, at)
-        for horizon in windows[at.cutoff]:
-            key = (load.trace, label(by), load.layer, horizon, at.cutoff)
-            step_noise, error_noise = horizon_noise(load, at.cutoff, horizon)
-            baseline = _window_mean_error(load, at.cutoff, horizon)
+    for cutoff, found, fit_seconds, forecast_seconds in forecasts(load, by, windows, shared_fits):
+        by_step = _step_errors(load, by, cutoff, found)
+        for horizon in windows[cutoff]:
+            key = (load.trace, label(by), load.layer, horizon, cutoff)
+            step_noise, error_noise = horizon_noise(load, cutoff, horizon)
+            baseline = _window_mean_error(load, cutoff, horizon)
             # What stays NaN is not known where the history was too short, or nothing is expected.
             row: dict[str, Any] = dict.fromkeys(Score._fields, float("nan")) | dict(zip(Score._fields, key))
-            row |= {"state": state_at(load, at.cutoff), "idle_experts": 0, "status": TOO_SHORT}
+            row |= {"state": state_at(load, cutoff), "idle_experts": 0, "status": TOO_SHORT}
             row |= {"error_noise": error_noise, "step_noise": step_noise, "window_mean_error_rate": baseline}
-            row |= {"fit_seconds": at.fit_seconds, "forecast_seconds": at.forecast_seconds}
-            if horizon in at.by_horizon:
-                forecast, actual = at.by_horizon[horizon], _actual_shares(load, at.cutoff, horizon)
-                predicted = _predicted_shares(load, forecast, at.cutoff, horizon)
-                found = errors(predicted, actual, by_step[horizon])
-                row |= found._asdict() | {"status": forecast.status}
-                row["skill"] = 1 - found.error_rate / baseline if baseline > 0 else float("nan")
-            if horizon in at.by_horizon and expect:
-                expected, mean = calibration.expectation(at.cutoff, horizon), forecast.shares.mean(axis=0)
+            row |= {"fit_seconds": fit_seconds, "forecast_seconds": forecast_seconds}
+            if horizon in found:
+                forecast, actual = found[horizon], _actual_shares(load, cutoff, horizon)
+                predicted = _predicted_shares(load, forecast, cutoff, horizon)
+                own = errors(predicted, actual, by_step[horizon])
+                row |= own._asdict() | {"status": forecast.status}
+                row["skill"] = 1 - own.error_rate / baseline if baseline > 0 else float("nan")
+            if horizon in found and expect:
+                expected, mean = calibration.expectation(cutoff, horizon), forecast.shares.mean(axis=0)
                 ends = intervals.bounds(predicted, expected.half_widths(mean))
                 row["expected_error"] = expected.error(mean)
                 for percent in intervals.QUANTILES:
@@ -192,20 +226,20 @@ def score_layer(
                     row[f"coverage_{percent}"] = float(inside.mean())
                 # The forecast is the mean over the steps, known at the cutoff; in what was predicted, as in what
                 # followed, each step is weighted by its tokens.
-                of_logged = matched(forecast.shares, at.cutoff, load.after(at.cutoff, horizon)).mean(axis=0)
+                of_logged = matched(forecast.shares, cutoff, load.after(cutoff, horizon)).mean(axis=0)
                 experts = {"expert": load.expert_numbers, "forecast": of_logged, "predicted": predicted}
                 shares.append(pd.DataFrame({**dict(zip(SHARE_COLUMNS, key)), **experts, "actual": actual, **ends}))
             scores.append(Score(**row))
     return pd.DataFrame(scores, columns=Score._fields), stacked(shares, SHARE_COLUMNS)
 
 
-def _step_errors(load: LayerLoad, by: Predictor, at: CutoffForecasts) -> dict[int, Shares]:
+def _step_errors(load: LayerLoad, by: Predictor, cutoff: int, found: Mapping[int, Forecast]) -> dict[int, Shares]:
     """By horizon the error of each of its steps, shape (steps,); what begins a longer forecast is measured with it."""
     measured: dict[int, Shares] = {}
-    for horizon in sorted(at.by_horizon, reverse=True):
-        after = load.after(at.cutoff, horizon)
+    for horizon in sorted(found, reverse=True):
+        after = load.after(cutoff, horizon)
         if by.by_horizon or not measured:
-            longest = step_errors(matched(at.by_horizon[horizon].shares, at.cutoff, after), after.shares)
+            longest = step_errors(matched(found[horizon].shares, cutoff, after), after.shares)
         measured[horizon] = longest[: len(after.steps)]
     return measured
 

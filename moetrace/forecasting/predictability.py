@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.evaluation import Evaluation, evaluation
 from moetrace.forecasting.predictors import label, predictor
-from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.windows import evaluation_windows
 from moetrace.trace import LoadTrace
 from moetrace.words import BASELINE, STABLE
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
 HORIZONS = (10, 30, 100, 300, 1000, 2000, 4000)
 # Lengths of history whose mean is the forecast.
 HISTORIES = (100, 200, 500, 1000, 2000, 5000)
+MEANS = {history: predictor(f"window_mean:window={history}") for history in HISTORIES}
 # The horizon at which histories are compared, if the trace covers it.
 HORIZON = 1000
 # Forecasts whose errors are laid to the experts, the first of them that was scored.
@@ -36,17 +36,12 @@ def predictability_evaluations(trace: LoadTrace, cutoffs: Sequence[int] | None =
     """
     start, windows = int(trace.steps[0]), evaluation_windows(trace, [HORIZON], cutoffs)
     longest = max((h for h in HISTORIES if any(cutoff - start + 1 >= h for cutoff in windows)), default=0)
-    means = [_mean_of(history) for history in HISTORIES if history <= longest]
+    means = [MEANS[history] for history in HISTORIES if history <= longest]
     compared = {cutoff: horizons for cutoff, horizons in windows.items() if cutoff - start + 1 >= longest}
     return [
         evaluation(trace, [predictor("level")], HORIZONS, cutoffs, intervals=False),
         evaluation(trace, means, [HORIZON], compared, intervals=False),
     ]
-
-
-def _mean_of(history: int) -> Predictor:
-    """The mean of the last so many steps."""
-    return predictor(f"window_mean:window={history}")
 
 
 def predictability_frames(test: Backtest, of_horizons: Backtest, of_histories: Backtest) -> dict[str, pd.DataFrame]:
@@ -56,7 +51,7 @@ def predictability_frames(test: Backtest, of_horizons: Backtest, of_histories: B
     steps, and the mean of the last *history* steps at 1,000. ``by_layer`` is over all cutoffs in the stable state, by
     the preferred predictor; *noise_part* is the part of the step-by-step error that no forecast can remove.
     """
-    lengths = {label(_mean_of(history)): history for history in HISTORIES}
+    lengths = {label(mean): history for history, mean in MEANS.items()}
     histories = of_histories.scores.assign(history=of_histories.scores["predictor"].map(lengths))
     preferred = _preferred(test.scores)
     stable = preferred[preferred["state"] == STABLE]
@@ -75,16 +70,15 @@ def worst_experts_frame(shares: pd.DataFrame) -> pd.DataFrame:
     keys = ["trace", "predictor", "horizon", "layer"]
     apart = chosen.assign(error=(chosen["predicted"] - chosen["actual"]).abs())
     means = apart.groupby([*keys, "expert"], sort=False)[["actual", "error"]].mean().reset_index()
-    part = means["error"] / means.groupby(keys)["error"].transform("sum")
-    found = means.assign(part_of_error=part).rename(columns={"actual": "share"})
-    worst: pd.DataFrame = found.nlargest(MOST_EXPERTS, "error") if len(found) else found
-    return worst
+    means["part_of_error"] = means["error"] / means.groupby(keys)["error"].transform("sum")
+    found = means.rename(columns={"actual": "share"})
+    return found.nlargest(MOST_EXPERTS, "error") if len(found) else found
 
 
 def _preferred(frame: pd.DataFrame) -> pd.DataFrame:
     """The rows of the first of `PREFERRED` that is there, or of the first predictor."""
     there = list(frame["predictor"].unique())
-    chosen = next((name for name in PREFERRED if name in there), there[0] if there else "")
+    chosen = next((name for name in (*PREFERRED, *there) if name in there), "")
     return frame[frame["predictor"] == chosen]
 
 
@@ -94,7 +88,5 @@ def _means(scores: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     measured = known["step_error_rate"].where(known["step_noise"].notna())
     groups = known.assign(measured=measured).groupby(keys, sort=False)
     means = groups[[*MEASURES, "measured"]].mean().reset_index()
-    found: pd.DataFrame = means.assign(
-        noise_part=means["step_noise"] / means["measured"], scored=groups.size().to_numpy()
-    )
-    return found.drop(columns="measured").sort_values(keys, ignore_index=True)
+    means = means.assign(noise_part=means["step_noise"] / means["measured"], scored=groups.size().to_numpy())
+    return means.drop(columns="measured").sort_values(keys, ignore_index=True)

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from moetrace.forecasting.evaluation import Result, SharedFit
-from moetrace.forecasting.fitting import TimedFit
-from moetrace.forecasting.layers import EndForecast
+from moetrace.forecasting.layers import EndForecast, TimedFit
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,32 +56,27 @@ class Results(Protocol):
 
 
 @dataclass(frozen=True)
-class InMemory:
+class InMemory(Results):
     """Results cached in a dictionary."""
 
     cached: dict[tuple[str, Name], Any] = field(default_factory=dict)
 
     def has(self, kind: Kind[T], name: Name) -> bool:
-        """Whether that result is cached."""
         return (kind.name, name) in self.cached
 
     def put(self, kind: Kind[T], name: Name, value: T) -> None:
-        """Cache a result."""
         self.cached[kind.name, name] = value
 
     def get(self, kind: Kind[T], name: Name) -> T:
-        """A result that is cached."""
         value: T = self.cached[kind.name, name]
         return value
 
     def begin(self, trace: str) -> None:
-        """Nothing to do."""
+        pass
 
     def for_parent(self) -> InMemory:
-        """Itself."""
         return self
 
     def merge(self, other: Results | None) -> None:
-        """Take in what a worker cached in its own memory."""
         if isinstance(other, InMemory) and other is not self:
             self.cached.update(other.cached)

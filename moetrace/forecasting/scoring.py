@@ -18,11 +18,10 @@ class Errors(NamedTuple):
     """The errors of one forecast of one layer, as fractions.
 
     *error_rate* is ``sum_e |Q[e] - P[e]|``, with the shares of the load over the whole horizon
-    ``P[e] = sum_t c[t, e] / sum_t n[t]`` and ``Q[e] = sum_t n[t] q[t, e] / sum_t n[t]``.
-    Because shares sum to 1 it is the load-weighted relative error (WAPE).
-    *step_error_rate* is ``mean_t sum_e |q[t, e] - p[t, e]|``.
-    *mape* is ``mean_e |Q[e] - P[e]| / P[e]`` over the experts with any load; *idle_experts* counts the
-    others. *abs_points* is ``mean_e |Q[e] - P[e]|``.
+    ``P[e] = sum_t c[t, e] / sum_t n[t]`` and ``Q[e] = sum_t n[t] q[t, e] / sum_t n[t]``: as shares sum to 1, the
+    load-weighted relative error (WAPE). *step_error_rate* is ``mean_t sum_e |q[t, e] - p[t, e]|``. *mape* is
+    ``mean_e |Q[e] - P[e]| / P[e]`` over the experts with any load; *idle_experts* counts the others. *abs_points* is
+    ``mean_e |Q[e] - P[e]|``.
     """
 
     error_rate: float
@@ -33,14 +32,8 @@ class Errors(NamedTuple):
 
 
 def predicted_shares(forecast: Shares, totals: Counts) -> Shares:
-    """Share of the load of all steps together that *forecast* (steps, experts) predicts, each step weighed by *totals*.
-
-    Of shape (experts,).
-    """
-    if is_constant(forecast):
-        first: Shares = forecast[0]
-        return first
-    predicted: Shares = totals @ forecast / totals.sum()
+    """Share of the load that *forecast* (steps, experts) predicts, each step weighed by *totals*, shape (experts,)."""
+    predicted: Shares = forecast[0] if is_constant(forecast) else totals @ forecast / totals.sum()
     return predicted
 
 
@@ -52,16 +45,7 @@ def step_errors(forecast: Shares, shares: Shares) -> Shares:
 
 
 def errors(predicted: Shares, actual: Shares, by_step: Shares) -> Errors:
-    """The errors of *predicted* against *actual* shares of the load of all steps, both (experts,).
-
-    *by_step* (steps,) are the `step_errors`.
-    """
-    apart = np.abs(predicted - actual)
-    loaded = actual > 0
-    return Errors(
-        error_rate=float(apart.sum()),
-        step_error_rate=float(by_step.mean()),
-        mape=float((apart[loaded] / actual[loaded]).mean()),
-        idle_experts=int((~loaded).sum()),
-        abs_points=float(apart.mean()),
-    )
+    """The errors of *predicted* against *actual* shares, both (experts,); *by_step* (steps,) are the `step_errors`."""
+    apart, loaded = np.abs(predicted - actual), actual > 0
+    mape = float((apart[loaded] / actual[loaded]).mean())
+    return Errors(float(apart.sum()), float(by_step.mean()), mape, int((~loaded).sum()), float(apart.mean()))

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moetrace.forecasting.backtest import Backtest
 from moetrace.forecasting.intervals import bounds
@@ -34,17 +33,12 @@ def score_frames(test: Backtest, seed: int = 0) -> dict[str, pd.DataFrame]:
     longest horizon at the last cutoff.
     """
     scores, shares = test.scores, test.shares
-    means = scores.groupby(["trace", "predictor", "horizon", "cutoff"], sort=False)[
-        ["error_rate", "error_noise"]
-    ].mean()
+    courses = scores.groupby(["trace", "predictor", "horizon", "cutoff"], sort=False)
+    course = courses[["error_rate", "error_noise"]].mean().reset_index()
     longest = shares[shares["horizon"] == shares["horizon"].max()]
-    return {
-        "summary": summary_frame(scores, seed),
-        "scores": scores,
-        "course": means.reset_index(),
-        "shares": shares,
-        "last_shares": longest[longest["cutoff"] == longest["cutoff"].max()],
-    }
+    last = longest[longest["cutoff"] == longest["cutoff"].max()]
+    summary = summary_frame(scores, seed)
+    return {"summary": summary, "scores": scores, "course": course, "shares": shares, "last_shares": last}
 
 
 def summary_frame(scores: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -122,22 +116,18 @@ def paired_interval(scored: pd.DataFrame, seed: int) -> tuple[float, float, floa
     if scored.empty:
         return nothing, nothing, nothing
     table = scored.pivot_table(index="cutoff", columns="layer", values="apart", aggfunc="mean").to_numpy()
+    mean = float(np.nanmean(table))
     if len(table) < LEAST_CUTOFFS:
-        return nothing, float(np.nanmean(table)), nothing
-    rng = np.random.default_rng(seed)
-    cutoffs, layers = (_drawn(rng, n) for n in table.shape)  # (rounds, cutoffs), (rounds, layers)
+        return nothing, mean, nothing
+    rng, rounds = np.random.default_rng(seed), np.arange(BOOTSTRAP_ROUNDS)[:, None]
+    # How often each cutoff, and each layer, is drawn in each round: shape (rounds, n).
+    drawn = (rng.integers(0, n, (BOOTSTRAP_ROUNDS, n)) + n * rounds for n in table.shape)
+    cutoffs, layers = (np.bincount(draws.ravel(), minlength=draws.size).reshape(draws.shape) for draws in drawn)
     known = ~np.isnan(table)
     total = ((cutoffs @ np.where(known, table, 0.0)) * layers).sum(axis=1)
     cells = ((cutoffs @ known) * layers).sum(axis=1)
-    means = total[cells > 0] / cells[cells > 0]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(np.nanmean(table)), float(high)
-
-
-def _drawn(rng: np.random.Generator, n: int) -> NDArray[np.int64]:
-    """How often each of *n* is drawn in each round of the bootstrap, shape (rounds, n)."""
-    draws = rng.integers(0, n, (BOOTSTRAP_ROUNDS, n)) + n * np.arange(BOOTSTRAP_ROUNDS)[:, None]
-    return np.bincount(draws.ravel(), minlength=n * BOOTSTRAP_ROUNDS).reshape(BOOTSTRAP_ROUNDS, n)
+    low, high = np.quantile(total[cells > 0] / cells[cells > 0], [0.025, 0.975])
+    return float(low), mean, float(high)
 
 
 def means_frame(forecasts: Iterable[EndForecast], horizon: int) -> pd.DataFrame:

@@ -22,9 +22,8 @@ ROWS_APART = 25
 
 
 def default_cutoffs(trace: LoadTrace, first: int = FIRST_CUTOFF, every: int | None = None) -> list[int]:
-    """*first*, then every multiple of *every* after it, up to the end of the trace.
+    """*first*, then every multiple of *every* (`cutoffs_apart` if None) after it, up to the end of the trace.
 
-    *every* is what `cutoffs_apart` says if None.
     Counted from the last multiple of *every*, or of `CUTOFF_EVERY`, at or before the first step, so that a trace that
     begins at step 100,000 is treated as one that begins at 0. Where steps were logged far apart, cutoffs are so
     far apart, and the first so late, that `ROWS_APART` logged steps lie between two.
@@ -51,7 +50,7 @@ def thinned(trace: LoadTrace) -> bool:
 
 def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int]:
     """The *cutoffs* inside the trace after which *horizon* steps were recorded."""
-    inside = [cutoff for cutoff in cutoffs if trace.steps[0] <= cutoff and cutoff + horizon <= _end(trace)]
+    inside = [cutoff for cutoff in cutoffs if trace.steps[0] <= cutoff <= _end(trace) - horizon]
     # Some step of the horizon has to be logged: a gap may be longer.
     first, last = (np.searchsorted(trace.steps, np.array(inside) + ahead, "right") for ahead in (0, horizon))
     return [cutoff for cutoff, a, b in zip(inside, first, last) if a < b]
@@ -74,14 +73,12 @@ def checked_cutoffs(
 
     Raises `SettingError` naming what would work where one of them cannot, or no horizon can be scored at any.
     """
-    first, last = int(trace.steps[0]), _end(trace)
+    first, last, shortest = int(trace.steps[0]), _end(trace), min(horizons)
     scored = {cutoff for horizon in horizons for cutoff in scorable(trace, cutoffs, horizon)}
-    unscorable = [cutoff for cutoff in cutoffs if cutoff not in scored]
-    shortest = min(horizons)
+    unscorable = [f"{cutoff:,}" for cutoff in cutoffs if cutoff not in scored]
     if explicit and unscorable and first <= last - shortest:
-        cutoffs_out = shown([f"{cutoff:,}" for cutoff in unscorable])
         raise SettingError(
-            f"{trace.name}: cutoff {cutoffs_out} cannot be scored: a horizon of {shortest:,} steps needs cutoffs "
+            f"{trace.name}: cutoff {shown(unscorable)} cannot be scored: a horizon of {shortest:,} steps needs cutoffs "
             f"from {first:,} to {last - shortest:,}"
         )
     if scored:
@@ -107,7 +104,10 @@ def evaluation_windows(trace: LoadTrace, horizons: Sequence[int], cutoffs: Seque
     check_several([] if cutoffs is None else cutoffs, "cutoffs", "[3000]")
     if not horizons or min(horizons) < 1:
         raise SettingError("a horizon is a whole number of steps above 0")
-    wanted = sorted(set(default_cutoffs(trace) if cutoffs is None else cutoffs))
-    known = {horizon: set(scorable(trace, wanted, horizon)) for horizon in sorted(set(horizons))}
-    covered = {cutoff: [horizon for horizon in known if cutoff in known[horizon]] for cutoff in wanted}
-    return {cutoff: there for cutoff, there in covered.items() if there}
+    windows: dict[int, list[int]] = {
+        cutoff: [] for cutoff in sorted(default_cutoffs(trace) if cutoffs is None else cutoffs)
+    }
+    for horizon in sorted(set(horizons)):
+        for cutoff in scorable(trace, list(windows), horizon):
+            windows[cutoff].append(horizon)
+    return {cutoff: there for cutoff, there in windows.items() if there}

@@ -25,8 +25,7 @@ import numpy as np
 from moetrace.errors import WorkspaceError
 from moetrace.files import file_name, replacing, sweep
 from moetrace.forecasting.evaluation import SharedFit
-from moetrace.forecasting.fitting import TimedFit
-from moetrace.forecasting.layers import EndForecast
+from moetrace.forecasting.layers import EndForecast, TimedFit
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.results import FORECAST, Kind, Name
 from moetrace.formats.arrow import to_lists

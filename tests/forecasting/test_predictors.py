@@ -234,9 +234,9 @@ def test_training_windows_are_those_that_were_drawn(history):
     every = []  # one window after the other, for a naive twin
     for course in courses:
         for end in course.moments:
-            window = window_at(settings, course.means[:end], levels(course.means, course.gain)[:end])
+            inputs, base, unit = window_at(settings, course.means[:end], levels(course.means, course.gain)[:end])
             after = course.means[end : end + settings.segment].mean(axis=0)
-            every += list(zip(window.inputs, (after - window.base) / window.unit))
+            every += list(zip(inputs, (after - base) / unit))
 
     found = drawn_windows(courses, drawn, settings)
 

@@ -40,8 +40,9 @@ class Pooling(base.Predictor):
     weight: float = 1.0
 
     def fit(self, histories):
-        FITTED.append(len(histories))
-        return FittedPooling(self.weight * np.mean([load.mean_shares for load in histories], axis=0))
+        shares = [load.mean_shares for load in histories]
+        FITTED.append(len(shares))
+        return FittedPooling(self.weight * np.mean(shares, axis=0))
 
     def load(self, path):
         return FittedPooling(np.load(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +24,11 @@ LARGEST_MOVE = 20
 class Arima(Predictor):
     """ARIMA of *order* (p, d, q) on means of *block* steps over the last *history* steps.
 
-    Without autoregression (p = 0, d = 1) the moving-average parameters are shared by the experts of a
-    layer: their differenced, scaled series are fitted as one, which is steadier than a fit for each
-    and takes one fit instead of one for each expert. With it, each expert has parameters of its own.
-
-    Defaults by measurement on the sample trace gpt-moe-8e-a (`benchmarks/README.md`): (0,1,1), a local
-    level, on means of 50 steps. The paper has (5,1,5) on single steps: ``arima:order=5,1,5:block=1``.
+    Without autoregression (p = 0, d = 1) the moving-average parameters are shared by the experts of a layer: their
+    differenced, scaled series are fitted as one, which is steadier and takes one fit instead of one for each expert.
+    With it, each expert has parameters of its own. Defaults by measurement on the sample trace gpt-moe-8e-a
+    (`benchmarks/README.md`): (0,1,1), a local level, on means of 50 steps. The paper has (5,1,5) on single steps:
+    ``arima:order=5,1,5:block=1``.
     """
 
     name = "arima"
@@ -42,28 +41,24 @@ class Arima(Predictor):
     @property
     def needs(self) -> int:
         """Enough blocks for twice as many differences as parameters, and at least 8."""
-        return self.block * self._blocks
+        return self.least_rows(1)
 
     def least_rows(self, stride: int) -> int:
         """As many blocks of logged steps."""
-        return self._blocks * rows_of(self.block, stride)
-
-    @property
-    def _blocks(self) -> int:
-        return max(8, 2 * (self.order[0] + self.order[2]) + self.order[1])
-
-    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
-        """Estimate the shared parameters, where there are any."""
-        if not self.shares_parameters:
-            return FittedArima(self, None)
-        means = [self.means(history) for history in histories]
-        return FittedArima(self, _shared_parameters(means, self.order[2]))
+        p, d, q = self.order
+        return max(8, 2 * (p + q) + d) * rows_of(self.block, stride)
 
     @property
     def shares_parameters(self) -> bool:
         """Whether the experts of a layer have their parameters in common."""
         p, d, q = self.order
         return p == 0 and d == 1 and q > 0
+
+    def fit(self, histories: Iterable[LayerLoad]) -> Fitted:
+        """Estimate the shared parameters, where there are any."""
+        if not self.shares_parameters:
+            return FittedArima(self, None)
+        return FittedArima(self, _shared_parameters(map(self.means, histories), self.order[2]))
 
     def means(self, history: LayerLoad) -> Shares:
         """The block means that are fitted, shape (blocks, experts)."""
@@ -91,11 +86,11 @@ class FittedArima(Fitted):
         rows[:, list(failures)] = fallback[list(failures)]
         status, why = OK, list(failures.values())
         if why:
-            status = f"fallback:window_mean:{len(why)}/{history.experts}:{max(set(why), key=why.count)}"
+            status = f"fallback:window_mean:{len(why)}/{history.experts}:{max(why, key=why.count)}"
         return Forecast(hold(rows, block_steps, horizon), status)
 
 
-def _shared_parameters(means: Sequence[Shares], q: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
+def _shared_parameters(means: Iterable[Shares], q: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
     """Moving-average parameters of all series together, shape (q,), or None if the fit failed.
 
     The differences of each expert, over the square root of its share (which makes their variances

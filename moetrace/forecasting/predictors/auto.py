@@ -65,28 +65,21 @@ def weights(history: LayerLoad, horizon: int) -> NDArray[np.float64]:
     # Counted back from the end, so that every step of the last horizon is used.
     every = max(EVERY, history.stride)
     oldest = max(first + EVERY + Auto().needs, last - horizon - MOST_HALF_LIVES * max(HALF_LIFE, history.stride))
-    earlier = range(last - horizon, oldest, -every)
     total, log_errors = PRIOR_WEIGHT, PRIOR_WEIGHT * np.array(PRIOR)
-    for cutoff in earlier:
+    for cutoff in range(last - horizon, oldest, -every):
         past, actual = history.until(cutoff), history.after(cutoff, horizon)
         if not len(actual.steps) or len(past.steps) < Auto().least_rows(past.stride):
             continue
+        ahead = int(actual.steps[-1] - past.steps[-1])
+        forecasts = [_forecast(candidate, past, ahead).mean(axis=0) for candidate in CANDIDATES]
+        # A load that stands still is forecast without error by all.
+        errors = np.maximum([np.abs(forecast - actual.mean_shares).sum() for forecast in forecasts], 1e-12)
         weight = 0.5 ** ((last - cutoff - horizon) / HALF_LIFE)
-        log_errors = log_errors + weight * _log_errors(past, actual)
+        log_errors = log_errors + weight * np.log(errors / errors.mean())
         total += weight
     scores = np.exp(-SHARPNESS * log_errors / total)
     scaled: NDArray[np.float64] = scores / scores.sum()
     return scaled
-
-
-def _log_errors(past: LayerLoad, actual: LayerLoad) -> NDArray[np.float64]:
-    """Log of each candidate's error in forecasting *actual* from *past*, over their mean, shape (candidates,)."""
-    horizon = int(actual.steps[-1] - past.steps[-1])
-    forecasts = [_forecast(candidate, past, horizon).mean(axis=0) for candidate in CANDIDATES]
-    # A load that stands still is forecast without error by all.
-    errors = np.maximum([np.abs(forecast - actual.mean_shares).sum() for forecast in forecasts], 1e-12)
-    logs: NDArray[np.float64] = np.log(errors / errors.mean())
-    return logs
 
 
 def _forecast(candidate: Predictor, history: LayerLoad, horizon: int) -> Shares:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -46,12 +46,10 @@ class Fitted(ABC):
 class Predictor(ABC):
     """A way to predict; its fields are its settings, reachable as ``name:setting=value``.
 
-    *needs* is the least number of steps of history, *least_rows* how many of them must have been logged.
-    *refit_growth* says how seldom it is fitted
-    anew while a backtest moves through its cutoffs: when the history has become that many times as
-    long as the one of the last fit; in between, what was fitted is applied to the newer history.
-    *pools_layers* says whether one fit serves all layers of a trace, or each layer has its own;
-    *by_horizon* that the forecast of a shorter horizon is not the beginning of that of a longer one.
+    *needs* is the least number of steps of history, *least_rows* how many of them must have been logged. It is fitted
+    anew when the history has become *refit_growth* times as long as that of the last fit; in between, what was fitted
+    is applied to the newer history. *pools_layers* says that one fit serves all layers of a trace, *by_horizon* that
+    the forecast of a shorter horizon is not the beginning of that of a longer one.
     """
 
     name: ClassVar[str]
@@ -69,8 +67,8 @@ class Predictor(ABC):
         return 1
 
     @abstractmethod
-    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
-        """Learn from the *histories* of one or many layers, of one run or of many.
+    def fit(self, histories: Iterable[LayerLoad]) -> Fitted:
+        """Learn from the *histories* of one or many layers, of one run or of many; they may come one at a time.
 
         None of them is changed. Failing is no exception: `Forecast.status` reports it.
         """
@@ -84,7 +82,7 @@ class Predictor(ABC):
 class Untrained(Predictor, Fitted):
     """A predictor with nothing to learn: its settings and the history are all it forecasts from."""
 
-    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:  # noqa: ARG002 - nothing to learn
+    def fit(self, histories: Iterable[LayerLoad]) -> Fitted:  # noqa: ARG002 - nothing to learn
         """Nothing to learn."""
         return self
 

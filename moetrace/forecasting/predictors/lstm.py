@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,15 +31,13 @@ LEAST_BLOCKS = 4
 class Lstm(Predictor):
     """An LSTM on means of *block* steps, with one set of weights for all experts of all layers.
 
-    It sees the last *lookback* blocks of one expert, as the difference from its level (`predictors.level`),
-    in units of how much the layer's experts moved in that time. It answers, in the same units, how
-    far the next *segments* stretches of *segment* blocks will be from that level. That unit carries
-    over to other runs and other numbers of experts; it is also what keeps the network from expecting
-    the liveliness of the early steps, which it was trained on, for ever.
+    It sees the last *lookback* blocks of one expert, as the difference from its level (`predictors.level`), in units of
+    how much the layer's experts moved in that time. It answers, in the same units, how far the next *segments*
+    stretches of *segment* blocks will be from that level. That unit carries over to other runs and other numbers of
+    experts, and keeps the network from expecting the liveliness of the early steps for ever.
 
-    The last layer starts at 0, so that an untrained network forecasts the level; *updates* steps of
-    training move it from there as far as the history gives reason to. Chosen on gpt-moe-8e-a: more
-    updates or a larger network learn the past better and the future worse.
+    The last layer starts at 0, so that an untrained network forecasts the level; *updates* steps of training move it
+    from there. Chosen on gpt-moe-8e-a: more updates or a larger network learn the past better and the future worse.
     """
 
     name = "lstm"
@@ -63,18 +61,17 @@ class Lstm(Predictor):
         """As many blocks of logged steps."""
         return (LEAST_BLOCKS + self.segment) * rows_of(self.block, stride)
 
-    def fit(self, histories: Sequence[LayerLoad]) -> Fitted:
+    def fit(self, histories: Iterable[LayerLoad]) -> Fitted:
         """Train on windows drawn from all moments of all experts of *histories*; untrained where there is none."""
         from moetrace.forecasting.predictors.network import BATCH, train
 
         # Means are a fiftieth of the load; of the windows, which are many times that, only those drawn are made.
         courses = [TrainingCourse.of(history, self) for history in histories]
         windows = sum(course.windows for course in courses)
-        updates = self.updates if windows else 0
-        drawn = np.random.default_rng(self.seed).integers(0, max(1, windows), updates * BATCH)
-        batches = Examples(
-            *(part.reshape(updates, BATCH, *part.shape[1:]) for part in drawn_windows(courses, drawn, self))
-        )
+        shape = (self.updates if windows else 0, BATCH)
+        drawn = np.random.default_rng(self.seed).integers(0, max(1, windows), shape)
+        examples = drawn_windows(courses, drawn.ravel(), self)
+        batches = [part.reshape(*shape, *part.shape[1:]) for part in examples]
         return FittedLstm(self, train(batches, self.hidden, self.segments, self.seed))
 
     def load(self, path: Path) -> Fitted:
@@ -94,24 +91,18 @@ class Examples(NamedTuple):
     weight: NDArray[np.float32]
 
 
-class Window(NamedTuple):
-    """One moment of a layer: *inputs* (experts, lookback), *base* and *unit* (experts,)."""
+def window_at(settings: Lstm, means: Shares, levels: Shares) -> tuple[Shares, Shares, Shares]:
+    """The window that ends with the last of *means* and *levels*, both (blocks, experts); 0 before the first.
 
-    inputs: Shares
-    base: Shares
-    unit: Shares
-
-
-def window_at(settings: Lstm, means: Shares, levels: Shares) -> Window:
-    """The window that ends with the last of *means* and *levels*, both (blocks, experts); 0 before the first."""
-    seen = means[-settings.lookback :]
-    base = levels[-1]
+    Its inputs (experts, lookback), and for each expert (experts,) the level and the unit that they are measured in.
+    """
+    seen, base = means[-settings.lookback :], levels[-1]
     root = np.sqrt(np.maximum(base, FLOOR))
     moved = np.sqrt(np.square((seen - seen.mean(axis=0)) / root).mean())  # one number for the layer
     unit = root * max(float(moved), FLOOR)
     inputs = np.zeros((settings.lookback, means.shape[1]))
     inputs[-len(seen) :] = (seen - base) / unit
-    return Window(inputs.T, base, unit)
+    return inputs.T, base, unit
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,38 +128,24 @@ class TrainingCourse:
 
 
 def drawn_windows(courses: Sequence[TrainingCourse], drawn: NDArray[np.int64], settings: Lstm) -> Examples:
-    """The windows of the numbers *drawn*, counted through all *courses*."""
-    n, segments = len(drawn), settings.segments
-    examples = Examples(
-        *(np.zeros(shape, np.float32) for shape in ((n, settings.lookback), (n, segments), (n, segments), n))
-    )
+    """The windows of the numbers *drawn* (n,), counted through all *courses*."""
+    n, segments, blocks = len(drawn), settings.segments, settings.segment
+    shapes = ((n, settings.lookback), (n, segments), (n, segments), (n,))
+    examples = Examples(*(np.zeros(shape, np.float32) for shape in shapes))
     start = 0
     for course in courses:
         own = np.flatnonzero((start <= drawn) & (drawn < start + course.windows))
         moment, expert = np.divmod(drawn[own] - start, course.means.shape[1])
         followed = levels(course.means, course.gain)
         for i in np.unique(moment):
-            there = moment == i
-            ending = _examples_at(settings, course.means, followed, course.moments[i])
-            for part, whole in zip(examples, ending):
-                part[own[there]] = whole[expert[there]]
+            rows, experts, end = own[moment == i], expert[moment == i], course.moments[i]
+            inputs, base, unit = window_at(settings, course.means[:end], followed[:end])
+            examples.inputs[rows], examples.weight[rows] = inputs[experts], np.sqrt(base * len(base))[experts]
+            for k, a in enumerate(range(end, min(end + segments * blocks, len(course.means) - blocks + 1), blocks)):
+                target = (course.means[a : a + blocks].mean(axis=0) - base) / unit
+                examples.targets[rows, k], examples.known[rows, k] = target[experts], 1
         start += course.windows
     return examples
-
-
-def _examples_at(settings: Lstm, means: Shares, levels: Shares, end: int) -> Examples:
-    """The windows of all experts that end at the block *end*."""
-    window = window_at(settings, means[:end], levels[:end])
-    targets = np.zeros((means.shape[1], settings.segments))
-    known = np.zeros_like(targets)
-    for i in range(settings.segments):
-        a = end + i * settings.segment
-        b = a + settings.segment
-        if b <= len(means):
-            targets[:, i] = (means[a:b].mean(axis=0) - window.base) / window.unit
-            known[:, i] = 1
-    weight = np.sqrt(window.base * means.shape[1])
-    return Examples(*(part.astype(np.float32) for part in (window.inputs, targets, known, weight)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,9 +161,8 @@ class FittedLstm(Fitted):
 
         rows = history.rows(self.settings.block)
         means = block_means(history, rows)
-        window = window_at(self.settings, means, levels(means, gain_of(history)))
-        moves: Any = apply(self.network, window.inputs)  # (experts, segments)
-        shares = window.base + (moves * window.unit[:, None]).T  # (segments, experts)
+        inputs, base, unit = window_at(self.settings, means, levels(means, gain_of(history)))
+        shares = base + (apply(self.network, inputs) * unit[:, None]).T  # (segments, experts)
         return Forecast(hold(shares, rows * history.stride * self.settings.segment, horizon))
 
     def save(self, path: Path) -> None:
