@@ -239,7 +239,7 @@ def _filled(block: Block, n: int, steps: Steps, name: str, collector: Collector)
 
 @dataclass
 class Summary:
-    """What is needed of the blocks of a trace to find errors in it: totals (steps, layers), the first *enough* steps."""
+    """What is needed of the blocks of a trace to find errors in it: totals (steps, layers), and *enough* steps."""
 
     layers: Sequence[int]
     enough: int
