@@ -64,6 +64,16 @@ Column = Annotated[
     list[str] | None,
     typer.Option(help="Which column is what, such as tokens=routed (repeatable).", metavar="ROLE=NAME"),
 ]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(help="Only rows with this value, such as phase=decode (repeatable).", metavar="COLUMN=VALUE"),
+]
+SumOver = Annotated[
+    str | None, typer.Option(help="Add counts up over the values of a column, such as a rank.", metavar="COLUMN")
+]
+Key = Annotated[
+    str | None, typer.Option(help="Where the counts or choices are in a document, such as stats.counts.", metavar="KEY")
+]
 TopK = Annotated[int | None, typer.Option(min=1, help="Experts that each token is sent to.")]
 Experts = Annotated[int | None, typer.Option(min=1, help="Experts of a layer, where the dump does not show it.")]
 Stages = Annotated[int | None, typer.Option(min=1, help="Pipeline stages of the run (Megatron-LM ranks).")]
@@ -99,6 +109,9 @@ def ingest(
     pattern: Pattern = None,
     column: Column = None,
     axes: Axes = None,
+    key: Key = None,
+    where: Where = None,
+    sum_over: SumOver = None,
     idle_experts: IdleExperts = False,
     first_expert: FirstExpert = None,
     ignore: Ignore = None,
@@ -131,8 +144,11 @@ def ingest(
         "axes": axes,
         "ignore": ignore,
         "pattern": pattern,
+        "key": key,
+        "column": columns or None,
+        "where": dict(part.partition("=")[::2] for part in where or []) or None,
+        "sum_over": sum_over,
     }
-    settings |= {"column": columns or None}
     layers, first, last = shared.selection()
     options = ReadOptions(
         tokens_per_step=tokens_per_step,

@@ -50,6 +50,9 @@ KINDS: dict[str, Kind] = {
         ERROR, "replicas in one file have to be added up (--merge sum on one file each); accept a run that starts again"
     ),
     "gap": Kind(WARNING, "windows and horizons count steps, so those across a gap hold fewer rows"),
+    "part": Kind(
+        ERROR, "put all ranks together: --merge experts where each has its own alone, --merge sum where others are 0"
+    ),
     "empty": Kind(ERROR, "log no idle steps, accept it to leave them out here, or add passes up with --bin"),
     "incomplete": Kind(ERROR, "log every layer in every step, or accept it to leave such steps out"),
     "unfinished": Kind(WARNING, "nothing to do where a run was killed; else look for what is missing"),

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from moetrace.doctor.catalogue import gap_findings, raise_for_errors
+from moetrace.doctor.catalogue import finding, gap_findings, raise_for_errors
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.files import replacing
 from moetrace.formats import canonical
@@ -20,9 +20,10 @@ from moetrace.formats.errors import library_errors, readable, require
 from moetrace.formats.location import Location, by_rank, fingerprinting, locations, source_label
 from moetrace.formats.readers import chosen_format
 from moetrace.formats.stream.blocks import Grid, OutOfOrder, in_order
-from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, readings_of, selected
+from moetrace.formats.stream.cells import Block, Format, Reading, ReadOptions, Source, readings_of, selected
+from moetrace.formats.stream.layouts import table_reading
 from moetrace.formats.stream.merge import blocks_of, merged, transformed
-from moetrace.formats.stream.tables import Naming, ValueFormat, table_reading
+from moetrace.formats.stream.tables import Naming, ValueFormat
 from moetrace.settings import with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
 
@@ -182,10 +183,25 @@ def _opened(paths: Sequence[Location], options: ReadOptions, format: str | None)
         with readable(str(path)):
             reader = reader_of(path, options, format)
             source = reader.read(cast("Path", path))  # those that read URIs and queries know them
+            if not (format or "").partition(":")[0]:
+                _ask(source, reader.name, options)
         sources.append(source if source.where else replace(source, where=str(path)))
         names.append(reader.name)
     together = merged(sources, paths, options.merge) if options.merge and len(paths) > 1 else sources[0]
     return Dump.of(together, ", ".join(dict.fromkeys(names)), options)
+
+
+def _ask(source: Source, format: str, options: ReadOptions) -> None:
+    """Raise `TraceError` with the question what numbers are that need not be counts."""
+    for reading in readings_of(source):
+        if reading.doubt == "choices":
+            problem = "holds numbers that may be experts that were chosen, as their sums vary too much for counts"
+            way_out = "count them with --from routing, and --tokens N where no step is named, "
+            raise TraceError(reading.where, problem, way_out + f"or say --from {format} if they are counts")
+        if reading.doubt == "map" and options.bin is None:
+            problem = "holds zeros and ones, as many ones in every row, as a map of the experts of each token does"
+            way_out = f"add N tokens up into a step with --bin N, or say --from {format} if each row is a step"
+            raise TraceError(reading.where, problem, way_out)
 
 
 def reader_of(path: Location, options: ReadOptions, format: str | None) -> Format:
@@ -262,11 +278,15 @@ class Dump:
 
         with readable(where):
             stream = blocks_of(source, options, report)
-        grid, blocks, summary = transformed(stream, options, where, readings[0].collector, self.available)
+        clock = any(reading.clock for reading in readings)
+        grid, blocks, summary = transformed(stream, options, where, readings[0].collector, self.available, clock)
 
         def about(steps: Steps) -> dict[str, Any]:
             of_layers = [(r.findings, r.layer_findings(grid.layers.tolist()), r.collector.findings) for r in readings]
             raw = list(chain.from_iterable(chain.from_iterable(of_layers)))
+            raw += (
+                [finding("part", "the whole trace", source.part)] if isinstance(source, Reading) and source.part else []
+            )
             findings = [*dict.fromkeys(raw), *summary.findings(options)]
             if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
                 findings = [found for found in findings if found in raw or found.name not in ROUNDED]

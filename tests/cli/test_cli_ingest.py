@@ -70,7 +70,7 @@ def test_ranks_are_merged_under_the_name_of_their_folder(moetrace, small, tmp_pa
         (["--ignore", "0"], 2, "parquet has no setting 'ignore'"),
         (["--idle-experts", "--sql", "SELECT 1"], 2, "--sql goes without sources"),
         (["--column", "colour=red"], 2, "--column is role=name"),
-        (["--phase", "decode"], 2, "parquet has no setting 'phase'"),
+        (["--phase", "decode"], 2, "has no column for the phase"),
         (["--tokens", "5"], 2, "with --top-k as well"),
     ],
 )

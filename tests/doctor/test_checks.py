@@ -87,6 +87,7 @@ TRIGGERS = {
     "restart": lambda folder: table(steps_of(1, 2, 3, 2, 3), folder),
     "repeated": lambda folder: table(steps_of(1, 2, 1, 2), folder),
     "gap": lambda folder: table(steps_of(1, 2, 5), folder),
+    "part": lambda folder: array([[[3, 4, 0, 0, 0, 0, 0, 0]]], folder),
     "empty": lambda folder: array([[[1, 2]], [[0, 0]]], folder),
     "incomplete": lambda folder: table([(1, 0, 0, 5), (1, 1, 0, 5), (2, 0, 0, 5), (3, 0, 0, 5), (3, 1, 0, 5)], folder),
     "unfinished": lambda folder: table([(1, 0, 0, 5), (1, 1, 0, 5), (2, 0, 0, 5)], folder),

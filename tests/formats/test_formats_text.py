@@ -123,7 +123,8 @@ def test_a_plain_array_is_numbered(small, tmp_path, shape):
     counts = small.counts if shape == "all layers" else small.counts[:, 0]
     np.save(tmp_path / "dump.npy", counts)
 
-    found = read_trace(tmp_path / "dump.npy")
+    axes = ":axes=steps,experts" if counts.ndim == 2 else None
+    found = read_trace(tmp_path / "dump.npy", format=axes)
 
     assert np.array_equal(counts.reshape(found.counts.shape), found.counts)
     assert (1, 0) == (found.steps[0], found.layers[0])

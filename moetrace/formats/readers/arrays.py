@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors, require
+from moetrace.formats.stream import text
 from moetrace.formats.stream.arrays import Array, array_reading
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import Values
+from moetrace.formats.stream.keys import dig, keys_in
 from moetrace.formats.stream.tables import ValueFormat
 
 ZIP_MAGIC = b"PK"
@@ -39,6 +41,7 @@ class NumpyFormat:
 
     tokens_per_step: int | None = None
     axes: str | None = None
+    key: str | None = None
 
     name: ClassVar[str] = "numpy"
     needs: ClassVar[str] = (
@@ -52,7 +55,8 @@ class NumpyFormat:
     def read(self, path: Path) -> Reading:
         """Look at the headers; what is streamed later is read from the file in pieces."""
         with library_errors(str(path), *NO_DATA):
-            reading = array_reading(arrays_in(path), path, self.axes, Values(Collector(), self.tokens_per_step))
+            arrays = arrays_in(path, self.key)
+            reading = array_reading(arrays, path, self.axes, Values(Collector(), self.tokens_per_step))
 
         def cells() -> Iterator[Cells]:
             with library_errors(reading.where, *NO_DATA):
@@ -69,6 +73,7 @@ class TensorsFormat(ValueFormat):
     """
 
     axes: str | None = None
+    key: str | None = None
 
     name: ClassVar[str] = "torch"
     needs: ClassVar[str] = (
@@ -81,19 +86,36 @@ class TensorsFormat(ValueFormat):
 
     def read(self, path: Path) -> Reading:
         """Take the tensor that is the counts, or those of all layers."""
-        arrays = tensors_in(path)
+        arrays = arrays_in(path, self.key)
         axes = self.axes
         if {"counts", "total_tokens"} <= set(arrays) and axes is None and len(arrays["counts"].shape) == 2:
             axes = "layers,experts"  # LMDeploy's
         return array_reading(arrays, path, axes, self.values())
 
 
-def arrays_in(path: Path) -> dict[str, Array]:
-    """The arrays of a file by name, a lone one as counts; raises `TraceError` for objects, and for one cut short."""
-    if path.suffix.lower() in TORCH_ENDINGS:
-        return tensors_in(path)
-    with library_errors(str(path), *NO_DATA):
-        return stored_arrays(path)
+def arrays_in(path: Path, key: str | None = None) -> dict[str, Array]:
+    """The arrays of a file by name, a lone one, or one at *key*, as counts; JSON may hold them in lists.
+
+    Raises `TraceError` for objects, for what is cut short, and where there is none.
+    """
+    where = str(path)
+    if path.suffix.lower() in (".npy", ".npz"):
+        with library_errors(where, *NO_DATA):
+            stored = stored_arrays(path)
+        found = dig(stored, key, where)
+        return (
+            found if key is None else {"counts": found, **{n: a for n, a in stored.items() if n in ("steps", "layers")}}
+        )
+    document = dig(loaded(path) if is_torch(path) else text.document(path), key, where)
+    found = document if isinstance(document, dict) else {"counts": document}
+    if len(found) > MOST_NAMES:
+        raise TraceError(where, f"holds {len(found):,} names", "a trace needs counts, steps and layers")
+    held = {str(name): tensor_array(value, path) for name, value in found.items()}
+    arrays = {name: Array.held(array) for name, array in held.items() if array is not None}
+    if not arrays:
+        names = shown(list(document)) or "nothing" if isinstance(document, dict) else f"a {type(document).__name__}"
+        raise TraceError(where, f"holds {names}", keys_in(document) or "give a tensor of counts, or a dict of tensors")
+    return arrays
 
 
 # Arrays are known by their headers and read a few rows at a time: NumPy itself would hold an array of an archive whole,
@@ -192,20 +214,6 @@ def keys_of(path: Path) -> bytes:
         return b""
 
 
-def tensors_in(path: Path) -> dict[str, Array]:
-    """The tensors of a `.pt` file, and its numbers and lists of them, by name."""
-    document = loaded(path)
-    found = document if isinstance(document, dict) else {"counts": document}
-    if len(found) > MOST_NAMES:
-        raise TraceError(str(path), f"holds {len(found):,} names", "a trace needs counts, steps and layers")
-    held = {str(name): tensor_array(value, path) for name, value in found.items()}
-    arrays = {name: Array.held(array) for name, array in held.items() if array is not None}
-    if not arrays:
-        names = shown(list(document)) or "nothing" if isinstance(document, dict) else f"a {type(document).__name__}"
-        raise TraceError(str(path), f"holds {names}", "give a tensor of counts, or a dict of tensors")
-    return arrays
-
-
 def loaded(path: Path) -> Any:
     """What is in a `.pt` file, tensors as they are; raises `TraceError` without torch, and where it cannot read it."""
     try:
@@ -222,16 +230,16 @@ def loaded(path: Path) -> Any:
 
 def tensor_array(value: Any, path: Path) -> NDArray[Any] | None:
     """A tensor, a number or nested lists of them as an array, None for anything else."""
-    import torch
-
     if isinstance(value, str | bytes | dict) or value is None:
         return None
-    with library_errors(str(path), "holds no numbers", "dump it again"):
-        if isinstance(value, list | tuple) and value and isinstance(value[0], torch.Tensor):
-            value = torch.stack(list(value))
-        if not isinstance(value, torch.Tensor):
+    listed = isinstance(value, list | tuple) and len(value) > 0 and hasattr(value[0], "numel")
+    with library_errors(str(path), "holds no numbers", "give lists of one length"):
+        if not listed and not hasattr(value, "numel"):
             array = np.asarray(value)
             return array if array.dtype.kind in "iuf" else None
+        import torch
+
+        value = torch.stack(list(value)) if listed else value
         # A tensor may be a view that repeats one number any number of times.
         require(32 * value.numel(), str(path), f"a tensor of the shape {tuple(value.shape)}", "save fewer steps in it")
         if value.dtype == torch.bfloat16:

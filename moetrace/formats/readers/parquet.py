@@ -14,7 +14,8 @@ from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.formats.location import Uri
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.columns import is_list, is_text
-from moetrace.formats.stream.tables import Layout, TableFormat, few_columns, match_layout
+from moetrace.formats.stream.layouts import match_layout
+from moetrace.formats.stream.tables import Layout, TableFormat, few_columns
 from moetrace.formats.stream.text import refuse_empty
 
 if TYPE_CHECKING:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -19,6 +21,7 @@ from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import LAYER_IN_NAME, STEP_IN_NAME, layer_in_name
 from moetrace.formats.readers.arrays import arrays_in, is_torch, keys_of
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
+from moetrace.formats.stream.arrays import Array
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.choices import (
     CHOICE_NAMES,
@@ -31,13 +34,25 @@ from moetrace.formats.stream.choices import (
     names_choices,
     side_by_side,
 )
-from moetrace.formats.stream.columns import VALUE_NAMES, Rows, is_list, simple_name
+from moetrace.formats.stream.columns import OF_LAYER, VALUE_NAMES, Rows, is_list, simple_name
+from moetrace.formats.stream.keys import dig, keys_in
 from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, first_named
-from moetrace.formats.stream.text import BLOCK_BYTES, Header, csv_batches, ends_with, head_of, json_batches
+from moetrace.formats.stream.text import (
+    BLOCK_BYTES,
+    Header,
+    csv_batches,
+    ends_with,
+    head_of,
+    json_batches,
+    json_objects,
+    json_of,
+)
 from moetrace.trace import FLOAT64_EXACT
 
 BATCH_NAMES = (*STEP_NAMES, "batchid", "batch", "forwardpassid")
-TOKEN_NAMES = ("token", "tokenid", "tokenidx", "tokenindex", "tokenpos", "tokenposition", "position")
+TOKEN_NAMES = ("token", "tok", "tokenid", "tokenidx", "tokenindex", "tokenpos", "tokenposition", "position")
+# Where answers of servers have the experts of their tokens.
+ANSWER_KEY = "routed_experts"
 # Columns of the first, second, ... choice.
 SIDE_BY_SIDE = re.compile(r"(?:topk|top|choice|expert|expertid)_?(\d{1,3})", re.IGNORECASE)
 BATCH_ROWS = 1 << 17
@@ -46,21 +61,23 @@ MOST_CHOICES = 1 << 20
 
 @dataclass(frozen=True)
 class RoutingFormat:
-    """Token-level routing: the chosen experts of each token, as Parquet, CSV, JSON lines or .npy.
+    """Token-level routing: the chosen experts of each token, as Parquet, CSV, JSON, JSON lines, arrays or tensors.
 
     *tokens* of a layer are a step where the log names none; *experts* is how many a layer has, *top_k* how many a
-    token chooses, *ignore* a number that is not a routed expert.
+    token chooses, *ignore* a number that is not a routed expert, *key* where the choices are in a document.
     """
 
     tokens: int | None = None
     experts: int | None = None
     top_k: int | None = None
     ignore: int | None = None
+    key: str | None = None
 
     name: ClassVar[str] = "routing"
     needs: ClassVar[str] = (
         "chosen experts per token: Parquet, CSV or JSON lines with topk_ids, indices, ..., or a row for each token and "
-        "expert; .npy (tokens, layers, k) named so or with --from routing, (tokens, layers) with --top-k 1; folders "
+        "expert; arrays (tokens, layers, k) named so or with --from routing, (tokens, layers) with --top-k 1; answers "
+        "of servers with routed_experts; folders "
         "iter_<N>/layer_<N>.parquet; --tokens N where there is no step"
     )
 
@@ -76,7 +93,7 @@ class RoutingFormat:
                 array = next(iter(arrays.values()))
                 lone = path.suffix.lower() == ".npy" and (names_choices(path.name) or may_be_choices(array))
                 return lone or choices_in(arrays) is not None
-            return choice_columns(_column_names(path)) is not None
+            return _is_answers(path) or choice_columns(*_columns_of(path)) is not None
         except Exception:  # noqa: BLE001 - whatever cannot be read is no log of choices
             return False
 
@@ -84,8 +101,12 @@ class RoutingFormat:
         """Count the choices into the steps that the log names, or into steps of so many tokens."""
         if path.is_dir():
             return self._read_folder(path)
-        if path.suffix.lower() in (".npy", ".npz") or is_torch(path):
+        if path.suffix.lower() in (".npy", ".npz") or is_torch(path) or ends_with(path, ".json"):
             return self._read_array(path)
+        if ends_with(path, ".jsonl", ".ndjson") and (self.key or _is_answers(path)):
+            asked = Asked(None, self.experts, self.ignore, self.top_k)
+            text = "each line is an answer, and a step; layers are numbered from 0"
+            return choices_reading(partial(_answers, path, self.key, self.top_k), str(path), asked, (text,))
         table = Table.of(path)
         where = str(path)
         one_each = table.one_each and table.step_column is None
@@ -118,17 +139,19 @@ class RoutingFormat:
         return choices_reading(pieces, str(folder), asked, (assumption,))
 
     def _read_array(self, path: Path) -> Reading:
-        where, arrays = str(path), arrays_in(path)
-        name = choices_in(arrays) or (next(iter(arrays)) if len(arrays) == 1 else None)
+        where, arrays = str(path), arrays_in(path, self.key)
+        if all(map(OF_LAYER.search, arrays)) or all(map(str.isdecimal, arrays)):
+            arrays = {"routed_experts": _side_by_side(arrays, where)}
+        name = choices_in(arrays) or ("counts" if self.key or len(arrays) == 1 else None)
         if name is None:
-            way_out = "name it routed_experts or topk_ids"
-            raise TraceError(where, f"holds {shown(arrays)}, and none is called like choices", way_out)
+            problem = f"holds {shown(arrays)}, and none is called like choices"
+            raise TraceError(where, problem, keys_in(arrays) or "name it routed_experts or topk_ids")
         array = arrays[name]
         shape, (last,) = array.shape, array.shape[-1:] or (0,)
         if len(shape) not in (2, 3) or array.dtype.kind not in "iu" or 0 in shape:
             problem = f"is {array.dtype} of shape {shape}"
             raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
-        unsure = not names_choices(path.name) and choices_in(arrays) is None and may_be_choices(array)
+        unsure = not self.key and not names_choices(path.name) and choices_in(arrays) is None and may_be_choices(array)
         axes, top_k = "tokens, layers, choices", last
         if len(shape) == 3:
             if self.top_k not in (None, last):
@@ -152,6 +175,58 @@ class RoutingFormat:
         return choices_reading(partial(array_choices, array, "layers" in axes), where, asked, assumed)
 
 
+def _side_by_side(arrays: Mapping[str, Array], where: str) -> Array:
+    """The choices (tokens, layers, k) of arrays (tokens, k) by layer."""
+    with library_errors(where, "holds choices of layers of unlike shapes", "save as many tokens of each layer"):
+        return Array.held(np.stack([array.whole() for array in arrays.values()], axis=1))
+
+
+def _is_answers(path: Path) -> bool:
+    """Whether the lines of a file are answers of a server with the experts of their tokens."""
+    line = head_of(path).partition("\n")[0] if ends_with(path, ".jsonl", ".ndjson") else ""
+    first = json_of(line) if f'"{ANSWER_KEY}"' in line else None
+    return isinstance(first, dict) and ANSWER_KEY not in first
+
+
+def _answers(path: Path, key: str | None, top_k: int | None) -> Iterator[Choices]:
+    """The choices of the tokens of answers, one a line: nested lists, or base64 of a .npy, or of int32 for so many."""
+    for line, row in enumerate(json_objects(path), 1):
+        where = f"{path}, line {line}"
+        found = dig(row, key, where) if key else _answer_in(row)
+        for value in found if isinstance(found, list) and found and isinstance(found[0], str) else [found]:
+            with library_errors(where, "holds no choices (tokens, layers, k)", "write them as nested lists"):
+                data = base64.b64decode(value) if isinstance(value, str) else b""
+                array = np.load(io.BytesIO(data)) if data.startswith(b"\x93NUMPY") else np.asarray(value)
+                if data and array.dtype.kind not in "iu":
+                    flat = np.frombuffer(data, "<i4")
+                    tokens = _tokens_of(row)
+                    if top_k is None or not tokens or len(flat) % (tokens * top_k):
+                        way_out = "give the experts that each token is sent to with --top-k K"
+                        raise TraceError(where, f"holds {len(flat)} numbers for {tokens} tokens", way_out)
+                    array = flat.reshape(tokens, -1, top_k)
+                if array.ndim != 3 or array.dtype.kind not in "iu":
+                    raise ValueError(f"an array {array.dtype} of shape {array.shape}")
+            _, layers, k = array.shape
+            rows = array.astype(np.int64).reshape(-1, k)
+            yield Choices(np.full(len(rows), line), np.tile(np.arange(layers), len(array)), rows)
+
+
+def _answer_in(value: Any) -> Any:
+    """What lies under the key of choices, at any depth; a list where it is there several times."""
+    if isinstance(value, dict):
+        if ANSWER_KEY in value:
+            return value[ANSWER_KEY]
+        value = list(value.values())
+    found = [part for part in map(_answer_in, value) if part is not None] if isinstance(value, list) else []
+    return found[0] if len(found) == 1 else found or None
+
+
+def _tokens_of(row: Mapping[str, Any]) -> int:
+    """The tokens of an answer whose experts were recorded: all but the last, which no pass was made for."""
+    usage = row.get("meta_info") or row.get("usage") or {}
+    return int(usage.get("prompt_tokens", 0)) + int(usage.get("completion_tokens", 1)) - 1
+
+
 def _layer_files(folder: Path) -> list[tuple[int, int, Path]]:
     """Step, layer and path of the files in the folders of *folder*, or of ``actives`` in it, named after a step."""
     inside = folder / "actives" if (folder / "actives").is_dir() else folder
@@ -161,26 +236,32 @@ def _layer_files(folder: Path) -> list[tuple[int, int, Path]]:
     return sorted((step, int(layer[1]), file) for step, layer, file in layers if layer)
 
 
-def _column_names(path: Path) -> list[str]:
-    """The columns of a Parquet file, of a header, or the keys of the first JSON line."""
+def _columns_of(path: Path) -> tuple[list[str], list[str]]:
+    """The columns of a Parquet file, of a header, or the keys of the first JSON line; and those that hold lists."""
     import pyarrow.parquet as pq
 
     if ends_with(path, ".parquet", ".pq"):
-        return list(pq.read_schema(path).names)
+        schema = pq.read_schema(path)
+        return list(schema.names), [name for name, kind in zip(schema.names, schema.types) if is_list(kind)]
     if ends_with(path, ".csv", ".tsv"):
-        return Header(path).names
-    return list(json.loads(head_of(path).partition("\n")[0])) if ends_with(path, ".jsonl", ".ndjson") else []
+        return Header(path).names, []
+    first = json.loads(head_of(path).partition("\n")[0]) if ends_with(path, ".jsonl", ".ndjson") else {}
+    return list(first), [key for key, value in first.items() if isinstance(value, list)]
 
 
-def choice_columns(names: Sequence[str], forced: bool = False) -> dict[str, Any] | None:
-    """The columns of `Table` among *names*, None where there are no choices; *forced* is whether there should be."""
+def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool = False) -> dict[str, Any] | None:
+    """The columns of `Table` among *names*, None where there are no choices; *forced* is whether there should be.
+
+    *lists* are columns that hold lists, which choices are where each row is a token.
+    """
     named = {simple_name(name): name for name in reversed(names)}
     token, layer = first_named(named, TOKEN_NAMES), first_named(named, LAYER_NAMES)
     found = {"step_column": first_named(named, BATCH_NAMES), "layer_column": layer}
     counts = [named[name] for name in VALUE_NAMES if name in named and named[name] != token]
     if counts and not (token and set(map(simple_name, counts)) <= {"prob", "share", "fraction"}):
         return None
-    if listed := first_named(named, CHOICE_NAMES):
+    chosen = [name for name in lists if simple_name(name).startswith("expert")] or lists
+    if listed := first_named(named, CHOICE_NAMES) or next(iter(chosen if token or forced else ()), None):
         return {**found, "columns": (listed,)}
     beside = [name for name in names if SIDE_BY_SIDE.fullmatch(name)]
     if beside and (token or simple_name(beside[0]).startswith(("top", "choice"))):
@@ -215,8 +296,8 @@ class Table:
     def of(cls, path: Path, step: int | None = None, layer: int | None = None) -> Table:
         """By the names of the columns; raises `TraceError` when none are choices."""
         with library_errors(str(path), "cannot be read", WRITE_AGAIN):
-            names = _column_names(path)
-        found = choice_columns(names, forced=True)
+            names, lists = _columns_of(path)
+        found = choice_columns(names, lists, forced=True)
         if found is None:
             problem = f"has no column of chosen experts among {shown(names) or 'nothing'}"
             raise TraceError(str(path), problem, "name it topk_ids, a list for each token")

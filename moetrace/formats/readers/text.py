@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -17,26 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import step_in_name
 from moetrace.formats.readers.routing import choice_columns
 from moetrace.formats.stream import text
 from moetrace.formats.stream.arrays import COUNTS_KEYS, Array, array_reading
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import BARE, COUNT_NAMES, OF_LAYER, Values, simple_name
+from moetrace.formats.stream.columns import BARE, COUNT_NAMES, OF_LAYER, Values, doubt_of, simple_name
+from moetrace.formats.stream.keys import dig, keys_in
+from moetrace.formats.stream.layouts import table_reading
 from moetrace.formats.stream.tables import (
     EXPERT_NAMES,
     LAYER_NAMES,
     STEP_NAMES,
     TableFormat,
     few_columns,
-    table_reading,
 )
 from moetrace.trace import FLOAT64_EXACT
 
-# Bytes of memory for each of a document's, which is held whole: a number takes 32 and as little as two digits.
-IN_MEMORY = 20
-MOST_PACKED = 1 << 30
 # Keys of lists of windows, each a mapping with its counts.
 WINDOWS = ("load_history", "history", "windows")
 NEEDS = (
@@ -90,7 +86,12 @@ class CsvFormat(TableFormat):
 
 @dataclass(frozen=True)
 class JsonLinesFormat(TableFormat):
-    """One JSON object a line, long, wide or with the counts of a layer in a list or by key; plain, gzip or zstd."""
+    """One JSON object a line, long, wide or with the counts of a layer in a list or by key; plain, gzip or zstd.
+
+    *key* is where the counts are in each, such as ``stats.counts``.
+    """
+
+    key: str | None = None
 
     name: ClassVar[str] = "jsonl"
     needs: ClassVar[str] = (
@@ -110,6 +111,8 @@ class JsonLinesFormat(TableFormat):
         """Match the keys to a layout and stream the lines."""
         text.refuse_empty(path)
         findings = text.cut_findings(path)
+        if self.key is not None:
+            return replace(_keyed_lines(path, self.values(), self.key), findings=findings)
         try:
             naming = self.naming(path)
             return table_reading(str(path), partial(text.json_batches, path), self.values(), naming, findings=findings)
@@ -122,54 +125,46 @@ class JsonLinesFormat(TableFormat):
             of_layers = len(lists) > 1 and all(map(OF_LAYER.search, lists))
             if not of_layers and not any(isinstance(part, dict) for part in first.values()):
                 raise
-        return replace(_keyed_lines(path, self.values()), findings=findings)
+        return replace(_keyed_lines(path, self.values(), None), findings=findings)
 
 
-def _keyed_lines(path: Path, values: Values) -> Reading:
-    """Objects with a step whose counts have experts, or layers and experts, as keys or in lists."""
+def _keyed_lines(path: Path, values: Values, key: str | None) -> Reading:
+    """Objects with a step whose counts have experts, or layers and experts, as keys or in lists, or are at *key*."""
     where = str(path)
-
-    def objects() -> Iterator[dict[str, Any]]:
-        with library_errors(where, "cannot be read", WRITE_AGAIN), closing(text.opened(path)) as stream:
-            rest = b""
-            while block := stream.read(text.BLOCK_BYTES):
-                *lines, rest = (rest + block).split(b"\n")
-                yield from (json.loads(line) for line in lines if line.strip())
-            if rest.strip():
-                yield json.loads(rest)
-
-    first = next(objects(), {})
+    first = next(text.json_objects(path), {})
     step = next((key for key in first if simple_name(key) in STEP_NAMES), None)
     layer = next((key for key in first if simple_name(key) in LAYER_NAMES), None)
     inside = [key for key, part in first.items() if isinstance(part, dict | list) and key not in (step, layer)]
     counts = [key for key in inside if simple_name(key) in (*COUNT_NAMES, "layers", "experts")]
     of_layers = all(map(OF_LAYER.search, inside))
-    if step is None or step in inside or not (counts or len(inside) == 1 or of_layers):
-        raise TraceError(where, f"has lines with {shown(list(first))}", LINES_NEED)
+    if step is None or step in inside or not (key or counts or len(inside) == 1 or of_layers):
+        raise TraceError(where, f"has lines with {shown(list(first))}", f"{LINES_NEED}; {keys_in(first)}".rstrip("; "))
+    needs = LINES_NEED if key else keys_in(first) or LINES_NEED
     # One part holds all counts, or several are a layer each.
-    parts = tuple(counts[:1] or inside)
+    parts = () if key else tuple(counts[:1] or inside)
     outer = (step,) if layer is None else (step, layer)
     alone = len(parts) == 1 and not OF_LAYER.search(parts[0])
 
     def rows() -> Iterator[tuple[Keys, Any]]:
-        for row in objects():
-            absent = [key for key in (*outer, *parts) if key not in row]
+        for row in text.json_objects(path):
+            absent = [name for name in (*outer, *parts) if name not in row]
             if absent:
                 raise TraceError(where, f"has a line without {absent[0]}", "write the same keys in every line")
-            held = row[parts[0]] if alone else {key: row[key] for key in parts}
-            yield tuple(row[key] for key in outer), held
+            held = row[parts[0]] if alone else dig(row, key, where) if key else {part: row[part] for part in parts}
+            yield tuple(row[name] for name in outer), held
 
-    return _keyed(rows, path, values, LINES_NEED, f"the counts are in {shown(parts)}")
+    return _keyed(rows, path, values, needs, f"the counts are in {key or shown(parts)}")
 
 
 @dataclass(frozen=True)
 class JsonFormat(TableFormat):
     """A JSON document with counts: EPLB's histories, layers of experts, tables of Weights & Biases or pandas.
 
-    *axes* says what the axes of nested lists are, such as ``layers,steps,experts``.
+    *axes* says what the axes of nested lists are, such as ``layers,steps,experts``, *key* where the counts are.
     """
 
     axes: str | None = None
+    key: str | None = None
 
     name: ClassVar[str] = "json"
     needs: ClassVar[str] = f"a document, plain or .gz, with {NEEDS}"
@@ -179,7 +174,7 @@ class JsonFormat(TableFormat):
 
     def read(self, path: Path) -> Reading:
         """Find the counts by the keys of the document."""
-        document = _document(path)
+        document = dig(text.document(path), self.key, str(path))
         rows = _rows_of(document, path)
         if rows is not None:
             self._no_use(path, axes=self.axes)
@@ -192,7 +187,8 @@ class JsonFormat(TableFormat):
             return table_reading(str(path), table.to_reader, self.values(), self.naming(path))
         self._no_use(path, column=self.column, pattern=self.pattern)
         if isinstance(document, list) and document:
-            return self._array(document, path, None)
+            layers = (self.key or "").startswith("layers.") and np.ndim(_numbers_in(document, path)) == 2
+            return self._array(document, path, "layers,experts" if layers else None)
         if not isinstance(document, dict):
             raise TraceError(str(path), f"is a {type(document).__name__}", f"it needs {NEEDS}")
         names = {simple_name(str(key)) for key in document}
@@ -209,7 +205,7 @@ class JsonFormat(TableFormat):
             return self._array(document[key], path, "layers,experts" if one_window else None, key, extra)
         self._no_use(path, axes=self.axes)
         inside = document if key is None else document[key]
-        return _keyed(lambda: iter([((), inside)]), path, self.values(), f"it needs {NEEDS}")
+        return _keyed(lambda: iter([((), inside)]), path, self.values(), keys_in(document) or f"it needs {NEEDS}")
 
     def _no_use(self, path: Path, **settings: object) -> None:
         """Raise `SettingError` for a setting that this kind of document has no use for."""
@@ -224,23 +220,6 @@ class JsonFormat(TableFormat):
         arrays = {name: Array.held(_numbers_in(part, path)) for name, part in ((key, value), *(extra or {}).items())}
         assumption = () if key == "counts" else (f"{key} holds the counts",)
         return array_reading(arrays, path, self.axes or axes, self.values(), assumption)
-
-
-def _document(path: Path) -> Any:
-    require(IN_MEMORY * path.stat().st_size, str(path), "the document, which is held whole,", "log JSON lines")
-    with library_errors(str(path), "cannot be read", WRITE_AGAIN):
-        if text.compression_of(path) == "gzip":
-            with gzip.open(path) as file:
-                data = file.read(MOST_PACKED + 1)
-            if len(data) > MOST_PACKED:
-                raise ValueError(f"it is longer than {MOST_PACKED >> 20} MiB")
-            require(IN_MEMORY * len(data), str(path), "what it unpacks to", "log JSON lines")
-        else:
-            data = path.read_bytes()
-        try:
-            return json.loads(data.decode("utf-8-sig"))
-        except RecursionError:
-            raise ValueError("it is nested too deeply") from None
 
 
 def _load_of(window: Any, path: Path) -> Any:
@@ -313,10 +292,15 @@ def _keyed(
             yield Cells(step, layer, at["expert"], values.counts(raw, "counts", 0, where))
 
     assumption = assumption or f"keys are {', '.join(axes)}" + ("" if "step" in axes else ": one step")
-    implicit = "step" not in axes and in_name is None
-    return Reading(
-        cells, assumptions=(assumption,), where=where, collector=values.collector, steps_are_implicit=implicit
-    )
+    sample = part
+    while isinstance(sample, dict) and sample:
+        sample = next(iter(sample.values()))
+    try:
+        doubt = doubt_of(np.array(sample)) if isinstance(sample, list) else ""
+    except ValueError:  # of unlike lengths
+        doubt = ""
+    reading = Reading(cells, assumptions=(assumption,), where=where, collector=values.collector)
+    return replace(reading, steps_are_implicit="step" not in axes and in_name is None, doubt=doubt)
 
 
 def _walk(value: Any, at: Keys, where: str, needs: str) -> Iterator[tuple[Keys, float]]:

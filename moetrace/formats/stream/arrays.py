@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.location import Location, layer_in_name, step_in_name
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells
-from moetrace.formats.stream.columns import OF_LAYER, Values, simple_name
+from moetrace.formats.stream.columns import OF_LAYER, Values, as_float32, doubt_of, simple_name
+from moetrace.formats.stream.keys import keys_in
 from moetrace.formats.stream.tables import LAYER_NAMES, STEP_NAMES
 from moetrace.trace import check_steps
 
@@ -24,9 +25,16 @@ COUNTS_KEYS = (
 )  # fmt: skip
 # Arrays by the names of their files, and what their axes are: a rank's experts side by side with those of others.
 AXES_BY_NAME = {"moe_load_": "layers,ranks,experts", "mcore_ep_loads_": "layers,steps,experts"}
+AXES_BY_NAME |= {"expert_load_view": "layers,experts"}  # vLLM's
+# More layers than any model has: so many rows are steps.
+MOST_LAYERS = 150
+# Arrays of numbers beside the counts, as we call them, and other names of each.
+NUMBERS = {"steps": STEP_NAMES, "layers": LAYER_NAMES}
 AXES = ("steps", "layers", "ranks", "experts")
 # Cells handed on at a time.
 BATCH_CELLS = 1 << 18
+# Numbers of an array looked at to distinguish choices from counts.
+LOOKED_AT = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,10 @@ class Array:
     dtype: np.dtype[Any]
     rows: Callable[[int], Iterator[NDArray[Any]]]
     whole: Callable[[], NDArray[Any]]
+
+    def head(self) -> NDArray[Any]:
+        """Its beginning, large enough to see what its numbers are."""
+        return next(self.rows(max(1, LOOKED_AT // max(1, math.prod(self.shape[1:])))), np.empty(0))
 
     @classmethod
     def held(cls, values: NDArray[Any]) -> Array:
@@ -77,15 +89,28 @@ def array_reading(
     layers, of_layers = np.arange(n_layers), "layers are numbered from 0"
     if n_layers == 1 and layer is not None:
         layers, of_layers = np.array([layer]), f"layer {layer}, by the name of the file"
-    named_steps = _numbers(arrays, "steps", STEP_NAMES, n_steps, where)
+    named_steps, named_layers = (
+        _numbers(arrays, ours, names, n, where) for (ours, names), n in zip(NUMBERS.items(), (n_steps, n_layers))
+    )
     steps, of_steps = named_steps or (steps, of_steps)
-    layers, of_layers = _numbers(arrays, "layers", LAYER_NAMES, n_layers, where) or (layers, of_layers)
+    layers, of_layers = named_layers or (layers, of_layers)
     if log.layers is not None:
         layers, of_layers = log.layers, ""
+
+    head = arrays.get(log.key, next(iter(arrays.values()))).head()
+    head = as_float32(head) if head.dtype.kind == "V" else head
+    if head.dtype.kind == "f" and head.ndim > 1 and not (head == np.rint(head)).all():
+        negative, of_one = bool((head < 0).any()), np.allclose(head.sum(axis=-1), 1, atol=1e-2)
+        if negative or (of_one and values.tokens is None):
+            problem = "holds scores of the router, which are no counts"
+            problem = problem if negative else "holds fractions of 1: scores of the router for each token, or shares"
+            way_out = "save the numbers of the k highest scores of each token, and count them with --from routing"
+            raise TraceError(where, problem, way_out + ("" if negative else "; for shares give --tokens-per-step N"))
 
     def cells() -> Iterator[Cells]:
         start = 0
         for part in log.rows(max(1, BATCH_CELLS // (n_layers * experts))):
+            part = part.astype(np.int8) if part.dtype == bool else part
             counts = values.counts(part, log.key, start, where)
             yield dense_cells(steps[start : start + len(part)], layers, counts)
             start += len(part)
@@ -97,6 +122,8 @@ def array_reading(
         where=where,
         collector=values.collector,
         steps_are_implicit=named_steps is None and not by_name,
+        # With experts in another place, its last axis is none of choices.
+        doubt=doubt_of(head) if axes is None or axes.replace(" ", "").endswith("experts") else "",
     )
 
 
@@ -130,9 +157,14 @@ def _log(arrays: Mapping[str, Array], path: Location, axes: str | None) -> Log:
     key = named or (next(iter(arrays)) if len(arrays) == 1 else None)
     if key is None:
         problem = f"holds {shown(arrays) or 'no array'}, and none is the counts"
-        raise TraceError(str(path), problem, "name it `counts`, or one array for each layer")
+        way_out = "name it `counts`, or one array for each layer"
+        raise TraceError(str(path), problem, f"{way_out}; or {keys_in(arrays)}" if arrays else way_out)
     assumption = () if named else (f"array {key} is the counts",)
-    return arranged(arrays[key], _axes_of(arrays[key].shape, path, axes), key, assumption)
+    shape = arrays[key].shape
+    if axes is None and len(shape) == 2:
+        simple = {simple_name(name).removesuffix("s") for name, array in arrays.items() if array.shape == shape[:1]}
+        axes = next((f"{ours},experts" for ours, names in NUMBERS.items() if simple & set(names)), None)
+    return arranged(arrays[key], _axes_of(shape, path, axes), key, assumption)
 
 
 def _axes_of(shape: tuple[int, ...], path: Location, given: str | None) -> tuple[str, ...]:
@@ -141,6 +173,10 @@ def _axes_of(shape: tuple[int, ...], path: Location, given: str | None) -> tuple
     # Where a file is one step, two dimensions are not.
     of_step = step_in_name(path) is not None and layer_in_name(path) is None
     usual = {1: "experts", 2: "layers,experts" if of_step else "steps,experts", 3: "steps,layers,experts"}
+    named = by_name or of_step or layer_in_name(path) is not None
+    if given is None and len(shape) == 2 and 1 < shape[0] <= MOST_LAYERS and not named:
+        problem = f"has the shape {shape}, which may be steps of one layer, or the layers of one window"
+        raise TraceError(str(path), problem, "say which with --axes steps,experts or --axes layers,experts")
     text = given or (by_name if len(by_name.split(",")) == len(shape) else usual.get(len(shape)))
     if not text or min(shape, default=0) < 1:
         way_out = "give an array (steps, layers, experts), or say --axes, such as steps,layers,ranks,experts"

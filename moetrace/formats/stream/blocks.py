@@ -14,7 +14,6 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import require
 from moetrace.formats.stream.cells import Block, Cells, Merged, Reading, ReadOptions, Source, joined, starts_of
@@ -51,14 +50,14 @@ class Grid:
 
 
 def assemble(
-    cells: Callable[[], Iterator[Cells]], where: str, collector: Collector, options: ReadOptions
+    cells: Callable[[], Iterator[Cells]], source: Reading, options: ReadOptions
 ) -> tuple[Grid, Iterator[Block]]:
-    """The grid of a stream whose steps never go backwards, and its complete blocks.
+    """The grid of the *cells* of a source whose steps never go backwards, and its complete blocks.
 
     Raises `OutOfOrder`, also while the blocks are drawn, where steps go backwards, `TraceError` for a hole or a
     repetition.
     """
-    grid = None
+    grid, where, collector = None, source.where, source.collector
     if options.idle_experts or "incomplete" in options.accept:
         layers = experts = np.empty(0, np.int64)
         for piece in cells():
@@ -79,13 +78,13 @@ def assemble(
     def blocks() -> Iterator[Block]:
         held, alone = first, True
         for piece in pieces:
-            yield _dense(held, grid, where, collector, options)
+            yield _dense(held, grid, source, options)
             held, alone = piece, False
         # The last step, a piece of its own, is left out if it is not whole: a writer that was killed leaves one.
         # Whatever else is wrong with it is an error.
         every_layer = len(np.unique(held.layer)) >= len(grid.layers)
         if alone or (every_layer and (options.idle_experts or len(held.step) >= grid.cells)):
-            yield _dense(held, grid, where, collector, options)
+            yield _dense(held, grid, source, options)
         else:
             evidence = f"the last step of {where} is not whole ({len(held.step)} rows) and left out"
             collector.note("unfinished", f"step {held.step[-1]}", evidence)
@@ -176,7 +175,7 @@ def _check_numbers(name: str, ends: NDArray[np.int64], where: str) -> None:
             raise TraceError(where, f"has a {name} {number}", f"number them up to {HIGHEST:,}")
 
 
-def _dense(cells: Cells, grid: Grid, where: str, collector: Collector, options: ReadOptions) -> Block:
+def _dense(cells: Cells, grid: Grid, source: Reading, options: ReadOptions) -> Block:
     """Cells of whole steps as one dense block, those in any order so many steps at a time that holes take no memory."""
     starts = starts_of(cells.step)
     steps = cells.step[starts]  # (steps,)
@@ -192,14 +191,13 @@ def _dense(cells: Cells, grid: Grid, where: str, collector: Collector, options: 
     parts = []
     for a in range(0, len(starts), at_once):
         b = min(len(starts), a + at_once)
-        parts.append(_scatter(cells.part(borders[a], borders[b]), grid, steps[a:b], where, collector, options))
+        parts.append(_scatter(cells.part(borders[a], borders[b]), grid, steps[a:b], source, options))
     return parts[0] if len(parts) == 1 else Block(*(np.concatenate(columns) for columns in zip(*parts)))
 
 
-def _scatter(
-    cells: Cells, grid: Grid, steps: NDArray[np.int64], where: str, collector: Collector, options: ReadOptions
-) -> Block:
+def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], source: Reading, options: ReadOptions) -> Block:
     """The block of cells in any order within their steps; incomplete steps are left out if that is accepted."""
+    where, collector = source.where, source.collector
     shape = (len(steps), len(grid.layers), grid.experts)
     first, last = grid.first_expert, grid.first_expert + grid.experts - 1
     at_layer = np.searchsorted(grid.layers, cells.layer).clip(max=len(grid.layers) - 1)
@@ -224,11 +222,16 @@ def _scatter(
     wrong = (hits != 1) & ~incomplete[:, None, None]
     if options.idle_experts:
         wrong &= (hits > 1) | ~there[:, :, None]
+    if source.adds:
+        wrong &= hits == 0
     for step, layer, expert in np.argwhere(wrong)[:1]:
         if hits[step, layer, expert] > 1:
             problem = f"expert {expert + first} is there {hits[step, layer, expert]} times"
             way_out = "keep one row for each step, layer and expert; name columns that were not recognised with "
             way_out += "--column step=NAME or layer=NAME; ranks in one file go into a file each, for --merge"
+            if source.apart:
+                name = min(source.apart)
+                way_out = f"take one {name} with --where {name}=VALUE, or add them up with --sum-over {name}"
         elif not there[step, layer]:
             problem = "the layer is missing in this step (incomplete)"
             way_out = "leave such steps out with --accept incomplete, or choose other layers with --layers"
@@ -239,6 +242,9 @@ def _scatter(
         raise TraceError(f"{where}, step {steps[step]}, layer {grid.layers[layer]}", problem, way_out)
     counts = np.zeros(hits.size, np.int64)
     counts[cell] = cells.count
+    if source.adds:
+        counts[:] = 0
+        np.add.at(counts, cell, cells.count)
     return Block(steps[~incomplete], counts.reshape(shape)[~incomplete])
 
 
@@ -282,7 +288,12 @@ def in_order(source: Source) -> Source:
     runs = _runs_of(source.cells())
     if len(runs) == 1:
         return source
-    if len(runs) <= MOST_RUNS and all(after.repeats(before) for before, after in pairwise(runs)):
+    if (
+        not source.adds
+        and not source.apart
+        and len(runs) <= MOST_RUNS
+        and all(after.repeats(before) for before, after in pairwise(runs))
+    ):
         return replace(source, cells=lambda: _resumed(source, runs))
     return replace(source, cells=lambda: _sorted(source))
 

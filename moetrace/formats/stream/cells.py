@@ -88,7 +88,9 @@ class Reading:
 
     *rows* is the number of cells where it is known, *where* names the dump in errors, *collector* gets what the stream
     shows. *steps_are_implicit* is whether steps are counted from 1, as the dump names none; *layer_findings* are those
-    of some layers.
+    of some layers; *doubt* is what the numbers may be instead of counts, *part* what says that
+    it is one of several parts. Rows of one expert are added up where it *adds*; else columns *apart* may tell them
+    apart. Steps of a *clock* are numbered anew.
     """
 
     cells: Callable[[], Iterator[Cells]]
@@ -99,6 +101,11 @@ class Reading:
     where: str = ""
     collector: Collector = field(default_factory=Collector)
     steps_are_implicit: bool = False
+    doubt: str = ""
+    part: str = ""
+    apart: set[str] = field(default_factory=set)
+    adds: bool = False
+    clock: bool = False
     layer_findings: Callable[[Sequence[int]], tuple[Finding, ...]] = lambda _: ()
 
 

@@ -18,7 +18,7 @@ from moetrace.formats.errors import require
 from moetrace.formats.stream.arrays import COUNTS_KEYS, Array
 from moetrace.formats.stream.blocks import BLOCK_CELLS
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells, starts_of
-from moetrace.formats.stream.columns import simple_name
+from moetrace.formats.stream.columns import doubt_of, simple_name
 from moetrace.trace import Finding
 
 # Different numbers that a log may choose; beyond that they are not experts.
@@ -35,15 +35,8 @@ CHOICE_NAMES = (
     "topkids", "topkindices", "topindices", "indices", "expertids", "selectedexperts", "chosenexperts",
     "routedexperts", "topkexperts",
 )  # fmt: skip
-# Choices of an array counted at a time, and numbers of one looked at to distinguish choices from counts.
+# Choices of an array counted at a time.
 BATCH_CHOICES = 1 << 18
-LOOKED_AT = 1 << 16
-# Rows of an array that it takes to decide, and experts that a layer may have.
-LEAST_ROWS = 100
-MOST_CHOSEN = 1024
-# Totals of steps may differ by so much of their mean: dropped tokens and ragged batches move them by a few percent,
-# numbers of experts that are added up by far more.
-TOTALS_VARY = 0.1
 
 
 class Choices(NamedTuple):
@@ -90,20 +83,8 @@ def choices_in(arrays: Mapping[str, Array]) -> str | None:
 
 
 def may_be_choices(array: Array) -> bool:
-    """Whether the numbers of an array of two or three dimensions are more likely experts than counts of them.
-
-    By its beginning: tokens of steps add up to about the same, and to the same in all layers of one; numbers of
-    experts do not.
-    """
-    shape = array.shape
-    if len(shape) not in (2, 3) or array.dtype.kind not in "iu" or shape[0] < LEAST_ROWS or 0 in shape:
-        return False
-    head = next(array.rows(max(LEAST_ROWS, LOOKED_AT // math.prod(shape[1:])))).astype(np.int64)
-    highest = int(head.max())
-    few = highest < MOST_CHOSEN and head.min() >= -1 and len(np.unique(head)) > highest // 2
-    totals = head.sum(axis=-1)
-    spread = totals.std() if len(shape) == 2 else totals.std(axis=1).mean()
-    return bool(few and shape[-1] < MOST_CHOSEN and spread > TOTALS_VARY * totals.mean())
+    """Whether the beginning of an array looks like choices."""
+    return doubt_of(array.head()) == "choices"
 
 
 def array_choices(array: Array, by_layer: bool) -> Iterator[Choices]:

@@ -32,6 +32,14 @@ VALUE_NAMES = (*COUNT_NAMES, *SHARE_NAMES, *UTILISATION_NAMES, *PHYSICAL_NAMES)
 # How far a share times the tokens of a step may be from a whole count: the rounding error of a
 # float32 share at 500,000 tokens is 0.03.
 WHOLE_TOLERANCE = 0.05
+# Rows that it takes to tell numbers of experts from counts, and where no row has a number twice; and zeros and ones.
+LEAST_ROWS, LEAST_CHOSEN, LEAST_MAPPED = 100, 16, 32
+# Experts that a layer may have, and the part of tokens that may seem to choose one twice.
+MOST_CHOSEN = 1024
+TWICE = 0.02
+# Totals of steps may differ by so much of their mean: dropped tokens and ragged batches move them by a few percent,
+# numbers of experts that are added up by far more.
+TOTALS_VARY = 0.1
 # A number of a step, a layer or an expert; and one with commas between its thousands, as spreadsheets write it.
 BARE = re.compile(r"\d{1,15}")
 BY_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
@@ -42,6 +50,35 @@ OF_LAYER = re.compile(r"(?:layers?|blocks?|(?<![a-z])h)[._/\[-]?(\d{1,15})", re.
 def simple_name(name: str) -> str:
     """A column's name in lower case, without punctuation."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def doubt_of(head: NDArray[Any]) -> str:
+    """What numbers (rows, [layers,] numbers) may be instead of counts: ``choices`` of tokens, a ``map`` of such, or "".
+
+    By their beginning: tokens of steps add up to about the same, and to the same in all layers of one; numbers of
+    experts do not, and a token chooses none twice. A map has a one where a token chose an expert.
+    """
+    whole = head.dtype.kind in "biu" or (head.dtype.kind == "f" and bool((head == np.rint(head)).all()))
+    if head.ndim not in (2, 3) or not whole or 0 in head.shape:
+        return ""
+    head = head.astype(np.int64)
+    by_layer = head.ndim == 3 and head.shape[1] > 1 and head.shape[0] >= LEAST_CHOSEN
+    head = head if by_layer else head.reshape(-1, head.shape[-1])
+    rows, last = head.shape[0], head.shape[-1]
+    lowest, highest, totals = int(head.min()), int(head.max()), head.sum(axis=-1)
+    if rows >= LEAST_MAPPED and (lowest, highest) == (0, 1) and last > 2 and (totals == totals.flat[0]).all():
+        return "map"
+    if not -1 <= lowest <= highest < MOST_CHOSEN or last >= MOST_CHOSEN:
+        return ""
+    ordered = np.sort(head, axis=-1)
+    twice = ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] > 0)).any(axis=-1)
+    alone = ordered[..., 0] == ordered[..., -1]  # rows that nothing was written to
+    chosen = last > 1 and np.mean(twice & ~alone) < TWICE
+    if rows < (LEAST_CHOSEN if chosen else LEAST_ROWS):
+        return ""
+    spread = totals.std(axis=1).mean() if by_layer else totals.std()
+    dense = len(np.unique(head)) > highest // 2
+    return "choices" if lowest == -1 or (dense and spread > TOTALS_VARY * totals.mean()) else ""
 
 
 def is_text(kind: Any) -> bool:
@@ -144,6 +181,11 @@ class Rows(NamedTuple):
             raise TraceError(self.place(name), f"holds {array.dtype}, not numbers", "give whole numbers")
         return array.astype(np.int64, copy=False)
 
+    def times(self, name: str) -> NDArray[np.int64]:
+        """A column of a clock (rows,), in microseconds, or in its own unit where it has numbers."""
+        array = self.column(name)
+        return array.astype("datetime64[us]").astype(np.int64) if array.dtype.kind == "M" else self.numbers(name)
+
     def layers(self, name: str) -> NDArray[np.int64]:
         """A column of layers (rows,), numbers or names of modules such as ``model.layers.3.mlp``."""
 
@@ -190,7 +232,7 @@ class Values:
     """
 
     collector: Collector
-    tokens: int | None = None
+    tokens: float | None = None
     experts: int | None = None
 
     def counts(self, values: NDArray[Any], column: str, row: int, where: str, kind: str | None = None) -> Counts:

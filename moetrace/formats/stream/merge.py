@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from moetrace.doctor.catalogue import expectation_findings, roughness_findings, totals_findings
+from moetrace.doctor.catalogue import expectation_findings, finding, roughness_findings, totals_findings
 from moetrace.doctor.collector import Collector, Factor
 from moetrace.errors import TraceError, shown
 from moetrace.formats.location import Location, check_ranks, layer_in_name, rank_in_name, step_in_name
@@ -30,6 +31,8 @@ from moetrace.trace import Counts, Finding, Steps, check_sums
 # Roughness is measured on the first steps alone: so many cells of them, and at least so many steps.
 ROUGH_CELLS = 1 << 20
 ROUGH_STEPS = 100
+# Experts from which on a block of them with all tokens is taken for those of a rank.
+LEAST_EXPERTS = 8
 
 Stream = tuple[Grid, Iterator[Block]]
 Report = Callable[[int], None]
@@ -49,7 +52,7 @@ def blocks_of(source: Source, options: ReadOptions, report: Report) -> Stream:
                 report(len(piece.step))
                 yield piece
 
-        return assemble(cells, source.where, source.collector, options)
+        return assemble(cells, source, options)
     # A part has as many experts as the whole, unless they are side by side.
     of_parts = replace(options, experts=None) if source.how == "experts" else options
     parts: list[tuple[Stream, str]] = []
@@ -78,6 +81,8 @@ def merged(sources: Sequence[Source], paths: Sequence[Location], how: Merge) -> 
     """
     where = f"{paths[0]} and {len(paths) - 1} more"
     assumptions = (f"{len(paths)} files merged by {how}: {', '.join(path.name for path in paths)}",)
+    if how == "sum" and any(reading.part for source in sources for reading in readings_of(source)):
+        raise TraceError(where, "are of ranks with other experts each, which are not added up", "use --merge experts")
     if how == "steps":
         ranks = {rank_in_name(path) for path in paths if step_in_name(path) is not None} - {None}
         if len(ranks) > 1:
@@ -185,6 +190,7 @@ def _together(
     Steps that a part lacks are zeros where it was *idle* in them; else what others have after its end is left out.
     """
     held: list[Block | None] = [None] * len(streams)
+    apart = False
     while True:
         held = [next(stream, None) if block is None else block for block, stream in zip(held, streams)]
         there = [block for block in held if block is not None]
@@ -207,6 +213,15 @@ def _together(
             sizes = [len(steps)] * len(there)
             _check_same_steps(there, len(steps), names)
             counts = [block.counts[: len(steps)] for block in there]
+        if how == "experts" and not apart:
+            apart = True
+            alike = len(counts) > 1 and len({part.shape for part in counts}) == 1
+            used: NDArray[np.bool_] = np.ones((1, 1), bool)  # (parts, experts)
+            if alike:
+                used = np.asarray(np.stack(counts).any(axis=(1, 2)))
+            if not used.all(axis=1).any() and (used.sum(axis=0) <= 1).all():
+                problem = "holds all experts, with tokens for those of its rank alone"
+                raise TraceError(names[0], problem, "add such parts up with --merge sum")
         held = [
             Block(block.steps[n:], block.counts[n:]) if block and n < len(block.steps) else None
             for block, n in zip(held, sizes)
@@ -247,6 +262,7 @@ class Summary:
     totals: list[Counts] = field(default_factory=list)
     steps: list[Steps] = field(default_factory=list)
     factor: Factor = field(default_factory=Factor)
+    used: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
 
     def add(self, block: Block, totals: Counts, largest: int) -> None:
         """Add the next block: *totals* (steps, layers) are the tokens over all experts, no count is above *largest*."""
@@ -255,6 +271,8 @@ class Summary:
         self.steps.append(block.steps)
         self.totals.append(totals)
         self.factor.add(block.counts, largest)
+        if not self.used.all():
+            self.used = self.used | block.counts.any(axis=(0, 1))
 
     @property
     def tokens_per_step(self) -> int | None:
@@ -271,6 +289,17 @@ class Summary:
             if found := roughness_findings(counts, steps[: len(counts)], layer):
                 break
         found = [*found, *self.factor.findings, *totals_findings(totals, steps, self.layers)]
+        own = np.flatnonzero(self.used)
+        block = int(own[-1] - own[0] + 1)
+        if (
+            len(self.used) >= LEAST_EXPERTS
+            and block == len(own) > 1
+            and block < len(self.used)
+            and not (len(self.used) % block or own[0] % block)
+        ):
+            idle = f"{len(self.used) - block} of {len(self.used)} experts have no tokens at all, every one but "
+            rank = f"{own[0]} to {own[-1]}, as in the dump of one rank of {len(self.used) // block}"
+            found.append(finding("part", "the whole trace", idle + rank))
         if options.expected is None:
             return found
         expected = options.expected * (options.bin or 1)
@@ -281,9 +310,9 @@ class Summary:
 
 
 def transformed(
-    stream: Stream, options: ReadOptions, where: str, collector: Collector, available: set[int]
+    stream: Stream, options: ReadOptions, where: str, collector: Collector, available: set[int], clock: bool
 ) -> tuple[Grid, Iterator[Block], Summary]:
-    """The blocks as they go into the trace: counters subtracted, passes added up, none empty.
+    """The blocks as they go into the trace: counters subtracted, passes added up, none empty, a *clock* numbered.
 
     *available* are the layers before some were selected. Raises `TraceError` for what does not fit *options*.
     """
@@ -297,6 +326,8 @@ def transformed(
         blocks = differences(blocks, options.first, collector)
     if options.bin is not None:
         blocks = _binned(blocks, options.bin, where, collector)
+    elif clock:
+        blocks = _binned(blocks, 1, where, collector)
     summary = Summary(grid.layers.tolist(), max(ROUGH_STEPS, ROUGH_CELLS // grid.cells))
     return grid, _complete_steps(blocks, summary, where, collector, options.accept), summary
 

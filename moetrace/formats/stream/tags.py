@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from moetrace.errors import TraceError, shown
 from moetrace.formats.stream.columns import SHARE_NAMES, UTILISATION_NAMES
 
-PATTERN = r"layers?[_/.\-\[ ]?(?P<layer>\d{1,15}).*?experts?[_/.\-\[ ]?(?P<expert>\d{1,15})"
-EXPERT_FIRST = r"experts?[_/.\-\[ ]?(?P<expert>\d{1,15}).*?layers?[_/.\-\[ ]?(?P<layer>\d{1,15})"
+# Between a word and its number, also as in labels of Prometheus: layer="3".
+BETWEEN = r"(?:[_/.\-\[ ]|=\"?)?"
+PATTERN = rf"layers?{BETWEEN}(?P<layer>\d{{1,15}}).*?experts?{BETWEEN}(?P<expert>\d{{1,15}})"
+EXPERT_FIRST = rf"experts?{BETWEEN}(?P<expert>\d{{1,15}}).*?layers?{BETWEEN}(?P<layer>\d{{1,15}})"
 # Of a tag whose values are the counts of all experts.
 VECTOR = re.compile(r"layers?[_/.\-\[ ]?(?P<layer>\d{1,15})", re.IGNORECASE)
 # Of a layer's or expert's number.
@@ -49,6 +51,10 @@ def tags_by(pattern: str | None, where: str) -> Tags:
         patterns = tuple(re.compile(text, re.IGNORECASE) for text in texts)
     except re.error as error:
         raise TraceError(where, f"--pattern is not a regular expression: {error}", "see the Python manual") from None
+    if re.search(r"expert[^a-z]*\(\?P<layer>|layer[^a-z]*\(\?P<expert>", texts[0], re.IGNORECASE):
+        raise TraceError(
+            where, "--pattern takes an expert for a layer, or a layer for an expert", "exchange its groups"
+        )
     if not {"layer", "expert"} & set(patterns[0].groupindex):
         raise TraceError(where, "--pattern names no layer and expert", "use (?P<layer>\\d+) and (?P<expert>\\d+)")
     return Tags(patterns, f"tags are matched by {' or '.join(texts)}")

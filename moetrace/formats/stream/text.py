@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
+from collections.abc import Iterator
 from contextlib import closing
 from itertools import takewhile
 from pathlib import Path
@@ -14,12 +16,16 @@ import numpy as np
 
 from moetrace.doctor.catalogue import finding
 from moetrace.errors import TraceError
+from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.trace import Finding
 
 # Bytes of text parsed at a time; a row cannot be longer.
 BLOCK_BYTES = 8 << 20
 HEAD_BYTES = 1 << 16
 MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+# Bytes of memory for each of a document's, which is held whole: a number takes 32 and as little as two digits.
+IN_MEMORY = 20
+MOST_PACKED = 1 << 30
 DELIMITERS = ",\t;|"
 
 
@@ -141,6 +147,36 @@ def json_batches(path: Path, schema: Any = None, block: int = BLOCK_BYTES) -> An
     # Read twice, as a wrapper in Python around each read would cost more: Arrow ends the process on what is too deep.
     check_depth(path)
     return pj.open_json(opened(path), pj.ReadOptions(block_size=block, use_threads=False), parse)
+
+
+def json_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in the lines of *path*, one by one."""
+    check_depth(path)
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
+        rest = b""
+        while block := stream.read(BLOCK_BYTES):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from (json.loads(line) for line in lines if line.strip())
+        if rest.strip():
+            yield json.loads(rest)
+
+
+def document(path: Path) -> Any:
+    """The JSON document in a file, held whole; raises `TraceError` where it does not fit, or is none."""
+    require(IN_MEMORY * path.stat().st_size, str(path), "the document, which is held whole,", "log JSON lines")
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN):
+        if compression_of(path) == "gzip":
+            with gzip.open(path) as file:
+                data = file.read(MOST_PACKED + 1)
+            if len(data) > MOST_PACKED:
+                raise ValueError(f"it is longer than {MOST_PACKED >> 20} MiB")
+            require(IN_MEMORY * len(data), str(path), "what it unpacks to", "log JSON lines")
+        else:
+            data = path.read_bytes()
+        try:
+            return json.loads(data.decode("utf-8-sig"))
+        except RecursionError:
+            raise ValueError("it is nested too deeply") from None
 
 
 def check_depth(path: Path) -> None:

@@ -1,0 +1,209 @@
+"""Shapes of public reports: equal counts, or the question, and each way out that is printed leads to equal counts.
+
+docs/formats.md names the report of each.
+"""
+
+import base64
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from moetrace import open_trace
+
+RNG = np.random.default_rng(3)
+COUNTS = RNG.multinomial(4096, RNG.dirichlet(np.ones(16)), size=(6, 3))  # (steps, layers, experts)
+CHOICES = RNG.gumbel(size=(480, 3, 16)).argsort(axis=2)[..., -4:]  # (tokens, layers, k)
+TALLY = np.stack([np.bincount(CHOICES[:, layer].ravel(), minlength=16) for layer in range(3)])[None]
+
+
+def jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def torch_file(path, value):
+    torch = pytest.importorskip("torch")
+    torch.save(value(torch), path)
+    return path
+
+
+def npy(path, array):
+    np.save(path, array)
+    return path
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def document(path, value):
+    path.write_text(json.dumps(value))
+    return path
+
+
+def csv(path, frame):
+    frame.to_csv(path, index=False)
+    return path
+
+
+def by_token(key):
+    """A line for each token and layer."""
+    return [{key: t, "layer": layer, "experts": CHOICES[t, layer].tolist()} for t, layer in np.ndindex(480, 3)]
+
+
+def ranks(key, steps=6):
+    """A line for each step, layer and rank, with the counts of its own four experts."""
+    own = {"step": 1, "layer": 0, key: 0, "ep_size": 4, "tokens_per_expert": []}
+    places = np.ndindex(steps, 3, 4)
+    lists = [(s, j, r, COUNTS[s, j, 4 * r : 4 * r + 4].tolist()) for s, j, r in places]
+    return [{**own, "step": s + 1, "layer": j, key: r, "tokens_per_expert": counts} for s, j, r, counts in lists]
+
+
+def wide(scale=1.0, name="share/layer_{}_expert_{}"):
+    columns = [name.format(j, e) for j, e in np.ndindex(3, 16)]
+    frame = pd.DataFrame(COUNTS.reshape(6, -1) * scale, columns=columns)
+    frame.insert(0, "Step", range(1, 7))
+    return frame
+
+
+def long(*extra):
+    frame = pd.DataFrame([(s + 1, j, e, COUNTS[s, j, e]) for s, j, e in np.ndindex(COUNTS.shape)])
+    frame.columns = ["step", "layer", "expert", "tokens"]
+    return frame.assign(**dict(extra))
+
+
+def per_token(value):
+    """Base64 of a whole .npy, as vLLM answers."""
+    sink = io.BytesIO()
+    np.save(sink, value.astype(np.uint8))
+    return base64.b64encode(sink.getvalue()).decode()
+
+
+def sglang(value):
+    meta = {"prompt_tokens": 5, "completion_tokens": len(value) - 4}
+    return {"meta_info": {**meta, "routed_experts": base64.b64encode(value.astype(np.int32).tobytes()).decode()}}
+
+
+ONE = TALLY
+WINDOW = COUNTS[:1]
+PHASES = long(("phase", np.where(np.arange(6 * 48) // 48 % 2, "decode", "prefill")))
+TWO = np.concatenate([long(("rank", 0)), long(("rank", 1))])
+STATS = {"enabled": True, "layers": [{"layer_id": j, "expert_counts": COUNTS[0, j].tolist()} for j in range(3)]}
+ATLAS = {"schema": "v2", "layers": {str(3 + j): {"topk": CHOICES[:, j].tolist(), "score": 0.5} for j in range(3)}}
+MAP = (CHOICES[..., None] == np.arange(16)).any(axis=2)
+HALVES = [CHOICES[:200], CHOICES[200:]]
+EACH = np.stack([[np.bincount(half[:, j].ravel(), minlength=16) for j in range(3)] for half in HALVES])
+CASES = {
+    "ids in .pt, by its name": (lambda p: torch_file(p / "routed_experts.pt", lambda t: t.tensor(CHOICES)), [
+        ([], "--tokens N"), (["--tokens", 480], ONE)]),
+    "ids in a dict in .pt": (lambda p: torch_file(p / "x.pt", lambda t: {"routed_experts": t.tensor(CHOICES)}), [
+        ([], "--tokens N"), (["--tokens", 480], ONE)]),
+    "ids in .pt without a name": (lambda p: torch_file(p / "x.pt", lambda t: t.tensor(CHOICES)), [
+        ([], "--from routing"), (["--axes", "steps,layers,experts"], "--from routing"), (["--from", "routing", "--tokens", 480], ONE)]),
+    "padded ids in .npz": (lambda p: npz(p / "x.npz", a=np.where(np.arange(480)[:, None, None] < 8, CHOICES, -1)), [
+        ([], "--from routing")]),
+    "ids in a document": (lambda p: document(p / "x.json", CHOICES.tolist()), [
+        ([], "--from routing"), (["--from", "routing", "--tokens", 480], ONE)]),
+    "ids in lines with tokens": (lambda p: jsonl(p / "x.jsonl", by_token("tok")), [
+        ([], "--tokens N"), (["--tokens", 480], ONE), (["--column", "step=tok"], "has no setting")]),
+    "ids in lines with steps": (lambda p: jsonl(p / "x.jsonl", by_token("step")), [
+        ([], "--from routing"), (["--column", "tokens=experts"], "--from routing")]),
+    "ids beside weights": (lambda p: jsonl(p / "x.jsonl", [{**row, "weights": [0.4, 0.3, 0.2, 0.1]} for row in by_token("step")]), [
+        ([], "--from routing")]),
+    "one-hot map": (lambda p: npy(p / "x.npy", MAP), [([], "--bin N"), (["--bin", 480], ONE)]),
+    "probabilities": (lambda p: npy(p / "x.npy", RNG.dirichlet(np.ones(16), size=(480, 3))), [
+        ([], "scores of the router"), (["--tokens-per-step", 2], "not a whole count")]),
+    "logits": (lambda p: torch_file(p / "x.pt", lambda t: tuple(t.randn(480, 16) for _ in range(3))), [([], "scores of the router")]),
+    "one window": (lambda p: npy(p / "weight.npy", COUNTS[0]), [
+        ([], "--axes layers,experts"), (["--axes", "layers,experts"], WINDOW), (["--axes", "steps,experts"], COUNTS[0][:, None])]),
+    "one window of vLLM": (lambda p: torch_file(p / "expert_load_view.pt", lambda t: t.tensor(COUNTS[0])), [([], WINDOW)]),
+    "layers numbered beside": (lambda p: npz(p / "x.npz", counts=COUNTS[0], layers=np.arange(3)), [([], WINDOW)]),
+    "ranks in a column": (lambda p: jsonl(p / "x.jsonl", ranks("ep_rank")), [
+        ([], COUNTS), (["--sum-over", "ep_rank"], "not added up"), (["--where", "ep_rank=1"], COUNTS[:, :, 4:8])]),
+    "one rank": (lambda p: jsonl(p / "x.jsonl", [row for row in ranks("ep_rank") if row["ep_rank"] == 1]), [
+        ([], "part of the experts"), (["--accept", "part"], COUNTS[:, :, 4:8])]),
+    "zeros but for one rank": (lambda p: document(p / "x.json", {"logical_count": np.where(np.arange(16) < 4, COUNTS[0], 0).tolist()}), [
+        ([], "one rank of 4")]),
+    "replicas in a column": (lambda p: csv(p / "x.csv", pd.DataFrame(TWO, columns=[*long(), "rank"])), [
+        ([], "--sum-over rank"), (["--sum-over", "rank"], 2 * COUNTS), (["--where", "rank=1"], COUNTS)]),
+    "phases": (lambda p: csv(p / "x.csv", PHASES), [
+        ([], "--where phase=decode"), (["--where", "phase=decode"], COUNTS[1::2]), (["--phase", "prefill"], COUNTS[::2]),
+        (["--sum-over", "phase"], COUNTS), (["--where", "face=decode"], "check --where")]),
+    "a constant column": (lambda p: csv(p / "x.csv", long(("model", "m"))), [([], COUNTS)]),
+    "the owner of an expert": (lambda p: csv(p / "x.csv", long(("gpu", np.arange(6 * 48) % 16 // 4))), [([], COUNTS)]),
+    "shares in percent": (lambda p: csv(p / "x.csv", wide(100 / 4096)), [(["--tokens-per-step", 4096], COUNTS)]),
+    "shares": (lambda p: csv(p / "x.csv", wide(1 / 4096)), [(["--tokens-per-step", 4096], COUNTS)]),
+    "long shares in percent": (lambda p: csv(p / "x.csv", long().rename(columns={"tokens": "share"}).assign(share=COUNTS.ravel() / 40.96)), [
+        (["--tokens-per-step", 4096], COUNTS)]),
+    "highest and lowest alone": (lambda p: csv(p / "x.csv", wide(16 / 4096, "utilization/layer_{}_expert_{}").mask(lambda f: (f > 0.3) & (f < 1.5) & (f.columns != "Step"))), [
+        (["--tokens-per-step", 4096, "--experts", 16], "not in the log"),
+        (["--tokens-per-step", 4096, "--experts", 16, "--idle-experts", "--accept", "tokens-differ"], "not in the log")]),
+    "labels, a clock": (lambda p: csv(p / "x.csv", wide(1, '{{expert="{1}", layer="{0}"}}').astype(int).rename(columns={"Step": "Time"}).assign(Time=pd.date_range("2026-05-01", periods=6, freq="15s").astype(str))), [
+        ([], COUNTS), (["--pattern", r'expert="(?P<layer>\d+)", layer="(?P<expert>\d+)'], "exchange its groups")]),
+    "other keys": (lambda p: document(p / "x.json", STATS), [
+        ([], "--key: layers.expert_counts (3 x 16)"), (["--key", "layers.expert_counts"], WINDOW), (["--key", "layers.nothing"], "--key: layers.expert_counts")]),
+    "choices under a key": (lambda p: document(p / "x.json", ATLAS), [
+        ([], "layers.topk (3 x 480 x 4)"), (["--key", "layers.topk"], "--from routing"),
+        (["--key", "layers.topk", "--from", "routing", "--tokens", 480], ONE)]),
+    "a key of .pt": (lambda p: torch_file(p / "x.pt", lambda t: {j: {"freq": t.tensor(COUNTS[0, j]), "total": t.tensor(1)} for j in range(3)}), [
+        ([], "--key: freq (3 x 16)"), (["--key", "freq"], WINDOW)]),
+    "a key of .npz": (lambda p: npz(p / "x.npz", mine=COUNTS, other=np.ones(3)), [
+        ([], "--key: mine (6 x 3 x 16)"), (["--key", "mine"], COUNTS)]),
+    "a key of lines": (lambda p: jsonl(p / "x.jsonl", [{"step": s + 1, "a": {"b": COUNTS[s].tolist(), "c": "x"}} for s in range(6)]), [
+        ([], "--key: a.b (3 x 16)"), (["--key", "a.b"], COUNTS)]),
+    "answers, nested": (lambda p: jsonl(p / "x.jsonl", [{"meta": {"routed_experts": half.tolist()}} for half in HALVES]), [([], EACH)]),
+    "answers of vLLM": (lambda p: jsonl(p / "x.jsonl", [{"choices": [{"routed_experts": per_token(half)}]} for half in HALVES]), [([], EACH)]),
+    "answers of SGLang": (lambda p: jsonl(p / "x.jsonl", map(sglang, HALVES)), [([], "--top-k K"), (["--top-k", 4], EACH)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_read_or_asked(moetrace, tmp_path, case):
+    """Never numbers that are no counts, a part for the whole, or one value of several."""
+    write, runs = CASES[case]
+    path = write(tmp_path)
+
+    for argv, right in runs:
+        done = moetrace("ingest", path, *argv, "--force", "--json")
+
+        if isinstance(right, str):
+            assert done.code in (1, 2), (argv, done.out)
+            assert right in " ".join(done.err.split()), argv
+        else:
+            assert done.code == 0, (argv, done.err)
+            assert np.array_equal(right, open_trace(done.json["traces"][0]["path"]).counts), argv
+
+
+@pytest.mark.parametrize(("how", "said"), [("sum", "--merge experts"), ("experts", None)])
+def test_ranks_that_name_themselves_are_put_side_by_side(moetrace, tmp_path, how, said):
+    """And are not added up."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for rank in range(4):
+        jsonl(folder / f"rank{rank}.jsonl", [row for row in ranks("ep_rank") if row["ep_rank"] == rank])
+
+    done = moetrace("ingest", folder, "--merge", how, "--json")
+
+    if said:
+        assert said in done.err
+    else:
+        assert np.array_equal(COUNTS, open_trace(done.json["traces"][0]["path"]).counts)
+
+
+def test_ranks_with_zeros_for_others_are_added_up(moetrace, tmp_path):
+    """Side by side they would be four times as many experts."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for rank in range(4):
+        own = np.where(np.arange(16) // 4 == rank, COUNTS[0], 0)
+        document(folder / f"rank{rank}.json", {"logical_count": own.tolist()})
+
+    beside = moetrace("ingest", folder, "--merge", "experts")
+    added = moetrace("ingest", folder, "--merge", "sum", "--json")
+
+    assert "--merge sum" in beside.err
+    assert np.array_equal(WINDOW, open_trace(added.json["traces"][0]["path"]).counts)
