@@ -304,12 +304,15 @@ def whole_counts(values: NDArray[Any], where: str, column: str, first_row: int =
         bad, reason = values < 0, "is negative"
     elif values.dtype.kind == "f":
         with np.errstate(invalid="ignore"):
-            bad = ~((values >= 0) & (values <= FLOAT64_EXACT) & (np.floor(values) == values))
+            # A float of 2^53 may have been 2^53 + 1, which a column of floats cannot hold.
+            bad = ~((values >= 0) & (values < FLOAT64_EXACT) & (np.floor(values) == values))
         reason = "is not a whole, non-negative number"
     else:
         raise TraceError(f"{where}, column {column}", f"holds {values.dtype}, not numbers", "give counts of tokens")
     if bad.any():
         at = tuple(int(i) for i in np.argwhere(bad)[0])
+        if values.dtype.kind == "f" and values[at] >= FLOAT64_EXACT:
+            reason = "is beyond the whole numbers that a column of floats holds"
         raise TraceError(
             f"{where}, column {column}, row {first_row + at[0]}",
             f"{values[at]} {reason}",

@@ -132,10 +132,12 @@ def stored_arrays(path: Path) -> dict[str, Array]:
         members = archive.infolist()
         if len(members) > MOST_NAMES:
             raise TraceError(str(path), f"holds {len(members):,} members", "a trace needs counts, steps and layers")
-        arrays = {}
+        arrays: dict[str, Array] = {}
         for member in members:
             with archive.open(member) as packed:
                 name = member.filename.removesuffix(".npy")
+                if name in arrays:
+                    raise TraceError(str(path), f"holds {member.filename} several times", "save each array once")
                 arrays[name] = _described(packed, path, member.filename, member.file_size)
         return arrays
 
