@@ -12,6 +12,7 @@ import pytest
 from conftest import long_table
 
 from moetrace import LoadTrace, ReadOptions, Recorder
+from moetrace.formats.readers.logs import USUAL
 
 
 def parquet(trace: LoadTrace, folder: Path) -> Path:
@@ -180,6 +181,23 @@ def mindie(trace: LoadTrace, folder: Path) -> Path:
     return folder / "hotspots"
 
 
+def prometheus(trace: LoadTrace, folder: Path) -> Path:
+    """Counters of each layer and expert, scraped after every step, one scrape after the other."""
+    with (folder / "dump.prom").open("w") as file:
+        for total in trace.counts.cumsum(axis=0):
+            file.write("# TYPE moe_tokens_total counter\nup 1\n")
+            for (j, e), n in np.ndenumerate(total):
+                file.write(f'moe_tokens_total{{engine="0",layer="{trace.layers[j]}",expert="{e}"}} {n}.0\n')
+    return folder / "dump.prom"
+
+
+def log(trace: LoadTrace, folder: Path) -> Path:
+    """What a training loop prints, a line for each layer, with others between."""
+    lines = [f"INFO step {step} layer {n} load: {c}\nINFO loss 2.3\n" for step, n, c in by_layer(trace)]
+    (folder / "dump.log").write_text("".join(lines))
+    return folder / "dump.log"
+
+
 def parts(trace: LoadTrace, folder: Path) -> Path:
     """Blocks of a recorder that has not been closed."""
     recorder = Recorder(folder / "run.parquet", block=25)
@@ -222,9 +240,14 @@ DUMPS = {
     "tensorboard": tensorboard,
     "omni-infer": omni,
     "mindie": mindie,
+    "prometheus": prometheus,
+    "log": log,
 }
 # What a user has to say for a dump that does not tell.
-OPTIONS: dict[str, ReadOptions] = {}
+OPTIONS: dict[str, ReadOptions] = {
+    "prometheus": ReadOptions(difference=True),
+    "log": ReadOptions(settings={"pattern": USUAL[0]}),
+}
 
 
 def by_layer(trace: LoadTrace) -> list[tuple[int, int, list[int]]]:

@@ -194,6 +194,9 @@ def _opened(paths: Sequence[Location], options: ReadOptions, format: str | None)
 def _ask(source: Source, format: str, options: ReadOptions) -> None:
     """Raise `TraceError` with the question what numbers are that need not be counts."""
     for reading in readings_of(source):
+        if reading.counters and not options.difference:
+            way_out = "take what they grew by with --difference, from file to file with --merge steps as well"
+            raise TraceError(reading.where, "holds counters", way_out)
         if reading.doubt == "choices":
             problem = "holds numbers that may be experts that were chosen, as their sums vary too much for counts"
             way_out = "count them with --from routing, and --tokens N where no step is named, "

@@ -15,7 +15,7 @@ from moetrace.formats.readers import chosen_format
 from moetrace.settings import label, setting_types
 
 # Dumps without numbers of steps: so many passes lie between two; and of those without numbers of layers.
-PASSES = {"sglang": 1, "mindie": 8}
+PASSES = {"sglang": 1, "mindie": 8, "prometheus": 1}
 LAYERS = {"mindie": (0, 1)}
 # Findings of traces that Hypothesis makes up, which no router would.
 ODD = ("tokens-differ", "smoothed", "cumulative")
@@ -102,7 +102,7 @@ def test_a_truncated_dump_is_refused_or_whole(small, tmp_path, name, share):
         found = read_trace(path, format=name, options=OPTIONS.get(name, ReadOptions()))
     except TraceError:
         return
-    shared = np.isin(small.steps, found.steps)
+    shared = slice(len(found.steps)) if name in PASSES else np.isin(small.steps, found.steps)
     if len(found.steps) > 1:
         assert np.array_equal(small.counts[shared][:-1], found.counts[:-1])
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from moetrace import open_trace
+from moetrace.formats.readers.logs import USUAL
 
 RNG = np.random.default_rng(3)
 COUNTS = RNG.multinomial(4096, RNG.dirichlet(np.ones(16)), size=(6, 3))  # (steps, layers, experts)
@@ -88,6 +89,21 @@ def sglang(value):
     return {"meta_info": {**meta, "routed_experts": base64.b64encode(value.astype(np.int32).tobytes()).decode()}}
 
 
+def text(path, lines):
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def scrape(step, name="moe:tokens_total", model="m"):
+    """What an endpoint shows after so many steps: counters of two engines."""
+    total = COUNTS[: step + 1].sum(axis=0)
+    halves = [(COUNTS[: step + 1] // 2).sum(axis=0)]
+    engines = [halves[0], total - halves[0]]
+    labels = [(r, j, e) for r in range(2) for j, e in np.ndindex(3, 16)]
+    lines = [f'{name}{{engine="{r}",model="{model}",layer="{j}",expert="{e}"}} {engines[r][j, e]:.1f}' for r, j, e in labels]
+    return [f"# TYPE {name} counter", 'up{job="x"} 1', *lines]
+
+
 ONE = TALLY
 WINDOW = COUNTS[:1]
 PHASES = long(("phase", np.where(np.arange(6 * 48) // 48 % 2, "decode", "prefill")))
@@ -155,6 +171,21 @@ CASES = {
         ([], "--key: mine (6 x 3 x 16)"), (["--key", "mine"], COUNTS)]),
     "a key of lines": (lambda p: jsonl(p / "x.jsonl", [{"step": s + 1, "a": {"b": COUNTS[s].tolist(), "c": "x"}} for s in range(6)]), [
         ([], "--key: a.b (3 x 16)"), (["--key", "a.b"], COUNTS)]),
+    "a log": (lambda p: text(p / "x.log", [f"INFO step {s + 1} layer {j} load: {COUNTS[s, j].tolist()}" for s, j in np.ndindex(6, 3)]), [
+        ([], USUAL[0]), (["--pattern", USUAL[0]], COUNTS), (["--pattern", r"step (?P<step>\d+)"], "step, layer, expert and tokens"),
+        (["--pattern", "("], "not a regular expression"), (["--pattern", r"(?P<step>INFO).*(?P<tokens>\[.*)"], "x.log, line 1: has")]),
+    "a printed summary": (lambda p: text(p / "x.txt", [line for j in range(3) for line in (f"Layer {j} load:", *(f"  Expert {e}: {COUNTS[0, j, e]} tokens" for e in range(16)))]), [
+        ([], USUAL[1]), (["--pattern", USUAL[1]], WINDOW)]),
+    "scrapes in a file": (lambda p: text(p / "x.prom", [line for s in range(6) for line in scrape(s)]), [
+        ([], "--difference"), (["--difference"], COUNTS), (["--difference", "--key", "other"], "no metric"),
+        (["--difference", "--where", "engine=0"], COUNTS // 2)]),
+    "a gauge": (lambda p: text(p / "x.prom", [line.replace("counter", "gauge") for line in scrape(0, "load")]), [([], WINDOW)]),
+    "two metrics": (lambda p: text(p / "x.prom", [*scrape(0), *scrape(0, "x:more")]), [
+        (["--difference"], "--key moe:tokens_total"), (["--difference", "--key", "moe:tokens_total"], WINDOW)]),
+    "two models": (lambda p: text(p / "x.prom", [*scrape(0), *scrape(0, model="n")]), [
+        (["--difference"], "--where model=m"), (["--difference", "--where", "model=m"], WINDOW)]),
+    "exp_0 and no step": (lambda p: csv(p / "x.csv", pd.DataFrame(COUNTS[0], columns=[f"exp_{e}" for e in range(16)]).assign(layer=[f"model.layers.{j}.mlp" for j in range(3)])), [
+        ([], WINDOW)]),
     "answers, nested": (lambda p: jsonl(p / "x.jsonl", [{"meta": {"routed_experts": half.tolist()}} for half in HALVES]), [([], EACH)]),
     "answers of vLLM": (lambda p: jsonl(p / "x.jsonl", [{"choices": [{"routed_experts": per_token(half)}]} for half in HALVES]), [([], EACH)]),
     "answers of SGLang": (lambda p: jsonl(p / "x.jsonl", map(sglang, HALVES)), [([], "--top-k K"), (["--top-k", 4], EACH)]),
@@ -192,6 +223,18 @@ def test_ranks_that_name_themselves_are_put_side_by_side(moetrace, tmp_path, how
         assert said in done.err
     else:
         assert np.array_equal(COUNTS, open_trace(done.json["traces"][0]["path"]).counts)
+
+
+def test_scrapes_of_a_folder_follow_each_other(moetrace, tmp_path):
+    """In the order of their times."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for step in range(6):
+        text(folder / f"metrics_{1790000000 + 15 * step}.prom", scrape(step))
+
+    done = moetrace("ingest", folder, "--merge", "steps", "--difference", "--json")
+
+    assert np.array_equal(COUNTS, open_trace(done.json["traces"][0]["path"]).counts)
 
 
 def test_ranks_with_zeros_for_others_are_added_up(moetrace, tmp_path):

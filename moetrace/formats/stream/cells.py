@@ -90,7 +90,7 @@ class Reading:
     shows. *steps_are_implicit* is whether steps are counted from 1, as the dump names none; *layer_findings* are those
     of some layers; *doubt* is what the numbers may be instead of counts, *part* what says that
     it is one of several parts. Rows of one expert are added up where it *adds*; else columns *apart* may tell them
-    apart. Steps of a *clock* are numbered anew.
+    apart. Steps of a *clock* are numbered anew; *counters* grow until they are reset.
     """
 
     cells: Callable[[], Iterator[Cells]]
@@ -106,6 +106,7 @@ class Reading:
     apart: set[str] = field(default_factory=set)
     adds: bool = False
     clock: bool = False
+    counters: bool = False
     layer_findings: Callable[[Sequence[int]], tuple[Finding, ...]] = lambda _: ()
 
 

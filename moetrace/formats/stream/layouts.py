@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Of tables with the name of a scalar in each row, such as MLflow's: key, value, step.
 KEY_NAMES = ("key", "tag", "metric", "metricname", "name")
 # Columns of an expert, and of a layer where rows have none; and of an expert of the layer that each row names.
-WIDE = re.compile(r"^(?:layer_?(?P<layer>\d{1,15})_)?(?:expert|e)_?(?P<expert>\d{1,15})$", re.IGNORECASE)
+WIDE = re.compile(r"^(?:layer_?(?P<layer>\d{1,15})_)?(?:expert|exp|e)_?(?P<expert>\d{1,15})$", re.IGNORECASE)
 EXPERT_ONLY = re.compile(r"experts?[_/.\-\[ ]?(\d{1,15})(?!\d)", re.IGNORECASE)
 # Columns that set rows apart which are not of one trace, unless they are said to be.
 PHASE_NAMES = ("phase", "forwardmode", "mode", "stage")

@@ -79,7 +79,7 @@ class TableFormat(ValueFormat):
 
     def naming(self, path: Location) -> Naming:
         """What the columns of the file at *path* are called; raises `SettingError` for an unknown role."""
-        pairs, only = _pairs(self.column), _pairs(self.where)
+        pairs, only = pairs_of(self.column), pairs_of(self.where)
         for role, name in pairs.items():
             if not name or simple_name(role) not in {*ROLES, *VALUE_NAMES, "key", "value"}:
                 known = "--column is role=name with step, layer, expert, tokens or share"
@@ -88,7 +88,8 @@ class TableFormat(ValueFormat):
         return Naming(roles, self.pattern, step_in_name(path), layer_in_name(path), only, self.sum_over, self.phase)
 
 
-def _pairs(given: str | Mapping[str, str] | None) -> dict[str, str]:
+def pairs_of(given: str | Mapping[str, str] | None) -> dict[str, str]:
+    """A mapping written as ``a=b,c=d``, or as it is."""
     return dict(part.partition("=")[::2] for part in given.split(",")) if isinstance(given, str) else dict(given or {})
 
 

@@ -1,0 +1,182 @@
+"""Text in lines: logs whose lines a pattern takes apart, and scrapes of Prometheus metrics."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from moetrace.errors import TraceError, shown
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.columns import Values
+from moetrace.formats.stream.tables import ValueFormat, pairs_of
+from moetrace.formats.stream.tags import Tags, tags_by
+from moetrace.formats.stream.text import BLOCK_BYTES, ends_with, head_of, opened
+
+# What lines with the counts of a layer, or of an expert below the name of its layer, mostly have.
+USUAL = (
+    r"step\D{0,3}(?P<step>\d+).*?layer\D{0,3}(?P<layer>\d+).*?(?P<tokens>\[[\d, ]+\])",
+    r"layer\D{0,3}(?P<layer>\d+)|expert\D{0,3}(?P<expert>\d+)\D+(?P<tokens>\d+)",
+)
+GROUPS = {"step", "layer", "expert", "tokens"}
+# Rows handed on at a time, and characters of a line that are looked at.
+BATCH, MOST_LINE = 1 << 16, 1 << 20
+SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][\w:]*)\{(?P<labels>[^}]*)\} (?P<value>[^ ]+)(?: \d+)?$")
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+# Labels of which one value alone is of a trace; over others, such as engines and ranks, counts are added up.
+MODELS = ("model", "model_name", "served_model_name")
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a file of text, each cut after `MOST_LINE` characters."""
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
+        rest = b""
+        while block := stream.read(BLOCK_BYTES):
+            *lines, rest = (rest + block).split(b"\n")
+            yield from (line[:MOST_LINE].decode("utf-8", "replace").rstrip() for line in lines)
+        yield rest[:MOST_LINE].decode("utf-8", "replace").rstrip()
+
+
+def _batches(rows: Iterator[tuple[int, int, int, float]], values: Values, where: str) -> Iterator[Cells]:
+    """Rows of step, layer, expert and value as cells, so many at a time."""
+    held: list[tuple[int, int, int, float]] = []
+    for row in rows:
+        held.append(row)
+        if len(held) == BATCH:
+            yield _cells(held, values, where)
+            held = []
+    if held:
+        yield _cells(held, values, where)
+
+
+def _cells(rows: Sequence[tuple[int, int, int, float]], values: Values, where: str) -> Cells:
+    step, layer, expert, value = (np.array(part) for part in zip(*rows))
+    return Cells(step, layer, expert, values.counts(value, "tokens", 0, where))
+
+
+@dataclass(frozen=True)
+class LogFormat(ValueFormat):
+    """Lines of a log, of which *pattern* takes the groups step, layer, expert and tokens, a number or a list.
+
+    What a line does not name is as in the lines before it; without any step there is one.
+    """
+
+    pattern: str | None = None
+
+    name: ClassVar[str] = "log"
+    needs: ClassVar[str] = "a .log or .txt file, and --pattern with the groups step, layer, expert and tokens"
+
+    def claims(self, path: Path) -> bool:
+        return path.is_file() and ends_with(path, ".log", ".txt", ".out") and bool(head_of(path))
+
+    def read(self, path: Path) -> Reading:
+        """Go through the lines; raises `TraceError` with a pattern to give where there is none."""
+        where = str(path)
+        if self.pattern is None:
+            fits = [usual for usual in USUAL if re.search(usual, head_of(path), re.IGNORECASE)]
+            way_out = "give a --pattern with the groups step, layer, expert and tokens, a number or a list"
+            raise TraceError(where, "is a log of lines", way_out + (f", such as '{fits[0]}'" if fits else ""))
+        try:
+            pattern = re.compile(self.pattern, re.IGNORECASE)
+        except re.error as error:
+            raise TraceError(
+                where, f"--pattern is not a regular expression: {error}", "see the Python manual"
+            ) from None
+        if "tokens" not in pattern.groupindex or not GROUPS >= set(pattern.groupindex):
+            raise TraceError(where, "--pattern has not the groups of a log", "use step, layer, expert and tokens")
+        values = self.values()
+        cells = partial(_batches_of_log, path, pattern, values)
+        one = () if "step" in pattern.groupindex else ("no group for the step: one step",)
+        assumed = (f"lines are taken apart by {self.pattern}", *one)
+        return Reading(cells, assumptions=assumed, where=where, collector=values.collector)
+
+
+def _batches_of_log(path: Path, pattern: re.Pattern[str], values: Values) -> Iterator[Cells]:
+    def rows() -> Iterator[tuple[int, int, int, float]]:
+        at = {"step": 1, "layer": 0, "expert": 0}
+        for number, line in enumerate(_lines(path), 1):
+            found = pattern.search(line)
+            if found is None:
+                continue
+            texts = {name: text for name, text in found.groupdict().items() if text is not None}
+            tokens = re.findall(r"-?\d+(?:\.\d+)?", texts.pop("tokens", ""))
+            try:
+                at |= {name: int(text) for name, text in texts.items()}
+            except ValueError:
+                raise TraceError(f"{path}, line {number}", f"has {texts} for numbers", "check --pattern") from None
+            for i, text in enumerate(tokens):
+                yield at["step"], at["layer"], at["expert"] + i, float(text)
+
+    return _batches(rows(), values, str(path))
+
+
+@dataclass(frozen=True)
+class PrometheusFormat(ValueFormat):
+    """Scrapes of /metrics, one or several in a file, with labels for the layer and the expert.
+
+    *key* is the name of the metric, *pattern* what finds the groups layer and expert in its labels, *where* a label and
+    its value, ``model_name=m``.
+    """
+
+    key: str | None = None
+    pattern: str | None = None
+    where: str | dict[str, str] | None = None
+
+    name: ClassVar[str] = "prometheus"
+    needs: ClassVar[str] = "text of /metrics with labels layer and expert; --difference, and --merge steps"
+
+    def claims(self, path: Path) -> bool:
+        return path.is_file() and (path.suffix == ".prom" or head_of(path).startswith(("# HELP ", "# TYPE ")))
+
+    def read(self, path: Path) -> Reading:
+        """Each scrape is a step; counts are added up over other labels."""
+        values, tags = self.values(), tags_by(self.pattern, str(path))
+        only, head = pairs_of(self.where), head_of(path)
+        names = [found["name"] for line in head.split("\n") if (found := SAMPLE.match(line)) and tags.match(line, "")]
+        name = self.key or next(iter(names), "")
+        return Reading(
+            lambda: _batches(_samples(path, tags, self.key, only), values, str(path)),
+            assumptions=("each scrape is a step; counts are added up over all labels but layer and expert",),
+            where=str(path),
+            collector=values.collector,
+            steps_are_implicit=True,
+            adds=True,
+            counters=name.endswith("_total") or f"# TYPE {name} counter" in head,
+        )
+
+
+def _samples(path: Path, tags: Tags, key: str | None, only: dict[str, str]) -> Iterator[tuple[int, int, int, float]]:
+    """Step, layer, expert and value of the samples of one metric."""
+    step, names, models = 1, set(), set()
+    seen: set[str] = set()
+    for line in _lines(path):
+        sample = SAMPLE.match(line)
+        place = tags.match(sample["labels"], str(path)) if sample else None
+        if sample is None or place is None or key not in (None, sample["name"]):
+            continue
+        labels = dict(LABEL.findall(sample["labels"]))
+        if any(labels.get(name) != value for name, value in only.items()):
+            continue
+        names.add(sample["name"])
+        models |= {f"{name}={labels[name]}" for name in MODELS if name in labels and name not in only}
+        if len(names) > 1:
+            raise TraceError(
+                str(path), f"has the metrics {shown(sorted(names))}", f"choose one with --key {min(names)}"
+            )
+        if len(models) > len({model.partition("=")[0] for model in models}):
+            raise TraceError(str(path), "is of several models", f"choose one with --where {min(models)}")
+        if sample["labels"] in seen:  # a scrape begins anew
+            step, seen = step + 1, set()
+        seen.add(sample["labels"])
+        yield step, *place, float(sample["value"])
+    if not names:
+        raise TraceError(
+            str(path), "has no metric with labels of a layer and an expert", "export one, or say --pattern"
+        )
