@@ -73,7 +73,7 @@ class TraceInfo:
 
 @dataclass(frozen=True, eq=False)
 class LayerCache:
-    """What was computed of a layer (`moetrace.analysis.cache`), as seen by a part that begins at its row *first_row*.
+    """What was computed of a layer (`analysis.variogram`), as seen by a part that begins at its row *first_row*.
 
     *block_means* are by the rows of a block, *answers* by function, rows and arguments.
     """

@@ -12,24 +12,9 @@ from moetrace.trace import Shares
 RECENT = 1000
 
 
-def mean_over_max(load: Shares) -> float:
-    """Balancedness: 1 is best. *load* has shape (experts,) or (gpus,)."""
-    return float(load.mean() / load.max())
-
-
 def max_over_mean(load: Shares) -> float:
-    """How much longer than the average the busiest one takes: 1 is best."""
+    """How much longer than the average the busiest one takes: 1 is best. *load* has shape (experts,) or (gpus,)."""
     return float(load.max() / load.mean())
-
-
-def max_violation(load: Shares) -> float:
-    """(max - mean) / mean: 0 is best."""
-    return float(load.max() / load.mean() - 1)
-
-
-def cv(load: Shares) -> float:
-    """Standard deviation over mean: 0 is best."""
-    return float(load.std() / load.mean())
 
 
 def entropy(load: Shares) -> float:
@@ -41,11 +26,6 @@ def entropy(load: Shares) -> float:
     return float(-(share * np.log(share)).sum() / np.log(len(load)))
 
 
-def dead_fraction(load: Shares) -> float:
-    """Fraction without any load: 0 is best."""
-    return float((load == 0).mean())
-
-
 def gini(load: Shares) -> float:
     """Gini coefficient: 0 is best. ``sum_ij |x_i - x_j| / (2 n^2 mean)``, from the sorted loads."""
     n = len(load)
@@ -54,12 +34,12 @@ def gini(load: Shares) -> float:
 
 
 IMBALANCE: Mapping[str, tuple[Callable[[Shares], float], str]] = {
-    "mean_over_max": (mean_over_max, "vLLM, SGLang (balancedness)"),
+    "mean_over_max": (lambda load: float(load.mean() / load.max()), "vLLM, SGLang (balancedness)"),
     "max_over_mean": (max_over_mean, "OLMo-core, Megatron-LM (overload factor), LAER-MoE"),
-    "max_violation": (max_violation, "TensorRT-LLM, MaxVio"),
-    "cv": (cv, "MindSpeed, NeMo Automodel"),
+    "max_violation": (lambda load: float(load.max() / load.mean() - 1), "TensorRT-LLM, MaxVio"),
+    "cv": (lambda load: float(load.std() / load.mean()), "MindSpeed, NeMo Automodel"),
     "entropy": (entropy, "TRL (normalised entropy)"),
-    "dead_fraction": (dead_fraction, "NeMo Automodel"),
+    "dead_fraction": (lambda load: float((load == 0).mean()), "NeMo Automodel"),
     "gini": (gini, "economics; in no framework"),
 }
-"""Every definition of imbalance by name, and whose it is."""
+"""Every definition of imbalance by name, and whose it is; mean_over_max and entropy are best at 1, the others low."""

@@ -1,11 +1,10 @@
 """How far the load of a layer moves from one window to the next, how well that is known, and where it changes.
 
-The state rule averages movement over hundreds of steps before it judges, so it is right about what changed and
-blurs when. `Changes` looks every few steps at the change from one short window to the next. Its squares are, to
-first order, gamma distributed with one mean before a border between two states and another after it; the border is
-where splitting them in two is the most likely: the least ``n_1 log mean_1 + n_2 log mean_2``, over the splits on which
-movement falls (a layer settles) or rises (it does not any more). A load that calms down gradually has no such border:
-the difference between the two sides is not that between the last steps before it and the first ones after it.
+The state rule averages movement over hundreds of steps before it judges, so it is right about what changed and blurs
+when. `Changes` looks every few steps at the change from one short window to the next. Its squares are, to first order,
+gamma distributed with one mean before a border between two states and another after it; the border is where splitting
+them in two is the most likely: the least ``n_1 log mean_1 + n_2 log mean_2``, over the splits on which movement falls
+or rises. A load that calms down gradually has no such border.
 """
 
 from __future__ import annotations

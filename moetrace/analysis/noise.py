@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from moetrace.analysis.cache import cached_per_layer
-from moetrace.analysis.variogram import SHARE_FLOOR
+from moetrace.analysis.variogram import SHARE_FLOOR, cached_per_layer
 from moetrace.trace import Counts, LayerLoad, Shares, rows_of, stride_of
 
 # Steps between two means. Batches that follow each other correlate over about 5 steps on the sample traces; a

@@ -9,12 +9,10 @@ with f the variance of the estimated level in the steady state of the filter; li
 over the E experts relative to their shares. The terms are sampling, the error of the estimated level, and
 its random walk, whose mean over H steps has a third of the variance of its end.
 
-A load that calms down looks too lively in a long past, and the drift over long distances is not seen in a
-short one. So several are asked, and the answer is the geometric mean of theirs.
-
-A load that moves a little every step is one thing, and a load that was exchanged for another from one step to the next
-(other texts, another customer, a restart with another seed) a different one. What came before such a jump says nothing
-of what follows, and to a variogram over both it looks like drift: only the load since the last jump is the present one.
+A load that calms down looks too lively in a long past, and the drift over long distances is not seen in a short one.
+So several are asked, and the answer is the geometric mean of theirs. What came before a jump of the load (other texts,
+another customer, a restart with another seed) says nothing of what follows, and to a variogram over both it looks like
+drift: only the load since the last jump is the present one.
 """
 
 from __future__ import annotations
@@ -23,8 +21,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moetrace.analysis.cache import cached_per_layer
-from moetrace.analysis.variogram import BLOCK, FAR_LAGS, SHARE_FLOOR, NoiseDrift, block_means, noise_and_drift, weights
+from moetrace.analysis.variogram import (
+    BLOCK,
+    FAR_LAGS,
+    SHARE_FLOOR,
+    NoiseDrift,
+    block_means,
+    cached_per_layer,
+    noise_and_drift,
+    weights,
+)
 from moetrace.trace import LayerLoad, Shares
 
 # Steps that noise and drift are read from: as for the level, as long as the horizon that is mostly asked for, and
@@ -74,10 +80,9 @@ def _rows_left(history: LayerLoad) -> int:
     if not jumps.size:
         return 0
     near = np.arange(max(0, jumps[-1] - 2 * SIDE), jumps[-1] + 1)
-    border = near[squared[near].argmax()] + SIDE
+    border = int(near[squared[near].argmax()]) + SIDE
     # The block that begins there may hold some of what came before.
-    left = min(len(means) - 1, int(border) + 1)
-    return (len(means) - left) * rows
+    return (len(means) - min(len(means) - 1, border + 1)) * rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,23 +104,19 @@ class Outlook:
         present = since_jump(history)
         known = present if len(present.steps) >= LEAST_BLOCKS * history.rows(BLOCK) else history
         parts = ((known.last(memory), min(FAR_LAGS, memory // BLOCK // 2)) for memory in MEMORIES)
+        estimates = tuple(noise_and_drift(part, lags=lags) for part, lags in parts)
         share = np.maximum(present.last(SHARE_WINDOW).mean_shares, SHARE_FLOOR / history.experts)
-        return cls(
-            tuple(noise_and_drift(part, lags=lags) for part, lags in parts), share, history.rows(BLOCK), history.stride
-        )
+        return cls(estimates, share, history.rows(BLOCK), history.stride)
 
     def deviation(self, horizon: int) -> Shares:
         """Standard deviation of the mean share over *horizon* steps around a good forecast of it, shape (experts,)."""
-        variances = [self._variance(found, max(1, round(horizon / self.stride))) for found in self.estimates]
+        experts, ahead, variances = len(self.share), max(1, round(horizon / self.stride)), []
+        for found in self.estimates:
+            level = found.gain(self.block) * found.noise / self.block
+            sampling = self.share * (1 - self.share) * found.noise / max(1, experts - 1) / ahead
+            variances.append(sampling + self.share * (level + found.drift * ahead / 3) / experts)
         deviation: Shares = np.prod(variances, axis=0) ** (0.5 / len(variances))
         return deviation
-
-    def _variance(self, found: NoiseDrift, ahead: int) -> Shares:
-        experts = len(self.share)
-        level = found.gain(self.block) * found.noise / self.block
-        sampling = self.share * (1 - self.share) * found.noise / max(1, experts - 1) / ahead
-        variance: Shares = sampling + self.share * (level + found.drift * ahead / 3) / experts
-        return variance
 
 
 def expected_movement(history: LayerLoad, horizon: int) -> float:

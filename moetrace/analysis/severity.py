@@ -1,11 +1,10 @@
 """Severity of the imbalance of a layer: how bad it is, when it began, and which experts cause it.
 
-The thresholds are settings with sources. Max/mean up to 2 is what trained models show and serve: with the auxiliary
-loss MaxVio (max/mean - 1) is 0.5 to 0.7 (Wang et al. 2024, arXiv 2408.15664, table 2), and GShard gives an expert the
-capacity of twice the mean (Lepikhin et al. 2020, arXiv 2006.16668, section 2.2). Beyond twice that, more tokens are
-dropped or wait than not. Experts in use are ``exp(entropy) / experts``, as NeMo Automodel reports it: below 0.3 most
-experts learn and compute next to nothing, which the literature calls routing collapse (Shazeer et al. 2017, arXiv
-1701.06538, section 4).
+Max/mean up to 2 is what trained models show and serve: with the auxiliary loss MaxVio (max/mean - 1) is 0.5 to 0.7
+(Wang et al. 2024, arXiv 2408.15664, table 2), and GShard gives an expert the capacity of twice the mean (Lepikhin et
+al. 2020, arXiv 2006.16668, section 2.2). Beyond twice that, more tokens are dropped or wait than not. Experts in use
+are ``exp(entropy) / experts``, as NeMo Automodel reports it: below 0.3 most experts learn and compute next to nothing,
+routing collapse (Shazeer et al. 2017, arXiv 1701.06538, section 4).
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from moetrace.analysis.cache import cached_per_layer
 from moetrace.analysis.imbalance import RECENT, entropy, max_over_mean
-from moetrace.analysis.variogram import BLOCK, block_means
+from moetrace.analysis.variogram import BLOCK, block_means, cached_per_layer
 from moetrace.frames import stacked
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 from moetrace.words import COLLAPSED, MODERATE, OK, SEVERE, SEVERITIES

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from moetrace.analysis.cache import cached_per_layer
 from moetrace.analysis.movement import (
     Changes,
     border_steps,
@@ -26,7 +25,7 @@ from moetrace.analysis.movement import (
     window_blocks,
 )
 from moetrace.analysis.outlook import expected_movement
-from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, block_means
+from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, block_means, cached_per_layer
 from moetrace.trace import LayerLoad, Shares, Steps
 from moetrace.words import STABLE, TRANSIENT, UNKNOWN
 
@@ -40,13 +39,11 @@ AGAIN = "unsettled again"
 class Rule:
     """The numbers of the state rule.
 
-    *window*: the steps of each of the two windows compared; 200 is the longest window that the paper
-    judged by eye. *hold*: movement is averaged over this many steps before it is judged, so that one
-    lucky comparison neither settles a layer nor unsettles it; 500 steps hold five half-overlapping
-    comparisons. *settle_below*, *unsettle_above*: root mean square movement. On the sample traces
-    movement falls from 10 to 25 % to about 2 % in the layers that look settled to the eye; 4 and 6 %
-    lie between, on either side of the geometric mean. `benchmarks/states.py` shows how right the
-    rule is on layers whose settle step is known, and `states --sensitivity` how the numbers matter.
+    *window*: the steps of each of the two windows compared; 200 is the longest window that the paper judged by eye.
+    *hold*: movement is averaged over this many steps before it is judged, so that one lucky comparison neither settles
+    a layer nor unsettles it. *settle_below*, *unsettle_above*: root mean square movement. On the sample traces it falls
+    from 10 to 25 % to about 2 % in the layers that look settled to the eye; 4 and 6 % lie between, on either side of
+    the geometric mean. `benchmarks/states.py` shows how right the rule is on layers whose settle step is known.
     """
 
     window: int = 200
@@ -58,22 +55,17 @@ class Rule:
 RULE = Rule()
 # A single expert has one degree of freedom where a layer of 8 has 7: it is averaged four times as long.
 EXPERT_RULE = replace(RULE, hold=2000)
-# The interval of a settle step reaches from where movement was last clearly above the rule, by this
-# factor, to where it first is clearly below, and one block further on both sides. On the layers of
-# `benchmarks/states.py` that is about the width of the transition, and holds the known step always
-# where the change is sudden and in about three of four cases where it is slow.
+# The interval of a settle step reaches from where movement was last clearly above the rule, by this factor, to where it
+# first is clearly below, and one block further: about the width of the transition (`benchmarks/states.py`).
 CLEARLY = 2.0
-# What rank correlation loses from one window to the next beyond the noise: 0.01 and more where a
-# synthetic layer moves by over 6 % a window, 0.003 and less below 4 %. The loss to noise is itself
-# only known to half of it with 8 experts, where one exchange of neighbours costs 0.024; and ranks say
-# less than loads, so they are averaged twice as long.
+# What rank correlation loses from one window to the next beyond the noise: 0.01 and more where a synthetic layer moves
+# by over 6 % a window, 0.003 and less below 4 %. Ranks say less than loads, so they are averaged twice as long.
 RANKS_SETTLE_BELOW = 0.005
 RANKS_UNSETTLE_ABOVE = 0.01
 NOISE_MARGIN = 1.5
 RANK_RULE = replace(RULE, hold=1000)
-# A layer that is stable at a cutoff promises that its load will be known so well so far ahead: its movement is
-# small, and so is what the variogram expects of the next 1,000 steps. On gpt-moe-8e-a that is 4 to 30 % up to step
-# 2,500 and below 4 % from step 3,250 on.
+# What the variogram expects of the next 1,000 steps of a layer that is stable at a cutoff is as small: on gpt-moe-8e-a
+# that is 4 to 30 % up to step 2,500 and below 4 % from step 3,250 on.
 PROMISED_STEPS = 1000
 PROMISE = 0.04
 # Steps that the state at a cutoff is read from, and twice as many as long as they do not decide it.
@@ -94,9 +86,9 @@ class LayerStates:
 
     *runs* follow each other without a gap. *settle_interval* are the first and the last step that the settle step may
     well be, None if the layer never settles; *unsettled_interval* those of the step from which a layer that settled is
-    unstable again, None for any other. *span* is the length of a window. *steps* and *movement*, both of shape
-    (moments,), are the relative movement from the window before each step to the one after, noise taken off; *judged*,
-    shorter, is its root mean square over the hold from each step on, which the rule holds against its thresholds.
+    unstable again. *span* is the length of a window. *movement* at *steps*, both (moments,), is the relative movement
+    from the window before each step to the one after, noise taken off; *judged*, shorter, is its root mean square over
+    the hold from each step on, which the rule holds against its thresholds.
     """
 
     trace: str
@@ -122,11 +114,8 @@ class LayerStates:
     @property
     def outcome(self) -> str:
         """In words: `SETTLED`, `FROM_START`, `NEVER` or `AGAIN`; `UNKNOWN` where there is too little data."""
-        if self.state == UNKNOWN:
-            return UNKNOWN
-        if self.state == STABLE:
-            return SETTLED if len(self.runs) > 1 else FROM_START
-        return AGAIN if len(self.runs) > 1 else NEVER
+        always, changed = {STABLE: (FROM_START, SETTLED), TRANSIENT: (NEVER, AGAIN)}.get(self.state, (UNKNOWN, UNKNOWN))
+        return changed if len(self.runs) > 1 else always
 
     @property
     def unsettled_step(self) -> int | None:
@@ -158,12 +147,11 @@ def classify(load: LayerLoad, rule: Rule = RULE) -> LayerStates:
     >>> found.state, found.settle_step is not None
     ('stable', True)
     """
-    found = _judged(load, rule)
-    runs, located_by = _located(load, rule, found.runs)
-    settle, unsettled = _intervals(load, rule, runs, located_by, found)
-    moved, judged = (np.sqrt(np.maximum(values, 0)) for values in (found.squared, found.judged))
-    span = _span(load, rule)
-    return LayerStates(load.trace, load.layer, runs, settle, unsettled, span, found.steps, moved, judged)
+    steps, squared, judged, blurred = found = _judged(load, rule)
+    runs, located_by = _located(load, rule, blurred)
+    intervals = _intervals(load, rule, runs, located_by, found)
+    moved, mean = (np.sqrt(np.maximum(values, 0)) for values in (squared, judged))
+    return LayerStates(load.trace, load.layer, runs, *intervals, _span(load, rule), steps, moved, mean)
 
 
 class _Judged(NamedTuple):
@@ -180,15 +168,16 @@ class _Judged(NamedTuple):
 
 def _judged(load: LayerLoad, rule: Rule) -> _Judged:
     steps, squared, noise = movement(load, rule.window)
-    judged = mean_over_hold(load, squared, rule.hold)
+    judged, low, high = mean_over_hold(load, squared, rule.hold), rule.settle_below**2, rule.unsettle_above**2
+    runs: tuple[Run, ...]
     if not judged.size:
-        moves = squared.size > 0 and squared.mean() > rule.unsettle_above**2
-        whole = (Run(int(load.steps[0]), int(load.steps[-1]), TRANSIENT if moves else UNKNOWN),)
-        return _Judged(steps, squared, judged, whole)
-    if uncertainty(load, rule.window, rule.hold, noise) > rule.settle_below**2:
-        return _Judged(steps, squared, judged, _runs(load, steps, np.empty(0, np.bool_)))
-    stable = _hysteresis(judged, rule.settle_below**2, rule.unsettle_above**2)
-    return _Judged(steps, squared, judged, _runs(load, steps, stable))
+        moves = squared.size > 0 and squared.mean() > high
+        runs = (Run(int(load.steps[0]), int(load.steps[-1]), TRANSIENT if moves else UNKNOWN),)
+    elif uncertainty(load, rule.window, rule.hold, noise) > low:
+        runs = _runs(load, steps, np.empty(0, np.bool_))
+    else:
+        runs = _runs(load, steps, _hysteresis(judged, low, high))
+    return _Judged(steps, squared, judged, runs)
 
 
 # How the begin of a run was located: by the rule, at a border of the movement, or at a jump of the level.
@@ -208,22 +197,19 @@ def _located(load: LayerLoad, rule: Rule, runs: tuple[Run, ...]) -> tuple[tuple[
     # The rule sees a change a hold before it, and forgets it two windows after it; no border passes another.
     changes, before, after = Changes(load), 2 * rule.window, rule.hold + 2 * rule.window
     block, begins = max(BLOCK, load.stride), [(runs[0].from_step, RULED, runs[0].state)]
-    for number, run in enumerate(runs):
-        latest = run.to_step
+    for number, (from_step, latest, state) in enumerate(runs):
         if number + 1 < len(runs):
-            latest = (run.from_step + runs[number + 1].from_step) // 2 + rule.hold
+            latest = (from_step + runs[number + 1].from_step) // 2 + rule.hold
         earliest = begins[-1][0] + block
-        jump = _jump(load, rule, runs, number) if run.state == TRANSIENT else None
-        if jump is not None and jump - block > begins[-1][0]:
+        jump = _jump(load, rule, runs, number) if state == TRANSIENT else None
+        if jump is not None and jump > earliest:
             # A run that is transient only for a jump of the level is as long as a block, and ends with the jump.
             stable_before = [(runs[0].from_step, RULED, STABLE)] if number == 0 else begins
             begins = [*stable_before, (jump - block, JUMP, TRANSIENT), (jump, JUMP, STABLE)]
-        elif number and begins[-1][2] != run.state:
-            first, last = max(earliest, run.from_step - before), min(run.from_step + after, latest)
-            found = changes.border(first, last, falls=run.state == STABLE)
-            begins.append(
-                (max(earliest, run.from_step), RULED, run.state) if found is None else (found, BORDER, run.state)
-            )
+        elif number and begins[-1][2] != state:
+            first, last = max(earliest, from_step - before), min(from_step + after, latest)
+            found = changes.border(first, last, falls=state == STABLE)
+            begins.append((max(earliest, from_step), RULED, state) if found is None else (found, BORDER, state))
     ends = [*(begin - 1 for begin, _, _ in begins[1:]), runs[-1].to_step]
     return tuple(Run(a, b, state) for (a, _, state), b in zip(begins, ends)), begins[-1][1]
 

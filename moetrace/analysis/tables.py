@@ -45,17 +45,23 @@ def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
     """When a layer settled, its state now, its fluctuation before and after, and its `Health`.
 
     *settle_step_low* and *settle_step_high* are the ends of the interval of the settle step, *unsettled_step_low* and
-    *unsettled_step_high* those of where it became unstable again; *rank_settle_step* is
-    what the order of the experts alone says, *detectors* whether the two ``agree``.
-    *movement* is the relative change of the load from one window of 200 steps to the next, noise
-    taken off; *variance_100* and *range_100* are the paper's, for windows of 100 steps, mean over
-    experts; *step_noise* is what one step scatters. NaN where there is no before or after.
+    *unsettled_step_high* those of where it became unstable again; *rank_settle_step* is what the order of the experts
+    alone says, *detectors* whether the two ``agree``. *movement* is the relative change of the load from one window of
+    200 steps to the next, noise taken off; *variance_100* and *range_100* are the paper's, for windows of 100 steps,
+    mean over experts; *step_noise* is what one step scatters. NaN where there is no before or after.
     """
     first, last = int(load.steps[0]), int(load.steps[-1])
     settled, by_ranks = states.settle_step, settle_step_of(rank_runs(load))
     border = last + 1 if settled is None else settled
     low, high = states.settle_interval or (None, None)
     again = states.unsettled_interval or (None, None)
+    # The shorter window makes the longer one slide by its length.
+    sides = {"before": load.between(first, border - 1), "after": load.between(border, last)}
+    found = {side: fluctuation(part, [LAYER_WINDOW // 10, LAYER_WINDOW])[1:] for side, part in sides.items()}
+    fluctuations = {
+        f"{measure}_{LAYER_WINDOW}_{side}": float(getattr(windows[0], measure).mean()) if windows else float("nan")
+        for measure, (side, windows) in product(("variance", "range"), found.items())
+    }
     return {
         "trace": load.trace,
         "layer": load.layer,
@@ -71,7 +77,7 @@ def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
         "detectors": "agree" if _agree(settled, by_ranks) else "differ",
         "movement_before": states.movement_in(first, border - 1),
         "movement_after": states.movement_in(border, last),
-        **_before_and_after(load, border),
+        **fluctuations,
         "step_noise": step_noise(load),
         **health(load, RECENT)._asdict(),
     }
@@ -82,18 +88,6 @@ def _agree(by_movement: int | None, by_ranks: int | None) -> bool:
     if by_movement is None or by_ranks is None:
         return by_movement is by_ranks
     return abs(by_movement - by_ranks) <= DETECTORS_APART
-
-
-def _before_and_after(load: LayerLoad, border: int) -> dict[str, float]:
-    """Mean sliding variance and range on either side of the step *border*."""
-    sides = {"before": load.between(int(load.steps[0]), border - 1), "after": load.between(border, int(load.steps[-1]))}
-    # The shorter window makes the longer one slide by its length.
-    found = {side: fluctuation(part, [LAYER_WINDOW // 10, LAYER_WINDOW])[1:] for side, part in sides.items()}
-    return {
-        f"{measure}_{LAYER_WINDOW}_{side}": float(getattr(windows[0], measure).mean()) if windows else float("nan")
-        for measure in ("variance", "range")
-        for side, windows in found.items()
-    }
 
 
 def states_tables(
@@ -141,7 +135,7 @@ def windows_frame(states: Iterable[LayerStates]) -> pd.DataFrame:
     """One row per run of one state."""
     import pandas as pd
 
-    rows = [{"trace": found.trace, "layer": found.layer, **run._asdict()} for found in states for run in found.runs]
+    rows = [(found.trace, found.layer, *run) for found in states for run in found.runs]
     return pd.DataFrame(rows, columns=["trace", "layer", "from_step", "to_step", "state"])
 
 
@@ -152,13 +146,13 @@ def depth_frame(layers: pd.DataFrame) -> pd.DataFrame:
     """
     import pandas as pd
 
+    measures = ["settle_step", "movement_before", "movement_after", "variance_100_after", "range_100_after"]
     rows = []
     for trace, frame in layers.groupby("trace", sort=False):
-        ordered = frame.sort_values("layer")
-        thirds = [ordered.iloc[part] for part in np.array_split(np.arange(len(frame)), min(3, len(frame)))]
-        names = ["shallow", "middle", "deep"] if len(thirds) == 3 else ["shallow", "deep"][: len(thirds)]
-        for name, third in zip(names, thirds):
-            measures = ["settle_step", "movement_before", "movement_after", "variance_100_after", "range_100_after"]
+        ordered, parts = frame.sort_values("layer"), min(3, len(frame))
+        names = ["shallow", "middle", "deep"] if parts == 3 else ["shallow", "deep"][:parts]
+        for name, part in zip(names, np.array_split(np.arange(len(frame)), parts)):
+            third = ordered.iloc[part]
             low, high = third["layer"].min(), third["layer"].max()
             row = {"trace": trace, "depth": name, "layers": f"{low} to {high}" if low != high else f"{low}"}
             means = {measure: third[measure].astype(float).mean() for measure in measures}
@@ -175,53 +169,42 @@ def sensitivity_frame(load: LayerLoad) -> pd.DataFrame:
 
     rows = []
     for window, threshold in product(SENSITIVITY_WINDOWS, SENSITIVITY_THRESHOLDS):
-        rule = replace(RULE, window=window, settle_below=threshold, unsettle_above=1.5 * threshold)
-        found = classify(load, rule)
-        row = {"trace": load.trace, "layer": load.layer, "window": window, "settle_below": threshold}
-        rows.append(row | {"settle_step": found.settle_step, "outcome": found.outcome})
-    return pd.DataFrame(rows).astype({"settle_step": "Int64"})
+        found = classify(load, replace(RULE, window=window, settle_below=threshold, unsettle_above=1.5 * threshold))
+        rows.append((load.trace, load.layer, window, threshold, found.settle_step, found.outcome))
+    columns = ["trace", "layer", "window", "settle_below", "settle_step", "outcome"]
+    return pd.DataFrame(rows, columns=columns).astype({"settle_step": "Int64"})
+
+
+def _rows(load: LayerLoad, **columns: Any) -> pd.DataFrame:
+    """A frame of *columns* about a layer."""
+    import pandas as pd
+
+    return pd.DataFrame({"trace": load.trace, "layer": load.layer, **columns})
 
 
 def experts_frame(load: LayerLoad) -> pd.DataFrame:
     """One row per expert and window: mean sliding variance and range of its share, its share, its own state."""
-    import pandas as pd
-
     own = [classify_expert(load, expert) for expert in range(load.experts)]
-    rows = [
-        {
-            "trace": load.trace,
-            "layer": load.layer,
-            "expert": int(load.expert_numbers[expert]),
-            "window": found.window,
-            "share": float(load.mean_shares[expert]),
-            "variance": float(found.variance[:, expert].mean()),
-            "range": float(found.range[:, expert].mean()),
-            "settle_step": own[expert].settle_step,
-            "state": own[expert].state,
-        }
-        for found in fluctuation(load)
-        for expert in range(load.experts)
-    ]
-    return pd.DataFrame(rows).astype({"settle_step": "Int64"} if rows else {})
+    known = {"settle_step": [found.settle_step for found in own], "state": [found.state for found in own]}
+    parts = []
+    for found in fluctuation(load):
+        means = {"variance": found.variance.mean(axis=0), "range": found.range.mean(axis=0)}
+        experts = {"expert": load.expert_numbers, "window": found.window, "share": load.mean_shares}
+        parts.append(_rows(load, **experts, **means, **known).astype({"settle_step": "Int64"}))
+    return stacked(parts)
 
 
 def load_frame(load: LayerLoad) -> pd.DataFrame:
     """The course of the load: one row per expert and moment, shares averaged over blocks of steps."""
-    import pandas as pd
-
     ends, means = course(load, CURVE_POINTS)
     moments, experts = (index.ravel() for index in np.indices(means.shape))
-    rows = {"trace": load.trace, "layer": load.layer, "expert": load.expert_numbers[experts]}
-    return pd.DataFrame({**rows, "step": ends[moments], "share": means.ravel()})
+    return _rows(load, expert=load.expert_numbers[experts], step=ends[moments], share=means.ravel())
 
 
 def peaks_frame(load: LayerLoad) -> pd.DataFrame:
     """The load of the hottest expert in mean loads, one row for each block of steps: at most `MOMENTS` rows."""
-    import pandas as pd
-
     ends, means = course(load, MOMENTS)
-    peak = means.max(axis=1) * load.experts  # shares of a step sum to 1
-    return pd.DataFrame({"trace": load.trace, "layer": load.layer, "step": ends, "peak_over_mean": peak})
+    return _rows(load, step=ends, peak_over_mean=means.max(axis=1) * load.experts)  # shares of a step sum to 1
 
 
 def hottest_frame(load: LayerLoad) -> pd.DataFrame:
@@ -229,16 +212,13 @@ def hottest_frame(load: LayerLoad) -> pd.DataFrame:
 
     One row for each *series* and moment: a series is an expert by its number, or ``low``, ``middle``, ``high``.
     """
-    import pandas as pd
-
     ends, means = course(load, COURSE_MOMENTS)
     order = np.argsort(-load.last(RECENT).mean_shares, kind="stable")
     hot, rest = order[:HOTTEST], order[HOTTEST:]
     series = {str(load.expert_numbers[expert]): means[:, expert] for expert in hot}
     if len(rest):
         series |= dict(zip(REST, np.quantile(means[:, rest], list(REST.values()), axis=1)))
-    rows = {"trace": load.trace, "layer": load.layer, "step": ends}
-    return pd.concat([pd.DataFrame({**rows, "series": name, "share": share}) for name, share in series.items()])
+    return stacked([_rows(load, step=ends, series=name, share=share) for name, share in series.items()])
 
 
 def course(load: LayerLoad, moments: int) -> tuple[Steps, Shares]:
@@ -252,33 +232,22 @@ def course(load: LayerLoad, moments: int) -> tuple[Steps, Shares]:
 def fluctuation_frame(load: LayerLoad) -> pd.DataFrame:
     """The course of the sliding variance and range, mean over experts: one row per window and moment.
 
-    *noise_variance* and *noise_range* are what they would be for the last 1,000 steps if the load stood
-    still, *threshold_variance* if it moved as much as the state rule lets a stable layer: a random walk
-    of d a step has a variance of d / 6 a step within a window, and moves by 2 d / 3 a step from one window to the next.
+    *noise_variance* and *noise_range* are what they would be for the last 1,000 steps if the load stood still,
+    *threshold_variance* if it moved as much as the state rule lets a stable layer: a random walk of d a step has a
+    variance of d / 6 a step within a window, and moves by 2 d / 3 a step from one window to the next.
     """
-    import pandas as pd
-
     scatter = step_scatter(load.last(RECENT))
     noise, spread = float(scatter.mean()), float(np.sqrt(scatter).mean())
     drift = RULE.settle_below**2 * float(np.square(load.last(RECENT).mean_shares).mean()) / (2 / 3 * RULE.window)
     parts = []
     for found in fluctuation(load):
-        every = -(-len(found.steps) // CURVE_POINTS)
-        rows = {
-            "trace": load.trace,
-            "layer": load.layer,
-            "window": found.window,
-            "step": found.steps[::every],
-            "variance": found.variance[::every].mean(axis=1),
-            "range": found.range[::every].mean(axis=1),
-            "noise_variance": noise,
-            "threshold_variance": noise + drift * found.window / 6,
-            "noise_range": spread * NORMAL_RANGE[found.window],
-        }
-        parts.append(pd.DataFrame(rows))
+        some, window = slice(None, None, -(-len(found.steps) // CURVE_POINTS)), found.window
+        measured = {"variance": found.variance[some].mean(axis=1), "range": found.range[some].mean(axis=1)}
+        still = {"noise_variance": noise, "threshold_variance": noise + drift * window / 6}
+        still["noise_range"] = spread * NORMAL_RANGE[window]
+        parts.append(_rows(load, window=window, step=found.steps[some], **measured, **still))
     columns = ["trace", "layer", "window", "step", "variance", "range"]
-    columns += ["noise_variance", "threshold_variance", "noise_range"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return stacked(parts, [*columns, "noise_variance", "threshold_variance", "noise_range"])
 
 
 def movement_frame(states: LayerStates) -> pd.DataFrame:
@@ -293,14 +262,9 @@ def movement_frame(states: LayerStates) -> pd.DataFrame:
 
 def imbalance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:
     """Every definition of imbalance for the load of the *last* steps: one row per definition."""
-    import pandas as pd
-
     share = load.last(last).mean_shares
-    rows = [
-        {"trace": load.trace, "layer": load.layer, "definition": name, "of": whose, "value": measure(share)}
-        for name, (measure, whose) in IMBALANCE.items()
-    ]
-    return pd.DataFrame(rows)
+    values = [measure(share) for measure, _ in IMBALANCE.values()]
+    return _rows(load, definition=list(IMBALANCE), of=[whose for _, whose in IMBALANCE.values()], value=values)
 
 
 COURSES: dict[str, Callable[[LayerLoad], pd.DataFrame]] = {

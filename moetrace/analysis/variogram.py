@@ -18,12 +18,17 @@ The level is an exponential average of the load, as slow as its noise and drift 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from moetrace.analysis.cache import cached_block_means, cached_per_layer
 from moetrace.trace import LayerLoad, Shares
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Steps averaged into one block. Batches of neighbouring steps hardly correlate beyond 20 steps on
 # the sample traces, and 50 steps leave 20 blocks in a horizon of 1,000.
@@ -48,6 +53,52 @@ REMEMBERED = 100_000
 HISTORY = 2500
 
 
+# --- what is computed once --------------------------------------------------------------------
+
+
+def cached_per_layer(ask: Callable[Concatenate[LayerLoad, P], T]) -> Callable[Concatenate[LayerLoad, P], T]:
+    """*ask*, whose answer is cached for the same rows of a layer. It must hold no load, and nobody changes it.
+
+    A forecast at a cutoff looks back at a hundred earlier cutoffs, and the next one at nearly the same histories.
+    """
+
+    @wraps(ask)
+    def cached(load: LayerLoad, /, *args: P.args, **settings: P.kwargs) -> T:
+        answers = load.cache.answers
+        key = (ask, load.cache.first_row, len(load.steps), args, tuple(settings.items()))
+        if key not in answers:
+            answers[key] = ask(load, *args, **settings)
+        answer: T = answers[key]
+        return answer
+
+    return cached
+
+
+def cache_block_means(load: LayerLoad, rows: int) -> None:
+    """Cache the means of the shares over all blocks of *rows* rows, from the first row of *load* on."""
+    if rows not in load.cache.block_means:
+        blocks = len(load.steps) // rows
+        load.cache.block_means[rows] = load.shares[: blocks * rows].reshape(blocks, rows, load.experts).mean(axis=1)
+
+
+def block_means(load: LayerLoad, rows: int) -> Shares:
+    """Means of the shares over consecutive blocks of *rows* rows, shape (blocks, experts).
+
+    The last block ends with the last row; rows before the first whole block are left out. Where a block that is cached
+    ends with the last row, they are those that are cached.
+    """
+    blocks, cached = len(load.steps) // rows, load.cache.block_means.get(rows)
+    end, left = divmod(load.cache.first_row + len(load.steps), rows)
+    if cached is not None and not left:
+        return cached[end - blocks : end]
+    tail = load.shares[len(load.steps) - blocks * rows :]
+    means: Shares = tail.reshape(blocks, rows, load.experts).mean(axis=1)
+    return means
+
+
+# --- noise and drift --------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class NoiseDrift:
     """The line through the variogram of a layer, as sums over experts of squared change per share.
@@ -67,20 +118,6 @@ class NoiseDrift:
         noise, drift = self.noise / rows, self.drift * rows
         predicted = (drift + np.sqrt(drift**2 + 4 * drift * noise)) / 2
         return float(predicted / (predicted + noise)) if predicted + noise > 0 else 0.0
-
-
-def block_means(load: LayerLoad, rows: int) -> Shares:
-    """Means of the shares over consecutive blocks of *rows* rows, shape (blocks, experts).
-
-    The last block ends with the last row; rows before the first whole block are left out.
-    """
-    cached = cached_block_means(load, rows)
-    if cached is not None:
-        return cached
-    blocks = len(load.steps) // rows
-    tail = load.shares[len(load.steps) - blocks * rows :]
-    means: Shares = tail.reshape(blocks, rows, load.experts).mean(axis=1)  # (blocks, experts)
-    return means
 
 
 def weights(shares: Shares) -> Shares:

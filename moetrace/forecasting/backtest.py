@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from moetrace.analysis.cache import cache_block_means
-from moetrace.analysis.variogram import BLOCK
+from moetrace.analysis.variogram import BLOCK, cache_block_means
 from moetrace.errors import TooShortError
 from moetrace.forecasting.evaluation import Evaluation, Result, SharedFit, evaluation
 from moetrace.forecasting.intervals import ErrorCalibration

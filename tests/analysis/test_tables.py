@@ -334,7 +334,7 @@ def test_the_experts_frame_says_what_its_parts_say(settled):
 
     frame = states_tables(settled.select(layers=[0]), experts=True)["experts"]
 
-    assert pd.DataFrame(expected).astype({"settle_step": "Int64"}).equals(frame)
+    pd.testing.assert_frame_equal(pd.DataFrame(expected).astype({"settle_step": "Int64"}), frame, rtol=1e-12)
 
 
 def test_the_sensitivity_frame_varies_window_and_threshold():
@@ -350,7 +350,7 @@ def test_the_sensitivity_frame_varies_window_and_threshold():
 
     frame = states_tables(trace, sensitivity=True)["sensitivity"]
 
-    assert pd.DataFrame(expected).astype({"settle_step": "Int64"}).equals(frame)
+    pd.testing.assert_frame_equal(pd.DataFrame(expected).astype({"settle_step": "Int64"}), frame, rtol=1e-12)
 
 
 def test_depth_averages_the_layers_of_each_third():

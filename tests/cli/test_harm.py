@@ -164,7 +164,7 @@ def test_whatever_a_trace_is_called_it_stays_in_its_place(moetrace, tmp_path, na
 def test_a_file_may_be_called_anything(moetrace, tmp_path, name):
     """The page shows the name as text, the figures draw it."""
     save_trace(trace_of(), tmp_path / f"{name}.parquet")
-    done = moetrace("report", tmp_path / f"{name}.parquet", *QUICK, "--horizons", "200", "--json")
+    done = moetrace("report", tmp_path / f"{name}.parquet", *QUICK, "--horizons", "200", "--layers", "0", "--json")
 
     assert (0, name) == (done.code, done.json["scores"][0]["trace"])
 
@@ -339,7 +339,7 @@ def test_closed_streams_are_as_the_null_device(ingested, tmp_path, closed):
 def test_an_unknown_backend_of_matplotlib_does_not_matter(ingested, tmp_path):
     """Figures are drawn without one."""
     done = subprocess.run(
-        [sys.executable, "-c", RUN, "report", "t", "--predictor", "ema", "--horizons", "700", "-q"],
+        [sys.executable, "-c", RUN, "report", "t", *QUICK, "--layers", "0", "--horizons", "200", "-q"],
         cwd=tmp_path / "cwd", env={**os.environ, "MPLBACKEND": "nonsense"}, capture_output=True, text=True,
     )  # fmt: skip
 
