@@ -8,3 +8,7 @@ BASELINE = "window_mean"
 DEFAULT, DEPLOYED, ORACLE = "default", "deployed", "oracle"
 # How bad an imbalance is, from good to bad: `analysis.severity` has the thresholds.
 SEVERITIES = OK, MODERATE, SEVERE, COLLAPSED = "ok", "moderate", "severe", "collapsed"
+
+# Verdicts on balancing.
+WORTH_IT, NOT_WORTH_IT, NO_EVIDENCE = "worth it", "not worth it", "not enough evidence"
+DEPENDS = "depends on the hardware"

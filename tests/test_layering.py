@@ -40,7 +40,7 @@ FENCES = {
     "jinja2": ("report.pages",),
     "rich": ("report.tables", "report.screens", "cli"),
     "typer": ("cli",),
-    "torch": ("record", "formats.readers"),
+    "torch": ("placement.measure", "record", "formats.readers"),
     "safetensors": ("formats.readers.tensorrt",),
     "tensorboard": ("formats.readers.tensorboard",),
     "duckdb": ("formats.readers.sql",),

@@ -24,11 +24,12 @@ from moetrace.forecasting.predictors import PREDICTORS
 
 if TYPE_CHECKING:
     from moetrace.forecasting.predictors.base import Predictor
+    from moetrace.placement.step_time import StepTime
     from moetrace.report.screens import Screen
     from moetrace.trace import LoadTrace
     from moetrace.workspace.traces import Workspace
 
-SELECTION, OUTPUT, PROTOCOL = "Selection", "Output", "Protocol"
+SELECTION, OUTPUT, PROTOCOL, HARDWARE = "Selection", "Output", "Protocol", "Hardware"
 WORKSPACE, DEFAULT_WORKSPACE = "MOETRACE_WORKSPACE", Path("moetrace-out")
 DONE_WITH_SKIPS = 3
 INTERRUPTED = 130
@@ -325,7 +326,12 @@ class Protocol:
         str | None,
         typer.Option(help="Score at these cutoffs, such as 3000,4000.", metavar="STEPS", rich_help_panel=PROTOCOL),
     ] = None
-    first: Annotated[int, typer.Option(min=1, help="First cutoff.", rich_help_panel=PROTOCOL)] = 500
+    first: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="First cutoff  [default: 500, or a quarter of a short trace]", rich_help_panel=PROTOCOL
+        ),
+    ] = None
     every: Annotated[
         int | None,
         typer.Option(
@@ -355,32 +361,38 @@ class Protocol:
 
         return [predictor(spec, self.seed) for spec in (self.predictor or PREDICTORS)]
 
-    def cutoffs_for(
-        self,
-        trace: LoadTrace,
-        horizons: Sequence[int],
-        note: Callable[[str], None] | None = None,
-        *,
-        explicit: bool = True,
-    ) -> list[int]:
-        """The cutoffs; raises `SettingError` where an *explicit* horizon or cutoff cannot be scored.
+    def windows(
+        self, trace: LoadTrace, horizons: Sequence[int] | None, default: Sequence[int], note: Callable[[str], None]
+    ) -> tuple[list[int], list[int]]:
+        """The horizons and the cutoffs; the *default* ones where no *horizons* are given, fitted to a short trace.
 
-        *note* gets a line where they are further apart than usual, and where no horizon can be scored.
+        *note* gets a line where they were fitted, and where cutoffs are further apart than usual. Raises `SettingError`
+        where a horizon or cutoff that was asked for cannot be scored.
         """
-        from moetrace.forecasting.windows import checked_cutoffs, cutoffs_apart, default_cutoffs, thinned
+        from moetrace.forecasting.windows import (
+            FIRST_CUTOFF,
+            checked_cutoffs,
+            cutoffs_apart,
+            default_cutoffs,
+            fitted,
+            thinned,
+        )
 
         asked = steps_of(self.cutoffs) if self.cutoffs else None
-        default = default_cutoffs(trace, self.first, self.every) or [self.first]
-        found = asked or default
-        try:
-            checked_cutoffs(trace, horizons, found, explicit=asked is not None)
-        except SettingError as error:
-            if asked is not None or explicit or note is None:
-                raise
-            note(f"{error} (--horizons)")
-        if note is not None and not (asked or self.every) and thinned(trace):
+        if horizons is None and asked is None and self.every is None:
+            found, _, cutoffs = fitted(trace, default, self.first)
+            if found != list(default):
+                note(
+                    f"{trace.name}: {len(trace.steps):,} steps are too few for a horizon of {min(default):,}; the "
+                    f"horizon is a quarter of them, {found[0]:,} (--horizon and --first set it)"
+                )
+        else:
+            first = self.first or FIRST_CUTOFF
+            found, cutoffs = list(horizons or default), asked or default_cutoffs(trace, first, self.every) or [first]
+            checked_cutoffs(trace, found, cutoffs, explicit=asked is not None)
+        if not (asked or self.every) and thinned(trace):
             note(f"{trace.name}: cutoffs {cutoffs_apart(trace):,} steps apart, for its length (--every sets it)")
-        return found
+        return found, cutoffs
 
     def settings(self, shared: Shared) -> dict[str, Any]:
         """The arguments of `evaluate` and all that is built on it, besides trace, predictors, horizons and cutoffs."""
@@ -400,3 +412,44 @@ class Protocol:
         if others and trained:
             shared.note(f"{', '.join(trained)} was trained on {', '.join(others)} and on nothing else")
         return others
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """How long a GPU takes for an expert: options of `place` and `report`."""
+
+    hardware: Annotated[
+        str | None,
+        typer.Option(help="GPU that serves or trains, such as h200.", metavar="NAME", rich_help_panel=HARDWARE),
+    ] = None
+    ridge: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Tokens per expert below which it is memory-bound; 0: time follows tokens.", metavar="TOKENS",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = None  # fmt: skip
+    expert_time: Annotated[
+        Path | None,
+        typer.Option(help="Measured curve, a CSV tokens,microseconds.", metavar="FILE", rich_help_panel=HARDWARE),
+    ] = None
+    passes_per_step: Annotated[
+        int, typer.Option(min=1, help="Forward passes in a step of the trace.", metavar="N", rich_help_panel=HARDWARE)
+    ] = 1
+    expert_bytes: Annotated[
+        float | None,
+        typer.Option(
+            parser=bytes_of, help="Size of one expert, such as 44MB, to report moves and time.", metavar="B",
+            rich_help_panel=HARDWARE,
+        ),
+    ] = None  # fmt: skip
+
+    def time(self) -> StepTime:
+        """The time of an expert by its tokens; raises `SettingError` where several are given."""
+        from moetrace.placement.step_time import StepTime, read_curve
+
+        if self.expert_time is None:
+            return StepTime.of(self.hardware or "", self.ridge, self.passes_per_step, self.expert_bytes)
+        if self.hardware or self.ridge is not None:
+            raise SettingError("--expert-time goes without --hardware and --ridge: a curve says all of it")
+        return read_curve(self.expert_time, self.passes_per_step)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moetrace.cli.options import Command, Protocol, Shared, bytes_of, steps_of, with_options
+from moetrace.cli.options import Command, Hardware, Protocol, Shared, steps_of, with_options
 from moetrace.cli.output import Table, say
 from moetrace.cli.progress import Report
 
@@ -32,6 +32,7 @@ POLICY_COLUMNS = (
 def place(
     protocol: Protocol,
     shared: Shared,
+    device: Hardware,
     gpus: Annotated[int | None, typer.Option(min=2, help="GPUs that share the experts of a layer.")] = None,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths. [default: all traces]")] = None,
     redundant: Annotated[
@@ -41,7 +42,10 @@ def place(
             metavar="N",
         ),
     ] = "0",
-    horizon: Annotated[int, typer.Option(min=1, help="Steps that a plan is made for.")] = 1000,
+    horizon: Annotated[
+        int | None,
+        typer.Option(min=1, help="Steps that a plan is made for  [default: 1000, or a quarter of a short trace]"),
+    ] = None,
     least_gain: Annotated[
         float,
         typer.Option(
@@ -55,8 +59,11 @@ def place(
         typer.Option(min=0, help="Keep a plan whose predicted peak is this close to the lowest.", metavar="FRACTION"),
     ] = 0.01,
     dispatch: Annotated[
-        Literal["even", "nearest", "lp"],
-        typer.Option(help="How an expert's tokens are split: evenly, to the nearest replica, or anew in each step."),
+        Literal["even", "nearest", "lp", "fewest"],
+        typer.Option(
+            help="How an expert's tokens are split: evenly, to the nearest replica, or anew in each step so that GPUs "
+            "are even in tokens (lp) or wake few replicas (fewest)."
+        ),
     ] = "even",
     nodes: Annotated[int, typer.Option(min=1, help="Nodes that the GPUs are on.")] = 1,
     groups: Annotated[
@@ -71,10 +78,6 @@ def place(
             help="The plan deployed today. It is scored, and the new plan moves as few experts as possible.",
             metavar="FILE",
         ),
-    ] = None,
-    expert_bytes: Annotated[
-        float | None,
-        typer.Option(parser=bytes_of, help="Size of one expert, such as 44MB, to report moves in bytes.", metavar="B"),
     ] = None,
     model_layers: Annotated[
         int, typer.Option(min=0, help="Layers of the model: files have a row for those without a plan.")
@@ -103,7 +106,9 @@ def place(
     from moetrace.placement.deploy import read_plan
     from moetrace.placement.planning import Planning
     from moetrace.placement.study import place as place_trace
+    from moetrace.placement.verdict import at_most
     from moetrace.report.tables import records
+    from moetrace.report.verdict import first_answer
 
     if gpus is None:
         raise typer.BadParameter(
@@ -113,24 +118,29 @@ def place(
     redundants = list(dict.fromkeys(steps_of(redundant, "numbers of redundant experts such as 0,32,64")))
     if min(redundants) < 0:
         raise typer.BadParameter(f"redundant experts must be 0 or more, got {redundant!r}")
-    planning = Planning(gpus, redundants[0], least_gain, tolerance, dispatch, nodes, groups, top_groups)
+    planning = Planning(gpus, redundants[0], least_gain, tolerance, dispatch, nodes, groups, top_groups, device.time())
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     written: list[dict[str, str]] = []
     figures: list[str] = []
+    horizons: dict[str, int] = {}
 
     def one(given: str, trace: LoadTrace, progress: Report) -> tuple[str, Placement]:
-        cutoffs = protocol.cutoffs_for(trace, [horizon])
+        asked, cutoffs = protocol.windows(trace, [horizon] if horizon else None, [1000], shared.note)
+        horizons[trace.name] = asked[0]
+        for number in redundants:
+            planning.with_redundant(number).check(trace.experts)
+        shared.note(first_answer(trace.name, at_most(trace, planning)))
         deployed = None if plan is None else read_plan(plan, trace.layers, trace.experts, gpus, first_layer)
         placed = place_trace(
-            trace, predictors, planning, horizon, cutoffs, progress, redundants=redundants, deployed=deployed,
-            expert_bytes=expert_bytes, first=protocol.first, seed=protocol.seed, **settings,
+            trace, predictors, planning, asked[0], cutoffs, progress, redundants=redundants, deployed=deployed,
+            expert_bytes=device.expert_bytes, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         return given, placed
 
     done = []
     for given, placed in shared.each_trace(traces, "Planning", "tasks", one):  # lines to copy, after the progress bar
         shared.note_reused(placed.trace, placed.computed, placed.reused)
-        files = _write_plans(shared, given, placed, model_layers, first_layer, horizon)
+        files = _write_plans(shared, given, placed, model_layers, first_layer, horizons[placed.trace])
         written += files
         flags = next((file["flags"] for file in files if file["system"] == "SGLang"), "")
         verdict = placed.verdict.launched(flags)
@@ -150,7 +160,7 @@ def place(
         "scores": Table("Scores", frames["scores"]),
         "policies": Table("Policies", frames["policies"], POLICY_COLUMNS, by=("trace",)),
     }
-    document: dict[str, Any] = {"gpus": gpus, "horizon": horizon, "dispatch": dispatch}
+    document: dict[str, Any] = {"gpus": gpus, "horizon": max(horizons.values()), "dispatch": dispatch}
     document |= {"nodes": nodes, "groups": groups}
     document |= {"files": list(dict.fromkeys(file["path"] for file in written)), "deploy": written, "figures": figures}
     document |= {"trained_on": protocol.trained_on(shared)}

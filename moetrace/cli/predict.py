@@ -35,7 +35,9 @@ def predict(
     protocol: Protocol,
     shared: Shared,
     traces: Traces = None,
-    horizon: Annotated[int, typer.Option(min=1, help="Steps to predict.")] = 1000,
+    horizon: Annotated[
+        int | None, typer.Option(min=1, help="Steps to predict  [default: 1000, or a quarter of a short trace]")
+    ] = None,
 ) -> None:
     """Score forecasts of the load, and forecast the steps to come.
 
@@ -66,12 +68,14 @@ def predict(
     means: list[pd.DataFrame] = []
     balance: dict[str, pd.DataFrame] = {}
     statuses: list[dict[str, object]] = []
+    horizons: dict[str, int] = {}
 
     def one(given: str, trace: LoadTrace, progress: Report) -> Backtest:
-        cutoffs = protocol.cutoffs_for(trace, [horizon], shared.note)
-        test = evaluate(trace, predictors, [horizon], cutoffs, progress, ahead=True, **settings)
+        asked, cutoffs = protocol.windows(trace, [horizon] if horizon else None, [1000], shared.note)
+        over = horizons[trace.name] = asked[0]
+        test = evaluate(trace, predictors, asked, cutoffs, progress, ahead=True, **settings)
         shared.note_reused(trace.name, test.computed, test.reused)
-        path = shared.folder().result_path("predict", given, f"forecast-{horizon}.parquet")
+        path = shared.folder().result_path("predict", given, f"forecast-{over}.parquet")
         key = key_of([(result.trace, result.predictor, result.key) for result in test.evaluation.forecast_ahead])
 
         def noted() -> Iterator[EndForecast]:
@@ -79,9 +83,9 @@ def predict(
                 statuses.append({name: getattr(ahead, name) for name in STATUS})
                 yield ahead
 
-        means.append(means_frame(noted(), horizon))
+        means.append(means_frame(noted(), over))
         balance[trace.name] = health_frame(trace)
-        beside = write_bytes(path.with_name(f"means-{horizon}.csv"), csv(means[-1]).encode())
+        beside = write_bytes(path.with_name(f"means-{over}.csv"), csv(means[-1]).encode())
         files[trace.name] = str(path), str(beside)
         return test
 
@@ -90,7 +94,7 @@ def predict(
     summary = summary_frame(scores, protocol.seed)
     known = pd.DataFrame(statuses, columns=list(STATUS))
     document = {
-        "horizon": horizon,
+        "horizon": max(horizons.values()),
         "scores": records(scores),
         "summary": records(summary),
         "forecasts": {name: forecast for name, (forecast, _) in files.items()},
@@ -102,7 +106,9 @@ def predict(
         document["forecast"] = next(iter(files.values()))[0]
     tables = score_tables(summary, scores) | {"means": Table("Mean of each expert, to come", stacked(means))}
     screens = [
-        predict_screen(part, horizon, known[known["trace"] == trace], balance[str(trace)], every=shared.all)
+        predict_screen(
+            part, horizons[str(trace)], known[known["trace"] == trace], balance[str(trace)], every=shared.all
+        )
         for trace, part in summary.groupby("trace", sort=False)
     ]
     wrote = sorted({str(Path(forecast).parent) for forecast, _ in files.values()})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.options import Command, Protocol, Shared, Traces, steps_of, with_options
+from moetrace.cli.options import Command, Hardware, Protocol, Shared, Traces, steps_of, with_options
 from moetrace.cli.predict import score_tables
 from moetrace.cli.progress import Report
 
@@ -19,13 +20,14 @@ if TYPE_CHECKING:
 
     from moetrace.trace import LoadTrace
 
-HORIZONS = "1000,2000"
+HORIZONS = (1000, 2000)
 
 
 @with_options
 def report(
     protocol: Protocol,
     shared: Shared,
+    device: Hardware,
     traces: Traces = None,
     horizons: Annotated[
         str | None, typer.Option(help="Horizons in steps  [default: 1000,2000]", metavar="STEPS")
@@ -54,8 +56,8 @@ def report(
     from moetrace.report.study import write_report
     from moetrace.report.tables import records
 
-    asked, kinds = horizons_of(horizons or HORIZONS), _kinds(figures)
-    predictors, settings = protocol.predictors(), protocol.settings(shared)
+    asked, kinds = horizons_of(horizons) if horizons else None, _kinds(figures)
+    predictors, settings, time = protocol.predictors(), protocol.settings(shared), device.time()
 
     def one(_given: str, trace: LoadTrace, progress: Report) -> tuple[str, dict[str, pd.DataFrame]]:
         from moetrace.forecasting.study import study
@@ -63,22 +65,22 @@ def report(
         from moetrace.placement.study import place, placement_frames
 
         notes: list[str] = []
-        cutoffs = protocol.cutoffs_for(trace, asked, notes.append, explicit=horizons is not None)
-        found = study(trace, predictors, asked, cutoffs, progress, seed=protocol.seed, **settings)
+        over, cutoffs = protocol.windows(trace, asked, HORIZONS, notes.append)
+        found = study(trace, predictors, over, cutoffs, progress, seed=protocol.seed, **settings)
         for text in notes:  # not of a trace that is too short for anything, which is a line of its own
             shared.note(text)
         shared.note_reused(trace.name, found.computed, found.reused)
         if gpus is None:
             return trace.name, found.frames
         placed = place(
-            trace, predictors, Planning(gpus, redundant), asked[0], cutoffs, progress, first=protocol.first,
-            seed=protocol.seed, **settings,
+            trace, predictors, Planning(gpus, redundant, time=time), over[0], cutoffs, progress,
+            expert_bytes=device.expert_bytes, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         return trace.name, found.frames | placement_frames(placed)
 
     studies = dict(shared.each_trace(traces, "report on", "results", one))
     into = folder or shared.folder().root / "report"
-    files = write_report(studies, into, _facts(protocol, asked), kinds)
+    files = write_report(studies, into, _facts(protocol, asked or HORIZONS), kinds)
     summary, scores = (stacked([frames[key] for frames in studies.values()]) for key in ("summary", "scores"))
     document: dict[str, Any] = {"folder": str(into), "page": str(files[-1]), "files": [str(path) for path in files]}
     document |= {"summary": records(summary), "scores": records(scores)}
@@ -103,7 +105,7 @@ def horizons_of(text: str) -> list[int]:
     return found
 
 
-def _facts(protocol: Protocol, horizons: list[int]) -> dict[str, str]:
+def _facts(protocol: Protocol, horizons: Sequence[int]) -> dict[str, str]:
     from importlib.metadata import version
 
     from moetrace.forecasting.predictors import label
@@ -115,7 +117,7 @@ def _facts(protocol: Protocol, horizons: list[int]) -> dict[str, str]:
         "command": " ".join(["moetrace", *map(shlex.quote, sys.argv[1:])]),
         "predictors": ", ".join(label(predictor) for predictor in protocol.predictors()),
         "horizons": ", ".join(str(horizon) for horizon in horizons),
-        "cutoffs": protocol.cutoffs or f"{protocol.first}, then every {protocol.every or '1000 or more'} steps",
+        "cutoffs": protocol.cutoffs or f"{protocol.first or 500}, then every {protocol.every or '1000 or more'} steps",
         "seed": str(protocol.seed),
         "versions": ", ".join(f"{package} {version(package)}" for package in packages),
     }

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from moetrace.errors import SettingError
 from moetrace.placement.packing import Ints
+from moetrace.placement.step_time import BY_TOKENS, StepTime
 from moetrace.trace import Shares
 
 Held = NDArray[Any]
 """How many slots of each GPU hold each expert, or whether one does, shape (gpus, experts)."""
 Tokens = NDArray[Any]
 
-EVEN, NEAREST, LP = DISPATCHES = ("even", "nearest", "lp")
+EVEN, NEAREST, LP, FEWEST = DISPATCHES = ("even", "nearest", "lp", "fewest")
 SEED = 42  # of SGLang's choices
 # The split of a linear programme is refined until no load changes by more than this part of the mean one.
 EXACT = 1e-5
@@ -31,26 +32,34 @@ MOST_TRIED = 8
 
 @dataclass(frozen=True)
 class Dispatch:
-    """How tokens are split among replicas, on so many *nodes*.
+    """How tokens are split among replicas, on so many *nodes*, and how long an expert takes for them (*time*).
 
     ``even``: each replica gets the same. ``nearest``: the replica on the same GPU takes the tokens of that GPU, else
     the first one on the same node, else one that was chosen once (SGLang 0.5.23, ``static``). ``lp``: in every step
-    so that the busiest GPU has least, by a linear programme (DeepSeek's LPLB, SGLang's ``lp``).
+    so that the busiest GPU has fewest tokens, by a linear programme (DeepSeek's LPLB, SGLang's ``lp``). ``fewest``: in
+    every step to as few replicas as leave the busiest GPU no longer at work (the aim of METRO, arXiv 2512.09277).
+    Loads are in the unit of `StepTime.cost`: tokens, where time is in proportion to them.
     Raises `SettingError` for another one.
     """
 
     kind: str = EVEN
     nodes: int = 1
+    time: StepTime = BY_TOKENS
 
     def __post_init__(self) -> None:
         if self.kind not in DISPATCHES:
             raise SettingError(f"tokens are split {', '.join(DISPATCHES[:-1])} or {DISPATCHES[-1]}, not {self.kind!r}")
 
+    @property
+    def by_tokens(self) -> Dispatch:
+        """The same where time is in proportion to tokens."""
+        return Dispatch(self.kind, self.nodes)
+
     def expected_parts(self, held: Held) -> Shares:
         """The part of each expert's tokens that each GPU works on, as far as a plan can know it, shape of *held*.
 
-        A choice that is made once falls on all replicas alike. Where a linear programme splits the tokens of each
-        step, plans are searched by an even split.
+        A choice that is made once falls on all replicas alike. Where the tokens of each step are split anew, plans are
+        searched by an even split.
         """
         if self.kind == NEAREST and self.nodes > 1:
             return _nearest_parts(held > 0, self.nodes)
@@ -59,15 +68,32 @@ class Dispatch:
 
     def loads(self, held: Held, counts: Tokens) -> Shares:
         """The load of each GPU in steps of *counts* (steps, experts), shape (steps, gpus)."""
+        if self.kind == FEWEST:
+            return fewest_loads(held, counts, self.time)
         if self.kind == LP:
-            return least_loads(held, counts)
+            return least_loads(held, counts, self.time)
+        if self.kind == EVEN and not self.time.linear:  # all replicas of an expert take as long
+            found: Shares = self.time.cost(counts / held.sum(axis=0)) @ held.T
+            return found
         parts = _chosen_parts(held, self.nodes) if self.kind == NEAREST else self.expected_parts(held)
-        loads: Shares = counts @ parts.T
-        return loads
+        if self.time.linear:
+            loads: Shares = counts @ parts.T
+            return loads
+        return np.stack([self.time.cost(counts * own).sum(axis=1) for own in parts], axis=1)
 
     def peaks(self, held: Held, counts: Tokens) -> Shares:
         """The load of the busiest GPU in steps of *counts* (steps, experts), shape (steps,)."""
-        return least_peaks(held, counts) if self.kind == LP else self.loads(held, counts).max(axis=1)
+        if self.kind == LP and self.time.linear:
+            return least_peaks(held, counts)
+        peaks: Shares = self.loads(held, counts).max(axis=1)
+        return peaks
+
+    def alone(self, copies: Ints, tokens: Tokens) -> Shares:
+        """What *copies* (experts,) replicas of each expert take together for *tokens* (steps, experts), same shape."""
+        if self.kind == FEWEST:
+            return self.time.cost(tokens)
+        every: Shares = self.time.cost(tokens / copies) * copies
+        return every
 
 
 EVENLY = Dispatch()
@@ -163,15 +189,16 @@ def least_peaks(held: Held, counts: Tokens) -> Shares:
     return peaks
 
 
-def least_loads(held: Held, counts: Tokens) -> Shares:
-    """The load of each GPU if the tokens of each step are split so that the busiest has least, then the next.
+def least_loads(held: Held, counts: Tokens, time: StepTime = BY_TOKENS) -> Shares:
+    """The load of each GPU if the tokens of each step are split so that the busiest has fewest, then the next.
 
     *held* (gpus, experts), *counts* (steps, experts); shape (steps, gpus). What a linear programme finds in each
     step; here one expert after the other fills the GPUs that hold it up to one level, all steps at once, until nothing
     changes: the sum of squared loads falls each time, and where it is least so is the busiest.
     """
     on, gpus, copies = held > 0, len(held), (held > 0).sum(axis=0)
-    loads: Shares = (on & (copies == 1)).astype(float) @ counts.T  # (gpus, steps)
+    single = (on & (copies == 1)).astype(float)
+    loads: Shares = single @ counts.T  # (gpus, steps)
     hosts = [(np.flatnonzero(on[:, expert]), counts[:, expert] / 1.0) for expert in np.flatnonzero(copies > 1)]
     given = [np.repeat(tokens[None] / len(own), len(own), axis=0) for own, tokens in hosts]
     for (own, _), mine in zip(hosts, given):
@@ -182,13 +209,41 @@ def least_loads(held: Held, counts: Tokens) -> Shares:
         for (own, tokens), mine in zip(hosts, given):
             if len(own) == 2:  # as most are
                 _level(loads[own[0]], loads[own[1]], mine[0], tokens)
+                mine[1] = tokens - mine[0]
             else:
                 others = loads[own] - mine
                 mine[:] = _filled_up(others, tokens)
                 loads[own] = others + mine
         if np.abs(loads - before).max() <= close:
             break
+    if not time.linear:
+        loads = single @ time.cost(counts).T
+        for (own, _), mine in zip(hosts, given):
+            loads[own] += time.cost(mine)
     return np.ascontiguousarray(loads.T)
+
+
+def fewest_loads(held: Held, counts: Tokens, time: StepTime) -> Shares:
+    """The load of each GPU if every step wakes as few replicas as leave its busiest GPU no longer at work.
+
+    *held* (gpus, experts), *counts* (steps, experts); shape (steps, gpus). Experts with one replica first, then the
+    others from the longest to the shortest on average: of the GPUs that hold it an expert takes the emptiest, as many
+    as leave the busiest of them least (the fewest of equal numbers).
+    """
+    copies = (held > 0).sum(axis=0)
+    loads: Shares = time.cost(counts) @ ((held > 0) & (copies == 1)).T
+    rows = np.arange(len(counts))[:, None]
+    shared = np.flatnonzero(copies > 1)
+    for expert in shared[np.argsort(-counts[:, shared].sum(axis=0), kind="stable")]:
+        own = np.flatnonzero(held[:, expert])
+        order = own[np.argsort(loads[:, own], axis=1, kind="stable")]  # (steps, replicas), the emptiest first
+        tokens, many = counts[:, [expert]], np.arange(1, len(own) + 1)
+        each = time.cost(tokens / many)  # of one of so many; a token is on one
+        each[many > np.maximum(tokens / time.passes, 1)] = np.inf
+        ends = (loads[rows, order] + each).astype(np.float32)
+        number = np.maximum(ends, loads.max(axis=1, keepdims=True).astype(np.float32)).argmin(axis=1)
+        loads[rows, order] += np.where(np.arange(len(own)) <= number[:, None], each[rows, number[:, None]], 0.0)
+    return loads
 
 
 def _level(one: Shares, other: Shares, given: Shares, tokens: Shares) -> None:

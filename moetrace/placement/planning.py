@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from moetrace.placement.plan import (
     slots_of,
 )
 from moetrace.placement.step_peak import StepLoad
+from moetrace.placement.step_time import BY_TOKENS, StepTime
 from moetrace.trace import Counts, Shares
 
 # With fewer steps their covariance is hardly one: measured on the sample traces, from 20 on plans by them are better
@@ -48,7 +50,8 @@ class Planning:
     A plan is judged by single steps, each of which waits for its own busiest GPU; after fewer than `FEWEST_STEPS` by
     the mean load. *dispatch* is how the tokens of an expert are split among its replicas, see `Dispatch`, on so
     many *nodes*. With *groups* on several nodes, the experts of each group stay on one, for group-limited routing,
-    where a token takes *top_groups* of them (half of them by default, as DeepSeek-V3 does, with 4 of 8).
+    where a token takes *top_groups* of them (half of them by default, as DeepSeek-V3 does, with 4 of 8). *time* is how
+    long an expert takes for its tokens: plans, scores and policies count time.
     Raises `SettingError` for settings that are invalid or do not fit together.
 
     >>> import moetrace as mt
@@ -67,6 +70,7 @@ class Planning:
     nodes: int = 1
     groups: int = 1
     top_groups: int | None = None
+    time: StepTime = BY_TOKENS
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
@@ -79,8 +83,13 @@ class Planning:
 
     @property
     def split(self) -> Dispatch:
-        """How tokens are split."""
-        return Dispatch(self.dispatch, self.nodes)
+        """How tokens are split, and how long experts take for them."""
+        return Dispatch(self.dispatch, self.nodes, self.time)
+
+    @property
+    def evenly(self) -> Dispatch:
+        """The same for a system that splits tokens evenly."""
+        return Dispatch(time=self.time)
 
     @property
     def on_nodes(self) -> bool:
@@ -99,6 +108,14 @@ class Planning:
         nodes = self.nodes if self.on_nodes else 1
         check_nodes(experts, experts + self.redundant, self.groups, nodes, self.gpus)
 
+    def fits(self, experts: int) -> bool:
+        """Whether `check` passes."""
+        try:
+            self.check(experts)
+        except SettingError:
+            return False
+        return True
+
     def default(self, experts: int) -> Plan:
         """The default placement, see `default_plan`."""
         return default_plan(experts, self.gpus, self.redundant)
@@ -106,7 +123,8 @@ class Planning:
     def load(self, seen: Counts, mean: Shares) -> StepLoad:
         """What is planned for, where *mean* (experts,) is forecast after steps *seen* with counts (steps, experts)."""
         if len(seen) < FEWEST_STEPS:
-            return StepLoad.of(mean[None], mean)
+            tokens = seen.sum(axis=1).mean() if len(seen) else 1
+            return StepLoad.of(mean[None] * tokens, mean)
         rows = np.linspace(0, len(seen) - 1, min(len(seen), MOST_STEPS)).round().astype(np.int64)
         return StepLoad.of(seen[rows], mean)
 
@@ -143,7 +161,7 @@ class Planning:
     @property
     def _local(self) -> Dispatch:
         """The dispatch on one node."""
-        return Dispatch(self.dispatch)
+        return Dispatch(self.dispatch, time=self.time)
 
     def evenness(self, plan: Plan, counts: Counts) -> Evenness:
         """How even *plan* leaves *counts* (steps, experts)."""
@@ -152,10 +170,20 @@ class Planning:
     def by_node(self, plan: Plan, counts: Counts, top_k: int | None) -> ByNode:
         """What *plan* makes of *counts* (steps, experts) on nodes, where a token takes *top_k* experts."""
         total = counts.sum(axis=0)
-        loads = self.split.loads(plan.held, total[None]).reshape(self.nodes, -1).sum(axis=1)
+        loads = self.split.by_tokens.loads(plan.held, total[None]).reshape(self.nodes, -1).sum(axis=1)
         top_groups = self.top_groups or max(self.groups // 2, 1)
         token = nodes_per_token(plan.held, total / total.sum(), self.nodes, top_k, self.groups, top_groups)
         return ByNode(max_over_mean(loads), token)
+
+
+def spread(layers: Sequence[int], most: int) -> list[int]:
+    """Up to so many of *layers*, spread evenly.
+
+    >>> spread(range(58), 3)
+    [0, 28, 57]
+    """
+    few = min(most, len(layers))
+    return [layers[round(i)] for i in np.linspace(0, len(layers) - 1, few)]
 
 
 def check_nodes(experts: int, slots: int, groups: int, nodes: int, gpus: int) -> None:

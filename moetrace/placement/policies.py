@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -36,13 +36,14 @@ DIGITS = 9
 class Observed:
     """What a policy sees of a layer: at each planning step of *steps* the *shares* (steps, experts) of its *window*.
 
-    Nothing of *load* after a step may be used for the plan that is made there.
+    Nothing of *load* after a step may be used for the plan that is made there. Policies of a layer share *made*.
     """
 
     load: LayerLoad
     steps: Sequence[int]
     window: int
     shares: Shares
+    made: dict[tuple[Planning, int, int], Plan] = field(default_factory=dict)
 
     def since_last(self, index: int) -> Counts:
         """The counts since the planning step before, of at most `MEASURED` steps, shape (steps, experts)."""
@@ -52,6 +53,14 @@ class Observed:
     def in_window(self, step: int) -> Counts:
         """The counts of the window that ends at *step*, shape (steps, experts)."""
         return self.load.until(step).last(self.window).counts
+
+    def planned(self, step: int, before: Plan, planning: Planning) -> Plan:
+        """The plan from scratch at *step* by the window; *made* has those that other policies made of it."""
+        key = planning, step, self.window
+        if key not in self.made:
+            share = self.shares[self.steps.index(step)]
+            self.made[key] = planning.place(planning.load(self.in_window(step), share), before)
+        return self.made[key]
 
     @cached_property
     def settled(self) -> list[tuple[bool, int]]:
@@ -132,17 +141,19 @@ def replan_above_min_gain(seen: Observed, before: Plan, planning: Planning) -> I
 
 
 def replan_by_steps(seen: Observed, before: Plan, planning: Planning) -> Iterator[Plan]:
-    """Changed where the load has moved, judged by the single steps of the window: `Planning.replan`."""
+    """Planned once, then changed where the load has moved, judged by the single steps: `Planning.replan`."""
     plan = before
     for step, share in zip(seen.steps, seen.shares):
-        plan = planning.replan(plan, planning.load(seen.in_window(step), share))
+        if step == seen.steps[0]:
+            plan = seen.planned(step, before, planning)
+        else:
+            plan = planning.replan(plan, planning.load(seen.in_window(step), share))
         yield plan
 
 
 def plan_once_for_balance(seen: Observed, before: Plan, planning: Planning) -> Iterator[Plan]:
     """Planned from scratch for the single steps of the window, GPUs numbered as before."""
-    for step, share in zip(seen.steps, seen.shares):
-        yield planning.place(planning.load(seen.in_window(step), share), before)
+    return (seen.planned(step, before, planning) for step in seen.steps)
 
 
 def replan_by_state(seen: Observed, before: Plan, planning: Planning) -> Iterator[Plan]:
@@ -180,7 +191,9 @@ def utilisation_by_plan(seen: Observed, plans: Sequence[Plan], planning: Plannin
     for index, row in enumerate(found):
         counts = seen.since_last(index)
         mean = counts.sum(axis=1) / planning.gpus
-        row[: index + 1] = [utilisation(mean, planning.split.peaks(plan.held, counts)) for plan in plans[: index + 1]]
+        row[: index + 1] = [
+            utilisation(mean, planning.split.by_tokens.peaks(plan.held, counts)) for plan in plans[: index + 1]
+        ]
     return found
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetrace.forecasting.backtest import Progress, Run, in_turn
-from moetrace.placement.dispatch import EVENLY, Dispatch
+from moetrace.placement.dispatch import Dispatch
 from moetrace.placement.plan import Plan, least_redundant
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import (
@@ -21,19 +21,21 @@ from moetrace.placement.policies import (
     active_plan_after_gate,
     utilisation_by_plan,
 )
+from moetrace.placement.step_time import HIGHEST_RIDGE
 from moetrace.placement.systems import policies
 from moetrace.trace import LEAST_ROWS, Counts, LayerLoad, LoadTrace, Shares, Steps
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# Steps over which loads are added up before they are compared.
-BLOCK = 250
+# Steps over which loads are added up before they are compared; of a short trace fewer, for so many blocks.
+BLOCK, BLOCKS = 250, 8
 # Of a longer trace the last so many steps are replayed: what is planned for is what comes after them, and a policy may
 # plan every other step.
 MOST_REPLAYED = 100_000
 REPLAY_COLUMNS = (
     "trace", *SETTINGS, "redundant", "dispatch", "layer", "step", "mean_load", "peak_load", "block_peak", "moved",
+    "peak_memory_bound",
 )  # fmt: skip
 
 
@@ -48,9 +50,11 @@ def replayed(
     """What each policy makes of the load: a row by policy, number of redundant experts, layer and block of steps.
 
     From *first* steps on, or the last `MOST_REPLAYED` of a longer trace; in any case also for the default placement
-    with as few redundant experts as fill the GPUs. *mean_load* and *peak_load* are the tokens of the mean and of the
-    busiest GPU, added up step by step, *block_peak* those of the GPU that has most in all steps of the block; *moved*
-    are slots changed in it. The default placement is active before the first plan. A layer is a task for *run*;
+    with as few redundant experts as fill the GPUs. *mean_load* and *peak_load* are the loads of the mean GPU, without
+    replicas, and of the busiest one, added up step by step, *block_peak* that of the GPU that has most in all steps of
+    the block; *moved* are slots changed in it. Loads are tokens, or time as *planning* has it; where it has none,
+    *peak_memory_bound* is the time of the busiest GPU on hardware with `HIGHEST_RIDGE`, else NaN.
+    The default placement is active before the first plan. A layer is a task for *run*;
     *progress* gets how many are done. Our own policies plan as *planning* does, with each of *redundants*, and systems
     that have a choice split tokens as its dispatch does.
     """
@@ -83,6 +87,12 @@ class _Replay:
     redundants: Sequence[int]
     begin: int
 
+    @property
+    def block(self) -> int:
+        """The steps of a block."""
+        scored = int(self.trace.steps[-1]) - self.begin
+        return BLOCK if scored >= BLOCKS * BLOCK else max(scored // BLOCKS, self.trace.stride)
+
     def observed(self, number: int) -> tuple[LayerLoad, list[Observed]]:
         """A layer as far as it counts, and what each policy sees of it."""
         load = self.trace.layer(number)
@@ -91,9 +101,9 @@ class _Replay:
             load = replace(load, steps=load.steps[row:], counts=load.counts[row:].copy())
         before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
         planning_steps = load.steps[(load.steps >= self.begin) & (load.steps < load.steps[-1])]
-        due = [policy.due(planning_steps) for policy in self.known]
+        due, made = [policy.due(planning_steps) for policy in self.known], dict[Any, Plan]()
         return load, [
-            Observed(load, own, policy.window, _window_shares(load, before, own, policy.window))
+            Observed(load, own, policy.window, _window_shares(load, before, own, policy.window), made)
             for policy, own in zip(self.known, due)
         ]
 
@@ -150,12 +160,12 @@ class _Layer:
         begin, rows = self.replay.begin, list[tuple[Any, ...]]()
         for planning, (policy, seen) in product(self.replay.plannings, zip(self.replay.known, observed)):
             if self.replay.planned(policy, planning):
-                split = EVENLY if policy.even else planning.split
+                split = planning.evenly if policy.even else planning.split
                 # The row from which on each plan is active, that before the first plan's first, and the end.
                 moments = [begin, *(step + policy.late for step in seen.steps), int(load.steps[-1])]
                 starts = np.searchsorted(load.steps, moments, "right")
                 key = (self.replay.trace.name, *policy.settings, planning.redundant, split.kind, self.number)
-                blocks = _blocks(load, self._plans(policy, seen, planning), split, starts, begin)
+                blocks = _blocks(load, self._plans(policy, seen, planning), split, starts, self.replay)
                 rows += [(*key, *block) for block in blocks]
         return self.number, rows
 
@@ -182,29 +192,37 @@ def replayed_from(trace: LoadTrace, first: int) -> int:
 
 
 def _blocks(
-    load: LayerLoad, plans: Iterable[Plan], split: Dispatch, starts: Steps, begin: int
+    load: LayerLoad, plans: Iterable[Plan], split: Dispatch, starts: Steps, replay: _Replay
 ) -> Iterator[tuple[Any, ...]]:
     """Begin, loads and moves of each block."""
-    end = int(load.steps[-1])
+    begin, block, end = replay.begin, replay.block, int(load.steps[-1])
     # Whole blocks alone, and of them those in which something was logged.
-    numbers, edges = np.unique((load.steps[starts[0] :] - begin - 1) // BLOCK, return_index=True)
-    whole = begin + (numbers + 1) * BLOCK <= end
+    numbers, edges = np.unique((load.steps[starts[0] :] - begin - 1) // block, return_index=True)
+    whole = begin + (numbers + 1) * block <= end
     if not whole.any():
         return
+    bounded = None if split.time.known else replace(split, time=replace(split.time, ridge=HIGHEST_RIDGE))
     changed: list[int] = []
-    parts, before = [], None
+    parts, bound, before = [], [], None
     for plan, (start, stop) in zip(plans, pairwise(starts)):
         changed.append(0 if before is None else int(np.maximum(plan.held - before.held, 0).sum()))
-        parts += [split.loads(plan.held, load.counts[start:stop])] if start < stop else []
+        if start < stop:
+            counts = load.counts[start:stop]
+            parts.append(split.loads(plan.held, counts))
+            bound.append(np.full(len(counts), np.nan) if bounded is None else bounded.peaks(plan.held, counts))
         before = plan
     own = np.concatenate(parts)
+    alone = (
+        own.mean(axis=1) if split.time.linear else split.time.cost(load.counts[starts[0] :]).sum(axis=1) / own.shape[1]
+    )
     busiest = np.add.reduceat(own, edges, axis=0).max(axis=1)
-    mean, peak = (np.add.reduceat(loads, edges) for loads in (own.mean(axis=1), own.max(axis=1)))
+    each = (alone, own.max(axis=1), np.concatenate(bound))
+    mean, peak, memory = (np.add.reduceat(loads, edges) for loads in each)
     # The first plan is made before anything is scored.
     moved = np.zeros(len(edges), np.int64)
     np.add.at(moved, np.searchsorted(edges, starts[2:-1] - starts[0], "right") - 1, np.array(changed[2:], int))
     for i in np.flatnonzero(whole):
-        yield int(begin + numbers[i] * BLOCK), mean[i], peak[i], busiest[i], int(moved[i])
+        yield int(begin + numbers[i] * block), mean[i], peak[i], busiest[i], int(moved[i]), memory[i]
 
 
 def _window_shares(load: LayerLoad, before: Counts, due: Sequence[int], window: int) -> Shares:

@@ -11,7 +11,7 @@ from moetrace.analysis.states import state_at
 from moetrace.forecasting.backtest import Backtest, Progress, Run, in_turn
 from moetrace.forecasting.summary import DIFFERENCE, summarise
 from moetrace.placement.plan import Plan
-from moetrace.placement.planning import ByNode, Planning
+from moetrace.placement.planning import ByNode, Planning, spread
 from moetrace.placement.policies import DIGITS
 from moetrace.placement.step_peak import StepLoad
 from moetrace.trace import LayerLoad, LoadTrace, Shares
@@ -20,6 +20,8 @@ from moetrace.words import BASELINE, DEFAULT, DEPLOYED, ORACLE
 if TYPE_CHECKING:
     import pandas as pd
 
+# Layers whose plans are scored, spread evenly over those of the trace: no sample trace has more.
+MOST_LAYERS = 12
 # What serving systems plan by: the load of the last 1,000 passes (SGLang, vLLM).
 WINDOW = 1000
 SCORE_COLUMNS = (
@@ -44,8 +46,9 @@ def simulate(
     The strategies: ``default``, the default placement; the forecast of each predictor of *test*; ``window_mean``, the
     load of the last 1,000 steps; ``oracle``, the load that followed, whose plans are as even as possible. *moved* is
     the part of the slots that change from the plan of the cutoff before, at the first from ``default``, or from the
-    *deployed* plan, by layer, which is then scored as ``deployed``. A layer is a task for *run*; *progress* gets how
-    many are done. Raises `SettingError` where the slots do not fill the GPUs evenly.
+    *deployed* plan, by layer, which is then scored as ``deployed``. Of a trace with more than `MOST_LAYERS` layers so
+    many are scored. A layer is a task for *run*; *progress* gets how many are done.
+    Raises `SettingError` where the slots do not fill the GPUs evenly.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
@@ -57,18 +60,19 @@ def simulate(
 
     planning.check(trace.experts)
     states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
+    layers = spread(trace.layers, MOST_LAYERS) if len(test.shares) else []
     tasks = [
         LayerPlans(
             trace, layer, forecasts_of(test, layer), states[layer].to_dict(), planning, (deployed or {}).get(layer)
         )
-        for layer in (trace.layers if len(test.shares) else ())
+        for layer in layers
     ]
     rows: dict[int, list[tuple[Any, ...]]] = {}
     for layer, own in run(tasks):
         rows[layer] = own
         if progress:
             progress(len(rows), len(tasks))
-    return pd.DataFrame([row for layer in trace.layers for row in rows.get(layer, ())], columns=SCORE_COLUMNS)
+    return pd.DataFrame([row for layer in layers for row in rows.get(layer, ())], columns=SCORE_COLUMNS)
 
 
 def forecasts_of(test: Backtest, layer: int) -> Forecasts:
@@ -196,7 +200,7 @@ def plans_frame(
         else:
             plan = planning.place(wanted, planning.default(len(share)))
         key = {"trace": trace.name, "layer": load.layer, "predictor": predictor}
-        expected = planning.split.loads(plan.held, share[None])[0]
+        expected = planning.split.by_tokens.loads(plan.held, share[None])[0]
         for gpu, held in enumerate(plan.experts):
             numbers = load.expert_numbers[held].tolist()
             rows.append(key | {"gpu": gpu, "experts": numbers, "expected": float(expected[gpu])})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.placement.dispatch import EVENLY, LP, NEAREST, Dispatch, Held, Tokens, least_peaks
+from moetrace.placement.dispatch import EVENLY, FEWEST, LP, NEAREST, Dispatch, Held, Tokens, least_peaks
 from moetrace.placement.packing import Ints, in_units
 from moetrace.trace import Shares
 
@@ -51,10 +51,11 @@ def comparable(values: Any) -> Any:
 class StepLoad:
     """The load of single *steps* (steps, experts), whole numbers that add up to about `STEP_UNITS`.
 
-    Make one with `StepLoad.of`; shares alone are a load of one step.
+    Each is so many *tokens*. Make one with `StepLoad.of`; shares alone are a load of one step.
     """
 
     steps: Shares
+    tokens: float = 1.0
 
     @classmethod
     def of(cls, counts: Tokens, mean: Shares | None = None) -> StepLoad:
@@ -62,17 +63,21 @@ class StepLoad:
         kept = counts[counts.sum(axis=1) > 0]
         if not len(kept):
             kept = (np.ones(counts.shape[1]) if mean is None else mean)[None]
-        steps = kept / kept.sum()
+        steps, tokens = kept / kept.sum(), float(kept.sum())
         if mean is not None:
             own, wanted = steps.sum(axis=0), in_units(mean[None])[0]
             idle = np.where(own > 0, 0, wanted) * steps.sum(axis=1, keepdims=True)
             steps = steps * np.divide(wanted, own, out=np.zeros_like(own), where=own > 0) + idle
             steps /= wanted.sum()
-        return cls(np.rint(steps * STEP_UNITS))
+        return cls(np.rint(steps * STEP_UNITS), tokens / STEP_UNITS)
 
     def of_experts(self, experts: Ints) -> StepLoad:
         """The load of these *experts* alone."""
-        return StepLoad(self.steps[:, experts])
+        return StepLoad(self.steps[:, experts], self.tokens)
+
+    def in_time(self, copies: Ints, dispatch: Dispatch) -> StepLoad:
+        """The time that *copies* (experts,) replicas of each expert take together, as a load that they share evenly."""
+        return StepLoad.of(dispatch.alone(copies, self.steps * self.tokens))
 
     @cached_property
     def mean(self) -> Shares:
@@ -82,8 +87,8 @@ class StepLoad:
 
     @property
     def in_one_step(self) -> StepLoad:
-        """The same load as that of a single step."""
-        return StepLoad(self.steps.sum(axis=0, keepdims=True))
+        """The same load as that of a single step, the mean one."""
+        return StepLoad(self.steps.sum(axis=0, keepdims=True), self.tokens / len(self.steps))
 
     @cached_property
     def covariance(self) -> Shares:
@@ -96,9 +101,14 @@ class StepLoad:
     def peak(self, held: Held, dispatch: Dispatch = EVENLY) -> float:
         """The load of the busiest GPU of each step, added up, as a part of all of it; see `comparable`.
 
-        GPUs hold experts as in *held* (gpus, experts).
+        GPUs hold experts as in *held* (gpus, experts). All of it is what all experts take that have one replica.
         """
-        if dispatch.kind != LP:
+        if not dispatch.time.linear:
+            tokens = self.steps * self.tokens
+            part = dispatch.peaks(held, tokens).sum() / dispatch.time.cost(tokens).sum()
+        elif dispatch.kind == FEWEST:
+            part = np.rint(dispatch.peaks(held, self.steps)).sum() / self.steps.sum()
+        elif dispatch.kind != LP:
             part = np.rint(self.steps @ dispatch.expected_parts(held).T).max(axis=1).sum() / self.steps.sum()
         else:
             few = self.steps[:: -(-len(self.steps) // MOST_SPLIT)]
@@ -183,8 +193,12 @@ class StepPeak:
 def lowered(slots: Ints, load: StepLoad, least: float = LEAST_CHANGE, dispatch: Dispatch = EVENLY) -> Iterator[Ints]:
     """*slots* (gpus, slots) as changed, one exchange or one replica at a time, while that lowers the peak of a step.
 
-    Each time by more than *least*, a part of the mean GPU's load; first bluntly, then as sharply as can be.
+    Each time by more than *least*, a part of the mean GPU's load; first bluntly, then as sharply as can be. Where time
+    does not follow tokens, experts are only exchanged: another number of replicas would change what all of them take.
     """
+    if not dispatch.time.linear:
+        copies = np.bincount(slots.ravel(), minlength=len(load.mean))
+        load = load.in_time(copies, dispatch)
     enough = least / len(slots)
     for factor in SHARPNESS:
         slots = _settled(StepPeak.of(slots, load, dispatch, factor), enough).slots
@@ -195,7 +209,7 @@ def _settled(now: StepPeak, enough: float) -> StepPeak:
     """After all changes that lower the peak by more than *enough*; replicas are changed where exchanges end."""
     far = now.dispatch.kind == NEAREST and now.dispatch.nodes > 1
     while True:
-        for change in (_exchanged_far if far else _exchanged, _given):
+        for change in (_exchanged_far if far else _exchanged, *([_given] if now.dispatch.time.linear else [])):
             new = change(now, enough)
             if new is not None:
                 now = new

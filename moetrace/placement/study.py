@@ -8,21 +8,32 @@ from typing import TYPE_CHECKING
 
 from moetrace.analysis.severity import health_frame
 from moetrace.forecasting.backtest import Progress, Run, evaluate, in_turn
-from moetrace.forecasting.predictors import label
+from moetrace.forecasting.fitting import has_history
 from moetrace.forecasting.predictors.base import Predictor
+from moetrace.forecasting.predictors.window_mean import WindowMean
 from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
-from moetrace.forecasting.windows import FIRST_CUTOFF
+from moetrace.forecasting.windows import fitted
 from moetrace.placement.plan import Plan
 from moetrace.placement.planning import Planning
 from moetrace.placement.replay import MOST_REPLAYED, replayed
-from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
+from moetrace.placement.simulate import (
+    MOST_LAYERS,
+    best_strategy,
+    ending_states,
+    placement_summary,
+    plans_frame,
+    simulate,
+)
 from moetrace.placement.systems.base import Deployment
 from moetrace.placement.verdict import Verdict, policies_frame, verdict
 from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
     import pandas as pd
+
+# Steps that a plan is made for, unless a trace is too short.
+HORIZON = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,14 +82,14 @@ def place(
     trace: LoadTrace,
     predictors: Sequence[Predictor],
     planning: Planning | int,
-    horizon: int = 1000,
+    horizon: int | None = None,
     cutoffs: Sequence[int] | None = None,
     progress: Progress | None = None,
     *,
     redundants: Sequence[int] | None = None,
     deployed: Mapping[int, Plan] | None = None,
     expert_bytes: float | None = None,
-    first: int = FIRST_CUTOFF,
+    first: int | None = None,
     train_on: Sequence[LoadTrace] = (),
     seed: int = 0,
     results: Results | None = None,
@@ -89,9 +100,10 @@ def place(
     A number for *planning* is the number of GPUs. A plan is for the next *horizon* steps, and changes the one before,
     at first the *deployed* one, by layer. An expert has so many *expert_bytes*. The trace is replayed from *first*
     steps on under the policies of serving systems, with each of *redundants* redundant experts (that of *planning* by
-    default), which gives the verdict; the plan to deploy has the recommended number. *cutoffs*, *train_on*, *results*
-    and *run* are those of `evaluate`; *progress* counts the layers that were replayed, then the results, then the
-    layers that were planned.
+    default), which gives the verdict; the plan to deploy has the recommended number. *horizon*, *first* and *cutoffs*
+    are those of `fitted` if None. Where no predictor is able to learn from the trace, plans are made by its mean.
+    *train_on*, *results* and *run* are those of `evaluate`; *progress* counts the layers that were replayed, then the
+    results, then the layers that were planned.
     Raises `SettingError` where the slots do not fill the GPUs evenly.
 
     >>> import moetrace as mt
@@ -104,18 +116,29 @@ def place(
     redundants = [planning.redundant] if redundants is None else redundants
     for number in redundants:
         planning.with_redundant(number).check(trace.experts)
+    asked, early, usual = fitted(trace, [HORIZON if horizon is None else horizon], first)
+    horizon = asked[0] if horizon is None else horizon
+    cutoffs = usual if cutoffs is None else cutoffs
     stages = _Stages(progress)
-    replay = replayed(trace, planning, redundants, first, stages.next(), run)
+    replay = replayed(trace, planning, redundants, early, stages.next(), run)
     policies = policies_frame(replay, trace, expert_bytes)
     judged = verdict(trace, replay, policies, planning, seed)
     planning = planning.with_redundant(redundants[0] if judged.redundant is None else judged.redundant)
+    able = [own for own in predictors if has_history(own, trace.steps, int(trace.steps[-1]))]
     test = evaluate(
-        trace, predictors, [horizon], cutoffs, stages.next(), ahead=True, train_on=train_on, results=results, run=run
+        trace,
+        able or [WindowMean()],
+        [horizon],
+        cutoffs,
+        stages.next(),
+        ahead=True,
+        train_on=train_on,
+        results=results,
+        run=run,
     )
     scores = simulate(trace, test, planning, deployed=deployed, progress=stages.next(), run=run)
     means = means_frame(test.forecasts(), horizon)
-    able = list(dict.fromkeys(means["predictor"])) if len(means) else [label(predictors[0])]
-    best = best_strategy(scores, able, ending_states(trace))
+    best = best_strategy(scores, list(dict.fromkeys(means["predictor"])), ending_states(trace))
     size = float("nan") if expert_bytes is None else expert_bytes
     all_bytes = (trace.experts + planning.redundant) * len(trace.layers) * size
     summary = placement_summary(scores, seed)
@@ -126,13 +149,13 @@ def place(
         "policies": policies,
         "balance": health_frame(trace),
     }
-    loads = {}
-    if len(means):
-        own = means[means["predictor"] == best]
-        loads = {int(str(layer)): part["share"].tolist() for layer, part in own.groupby("layer", sort=False)}
+    own = means[means["predictor"] == best]
+    loads = {int(str(layer)): part["share"].tolist() for layer, part in own.groupby("layer", sort=False)}
     logged, notes = len(trace.steps), tuple[str, ...]()
     if logged > MOST_REPLAYED:
-        notes = (f"policies are replayed on the last {MOST_REPLAYED:,} of {logged:,} logged steps",)
+        notes += (f"policies are replayed on the last {MOST_REPLAYED:,} of {logged:,} logged steps",)
+    if len(trace.layers) > MOST_LAYERS:
+        notes += (f"plans by each forecast are scored on {MOST_LAYERS} of {len(trace.layers)} layers",)
     return Placement(
         trace.name, frames, best, planning, judged, loads, test.computed, test.reused, trace.info.first_expert, notes
     )

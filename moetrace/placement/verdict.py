@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from moetrace.forecasting.windows import FIRST_CUTOFF
 from moetrace.placement.plan import least_redundant, lowest_peak
-from moetrace.placement.planning import Planning
+from moetrace.placement.planning import Planning, spread
 from moetrace.placement.policies import DIGITS, SETTINGS
-from moetrace.placement.replay import BLOCK
+from moetrace.placement.replay import BLOCK, BLOCKS
+from moetrace.placement.step_time import HIGHEST_RIDGE
 from moetrace.placement.systems import SYSTEMS, launch
 from moetrace.placement.systems import policies as known_policies
 from moetrace.trace import LoadTrace
+from moetrace.words import DEPENDS, NO_EVIDENCE, NOT_WORTH_IT, WORTH_IT
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WORTH_IT, NOT_WORTH_IT, NO_EVIDENCE = "worth it", "not worth it", "not enough evidence"
 POLICY = ["trace", *SETTINGS, "redundant", "dispatch"]
 POLICY_COLUMNS = (
     *POLICY, "balance", "peak_over_mean", "moved_per_1000", "moved_bytes", "chosen_by", "recommended", "stock",
@@ -31,20 +34,30 @@ ENOUGH = 0.01
 MOST_MOVED = 1.0
 # Expert time that balancing has to save at least: below that, nobody would run one more moving part.
 WORTH = 0.02
-# Blocks of the second half below which a bootstrap shows nothing.
-FEWEST_BLOCKS = 4
+# Steps that a verdict needs: as many blocks as policies are chosen and tested on, after the first cutoff.
+EVIDENCE = FIRST_CUTOFF + BLOCKS * BLOCK
+# Layers on which numbers of redundant experts are compared, spread evenly over those of the trace.
+MOST_LAYERS = 12
 DRAWS = 1000
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether balancing is worth it on a trace: *verdict* is `WORTH_IT`, `NOT_WORTH_IT` or `NO_EVIDENCE`.
+    """Whether balancing is worth it on a trace: `WORTH_IT`, `NOT_WORTH_IT`, `NO_EVIDENCE`, or `DEPENDS`.
+
+    A trace of fewer than *evidence_steps* has no verdict, but the savings as the best estimate, unless it is too short
+    even for that.
 
     *policy* is the recommended policy as the subject of a sentence, *start* how it is run: ``nothing`` to do, a plan
     ``file``, the ``flags`` of a system that plans by itself, or ``replanning`` by `rebalance_experts` while a system
     runs. *saved* is the part of the expert time of a step that it saves on the half of the trace that it was not chosen
     on, if time follows the busiest GPU, compared with the default placement with *plain_redundant* redundant experts,
-    as few as fill the GPUs, with a 95% interval from a paired bootstrap over blocks of steps. *enough_redundant* is the
+    as few as fill the GPUs, with a 95% interval from a paired bootstrap over blocks of steps. Where nothing is known of
+    the hardware, that is if time follows tokens, and *saved_memory_bound* is the same at the *memory_bound_ridge*,
+    `HIGHEST_RIDGE`; where the two do not lead to one answer, it depends on the hardware. *tokens_per_expert* are those
+    of a pass, *ridge* is where an expert becomes compute-bound on the *hardware*, *microseconds* are saved in each
+    layer and step, where that is known. *by_redundant* has the best policy with each number of redundant experts that
+    was asked for. *enough_redundant* is the
     number of redundant experts above which balance gains less than 0.01, *floor* the peak load that the hottest expert
     alone causes, *holds* for how many steps the balance of a plan made once is within 0.01 of the recommended policy,
     None to the end. *launch* starts the system so that it does this. *stock* has the same of the best policy that needs
@@ -53,6 +66,8 @@ class Verdict:
 
     trace: str
     verdict: str
+    steps: int = 0
+    evidence_steps: int = EVIDENCE
     system: str | None = None
     window: int | None = None
     interval: int | None = None
@@ -62,6 +77,15 @@ class Verdict:
     saved: float = float("nan")
     saved_low: float = float("nan")
     saved_high: float = float("nan")
+    saved_memory_bound: float = float("nan")
+    saved_memory_bound_low: float = float("nan")
+    saved_memory_bound_high: float = float("nan")
+    memory_bound_ridge: float | None = None
+    microseconds: float | None = None
+    tokens_per_expert: float = float("nan")
+    ridge: float | None = None
+    hardware: str = ""
+    by_redundant: list[dict[str, Any]] | None = None
     moved_per_1000: float = float("nan")
     moved_bytes: float = float("nan")
     enough_redundant: int | None = None
@@ -104,14 +128,14 @@ def policies_frame(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float |
 
 def _measured(replay: pd.DataFrame, trace: LoadTrace, expert_bytes: float | None) -> pd.DataFrame:
     """Balance, peak and moves of each policy."""
-    blocks = replay["step"].nunique()
+    scored = replay["step"].nunique() * block_of(replay)
     mean, peak, block_peak, moved = (
         replay.groupby(POLICY, sort=False, dropna=False)[name].sum()
         for name in ("mean_load", "peak_load", "block_peak", "moved")
     )
     own = {"balance": mean / peak, "peak_over_mean": block_peak / mean}
     slots = (trace.experts + moved.index.get_level_values("redundant").to_numpy()) * len(trace.layers)
-    own["moved_per_1000"] = moved / slots / blocks * 1000 / BLOCK
+    own["moved_per_1000"] = moved / slots / scored * 1000
     own["moved_bytes"] = own["moved_per_1000"] * slots * (float("nan") if expert_bytes is None else expert_bytes)
     return mean.to_frame().assign(**own).reset_index()
 
@@ -128,25 +152,107 @@ def verdict(
     trace: LoadTrace, replay: pd.DataFrame, policies: pd.DataFrame, planning: Planning, seed: int = 0
 ) -> Verdict:
     """The verdict of the *policies* and their *replay* on balancing *trace* as *planning* does."""
+    time = planning.time
+    about = Verdict(
+        trace.name,
+        NO_EVIDENCE,
+        steps=int(trace.steps[-1] - trace.steps[0]) + 1,
+        evidence_steps=EVIDENCE,
+        tokens_per_expert=tokens_per_expert(trace, time.passes),
+        ridge=time.bound if time.known else None,
+        memory_bound_ridge=None if time.known else HIGHEST_RIDGE,
+        hardware=time.hardware,
+    )
     steps = np.sort(replay["step"].unique()) if len(replay) else np.array([])
-    if len(steps) < 2 * FEWEST_BLOCKS:
-        return Verdict(trace.name, NO_EVIDENCE)
+    if len(steps) < 2:
+        return about
     rest = replay[replay["step"] >= steps[len(steps) // 2]]
     plain = planning.with_redundant(int(rest["redundant"].min()))
     best, stock = (policies[policies[name]].iloc[0] for name in ("recommended", "stock"))
     savings = _savings_of(trace, rest, best, plain, seed)
-    low, high = savings["saved_low"], savings["saved_high"]
     enough, floor = _enough_redundant(trace, planning.with_redundant(savings["redundant"]))
-    return Verdict(
-        trace.name,
-        WORTH_IT if low > WORTH else NOT_WORTH_IT if high < WORTH else NO_EVIDENCE,
+    return replace(
+        about,
+        verdict=_judged(savings) if about.steps >= EVIDENCE else NO_EVIDENCE,
         **savings,
         plain_redundant=plain.redundant,
+        by_redundant=_by_redundant(policies, rest, plain),
         enough_redundant=enough,
         floor=floor,
         holds=_holds(replay, best),
         stock=None if stock["recommended"] else _savings_of(trace, rest, stock, plain, seed),
     )
+
+
+def block_of(replay: pd.DataFrame) -> int:
+    """The steps of a block of a *replay*."""
+    apart = np.diff(np.sort(replay["step"].unique()))
+    return int(apart.min()) if len(apart) else BLOCK
+
+
+def _judged(savings: Mapping[str, Any]) -> str:
+    """The verdict of what is saved, and where the hardware is not known of what is saved where it is memory-bound."""
+    ends = ("saved",) if np.isnan(savings["saved_memory_bound"]) else ("saved", "saved_memory_bound")
+    worth = {savings[f"{end}_low"] > WORTH for end in ends}
+    vain = {savings[f"{end}_high"] < WORTH for end in ends}
+    if worth == {True}:
+        return WORTH_IT
+    if vain == {True}:
+        return NOT_WORTH_IT
+    return DEPENDS if True in worth and True in vain else NO_EVIDENCE
+
+
+def tokens_per_expert(trace: LoadTrace, passes: int = 1) -> float:
+    """The mean tokens of an expert in one of so many *passes* of a step, over all layers and steps of *trace*."""
+    return float(np.mean([load.counts.sum() / load.counts.size for load in trace.by_layer()])) / passes
+
+
+class Bound(NamedTuple):
+    """The most that balancing can save on a trace, as parts of the expert time of a step, see `at_most`."""
+
+    saved: float
+    saved_memory_bound: float
+    tokens_per_expert: float
+    ridge: float | None
+    hardware: str
+
+
+def at_most(trace: LoadTrace, planning: Planning) -> Bound:
+    """What a plan would save that leaves every GPU with the same load in each of the last 1,000 steps of *trace*.
+
+    Compared with the default placement with as few redundant experts as fill the GPUs; *saved_memory_bound* is that at
+    `HIGHEST_RIDGE`, NaN where the time of experts is known. *tokens_per_expert* are those of a pass.
+    """
+    default = planning.with_redundant(least_redundant(trace.experts, planning.gpus)).default(trace.experts)
+    time = planning.time
+    ends = [time] if time.known else [time, replace(time, ridge=HIGHEST_RIDGE)]
+    even, busiest = np.zeros(len(ends)), np.zeros(len(ends))
+    for load in trace.by_layer():
+        counts = load.last(1000).counts
+        for end, own in enumerate(ends):
+            even[end] += own.cost(counts).sum() / planning.gpus
+            busiest[end] += replace(planning, time=own).evenly.peaks(default.held, counts).sum()
+    found = [float(part) for part in 1 - even / busiest]
+    ridge = time.bound if time.known else None
+    return Bound(
+        found[0],
+        found[1] if len(ends) > 1 else float("nan"),
+        tokens_per_expert(trace, time.passes),
+        ridge,
+        time.hardware,
+    )
+
+
+def _by_redundant(policies: pd.DataFrame, rest: pd.DataFrame, plain: Planning) -> list[dict[str, Any]]:
+    """For each number of redundant experts that was asked for the best policy of the first half, and what it saves."""
+    found = []
+    default = rest[(rest["system"] == "none") & (rest["redundant"] == plain.redundant)]
+    for _, own in policies.groupby("redundant"):
+        if own["system"].nunique() > 1:
+            best = own.loc[_best(own.assign(balance=own["chosen_by"]))]
+            saved = saved_compared(default, rest[_is(rest, best)])[0]
+            found.append({"redundant": int(best["redundant"]), "system": best["system"], "saved": saved})
+    return found
 
 
 def _savings_of(
@@ -158,8 +264,15 @@ def _savings_of(
     settings = tuple(None if pd.isna(value) else value for value in row[list(SETTINGS)])
     policy = next(own for own in known_policies(len(trace.layers)) if own.settings == settings)
     system, planning = SYSTEMS[policy.system], plain.with_redundant(int(row["redundant"]))
-    default = rest[(rest["system"] == "none") & (rest["redundant"] == plain.redundant)]
-    saved = saved_compared(default, rest[_is(rest, row)], seed)
+    default, mine = rest[(rest["system"] == "none") & (rest["redundant"] == plain.redundant)], rest[_is(rest, row)]
+    saved = [
+        float(value)
+        for name in ("peak_load", "peak_memory_bound")
+        for value in saved_compared(default, mine, seed, name)
+    ]
+    block, begin = block_of(rest), int(rest["step"].min())
+    logged = int(np.isin(begin + (trace.steps - begin - 1) // block * block, rest["step"]).sum())
+    each = float(default["peak_load"].sum() - mine["peak_load"].sum()) / logged / len(trace.layers)
     known = {**dict(zip(SETTINGS, policy.settings)), "redundant": planning.redundant}
     sentence = system.sentence.format(**known)
     if policy.threshold is not None:
@@ -172,7 +285,10 @@ def _savings_of(
         start = "replanning" if system.planned else "file" if system.launch is None else "flags"
     return {
         **known,
-        **dict(zip(("saved", "saved_low", "saved_high"), saved)),
+        **dict(
+            zip((f"{name}{end}" for name in ("saved", "saved_memory_bound") for end in ("", "_low", "_high")), saved)
+        ),
+        "microseconds": plain.time.microseconds(each),
         "moved_per_1000": float(row["moved_per_1000"]),
         "moved_bytes": float(row["moved_bytes"]),
         "policy": sentence,
@@ -181,12 +297,14 @@ def _savings_of(
     }
 
 
-def saved_compared(plain: pd.DataFrame, mine: pd.DataFrame, seed: int = 0) -> tuple[float, float, float]:
+def saved_compared(
+    plain: pd.DataFrame, mine: pd.DataFrame, seed: int = 0, load: str = "peak_load"
+) -> tuple[float, float, float]:
     """The part of the expert time of *plain* that *mine* saves, both rows of a replay of the same steps.
 
-    With a 95% interval from a paired bootstrap over blocks of steps.
+    With a 95% interval from a paired bootstrap over blocks of steps. Time is the column *load*; NaN where it is.
     """
-    sums = np.array([part.groupby("step")["peak_load"].sum() for part in (mine, plain)])  # (2, blocks)
+    sums = np.array([part.groupby("step")[load].sum(min_count=1) for part in (mine, plain)])  # (2, blocks)
     draws = np.random.default_rng(seed).integers(sums.shape[1], size=(DRAWS, sums.shape[1]))
     drawn = sums[:, draws].sum(axis=2)
     low, high = np.quantile(1 - drawn[0] / drawn[1], [0.025, 0.975])
@@ -196,21 +314,26 @@ def saved_compared(plain: pd.DataFrame, mine: pd.DataFrame, seed: int = 0) -> tu
 def _enough_redundant(trace: LoadTrace, planning: Planning) -> tuple[int, float]:
     """Above how many redundant experts balance gains less than `ENOUGH`, and the peak that the hottest expert causes.
 
-    Balance is that of the last 1,000 steps with a plan from the 1,000 before them.
+    The peak is that by tokens, NaN where time does not follow them. Balance is that of the last 1,000 steps with a plan
+    from the 1,000 before them, in up to `MOST_LAYERS` layers.
     """
-    cutoff, gpus = int(trace.steps[-1]) - 1000, planning.gpus
+    gpus, window = planning.gpus, min(1000, int(trace.steps[-1] - trace.steps[0]) // 2)
+    cutoff = int(trace.steps[-1]) - window
     base = least_redundant(trace.experts, gpus)
-    tried = [base + n * gpus for n in (0, 1, 2, 4) if base + n * gpus <= trace.experts * (gpus - 1)]
+    tried = [base + n * gpus for n in (0, 1, 2, 4) if planning.with_redundant(base + n * gpus).fits(trace.experts)]
+    tried = tried or [planning.redundant]
     balances, lowest = [], []
-    for load in trace.by_layer():
-        seen, after = load.until(cutoff).last(1000), load.after(cutoff, 1000).counts
+    for layer in spread(trace.layers, MOST_LAYERS):
+        load = trace.layer(layer)
+        seen, after = load.until(cutoff).last(window), load.after(cutoff, window).counts
         plans = [planning.with_redundant(n) for n in tried]
         balances.append(
             [own.evenness(own.place(own.load(seen.counts, seen.mean_shares)), after).balance for own in plans]
         )
         lowest.append(lowest_peak(seen.mean_shares, gpus, planning.redundant) * gpus)
     mean = np.mean(balances, axis=0).round(DIGITS)
-    return next(n for n, balance in zip(tried, mean) if balance >= mean.max() - ENOUGH), float(np.mean(lowest))
+    enough = next(n for n, balance in zip(tried, mean) if balance >= mean.max() - ENOUGH)
+    return enough, float(np.mean(lowest)) if planning.time.linear else float("nan")
 
 
 def _is(replay: pd.DataFrame, policy: pd.Series[Any]) -> pd.Series[bool]:

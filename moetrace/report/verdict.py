@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moetrace.report.phrases import Answer, bytes_of, percent_whole
+from moetrace.report.phrases import Answer, bytes_of, capitalised, percent_whole
 from moetrace.report.tables import rows_of
+from moetrace.words import DEPENDS, NOT_WORTH_IT
 
 QUESTION = "Worth balancing?"
 NO_GAIN = "no policy improves the balance of the default placement by 0.01, which is about 1% of the expert time"
@@ -21,14 +22,17 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
     """The answer of a *verdict* of ``place --json``, with ``gpus``; without one, the *command* that would give it."""
     if verdict is None:
         return Answer(QUESTION, "not evaluated", f"Not evaluated. Run {command}.")
-    answer = f"{verdict['verdict'][:1].upper()}{verdict['verdict'][1:]} on {verdict['gpus']} GPUs"
+    answer = f"{capitalised(verdict['verdict'])} on {verdict['gpus']} GPUs"
+    if verdict["steps"] < verdict["evidence_steps"]:
+        answer += f" (a verdict needs {verdict['evidence_steps']:,} steps, this trace has {verdict['steps']:,})"
+        if verdict["system"] is not None:
+            answer += ". Best estimate"
     if verdict["system"] is None:
-        return Answer(QUESTION, verdict["verdict"], f"{answer}: the trace is too short to choose and test a policy.")
+        return Answer(QUESTION, verdict["verdict"], f"{answer}: the plan is made from its mean load, and not tested.")
+    known = verdict["ridge"] is not None
+    bound = f"{answer}: {regime(verdict)}" if verdict["ridge"] else answer
     if verdict["start"] == "nothing":
-        return Answer(QUESTION, verdict["verdict"], f"{answer}: {NO_GAIN}.", f"Savings {MODEL}")
-    low, high = (f"{100 * verdict[f'saved_{end}']:.1f}" for end in ("low", "high"))
-    saved = f"{100 * verdict['saved']:.1f}% (95% interval {low} to {high}%)"
-    sentence = f"{answer}: {verdict['policy']} cuts expert time per step by {saved}."
+        return Answer(QUESTION, verdict["verdict"], f"{bound}: {NO_GAIN}.", f"Savings {MODEL}")
     replicas = verdict["plain_redundant"]
     plain = "the default placement" + (f" with {replicas:,} redundant experts" if replicas else "")
     moves = "No experts move after the first plan."
@@ -37,7 +41,58 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
         amount = f" ({bytes_of(size)})" if size == size else ""
         moves = f"{percent_whole(verdict['moved_per_1000'])} of the slots{amount} move per 1,000 steps."
     evidence = f"Savings are relative to {plain} and {MODEL} {moves}"
-    return Answer(QUESTION, f"{percent_whole(verdict['saved'])} saved", sentence, evidence)
+    saved, bounded = _saved(verdict, "saved"), _saved(verdict, "saved_memory_bound")
+    if known:
+        time = verdict["microseconds"]
+        amount = "" if time is None else f", {time:,.1f} µs per layer and step"
+        how = f"cuts expert time per step by {saved}{amount}."
+        if verdict["verdict"] == NOT_WORTH_IT:
+            sentence = f"{bound}. The best policy, {verdict['policy'].rstrip(',')}, {how}"
+        else:
+            sentence = f"{bound}. {capitalised(verdict['policy'])} {how}"
+        return Answer(QUESTION, f"{percent_whole(verdict['saved'])} saved", sentence, evidence)
+    sentence = (
+        f"{answer}: {verdict['policy']} cuts expert time per step by {saved} where time follows tokens, and by "
+        f"{bounded} on a GPU that is memory-bound below {verdict['memory_bound_ridge']:,.0f} tokens per expert; here "
+        f"an expert gets {tokens_of(verdict)} per pass."
+    )
+    if verdict["verdict"] == DEPENDS:
+        sentence += " Add --hardware to decide."
+    ends = sorted((verdict["saved"], verdict["saved_memory_bound"]))
+    number = f"{100 * ends[0]:.0f} to {100 * ends[1]:.0f}% saved"
+    return Answer(QUESTION, number, sentence, evidence)
+
+
+def first_answer(trace: str, bound: Any) -> str:
+    """What balancing can save at most on a *trace*, before any policy is replayed; *bound* is that of `at_most`."""
+    about, most = f"an expert gets {tokens_of(bound._asdict())} per pass", f"{100 * bound.saved:.1f}%"
+    if bound.ridge is None:
+        most += f" where time follows tokens and {100 * bound.saved_memory_bound:.1f}% where experts are memory-bound"
+    elif bound.ridge:
+        about = regime(bound._asdict())
+    return f"{trace}: {about}. Perfectly even GPUs would cut expert time per step by {most}."
+
+
+def _saved(verdict: Mapping[str, Any], name: str) -> str:
+    """A saving with its interval."""
+    low, high = (f"{100 * verdict[f'{name}_{end}']:.1f}" for end in ("low", "high"))
+    return f"{100 * verdict[name]:.1f}% (95% interval {low} to {high}%)"
+
+
+def tokens_of(verdict: Mapping[str, Any]) -> str:
+    """The mean tokens of an expert in a pass."""
+    tokens = verdict["tokens_per_expert"]
+    return f"{tokens:,.1f} tokens" if tokens < 10 else f"{tokens:,.0f} tokens"
+
+
+def regime(verdict: Mapping[str, Any]) -> str:
+    """Whether experts are memory-bound or compute-bound on the hardware, and why."""
+    ridge, on = verdict["ridge"], f" on {verdict['hardware'].upper()}" if verdict["hardware"] else ""
+    if not ridge:
+        return "time follows tokens"
+    passes = verdict["tokens_per_expert"] / ridge
+    which = "memory-bound" if passes < 0.5 else "compute-bound" if passes > 2 else "partly memory-bound"
+    return f"experts are {which}{on}, with {tokens_of(verdict)} per expert and pass and a ridge of {ridge:,.0f}"
 
 
 def verdict_in(frames: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -53,10 +108,14 @@ def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str
     """
     answer = worth(verdict)
     if verdict["system"] is None:
-        return [answer.sentence]
+        return [deployment(verdict)] if files else []
     enough, floor = verdict["enough_redundant"], verdict["floor"]
     more = f"More than {enough:,} redundant experts" if enough else "Redundant experts"
     limits = f"{more} would gain less than 1%."
+    tried = verdict["by_redundant"] or ()
+    if len(tried) > 1:
+        each = (f"{own['redundant']:,} save {100 * own['saved']:.1f}%" for own in tried)
+        limits = f"Of the numbers of redundant experts asked for, {', '.join(each)}. {limits}"
     if floor >= HOT:
         limits += f" The hottest expert limits the busiest GPU to {floor:.2f}x at best."
     if verdict["start"] == "nothing":
@@ -71,6 +130,8 @@ def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str
 
 def deployment(verdict: Mapping[str, Any]) -> str:
     """What to start or which file to deploy, and whether that is the recommended policy."""
+    if verdict["system"] is None:
+        return "To deploy the plan, start your serving system with its file and flags listed above."
     if verdict["start"] == "file":
         return "To deploy this policy, start your serving system with its file and flags listed above."
     if verdict["start"] == "flags":

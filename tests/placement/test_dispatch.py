@@ -226,7 +226,7 @@ def test_plans_for_a_linear_programme_are_better_there():
 
 def test_settings_that_there_are_not_are_refused():
     """Another split, and GPUs that do not fill the nodes."""
-    with pytest.raises(SettingError, match="tokens are split even, nearest or lp, not 'static'"):
+    with pytest.raises(SettingError, match="tokens are split even, nearest, lp or fewest, not 'static'"):
         Planning(4, dispatch="static")
     with pytest.raises(SettingError, match="4 GPUs are not the same number on each of 3 nodes"):
         Planning(4, nodes=3)
