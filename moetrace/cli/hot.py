@@ -108,10 +108,11 @@ def hot(
     predictors = protocol.predictors() if protocol.predictor else [predictor(name) for name in PREDICTORS]
     settings = protocol.settings(shared)
     transfer = None if expert_bytes is None or bandwidth is None else expert_bytes / bandwidth
-    chosen = protocol.cutoffs is not None or protocol.every is not None or protocol.first != Protocol.first
+    chosen = protocol.cutoffs is not None or protocol.every is not None or protocol.first is not None
 
     def one(given: str, trace: LoadTrace, progress: Report) -> tuple[str, Residency]:
-        cutoffs = protocol.cutoffs_for(trace, [horizon or default_horizon(trace)]) if chosen else None
+        over = [horizon or default_horizon(trace)]
+        cutoffs = protocol.windows(trace, over, over, shared.note)[1] if chosen else None
         found = keep(
             trace, predictors, slots=slots, total=total, cover=cover, cold=cold, horizon=horizon, cutoffs=cutoffs,
             refresh=refresh, transfer=transfer, progress=progress, seed=protocol.seed, **settings,

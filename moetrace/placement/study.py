@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moetrace.analysis.severity import health_frame
 from moetrace.forecasting.backtest import Progress, Run, evaluate, in_turn
-from moetrace.forecasting.fitting import has_history
+from moetrace.forecasting.layers import has_history
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.predictors.window_mean import WindowMean
 from moetrace.forecasting.results import Results

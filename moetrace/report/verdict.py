@@ -41,20 +41,22 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
         amount = f" ({bytes_of(size)})" if size == size else ""
         moves = f"{percent_whole(verdict['moved_per_1000'])} of the slots{amount} move per 1,000 steps."
     evidence = f"Savings are relative to {plain} and {MODEL} {moves}"
-    saved, bounded = _saved(verdict, "saved"), _saved(verdict, "saved_memory_bound")
+    saved = _saved(verdict, "saved")
     if known:
         time = verdict["microseconds"]
         amount = "" if time is None else f", {time:,.1f} µs per layer and step"
         how = f"cuts expert time per step by {saved}{amount}."
-        if verdict["verdict"] == NOT_WORTH_IT:
+        if not verdict["ridge"]:
+            sentence = f"{answer}: {verdict['policy']} {how}"
+        elif verdict["verdict"] == NOT_WORTH_IT:
             sentence = f"{bound}. The best policy, {verdict['policy'].rstrip(',')}, {how}"
         else:
             sentence = f"{bound}. {capitalised(verdict['policy'])} {how}"
         return Answer(QUESTION, f"{percent_whole(verdict['saved'])} saved", sentence, evidence)
     sentence = (
         f"{answer}: {verdict['policy']} cuts expert time per step by {saved} where time follows tokens, and by "
-        f"{bounded} on a GPU that is memory-bound below {verdict['memory_bound_ridge']:,.0f} tokens per expert; here "
-        f"an expert gets {tokens_of(verdict)} per pass."
+        f"{_saved(verdict, 'saved_memory_bound')} on a GPU that is memory-bound below "
+        f"{verdict['memory_bound_ridge']:,.0f} tokens per expert; here an expert gets {tokens_of(verdict)} per pass."
     )
     if verdict["verdict"] == DEPENDS:
         sentence += " Add --hardware to decide."

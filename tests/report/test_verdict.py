@@ -8,6 +8,7 @@ VERDICT = {
     "gpus": 8, "verdict": "worth it", "system": "vLLM", "window": 1000, "interval": 3000, "threshold": None, "redundant": 32, "plain_redundant": 0,
     "saved": 0.1234, "saved_low": 0.11, "saved_high": 0.131, "moved_per_1000": 0.25, "moved_bytes": float("nan"), "enough_redundant": 32,
     "floor": 1.0, "holds": 750, "policy": "a plan every 3,000 steps, with 32 redundant experts,", "start": "flags", "launch": "--enable-eplb", "stock": None,
+    "steps": 4000, "evidence_steps": 2500, "ridge": 0.0, "hardware": "", "tokens_per_expert": 33.0, "microseconds": None, "by_redundant": None,
 }  # fmt: skip
 STOCK = VERDICT | {"system": "static", "policy": "a single plan,", "start": "file", "saved": 0.05}
 
@@ -25,7 +26,8 @@ def test_the_verdict_is_one_sentence_with_one_saving():
     assert "25% of the slots (14 GB) move" in worth(VERDICT | {"moved_bytes": 14e9}).evidence
     assert "No experts move after the first plan." in worth(VERDICT | {"moved_per_1000": 0.0}).evidence
     assert "default placement with 16 redundant experts" in worth(VERDICT | {"plain_redundant": 16}).evidence
-    assert "too short" in worth({"gpus": 8, "verdict": "not enough evidence", "system": None}).sentence
+    short = worth(VERDICT | {"verdict": "not enough evidence", "system": None, "steps": 400}).sentence
+    assert "(a verdict needs 2,500 steps, this trace has 400): the plan is made from its mean load" in short
 
 
 def test_without_a_number_of_gpus_the_command_is_named():
