@@ -22,9 +22,8 @@ from moetrace.trace import FLOAT64_EXACT, Counts
 LAYERS = (0, 2**31 - 1)
 STEPS = (-FLOAT64_EXACT, FLOAT64_EXACT)
 SIZES = (1, 2**31 - 1)
-# Tokens of a layer in a step: a thousand times the largest batches there are, and the sum over eight million
-# steps still fits into 64 bits.
-MOST_TOKENS = 2**40
+# Tokens of a layer in a step: a thousand times the largest batches there are; the sum over eight million steps fits.
+MOST_IN_A_STEP = 2**40
 LONGEST_TEXT = 10_000
 # Metadata are read whole with a trace, and written with each of its parts; Parquet readers refuse 100 MB.
 MOST_BYTES = 16 << 20
@@ -90,7 +89,7 @@ def trace_path(value: Any) -> Path:
     return path
 
 
-def whole_counts(counts: ArrayLike, where: str, experts: int | None, earlier: Counts | None) -> Counts:
+def step_counts(counts: ArrayLike, where: str, experts: int | None, earlier: Counts | None) -> Counts:
     """*counts* plus *earlier* ones of the step, shape (experts,), as 64-bit integers in an array of their own.
 
     Raises `TraceError` unless there is one non-negative integer for each of *experts*, any number of them where that
@@ -107,20 +106,19 @@ def whole_counts(counts: ArrayLike, where: str, experts: int | None, earlier: Co
     with np.errstate(invalid="ignore"):  # NaN and infinity become a number that differs
         tokens = raw.astype(np.int64)
     bad = np.flatnonzero((tokens < 0) | (tokens != raw))
+    total = tokens.sum(dtype=np.float64) + (0 if earlier is None else earlier.sum())
     if bad.size:
         problem = f"expert {bad[0]} has {raw[bad[0]]} tokens"
-        raise TraceError(where, problem, "counts are integers, 0 where an expert is idle")
-    if experts not in (None, len(tokens)):
-        raise TraceError(
-            where,
-            f"{len(tokens)} experts where {experts} were before",
-            "every layer of a trace has the same number: record layers that differ into another path",
-        )
-    total = tokens.sum(dtype=np.float64) + (0 if earlier is None else earlier.sum())
-    if total > MOST_TOKENS:
-        way_out = f"a layer has at most {MOST_TOKENS} in a step: add what a step routes, not a running total"
-        raise TraceError(where, f"{total:.3g} tokens in one step", way_out)
-    return tokens if earlier is None else tokens + earlier
+        way_out = "counts are integers, 0 where an expert is idle"
+    elif experts not in (None, len(tokens)):
+        problem = f"{len(tokens)} experts where {experts} were before"
+        way_out = "every layer of a trace has the same number: record layers that differ into another path"
+    elif total > MOST_IN_A_STEP:
+        problem = f"{total:.3g} tokens in one step"
+        way_out = f"a layer has at most {MOST_IN_A_STEP} in a step: add what a step routes, not a running total"
+    else:
+        return tokens if earlier is None else tokens + earlier
+    raise TraceError(where, problem, way_out)
 
 
 def plain_notes(notes: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from moetrace.errors import MoetraceError, SettingError, TraceError
+from moetrace.record import arguments
 from moetrace.record.arguments import (
     LAYERS,
     MOST_BYTES,
@@ -27,10 +28,8 @@ from moetrace.record.arguments import (
     integer,
     plain_notes,
     shortened,
+    step_counts,
     text,
-    trace_name,
-    trace_path,
-    whole_counts,
 )
 from moetrace.record.backlog import Backlog, Block, steps_text
 from moetrace.record.folder import PartsFolder
@@ -79,9 +78,9 @@ class Recorder:
             raise SettingError("resume continues a trace and force replaces it: give one of them")
         if on_error not in get_args(OnError):
             raise SettingError(f"on_error={shortened(on_error)}: must be 'warn' or 'raise'")
-        self.path = trace_path(path)
+        self.path = arguments.trace_path(path)
         self._info = TraceInfo(
-            name=self.path.stem if name is None else trace_name(name),
+            name=self.path.stem if name is None else arguments.trace_name(name),
             model=None if model is None else text(model, "model"),
             top_k=None if top_k is None else integer(top_k, "top_k", *SIZES),
             format="recorder",
@@ -127,7 +126,7 @@ class Recorder:
         where = f"{self.path}, " + ("the first step" if self._last is None else f"the step after {self._last}")
         number = integer(layer, "layer", *LAYERS, where)
         earlier = self._adding.get(number)
-        self._adding[number] = whole_counts(counts, f"{where}, layer {number}", self._experts, earlier)
+        self._adding[number] = step_counts(counts, f"{where}, layer {number}", self._experts, earlier)
         self._experts = len(self._adding[number])
 
     def step(self, step: int | None = None) -> None:
