@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Cached results, and the commands that write results of their own.
 KEPT = "parts"
-COMMANDS = ("predict", "place")
+COMMANDS = ("predict", "place", "hot")
 # What is safe as a file name on every system and readable in a table.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ +=@-]{0,119}")
 

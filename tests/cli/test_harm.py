@@ -266,6 +266,7 @@ AT_ONCE = {
     "ingest": ["ingest", "../other.parquet", "--name", "t", "--force"],
     "predict": ["predict", *QUICK, "--horizon", "200", "--json"],
     "place": ["place", *QUICK, "--horizon", "200", "--gpus", "2", "--json"],
+    "hot": ["hot", *QUICK, "--horizon", "200", "--json"],
     "states": ["states", "--json"],
     "remove": ["remove", "t"],
 }
@@ -299,6 +300,7 @@ def test_two_commands_at_a_time_give_a_result_or_a_line(ingested, tmp_path, a, b
         ("predict", "t.parquet", "--predictor", "ema", "--horizon", 700),
         ("report", "t.parquet", "--predictor", "ema", "--horizons", 700),
         ("place", "t.parquet", "--gpus", 2, "--predictor", "ema"),
+        ("hot", "t.parquet"),
         ("export", "t.parquet", "-o", "x.csv"),
         ("check", "t.parquet"),
     ],

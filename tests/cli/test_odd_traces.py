@@ -63,6 +63,7 @@ COMMANDS = (
     ("predict", "--horizon", "300"),
     ("report", "--predictor", "level", "--figures", "none"),
     ("place", "--gpus", "2", "--horizon", "300", "--predictor", "window_mean"),
+    ("hot", "--cold", "1"),
     ("check",),
     ("list",),
 )

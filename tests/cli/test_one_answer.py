@@ -34,6 +34,7 @@ def test_every_command_calls_an_expert_by_one_number(numbered, tmp_path):
     check = moetrace("check", path, "--json").json["findings"]
     states = moetrace("states", path, "--experts", "--json").json["experts"]
     place = moetrace("place", path, "--gpus", "4", *QUICK, "--json").json["plans"]
+    keep = moetrace("hot", path, *QUICK, "--slots", "7", "--cold", "1", "--json").json
     predict = moetrace("predict", path, *QUICK, "--json").json
     report = moetrace("report", path, *QUICK, "--figures", "none", "--folder", tmp_path / "r", "--json").json
     data = tmp_path / "r" / "data"
@@ -44,6 +45,8 @@ def test_every_command_calls_an_expert_by_one_number(numbered, tmp_path):
     shares = {row["expert"]: row["share"] for row in states if row["layer"] == 0}
     assert (hot, idle, every) == (max(shares, key=shares.get), min(shares, key=shares.get), set(shares))
     assert every == {expert for row in place for expert in row["experts"]}
+    assert all(hot == row["experts"][0] and {*row["experts"]} == every - {idle} for row in keep["sets"])
+    assert {idle} == {row["expert"] for row in keep["cold"]}
     tables = {
         "states": pd.DataFrame(states).drop_duplicates(["layer", "expert"])[["layer", "expert", "share"]],
         "predict": pd.read_csv(predict["means"]["numbered"])[["layer", "expert", "share"]],

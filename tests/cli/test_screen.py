@@ -9,7 +9,7 @@ from moetrace.cli import progress
 from moetrace.cli.options import bytes_of
 
 QUICK = ("--predictor", "window_mean", "--predictor", "ema", "--horizon", "700")
-COMMANDS = ("ingest", "states", "predict", "report", "place", "list", "remove", "check", "export")
+COMMANDS = ("ingest", "states", "predict", "report", "place", "hot", "list", "remove", "check", "export")
 
 
 @pytest.fixture
@@ -29,6 +29,7 @@ def ingested(moetrace, settled, tmp_path, monkeypatch):
         (("states", "one"), "Next: moetrace predict one"),
         (("predict", "one", *QUICK), "Next: moetrace place one --gpus N"),
         (("place", "one", "--gpus", "4", *QUICK), ""),
+        (("hot", "one", "--slots", "3", *QUICK), ""),
         (("check",), ""),
     ],
 )

@@ -148,13 +148,13 @@ def test_remove_takes_all_results_along_and_no_other(place, small, tmp_path):
     for name in ("run.1", "run-1"):
         save_trace(small, tmp_path / f"{name}.parquet")
         place.ingest(tmp_path / f"{name}.parquet")
-        for command in ("predict", "place", "parts"):
+        for command in ("predict", "place", "hot", "parts"):
             file = place.root / command / name / "x"
             file.parent.mkdir(parents=True)
             file.write_text("x")
     place.remove("run.1")
 
-    assert [["run-1"]] * 3 == [[p.name for p in (place.root / c).iterdir()] for c in ("predict", "place", "parts")]
+    assert [["run-1"]] * 4 == [[p.name for p in (place.root / c).iterdir()] for c in ("predict", "place", "hot", "parts")]
 
 
 def test_results_of_a_trace_renamed_by_hand_can_be_removed(place, long_file):
