@@ -41,6 +41,9 @@ def kept(answer: Mapping[str, Any]) -> Answer:
     active = f"{_points(answer['active_hit_rate'])} of the experts active in a step"
     if answer["worth"] == "unknown":
         sentence += f" and {active}. Not enough evidence for a verdict: record more steps."
+    elif answer["worth"] == "cache":
+        sentence += f" and {active}. An LRU cache of that size has {_points(answer['lru'])} of them: the hot experts "
+        sentence += "change too fast for a fixed set."
     elif answer["worth"] == "neither":
         chance = f"as many experts taken at random would cover {_points(per_layer / experts)}"
         sentence += f" and {active}; {chance}. Not worth it: no experts are hot enough."

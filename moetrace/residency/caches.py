@@ -8,7 +8,7 @@ experts with the highest keys, which are computed for all steps at once. Belady'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -145,12 +145,11 @@ def _scaled(sums: Counts) -> Counts:
     return sums
 
 
-CACHES: dict[str, Callable[[Counts, Sequence[int]], Hits]] = {"lru": lru, "lfu": lfu, "oracle": belady}
-"""By method; the oracle is Belady's."""
-
-
-def replayed(counts: Counts, slots: Sequence[int], every: int, window: int) -> Iterator[tuple[str, Hits]]:
-    """Every cache, and the set that is refreshed after *every* rows from the last *window*, see `lru`."""
-    yield "refreshed", refreshed(counts, slots, every, window)
-    for name, cache in CACHES.items():
-        yield name, cache(counts, slots)
+def replayed(counts: Counts, slots: Sequence[int], every: int, window: int) -> dict[str, Hits]:
+    """Every cache by method, and the set that is refreshed after *every* rows from the last *window*, see `lru`."""
+    return {
+        "refreshed": refreshed(counts, slots, every, window),
+        "lru": lru(counts, slots),
+        "lfu": lfu(counts, slots),
+        "oracle": belady(counts, slots),
+    }

@@ -11,11 +11,9 @@ from numpy.typing import NDArray
 
 from moetrace.analysis.states import state_at
 from moetrace.residency.caches import Hits, replayed
-from moetrace.residency.sets import ranked
+from moetrace.residency.sets import BY_LOAD, EQUAL, ranked
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 
-# How the slots are divided over the layers: as many for each, or where they cover most.
-EQUAL, BY_LOAD = "equal", "by_load"
 # Methods that are no predictor: the best set in hindsight, and Belady's cache.
 ORACLE_STATIC, ORACLE, REFRESHED = "oracle_static", "oracle", "refreshed"
 SCORE_COLUMNS = (
@@ -94,7 +92,7 @@ class LayerSets:
         covered = {ORACLE_STATIC: _best(after)} | {name: _covered(after, own) for name, own in self.forecasts.items()}
         rows = [row for name, pair in covered.items() for row in self._static(name, pair, after)]
         every, last = (load.rows(steps) for steps in (self.refresh, self.window))
-        for name, hits in replayed(load.counts, self.sizes, every, last):
+        for name, hits in replayed(load.counts, self.sizes, every, last).items():
             rows += self._cached(name, hits, load, after)
         curves = {name: np.nanmean(pair, axis=1) for name, pair in covered.items()}
         ages = [row for name, own in self.forecasts.items() for row in self._ages(name, own, after)]

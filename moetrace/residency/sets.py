@@ -13,6 +13,9 @@ from moetrace.trace import Shares
 # Shares are compared to so many digits, so that a set does not depend on the processor.
 DIGITS = 12
 
+# How slots are divided over the layers: as many for each, or where they cover most.
+EQUAL, BY_LOAD = "equal", "by_load"
+
 Slots = NDArray[np.int64]
 """Resident experts of each layer."""
 
@@ -43,6 +46,11 @@ class Budget:
                 )
                 among = "a share of the load" if name == "cover" else of
                 raise SettingError(f"{name} must be above 0 and at most {most:,} ({among}), got {value:,}")
+
+    @property
+    def allocation(self) -> str:
+        """How slots are divided over the layers: `EQUAL` where they were given for each, or not at all."""
+        return EQUAL if self.total is None and self.cover is None else BY_LOAD
 
     def size(self, shares: Shares) -> int:
         """Resident experts over all layers, for forecast *shares* (layers, experts)."""

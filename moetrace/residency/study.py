@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,8 +15,8 @@ from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import checked_cutoffs, default_cutoffs, scorable
-from moetrace.residency.scoring import BY_LOAD, EQUAL, ORACLE_STATIC, SCORE_COLUMNS, LayerSets
-from moetrace.residency.sets import Budget, Slots, divided, knee, ranked
+from moetrace.residency.scoring import ORACLE_STATIC, SCORE_COLUMNS, LayerScores, LayerSets
+from moetrace.residency.sets import EQUAL, Budget, Slots, divided, knee, ranked
 from moetrace.residency.summary import Answer, ages_frame, answer_of, asked_for, curve_frame, summary_frame
 from moetrace.trace import LoadTrace, Shares
 from moetrace.words import BASELINE
@@ -97,8 +97,6 @@ def hot(
     >>> len(found.sets[0]), round(found.answer.hit_rate, 2)
     (3, 0.67)
     """
-    import pandas as pd
-
     budget = Budget(slots, total, cover)
     budget.check(len(trace.layers), trace.experts)
     if not 0 <= cold < trace.experts:
@@ -107,57 +105,69 @@ def hot(
     refresh = min(REFRESH, horizon) if refresh is None else refresh
     if refresh < 1:
         raise SettingError(f"refresh must be at least 1 step, got {refresh}")
-    evaluated = 0
+    evaluated, layers = 0, len(trace.layers)
 
     def report(done: int, of: int) -> None:
         nonlocal evaluated
         evaluated = of
         if progress:
-            progress(done, of + len(trace.layers))
+            progress(done, of + layers)
 
-    predictors = list({label(own): own for own in (*predictors, predictor(BASELINE))}.values())
-    test = evaluate(
-        trace, predictors, [horizon], cutoffs, report, ahead=True, train_on=train_on, results=results, run=run
-    )
+    several = list({label(own): own for own in (*predictors, predictor(BASELINE))}.values())
+    test = evaluate(trace, several, [horizon], cutoffs, report, ahead=True, train_on=train_on, results=results, run=run)
     means = means_frame(test.forecasts(), horizon)
-    shape = (len(trace.layers), trace.experts)
-    ahead = {str(name): own["share"].to_numpy().reshape(shape) for name, own in means.groupby("predictor", sort=False)}
-    size = budget.size(next(iter(ahead.values())))
-    allocation = EQUAL if total is None and cover is None else BY_LOAD
+    size = budget.size(_shares(trace, means, means["predictor"].iloc[0]))
     found = []
     for own in run(_tasks(trace, test, horizon, size, refresh)):
         found.append(own)
         if progress:
-            progress(evaluated + len(found), evaluated + len(trace.layers))
+            progress(evaluated + len(found), evaluated + layers)
     found.sort(key=lambda own: own.layer)
+    asked = {"trace": trace.name, "slots": size / layers, "layers": layers, "experts": trace.experts}
+    asked |= {"allocation": budget.allocation, "horizon": horizon, "refresh": refresh}
+    return _residency(trace, test, means, found, asked, cold, transfer, seed)
 
+
+def _residency(
+    trace: LoadTrace,
+    test: Backtest,
+    means: pd.DataFrame,
+    found: Sequence[LayerScores],
+    asked: dict[str, Any],
+    cold: int,
+    transfer: float | None,
+    seed: int,
+) -> Residency:
+    """The frames and the answer of what was *found* of the layers, and the sets by the best forecast of *means*."""
+    import pandas as pd
+
+    layers, slots = asked["layers"], asked["slots"]
     scores = pd.DataFrame([row for own in found for row in own.rows], columns=SCORE_COLUMNS)
-    mean = size / len(trace.layers)
-    summary = summary_frame(scores, mean, len(trace.layers), transfer, seed)
-    rates = asked_for(summary, allocation, mean)
-    best = max(ahead, key=lambda name: round(rates[name]["hit_rate"], COMPARED) if name in rates else 0.0)
-    numbers = divided(ahead[best], size) if allocation == BY_LOAD else np.full(shape[0], size // shape[0])
+    summary = summary_frame(scores, slots, layers, transfer, seed)
+    rates = {
+        name: round(row["hit_rate"], COMPARED) for name, row in asked_for(summary, asked["allocation"], slots).items()
+    }
+    best = max(map(str, means["predictor"].unique()), key=lambda name: rates.get(name, 0.0))
+    shares = _shares(trace, means, best)
+    equal = asked["allocation"] == EQUAL
+    numbers = np.full(layers, int(slots)) if equal else divided(shares, round(slots * layers))
     frames = {
         "summary": summary,
-        "sets": _sets(trace, ahead[best], numbers, best),
+        "sets": _sets(trace, shares, numbers, best),
         "scores": scores,
         "curve": curve_frame(trace.name, found, best),
         "ages": ages_frame(trace.name, found),
         "cold": _cold(means[means["predictor"] == best], test, cold),
     }
-    asked = {"trace": trace.name, "best": best, "allocation": allocation, "slots": mean, "layers": shape[0]}
-    asked |= {"experts": shape[1], "knee": knee(ahead[best]), "horizon": horizon, "refresh": refresh}
-    shares = dict(zip(trace.layers, ahead[best].tolist()))
-    return Residency(
-        trace.name,
-        frames,
-        best,
-        answer_of(frames, found, asked),
-        shares,
-        trace.info.first_expert,
-        test.computed,
-        test.reused,
-    )
+    known = answer_of(frames, found, asked | {"best": best, "knee": knee(shares)})
+    by_layer = dict(zip(trace.layers, shares.tolist()))
+    return Residency(trace.name, frames, best, known, by_layer, trace.info.first_expert, test.computed, test.reused)
+
+
+def _shares(trace: LoadTrace, means: pd.DataFrame, name: str) -> Shares:
+    """The forecast share of each expert by the predictor of that *name*, shape (layers, experts)."""
+    own = means.loc[means["predictor"] == name, "share"]
+    return own.to_numpy().reshape(len(trace.layers), trace.experts)
 
 
 def default_horizon(trace: LoadTrace) -> int:

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetrace.forecasting.summary import DIFFERENCE, paired_interval, summarise
-from moetrace.residency.scoring import BY_LOAD, EQUAL, ORACLE, ORACLE_STATIC, REFRESHED, LayerScores
+from moetrace.residency.scoring import ORACLE, ORACLE_STATIC, REFRESHED, LayerScores
+from moetrace.residency.sets import BY_LOAD, EQUAL
 from moetrace.words import BASELINE
 
 if TYPE_CHECKING:
     import pandas as pd
 
-# What a resident set is good for: it saves loading experts, it saves computing with those that are not resident, or it
-# covers hardly more than as many experts taken at random.
-LOADING, COMPUTE, NEITHER, UNKNOWN = "loading", "compute", "neither", "unknown"
+# What a resident set is good for: it saves loading experts, it saves computing with those that are not resident, an LRU
+# cache does better, or it covers hardly more than as many experts taken at random.
+LOADING, COMPUTE, CACHE, NEITHER, UNKNOWN = "loading", "compute", "cache", "neither", "unknown"
 # By how much a rate has to be above that of random experts: less than a twentieth would not repay the work.
 WORTH = 0.05
 # A set holds as long as it covers at most so much less than a new one.
@@ -107,15 +108,15 @@ def ages_frame(trace: str, found: Sequence[LayerScores]) -> pd.DataFrame:
 class Answer:
     """What is said of the experts that a trace should keep.
 
-    *worth* is what a resident set is good for, by the 95% intervals of its rates: ``loading``, ``compute``,
-    ``neither``, or ``unknown`` where they are too wide or not known. *slots* per layer, a mean where the *allocation*
-    is ``by_load``, by the forecast of *best*, cover *hit_rate* of the token choices, *worst_layer* of those of the
-    worst layer, and *active_hit_rate* of the experts active in a step, of which there are *active* of *experts*, with
-    *tokens* per expert. *hindsight* is the hit rate of the best set. To the hit rate, a set that is chosen anew every
-    *refresh* steps adds *refresh_adds*, an LRU cache *lru_adds*, and dividing the slots by load *by_load_adds*, None
-    where layers cannot have as many. *lru* and *oracle* are active hit rates of caches. *knee* experts have more than
-    the mean load; a set chosen in the state that most layers end in, *ends*, *holds* for so many steps, None to the end
-    of the trace, which is *reach* steps.
+    *worth* is what a resident set is good for, by the 95% intervals of its rates: ``loading``, ``compute``, nothing
+    beside a ``cache``, ``neither``, or ``unknown`` where they are too wide or not known. *slots* per layer, a mean
+    where the *allocation* is ``by_load``, by the forecast of *best*, cover *hit_rate* of the token choices,
+    *worst_layer* of those of the worst layer, and *active_hit_rate* of the experts active in a step, of which there
+    are *active* of *experts*, with *tokens* per expert. *hindsight* is the hit rate of the best set. To the hit
+    rate, a set that is chosen anew every *refresh* steps adds *refresh_adds*, an LRU cache *lru_adds*, and dividing
+    the slots by load *by_load_adds*, None where layers cannot have as many. *lru* and *oracle* are active hit rates
+    of caches. *knee* experts have more than the mean load; a set chosen in the state that most layers end in,
+    *ends*, *holds* for so many steps, None to the end of the trace, which is *reach* steps.
     """
 
     trace: str
@@ -168,7 +169,7 @@ def answer_of(frames: Mapping[str, pd.DataFrame], found: Sequence[LayerScores], 
     return Answer(
         **asked,
         **rates,
-        worth=_worth(row, slots / asked["experts"]),
+        worth=_worth(row, equal["lru"], slots / asked["experts"]),
         worst_layer=float(row["worst_layer"]),
         active=float(row["active"]),
         tokens=float(np.mean([layer.tokens for layer in found])),
@@ -184,8 +185,10 @@ def answer_of(frames: Mapping[str, pd.DataFrame], found: Sequence[LayerScores], 
     )
 
 
-def _worth(row: Mapping[str, Any], chance: float) -> str:
-    """What a set with the rates of *row* is good for, where a random one would have *chance* of either."""
+def _worth(row: Mapping[str, Any], lru: Mapping[str, Any], chance: float) -> str:
+    """What a set with the rates of *row* is good for beside an *lru* cache; random experts have *chance* of both."""
+    if lru["active_hit_rate_low"] - max(row["active_hit_rate"], chance) >= WORTH:
+        return CACHE
     if row["active_hit_rate_low"] - chance >= WORTH:
         return LOADING
     if row["hit_rate_low"] - chance >= WORTH:

@@ -36,6 +36,11 @@ NONE = pd.DataFrame(columns=["layer"])
             "step. Worth it: a step loads 3.2 instead of 8.0 experts per layer.",
         ),
         (
+            {"worth": "cache", "hit_rate_low": NAN, "lru": 0.664},
+            "Keeping 32 of 128 experts per layer covers 67.7% of token choices and 26.7% of the experts active in a "
+            "step. An LRU cache of that size has 66.4% of them: the hot experts change too fast for a fixed set.",
+        ),
+        (
             {"worth": "neither", "hit_rate": 0.27, "hit_rate_low": NAN},
             "Keeping 32 of 128 experts per layer covers 27.0% of token choices and 26.7% of the experts active in a "
             "step; as many experts taken at random would cover 25.0%. Not worth it: no experts are hot enough.",

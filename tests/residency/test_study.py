@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import moetrace as mt
-from moetrace.residency.summary import COMPUTE, LOADING, NEITHER, UNKNOWN
+from moetrace.residency.summary import CACHE, COMPUTE, LOADING, NEITHER, UNKNOWN
 
 CUTOFFS = [120, 200, 280]
 HORIZON = 80
@@ -222,6 +222,18 @@ def test_what_a_set_is_worth(shares, tokens, worth):
     trace = mt.LoadTrace.from_counts(counts)
     assert worth == mt.hot(trace, slots=2).answer.worth
     assert UNKNOWN == mt.hot(trace, slots=2, cutoffs=[100, 200], horizon=100).answer.worth
+
+
+def test_a_cache_is_worth_more_where_hot_experts_change():
+    """Four experts at a time have the load, others every 20 steps: no fixed set covers it, what was used last does."""
+    rng = np.random.default_rng(0)
+    hot = np.repeat([rng.permutation(16)[:4] for _ in range(40)], 20, axis=0)
+    counts = np.zeros((800, 1, 16), np.int64)
+    np.put_along_axis(counts[:, 0], rng.permuted(hot, axis=1)[:, :2], 1, axis=1)
+    answer = mt.hot(mt.LoadTrace.from_counts(counts), slots=4).answer
+
+    assert CACHE == answer.worth
+    assert answer.lru > answer.active_hit_rate + 0.3
 
 
 def test_how_long_a_set_holds():

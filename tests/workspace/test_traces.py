@@ -154,7 +154,9 @@ def test_remove_takes_all_results_along_and_no_other(place, small, tmp_path):
             file.write_text("x")
     place.remove("run.1")
 
-    assert [["run-1"]] * 4 == [[p.name for p in (place.root / c).iterdir()] for c in ("predict", "place", "hot", "parts")]
+    assert [["run-1"]] * 4 == [
+        [p.name for p in (place.root / c).iterdir()] for c in ("predict", "place", "hot", "parts")
+    ]
 
 
 def test_results_of_a_trace_renamed_by_hand_can_be_removed(place, long_file):
