@@ -176,6 +176,7 @@ def test_predict_says_how_sure_it_is_of_each_expert(ingested):
         (("predict", "--horizon", 700, "--cutoffs", "2000,3900,50000"), "cutoffs from 1 to 3,300"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_scored_is_a_usage_error_and_nothing_is_written(ingested, tmp_path, argv, said):
     """With what would work; what was written before stays as it is."""
     ingested("predict", "--horizon", 700, *QUICK)
@@ -194,6 +195,7 @@ def test_a_trace_too_short_to_fit_anything_is_an_error(ingested):
     assert (1, 1) == (done.code, done.err.count("\n"))
 
 
+@pytest.mark.slow
 def test_csv_has_full_precision_and_json_no_nan(ingested):
     """The same numbers in both; what is missing is empty or null."""
     document = ingested("predict", "--horizon", 700, *QUICK, "--json").json
@@ -340,6 +342,7 @@ def test_an_export_is_what_its_ending_says(ingested, tmp_path):
     assert (tmp_path / "b.csv").read_bytes().startswith(b"PAR1")
 
 
+@pytest.mark.slow
 def test_a_plan_that_cannot_be_written_is_not_said_to_be(ingested, tmp_path):
     """A file lies where the folder of plans should be."""
     (tmp_path / "cwd" / "moetrace-out" / "place").write_text("mine")

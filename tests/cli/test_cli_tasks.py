@@ -18,6 +18,7 @@ def ingested(moetrace, settled, tmp_path):
     return moetrace
 
 
+@pytest.mark.slow
 def test_the_same_command_again_does_nothing_and_says_so(ingested):
     """Exit code 0, the same document, and a line on stderr; quiet is quiet."""
     first = ingested("predict", *QUICK, "--json")
@@ -57,6 +58,7 @@ def test_removing_a_trace_removes_its_results(ingested, tmp_path):
     assert [] == list(parts.iterdir())
 
 
+@pytest.mark.slow
 def test_a_damaged_result_is_made_anew(ingested, tmp_path):
     """With a note that names the file, and the same answer."""
     expected = ingested("predict", *QUICK).out

@@ -32,6 +32,7 @@ def test_the_answer_comes_first(served):
     assert "ms/step" not in "".join(lines)
 
 
+@pytest.mark.slow
 def test_the_document_has_what_programs_rely_on(served):
     """Sets with the numbers of the source, scores, their means, and files from 0 on."""
     document = served("--slots", "3", "--cold", "2", "--json", *QUICK).json
@@ -52,6 +53,7 @@ def test_the_document_has_what_programs_rely_on(served):
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in document["figures"])
 
 
+@pytest.mark.slow
 def test_a_total_is_divided_and_layers_are_renumbered(served):
     """Files that need as many experts in every layer are named as missing, in one line."""
     found = served("--total", "5", "--first-layer", "0", "--model-layers", "4", "--json", "--horizon", "100")

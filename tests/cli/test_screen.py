@@ -33,6 +33,7 @@ def ingested(moetrace, settled, tmp_path, monkeypatch):
         (("check",), ""),
     ],
 )
+@pytest.mark.slow
 def test_an_answer_fits_100_columns_and_names_the_next_command(ingested, argv, then):
     """One sentence, one table with one line of headings; notes are on stderr, and quiet has none."""
     done, quiet = ingested(*argv), ingested(*argv, "-q")
@@ -56,6 +57,7 @@ def test_the_next_command_can_be_copied(ingested, tmp_path, monkeypatch):
     assert "Next: moetrace predict 'run A'\n" in ingested("states", "run A").err
 
 
+@pytest.mark.slow
 def test_a_report_says_which_horizon_can_be_scored(ingested, tmp_path):
     """Where none of the usual ones can, a quarter of the trace; one that was asked for is refused."""
     done = ingested(
@@ -96,6 +98,7 @@ def test_the_summaries_of_all_commands_fit_their_line(moetrace):
     assert "..." not in listing
 
 
+@pytest.mark.slow
 def test_progress_off_a_terminal_is_a_line_now_and_then(ingested, monkeypatch):
     """With its unit, and which trace of how many; quiet has none."""
     monkeypatch.setattr(progress, "PATIENCE", 0.0)

@@ -333,6 +333,7 @@ def test_forecasts_after_a_jump_are_of_the_load_after_it(spec):
         assert errors[spec] * times < errors["window_mean"]
 
 
+@pytest.mark.slow
 def test_training_is_compiled_once(history, caplog):
     """A second network of the same shape, as for the next cutoff, is trained with what the first one was."""
     import jax

@@ -122,6 +122,7 @@ def test_a_later_schema_is_refused(saved, small, monkeypatch):
         open_trace(saved)
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_gives_a_wrong_answer(saved, tmp_path):
     """1,500 flips over data, page headers and footer: refused or harmless. `make fuzz` flips every bit."""
     rng = np.random.default_rng(0)

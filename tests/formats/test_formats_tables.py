@@ -264,6 +264,7 @@ def test_files_of_ranks_and_layers_are_added_up_and_put_together(small, tmp_path
     assert small.layers == found.layers
 
 
+@pytest.mark.slow
 def test_files_of_ranks_and_steps_follow_each_other_within_a_rank(small, tmp_path):
     """Names that tell both need no second merge; as segments of one run they are refused."""
     frame = long_table(small).to_pandas()

@@ -100,7 +100,9 @@ def scrape(step, name="moe:tokens_total", model="m"):
     halves = [(COUNTS[: step + 1] // 2).sum(axis=0)]
     engines = [halves[0], total - halves[0]]
     labels = [(r, j, e) for r in range(2) for j, e in np.ndindex(3, 16)]
-    lines = [f'{name}{{engine="{r}",model="{model}",layer="{j}",expert="{e}"}} {engines[r][j, e]:.1f}' for r, j, e in labels]
+    lines = [
+        f'{name}{{engine="{r}",model="{model}",layer="{j}",expert="{e}"}} {engines[r][j, e]:.1f}' for r, j, e in labels
+    ]
     return [f"# TYPE {name} counter", 'up{job="x"} 1', *lines]
 
 

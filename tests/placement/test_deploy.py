@@ -224,6 +224,7 @@ def test_a_file_that_is_no_plan_is_one_line(name, text, said, tmp_path):
     assert name in str(error.value)
 
 
+@pytest.mark.slow
 def test_the_plan_that_runs_today_is_scored_and_changed(moetrace, settled, tmp_path):
     """It has a row of its own; moves are counted from it, and the plan to deploy is near it."""
     from moetrace import save_trace
@@ -255,6 +256,7 @@ def test_a_layer_beyond_those_of_the_model_is_refused():
         sglang(Deployment(slots, {}, 4))
 
 
+@pytest.mark.slow
 def test_the_model_may_number_layers_otherwise(moetrace, settled, tmp_path):
     """Files and the plan that is read have the numbers of the model, whatever the trace calls its first layer."""
     from moetrace import save_trace

@@ -68,6 +68,7 @@ def test_the_table_is_that_of_sglang():
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 1, 8, 4), (4, 2, 8, 8), (8, 4, 16, 8)]), st.booleans())
+@pytest.mark.slow
 def test_the_table_equals_its_slow_twin(seed, shape, from_file):
     """Rank by rank, on one node and on several, for a map from a file and for one that SGLang plans by itself."""
     gpus, nodes, experts, redundant = shape
@@ -121,6 +122,7 @@ def lowest(held, tokens):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(8, 4, 4), (6, 3, 6), (16, 8, 8), (5, 5, 10)]))
+@pytest.mark.slow
 def test_loads_are_as_low_as_those_of_a_linear_programme(seed, shape):
     """In every step; and without the GPUs that are busiest, those of the rest, as no share can be moved down."""
     experts, gpus, redundant = shape
@@ -250,6 +252,7 @@ def test_plans_are_scored_as_tokens_are_split():
     assert isinstance(Planning(4, dispatch="lp").load(after, after[0] / after[0].sum()), StepLoad)
 
 
+@pytest.mark.slow
 def test_the_command_splits_tokens_as_told(moetrace, tmp_path):
     """--dispatch and --nodes; what does not fit is one line before anything is computed."""
     rng = np.random.default_rng(2)

@@ -101,6 +101,7 @@ def test_gpus_are_renamed_within_nodes(seed, shape):
     assert 0 == plan.aligned(plan, nodes).moved(plan)
 
 
+@pytest.mark.slow
 def test_nodes_of_a_token_are_those_of_drawing_it():
     """A naive twin: tokens drawn one by one, groups first and then experts, replicas by an even split."""
     rng = np.random.default_rng(3)
@@ -193,6 +194,7 @@ def test_the_arrays_are_planned_for_single_steps():
         rebalance_experts([[[1, 2]], [[1, -1]]], 2, 1, 1, 2)
 
 
+@pytest.mark.slow
 def test_the_command_plans_on_nodes(moetrace, tmp_path):
     """--nodes, --groups and --top-groups; what does not fit is one line before anything is computed."""
     trace = LoadTrace.from_counts(step_counts(16, 900)[:, None], info=TraceInfo("nodes", top_k=4))

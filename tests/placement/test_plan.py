@@ -48,6 +48,7 @@ def test_a_plan_is_hardly_worse_than_the_best_of_all(experts, gpus):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(8, 2, 0), (8, 4, 0), (9, 3, 0), (6, 3, 3), (7, 4, 5)]))
+@pytest.mark.slow
 def test_no_exchange_would_lower_the_peak_of_a_plan(seed, shape):
     """Of two experts between any two GPUs, unless one of the GPUs then held an expert twice."""
     experts, gpus, redundant = shape
@@ -65,6 +66,7 @@ def test_no_exchange_would_lower_the_peak_of_a_plan(seed, shape):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.integers(1, 6), st.integers(0, 3))
+@pytest.mark.slow
 def test_slots_are_filled_evenly_and_no_expert_is_forgotten(seed, gpus, slots, copies):
     """Every GPU has the same number, every expert is somewhere, and on no more GPUs than there are."""
     redundant = min(copies * gpus, gpus * slots - gpus)
@@ -303,6 +305,7 @@ def test_the_summary_is_relative_to_the_window_mean(scored):
     assert 3 == summary.loc[("oracle", "all"), "cutoffs"]
 
 
+@pytest.mark.slow
 def test_the_command_scores_plans_and_writes_one(moetrace, settled, tmp_path):
     """JSON with the fields other programs rely on, and a map as vllm-ascend and MindIE read it."""
     from moetrace import save_trace
@@ -351,6 +354,7 @@ def test_the_best_is_judged_where_all_were_scored():
     assert ["level", "arima"] == [best_strategy(tied, names) for names in (["level", "arima"], ["arima", "level"])]
 
 
+@pytest.mark.slow
 def test_a_plan_stays_in_the_workspace(moetrace, settled, tmp_path):
     """Whatever a trace is called; two traces of one name have plans of their own, and part of the layers is no plan."""
     from dataclasses import replace

@@ -243,6 +243,7 @@ def test_who_moves_all_the_time_is_not_recommended():
     assert found.loc["static", "balance"] == pytest.approx(100 / 110.5)
 
 
+@pytest.mark.slow
 def test_what_is_worth_it_and_what_is_not():
     """An uneven load is, an even one is not, a short trace says nothing."""
     said = {}
@@ -321,6 +322,7 @@ def test_a_trace_without_two_blocks_has_no_policy(steps):
     assert (0, True) == (len(found), "recommended" in found.columns)
 
 
+@pytest.mark.slow
 def test_steps_far_apart_are_replayed_by_the_rows_that_there_are():
     """Time stamps for steps, and a gap of a thousand million of them, take no longer and say something."""
     counts = trace_of([UNEVEN], 400).counts
@@ -441,6 +443,7 @@ def test_a_layer_that_moves_is_planned_by_its_last_steps():
     assert plan.peak_over_mean(TURNED) < 1.05 * place(TURNED, 4).peak_over_mean(TURNED)
 
 
+@pytest.mark.slow
 def test_the_command_judges(moetrace, settled, tmp_path):
     """A verdict, the policies with several numbers of replicas, and notes on the screen."""
     from moetrace import save_trace
@@ -471,6 +474,7 @@ def test_how_long_a_plan_holds_is_told_beside_another_policy():
     assert _holds(replay[replay["system"] == "static"], best) is None
 
 
+@pytest.mark.slow
 def test_of_a_long_trace_the_end_is_replayed(replay, monkeypatch):
     """As from that step on, and it is said; of a shorter one all."""
     trace, _ = replay
@@ -522,6 +526,7 @@ def test_layers_are_replayed_in_any_order(replay):
     )
 
 
+@pytest.mark.slow
 def test_progress_counts_the_layers_that_are_replayed(replay):
     """And the results after them, and the layers that are planned, in one count."""
     counts = np.concatenate([replay[0].counts[:2000]] * 3, axis=1)

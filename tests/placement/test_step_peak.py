@@ -44,6 +44,7 @@ def bound(counts, slots, sharpness, mean=None):
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(8, 4, 0), (8, 4, 4), (9, 3, 6)]), st.floats(0.5, 60))
+@pytest.mark.slow
 def test_the_bound_equals_its_naive_twin(seed, shape, sharpness):
     """Mean, variance and covariance of every GPU, also with replicas."""
     experts, gpus, redundant = shape
@@ -84,6 +85,7 @@ def neighbours(slots, experts):
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(6, 3, 0), (6, 3, 3), (5, 4, 3)]))
+@pytest.mark.slow
 def test_no_single_change_lowers_the_bound_of_a_plan(seed, shape):
     """Against every exchange and every changed slot, one after the other."""
     experts, gpus, redundant = shape
@@ -127,6 +129,7 @@ def test_exchanges_made_together_are_worth_it_alone(seed):
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6), st.integers(1, 5), st.integers(0, 20))
+@pytest.mark.slow
 def test_no_gpu_holds_an_expert_twice_and_none_is_left_out(seed, gpus, slots, redundant):
     """Whatever the load, from nothing and from the plan in force."""
     redundant = min(redundant, gpus * slots - max(slots, 1))

@@ -314,6 +314,7 @@ def served(tmp_path_factory):
 ARGV = ("--gpus", "4", "--predictor", "window_mean", "--cutoffs", "2000", "-q")
 
 
+@pytest.mark.slow
 def test_without_hardware_the_answer_has_both_ends(moetrace, served):
     """It asks for the hardware and never prints one saving; with it, one saving and the regime; report says the same."""
     unknown, tokens, known, curve = (
@@ -352,6 +353,7 @@ def test_the_command_reads_a_curve(moetrace, served, tmp_path):
     assert 2 == moetrace("place", served, *ARGV, "--hardware", "abacus").code
 
 
+@pytest.mark.slow
 def test_numbers_of_redundant_experts_are_compared(moetrace, served):
     """A saving for each that was asked for."""
     found = moetrace("place", served, *ARGV, "--redundant", "0,4", "--ridge", "0", "--json").json

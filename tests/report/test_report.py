@@ -188,6 +188,7 @@ def test_the_papers_errors_are_drawn_only_at_its_horizons(frames):
     assert 1.3 not in [line.get_ydata()[0] for line in short.lines]
 
 
+@pytest.mark.slow
 def test_a_figure_without_data_is_left_out(settled):
     """A trace too short to score has no error figures."""
     possible = figures.possible(ALL, frames_of(settled, [99_999]))
@@ -218,6 +219,7 @@ class Page(HTMLParser):
         ]
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_and_escapes_what_it_is_told(files):
     """One small file, every figure inside it; the only links lead to the files beside it."""
     page = Page()
@@ -246,6 +248,7 @@ def test_the_page_shows_few_numbers_when_it_opens(files):
     assert folded.count("<td") + folded.count("<th") <= 200
 
 
+@pytest.mark.slow
 def test_markdown_says_what_the_page_says(files, frames):
     """The same answers and the same tables."""
     text = files["report.md"].decode()
@@ -265,6 +268,7 @@ def test_saved_tables_hold_what_the_frames_hold(files, frames):
     assert frames["last_shares"]["predicted"].tolist() == shares["predicted"].tolist()
 
 
+@pytest.mark.slow
 def test_figures_come_in_the_kinds_that_papers_take(files, frames, monkeypatch):
     """PNG, SVG and PDF of each, if asked for; the paper's figures among them."""
     monkeypatch.setattr("moetrace.report.study.possible", lambda known, _: {"load_share": known["load_share"]})

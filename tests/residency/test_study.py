@@ -53,6 +53,7 @@ def row_of(frame, **key):
 @pytest.mark.parametrize("layer", [2, 4])
 @pytest.mark.parametrize("cutoff", CUTOFFS)
 @pytest.mark.parametrize("slots", [1, 2, 3])
+@pytest.mark.slow
 def test_a_set_covers_what_a_loop_counts(found, counts, layer, cutoff, slots):
     """By the mean of the history, and by the load that followed."""
     history, window = counts[:cutoff, layer // 2 - 1], counts[cutoff : cutoff + HORIZON, layer // 2 - 1]
@@ -198,6 +199,7 @@ def test_one_token_makes_both_rates_the_same():
     assert scores["hit_rate"].tolist() == pytest.approx(scores["active_hit_rate"].tolist())
 
 
+@pytest.mark.slow
 def test_a_total_and_a_part_to_cover_are_divided_by_load(trace, found):
     """The sets have the total; those that cover a part are as small as the forecast allows."""
     total = mt.hot(trace, total=5, horizon=HORIZON, cutoffs=CUTOFFS)

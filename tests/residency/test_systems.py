@@ -120,6 +120,7 @@ def test_llama_cpp_caches_the_sets(written, sets):
     assert f"--moe-cache-slots {max(map(len, sets.sets.values()))}" in flags
 
 
+@pytest.mark.slow
 def test_llama_cpp_reads_lines_of_many_experts(written):
     """None is longer than its buffer."""
     many = list(range(1500))[::-1]

@@ -205,6 +205,7 @@ sys.exit(main(["ingest", *sys.argv[3:]]))
 
 
 @pytest.mark.parametrize("locked", ["source", "workspace"])
+@pytest.mark.slow
 def test_missing_permissions_are_named(tmp_path, locked):
     """As another user than root, who may do anything."""
     good, source, place = tmp_path / "good.parquet", tmp_path / "x.parquet", tmp_path / "out"
