@@ -100,7 +100,7 @@ def hot(
     from moetrace.frames import stacked
     from moetrace.report.residency import kept_screen
     from moetrace.report.tables import records
-    from moetrace.residency.study import default_horizon
+    from moetrace.residency.study import HORIZON, default_horizon
     from moetrace.residency.study import hot as keep
 
     if (expert_bytes is None) != (bandwidth is None):
@@ -117,6 +117,9 @@ def hot(
             trace, predictors, slots=slots, total=total, cover=cover, cold=cold, horizon=horizon, cutoffs=cutoffs,
             refresh=refresh, transfer=transfer, progress=progress, seed=protocol.seed, **settings,
         )  # fmt: skip
+        if horizon is None and found.answer.horizon < HORIZON:
+            few = f"{trace.name}: {len(trace.steps):,} steps are too few for sets that stay {HORIZON:,}"
+            shared.note(f"{few}: they are scored over {found.answer.horizon:,} (--horizon sets it)")
         return given, found
 
     written: list[dict[str, str]] = []
@@ -173,12 +176,15 @@ def _draw(shared: Shared, given: str, found: Residency) -> list[str]:
     from moetrace.report.residency import ages, coverage
     from moetrace.report.style import picture, styled
 
-    curve, aged = found.frames["curve"], found.frames["ages"]
-    written = []
+    slots, written = found.answer.slots, []
     with styled():
-        for name, figure in (("curve", coverage(curve, found.answer.slots)), ("ages", ages(aged, found.best))):
+        figures = {
+            "curve": (coverage(found.frames["curve"], slots), f"coverage by resident experts, {slots:,.4g} per layer"),
+            "ages": (ages(found.frames["ages"], found.best), "coverage by the age of a set"),
+        }
+        for name, (figure, title) in figures.items():
             path = shared.folder().result_path("hot", given, f"{name}.png")
-            write_bytes(path, picture(figure, "png", f"{found.trace}: experts to keep"))
+            write_bytes(path, picture(figure, "png", f"{found.trace}: {title}"))
             written.append(str(path))
     shared.note(f"Saved the charts to {', '.join(written)}")
     return written

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetrace.report.phrases import Answer, percent_whole
 from moetrace.report.screens import Screen
-from moetrace.report.style import BLUE, FAINT, GREEN, GREY, INK, new_figure, one_legend
+from moetrace.report.style import BLUE, FAINT, GREEN, GREY, INK, STATE, new_figure, one_legend
 from moetrace.report.tables import rows_of
 
 if TYPE_CHECKING:
@@ -156,13 +156,16 @@ def coverage(curve: pd.DataFrame, slots: float) -> Figure:
 
 
 def ages(frame: pd.DataFrame, best: str) -> Figure:
-    """Token choices covered by the age of a set by *best*, beside a set chosen at the time."""
-    own = frame[(frame["method"] == best) & (frame["state"] == "all")]
+    """What a set by *best* covers less than a new one by its age, for each state that it was chosen in."""
     figure = new_figure(8.6, 2.6)
     axes = figure.add_subplot()
-    axes.plot(own["age"], 100 * own["fresh"], color=GREY, marker=".", label="new set")
-    axes.plot(own["age"], 100 * own["hit_rate"], color=BLUE, marker=".", label=f"set by {best}")
-    axes.set(xlabel="steps since the set was chosen", ylabel="token choices covered (%)")
+    for state, own in frame[frame["method"] == best].groupby("state", sort=False):
+        label = "all sets" if state == "all" else f"chosen while {state}"
+        axes.plot(
+            own["age"], 100 * own["lost"], color=INK if state == "all" else STATE[str(state)], marker=".", label=label
+        )
+    axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
+    axes.set(xlabel="steps since the set was chosen", ylabel="points less than a new set")
     axes.grid(visible=True)
     one_legend(figure, axes)
     return figure

@@ -156,7 +156,7 @@ def _residency(
         "sets": _sets(trace, shares, numbers, best),
         "scores": scores,
         "curve": curve_frame(trace.name, found, best),
-        "ages": ages_frame(trace.name, found),
+        "ages": ages_frame(trace.name, found, asked["horizon"]),
         "cold": _cold(means[means["predictor"] == best], test, cold),
     }
     known = answer_of(frames, found, asked | {"best": best, "knee": knee(shares)})

@@ -87,16 +87,18 @@ def curve_frame(trace: str, found: Sequence[LayerScores], best: str) -> pd.DataF
     )
 
 
-def ages_frame(trace: str, found: Sequence[LayerScores]) -> pd.DataFrame:
-    """Hit rate by the *age* of a set, in steps from its cutoff to the one whose horizon it is scored on.
+def ages_frame(trace: str, found: Sequence[LayerScores], horizon: int) -> pd.DataFrame:
+    """Hit rate by the *age* of a set: steps from its cutoff to the one that it is scored after, in whole horizons.
 
-    *fresh* is that of a set chosen at the latter, and *lost* the difference; means over layers and cutoffs, by the
-    state when the set was chosen, and for all states.
+    The first cutoff may lie between those of a horizon each, so ages are rounded up. *fresh* is that of a set chosen at
+    the latter, and *lost* the difference; means over layers and cutoffs, by the state when the set was chosen, and for
+    all states.
     """
     import pandas as pd
 
     rows = [row for own in found for row in own.ages]
     table = pd.DataFrame(rows, columns=["method", "state", "age", "hit_rate", "fresh"])
+    table["age"] = -(-table["age"] // horizon) * horizon
     both = pd.concat([table, table.assign(state="all")])
     means = both.groupby(["method", "state", "age"], sort=False).mean().reset_index()
     means = means.assign(lost=means["fresh"] - means["hit_rate"]).sort_values(["method", "state", "age"])

@@ -67,6 +67,15 @@ def test_a_total_is_divided_and_layers_are_renumbered(served):
     assert "Layers are numbered from 3" in served("--cover", "0.8", "--horizon", "100").err
 
 
+def test_a_short_trace_is_scored_over_less(served):
+    """Which is said."""
+    found = served("--slots", "2")
+
+    assert (
+        "served: 500 steps are too few for sets that stay 1,000: they are scored over 125 (--horizon sets" in found.err
+    )
+
+
 def test_bytes_and_bandwidth_give_milliseconds(served):
     """So many missing experts in both layers, each in a millisecond."""
     found = served("--slots", "3", "--expert-bytes", "25MB", "--bandwidth", "25GB/s", "--json", *QUICK).json

@@ -118,10 +118,10 @@ def test_figures_show_what_the_frames_have():
     (axes,) = coverage(pd.DataFrame({"slots": slots, **dict.fromkeys(names, slots / 4)}), 2).axes
     curves = {line.get_label(): list(line.get_ydata()) for line in axes.get_lines()}
     frame = pd.DataFrame(
-        {"method": ["a", "b", "a", "a"], "state": ["all", "all", "all", "stable"], "age": [0, 0, 500, 0],
-         "hit_rate": [0.6, 0.1, 0.5, 0.2], "fresh": [0.6, 0.1, 0.7, 0.2]}
+        {"method": ["a", "b", "a", "a"], "state": ["all", "all", "all", "stable"], "age": [0, 0, 500, 0], "lost": [0, 0.1, 0.02, 0.03]}
     )  # fmt: skip
     (aged,) = ages(frame, "a").axes
+    lost = {line.get_label(): list(line.get_ydata()) for line in aged.get_lines()}
 
     assert [25.0, 50.0, 75.0, 100.0] == curves["median layer"] == curves["best set in hindsight"]
-    assert [[60.0, 70.0], [60.0, 50.0]] == [list(line.get_ydata()) for line in aged.get_lines()]
+    assert ([0.0, 2.0], [3.0]) == (lost["all sets"], lost["chosen while stable"])

@@ -32,6 +32,11 @@ def test_no_division_of_slots_covers_more(shares, part):
     assert covered(shares, slots) == pytest.approx(max(covered(shares, own) for own in every))
 
 
+def test_a_layer_may_get_no_slot():
+    """Also the last one."""
+    assert [2, 0] == divided(np.array([[0.5, 0.5, 0.0], [0.4, 0.3, 0.3]]), 2).tolist()
+
+
 @settings(max_examples=60)
 @given(shares=SHARES, cover=st.sampled_from([0.2, 0.5, 0.9, 1.0]))
 def test_no_smaller_set_covers_the_share(shares, cover):
@@ -46,6 +51,7 @@ def test_no_smaller_set_covers_the_share(shares, cover):
 def test_the_knee_is_where_experts_fall_below_the_mean_load():
     """Three experts have more than a fifth of the load."""
     assert 3 == knee(np.array([[0.3, 0.1, 0.22, 0.21, 0.17]]))
+    assert 3 == knee(np.array([[0.9, 0.025, 0.025, 0.025, 0.025], *[[0.3, 0.1, 0.22, 0.21, 0.17]] * 9]))
     assert 3 * 2 == Budget().size(np.array([[0.3, 0.1, 0.22, 0.21, 0.17]] * 2))
 
 

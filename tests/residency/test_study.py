@@ -142,6 +142,13 @@ def test_age_is_the_distance_of_two_cutoffs(found, counts):
     assert [0, 80, 160] == ages.loc[(ages["method"] == "ema") & (ages["state"] == "all"), "age"].tolist()
 
 
+def test_ages_are_whole_horizons(trace):
+    """A first cutoff between the others has no ages of its own."""
+    ages = mt.hot(trace, slots=2, horizon=100, cutoffs=[50, 100, 200, 300]).frames["ages"]
+
+    assert [0, 100, 200, 300] == ages.loc[ages["state"] == "all", "age"].tolist()
+
+
 def test_the_curve_is_that_of_the_best_sets(found):
     """Its points are the scores at those numbers of experts."""
     curve, scores = found.frames["curve"], found.frames["scores"]
