@@ -31,6 +31,7 @@ SECTIONS = {
     "accuracy": ("How wrong the predictors are", "`error_rate` in percent on the real traces; choices were made on gpt-moe-8e-a, those of `auto` with an eye on all; the others are only reported on."),
     "planners": ("Planners and policies", "Against the best plan, EPLB's rules, and what serving systems do."),
     "placement": ("Experts on GPUs", "How even plans leave the load, and for how long one holds; shares of the mean GPU's load in percent."),
+    "step_time": ("Step time", "Expert time of a step of the busiest of 8 GPUs, by the time model and by real products of matrices on this machine; a plan from the first half of a trace, on steps of the second."),
     "residency": ("Experts in fast memory", "Resident sets and caches on the real traces, scored on the 1,000 steps after each cutoff, in percent; with slots for a part of the experts of every layer."),
     "speed": ("Speed of arima and lstm", "Fit and forecast, per series, errors beside the ratios; a rival that was not tuned, on the trace our defaults were chosen on."),
     "size": ("Growth with size", "Synthetic traces; everything but the LSTM."),

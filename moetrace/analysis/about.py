@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from moetrace.analysis.severity import health
 from moetrace.trace import LoadTrace
+from moetrace.words import OK, SEVERITIES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+def imbalance_of(trace: LoadTrace) -> str:
+    """The worst severity of a layer over its last steps, and of the first layer that is so: ``severe, layer 2``."""
+    found = {load.layer: health(load).severity for load in trace.by_layer()}
+    worst = max(found, key=lambda layer: SEVERITIES.index(found[layer]))
+    return OK if found[worst] == OK else f"{found[worst]}, layer {worst}"
 
 
 def facts_of(trace: LoadTrace) -> dict[str, Any]:
@@ -25,6 +34,7 @@ def facts_of(trace: LoadTrace) -> dict[str, Any]:
         "format": trace.info.format,
         "source": trace.info.source,
         "fingerprint": trace.info.fingerprint,
+        "imbalance": imbalance_of(trace),
     }
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from moetrace.cli import export, hot, ingest, place, predict, report, states, traces
+from moetrace.cli.config import defaults
 from moetrace.cli.options import INTERRUPTED
 from moetrace.cli.output import say
 from moetrace.errors import MoetraceError, SettingError, lacks_memory
@@ -43,7 +44,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     version: Annotated[  # noqa: ARG001 - handled by its callback
-        bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", "-V", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
@@ -56,6 +57,30 @@ for module in (ingest, states, predict, report, place, hot, traces, export):
     module.register(app)
 
 
+@app.command()
+def explain(
+    finding: Annotated[str | None, typer.Argument(help="Name of a finding. [default: all of them]")] = None,
+) -> None:
+    """Say what a finding means and what to do about it.
+
+    \b
+    Example: moetrace explain imbalance
+    """
+    from moetrace.doctor.catalogue import KINDS
+    from moetrace.settings import unknown
+
+    if finding is not None and finding not in KINDS:
+        raise unknown("finding", finding, KINDS)
+    for name in [finding] if finding else KINDS:
+        sys.stdout.write(f"{name} ({KINDS[name].severity}): {KINDS[name].advice}\n")
+
+
+@app.command("help")
+def help_(command: Annotated[str | None, typer.Argument(help="Name of a command.")] = None) -> None:
+    """Show the help of a command."""
+    raise typer.Exit(main([*([command] if command else []), "--help"]))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors become one line on stderr."""
     os.environ.pop("MOETRACE_DEBUG", None)
@@ -63,7 +88,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # what the terminal has no character for is shown as its escape
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(args=list(argv) if argv is not None else None, prog_name="moetrace")
+        group = typer.main.get_command(app)
+        known = {name: {p.name for p in own.params} for name, own in group.commands.items()}  # type: ignore[attr-defined]
+        group(args=list(argv) if argv is not None else None, prog_name="moetrace", default_map=defaults(known))
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except Exception as error:  # a lack of memory has many types

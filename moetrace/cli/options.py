@@ -36,7 +36,7 @@ INTERRUPTED = 130
 # Characters of a terminal that the closing line fits; longer, each of its parts has a line of its own.
 CLOSING_WIDTH = 90
 # The output format by the ending of -o, unless --format is given.
-BY_ENDING = {".csv": Format.CSV, ".json": Format.JSON}
+BY_ENDING = {"": Format.TABLE, ".txt": Format.TABLE, ".md": Format.TABLE, ".csv": Format.CSV, ".json": Format.JSON}
 # What a value is called in help where an option does not name it.
 METAVARS = {"int": "N", "float": "X", "path": "PATH", "str": "TEXT"}
 SIZE = re.compile(r"(\d+\.?\d*(?:e\d{1,2})?) ?(?:([kmgt])(i?))?b?", re.IGNORECASE)
@@ -66,17 +66,23 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with the options of `Shared` and of every other dataclass that it takes instead of those."""
+def with_options(command: Callable[..., None], without: Sequence[str] = ()) -> Callable[..., None]:
+    """The command, with the options of `Shared` and of every other dataclass that it takes instead of those.
+
+    It is not offered those *without* which it does all that it can do.
+    """
     own = inspect.signature(command, eval_str=True).parameters.values()
     groups = {p.name: p.annotation for p in own if isinstance(p.annotation, type) and is_dataclass(p.annotation)}
     spread = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
-    options = [*(p for p in own if p.name not in groups), *(p for group in spread.values() for p in group.values())]
+    shared = [p for group in spread.values() for p in group.values() if p.name not in without]
+    options = [*(p for p in own if p.name not in groups), *shared]
     options = [p.replace(kind=p.KEYWORD_ONLY) for p in options]
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        made = {name: groups[name](**{key: values.pop(key) for key in spread[name]}) for name in groups}
+        made = {
+            name: groups[name](**{key: values.pop(key) for key in spread[name] if key in values}) for name in groups
+        }
         command(**made, **values)
 
     run.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]
@@ -87,7 +93,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
 def steps_of(text: str, what: str = "steps such as 3000,4000") -> list[int]:
     """Steps, or *what* else has numbers, as an option has them."""
     try:
-        return [int(part) for part in text.split(",")]
+        spans = [part.partition("-") if part[:1] != "-" else (part, "", "") for part in text.split(",")]
+        return [n for first, dash, last in spans for n in range(int(first), int(last if dash else first) + 1)]
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a list of {what}") from None
 
@@ -162,7 +169,11 @@ class Shared:
         if self.show is not None and self.shown_as is not Format.TABLE:
             raise typer.BadParameter("--show goes with --format table; --format csv takes --table")
         if self.output is not None and str(self.output) != "-":
-            check_output(self.output, force=self.force)
+            regular = check_output(self.output, force=self.force)
+            if regular and self.format is None and not self.json and self.output.suffix.lower() not in BY_ENDING:
+                raise typer.BadParameter(
+                    f"-o {self.output}: {self.output.suffix} is no format (choose .csv, .json, .txt, or give --format)"
+                )
 
     @property
     def shown_as(self) -> Format:
@@ -420,7 +431,12 @@ class Hardware:
 
     hardware: Annotated[
         str | None,
-        typer.Option(help="GPU that serves or trains, such as h200.", metavar="NAME", rich_help_panel=HARDWARE),
+        typer.Option(
+            envvar="MOETRACE_HARDWARE",
+            help="GPU that serves or trains, such as h200.",
+            metavar="NAME",
+            rich_help_panel=HARDWARE,
+        ),
     ] = None
     ridge: Annotated[
         float | None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -14,6 +15,7 @@ from moetrace.cli.progress import Report
 
 if TYPE_CHECKING:
     from moetrace.placement.study import Placement
+    from moetrace.placement.systems.base import System
     from moetrace.report.screens import Screen
     from moetrace.trace import LoadTrace
 
@@ -33,7 +35,9 @@ def place(
     protocol: Protocol,
     shared: Shared,
     device: Hardware,
-    gpus: Annotated[int | None, typer.Option(min=2, help="GPUs that share the experts of a layer.")] = None,
+    gpus: Annotated[
+        int | None, typer.Option(min=2, envvar="MOETRACE_GPUS", help="GPUs that share the experts of a layer.")
+    ] = None,
     traces: Annotated[list[str] | None, typer.Argument(help="Names or paths. [default: all traces]")] = None,
     redundant: Annotated[
         str,
@@ -79,6 +83,14 @@ def place(
             metavar="FILE",
         ),
     ] = None,
+    system: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="MOETRACE_SYSTEM",
+            help="Serving system, such as sglang, whose policies, files and flags count; repeatable.",
+            metavar="NAME",
+        ),
+    ] = None,
     model_layers: Annotated[
         int, typer.Option(min=0, help="Layers of the model: files have a row for those without a plan.")
     ] = 0,
@@ -106,6 +118,7 @@ def place(
     from moetrace.placement.deploy import read_plan
     from moetrace.placement.planning import Planning
     from moetrace.placement.study import place as place_trace
+    from moetrace.placement.systems import systems_named
     from moetrace.placement.verdict import at_most
     from moetrace.report.tables import records
     from moetrace.report.verdict import first_answer
@@ -118,6 +131,7 @@ def place(
     redundants = list(dict.fromkeys(steps_of(redundant, "numbers of redundant experts such as 0,32,64")))
     if min(redundants) < 0:
         raise typer.BadParameter(f"redundant experts must be 0 or more, got {redundant!r}")
+    systems = systems_named(system or [])
     planning = Planning(gpus, redundants[0], least_gain, tolerance, dispatch, nodes, groups, top_groups, device.time())
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     written: list[dict[str, str]] = []
@@ -133,14 +147,15 @@ def place(
         deployed = None if plan is None else read_plan(plan, trace.layers, trace.experts, gpus, first_layer)
         placed = place_trace(
             trace, predictors, planning, asked[0], cutoffs, progress, redundants=redundants, deployed=deployed,
-            expert_bytes=device.expert_bytes, first=protocol.first, seed=protocol.seed, **settings,
+            expert_bytes=device.expert_bytes, systems=[own.name for own in systems] if system else (),
+            first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         return given, placed
 
     done = []
     for given, placed in shared.each_trace(traces, "Planning", "tasks", one):  # lines to copy, after the progress bar
         shared.note_reused(placed.trace, placed.computed, placed.reused)
-        files = _write_plans(shared, given, placed, model_layers, first_layer, horizons[placed.trace])
+        files = _write_plans(shared, given, placed, systems, model_layers, first_layer, horizons[placed.trace])
         written += files
         flags = next((file["flags"] for file in files if file["system"] == "SGLang"), "")
         verdict = placed.verdict.launched(flags)
@@ -188,7 +203,13 @@ def _screen(placed: Placement, shared: Shared) -> Screen:
 
 
 def _write_plans(
-    shared: Shared, given: str, placed: Placement, model_layers: int, first_layer: int | None, horizon: int
+    shared: Shared,
+    given: str,
+    placed: Placement,
+    systems: Sequence[System],
+    model_layers: int,
+    first_layer: int | None,
+    horizon: int,
 ) -> list[dict[str, str]]:
     """Write the plan to deploy in every format; by system the path of its file and the flags it needs."""
     from moetrace.placement.deploy import write_plans
@@ -200,7 +221,7 @@ def _write_plans(
         return []
     plan = placed.deployment(model_layers, first_layer)
     stem = shared.folder().result_path("place", given, f"{plan.gpus}-gpus")
-    written, failed = write_plans(plan, stem)
+    written, failed = write_plans(plan, stem, systems)
     for sentence in failed:
         say(sentence)
     replicas = f", {placed.redundant:,} redundant experts" if placed.redundant else ""

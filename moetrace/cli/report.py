@@ -34,7 +34,12 @@ def report(
     ] = None,
     gpus: Annotated[
         int | None,
-        typer.Option(min=2, help="Number of GPUs; also evaluates whether balancing is worth it.", metavar="N"),
+        typer.Option(
+            min=1,
+            envvar="MOETRACE_GPUS",
+            metavar="N",
+            help="GPUs that share the experts of a layer; 1 leaves placement out  [default: 8, or what divides them]",
+        ),
     ] = None,
     redundant: Annotated[int, typer.Option(min=0, help="Redundant experts, with --gpus.")] = 0,
     figures: Annotated[
@@ -61,7 +66,7 @@ def report(
 
     def one(_given: str, trace: LoadTrace, progress: Report) -> tuple[str, dict[str, pd.DataFrame]]:
         from moetrace.forecasting.study import study
-        from moetrace.placement.planning import Planning
+        from moetrace.placement.planning import Planning, usual_gpus
         from moetrace.placement.study import place, placement_frames
 
         notes: list[str] = []
@@ -70,10 +75,13 @@ def report(
         for text in notes:  # not of a trace that is too short for anything, which is a line of its own
             shared.note(text)
         shared.note_reused(trace.name, found.computed, found.reused)
-        if gpus is None:
+        number = gpus or usual_gpus(trace.experts)
+        if number == 1:
             return trace.name, found.frames
+        if gpus is None:
+            shared.note(f"{trace.name}: placement is evaluated on {number} GPUs (--gpus sets it)")
         placed = place(
-            trace, predictors, Planning(gpus, redundant, time=time), over[0], cutoffs, progress,
+            trace, predictors, Planning(number, redundant, time=time), over[0], cutoffs, progress,
             expert_bytes=device.expert_bytes, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
         return trace.name, found.frames | placement_frames(placed)

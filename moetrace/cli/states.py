@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetrace.cli.options import Command, Shared, Traces, with_options
-from moetrace.cli.output import Format, Table
+from moetrace.cli.output import Format, Table, say
 from moetrace.cli.progress import Report
 
 if TYPE_CHECKING:
@@ -54,6 +54,10 @@ def states(
     until_settled: Annotated[
         bool, typer.Option("--until-settled", help="Exit once every layer is stable (with --follow).")
     ] = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(min=0, help="Exit when nothing new came for so many seconds (with --follow).", metavar="SECONDS"),
+    ] = None,
 ) -> None:
     """Show when the load of each layer became stable.
 
@@ -64,7 +68,7 @@ def states(
     paper's.
 
     With --follow, TRACE is the path that a recorder writes to. Exit codes then: 0 if every layer is
-    stable at the end, 4 if one is not, 5 if one expert of a layer has nearly all of its load.
+    stable at the end, 4 if one is not, 5 if the router of a layer has collapsed.
 
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4
@@ -75,7 +79,7 @@ def states(
     from moetrace.report.tables import records
 
     if follow:
-        _follow(shared, traces or [], poll, until_settled)
+        _follow(shared, traces or [], poll, until_settled, timeout)
         return
 
     def one(_given: str, trace: LoadTrace, progress: Report) -> dict[str, pd.DataFrame]:
@@ -91,7 +95,7 @@ def states(
     shared.emit(tables | shown, document, screens, then=["predict", *(traces or [])])
 
 
-def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool) -> None:
+def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool, timeout: float | None) -> None:
     """Print each change, one line or one JSON object a line; exit with the code of the last state."""
     import json
     import time
@@ -103,8 +107,18 @@ def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool)
         raise typer.BadParameter("--follow watches one trace: give its path")
     usual, most = USUALLY_NOTICED
     shared.note(f"A change is usually noticed {usual} steps after it begins, and within {most} steps in 9 of 10 cases.")
-    last = None
-    for last in follow(Path(traces[0]), lambda: time.sleep(poll)):
+    path, last, since = Path(traces[0]), None, time.monotonic()
+    if not (path.exists() or path.with_name(f"{path.name}.parts").exists()):
+        shared.note(f"Waiting for {path}, which does not exist yet, or its folder {path.name}.parts.")
+
+    def pause() -> None:
+        if timeout is not None and time.monotonic() - since > timeout:
+            say(f"nothing new in {path} for {timeout:g} seconds")
+            raise typer.Exit(NOT_SETTLED)
+        time.sleep(poll)
+
+    for last in follow(path, pause):
+        since = time.monotonic()
         for change in last.changes:
             line = f"step {change.step:,}: layer {change.layer} {change.what} at step {change.since:,}"
             sys.stdout.write(f"{json.dumps(change._asdict()) if shared.shown_as is Format.JSON else line}\n")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moetrace.cli.options import Command, Shared, Traces, with_options
-from moetrace.cli.output import Table
+from moetrace.cli.output import Table, say
 from moetrace.cli.progress import Report
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from moetrace.trace import LoadTrace
 
 
-@with_options
 def list_(shared: Shared) -> None:
     """List the traces of the workspace.
 
@@ -37,15 +37,27 @@ def list_(shared: Shared) -> None:
     shared.emit(tables, {"traces": documents}, [screen], then=then)
 
 
-@with_options
-def remove(shared: Shared, names: Annotated[list[str], typer.Argument(help="Names of traces.")]) -> None:
+def remove(
+    shared: Shared,
+    names: Annotated[list[str], typer.Argument(help="Names of traces.")],
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
+) -> None:
     """Remove traces and their results from the workspace.
 
-    The files they were read from stay.
+    The files they were read from stay. On a terminal it asks first.
 
     \b
-    Example: moetrace remove gpt-moe-8e-a
+    Example: moetrace remove gpt-moe-8e-a --yes
     """
+    if dry_run or (not yes and sys.stdin is not None and sys.stdin.isatty()):
+        paths = shared.each(list(dict.fromkeys(names)), lambda name: str(shared.folder().path_of(name)))
+        for path in paths:
+            say(f"would remove {path} and its results")
+        if dry_run:
+            shared.emit({}, {"removed": []})
+            return
+        typer.confirm("Remove?", abort=True, err=True)
     removed = shared.each(list(dict.fromkeys(names)), lambda name: str(shared.folder().remove(name)))
     for path in removed:
         shared.note(f"removed {path}")
@@ -95,6 +107,7 @@ def check(
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command("list", cls=Command)(list_)
-    app.command(cls=Command)(remove)
+    whole = ("layers", "steps")
+    app.command("list", cls=Command)(with_options(list_, whole))
+    app.command(cls=Command)(with_options(remove, (*whole, "all", "show", "table", "no_progress")))
     app.command(cls=Command)(check)

@@ -13,19 +13,21 @@ from moetrace.errors import SettingError, TraceError
 from moetrace.files import write_bytes
 from moetrace.placement.plan import Plan
 from moetrace.placement.systems import SYSTEMS
-from moetrace.placement.systems.base import Deployment, renumbered
+from moetrace.placement.systems.base import Deployment, System, renumbered
 
 FORMS = "SGLang's physical_to_logical_map, vllm-ascend's layer_list, TensorRT-LLM's YAML, or EPLB's phy2log as .npy"
 
 
-def write_plans(plan: Deployment, stem: Path) -> tuple[list[dict[str, str]], list[str]]:
+def write_plans(
+    plan: Deployment, stem: Path, systems: Sequence[System] = tuple(SYSTEMS.values())
+) -> tuple[list[dict[str, str]], list[str]]:
     """Write *plan* beside *stem* in every format that a system reads.
 
     Returns for each system the ``path`` of its file, its name as ``system``, and the ``flags`` it needs; and a sentence
     for each file that cannot be written.
     """
     written, failed, paths = list[dict[str, str]](), [], dict[str, str]()
-    for system in SYSTEMS.values():
+    for system in systems:
         for file in system.files:
             name = f"{system.name}, {file.use}" if file.use else system.name
             try:

@@ -1,7 +1,8 @@
 """How long an expert takes by its tokens on this device: ``python -m moetrace.placement.measure -o curve.csv``.
 
-An expert is SwiGLU's three matrices. So many of them, each with the same number of tokens, run as one batched product,
-as grouped kernels do, and together are larger than the caches; the time is that of one. Needs `moetrace[torch]`.
+An expert is SwiGLU's three matrices. So many of them, each with the same number of tokens, run as one batched product
+on a GPU, as grouped kernels do, and one after the other on a CPU; together they are larger than the caches, and the
+time is that of one. Needs `moetrace[torch]`.
 """
 
 from __future__ import annotations
@@ -54,20 +55,31 @@ def measured(
     except RuntimeError as error:
         raise SettingError(f"{number} experts do not run on {where!r}: {str(error).splitlines()[0]}") from None
 
-    def run(x: Any) -> None:
-        gate, value = torch.bmm(x, up).chunk(2, dim=2)
-        torch.bmm(torch.nn.functional.silu(gate) * value, down)
-
     found = []
     with torch.inference_mode():
         for n in tokens:
             x = torch.randn(number, n, hidden, device=where).to(kind)
             wait = torch.cuda.synchronize if x.is_cuda else lambda: None
-            found.append((n, 1e6 * _median_seconds(partial(run, x), wait, repeats) / number))
+            run = partial(expert, x, up, down) if x.is_cuda else partial(_in_turn, x, up, down)
+            found.append((n, 1e6 * _median_seconds(run, wait, repeats) / number))
     return found
 
 
-def _median_seconds(run: Callable[[], None], wait: Callable[[], None], repeats: int) -> float:
+def expert(x: Any, up: Any, down: Any) -> Any:
+    """What an expert makes of tokens *x* (tokens, hidden), or several of theirs; see `measured` for its matrices."""
+    import torch
+
+    gate, value = (x @ up).chunk(2, dim=-1)
+    return (torch.nn.functional.silu(gate) * value) @ down
+
+
+def _in_turn(x: Any, up: Any, down: Any) -> None:
+    """One expert after the other."""
+    for own in zip(x, up, down):
+        expert(*own)
+
+
+def _median_seconds(run: Callable[[], Any], wait: Callable[[], None], repeats: int) -> float:
     """The median of so many runs, each waited for."""
     seconds = []
     for _ in range(repeats + 2):

@@ -186,6 +186,17 @@ def spread(layers: Sequence[int], most: int) -> list[int]:
     return [layers[round(i)] for i in np.linspace(0, len(layers) - 1, few)]
 
 
+def usual_gpus(experts: int) -> int:
+    """GPUs for so many *experts* where nothing is said: the 8 of a node, or fewer where those have no two each.
+
+    1 where no number divides the experts.
+
+    >>> usual_gpus(256), usual_gpus(8), usual_gpus(7)
+    (8, 4, 1)
+    """
+    return next((gpus for gpus in (8, 4, 2) if experts % gpus == 0 and experts >= 2 * gpus), 1)
+
+
 def check_nodes(experts: int, slots: int, groups: int, nodes: int, gpus: int) -> None:
     """Raise `SettingError` where groups, slots and GPUs are not the same number on each of the *nodes*."""
     if min(nodes, gpus) < 1 or gpus % nodes:

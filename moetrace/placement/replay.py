@@ -46,6 +46,7 @@ def replayed(
     first: int,
     progress: Progress | None = None,
     run: Run = in_turn,
+    systems: Sequence[str] = (),
 ) -> pd.DataFrame:
     """What each policy makes of the load: a row by policy, number of redundant experts, layer and block of steps.
 
@@ -54,15 +55,17 @@ def replayed(
     replicas, and of the busiest one, added up step by step, *block_peak* that of the GPU that has most in all steps of
     the block; *moved* are slots changed in it. Loads are tokens, or time as *planning* has it; where it has none,
     *peak_memory_bound* is the time of the busiest GPU on hardware with `HIGHEST_RIDGE`, else NaN.
-    The default placement is active before the first plan. A layer is a task for *run*;
-    *progress* gets how many are done. Our own policies plan as *planning* does, with each of *redundants*, and systems
-    that have a choice split tokens as its dispatch does.
+    The default placement is active before the first plan. A layer is a task for *run*; *progress* gets how many are
+    done. Of serving systems those named in *systems* are replayed, all if none is. Our own policies plan as *planning*
+    does, with each of *redundants*, and systems that have a choice split tokens as its dispatch does.
     """
     import pandas as pd
 
     numbers = sorted({least_redundant(trace.experts, planning.gpus), *redundants})
     plannings = [planning.with_redundant(redundant) for redundant in numbers]
-    replay = _Replay(trace, policies(len(trace.layers)), plannings, tuple(redundants), replayed_from(trace, first))
+    replay = _Replay(
+        trace, policies(len(trace.layers), systems), plannings, tuple(redundants), replayed_from(trace, first)
+    )
     gates = _gates([_Utilisation(replay, number) for number in trace.layers], run)
     tasks = [_Layer(replay, number, gates) for number in trace.layers]
     rows: dict[int, list[tuple[Any, ...]]] = {}

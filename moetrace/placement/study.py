@@ -89,6 +89,7 @@ def place(
     redundants: Sequence[int] | None = None,
     deployed: Mapping[int, Plan] | None = None,
     expert_bytes: float | None = None,
+    systems: Sequence[str] = (),
     first: int | None = None,
     train_on: Sequence[LoadTrace] = (),
     seed: int = 0,
@@ -102,6 +103,7 @@ def place(
     steps on under the policies of serving systems, with each of *redundants* redundant experts (that of *planning* by
     default), which gives the verdict; the plan to deploy has the recommended number. *horizon*, *first* and *cutoffs*
     are those of `fitted` if None. Where no predictor is able to learn from the trace, plans are made by its mean.
+    Only policies of these *systems* compete where they are named, beside one plan and ours.
     *train_on*, *results* and *run* are those of `evaluate`; *progress* counts the layers that were replayed, then the
     results, then the layers that were planned.
     Raises `SettingError` where the slots do not fill the GPUs evenly.
@@ -120,7 +122,7 @@ def place(
     horizon = asked[0] if horizon is None else horizon
     cutoffs = usual if cutoffs is None else cutoffs
     stages = _Stages(progress)
-    replay = replayed(trace, planning, redundants, early, stages.next(), run)
+    replay = replayed(trace, planning, redundants, early, stages.next(), run, systems)
     policies = policies_frame(replay, trace, expert_bytes)
     judged = verdict(trace, replay, policies, planning, seed)
     planning = planning.with_redundant(redundants[0] if judged.redundant is None else judged.redundant)

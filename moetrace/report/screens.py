@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from moetrace.report.answers import alarm, answers_of, balanced, expected, predictable, settled
 from moetrace.report.phrases import bytes_of, count_of, listed, percent, percent_whole, points
 from moetrace.report.tables import NOTHING, rows_of
-from moetrace.words import BASELINE, DEFAULT, DEPLOYED, ORACLE, SEVERITIES, STABLE, STATES, UNKNOWN
+from moetrace.words import BASELINE, COLLAPSED, DEFAULT, DEPLOYED, ORACLE, SEVERE, SEVERITIES, STABLE, STATES, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,11 +87,21 @@ def traces_screen(traces: pd.DataFrame, sentence: str, *, every: bool) -> Screen
             "experts": f"{trace['experts']:,}",
             "tokens/step": _number(trace["tokens_per_step"]),
             "format": trace["format"],
+            "imbalance": trace["imbalance"],
             "findings": trace["findings"] or "none",
         }
         for trace in rows_of(traces)
     ]
-    return _screen(sentence, rows, ("format", "findings"), every=every)
+    return _screen(sentence, rows, ("format", "imbalance", "findings"), every=every)
+
+
+def _imbalanced(traces: pd.DataFrame) -> str:
+    """Which traces have a severe imbalance or a collapsed router, the worst first."""
+    found = []
+    for severity, what in ((COLLAPSED, "The router has collapsed"), (SEVERE, "Severe imbalance")):
+        names = traces[traces["imbalance"].str.startswith(severity)]["trace"].tolist()
+        found += [f" {what} in {listed(names)}: moetrace states names the experts."] if names else []
+    return "".join(found)
 
 
 def ingested_sentence(traces: pd.DataFrame, unchanged: int) -> str:
@@ -102,12 +112,14 @@ def ingested_sentence(traces: pd.DataFrame, unchanged: int) -> str:
         parts.append(f"{count_of(unchanged, 'trace')} already imported, unchanged")
     found = traces[traces["findings"] != ""]["trace"].tolist()
     health = f"Findings in {listed(found)}." if found else "No problems in the logs."
-    return f"{', '.join(parts)}. {health}"
+    return f"{', '.join(parts)}. {health}{_imbalanced(traces)}"
 
 
 def listed_sentence(traces: pd.DataFrame, workspace: str) -> str:
     """What a workspace holds."""
-    return f"{count_of(len(traces), 'trace')} in {workspace}." if len(traces) else f"No trace in {workspace}."
+    if not len(traces):
+        return f"No trace in {workspace}."
+    return f"{count_of(len(traces), 'trace')} in {workspace}.{_imbalanced(traces)}"
 
 
 def findings_screen(findings: pd.DataFrame, traces: int, *, every: bool) -> Screen:

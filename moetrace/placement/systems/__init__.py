@@ -5,6 +5,8 @@ A new one is a file beside these and a line in `SYSTEMS`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import Policy
 from moetrace.placement.systems.base import System
@@ -14,6 +16,7 @@ from moetrace.placement.systems.sglang import SGLANG
 from moetrace.placement.systems.tensorrt_llm import TENSORRT_LLM
 from moetrace.placement.systems.vllm import VLLM
 from moetrace.placement.systems.vllm_ascend import MINDIE, VLLM_ASCEND
+from moetrace.settings import unknown
 
 # In this order policies are replayed and files written.
 SYSTEMS: dict[str, System] = {
@@ -22,9 +25,26 @@ SYSTEMS: dict[str, System] = {
 }
 
 
-def policies(layers: int) -> list[Policy]:
-    """All policies that are replayed on a trace of so many *layers*, those of each system together."""
-    return [policy for system in SYSTEMS.values() for policy in system.policies(layers)]
+def systems_named(names: Sequence[str]) -> list[System]:
+    """The systems of these *names*, whose case does not count; all of them where there is none.
+
+    Raises `SettingError` for another name.
+    """
+    known = {name.lower(): system for name, system in SYSTEMS.items() if system.files or system.launch}
+    for name in names:
+        if name.lower() not in known:
+            raise unknown("system", name, known)
+    return [known[name.lower()] for name in names] or list(SYSTEMS.values())
+
+
+def policies(layers: int, systems: Sequence[str] = ()) -> list[Policy]:
+    """The policies that are replayed on a trace of so many *layers*, those of each system together.
+
+    With *systems* those of the systems so named, and of no system.
+    """
+    own = (NONE.name, STATIC.name, MOETRACE.name, BY_STATE.name)
+    able = [system for name, system in SYSTEMS.items() if not systems or name in (*systems, *own)]
+    return [policy for system in able for policy in system.policies(layers)]
 
 
 def launch(policy: Policy, planning: Planning, experts: int) -> str:

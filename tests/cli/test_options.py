@@ -1,0 +1,143 @@
+"""What people expect of options: a file of defaults, names for systems, endings of files, help in every way."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moetrace import save_trace
+from moetrace.doctor.catalogue import KINDS
+
+
+@pytest.fixture
+def here(moetrace):
+    """The working directory of the commands."""
+    return Path.cwd()
+
+
+@pytest.fixture
+def ingested(moetrace, settled, tmp_path):
+    """A workspace with a trace of layers 0 and 1."""
+    save_trace(settled, tmp_path / "one.parquet")
+    assert 0 == moetrace("ingest", tmp_path / "one.parquet").code
+    return moetrace
+
+
+def test_a_file_has_the_defaults_of_options(ingested, here):
+    """For every command that has the option, or for one; what is given on the command line comes first."""
+    (here / "moetrace.toml").write_text('steps = ":3000"\n[states]\nlayers = "0"\n')
+
+    document = json.loads(ingested("states", "one", "--json").out)
+    first = json.loads(ingested("states", "one", "--json", "--layers", "1").out)
+
+    assert ([0], [1]) == tuple([row["layer"] for row in found["layers"]] for found in (document, first))
+    assert 3000 >= max(row["to_step"] for row in document["windows"])
+
+
+def test_pyproject_may_hold_them(ingested, here):
+    """In its table; a file that is no TOML is another tool's."""
+    (here / "pyproject.toml").write_text('[tool.moetrace.states]\nlayers = "0"\n')
+    document = json.loads(ingested("states", "one", "--json").out)
+    (here / "pyproject.toml").write_text("nonsense")
+
+    assert [0] == [row["layer"] for row in document["layers"]]
+    assert 0 == ingested("states", "one").code
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("worspace = 1\n", "moetrace.toml: there is no option 'worspace'"),
+        ("[list]\nlayers = '2'\n", "there is no option 'layers'"),
+        ("x", "moetrace.toml: is no TOML"),
+    ],
+)
+def test_a_file_with_a_mistake_is_one_line(moetrace, here, text, told):
+    """Which names it."""
+    (here / "moetrace.toml").write_text(text)
+
+    done = moetrace("list")
+
+    assert (2, 1) == (done.code, done.err.count("\n"))
+    assert told in done.err
+
+
+def test_an_ending_that_is_no_format_is_refused(ingested, here):
+    """Unless the format is given; nothing is written."""
+    bad, good = ingested("states", "one", "-o", "s.xlsx"), ingested("states", "one", "-o", "s.x", "--format", "csv")
+
+    assert (2, False, 0) == (bad.code, Path("s.xlsx").exists(), good.code)
+    assert ".xlsx is no format" in bad.err
+    assert 0 == ingested("states", "one", "-o", "s.txt").code
+
+
+def test_an_option_that_means_nothing_is_not_offered(ingested):
+    """A trace is removed as a whole, and listed as a whole."""
+    assert 2 == ingested("remove", "one", "--layers", "0").code
+    assert 2 == ingested("list", "--steps", ":5").code
+    assert 0 == ingested("states", "one").code
+
+
+def test_what_would_be_removed_is_shown(ingested):
+    """And is still there."""
+    done = ingested("remove", "one", "--dry-run")
+
+    assert (0, 1) == (done.code, done.err.count("would remove"))
+    assert 0 == ingested("states", "one").code
+
+
+def test_a_range_of_layers(ingested):
+    """From and to, or a list; a number below zero is no range."""
+    document = json.loads(ingested("states", "one", "--layers", "0-0,1", "--json").out)
+
+    assert [0, 1] == [row["layer"] for row in document["layers"]]
+    assert 2 == ingested("states", "one", "--layers", "-2").code
+
+
+def test_findings_are_explained(moetrace):
+    """One, or all; an unknown one is refused."""
+    one, every, bad = moetrace("explain", "collapse"), moetrace("explain"), moetrace("explain", "colapse")
+
+    assert f"collapse ({KINDS['collapse'].severity}): {KINDS['collapse'].advice}\n" == one.out
+    assert len(KINDS) == every.out.count("\n")
+    assert (2, True) == (bad.code, "colapse" in bad.err)
+
+
+def test_help_and_version_in_the_usual_ways(moetrace):
+    """As a word, and by a letter."""
+    assert moetrace("states", "--help").out == moetrace("help", "states").out
+    assert moetrace("--version").out == moetrace("-V").out
+
+
+def test_waiting_is_said_and_ends(moetrace, here):
+    """For a recording that does not begin."""
+    done = moetrace("states", "--follow", "nope.parquet", "--timeout", "0.05", "--poll", "0.01")
+
+    assert 4 == done.code
+    assert "Waiting for nope.parquet, which does not exist yet" in done.err
+    assert "nothing new in nope.parquet for 0.05 seconds" in done.err
+
+
+def test_severity_comes_with_the_list(moetrace, here):
+    """A router that has collapsed is named by ingest and by list, with its layer."""
+    Path("log.csv").write_text(
+        "step,layer,expert,tokens\n"
+        + "".join(f"{s},{la},{e},{97 if la and not e else 1}\n" for s in range(60) for la in (0, 1) for e in range(4))
+    )
+
+    done, listed = moetrace("ingest", "log.csv"), moetrace("list", "--json")
+
+    assert "The router has collapsed in log: moetrace states names the experts." in " ".join(done.out.split())
+    assert "collapsed, layer 1" == json.loads(listed.out)["traces"][0]["imbalance"]
+
+
+def test_only_the_systems_that_are_named_compete(ingested):
+    """Their files are written and their policies replayed, beside one plan and ours."""
+    done = ingested(
+        "place", "one", "--gpus", "4", "--predictor", "window_mean", "--cutoffs", "2000", "--system", "SGLang", "--json"
+    ).json
+
+    assert {"SGLang", "SGLang, planning by itself"} == {file["system"] for file in done["deploy"]}
+    assert {"none", "static", "SGLang", "moetrace", "moetrace by state"} == {row["system"] for row in done["policies"]}
+    bad = ingested("place", "one", "--gpus", "4", "--system", "sgl")
+    assert (2, True) == (bad.code, "sgl" in bad.err)
