@@ -29,9 +29,15 @@ class Kind(StrEnum):
 BY_ENDING = {".csv": Kind.CSV, ".npz": Kind.NPZ}
 
 
+class Exported(Shared):
+    """The shared options; a layout may have any ending."""
+
+    endings = None
+
+
 @with_options
 def export(
-    shared: Shared,
+    shared: Exported,
     trace: Annotated[str, typer.Argument(help="Name or path of a trace.")],
     to: Annotated[
         Kind | None, typer.Option("--to", help="Layout  [default: from the extension of -o, otherwise long]")

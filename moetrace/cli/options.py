@@ -7,11 +7,11 @@ import inspect
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -113,6 +113,8 @@ def bytes_of(text: str) -> float:
 class Shared:
     """The options every command has, and what commands do with them."""
 
+    endings: ClassVar[Collection[str] | None] = BY_ENDING
+
     layers: Annotated[
         str | None, typer.Option(help="Only these layers, such as 2,4.", metavar="LAYERS", rich_help_panel=SELECTION)
     ] = None
@@ -170,7 +172,8 @@ class Shared:
             raise typer.BadParameter("--show goes with --format table; --format csv takes --table")
         if self.output is not None and str(self.output) != "-":
             regular = check_output(self.output, force=self.force)
-            if regular and self.format is None and not self.json and self.output.suffix.lower() not in BY_ENDING:
+            ending, asked = self.output.suffix.lower(), self.json or self.format is not None
+            if regular and self.endings is not None and not asked and ending not in self.endings:
                 raise typer.BadParameter(
                     f"-o {self.output}: {self.output.suffix} is no format (choose .csv, .json, .txt, or give --format)"
                 )

@@ -177,7 +177,7 @@ def test_a_late_plan_is_in_force_late(monkeypatch):
     trace = trace_of([UNEVEN], 2500)
     soon = Policy("soon", 1000, None, replan_by_steps)
     late = dataclasses.replace(soon, system="late", late=BLOCK)
-    monkeypatch.setattr(room, "policies", lambda _: [soon, late, Policy("none", 0, 0, replan_by_steps)])
+    monkeypatch.setattr(room, "policies", lambda *_: [soon, late, Policy("none", 0, 0, replan_by_steps)])
 
     frame = replayed(trace, Planning(4), [0], 500).pivot_table(index="step", columns="system", values="peak_load")
 

@@ -74,7 +74,7 @@ def test_a_text_in_brackets_is_no_markup():
     """Names are shown as they are."""
     frame = pd.DataFrame(
         {"trace": ["[red]x"], "first_step": [0], "last_step": [9], "layers": [1], "experts": [2], "tokens_per_step": [np.nan],
-         "format": ["csv"], "findings": [""]}
+         "format": ["csv"], "imbalance": ["ok"], "findings": [""]}
     )  # fmt: skip
 
     assert "[red]x" in text_of(traces_screen(frame, "[b]", every=True))
@@ -91,7 +91,9 @@ def test_a_terminal_without_box_characters_gets_none(ascii_only):
 def traces(*names):
     """A traces frame of traces of those names."""
     facts = {"first_step": 0, "last_step": 11_999, "layers": 58, "experts": 256, "tokens_per_step": 1_234_567}
-    return pd.DataFrame([{"trace": name, **facts, "format": "parquet", "findings": "none"} for name in names])
+    return pd.DataFrame(
+        [{"trace": name, **facts, "format": "parquet", "imbalance": "ok", "findings": "none"} for name in names]
+    )
 
 
 def test_a_long_name_cuts_no_number_short():
@@ -100,7 +102,7 @@ def test_a_long_name_cuts_no_number_short():
     text = text_of(traces_screen(traces(name), "", every=False))
     lines = text.splitlines()
 
-    assert any(line.split()[-6:] == ["0-11,999", "58", "256", "1,234,567", "parquet", "none"] for line in lines)
+    assert any(line.split()[-7:] == ["0-11,999", "58", "256", "1,234,567", "parquet", "ok", "none"] for line in lines)
     assert name == "".join(line[1:].split()[0] for line in lines if line.startswith(" ") and "trace" not in line)
     assert "…" not in text
 
