@@ -293,6 +293,10 @@ class Dump:
             findings = [*dict.fromkeys(raw), *summary.findings(options)]
             if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
                 findings = [found for found in findings if found in raw or found.name not in ROUNDED]
+            lacking = [found for found in findings if found.name == "tokens-differ" and options.idle_experts]
+            if lacking and min(int(totals.min()) for totals in summary.totals) < (options.expected or 0):
+                problem = f"{lacking[0].evidence}: experts without a row were not idle"
+                raise TraceError(f"{where}, {lacking[0].place}", problem, "log every expert in every step")
             raise_for_errors(findings, options.accept, where)
             return {
                 "format": self.format,

@@ -94,6 +94,11 @@ def text(path, lines):
     return path
 
 
+def picks(start, end):
+    """A row for each choice."""
+    return [f"{j},{e}" for t in range(start, end) for j in range(3) for e in CHOICES[t, j]]
+
+
 def scrape(step, name="moe:tokens_total", model="m"):
     """What an endpoint shows after so many steps: counters of two engines."""
     total = COUNTS[: step + 1].sum(axis=0)
@@ -188,6 +193,10 @@ CASES = {
         (["--difference"], "--where model=m"), (["--difference", "--where", "model=m"], WINDOW)]),
     "exp_0 and no step": (lambda p: csv(p / "x.csv", pd.DataFrame(COUNTS[0], columns=[f"exp_{e}" for e in range(16)]).assign(layer=[f"model.layers.{j}.mlp" for j in range(3)])), [
         ([], WINDOW)]),
+    "a header in the middle": (lambda p: text(p / "x.csv", ["layer,expert", *picks(0, 240), "layer,expert", *picks(240, 480)]), [
+        (["--tokens", 480, "--top-k", 4], "row 2880: is the header again")]),
+    "idle experts that were not": (lambda p: csv(p / "x.csv", long()[long()["expert"] < 12]), [
+        (["--idle-experts", "--experts", 16, "--tokens-per-step", 4096, "--accept", "tokens-differ"], "were not idle")]),
     "answers, nested": (lambda p: jsonl(p / "x.jsonl", [{"meta": {"routed_experts": half.tolist()}} for half in HALVES]), [([], EACH)]),
     "answers of vLLM": (lambda p: jsonl(p / "x.jsonl", [{"choices": [{"routed_experts": per_token(half)}]} for half in HALVES]), [([], EACH)]),
     "answers of SGLang": (lambda p: jsonl(p / "x.jsonl", map(sglang, HALVES)), [([], "--top-k K"), (["--top-k", 4], EACH)]),

@@ -145,6 +145,10 @@ class Rows(NamedTuple):
         try:
             numbers = [float(text.replace(",", "" if thousands else ".") or "nan") for text in plain]
         except ValueError:
+            for row in np.flatnonzero(texts == name)[:1]:
+                problem = "is the header again, as where files were put together"
+                way_out = f"leave it out: awk 'NR == 1 {{h = $0}} NR == 1 || $0 != h' {self.where} > NEW.csv"
+                raise TraceError(self.place(name, row), problem, way_out) from None
             return texts
         return np.array(numbers) / (100 if percents.any() else 1)
 
