@@ -17,7 +17,13 @@ from moetrace.formats.readers.logs import USUAL
 RNG = np.random.default_rng(3)
 COUNTS = RNG.multinomial(4096, RNG.dirichlet(np.ones(16)), size=(6, 3))  # (steps, layers, experts)
 CHOICES = RNG.gumbel(size=(480, 3, 16)).argsort(axis=2)[..., -4:]  # (tokens, layers, k)
-TALLY = np.stack([np.bincount(CHOICES[:, layer].ravel(), minlength=16) for layer in range(3)])[None]
+
+
+def tally(choices):
+    return np.stack([np.bincount(choices[:, layer].ravel(), minlength=16) for layer in range(3)])[None]
+
+
+TALLY = tally(CHOICES)
 
 
 def jsonl(path, rows):
@@ -137,6 +143,14 @@ CASES = {
         ([], "--from routing"), (["--column", "tokens=experts"], "--from routing")]),
     "ids beside weights": (lambda p: jsonl(p / "x.jsonl", [{**row, "weights": [0.4, 0.3, 0.2, 0.1]} for row in by_token("step")]), [
         ([], "--from routing")]),
+    "ids side by side": (lambda p: csv(p / "x.csv", pd.DataFrame(CHOICES[:, 0], columns=[f"expert_{k}" for k in range(4)]).assign(step=range(480))), [
+        ([], "--from routing")]),
+    "a map side by side": (lambda p: csv(p / "x.csv", pd.DataFrame(MAP[:, 0].astype(int), columns=[f"expert_{e}" for e in range(16)]).assign(step=range(480))), [
+        ([], "--bin N"), (["--bin", 480], ONE[:, :1])]),
+    "ids of layers in .npz": (lambda p: npz(p / "x.npz", **{f"layer_{j}": CHOICES[:, j] for j in range(3)}), [
+        ([], "--from routing"), (["--from", "routing", "--tokens", 480], ONE)]),
+    "ids of requests": (lambda p: jsonl(p / "x.jsonl", [{"request": i, "experts": half.tolist()} for i, half in enumerate(HALVES)]), [
+        ([], "--from routing --tokens N"), (["--from", "routing", "--tokens", 480], ONE)]),
     "one-hot map": (lambda p: npy(p / "x.npy", MAP), [([], "--bin N"), (["--bin", 480], ONE)]),
     "probabilities": (lambda p: npy(p / "x.npy", RNG.dirichlet(np.ones(16), size=(480, 3))), [
         ([], "scores of the router"), (["--tokens-per-step", 2], "not a whole count")]),
@@ -149,6 +163,8 @@ CASES = {
         ([], COUNTS), (["--sum-over", "ep_rank"], "not added up"), (["--where", "ep_rank=1"], COUNTS[:, :, 4:8])]),
     "one rank": (lambda p: jsonl(p / "x.jsonl", [row for row in ranks("ep_rank") if row["ep_rank"] == 1]), [
         ([], "part of the experts"), (["--accept", "part"], COUNTS[:, :, 4:8])]),
+    "one rank, in a document": (lambda p: document(p / "x.json", {"ep_rank": 1, "ep_size": 4, "counts": COUNTS[..., 4:8].tolist()}), [
+        ([], "ep_rank is 1 of ep_size 4"), (["--accept", "part"], COUNTS[:, :, 4:8])]),
     "zeros but for one rank": (lambda p: document(p / "x.json", {"logical_count": np.where(np.arange(16) < 4, COUNTS[0], 0).tolist()}), [
         ([], "one rank of 4")]),
     "replicas in a column": (lambda p: csv(p / "x.csv", pd.DataFrame(TWO, columns=[*long(), "rank"])), [
@@ -156,6 +172,8 @@ CASES = {
     "phases": (lambda p: csv(p / "x.csv", PHASES), [
         ([], "--where phase=decode"), (["--where", "phase=decode"], COUNTS[1::2]), (["--phase", "prefill"], COUNTS[::2]),
         (["--sum-over", "phase"], COUNTS), (["--where", "face=decode"], "check --where")]),
+    "phases of choices": (lambda p: jsonl(p / "x.jsonl", [{**row, "phase": "ab"[row["tok"] // 240]} for row in by_token("tok")]), [
+        (["--tokens", 240], "--where phase=a"), (["--tokens", 240, "--where", "phase=a"], tally(CHOICES[:240]))]),
     "a constant column": (lambda p: csv(p / "x.csv", long(("model", "m"))), [([], COUNTS)]),
     "the owner of an expert": (lambda p: csv(p / "x.csv", long(("gpu", np.arange(6 * 48) % 16 // 4))), [([], COUNTS)]),
     "shares in percent": (lambda p: csv(p / "x.csv", wide(100 / 4096)), [(["--tokens-per-step", 4096], COUNTS)]),
@@ -181,6 +199,9 @@ CASES = {
     "a log": (lambda p: text(p / "x.log", [f"INFO step {s + 1} layer {j} load: {COUNTS[s, j].tolist()}" for s, j in np.ndindex(6, 3)]), [
         ([], USUAL[0]), (["--pattern", USUAL[0]], COUNTS), (["--pattern", r"step (?P<step>\d+)"], "step, layer, expert and tokens"),
         (["--pattern", "("], "not a regular expression"), (["--pattern", r"(?P<step>INFO).*(?P<tokens>\[.*)"], "x.log, line 1: has")]),
+    "a log of another kind": (lambda p: text(p / "x.log", [f"{s}/{j}/{e}={COUNTS[s, j, e]}" for s, j, e in np.ndindex(6, 3, 16)]), [
+        ([], "--from log"), (["--from", "log"], "give a --pattern"),
+        (["--from", "log", "--pattern", r"^(?P<step>\d+)/(?P<layer>\d+)/(?P<expert>\d+)=(?P<tokens>\d+)"], COUNTS)]),
     "a printed summary": (lambda p: text(p / "x.txt", [line for j in range(3) for line in (f"Layer {j} load:", *(f"  Expert {e}: {COUNTS[0, j, e]} tokens" for e in range(16)))]), [
         ([], USUAL[1]), (["--pattern", USUAL[1]], WINDOW)]),
     "scrapes in a file": (lambda p: text(p / "x.prom", [line for s in range(6) for line in scrape(s)]), [

@@ -133,5 +133,6 @@ def chosen_format(source: Location, spec: str | None = None) -> Format:
         problem = f"is a {source.suffix} file, which is not read" + (", as it may run code" * (ending in PICKLES))
         way_out = "write it as Parquet (to_parquet of pandas), CSV or .npz, or give its rows to moetrace.from_frame"
         raise TraceError(str(source), problem, way_out)
-    way_out = f"known formats: {', '.join(FORMATS)}; --from forces one, and docs/recipes.md has ways for any other"
+    way_out = f"known formats: {', '.join(FORMATS)}; --from forces one, such as --from log for lines of "
+    way_out += "text with a --pattern, and docs/recipes.md has ways for any other"
     raise TraceError(str(source), "unrecognised format", way_out)

@@ -74,13 +74,13 @@ class LogFormat(ValueFormat):
     needs: ClassVar[str] = "a .log or .txt file, and --pattern with the groups step, layer, expert and tokens"
 
     def claims(self, path: Path) -> bool:
-        return path.is_file() and ends_with(path, ".log", ".txt", ".out") and bool(head_of(path))
+        return path.is_file() and ends_with(path, ".log", ".txt", ".out") and bool(_fitting(path))
 
     def read(self, path: Path) -> Reading:
         """Go through the lines; raises `TraceError` with a pattern to give where there is none."""
         where = str(path)
         if self.pattern is None:
-            fits = [usual for usual in USUAL if re.search(usual, head_of(path), re.IGNORECASE)]
+            fits = _fitting(path)
             way_out = "give a --pattern with the groups step, layer, expert and tokens, a number or a list"
             raise TraceError(where, "is a log of lines", way_out + (f", such as '{fits[0]}'" if fits else ""))
         try:
@@ -96,6 +96,11 @@ class LogFormat(ValueFormat):
         one = () if "step" in pattern.groupindex else ("no group for the step: one step",)
         assumed = (f"lines are taken apart by {self.pattern}", *one)
         return Reading(cells, assumptions=assumed, where=where, collector=values.collector)
+
+
+def _fitting(path: Path) -> list[str]:
+    """The usual patterns that fit a line at the beginning of a file."""
+    return [usual for usual in USUAL if re.search(usual, head_of(path), re.IGNORECASE)]
 
 
 def _batches_of_log(path: Path, pattern: re.Pattern[str], values: Values) -> Iterator[Cells]:

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -36,7 +36,15 @@ from moetrace.formats.stream.choices import (
 )
 from moetrace.formats.stream.columns import OF_LAYER, VALUE_NAMES, Rows, is_list, simple_name
 from moetrace.formats.stream.keys import dig, keys_in
-from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, first_named
+from moetrace.formats.stream.tables import (
+    EXPERT_NAMES,
+    LAYER_NAMES,
+    MODEL_NAMES,
+    PHASE_NAMES,
+    STEP_NAMES,
+    first_named,
+    pairs_of,
+)
 from moetrace.formats.stream.text import (
     BLOCK_BYTES,
     Header,
@@ -64,7 +72,8 @@ class RoutingFormat:
     """Token-level routing: the chosen experts of each token, as Parquet, CSV, JSON, JSON lines, arrays or tensors.
 
     *tokens* of a layer are a step where the log names none; *experts* is how many a layer has, *top_k* how many a
-    token chooses, *ignore* a number that is not a routed expert, *key* where the choices are in a document.
+    token chooses, *ignore* a number that is not a routed expert, *key* where the choices are in a document,
+    *where* takes rows with one value in a column alone.
     """
 
     tokens: int | None = None
@@ -72,6 +81,7 @@ class RoutingFormat:
     top_k: int | None = None
     ignore: int | None = None
     key: str | None = None
+    where: str | Mapping[str, str] | None = None
 
     name: ClassVar[str] = "routing"
     needs: ClassVar[str] = (
@@ -107,7 +117,7 @@ class RoutingFormat:
             asked = Asked(None, self.experts, self.ignore, self.top_k)
             text = "each line is an answer, and a step; layers are numbered from 0"
             return choices_reading(partial(_answers, path, self.key, self.top_k), str(path), asked, (text,))
-        table = Table.of(path)
+        table = replace(Table.of(path), only=pairs_of(self.where))
         where = str(path)
         one_each = table.one_each and table.step_column is None
         if one_each and self.top_k is None and self.tokens is not None:
@@ -264,7 +274,7 @@ def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool
     if listed := first_named(named, CHOICE_NAMES) or next(iter(chosen if token or forced else ()), None):
         return {**found, "columns": (listed,)}
     beside = [name for name in names if SIDE_BY_SIDE.fullmatch(name)]
-    if beside and (token or simple_name(beside[0]).startswith(("top", "choice"))):
+    if beside and (token or forced or simple_name(beside[0]).startswith(("top", "choice"))):
         return {**found, "columns": tuple(beside)}
     by_layer = [name for name in names if LAYER_IN_NAME.fullmatch(name)]
     if by_layer and token and layer is None:
@@ -291,6 +301,8 @@ class Table:
     layer_column: str | None = None
     one_each: bool = False
     by_layer: bool = False
+    apart: tuple[str, ...] = ()
+    only: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: Path, step: int | None = None, layer: int | None = None) -> Table:
@@ -312,13 +324,15 @@ class Table:
             texts.append(f"columns {columns} are the choices of a token")
         if not found["layer_column"] and not found.get("by_layer"):
             texts.append("no layer column: one layer")
-        return cls(path, step, layer, tuple(texts), **found)
+        apart = tuple(name for name in names if simple_name(name) in (*PHASE_NAMES, *MODEL_NAMES))
+        return cls(path, step, layer, tuple(texts), apart=apart, **found)
 
     def _batches(self) -> Iterator[Any]:
         """The Arrow batches of the file; raises `TraceError` where it is damaged."""
         import pyarrow.parquet as pq
 
-        names = [name for name in (self.step_column, self.layer_column, *self.columns) if name]
+        chosen = [name for name in (self.step_column, self.layer_column, *self.columns) if name]
+        names = list(dict.fromkeys([*chosen, *self.apart, *self.only]))
         with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
             if ends_with(self.path, ".parquet", ".pq"):
                 reading = {"pre_buffer": False, "buffer_size": COLUMN_BYTES, "page_checksum_verification": True}
@@ -335,10 +349,17 @@ class Table:
         """The choices of the tokens, row by row."""
         of_file = self.layer if self.layer is not None else (layer_in_name(self.path) or 0)
         row = 0
+        seen: dict[str, set[str]] = {name: set() for name in self.apart if name not in self.only}
         for batch in self._batches():
-            rows = Rows(batch, row, str(self.path))
-            of_token, chosen = self._chosen(rows)
-            layer = np.full(len(of_token), of_file)
+            rows = Rows(batch, row, str(self.path)).of(self.only)
+            for name, values in seen.items():
+                values.update(rows.coded(name)[0])
+                if len(values) > 1:
+                    one, other = sorted(values)[:2]
+                    way_out = f"take one with --where {name}={one}"
+                    raise TraceError(str(self.path), f"has {one} and {other} in the column {name}", way_out)
+            of_token, chosen, inside = self._chosen(rows)
+            layer = np.full(len(of_token), of_file) if inside is None else inside
             if self.layer_column is not None and self.layer is None:
                 layer = rows.layers(self.layer_column)[of_token]
             step = None if self.step is None else np.full(len(of_token), self.step)
@@ -358,20 +379,24 @@ class Table:
         first = next((batch for batch in self._batches() if batch.num_rows), None)
         return None if first is None else int(self._chosen(Rows(first.slice(0, 1), 0, str(self.path)))[1].shape[1])
 
-    def _chosen(self, rows: Rows) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-        """The row of each token and its choices (tokens, k); the cells may be lists of lists."""
+    def _chosen(self, rows: Rows) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64] | None]:
+        """The row of each token and its choices (tokens, k); and its layer, where cells are lists of three levels."""
         name = self.columns[0]
         at = rows.place(name)
-        of_token = np.arange(rows.batch.num_rows)
+        of_token, layers = np.arange(rows.batch.num_rows), None
         if len(self.columns) > 1 or self.one_each:
             chosen = np.stack([rows.numbers(column) for column in self.columns], axis=1)
         else:
-            lists, sizes, last = rows.lists(name), of_token, of_token
+            lists, last = rows.lists(name), of_token
+            levels: list[NDArray[np.int64]] = [of_token]
             while is_list(lists.type):
                 if lists.null_count:
                     raise TraceError(at, "holds a null", "every token needs its choices")
-                last, sizes = of_token, np.asarray(lists.value_lengths().to_numpy(zero_copy_only=False))
-                of_token, lists = np.repeat(of_token, sizes), lists.flatten()
+                levels.append(np.asarray(lists.value_lengths().to_numpy(zero_copy_only=False)).astype(np.int64))
+                last, of_token, lists = of_token, np.repeat(of_token, levels[-1]), lists.flatten()
+            sizes = levels[-1]
+            if len(levels) > 3 and self.layer_column is None:
+                layers = np.arange(len(sizes)) - np.repeat(np.cumsum(levels[2]) - levels[2], levels[2])
             of_token, values = last, lists.to_numpy(zero_copy_only=False)
             if values.dtype.kind == "f" and ((np.abs(values) <= FLOAT64_EXACT) & (values == np.floor(values))).all():
                 values = values.astype(np.int64)
@@ -382,4 +407,4 @@ class Table:
             chosen = side_by_side(values, sizes)
         if chosen.size and chosen.min() < -1:
             raise TraceError(at, f"holds expert {chosen.min()}", "number experts from 0")
-        return of_token, chosen
+        return of_token, chosen, layers

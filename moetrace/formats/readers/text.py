@@ -19,7 +19,7 @@ from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import step_in_name
 from moetrace.formats.readers.routing import choice_columns
 from moetrace.formats.stream import text
-from moetrace.formats.stream.arrays import COUNTS_KEYS, Array, array_reading
+from moetrace.formats.stream.arrays import COUNTS_KEYS, PART, Array, array_reading
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import BARE, COUNT_NAMES, OF_LAYER, Values, doubt_of, simple_name
 from moetrace.formats.stream.keys import dig, keys_in
@@ -201,7 +201,7 @@ class JsonFormat(TableFormat):
         key = next((key for key in COUNTS_KEYS if key in document), None)
         if key is not None and not isinstance(document[key], dict):
             one_window = key == "logical_count" and np.ndim(_numbers_in(document[key], path)) == 2
-            extra = {name: document[name] for name in ("steps", "step", "layers") if name in document}
+            extra = {name: document[name] for name in ("steps", "step", "layers", *PART) if name in document}
             return self._array(document[key], path, "layers,experts" if one_window else None, key, extra)
         self._no_use(path, axes=self.axes)
         inside = document if key is None else document[key]

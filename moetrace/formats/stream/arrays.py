@@ -23,6 +23,8 @@ from moetrace.trace import check_steps
 COUNTS_KEYS = (
     "counts", "tokens_per_expert", "load", "expert_counts", "logical_expert_load", "expert_load", "logical_count",
 )  # fmt: skip
+# Numbers beside the counts that say which part of the experts they are of.
+PART = ("ep_rank", "ep_size")
 # Arrays by the names of their files, and what their axes are: a rank's experts side by side with those of others.
 AXES_BY_NAME = {"moe_load_": "layers,ranks,experts", "mcore_ep_loads_": "layers,steps,experts"}
 AXES_BY_NAME |= {"expert_load_view": "layers,experts"}  # vLLM's
@@ -115,8 +117,10 @@ def array_reading(
             yield dense_cells(steps[start : start + len(part)], layers, counts)
             start += len(part)
 
+    rank, size = (int(arrays[name].whole()) if name in arrays and not arrays[name].shape else 1 for name in PART)
     return Reading(
         cells,
+        part=f"{PART[0]} is {rank} of {PART[1]} {size}: a part of the experts" if size > 1 else "",
         rows=math.prod(log.shape),
         assumptions=tuple(text for text in (*assumed, *log.assumptions, of_steps, of_layers) if text),
         where=where,

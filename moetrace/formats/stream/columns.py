@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -110,6 +110,21 @@ class Rows(NamedTuple):
         """The error that the *values* of a column have a gap, and where the first one is."""
         first = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
         return TraceError(self.place(name, first), "is null (or NaN)", "every row needs a value")
+
+    def coded(self, name: str) -> tuple[list[str], NDArray[np.int64]]:
+        """The different values of a column as texts, and which of them each row has, shape (rows,)."""
+        encoded = self.batch.column(name).dictionary_encode("encode")
+        return [str(value) for value in encoded.dictionary.to_pylist()], to_numpy(encoded.indices).astype(np.int64)
+
+    def of(self, only: Mapping[str, str]) -> Rows:
+        """The rows with these values alone, by column."""
+        import pyarrow as pa
+
+        keep = np.ones(self.batch.num_rows, bool)
+        for name, value in only.items():
+            texts, codes = self.coded(name)
+            keep &= np.array([text.lower() == value.lower() for text in texts], bool)[codes]
+        return self if keep.all() else self._replace(batch=self.batch.filter(pa.array(keep)))
 
     def column(self, name: str, gaps: bool = False) -> NDArray[Any]:
         """A column (rows,), texts that are numbers as such, nulls as NaN if there may be *gaps*; else `TraceError`."""

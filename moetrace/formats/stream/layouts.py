@@ -19,8 +19,27 @@ from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.arrow import to_numpy
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import BARE, SHARE_NAMES, UTILISATION_NAMES, Rows, Values, is_list, simple_name
-from moetrace.formats.stream.tables import ColumnRoles, Layout, Naming, doubt_in, first_named, match_columns, no_layout
+from moetrace.formats.stream.columns import (
+    BARE,
+    SHARE_NAMES,
+    UTILISATION_NAMES,
+    Rows,
+    Values,
+    doubt_of,
+    is_list,
+    simple_name,
+)
+from moetrace.formats.stream.tables import (
+    MODEL_NAMES,
+    PHASE_NAMES,
+    ColumnRoles,
+    Layout,
+    Naming,
+    doubt_in,
+    first_named,
+    match_columns,
+    no_layout,
+)
 from moetrace.formats.stream.tags import OF_CHARTS, no_match, one_kind, tags_by, template
 from moetrace.trace import Finding
 
@@ -32,11 +51,12 @@ KEY_NAMES = ("key", "tag", "metric", "metricname", "name")
 # Columns of an expert, and of a layer where rows have none; and of an expert of the layer that each row names.
 WIDE = re.compile(r"^(?:layer_?(?P<layer>\d{1,15})_)?(?:expert|exp|e)_?(?P<expert>\d{1,15})$", re.IGNORECASE)
 EXPERT_ONLY = re.compile(r"experts?[_/.\-\[ ]?(\d{1,15})(?!\d)", re.IGNORECASE)
+# Rows looked at to see what numbers side by side are.
+HEAD_ROWS = 1 << 10
 # Columns that set rows apart which are not of one trace, unless they are said to be.
-PHASE_NAMES = ("phase", "forwardmode", "mode", "stage")
 APART_NAMES = (
     *PHASE_NAMES, "rank", "eprank", "dprank", "tprank", "pprank", "globalrank", "localrank", "gpu", "gpuid", "device",
-    "deviceid", "worker", "workerid", "replica", "engine", "host", "hostname", "node", "model", "modelname",
+    "deviceid", "worker", "workerid", "replica", "engine", "host", "hostname", "node", *MODEL_NAMES,
 )  # fmt: skip
 
 
@@ -110,7 +130,11 @@ def nested_layout(found: ColumnRoles, first: pa.RecordBatch | None) -> Layout:
     of_layers, doubt = False, ""
     if first is not None and first.num_rows:
         there = first.filter(first.column(value).is_valid()).slice(0, 1)
-        of_layers = found.layer is None and is_list(Rows(there, 0, found.where).lists(value).type.value_type)
+        inner = Rows(there, 0, found.where).lists(value).type.value_type
+        of_layers = found.layer is None and is_list(inner)
+        if is_list(inner) and is_list(inner.value_type):
+            problem = f"holds lists of lists of lists in the column {value}, as the experts of the tokens of requests"
+            raise TraceError(found.where, problem, "count them with --from routing --tokens N")
         doubt = doubt_in(first, value, found.where)
 
     def flattened(rows: Rows, lists: Any) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
@@ -184,7 +208,7 @@ def wide_layout(
     found: ColumnRoles, columns: Mapping[str, tuple[int | None, int]], text: str, first: pa.RecordBatch | None
 ) -> Layout:
     """The layout of a column for each expert, and for each layer unless the rows have them."""
-    kind = found.kind or one_kind(list(columns), set(), found.where)
+    kind, doubt = found.kind or one_kind(list(columns), set(), found.where), ""
     again = [place for place, n in Counter(columns.values()).items() if n > 1]
     if again:
         both = [name for name, place in columns.items() if place == again[0]]
@@ -194,11 +218,14 @@ def wide_layout(
     experts = np.array([expert for _, expert in columns.values()])
     found = replace(found, value=None, layer=found.layer if of_rows else None)
     fractions = kind in (*SHARE_NAMES, *UTILISATION_NAMES)
-    if kind in SHARE_NAMES and first is not None and first.num_rows:
+    if first is not None and first.num_rows:
+        rows = Rows(first.slice(0, HEAD_ROWS), 0, found.where)
         own = [name for name, layer in zip(names, layers) if layer == layers[0]]
-        rows = Rows(first, 0, found.where)
-        totals = np.sum([rows.column(name, gaps=True) for name in own], axis=0)
-        found = found.by_total(next(iter(totals[totals == totals]), 1.0))
+        head = np.stack([rows.column(name, gaps=True) for name in own], axis=1)  # (rows, experts)
+        if head.dtype.kind in "iuf":
+            head = head[(head == head).all(axis=1)]
+            doubt = doubt_of(head)
+            found = found.by_total(head[0].sum()) if kind in SHARE_NAMES and len(head) else found
 
     def cells(rows: Rows) -> Cells:
         import pyarrow as pa
@@ -232,7 +259,7 @@ def wide_layout(
         )
 
     texts = {"text": text} if of_rows else {"layer": text}
-    return found.layout(names, cells, len(names), **texts)
+    return replace(found.layout(names, cells, len(names), **texts), doubt=doubt)
 
 
 def keyed_layout(found: ColumnRoles, key: str, value: str) -> Layout:
@@ -293,18 +320,9 @@ def set_apart(layout: Layout, names: Sequence[str], found: ColumnRoles, first: p
     varying: set[str] = set()
 
     def cells(rows: Rows) -> Cells:
-        import pyarrow as pa
-
-        def coded(name: str) -> tuple[list[str], NDArray[np.int64]]:
-            encoded = rows.batch.column(name).dictionary_encode("encode")
-            return [str(value) for value in encoded.dictionary.to_pylist()], to_numpy(encoded.indices).astype(np.int64)
-
-        for name, value in only.items():
-            texts, codes = coded(name)
-            keep = np.array([text.lower() == value.lower() for text in texts], bool)[codes]
-            rows = rows if keep.all() else rows._replace(batch=rows.batch.filter(pa.array(keep)))
+        rows = rows.of(only)
         for name in list(seen) if rows.batch.num_rows else ():
-            texts, codes = coded(name)
+            texts, codes = rows.coded(name)
             steps = found.steps(rows)
             if len(np.unique((steps - steps.min()) * len(texts) + codes)) > len(np.unique(steps)):
                 varying.add(name)

@@ -43,6 +43,9 @@ EXPERT_NAMES = tuple(f"expert{number}" for number in NUMBERED)
 # Of a clock, whose times are numbered where there is no step.
 CLOCK_NAMES = ("time", "timestamp", "datetime", "date", "walltime")
 ROLES = {"step": STEP_NAMES, "layer": LAYER_NAMES, "expert": EXPERT_NAMES}
+# Columns whose values are not of one trace, unless they are said to be.
+PHASE_NAMES = ("phase", "forwardmode", "mode", "stage")
+MODEL_NAMES = ("model", "modelname")
 # 256 layers of 512 experts side by side.
 MOST_COLUMNS = 1 << 17
 
