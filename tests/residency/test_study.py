@@ -97,15 +97,35 @@ def test_caches_are_warm_at_the_cutoff(found, counts, layer, cutoff):
     assert row["loads"] == pytest.approx(row["active"] * (1 - row["active_hit_rate"]) + entered / HORIZON)
 
 
-def test_slots_divided_by_load_are_those_of_what_was_known(found, counts):
-    """The four experts with the largest shares of the history, of whichever layer."""
-    for i, cutoff in enumerate(CUTOFFS):
-        shares = counts[:cutoff].sum(axis=0) / counts[:cutoff].sum(axis=(0, 2))[:, None]
-        best = top(shares.ravel(), 4)
-        rows = found.frames["scores"]
-        rows = rows[(rows["allocation"] == "by_load") & (rows["method"] == "window_mean") & (rows["cutoff"] == cutoff)]
+@pytest.mark.parametrize("total", [3, 4, 5, 7])
+def test_slots_divided_by_load_are_those_of_what_was_known(trace, counts, total):
+    """The experts with the largest shares, of whichever layer: of the history, or of what followed in hindsight."""
+    scores = mt.hot(trace, total=total, horizon=HORIZON, cutoffs=CUTOFFS).frames["scores"]
+    for cutoff in CUTOFFS:
+        for method, seen in (
+            ("window_mean", counts[:cutoff]),
+            ("oracle_static", counts[cutoff : cutoff + HORIZON]),
+        ):
+            shares = seen.sum(axis=0) / seen.sum(axis=(0, 2))[:, None]
+            best = top(shares.ravel(), total)
+            own = scores[(scores["allocation"] == "by_load") & (scores["method"] == method)]
 
-        assert [sum(e // 6 == layer for e in best) for layer in (0, 1)] == rows["slots"].tolist(), i
+            assert [sum(e // 6 == layer for e in best) for layer in (0, 1)] == (
+                own.loc[own["cutoff"] == cutoff, "slots"].tolist()
+            )
+
+
+def test_a_predictor_is_scored_where_its_history_is_long_enough():
+    """Others, and caches, at every cutoff."""
+    counts = np.random.default_rng(0).multinomial(50, [0.4, 0.3, 0.2, 0.1], size=(700, 2))
+    cutoffs = [100, 300, 500]
+    scores = mt.hot(mt.LoadTrace.from_counts(counts), [mt.Arima()], slots=2, horizon=100, cutoffs=cutoffs).frames[
+        "scores"
+    ]
+    by_method = {name: sorted(set(own["cutoff"])) for name, own in scores.groupby("method")}
+
+    assert [cutoff for cutoff in cutoffs if cutoff >= mt.Arima().needs] == by_method["arima"] != cutoffs
+    assert cutoffs == by_method["window_mean"] == by_method["lru"] == by_method["oracle_static"]
 
 
 def test_means_are_over_layers_and_cutoffs(found):
