@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from moetrace.errors import TraceError, printable
 from moetrace.files import replacing
 from moetrace.formats.arrow import to_arrow, to_lists, to_numpy
-from moetrace.formats.errors import damaged, reporting_damage, require
+from moetrace.formats.errors import damaged, reporting_damage, require, version_of
 from moetrace.formats.stream.cells import Block
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
 
@@ -234,7 +234,8 @@ def open_trace(path: str | Path) -> LoadTrace:
     import pyarrow.parquet as pq
 
     path = Path(path)
-    with reporting_damage(path):
+    version = version_of(path)
+    with reporting_damage(path, version):
         footer = pq.read_metadata(path)
         document = _read_document(path, footer)
         if footer.num_row_groups != len(document["row_groups"]):
@@ -253,7 +254,7 @@ def open_trace(path: str | Path) -> LoadTrace:
         require(len(steps) * experts * 20, str(path), "one layer of it", "ingest fewer steps with --steps")
 
         def read_layer(number: int) -> Counts:
-            with reporting_damage(path):
+            with reporting_damage(path, version):
                 return _read_layer(path, number, groups[number], steps, experts, by_layer[number])
 
         return LoadTrace(document["info"], steps, tuple(by_layer), experts, read_layer, by_layer)
@@ -273,8 +274,7 @@ def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, expert
 
     counts = np.empty((len(steps), experts), np.int64)
     found, row = hashlib.sha256(), 0
-    now = path.stat()
-    footer = _footer(path, now.st_ino, now.st_mtime_ns, now.st_size)
+    footer = _footer(path, *version_of(path))
     with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
         for group in groups:
             table = file.read_row_group(group)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moetrace.errors import MoetraceError, TraceError
+from moetrace.errors import MoetraceError, TraceError, lacks_memory
 from moetrace.files import OF_WRITING
 
 # Below this nothing is asked: the answer costs more than the memory.
@@ -22,7 +22,7 @@ def readable(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in OF_WRITING:
+        if error.errno in OF_WRITING or lacks_memory(error):
             raise
         name = error.filename or where
         raise TraceError(
@@ -36,15 +36,18 @@ def readable(where: str) -> Iterator[None]:
 def library_errors(where: str, problem: str | Callable[[], str], way_out: str) -> Iterator[None]:
     """Whatever a library raises in the block becomes a `TraceError` with the first line of what it had to say.
 
-    *problem* may be a function where it is known only when the error comes, such as the row that was reached.
+    A lack of memory is raised as it is: the file may be sound. *problem* may be a function where it is known only when
+    the error comes, such as the row that was reached.
     """
     try:
         yield
-    except (MoetraceError, MemoryError):
+    except MoetraceError:
         raise
     except UnicodeEncodeError as error:  # Arrow wants paths in UTF-8
         raise TraceError(where, "has a name that is not UTF-8", "rename it, or work in a UTF-8 locale") from error
     except Exception as error:
+        if lacks_memory(error):
+            raise
         text = problem if isinstance(problem, str) else problem()
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise TraceError(where, f"{text}: {said[:200].rstrip('. ')}", way_out) from error
@@ -55,9 +58,17 @@ def damaged(path: Path, problem: str) -> TraceError:
     return TraceError(str(path), f"is damaged: {problem}", "ingest its source again")
 
 
+def version_of(path: Path) -> tuple[int, ...]:
+    """What another file in the place of *path* would change: inode, time and size; empty where there is none."""
+    with suppress(OSError):
+        now = path.stat()
+        return now.st_ino, now.st_mtime_ns, now.st_size
+    return ()
+
+
 @contextmanager
-def reporting_damage(path: Path) -> Iterator[None]:
-    """Whatever is raised on a damaged or missing canonical file becomes one `TraceError`."""
+def reporting_damage(path: Path, version: tuple[int, ...]) -> Iterator[None]:
+    """Whatever is raised on a canonical file that is damaged, gone, or no longer *version* becomes a `TraceError`."""
     try:
         with library_errors(str(path), "is damaged", "ingest its source again"):
             yield
@@ -67,6 +78,8 @@ def reporting_damage(path: Path) -> Iterator[None]:
             raise TraceError(str(path), "does not exist", "see `moetrace list` for the traces there are") from None
         if isinstance(cause, PermissionError):
             raise TraceError(str(path), "may not be read", "check its permissions") from None
+        if version_of(path) != version:
+            raise TraceError(str(path), "changed while it was read", "run the same command again") from error
         raise
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
-from moetrace.errors import WorkspaceError
+from moetrace.errors import WorkspaceError, lacks_memory
 from moetrace.files import file_name, replacing, sweep
 from moetrace.forecasting.evaluation import SharedFit
 from moetrace.forecasting.layers import EndForecast, TimedFit
@@ -176,9 +176,9 @@ def _digest(path: Path) -> str:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:  # pyarrow raises a dozen types on damaged files
+        if lacks_memory(error):
+            raise
         raise WorkspaceError(f"{path} cannot be read: run the same command again, which makes it anew") from error
 
 
@@ -237,7 +237,7 @@ def _is_sound(path: Path, key: str, schema: Any) -> bool:
             if not known or not file.schema_arrow.remove_metadata().equals(schema):
                 return False
             return all(file.read_row_group(group).num_rows for group in range(file.num_row_groups))
-    except MemoryError:
-        raise
-    except Exception:  # noqa: BLE001 - pyarrow raises a dozen types on damaged files
+    except Exception as error:  # pyarrow raises a dozen types on damaged files
+        if lacks_memory(error):
+            raise
         return False

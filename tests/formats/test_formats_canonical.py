@@ -1,5 +1,6 @@
 """The canonical file: the same trace comes back, from any reader, and damage never goes unnoticed."""
 
+import errno
 import io
 from dataclasses import replace
 
@@ -194,7 +195,7 @@ def test_a_file_that_was_replaced_meanwhile_is_noticed(saved, small):
 
     assert np.array_equal(small.layer(first).counts, trace.layer(first).counts)
     for layer in others:
-        with pytest.raises(TraceError, match="not as it was written"):
+        with pytest.raises(TraceError, match="changed while it was read; run the same command again"):
             trace.layer(layer)
 
 
@@ -206,3 +207,31 @@ def test_a_trace_goes_to_another_process_without_its_footer(saved):
 
     assert b"FileMetaData" not in sent
     assert np.array_equal(trace.counts, cloudpickle.loads(sent).counts)
+
+
+NO_MEMORY = (
+    MemoryError(),
+    OSError(errno.ENOMEM, "Cannot allocate memory"),
+    RuntimeError("can't start new thread"),
+    ImportError("libarrow.so: failed to map segment from shared object"),
+)
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("what", ["read_metadata", "ParquetFile"])
+def test_a_lack_of_memory_is_not_called_damage(saved, monkeypatch, what, error):
+    """It is raised as it is, in opening and in reading a layer; any other error of the library is damage."""
+
+    def short(*_args, **_settings):
+        raise error
+
+    trace = open_trace(saved)
+    monkeypatch.setattr(pq, what, short)
+    read = {"read_metadata": lambda: open_trace(saved), "ParquetFile": lambda: trace.layer(trace.layers[0])}[what]
+
+    with pytest.raises(type(error)) as raised:
+        read()
+    assert error is raised.value
+    error = RuntimeError("bad page")
+    with pytest.raises(TraceError, match="is damaged: bad page; ingest its source again"):
+        read()

@@ -1,5 +1,7 @@
 """The store: what goes in comes out, damage is one line, and names say what a result depends on."""
 
+import errno
+
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -156,3 +158,20 @@ def path_of(folder, content):
     path = folder / "whole.parquet"
     path.write_bytes(content)
     return path
+
+
+def test_a_lack_of_memory_is_not_called_damage(store, monkeypatch):
+    """Neither of a cached result nor of the forecast file, which is not written again."""
+
+    def short(*_args, **_settings):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    store.put(FORECAST, RESULT, COMING)
+    path = store.root / "forecast.parquet"
+    list(writing_forecast(path, [COMING], "key"))
+    monkeypatch.setattr(pq, "ParquetFile", short)
+
+    with pytest.raises(OSError, match="Cannot allocate"):
+        store.get(FORECAST, RESULT)
+    with pytest.raises(OSError, match="Cannot allocate"):
+        list(writing_forecast(path, [COMING], "key"))

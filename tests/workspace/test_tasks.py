@@ -267,7 +267,7 @@ def test_a_trace_that_changes_under_a_run_is_one_line(path, tmp_path, store, job
     trace = open_trace(place)
     save_trace(LoadTrace.from_counts(trace.counts[:, :, ::-1], name="made"), place)
 
-    with pytest.raises(TraceError, match=r"made.parquet: is damaged: layer [0-2] is not as it was written"):
+    with pytest.raises(TraceError, match=r"made.parquet: changed while it was read; run the same command again"):
         evaluate(trace, [predictor("ema")], HORIZONS, results=store, run=runner(jobs))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -227,7 +228,12 @@ def loaded(path: Path) -> Any:
         unpacked = sum(member.file_size for member in archive.infolist())
     require(4 * unpacked, str(path), "what it unpacks to", "record fewer passes in a file")
     with library_errors(str(path), "cannot be opened", "dump it again; nothing but tensors is read"):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except UnpicklingError as error:  # what torch says advises to run whatever the file holds
+            raise TraceError(
+                str(path), "is damaged, or holds more than tensors", "save tensors, numbers and texts alone"
+            ) from error
 
 
 def tensor_array(value: Any, path: Path) -> NDArray[Any] | None:
