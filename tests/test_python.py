@@ -24,6 +24,10 @@ COUNTS = TRACE.counts
         (lambda: mt.evaluate(TRACE, [mt.Level], [100]), r"Level is a class: Level\(\) makes a predictor"),
         (lambda: mt.evaluate(TRACE, [mt.Level()], 100), r"horizons are several, such as \[1000\], not 100"),
         (lambda: mt.evaluate(TRACE, [mt.Level()], [100], 500), "cutoffs are several"),
+        (lambda: mt.hot(TRACE, mt.Level()), r"predictors are several, such as \[mt.Level\(\)\]"),
+        (lambda: mt.hot(TRACE, ["level"]), r"'level' is no predictor: mt.predictor\('level'\) makes one"),
+        (lambda: mt.hot(TRACE, [mt.Level(), mt.Level()]), "level is given twice"),
+        (lambda: mt.hot(TRACE, cutoffs=500), "cutoffs are several"),
         (lambda: mt.export_trace(TRACE, "x.csv", "cvs"), "there is no kind of export 'cvs'; did you mean 'csv'"),
     ],
 )

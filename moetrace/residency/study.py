@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.errors import SettingError
+from moetrace.errors import SettingError, check_several
 from moetrace.forecasting.backtest import Backtest, Progress, Run, evaluate, in_turn
-from moetrace.forecasting.predictors import label, predictor
+from moetrace.forecasting.predictors import predictor
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
@@ -97,6 +97,8 @@ def hot(
     >>> len(found.sets[0]), round(found.answer.hit_rate, 2)
     (3, 0.67)
     """
+    check_several(predictors, "predictors", "[mt.Level()]")
+    check_several([] if cutoffs is None else cutoffs, "cutoffs", "[3000]")
     budget = Budget(slots, total, cover)
     budget.check(len(trace.layers), trace.experts)
     if not 0 <= cold < trace.experts:
@@ -113,7 +115,8 @@ def hot(
         if progress:
             progress(done, of + layers)
 
-    several = list({label(own): own for own in (*predictors, predictor(BASELINE))}.values())
+    baseline = predictor(BASELINE)
+    several = [*predictors] if baseline in predictors else [*predictors, baseline]
     test = evaluate(trace, several, [horizon], cutoffs, report, ahead=True, train_on=train_on, results=results, run=run)
     means = means_frame(test.forecasts(), horizon)
     size = budget.size(_shares(trace, means, means["predictor"].iloc[0]))
