@@ -173,6 +173,7 @@ def place(
         "summary": Table(f"Experts on {gpus} GPUs", frames["summary"], summary, by=("trace", "horizon")),
         "plans": Table("Plan for the steps to come", frames["plans"]),
         "scores": Table("Scores", frames["scores"]),
+        "knee": Table("Saving by tokens per expert over the ridge", frames["knee"]),
         "policies": Table("Policies", frames["policies"], POLICY_COLUMNS, by=("trace",)),
     }
     document: dict[str, Any] = {"gpus": gpus, "horizon": max(horizons.values()), "dispatch": dispatch}
@@ -237,20 +238,25 @@ def _write_plans(
 
 
 def _draw(shared: Shared, given: str, placed: Placement) -> list[str]:
-    """Draw the scores; the file, none where nothing was scored."""
+    """Draw the scores of plans, and the saving by tokens per expert, where there are any; the files."""
     from moetrace.files import write_bytes
-    from moetrace.report.figures import plan_course
+    from moetrace.report.figures import knee, plan_course
     from moetrace.report.style import picture, styled
 
-    if not len(placed.frames["scores"]):
-        return []
-    gpus = placed.planning.gpus
-    path = shared.folder().result_path("place", given, f"{gpus}-gpus.png")
+    gpus, drawn = placed.planning.gpus, {}
     with styled():
-        drawn = picture(plan_course(placed.frames["scores"], placed.best), "png", f"{placed.trace}: {gpus} GPUs")
-    write_bytes(path, drawn)
-    shared.note(f"Saved the chart to {path}")
-    return [str(path)]
+        if len(placed.frames["scores"]):
+            drawn["png"] = plan_course(placed.frames["scores"], placed.best)
+        if len(placed.frames["knee"]):
+            drawn["knee.png"] = knee(placed.frames["knee"], placed.verdict.as_row())
+        paths = []
+        for ending, figure in drawn.items():
+            path = shared.folder().result_path("place", given, f"{gpus}-gpus.{ending}")
+            write_bytes(path, picture(figure, "png", f"{placed.trace}: {gpus} GPUs"))
+            paths.append(str(path))
+    if paths:
+        shared.note(f"Saved the charts to {' and '.join(paths)}")
+    return paths
 
 
 def register(app: typer.Typer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from moetrace.analysis.severity import health_frame
@@ -14,6 +14,7 @@ from moetrace.forecasting.predictors.window_mean import WindowMean
 from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import fitted
+from moetrace.placement.knee import knee_frame, worth_from
 from moetrace.placement.plan import Plan
 from moetrace.placement.planning import Planning
 from moetrace.placement.replay import MOST_REPLAYED, replayed
@@ -34,17 +35,19 @@ if TYPE_CHECKING:
 
 # Steps that a plan is made for, unless a trace is too short.
 HORIZON = 1000
+# A saving that is worth an effort, for which the knee is told.
+WORTHWHILE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
 class Placement:
     """The experts of a trace placed on GPUs.
 
-    *frames* are ``summary``, ``plans``, ``scores``, ``balance`` and ``policies``, those of `policies_frame`, from which
-    the *verdict* is drawn. *best* is the predictor whose plans were best in the state that each layer ends in, by which
-    the plan to deploy is made, as *planning* does; *loads* has the predicted share of each expert by layer. *computed*
-    results are new, *reused* ones were cached. *first_expert* is the number of the first expert in the source. *notes*
-    name what was left out of a trace that is very long.
+    *frames* are ``summary``, ``plans``, ``scores``, ``balance``, ``knee`` (`knee_frame`) and ``policies``, those of
+    `policies_frame`, from which the *verdict* is drawn. *best* is the predictor whose plans were best in the state that
+    each layer ends in, by which the plan to deploy is made, as *planning* does; *loads* has the predicted share of each
+    expert by layer. *computed* results are new, *reused* ones were cached. *first_expert* is the number of the first
+    expert in the source. *notes* name what was left out of a trace that is very long.
     """
 
     trace: str
@@ -150,9 +153,11 @@ def place(
         "scores": scores,
         "policies": policies,
         "balance": health_frame(trace),
+        "knee": knee_frame(trace, planning),
     }
     own = means[means["predictor"] == best]
     loads = {int(str(layer)): part["share"].tolist() for layer, part in own.groupby("layer", sort=False)}
+    judged = replace(judged, worth_from=worth_from(frames["knee"], WORTHWHILE) if len(frames["knee"]) else None)
     logged, notes = len(trace.steps), tuple[str, ...]()
     if logged > MOST_REPLAYED:
         notes += (f"policies are replayed on the last {MOST_REPLAYED:,} of {logged:,} logged steps",)
@@ -183,7 +188,7 @@ class _Stages:
 
 
 def placement_frames(placed: Placement) -> dict[str, pd.DataFrame]:
-    """What a report shows of a placement: the frames ``placement``, ``plan_scores``, ``policies`` and ``verdict``."""
+    """What a report shows of a placement: ``placement``, ``plan_scores``, ``policies``, ``knee``, ``verdict``."""
     import pandas as pd
 
     gpus = placed.planning.gpus
@@ -191,5 +196,6 @@ def placement_frames(placed: Placement) -> dict[str, pd.DataFrame]:
         "placement": placed.frames["summary"].assign(gpus=gpus),
         "plan_scores": placed.frames["scores"],
         "policies": placed.frames["policies"].assign(gpus=gpus),
+        "knee": placed.frames["knee"],
         "verdict": pd.DataFrame([placed.verdict.as_row() | {"gpus": gpus}]),
     }

@@ -57,7 +57,8 @@ class Verdict:
     `HIGHEST_RIDGE`; where the two do not lead to one answer, it depends on the hardware. *tokens_per_expert* are those
     of a pass, *ridge* is where an expert becomes compute-bound on the *hardware*, *microseconds* are saved in each
     layer and step, where that is known. *by_redundant* has the best policy with each number of redundant experts that
-    was asked for. *enough_redundant* is the
+    was asked for. *worth_from* are the tokens over the ridge from which on a plan saves 5%, None where it never does.
+    *enough_redundant* is the
     number of redundant experts above which balance gains less than 0.01, *floor* the peak load that the hottest expert
     alone causes, *holds* for how many steps the balance of a plan made once is within 0.01 of the recommended policy,
     None to the end. *launch* starts the system so that it does this. *stock* has the same of the best policy that needs
@@ -95,6 +96,7 @@ class Verdict:
     start: str = ""
     launch: str = ""
     stock: dict[str, Any] | None = None
+    worth_from: float | None = None
 
     def launched(self, flags: str) -> Verdict:
         """With the *flags* that a file needs, where a system reads the recommended plan, or the first one, from it."""

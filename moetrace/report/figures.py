@@ -22,6 +22,7 @@ from moetrace.report.style import (
     one_legend,
     predictor_style,
 )
+from moetrace.report.verdict import verdict_in, worthwhile
 from moetrace.words import BASELINE, DEFAULT, ORACLE
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 8.6
+TOKENS_OVER_RIDGE = (0.03, 0.125, 0.5, 2, 8)
 # Layers with a name on their axis, where there are more.
 MOST_LABELS = 30
 
@@ -216,6 +218,35 @@ def plan_course(scores: pd.DataFrame, best: str) -> Figure:
     return figure
 
 
+def knee(saving: pd.DataFrame, verdict: Mapping[str, Any]) -> Figure:
+    """What a plan saves by tokens per expert over the ridge of the hardware; this trace on its hardware is marked.
+
+    *saving* is the ``knee`` of one trace, *verdict* that of it: without hardware, the GPU of the highest ridge counts.
+    """
+    figure = new_figure(WIDTH, 3.0)
+    axes = figure.add_subplot()
+    axes.plot(saving["tokens_over_ridge"], 100 * saving["saved"], marker=".", color=BLUE, label="one plan")
+    for part, style in ((2, ":"), (5, "--")):
+        axes.axhline(part, color=FAINT, linestyle=style, label=f"{part}%")
+    ridge = verdict["ridge"] if verdict["ridge"] is not None else verdict["memory_bound_ridge"]
+    if ridge:
+        known = "this trace" if verdict["ridge"] is not None else f"this trace at a ridge of {ridge:,.0f}"
+        axes.axvline(verdict["tokens_per_expert"] / ridge, color=INK, label=known)
+    axes.set_xscale("log")
+    axes.set(xlabel="tokens per expert and pass / ridge", ylabel="expert time saved (%)")
+    axes.set_xticks(TOKENS_OVER_RIDGE, [f"{value:g}" for value in TOKENS_OVER_RIDGE])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=min(0, 100 * saving["saved"].min()))
+    axes.grid(visible=True)
+    one_legend(figure, axes)
+    return figure
+
+
+def _knee_message(frames: Frames) -> str:
+    found = worthwhile(verdict_in(frames) or {})
+    return found.removesuffix(".") if found else "A plan saves less than 5% at every number of tokens per expert"
+
+
 def _placement_message(frames: Frames) -> str:
     peaks, gpus = plan_peaks(frames["placement"]), int(frames["placement"]["gpus"].iloc[0])
     best = best_plan(peaks)
@@ -236,6 +267,7 @@ FIGURES: Mapping[str, Kind] = {
         _comparison_message,
         comparison,
     ),
+    "knee": Kind(("knee", "verdict"), _knee_message, lambda f: knee(f["knee"], verdict_in(f) or {})),
     "placement": Kind(
         ("placement", "plan_scores"),
         _placement_message,

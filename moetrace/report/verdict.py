@@ -65,6 +65,17 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
     return Answer(QUESTION, number, sentence, evidence)
 
 
+def worthwhile(verdict: Mapping[str, Any]) -> str:
+    """From how many tokens per expert a plan saves 5%, empty where it never does."""
+    ratio, ridge = verdict.get("worth_from"), verdict.get("ridge")
+    if ratio is None:
+        return ""
+    if ridge:
+        on = f" on {verdict['hardware'].upper()}" if verdict["hardware"] else ""
+        return f"A plan saves 5% or more from about {ratio * ridge:,.0f} tokens per expert and pass{on}."
+    return f"A plan saves 5% or more from about {ratio:.2g} times the ridge of the GPU in tokens per expert and pass."
+
+
 def first_answer(trace: str, bound: Any) -> str:
     """What balancing can save at most on a *trace*, before any policy is replayed; *bound* is that of `at_most`."""
     about, most = f"an expert gets {tokens_of(bound._asdict())} per pass", f"{100 * bound.saved:.1f}%"
@@ -126,6 +137,7 @@ def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str
     holds = "to the end of the trace"
     if verdict["holds"] is not None:
         holds = f"for {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
+    limits = " ".join([limits, worthwhile(verdict)]).strip()
     lasting = f"A plan made once stays within 1% of {best} {holds}."
     return [answer.evidence, f"{lasting} {limits}", *([deployment(verdict)] if files else [])]
 

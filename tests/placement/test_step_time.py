@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from moetrace import LoadTrace, save_trace
 from moetrace.errors import SettingError, TraceError
 from moetrace.placement.dispatch import DISPATCHES, Dispatch
+from moetrace.placement.knee import RATIOS, knee_frame, worth_from
 from moetrace.placement.plan import Plan, default_plan
 from moetrace.placement.planner import greedy
 from moetrace.placement.planning import Planning
 from moetrace.placement.step_time import GPUS, HIGHEST_RIDGE, StepTime, read_curve
 from moetrace.placement.verdict import _judged, at_most, tokens_per_expert
-from moetrace.report.verdict import first_answer, regime, worth
+from moetrace.report.verdict import first_answer, regime, worth, worthwhile
 
 CURVE = StepTime(curve=((1, 10.0), (4, 10.0), (8, 20.0)))
 
@@ -363,3 +364,41 @@ def test_numbers_of_redundant_experts_are_compared(moetrace, served):
     assert tried[0]["saved"] < tried[1]["saved"]
     assert json.dumps(tried)
     assert "0 save" in " ".join(moetrace("place", served, *ARGV, "--redundant", "0,4", "--ridge", "0").out.split())
+
+
+def test_the_knee_is_where_a_plan_begins_to_save():
+    """Nothing where every GPU has as many busy experts; as by tokens where all experts are compute-bound."""
+    rng = np.random.default_rng(1)
+    trace = LoadTrace.from_counts(rng.multinomial(1600, np.array([6, 6, *np.ones(14)]) / 26, size=200)[:, None])
+
+    found = knee_frame(trace, Planning(4))
+
+    by_tokens = 1 - Planning(4).split.peaks(balanced_plan(trace), trace.layer(0).counts[100:]).sum() / (
+        Planning(4).split.peaks(default_plan(16, 4).held, trace.layer(0).counts[100:]).sum()
+    )
+    assert (list(RATIOS), 0) == (found["tokens_over_ridge"].tolist(), pytest.approx(found["saved"].iloc[0], abs=0.01))
+    assert by_tokens == pytest.approx(found["saved"].iloc[-1], abs=0.02)
+    assert 0.25 < worth_from(found, 0.05) < 2
+    assert worth_from(found, 0.9) is None
+    assert 0 == worth_from(found, -0.5)
+    assert knee_frame(LoadTrace.from_counts(np.ones((3, 1, 16), int)), Planning(4)).empty
+
+
+def balanced_plan(trace):
+    """The plan by tokens of the first half."""
+    counts = trace.layer(0).counts[:100]
+    return Planning(4).place(Planning(4).load(counts, counts.sum(axis=0) / counts.sum())).held
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"worth_from": None}, ""),
+        ({"worth_from": 0.5, "ridge": 206.0, "hardware": "h200"}, "from about 103 tokens per expert and pass on H200."),
+        ({"worth_from": 0.5, "ridge": None, "hardware": ""}, "from about 0.5 times the ridge of the GPU in tokens"),
+    ],
+)
+def test_the_knee_in_words(more, told):
+    """In tokens where the ridge is known."""
+    assert told in worthwhile(more)
+    assert bool(told) == bool(worthwhile(more))
