@@ -282,9 +282,11 @@ def test_how_long_a_set_holds():
 def test_windows_fit_the_trace(steps):
     """Three cutoffs at least, and the usual ones where it is long."""
     counts = np.random.default_rng(0).multinomial(50, [0.4, 0.3, 0.2, 0.1], size=(steps, 1))
-    scores = mt.hot(mt.LoadTrace.from_counts(counts), slots=2).frames["scores"]
+    found = mt.hot(mt.LoadTrace.from_counts(counts), slots=2)
+    scores = found.frames["scores"]
 
     assert min(1000, steps // 4) == scores["horizon"].iloc[0]
+    assert min(100, steps // 4) == found.answer.refresh
     assert scores["cutoff"].nunique() >= 3
     if steps == 4000:
         assert [500, 1000, 2000, 3000] == sorted(scores["cutoff"].unique())

@@ -10,7 +10,7 @@ import pytest
 from moetrace import SettingError
 from moetrace.residency.systems import RUNTIMES, write_sets
 from moetrace.residency.systems.base import ResidentSets
-from moetrace.residency.systems.ktransformers import saved
+from moetrace.residency.systems.ktransformers import KTRANSFORMERS, saved
 
 SHARES = {3: [0.1, 0.4, 0.2, 0.3], 5: [0.25, 0.25, 0.0, 0.5]}
 EQUAL = ResidentSets({3: [1, 3], 5: [3, 0]}, SHARES)
@@ -87,6 +87,18 @@ def test_ktransformers_puts_the_sets_on_the_gpu(written, sets):
     assert {(layer, e) for layer, own in sets.sets.items() for e in own} == {
         (int(layer), int(e)) for layer, e in mask.view(6, 4).nonzero()
     }
+
+
+@pytest.mark.parametrize("total", range(2, 21))
+def test_the_ratio_of_ktransformers_is_that_many_experts(total):
+    """It multiplies by the number of all, and cuts."""
+    shares = [1 / 7] * 7
+    sets = ResidentSets(
+        {0: list(range(min(total, 7))), 1: list(range(max(0, total - 7) // 2)), 2: []}, dict.fromkeys(range(3), shares)
+    )
+    ratio = float(KTRANSFORMERS.flags(sets, "x").split()[-1])
+
+    assert sets.total == int(3 * 7 * ratio)
 
 
 def test_tensors_are_saved_as_torch_saves_them():
