@@ -45,8 +45,8 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 ADVICE = {
     OK: "",
     MODERATE: "",
-    SEVERE: "In training, raise the weight of the balancing loss or the bias rate, or limit the capacity of an "
-    "expert; in serving, add redundant experts (moetrace place).",
+    SEVERE: "In training, a larger balancing loss or bias rate evens it out, or a capacity limit; in serving, a plan "
+    "may (moetrace place).",
     COLLAPSED: "Go back to a checkpoint before it, with a larger balancing loss or bias rate and a router z-loss.",
 }
 
@@ -73,7 +73,8 @@ def balanced(balance: pd.DataFrame) -> Answer:
     if idle:
         sentence += f" {count_of(idle, 'expert').capitalize()} got no token at all."
     sentence = " ".join([sentence, ADVICE[worst["severity"]]]).strip()
-    return Answer("Balanced?", worst["severity"], sentence, f"the last {int(balance['steps'].iloc[0]):,} steps")
+    over = f"the last {int(balance['steps'].iloc[0]):,} steps"
+    return Answer("Balanced?", worst["severity"], sentence, over, worst["severity"])
 
 
 def alarm(balance: pd.DataFrame) -> str:

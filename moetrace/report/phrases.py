@@ -11,12 +11,16 @@ SAME = "about the same"
 
 @dataclass(frozen=True)
 class Answer:
-    """What a card says: a *question*, its answer as a *number* and a *sentence*, and the *evidence* in a line."""
+    """What a card says: a *question*, its answer as a *number* and a *sentence*, and the *evidence* in a line.
+
+    *severity* is one of `SEVERITIES` where the answer is about an imbalance, and colours the card.
+    """
 
     question: str
     number: str
     sentence: str
     evidence: str = ""
+    severity: str = ""
 
 
 def percent(fraction: float) -> str:
