@@ -83,9 +83,6 @@ def reporting_damage(path: Path, version: tuple[int, ...]) -> Iterator[None]:
         raise
 
 
-# --- memory: a small file can ask for a lot ----------------------------------------------------
-
-
 def available() -> int | None:
     """Bytes that this process may still take, of the machine, its control group and `ulimit -v`; None if not known."""
     import psutil

@@ -179,8 +179,6 @@ def fingerprinting(paths: Sequence[Location]) -> Iterator[Future[str]]:
             raise
 
 
-# --- what the names of files say ---------------------------------------------------------------
-
 AnyLocation = TypeVar("AnyLocation", bound=Location)
 
 

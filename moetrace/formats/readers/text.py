@@ -256,9 +256,6 @@ def _rows_of(document: Any, path: Path) -> list[dict[str, Any]] | None:
     return [dict(zip(names, row)) for row in data]
 
 
-# --- numbers of steps, layers and experts as keys ----------------------------------------------
-
-
 def _keyed(
     rows: Callable[[], Iterator[tuple[Keys, Any]]], path: Path, values: Values, needs: str, assumption: str = ""
 ) -> Reading:

@@ -248,9 +248,6 @@ def _scatter(cells: Cells, grid: Grid, steps: NDArray[np.int64], source: Reading
     return Block(steps[~incomplete], counts.reshape(shape)[~incomplete])
 
 
-# --- steps that go backwards -------------------------------------------------------------------
-
-
 @dataclass
 class Run:
     """A stretch of a stream in which steps never go backwards: the *cells* in it, and how many each step has."""

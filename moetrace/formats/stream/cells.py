@@ -164,9 +164,6 @@ def dense_cells(steps: Steps, layers: Sequence[int] | NDArray[np.int64], counts:
     )
 
 
-# --- selecting ---------------------------------------------------------------------------------
-
-
 class NothingSelected(TraceError):
     """A source has none of the layers, or of the steps, that were asked for."""
 

@@ -69,9 +69,6 @@ def side_by_side(flat: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[n
     return rows
 
 
-# --- arrays ------------------------------------------------------------------------------------
-
-
 def names_choices(text: str) -> bool:
     """Whether a name is one of choices."""
     return any(name in simple_name(text) for name in CHOICE_NAMES if name != "indices")
@@ -94,9 +91,6 @@ def array_choices(array: Array, by_layer: bool) -> Iterator[Choices]:
         if part.dtype == np.uint64:
             part = np.minimum(part, np.iinfo(np.int64).max)
         yield Choices(None, np.tile(np.arange(layers), len(part)), part.astype(np.int64).reshape(-1, k))
-
-
-# --- what a log holds --------------------------------------------------------------------------
 
 
 @dataclass
@@ -180,9 +174,6 @@ class Census:
             evidence = f"every token chooses expert {last}, the last one, in every layer"
             found.append(finding("every-token", "every layer", evidence))
         return tuple(found)
-
-
-# --- counting ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -106,9 +106,6 @@ def _layout_of(
     raise no_match(tagged, "column", where) if found.step and tagged else no_layout(names, found)
 
 
-# --- layouts -----------------------------------------------------------------------------------
-
-
 def long_layout(found: ColumnRoles, first: pa.RecordBatch | None) -> Layout:
     """The layout of a row for each step, layer and expert."""
     expert, value = found.expert or "", found.value or ""
@@ -176,7 +173,7 @@ def nested_layout(found: ColumnRoles, first: pa.RecordBatch | None) -> Layout:
         return Cells(steps[of_list], layers[of_list], place, counts)
 
     text = "lists of lists are layers of experts, numbered from 0" if of_layers else ""
-    return replace(found.layout([value], cells, layer=text), doubt=doubt)
+    return found.layout([value], cells, layer=text, doubt=doubt)
 
 
 def wide_columns(names: Sequence[str], found: ColumnRoles) -> tuple[dict[str, tuple[int | None, int]], str]:
@@ -259,7 +256,7 @@ def wide_layout(
         )
 
     texts = {"text": text} if of_rows else {"layer": text}
-    return replace(found.layout(names, cells, len(names), **texts), doubt=doubt)
+    return found.layout(names, cells, len(names), doubt=doubt, **texts)
 
 
 def keyed_layout(found: ColumnRoles, key: str, value: str) -> Layout:
@@ -283,9 +280,6 @@ def keyed_layout(found: ColumnRoles, key: str, value: str) -> Layout:
         return Cells(found.steps(inside), at[:, 0], at[:, 1], counts)
 
     return found.layout([key, value], cells)
-
-
-# --- columns that set rows apart ---------------------------------------------------------------
 
 
 def set_apart(layout: Layout, names: Sequence[str], found: ColumnRoles, first: pa.RecordBatch | None) -> Layout:
@@ -342,6 +336,6 @@ def set_apart(layout: Layout, names: Sequence[str], found: ColumnRoles, first: p
     if not (only or apart or width or naming.sum_over):
         return layout
     read = list(dict.fromkeys([*layout.columns, *only, *apart, *([ranks] if width and ranks else [])]))
-    texts = [*layout.assumptions, *texts]
-    adds = naming.sum_over is not None
-    return replace(layout, columns=read, cells=cells, assumptions=tuple(texts), part=part, apart=varying, adds=adds)
+    texts, adds = [*layout.about.assumptions, *texts], naming.sum_over is not None
+    about = replace(layout.about, assumptions=tuple(texts), part=part, apart=varying, adds=adds)
+    return replace(layout, columns=read, cells=cells, about=about)

@@ -258,6 +258,7 @@ class Summary:
 
     layers: Sequence[int]
     enough: int
+    rows: int = 0
     beginning: list[Block] = field(default_factory=list)
     totals: list[Counts] = field(default_factory=list)
     steps: list[Steps] = field(default_factory=list)
@@ -266,8 +267,9 @@ class Summary:
 
     def add(self, block: Block, totals: Counts, largest: int) -> None:
         """Add the next block: *totals* (steps, layers) are the tokens over all experts, no count is above *largest*."""
-        if sum(map(len, self.steps)) < self.enough:
+        if self.rows < self.enough:
             self.beginning.append(block)
+        self.rows += len(block.steps)
         self.steps.append(block.steps)
         self.totals.append(totals)
         self.factor.add(block.counts, largest)

@@ -114,19 +114,12 @@ class Naming:
 
 @dataclass(frozen=True)
 class Layout:
-    """How rows become cells: which *columns* to read; *width* cells a row; whether there is no step at all."""
+    """How rows become cells: which *columns* to read, *width* cells a row, and what is known *about* the reading."""
 
     columns: list[str]
     width: int
-    assumptions: tuple[str, ...]
     cells: Callable[[Rows], Cells]
-    collector: Collector
-    steps_are_implicit: bool = False
-    doubt: str = ""
-    part: str = ""
-    apart: set[str] = field(default_factory=set)
-    adds: bool = False
-    clock: bool = False
+    about: Reading
 
     def reading(self, where: str, batches: Callable[[], Iterator[pa.RecordBatch]], rows: int | None = None) -> Reading:
         """The reading of a table whose *batches* are opened anew each time, *rows* in all."""
@@ -139,19 +132,7 @@ class Layout:
                         yield self.cells(Rows(batch.select(self.columns), row, where))
                     row += batch.num_rows
 
-        return Reading(
-            cells,
-            rows=None if rows is None else rows * self.width,
-            assumptions=self.assumptions,
-            where=where,
-            collector=self.collector,
-            steps_are_implicit=self.steps_are_implicit,
-            doubt=self.doubt,
-            part=self.part,
-            apart=self.apart,
-            adds=self.adds,
-            clock=self.clock,
-        )
+        return replace(self.about, cells=cells, rows=None if rows is None else rows * self.width, where=where)
 
 
 @dataclass(frozen=True)
@@ -195,7 +176,13 @@ class ColumnRoles:
         return replace(self, percent=True, values=replace(self.values, tokens=self.values.tokens / 100))
 
     def layout(
-        self, columns: Sequence[str], cells: Callable[[Rows], Cells], width: int = 1, text: str = "", layer: str = ""
+        self,
+        columns: Sequence[str],
+        cells: Callable[[Rows], Cells],
+        width: int = 1,
+        text: str = "",
+        layer: str = "",
+        doubt: str = "",
     ) -> Layout:
         """The layout of these columns besides step and layer, with what it assumes, such as columns of other names.
 
@@ -216,8 +203,15 @@ class ColumnRoles:
             texts.append(none if number is None else f"layer {number}, by the name of the file")
         texts += [text for text in (layer, text) if text]
         read = dict.fromkeys(name for name in (self.step, self.layer, *columns) if name)
-        implicit = self.step is None and self.naming.step is None
-        return Layout(list(read), width, tuple(texts), cells, self.values.collector, implicit, clock=self.clock)
+        about = Reading(
+            lambda: iter(()),
+            assumptions=tuple(texts),
+            collector=self.values.collector,
+            steps_are_implicit=self.step is None and self.naming.step is None,
+            doubt=doubt,
+            clock=self.clock,
+        )
+        return Layout(list(read), width, cells, about)
 
 
 def first_named(named: Mapping[str, str], wanted: Sequence[str]) -> str | None:
