@@ -125,6 +125,7 @@ STATS = {"enabled": True, "layers": [{"layer_id": j, "expert_counts": COUNTS[0, 
 ATLAS = {"schema": "v2", "layers": {str(3 + j): {"topk": CHOICES[:, j].tolist(), "score": 0.5} for j in range(3)}}
 MAP = (CHOICES[..., None] == np.arange(16)).any(axis=2)
 HALVES = [CHOICES[:200], CHOICES[200:]]
+SERVED = np.stack([RNG.multinomial(n, np.arange(1, 9) / 36) + 1 for n in RNG.integers(20, 900, 400)])
 EACH = np.stack([[np.bincount(half[:, j].ravel(), minlength=16) for j in range(3)] for half in HALVES])
 CASES = {
     "ids in .pt, by its name": (lambda p: torch_file(p / "routed_experts.pt", lambda t: t.tensor(CHOICES)), [
@@ -145,6 +146,10 @@ CASES = {
         ([], "--from routing")]),
     "ids side by side": (lambda p: csv(p / "x.csv", pd.DataFrame(CHOICES[:, 0], columns=[f"expert_{k}" for k in range(4)]).assign(step=range(480))), [
         ([], "--from routing")]),
+    "passes of a server": (lambda p: csv(p / "x.csv", pd.DataFrame(SERVED, columns=[f"expert_{e}" for e in range(8)]).assign(step=range(400))), [
+        ([], SERVED[:, None])]),
+    "passes of a server in lines": (lambda p: jsonl(p / "x.jsonl", [{"step": s, "counts": row} for s, row in enumerate(SERVED.tolist())]), [
+        ([], SERVED[:, None])]),
     "a map side by side": (lambda p: csv(p / "x.csv", pd.DataFrame(MAP[:, 0].astype(int), columns=[f"expert_{e}" for e in range(16)]).assign(step=range(480))), [
         ([], "--bin N"), (["--bin", 480], ONE[:, :1])]),
     "ids of layers in .npz": (lambda p: npz(p / "x.npz", **{f"layer_{j}": CHOICES[:, j] for j in range(3)}), [

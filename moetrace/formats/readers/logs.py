@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -33,6 +33,8 @@ LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 # Labels of which one value alone is of a trace; over others, such as engines and ranks, counts are added up.
 MODELS = ("model", "model_name", "served_model_name")
 
+Row = tuple[int, int, int, float]
+
 
 def _lines(path: Path) -> Iterator[str]:
     """The lines of a file of text, each cut after `MOST_LINE` characters."""
@@ -44,21 +46,11 @@ def _lines(path: Path) -> Iterator[str]:
         yield rest[:MOST_LINE].decode("utf-8", "replace").rstrip()
 
 
-def _batches(rows: Iterator[tuple[int, int, int, float]], values: Values, where: str) -> Iterator[Cells]:
+def _batches(rows: Iterator[Row], values: Values, where: str) -> Iterator[Cells]:
     """Rows of step, layer, expert and value as cells, so many at a time."""
-    held: list[tuple[int, int, int, float]] = []
-    for row in rows:
-        held.append(row)
-        if len(held) == BATCH:
-            yield _cells(held, values, where)
-            held = []
-    if held:
-        yield _cells(held, values, where)
-
-
-def _cells(rows: Sequence[tuple[int, int, int, float]], values: Values, where: str) -> Cells:
-    step, layer, expert, value = (np.array(part) for part in zip(*rows))
-    return Cells(step, layer, expert, values.counts(value, "tokens", 0, where))
+    while held := list(islice(rows, BATCH)):
+        step, layer, expert, value = (np.array(part) for part in zip(*held))
+        yield Cells(step, layer, expert, values.counts(value, "tokens", 0, where))
 
 
 @dataclass(frozen=True)
@@ -92,9 +84,9 @@ class LogFormat(ValueFormat):
         if "tokens" not in pattern.groupindex or not GROUPS >= set(pattern.groupindex):
             raise TraceError(where, "--pattern has not the groups of a log", "use step, layer, expert and tokens")
         values = self.values()
-        cells = partial(_batches_of_log, path, pattern, values)
         one = () if "step" in pattern.groupindex else ("no group for the step: one step",)
         assumed = (f"lines are taken apart by {self.pattern}", *one)
+        cells = lambda: _batches(_rows(path, pattern), values, where)  # noqa: E731
         return Reading(cells, assumptions=assumed, where=where, collector=values.collector)
 
 
@@ -103,23 +95,19 @@ def _fitting(path: Path) -> list[str]:
     return [usual for usual in USUAL if re.search(usual, head_of(path), re.IGNORECASE)]
 
 
-def _batches_of_log(path: Path, pattern: re.Pattern[str], values: Values) -> Iterator[Cells]:
-    def rows() -> Iterator[tuple[int, int, int, float]]:
-        at = {"step": 1, "layer": 0, "expert": 0}
-        for number, line in enumerate(_lines(path), 1):
-            found = pattern.search(line)
-            if found is None:
-                continue
-            texts = {name: text for name, text in found.groupdict().items() if text is not None}
-            tokens = re.findall(r"-?\d+(?:\.\d+)?", texts.pop("tokens", ""))
-            try:
-                at |= {name: int(text) for name, text in texts.items()}
-            except ValueError:
-                raise TraceError(f"{path}, line {number}", f"has {texts} for numbers", "check --pattern") from None
-            for i, text in enumerate(tokens):
-                yield at["step"], at["layer"], at["expert"] + i, float(text)
-
-    return _batches(rows(), values, str(path))
+def _rows(path: Path, pattern: re.Pattern[str]) -> Iterator[Row]:
+    """Step, layer, expert and value of what the *pattern* finds in lines."""
+    at = {"step": 1, "layer": 0, "expert": 0}
+    for number, line in enumerate(_lines(path), 1):
+        found = pattern.search(line)
+        texts = {name: text for name, text in found.groupdict().items() if text is not None} if found else {}
+        tokens = re.findall(r"-?\d+(?:\.\d+)?", texts.pop("tokens", ""))
+        try:
+            at |= {name: int(text) for name, text in texts.items()}
+        except ValueError:
+            raise TraceError(f"{path}, line {number}", f"has {texts} for numbers", "check --pattern") from None
+        for i, text in enumerate(tokens):
+            yield at["step"], at["layer"], at["expert"] + i, float(text)
 
 
 @dataclass(frozen=True)
@@ -157,7 +145,7 @@ class PrometheusFormat(ValueFormat):
         )
 
 
-def _samples(path: Path, tags: Tags, key: str | None, only: dict[str, str]) -> Iterator[tuple[int, int, int, float]]:
+def _samples(path: Path, tags: Tags, key: str | None, only: dict[str, str]) -> Iterator[Row]:
     """Step, layer, expert and value of the samples of one metric."""
     step, names, models = 1, set(), set()
     seen: set[str] = set()

@@ -127,7 +127,7 @@ def array_reading(
         collector=values.collector,
         steps_are_implicit=named_steps is None and not by_name,
         # With experts in another place, its last axis is none of choices.
-        doubt=doubt_of(head) if axes is None or axes.replace(" ", "").endswith("experts") else "",
+        doubt=doubt_of(head, by_token=True) if axes is None or axes.replace(" ", "").endswith("experts") else "",
     )
 
 

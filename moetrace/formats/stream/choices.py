@@ -81,7 +81,7 @@ def choices_in(arrays: Mapping[str, Array]) -> str | None:
 
 def may_be_choices(array: Array) -> bool:
     """Whether the beginning of an array looks like choices."""
-    return doubt_of(array.head()) == "choices"
+    return doubt_of(array.head(), by_token=True) == "choices"
 
 
 def array_choices(array: Array, by_layer: bool) -> Iterator[Choices]:

@@ -52,11 +52,12 @@ def simple_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def doubt_of(head: NDArray[Any]) -> str:
+def doubt_of(head: NDArray[Any], by_token: bool = False) -> str:
     """What numbers (rows, [layers,] numbers) may be instead of counts: ``choices`` of tokens, a ``map`` of such, or "".
 
     By their beginning: tokens of steps add up to about the same, and to the same in all layers of one; numbers of
-    experts do not, and a token chooses none twice. A map has a one where a token chose an expert.
+    experts do not, and a token chooses none twice; it may in several layers, where a row is a token *by_token*. A map
+    has a one where a token chose an expert.
     """
     whole = head.dtype.kind in "biu" or (head.dtype.kind == "f" and bool((head == np.rint(head)).all()))
     if head.ndim not in (2, 3) or not whole or 0 in head.shape:
@@ -74,7 +75,7 @@ def doubt_of(head: NDArray[Any]) -> str:
     twice = ((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] > 0)).any(axis=-1)
     alone = ordered[..., 0] == ordered[..., -1]  # rows that nothing was written to
     chosen = last > 1 and np.mean(twice & ~alone) < TWICE
-    if rows < (LEAST_CHOSEN if chosen else LEAST_ROWS):
+    if rows < (LEAST_CHOSEN if chosen else LEAST_ROWS) or not (chosen or by_layer or by_token):
         return ""
     spread = totals.std(axis=1).mean() if by_layer else totals.std()
     dense = len(np.unique(head)) > highest // 2
