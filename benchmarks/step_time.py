@@ -94,8 +94,7 @@ def measured_table() -> Iterator[str]:
                     slots = split(plan, counts)
                     predicted += max(curve.cost(np.array(own)).sum() for own in slots)
                     measured_ += max(
-                        min(seconds(own, number) for _ in range(ROUNDS))
-                        for own, number in zip(plan.experts, slots)
+                        min(seconds(own, number) for _ in range(ROUNDS)) for own, number in zip(plan.experts, slots)
                     )
                 if base is None:
                     base = predicted, measured_
