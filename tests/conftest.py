@@ -102,3 +102,9 @@ def moetrace(
         return Outcome(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have no figures, which take longer than all the rest: for tests of what else is in them."""
+    monkeypatch.setattr("moetrace.report.study.possible", lambda *_: {})

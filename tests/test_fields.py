@@ -45,7 +45,7 @@ def names_in(value):
 
 
 @pytest.fixture
-def seen(moetrace, settled):
+def seen(moetrace, settled, undrawn):
     """The fields of all documents, of all tables and of all files, by where they were seen."""
     table = long_table(settled).to_pandas()
     table.loc[table["step"] % 7 == 0, "tokens"] *= 2  # so that there is something to find

@@ -24,7 +24,7 @@ import moetrace as mt
 from moetrace.forecasting.results import InMemory
 
 found, cutoffs, kept = {}, [1000, 2000], InMemory()
-trace = mt.read_trace("sample_traces/gpt-moe-8e-a.parquet").select([2, 4], last=3000)
+trace = mt.read_trace("sample_traces/gpt-moe-8e-a.parquet").select([4], last=3000)
 predictors = [mt.WindowMean(), mt.Level(), mt.Arima(order=(1, 0, 0)), mt.Auto()]
 for redundant, dispatch in ((0, "even"), (4, "even"), (4, "lp"), (4, "nearest")):
     planning = mt.Planning(4, redundant, dispatch=dispatch, nodes=2)

@@ -43,5 +43,5 @@ def test_the_wheel_runs_without_the_repository(built, tmp_path):
 
     assert str(tmp_path / "site") in _run("-c", "import moetrace; print(moetrace.__file__)", **place)
     _run("-m", "moetrace", "ingest", SAMPLE, **place)
-    _run("-m", "moetrace", "report", "--predictor", "window_mean", "--layers", "4", **place)
+    _run("-m", "moetrace", "report", "--predictor", "window_mean", "--layers", "4", "--steps", ":4000", **place)
     assert (tmp_path / "moetrace-out" / "report" / "report.html").stat().st_size > 100_000

@@ -86,6 +86,7 @@ def test_the_doctor_finds_the_same(collapsing):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_every_command_starts_with_a_collapse(collapsing, moetrace, tmp_path):
     """The screens of states, predict and place, and the page; check exits with 1, and list of its table is valid."""
     from moetrace import save_trace

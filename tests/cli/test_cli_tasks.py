@@ -40,6 +40,7 @@ def test_another_predictor_is_computed_alone(ingested):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_the_report_finds_what_predict_computed(ingested):
     """At the horizons they have in common; the report forecasts nothing after the end."""
     ingested("predict", *QUICK, "--horizon", "2000")

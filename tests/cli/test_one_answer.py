@@ -26,6 +26,7 @@ def numbered(request, moetrace, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_every_command_calls_an_expert_by_one_number(numbered, tmp_path):
     """The hot one and the idle one, in findings, sentences, tables and plans; the tables of any two can be joined."""
     moetrace, path, first = numbered
@@ -68,6 +69,7 @@ def test_every_command_calls_an_expert_by_one_number(numbered, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt-moe-8e-a", "gpt-moe-8e-b"])
+@pytest.mark.usefixtures("undrawn")
 def test_place_and_report_have_one_verdict(name, moetrace, tmp_path):
     """On every small sample trace: the sentence of the screen is that of the page, with its figures."""
     shutil.copy(ROOT / "sample_traces" / f"{name}.parquet", tmp_path / f"{name}.parquet")

@@ -58,6 +58,7 @@ def test_the_next_command_can_be_copied(ingested, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_a_report_says_which_horizon_can_be_scored(ingested, tmp_path):
     """Where none of the usual ones can, a quarter of the trace; one that was asked for is refused."""
     done = ingested(
