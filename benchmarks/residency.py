@@ -16,7 +16,7 @@ from moetrace.report.tables import markdown
 PREDICTORS = ("level", "window_mean", "ema", "auto")
 METHODS = ("refreshed", "lru", "lfu", "oracle_static", "oracle")
 RATES = {"hit_rate": "Token choices whose expert was resident", "active_hit_rate": "Active experts that were resident"}
-ANSWER = ["trace", "slots", "knee", "hit_rate", "hindsight", "by_load_adds", "active_hit_rate", "oracle", "ends", "holds", "reach", "worth"]  # fmt: skip
+ANSWER = ["trace", "slots", "above_mean", "hit_rate", "hindsight", "by_load_adds", "active_hit_rate", "oracle", "ends", "holds", "reach", "worth"]  # fmt: skip
 
 
 def main() -> None:

@@ -60,7 +60,9 @@ def kept(answer: Mapping[str, Any]) -> Answer:
 
 def kept_notes(answer: Mapping[str, Any], cold: pd.DataFrame, curve: pd.DataFrame) -> list[str]:
     """What stands below the table, a paragraph each: knee, how long a set holds, what more would gain, what is left."""
-    notes = [f"Up to {answer['knee']:,} experts per layer each has more than the mean load (the knee of the curve)."]
+    notes = [
+        f"Up to {answer['above_mean']:,} experts per layer each has more than the mean load (the knee of the curve)."
+    ]
     when = "" if answer["ends"] == "unknown" else f" chosen while {answer['ends']}"
     holds = answer["holds"] or answer["reach"]
     end = "" if answer["holds"] else ", as far as the trace shows"

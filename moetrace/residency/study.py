@@ -162,7 +162,7 @@ def _residency(
         "ages": ages_frame(trace.name, found, asked["horizon"]),
         "cold": _cold(means[means["predictor"] == best], test, cold),
     }
-    known = answer_of(frames, found, asked | {"best": best, "knee": knee(shares)})
+    known = answer_of(frames, found, asked | {"best": best, "above_mean": knee(shares)})
     by_layer = dict(zip(trace.layers, shares.tolist()))
     return Residency(trace.name, frames, best, known, by_layer, trace.info.first_expert, test.computed, test.reused)
 

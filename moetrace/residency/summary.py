@@ -117,7 +117,7 @@ class Answer:
     are *active* of *experts*, with *tokens* per expert. *hindsight* is the hit rate of the best set. To the hit
     rate, a set that is chosen anew every *refresh* steps adds *refresh_adds*, an LRU cache *lru_adds*, and dividing
     the slots by load *by_load_adds*, None where layers cannot have as many. *lru* and *oracle* are active hit rates
-    of caches. *knee* experts have more than the mean load; a set chosen in the state that most layers end in,
+    of caches. *above_mean* experts have more than the mean load; a set chosen in the state that most layers end in,
     *ends*, *holds* for so many steps, None to the end of the trace, which is *reach* steps.
     """
 
@@ -127,7 +127,7 @@ class Answer:
     slots: float
     layers: int
     experts: int
-    knee: int
+    above_mean: int
     horizon: int
     refresh: int
     worth: str

@@ -7,7 +7,7 @@ import pytest
 from moetrace.report.residency import ages, coverage, kept, kept_notes, kept_screen
 
 ANSWER = {
-    "trace": "t", "best": "level", "allocation": "equal", "slots": 32.0, "layers": 12, "experts": 128, "knee": 38, "horizon": 1000,
+    "trace": "t", "best": "level", "allocation": "equal", "slots": 32.0, "layers": 12, "experts": 128, "above_mean": 38, "horizon": 1000,
     "refresh": 100, "worth": "compute", "hit_rate": 0.677, "hit_rate_low": 0.6, "hit_rate_high": 0.75, "active_hit_rate": 0.267, "worst_layer": 0.6,
     "active": 120.3, "tokens": 32.6, "hindsight": 0.684, "by_load_adds": 0.002, "refresh_adds": -0.0001, "lru_adds": 0.0213, "lru": 0.26, "oracle": 0.28,
     "ends": "stable", "holds": 4000, "reach": 9500,
