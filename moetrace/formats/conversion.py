@@ -215,7 +215,8 @@ def reader_of(path: Location, options: ReadOptions, format: str | None) -> Forma
     reader = with_settings(chosen_format(path, format), options.settings)
     has = {field.name for field in fields(reader)}
     if options.tokens is not None and options.top_k is None and "tokens" not in has:
-        raise SettingError(f"{reader.name} is not cut into steps of --tokens; totals are checked with --top-k as well")
+        choices = "choices of tokens are, with --from routing; totals are checked with --top-k as well"
+        raise SettingError(f"{reader.name} is not cut into steps of --tokens: {choices}")
     implied = {
         "tokens": options.tokens,
         "tokens_per_step": options.expected,

@@ -80,7 +80,7 @@ REFUSED = {
     "a fraction": ("step,layer,expert,tokens\n1,0,0,3\n1,0,1,1.5\n", r"column tokens, row 1: 1.5"),
     "an empty cell": ("step,layer,expert,tokens\n1,0,0,3\n1,0,1,\n", r"column tokens, row 1: is null"),
     "a short row": ("step,layer,expert,tokens\n1,0,0,3\n1,0\n", r"cannot be read.*Expected 4 columns"),
-    "no header": ("1,0,0,3\n1,0,1,4\n", r"no column for the step"),
+    "no header": ("1,0,0,3\n1,0,1,4\n", r"has no header"),
     "one column": ("nothing\nhere\n", r"no header"),
     "utilisation": ("step,layer,expert,utilization\n1,0,0,1.5\n", r"utilisation.*no totals.*--experts"),
     "no rows": ("step,layer,expert,tokens\n", r"holds no rows"),

@@ -162,6 +162,9 @@ CASES = {
     "logits": (lambda p: torch_file(p / "x.pt", lambda t: tuple(t.randn(480, 16) for _ in range(3))), [([], "scores of the router")]),
     "one window": (lambda p: npy(p / "weight.npy", COUNTS[0]), [
         ([], "--axes layers,experts"), (["--axes", "layers,experts"], WINDOW), (["--axes", "steps,experts"], COUNTS[0][:, None])]),
+    "no header": (lambda p: text(p / "x.csv", [",".join(map(str, row)) for row in COUNTS[0]]), [([], "has no header")]),
+    "rows of other kinds between": (lambda p: document(p / "x.json", [{"op": "a"}, *({"op": "b", "step": s + 1, "layer": j, "counts": COUNTS[s, j].tolist()} for s, j in np.ndindex(6, 3))]), [
+        ([], "--where COLUMN=VALUE"), (["--where", "op=b"], COUNTS)]),
     "one window of vLLM": (lambda p: torch_file(p / "expert_load_view.pt", lambda t: t.tensor(COUNTS[0])), [([], WINDOW)]),
     "layers numbered beside": (lambda p: npz(p / "x.npz", counts=COUNTS[0], layers=np.arange(3)), [([], WINDOW)]),
     "ranks in a column": (lambda p: jsonl(p / "x.jsonl", ranks("ep_rank")), [

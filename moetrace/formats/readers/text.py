@@ -183,7 +183,8 @@ class JsonFormat(TableFormat):
             import pyarrow as pa
 
             with library_errors(str(path), "holds no table", "give the same columns in every row"):
-                table = pa.Table.from_pylist(rows).combine_chunks()
+                every = dict.fromkeys(name for row in rows for name in row)  # not each row need have them all
+                table = pa.table({name: [row.get(name) for row in rows] for name in every})
             return table_reading(str(path), table.to_reader, self.values(), self.naming(path))
         self._no_use(path, column=self.column, pattern=self.pattern)
         if isinstance(document, list) and document:

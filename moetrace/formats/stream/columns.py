@@ -40,6 +40,7 @@ TWICE = 0.02
 # Totals of steps may differ by so much of their mean: dropped tokens and ragged batches move them by a few percent,
 # numbers of experts that are added up by far more.
 TOTALS_VARY = 0.1
+WHOLE_ROWS = "every row needs a value; --where COLUMN=VALUE takes some rows alone"
 # A number of a step, a layer or an expert; and one with commas between its thousands, as spreadsheets write it.
 BARE = re.compile(r"\d{1,15}")
 BY_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
@@ -110,7 +111,7 @@ class Rows(NamedTuple):
     def null(self, name: str, values: Any) -> TraceError:
         """The error that the *values* of a column have a gap, and where the first one is."""
         first = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
-        return TraceError(self.place(name, first), "is null (or NaN)", "every row needs a value")
+        return TraceError(self.place(name, first), "is null (or NaN)", WHOLE_ROWS)
 
     def coded(self, name: str) -> tuple[list[str], NDArray[np.int64]]:
         """The different values of a column as texts, and which of them each row has, shape (rows,)."""

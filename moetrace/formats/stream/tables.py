@@ -275,6 +275,9 @@ def doubt_in(first: pa.RecordBatch, name: str, where: str) -> str:
 def no_layout(names: Sequence[str], found: ColumnRoles) -> TraceError:
     """The error that the columns make no table of counts, with the line that takes them as one."""
     known = {"step": found.step, "layer": found.layer, "expert": found.expert, "tokens": found.value}
+    if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names):
+        way_out = "begin it with the names of its columns, such as layer,expert_0,expert_1"
+        return TraceError(found.where, "has no header: its first line holds numbers", way_out)
     names = [name or "(unnamed)" for name in names]
     left = [name for name in names if name not in known.values()]
     unknown = [role for role, name in known.items() if name is None and role != "layer"]
