@@ -22,6 +22,7 @@ COMMANDS = {
     "check": ("check", "--quiet"),
     "states": ("states", "--experts", "--sensitivity"),
     "predict": ("predict", "--horizon", "700", *QUICK),
+    "predictors": ("predict", "--list-predictors"),
     "place": ("place", "--gpus", "4", "--horizon", "700", *QUICK),
     "hot": ("hot", "--slots", "2", "--cold", "1", *QUICK),
     "report": ("report", "--horizons", "300,700", "--gpus", "4", *QUICK),

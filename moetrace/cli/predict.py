@@ -38,6 +38,7 @@ def predict(
     horizon: Annotated[
         int | None, typer.Option(min=1, help="Steps to predict  [default: 1000, or a quarter of a short trace]")
     ] = None,
+    list_predictors: Annotated[bool, typer.Option("--list-predictors", help="List the predictors and exit.")] = False,
 ) -> None:
     """Score forecasts of the load, and forecast the steps to come.
 
@@ -59,10 +60,14 @@ def predict(
     from moetrace.forecasting.keys import key_of
     from moetrace.forecasting.summary import means_frame, summary_frame
     from moetrace.frames import stacked
-    from moetrace.report.screens import predict_screen
+    from moetrace.report.answers import alarm
+    from moetrace.report.screens import Screen, predict_screen
     from moetrace.report.tables import csv, records
     from moetrace.workspace.results import writing_forecast
 
+    if list_predictors:
+        _list_predictors(shared)
+        return
     predictors, settings = protocol.predictors(), protocol.settings(shared)
     files: dict[str, tuple[str, str]] = {}
     means: list[pd.DataFrame] = []
@@ -111,8 +116,34 @@ def predict(
         )
         for trace, part in summary.groupby("trace", sort=False)
     ]
+    unscored = [name for name in horizons if name not in set(summary["trace"])]
+    screens += [Screen(f"{name}: {alarm(balance[name])}{_unscored(horizons[name])}") for name in unscored]
     wrote = sorted({str(Path(forecast).parent) for forecast, _ in files.values()})
     shared.emit(tables, document, screens, wrote=wrote, then=["place", *(traces or []), "--gpus", "N"])
+
+
+def _unscored(horizon: int) -> str:
+    from moetrace.report.phrases import count_of
+
+    return f"Forecasts of the next {count_of(horizon, 'step')} are saved, but not scored: the trace is too short."
+
+
+def _list_predictors(shared: Shared) -> None:
+    import pandas as pd
+
+    from moetrace.forecasting.predictors import PREDICTORS, predictor
+    from moetrace.report.screens import Screen
+    from moetrace.settings import setting_types
+
+    rows = []
+    for name in PREDICTORS:
+        own = predictor(name)
+        what = (type(own).__doc__ or "").strip().partition("\n")[0]
+        rows.append({"predictor": name, "settings": ", ".join(setting_types(own)), "forecast": what})
+    frame = pd.DataFrame(rows)
+    columns = [(str(name), frame[name].tolist()) for name in frame]
+    screen = Screen(f"{len(frame)} predictors are known.", columns, words=["settings", "forecast"])
+    shared.emit({"predictors": Table("Predictors", frame)}, {"predictors": rows}, [screen])
 
 
 def score_tables(summary: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Table]:

@@ -319,7 +319,7 @@ def _enough_redundant(trace: LoadTrace, planning: Planning) -> tuple[int, float]
     The peak is that by tokens, NaN where time does not follow them. Balance is that of the last 1,000 steps with a plan
     from the 1,000 before them, in up to `MOST_LAYERS` layers.
     """
-    gpus, window = planning.gpus, min(1000, int(trace.steps[-1] - trace.steps[0]) // 2)
+    gpus, window = planning.gpus, min(1000, max(int(trace.steps[-1] - trace.steps[0]) // 2, 1))
     cutoff = int(trace.steps[-1]) - window
     base = least_redundant(trace.experts, gpus)
     tried = [base + n * gpus for n in (0, 1, 2, 4) if planning.with_redundant(base + n * gpus).fits(trace.experts)]

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from moetrace import save_trace
+from moetrace import LoadTrace, save_trace
 from moetrace.doctor.catalogue import KINDS
+from moetrace.forecasting.predictors import PREDICTORS
 
 
 @pytest.fixture
@@ -141,3 +143,30 @@ def test_only_the_systems_that_are_named_compete(ingested):
     assert {"none", "static", "SGLang", "moetrace", "moetrace by state"} == {row["system"] for row in done["policies"]}
     bad = ingested("place", "one", "--gpus", "4", "--system", "sgl")
     assert (2, True) == (bad.code, "sgl" in bad.err)
+
+
+def test_predictors_are_listed(moetrace):
+    """With their settings and what they forecast."""
+    found = json.loads(moetrace("predict", "--list-predictors", "--json").out)["predictors"]
+
+    assert list(PREDICTORS) == [row["predictor"] for row in found]
+    assert all(row["forecast"] for row in found)
+    assert "7 predictors are known." in moetrace("predict", "--list-predictors").out
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 9])
+def test_a_trace_of_a_few_windows_gets_an_answer(moetrace, here, steps):
+    """A plan, a forecast and a page, what could be scored and what could not."""
+    counts = np.random.default_rng(0).multinomial(640, np.array([6, 6, *np.ones(14)]) / 26, size=(steps, 2))
+    save_trace(LoadTrace.from_counts(counts), here / "few.parquet")
+
+    placed = moetrace("place", "few.parquet", "--gpus", "4", "--redundant", "4", "--json")
+    shown = moetrace("place", "few.parquet", "--gpus", "4")
+    forecast, page = moetrace("predict", "few.parquet"), moetrace("report", "few.parquet", "--figures", "none")
+
+    assert [0, 0, 0, 0] == [done.code for done in (placed, shown, forecast, page)]
+    assert {"SGLang", "TensorRT-LLM"} < {file["system"] for file in placed.json["deploy"]}
+    assert 8 == len(placed.json["plans"])
+    assert f"(a verdict needs 2,500 steps, this trace has {steps})" in " ".join(shown.out.split())
+    assert ("saved, but not scored" in forecast.out) == (steps < 4)
+    assert "Worth balancing?" in page.out
