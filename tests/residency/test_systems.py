@@ -56,6 +56,7 @@ def test_exllamav3_keeps_the_sets_on_the_gpu(written):
     counts = json.loads(content)
 
     assert flags.endswith("-mcs 2")
+    assert written(ResidentSets({0: [1]}, {0: SHARES[3]}))[0]["ExLlamaV3"][1].endswith("-mcs 3")
     assert "EXL3_MOE_CPU_SWAP=0" in flags
     for key in ("model.layers.3.mlp", "model.layers.3.block_sparse_moe", "model.language_model.layers.3.mlp"):
         order = sorted(range(4), key=lambda e: -counts[key][e])
