@@ -80,3 +80,7 @@ class InMemory(Results):
     def merge(self, other: Results | None) -> None:
         if isinstance(other, InMemory) and other is not self:
             self.cached.update(other.cached)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: a copy, as tasks are handed out in one thread while another merges."""
+        return {"cached": dict(self.cached)}

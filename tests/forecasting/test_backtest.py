@@ -1,5 +1,6 @@
 """The backtest: what it shows a predictor, when it fits, and what it makes of the answers."""
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import pytest
 from moetrace import LoadTrace, SettingError, TooShortError, evaluate, predictor
 from moetrace.forecasting.layers import matched, repaired
 from moetrace.forecasting.predictors import PREDICTORS, base
+from moetrace.forecasting.results import InMemory
 from moetrace.forecasting.scoring import predicted_shares, step_errors
 from moetrace.forecasting.windows import (
     checked_cutoffs,
@@ -372,3 +374,14 @@ def test_a_long_sparse_trace_has_no_more_cutoffs_than_others():
         trace = LoadTrace(TraceInfo("sparse"), 10_000 * np.arange(1, rows + 1), (0,), 2, dict)
 
         assert len(default_cutoffs(trace)) <= 51
+
+
+def test_results_are_handed_out_while_others_come_in():
+    """What is pickled is a copy, so that a merge in another thread does not change it on its way."""
+    results = InMemory({("a", 1): 2})
+
+    state = results.__getstate__()
+    results.merge(InMemory({("a", 2): 3}))
+
+    assert {"cached": {("a", 1): 2}} == state
+    assert results.cached == pickle.loads(pickle.dumps(results)).cached
