@@ -193,6 +193,9 @@ CASES = {
         (["--tokens-per-step", 4096, "--experts", 16, "--idle-experts", "--accept", "tokens-differ"], "not in the log")]),
     "labels, a clock": (lambda p: csv(p / "x.csv", wide(1, '{{expert="{1}", layer="{0}"}}').astype(int).rename(columns={"Step": "Time"}).assign(Time=pd.date_range("2026-05-01", periods=6, freq="15s").astype(str))), [
         ([], COUNTS), (["--pattern", r'expert="(?P<layer>\d+)", layer="(?P<expert>\d+)'], "exchange its groups")]),
+    "seconds since 1970": (lambda p: csv(p / "x.csv", long().rename(columns={"step": "time"}).assign(time=1_790_000_000 + 15 * (np.arange(288) // 48))), [([], COUNTS)]),
+    "how long it took": (lambda p: csv(p / "x.csv", long().rename(columns={"step": "time"})), [
+        ([], "1 is no date"), (["--column", "step=time"], COUNTS)]),
     "other keys": (lambda p: document(p / "x.json", STATS), [
         ([], "--key: layers.expert_counts (3 x 16)"), (["--key", "layers.expert_counts"], WINDOW), (["--key", "layers.nothing"], "--key: layers.expert_counts")]),
     "choices under a key": (lambda p: document(p / "x.json", ATLAS), [

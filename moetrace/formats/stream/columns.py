@@ -40,6 +40,8 @@ TWICE = 0.02
 # Totals of steps may differ by so much of their mean: dropped tokens and ragged batches move them by a few percent,
 # numbers of experts that are added up by far more.
 TOTALS_VARY = 0.1
+# In seconds since 1970 the spring of 1973: lower numbers are how long something took.
+LEAST_SECONDS = 10**8
 WHOLE_ROWS = "every row needs a value; --where COLUMN=VALUE takes some rows alone"
 # A number of a step, a layer or an expert; and one with commas between its thousands, as spreadsheets write it.
 BARE = re.compile(r"\d{1,15}")
@@ -90,6 +92,13 @@ def is_text(kind: Any) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
 
 
+def is_number(kind: Any) -> bool:
+    """Whether an Arrow type is one of numbers."""
+    import pyarrow.types as types
+
+    return bool(types.is_integer(kind) or types.is_floating(kind))
+
+
 def is_list(kind: Any) -> bool:
     """Whether an Arrow type is one of lists."""
     import pyarrow.types as types
@@ -135,7 +144,7 @@ class Rows(NamedTuple):
         values = self.batch.column(name)
         if values.null_count and not gaps:
             raise self.null(name, values)
-        if not values.null_count and (pa.types.is_integer(values.type) or pa.types.is_floating(values.type)):
+        if not values.null_count and is_number(values.type):
             return to_numpy(values)
         if pa.types.is_null(values.type):
             return np.full(len(values), np.nan)
@@ -205,7 +214,13 @@ class Rows(NamedTuple):
     def times(self, name: str) -> NDArray[np.int64]:
         """A column of a clock (rows,), in microseconds, or in its own unit where it has numbers."""
         array = self.column(name)
-        return array.astype("datetime64[us]").astype(np.int64) if array.dtype.kind == "M" else self.numbers(name)
+        if array.dtype.kind == "M":
+            return array.astype("datetime64[us]").astype(np.int64)
+        seconds = self.numbers(name)
+        for row in np.flatnonzero(seconds < LEAST_SECONDS)[:1]:
+            problem = f"{seconds[row]} is no date, and there is no step"
+            raise TraceError(self.place(name, row), problem, "say which column is the step with --column step=NAME")
+        return seconds
 
     def layers(self, name: str) -> NDArray[np.int64]:
         """A column of layers (rows,), numbers or names of modules such as ``model.layers.3.mlp``."""

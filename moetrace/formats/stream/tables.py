@@ -23,6 +23,7 @@ from moetrace.formats.stream.columns import (
     Values,
     doubt_of,
     is_list,
+    is_number,
     is_text,
     simple_name,
 )
@@ -153,11 +154,7 @@ class ColumnRoles:
     others: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     percent: bool = False
-
-    @property
-    def clock(self) -> bool:
-        """Whether the step is a time."""
-        return self.step is not None and simple_name(self.step) in CLOCK_NAMES
+    clock: bool = False
 
     def steps(self, rows: Rows) -> NDArray[np.int64]:
         """The steps of the rows, shape (rows,)."""
@@ -260,7 +257,11 @@ def match_columns(
     if kind is None and expert and value and value not in lists and first is not None and first.num_rows:
         text = first.column(value)[0].as_py()
         kind = "share" if isinstance(text, str) and text.strip().endswith("%") else None
-    return ColumnRoles(step, layer, expert, value, kind, naming, values, where, tuple(steps[1:]), tuple(lists))
+    found = ColumnRoles(step, layer, expert, value, kind, naming, values, where, tuple(steps[1:]), tuple(lists))
+    if step is None or simple_name(step) not in CLOCK_NAMES:
+        return found
+    # Numbers are steps where the user says so.
+    return replace(found, clock="step" not in naming.roles or not is_number(schema.field(step).type))
 
 
 def doubt_in(first: pa.RecordBatch, name: str, where: str) -> str:
