@@ -95,7 +95,7 @@ def hot(
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
     >>> found = mt.hot(trace, slots=3)
     >>> len(found.sets[0]), round(found.answer.hit_rate, 2)
-    (3, 0.67)
+    (3, 0.49)
     """
     check_several(predictors, "predictors", "[mt.Level()]")
     check_several([] if cutoffs is None else cutoffs, "cutoffs", "[3000]")
