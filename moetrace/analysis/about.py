@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def imbalance_of(trace: LoadTrace) -> str:
-    """The worst severity of a layer over its last steps, and of the first layer that is so: ``severe, layer 2``."""
-    found = {load.layer: health(load).severity for load in trace.by_layer()}
-    worst = max(found, key=lambda layer: SEVERITIES.index(found[layer]))
-    return OK if found[worst] == OK else f"{found[worst]}, layer {worst}"
+    """The worst severity of a layer over its last steps, and the layer, of several that with the highest max/mean."""
+    found = {load.layer: health(load) for load in trace.by_layer()}
+    worst = max(found, key=lambda layer: (SEVERITIES.index(found[layer].severity), found[layer].max_over_mean))
+    return OK if found[worst].severity == OK else f"{found[worst].severity}, layer {worst}"
 
 
 def facts_of(trace: LoadTrace) -> dict[str, Any]:

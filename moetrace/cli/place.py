@@ -198,9 +198,10 @@ def _screen(placed: Placement, shared: Shared) -> Screen:
     from moetrace.report.verdict import verdict_notes, worth
 
     verdict = placed.verdict.as_row() | {"gpus": placed.planning.gpus}
+    of = "Load" if placed.planning.time.linear else "Expert time"
     notes = verdict_notes(verdict, files=shared.layers is None)
     sentence = f"{alarm(placed.frames['balance'])}{worth(verdict).sentence}"
-    return place_screen(placed.frames["summary"], sentence, every=shared.all, notes=notes)
+    return place_screen(placed.frames["summary"], sentence, every=shared.all, notes=notes, of=of)
 
 
 def _write_plans(

@@ -249,8 +249,10 @@ def _apart(row: dict[str, Any] | None, name: str) -> str:
 # --- placement -----------------------------------------------------------------------------------------------------
 
 
-def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool, notes: Sequence[str] = ()) -> Screen:
-    """What plans by each forecast leave of the imbalance of one trace, by state."""
+def place_screen(
+    summary: pd.DataFrame, sentence: str, *, every: bool, notes: Sequence[str] = (), of: str = "Load"
+) -> Screen:
+    """What plans by each forecast leave of the imbalance of one trace, by state; *of* is load, or time."""
     names = {DEFAULT: "default placement", DEPLOYED: "deployed plan", ORACLE: "perfect forecast (oracle)"}
     states = [state for state in STATES if state in set(summary["state"])]
     by_state = {state: summary[summary["state"] == state].set_index("strategy") for state in states}
@@ -265,7 +267,7 @@ def place_screen(summary: pd.DataFrame, sentence: str, *, every: bool, notes: Se
     ]
     if rows and states:
         legend = (
-            "Load of the busiest GPU relative to the mean (1.00x is perfectly even) over the "
+            f"{of} of the busiest GPU relative to the mean (1.00x is perfectly even) over the "
             f"{int(summary['horizon'].iloc[0]):,} steps after each plan, and share of slots that the plan moved."
         )
         notes = [legend, *notes]

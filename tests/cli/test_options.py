@@ -170,3 +170,17 @@ def test_a_trace_of_a_few_windows_gets_an_answer(moetrace, here, steps):
     assert f"(a verdict needs 2,500 steps, this trace has {steps})" in " ".join(shown.out.split())
     assert ("saved, but not scored" in forecast.out) == (steps < 4)
     assert "Worth balancing?" in page.out
+
+
+def test_every_command_names_the_same_worst_layer(moetrace, here):
+    """Of two layers that are as severe, the one with the higher peak."""
+    counts = np.tile([[[30, 2, 2, 2, 2, 2, 2, 2], [40, 1, 1, 1, 1, 1, 1, 1]]], (60, 1, 1))
+    save_trace(LoadTrace.from_counts(counts), here / "two.parquet")
+    moetrace("ingest", "two.parquet")
+
+    listed, states = moetrace("list", "--json"), moetrace("states", "two")
+
+    severity, _, layer = json.loads(listed.out)["traces"][0]["imbalance"].partition(", layer ")
+    assert "1" == layer
+    assert severity in ("severe", "collapsed")
+    assert "layer 1" in states.out.partition(":")[2][:60]
