@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from moetrace.analysis.severity import health
+from moetrace.analysis.imbalance import RECENT, max_over_mean
+from moetrace.analysis.severity import severity_of
 from moetrace.trace import LoadTrace
 from moetrace.words import OK, SEVERITIES
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 
 def imbalance_of(trace: LoadTrace) -> str:
     """The worst severity of a layer over its last steps, and the layer, of several that with the highest max/mean."""
-    found = {load.layer: health(load) for load in trace.by_layer()}
-    worst = max(found, key=lambda layer: (SEVERITIES.index(found[layer].severity), found[layer].max_over_mean))
-    return OK if found[worst].severity == OK else f"{found[worst].severity}, layer {worst}"
+    shares = {load.layer: load.last(RECENT).mean_shares for load in trace.by_layer()}
+    found = {layer: (SEVERITIES.index(severity_of(own)), max_over_mean(own)) for layer, own in shares.items()}
+    worst = max(found, key=lambda layer: found[layer])
+    severity = SEVERITIES[found[worst][0]]
+    return OK if severity == OK else f"{severity}, layer {worst}"
 
 
 def facts_of(trace: LoadTrace) -> dict[str, Any]:
