@@ -76,6 +76,7 @@ def test_a_short_trace_is_scored_over_less(served):
     )
 
 
+@pytest.mark.slow
 def test_bytes_and_bandwidth_give_milliseconds(served):
     """So many missing experts in both layers, each in a millisecond."""
     found = served("--slots", "3", "--expert-bytes", "25MB", "--bandwidth", "25GB/s", "--json", *QUICK).json

@@ -133,6 +133,7 @@ def test_severity_comes_with_the_list(moetrace, here):
     assert "collapsed, layer 1" == json.loads(listed.out)["traces"][0]["imbalance"]
 
 
+@pytest.mark.slow
 def test_only_the_systems_that_are_named_compete(ingested):
     """Their files are written and their policies replayed, beside one plan and ours."""
     done = ingested(
@@ -155,6 +156,7 @@ def test_predictors_are_listed(moetrace):
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 9])
+@pytest.mark.slow
 def test_a_trace_of_a_few_windows_gets_an_answer(moetrace, here, steps):
     """A plan, a forecast and a page, what could be scored and what could not."""
     counts = np.random.default_rng(0).multinomial(640, np.array([6, 6, *np.ones(14)]) / 26, size=(steps, 2))

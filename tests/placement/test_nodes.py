@@ -45,6 +45,7 @@ def test_whole_groups_stay_on_nodes(dispatch):
     assert not whole_groups(place(counts.sum(axis=0) / counts.sum(), 8, 8), 8, 4)
 
 
+@pytest.mark.slow
 def test_a_plan_on_nodes_is_never_less_even_than_that_of_eplb():
     """Its hierarchical mode, layer by layer; the busiest node is as heavy as whole groups make it."""
     for weight in loads(5, 64):

@@ -35,6 +35,7 @@ def lowest_peak(shares, gpus):
 
 
 @pytest.mark.parametrize(("experts", "gpus"), [(8, 2), (8, 4), (6, 3), (9, 3)])
+@pytest.mark.slow
 def test_a_plan_is_hardly_worse_than_the_best_of_all(experts, gpus):
     """On 150 fixed loads: 0.3 % on average, 8 % at worst; never better, which would be a wrong count."""
     rng = np.random.default_rng(0)
@@ -247,6 +248,7 @@ def test_every_strategy_is_scored_at_every_cutoff(scored):
     assert 0 == scores[scores["strategy"] == "default"]["moved"].max()
 
 
+@pytest.mark.slow
 def test_layers_are_planned_in_any_order():
     """Whoever runs the tasks, the rows are by layer, and what is done is counted."""
     trace = synthetic_trace([settling(at, steps=2000) for at in (500, 900, 1300)])

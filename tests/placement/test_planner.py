@@ -61,6 +61,7 @@ def test_no_plan_is_less_even_than_that_of_eplb(experts, redundant, gpus):
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 8), st.integers(1, 9), st.integers(0, 40), st.booleans())
+@pytest.mark.slow
 def test_no_gpu_holds_an_expert_twice(seed, gpus, slots, redundant, equal):
     """Whatever the load, also with experts that are all alike or idle, and as many replicas as there is room for."""
     experts = max(slots, gpus * slots - redundant)

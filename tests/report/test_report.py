@@ -257,6 +257,7 @@ def test_a_page_of_many_layers_stays_small(many):
     assert b'<details class="explorer">' in page
 
 
+@pytest.mark.slow
 def test_the_page_shows_few_numbers_when_it_opens(files):
     """At most 200 cells of a trace outside of what is folded; the rest is one click away."""
     folded = re.sub(r"<details>.*?</details>", "", files["report.html"].decode(), flags=re.DOTALL)
@@ -273,6 +274,7 @@ def test_markdown_says_what_the_page_says(files, frames):
     assert "### Everybody's imbalance" in text
 
 
+@pytest.mark.slow
 def test_saved_tables_hold_what_the_frames_hold(files, frames):
     """CSV and JSON in full precision, the JSON with the version of its schema; the large one is Parquet."""
     saved = json.loads(files["data/settled-scores.json"])

@@ -265,6 +265,7 @@ def test_a_cache_is_worth_more_where_hot_experts_change():
     assert answer.lru > answer.active_hit_rate + 0.3
 
 
+@pytest.mark.slow
 def test_how_long_a_set_holds():
     """A load that swaps its experts at step 300 ends it; one that stays does not."""
     still, moved = np.tile([8, 4, 2, 1], (600, 1, 1)), np.tile([8, 4, 2, 1], (600, 1, 1))
