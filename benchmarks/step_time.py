@@ -22,7 +22,7 @@ from moetrace.trace import LoadTrace
 
 HERE = Path(__file__).resolve().parent.parent / "sample_traces"
 GPUS, HIDDEN, FFN = 8, 512, 512
-TOKENS, REDUNDANT, STEPS, ROUNDS = (1, 8, 32, 128), (0, 16), 6, 5
+TOKENS, REDUNDANT, STEPS, ROUNDS = (1, 8, 32, 128), (0, 16), 8, 9
 CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 TRACES = ("gpt-moe-32e-d", "gpt-moe-128e-f", "gpt-moe-128e-serving", "gpt-moe-128e-serving-decode")
 MOST_LAYERS = 4

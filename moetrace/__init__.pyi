@@ -38,6 +38,7 @@ from .placement.plan import Plan as Plan
 from .placement.planning import Planning as Planning
 from .placement.rebalance import rebalance_experts as rebalance_experts
 from .placement.simulate import simulate as simulate
+from .placement.step_time import StepTime as StepTime, read_curve as read_curve
 from .placement.study import Placement as Placement, place as place
 from .record import Recorder as Recorder
 from .record.follow import follow as follow

@@ -26,11 +26,11 @@ from moetrace.forecasting.results import InMemory
 found, cutoffs, kept = {}, [1000, 2000], InMemory()
 trace = mt.read_trace("sample_traces/gpt-moe-8e-a.parquet").select([4], last=3000)
 predictors = [mt.WindowMean(), mt.Level(), mt.Arima(order=(1, 0, 0)), mt.Auto()]
-for redundant, dispatch in ((0, "even"), (4, "even"), (4, "lp"), (4, "nearest")):
-    planning = mt.Planning(4, redundant, dispatch=dispatch, nodes=2)
+for redundant, dispatch, ridge in ((0, "even", 0), (4, "even", 0), (4, "lp", 0), (4, "nearest", None), (4, "even", 150)):
+    planning = mt.Planning(4, redundant, dispatch=dispatch, nodes=2, time=mt.StepTime(ridge))
     placed = mt.place(trace, predictors, planning, cutoffs=cutoffs, results=kept)
     scores = placed.frames["scores"]
-    found[f"{redundant} {dispatch}"] = {
+    found[f"{redundant} {dispatch} {ridge}"] = {
         "plans": placed.slots,
         "moved": scores["moved"].tolist(),
         "balance": scores["balance"].tolist(),

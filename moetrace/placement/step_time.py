@@ -61,7 +61,8 @@ class StepTime:
     *curve* has pairs of tokens and microseconds, tokens increasing; costs are then microseconds, else tokens.
     Raises `SettingError` for settings that are no numbers of their kind.
 
-    >>> StepTime(ridge=200).cost(np.array([0, 1, 100, 400])).tolist()
+    >>> import moetrace as mt
+    >>> mt.StepTime(ridge=200).cost(np.array([0, 1, 100, 400])).tolist()
     [0.0, 200.0, 200.0, 400.0]
     """
 
