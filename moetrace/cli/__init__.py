@@ -77,7 +77,11 @@ def explain(
 
 @app.command("help")
 def help_(command: Annotated[str | None, typer.Argument(help="Name of a command.")] = None) -> None:
-    """Show the help of a command."""
+    """Show the help of a command.
+
+    \b
+    Example: moetrace help states
+    """
     raise typer.Exit(main([*([command] if command else []), "--help"]))
 
 

@@ -143,6 +143,12 @@ def read_curve(path: Path, passes: int = 1) -> StepTime:
     """The measured curve in a CSV with the columns `CURVE_COLUMNS`, as `placement.measure` writes it.
 
     Raises `TraceError` with the row where it is no curve: tokens have to rise, times must not be negative.
+
+    >>> import moetrace as mt
+    >>> from pathlib import Path
+    >>> written = Path("curve.csv").write_text("tokens,microseconds\\n1,10\\n200,10\\n400,20\\n")
+    >>> float(mt.read_curve(Path("curve.csv")).cost(300))
+    15.0
     """
     import pandas as pd
 
