@@ -70,7 +70,7 @@ def measured_table() -> Iterator[str]:
     shares = after[:: len(after) // STEPS][:STEPS] / after[:: len(after) // STEPS][:STEPS].sum(axis=1, keepdims=True)
     rng = np.random.default_rng(0)
     up, down = torch.randn(trace.experts, HIDDEN, 2 * FFN), torch.randn(trace.experts, FFN, HIDDEN)
-    curve = StepTime(curve=tuple(measured(HIDDEN, FFN, "float32", CURVE, "cpu", trace.experts, 5)))
+    curve = StepTime(curve=tuple(measured(HIDDEN, FFN, "float32", CURVE, "cpu", trace.experts, 9)))
     inputs = torch.randn(1 << 13, HIDDEN)
 
     def seconds(experts: list[int], tokens: list[int]) -> float:
