@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from moetrace.analysis.imbalance import RECENT, max_over_mean
@@ -43,10 +43,12 @@ def facts_of(trace: LoadTrace) -> dict[str, Any]:
 
 def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:
     """One row per trace: its size, source and what was noticed."""
+    return facts_frame((trace.name, facts_of(trace), [own.name for own in trace.info.findings]) for trace in traces)
+
+
+def facts_frame(traces: Iterable[tuple[str, Mapping[str, Any], Iterable[str]]]) -> pd.DataFrame:
+    """The same from the name, the `facts_of` and the names of the findings of each trace."""
     import pandas as pd
 
-    rows = []
-    for trace in traces:
-        findings = dict.fromkeys(finding.name for finding in trace.info.findings)
-        rows.append({"trace": trace.name, **facts_of(trace), "findings": ", ".join(findings)})
+    rows = [{"trace": name, **facts, "findings": ", ".join(dict.fromkeys(found))} for name, facts, found in traces]
     return pd.DataFrame(rows).astype({"tokens_per_step": "Int64"} if rows else {})

@@ -219,7 +219,7 @@ def _known(accept: list[str]) -> tuple[str, ...]:
 
 def _show(shared: Shared, done: list[Ingested]) -> None:
     from moetrace.doctor.catalogue import NOTE
-    from moetrace.workspace.traces import described
+    from moetrace.workspace.traces import described, described_frame
 
     for item in done:
         for assumption in item.trace.info.assumptions:
@@ -232,10 +232,9 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
     if shared.shown_as is Format.JSON:  # for which pandas is not loaded at all
         shared.emit({}, document)
         return
-    from moetrace.analysis.about import traces_frame
     from moetrace.report.screens import ingested_sentence, traces_screen
 
-    frame = traces_frame(item.trace for item in done)
+    frame = described_frame(document["traces"])
     sentence = ingested_sentence(frame, sum(item.unchanged for item in done))
     screen = traces_screen(frame, sentence, every=shared.all)
     wrote = sorted({f"{item.path.parent}/" for item in done if not item.unchanged})

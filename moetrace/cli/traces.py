@@ -23,17 +23,16 @@ def list_(shared: Shared) -> None:
     \b
     Example: moetrace list --format csv
     """
-    from moetrace.analysis.about import traces_frame
     from moetrace.report.screens import listed_sentence, traces_screen
-    from moetrace.workspace.traces import described
+    from moetrace.workspace.traces import described, described_frame
 
     names = shared.folder().names()
     opened = shared.each(names, shared.open) if names else []
-    frame = traces_frame(opened)
+    documents = [described(trace, shared.folder().trace_path(trace.name)) for trace in opened]
+    frame = described_frame(documents)
     screen = traces_screen(frame, listed_sentence(frame, str(shared.workspace)), every=True)
     tables = {"traces": Table(f"Traces in {shared.workspace}", frame)}
     then = ["states" if names else "ingest"]
-    documents = [described(trace, shared.folder().trace_path(trace.name)) for trace in opened]
     shared.emit(tables, {"traces": documents}, [screen], then=then)
 
 

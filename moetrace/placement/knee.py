@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 # Tokens of an expert and pass over the ridge: memory-bound on the left, compute-bound on the right.
 RATIOS = (0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-# Layers, spread over those of the trace, and steps of a half from which the saving is computed.
-MOST_LAYERS, STEPS = 12, 200
+# Steps of a half from which the saving is computed.
+STEPS = 200
 
 
 def knee_frame(trace: LoadTrace, planning: Planning) -> pd.DataFrame:
     """One row for each of `RATIOS`: *tokens_over_ridge*, and what one plan *saved* of the expert time of a step.
 
-    A plan by tokens from the last 1,000 steps of the first half of *trace*, on `STEPS` steps of the second half, in up
-    to `MOST_LAYERS` layers, compared with the default placement, both with as few redundant experts as fill the GPUs.
+    A plan by tokens from the last 1,000 steps of the first half of *trace*, on `STEPS` steps of the second half, in
+    layers that are `spread`, compared with the default placement, both with as few redundant experts as fill the GPUs.
     Where the plan takes longer on the steps it was made from, the default placement stays. Empty for a trace of fewer
     than 4 logged steps.
     """
@@ -34,7 +34,7 @@ def knee_frame(trace: LoadTrace, planning: Planning) -> pd.DataFrame:
     few = planning.with_redundant(least_redundant(trace.experts, planning.gpus))
     tokens, default = replace(few, time=BY_TOKENS), few.default(trace.experts)
     spent = np.zeros((len(RATIOS), 2))  # by the plan, and by the default placement
-    for number in spread(trace.layers, MOST_LAYERS) if len(trace.steps) >= 4 else ():
+    for number in spread(trace.layers) if len(trace.steps) >= 4 else ():
         load = trace.layer(number)
         middle = len(load.steps) // 2
         seen = load.until(int(load.steps[middle - 1])).last(1000)

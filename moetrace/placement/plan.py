@@ -173,9 +173,9 @@ def _copies(together: Shares, redundant: int, part: float) -> Ints:
         able, now = copies < most, copies - 1
         more = np.minimum(copies, most - 1)
         if number < round(part * redundant):
-            worth = np.where(able & (each[more, every] < each[now, every]), each[now, every], 0.0)
+            worth = np.where(each[more, every] < each[now, every], each[now, every], 0.0)
         else:
-            worth = np.where(able, together[now, every] - together[more, every], -np.inf)
+            worth = together[now, every] - together[more, every]
         copies[comparable(np.where(able, worth, -np.inf)).argmax()] += 1
     return copies
 

@@ -32,6 +32,8 @@ from moetrace.trace import Counts, Shares
 FEWEST_STEPS, MOST_STEPS = 20, 1000
 # There are as many covariances as pairs of experts. No published model has more than 512 experts in a layer.
 MOST_EXPERTS = 2000
+# Layers from which a mean over layers is computed where that takes long: no sample trace has more.
+MOST_LAYERS = 12
 # Sets of groups drawn to estimate on how many nodes a token is: their mean is known to about 0.01.
 DRAWS = 2000
 
@@ -176,7 +178,7 @@ class Planning:
         return ByNode(max_over_mean(loads), token)
 
 
-def spread(layers: Sequence[int], most: int) -> list[int]:
+def spread(layers: Sequence[int], most: int = MOST_LAYERS) -> list[int]:
     """Up to so many of *layers*, spread evenly.
 
     >>> spread(range(58), 3)

@@ -20,8 +20,6 @@ from moetrace.words import BASELINE, DEFAULT, DEPLOYED, ORACLE
 if TYPE_CHECKING:
     import pandas as pd
 
-# Layers whose plans are scored, spread evenly over those of the trace: no sample trace has more.
-MOST_LAYERS = 12
 # What serving systems plan by: the load of the last 1,000 passes (SGLang, vLLM).
 WINDOW = 1000
 SCORE_COLUMNS = (
@@ -60,7 +58,7 @@ def simulate(
 
     planning.check(trace.experts)
     states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
-    layers = spread(trace.layers, MOST_LAYERS) if len(test.shares) else []
+    layers = spread(trace.layers) if len(test.shares) else []
     tasks = [
         LayerPlans(
             trace, layer, forecasts_of(test, layer), states[layer].to_dict(), planning, (deployed or {}).get(layer)

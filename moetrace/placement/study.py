@@ -16,10 +16,9 @@ from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import fitted
 from moetrace.placement.knee import knee_frame, worth_from
 from moetrace.placement.plan import Plan
-from moetrace.placement.planning import Planning
+from moetrace.placement.planning import MOST_LAYERS, Planning
 from moetrace.placement.replay import MOST_REPLAYED, replayed
 from moetrace.placement.simulate import (
-    MOST_LAYERS,
     best_strategy,
     ending_states,
     placement_summary,

@@ -36,8 +36,6 @@ MOST_MOVED = 1.0
 WORTH = 0.02
 # Steps that a verdict needs: as many blocks as policies are chosen and tested on, after the first cutoff.
 EVIDENCE = FIRST_CUTOFF + BLOCKS * BLOCK
-# Layers on which numbers of redundant experts are compared, spread evenly over those of the trace.
-MOST_LAYERS = 12
 DRAWS = 1000
 
 
@@ -206,7 +204,7 @@ def _judged(savings: Mapping[str, Any]) -> str:
 
 def tokens_per_expert(trace: LoadTrace, passes: int = 1) -> float:
     """The mean tokens of an expert in one of so many *passes* of a step, over all layers and steps of *trace*."""
-    return float(np.mean([load.counts.sum() / load.counts.size for load in trace.by_layer()])) / passes
+    return float(np.mean([load.counts.mean() for load in trace.by_layer()])) / passes
 
 
 class Bound(NamedTuple):
@@ -228,8 +226,9 @@ def at_most(trace: LoadTrace, planning: Planning) -> Bound:
     default = planning.with_redundant(least_redundant(trace.experts, planning.gpus)).default(trace.experts)
     time = planning.time
     ends = [time] if time.known else [time, replace(time, ridge=HIGHEST_RIDGE)]
-    even, busiest = np.zeros(len(ends)), np.zeros(len(ends))
+    even, busiest, tokens = np.zeros(len(ends)), np.zeros(len(ends)), list[float]()
     for load in trace.by_layer():
+        tokens.append(load.counts.mean())
         counts = load.last(1000).counts
         for end, own in enumerate(ends):
             even[end] += own.cost(counts).sum() / planning.gpus
@@ -239,7 +238,7 @@ def at_most(trace: LoadTrace, planning: Planning) -> Bound:
     return Bound(
         found[0],
         found[1] if len(ends) > 1 else float("nan"),
-        tokens_per_expert(trace, time.passes),
+        float(np.mean(tokens)) / time.passes,
         ridge,
         time.hardware,
     )
@@ -317,7 +316,7 @@ def _enough_redundant(trace: LoadTrace, planning: Planning) -> tuple[int, float]
     """Above how many redundant experts balance gains less than `ENOUGH`, and the peak that the hottest expert causes.
 
     The peak is that by tokens, NaN where time does not follow them. Balance is that of the last 1,000 steps with a plan
-    from the 1,000 before them, in up to `MOST_LAYERS` layers.
+    from the 1,000 before them, in layers that are `spread`.
     """
     gpus, window = planning.gpus, min(1000, max(int(trace.steps[-1] - trace.steps[0]) // 2, 1))
     cutoff = int(trace.steps[-1]) - window
@@ -325,7 +324,7 @@ def _enough_redundant(trace: LoadTrace, planning: Planning) -> tuple[int, float]
     tried = [base + n * gpus for n in (0, 1, 2, 4) if planning.with_redundant(base + n * gpus).fits(trace.experts)]
     tried = tried or [planning.redundant]
     balances, lowest = [], []
-    for layer in spread(trace.layers, MOST_LAYERS):
+    for layer in spread(trace.layers):
         load = trace.layer(layer)
         seen, after = load.until(cutoff).last(window), load.after(cutoff, window).counts
         plans = [planning.with_redundant(n) for n in tried]

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moetrace.analysis.about import facts_of
+from moetrace.analysis.about import facts_frame, facts_of
 from moetrace.errors import SettingError, TraceError, WorkspaceError, known_names, printable
 from moetrace.files import file_name, sweep, writing
 from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, locations, open_trace
@@ -213,6 +213,15 @@ def described(trace: LoadTrace, path: Path) -> dict[str, Any]:
         "findings": [asdict(finding) for finding in trace.info.findings],
         "assumptions": list(trace.info.assumptions),
     }
+
+
+def described_frame(entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The `traces_frame` of what is `described`, so that no trace is read again."""
+    keep = ("trace", "name", "path", "settings", "findings", "assumptions", "unchanged")
+    return facts_frame(
+        (own["trace"], {key: own[key] for key in own if key not in keep}, [found["name"] for found in own["findings"]])
+        for own in entries
+    )
 
 
 def findings_frame(trace: str, findings: Iterable[Finding]) -> pd.DataFrame:
