@@ -264,7 +264,7 @@ def rank_runs(load: LayerLoad, rule: Rule = RANK_RULE) -> tuple[Run, ...]:
 
 @cached_per_layer
 def state_at(load: LayerLoad, cutoff: int) -> str:
-    """The state of a layer as known at the *cutoff*, from nothing after it: is planning ahead possible?
+    """The state of a layer as known at the *cutoff*, using no later step: can a plan be made ahead?
 
     Stable is what does not move and is not expected to: the variogram up to the cutoff says that the error of a good
     forecast of the next `PROMISED_STEPS` steps is no more than `PROMISE`. A load that stands still from one window to

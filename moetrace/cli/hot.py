@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.options import PROTOCOL, Command, Protocol, Shared, Traces, bytes_of, with_options
+from moetrace.cli.options import PROTOCOL, Command, FirstLayer, Protocol, Shared, Traces, bytes_of, with_options
 from moetrace.cli.output import Table, say
 from moetrace.cli.progress import Report
 
@@ -78,10 +78,7 @@ def hot(
     model_layers: Annotated[
         int, typer.Option(min=0, help="Layers of the model: files have a row for those without a set.")
     ] = 0,
-    first_layer: Annotated[
-        int | None,
-        typer.Option(min=0, help="The model's number, from 0, of the trace's first layer: for files.", metavar="N"),
-    ] = None,
+    first_layer: FirstLayer = None,
 ) -> None:
     """Choose the experts to keep in fast memory.
 

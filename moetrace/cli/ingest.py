@@ -242,20 +242,14 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
 
 
 def _list_formats(shared: Shared) -> None:
-    import pandas as pd
-
     from moetrace.formats import FORMATS
-    from moetrace.report.screens import Screen
     from moetrace.settings import setting_types
 
     rows = [
         {"format": name, "settings": ", ".join(setting_types(format)), "needs": format.needs}
         for name, format in FORMATS.items()
     ]
-    frame = pd.DataFrame(rows)
-    columns = [(str(name), frame[name].tolist()) for name in frame]
-    screen = Screen(f"{len(frame)} formats are known.", columns, words=["settings", "needs"])
-    shared.emit({"formats": Table("Known formats", frame)}, {"formats": frame.to_dict("records")}, [screen])
+    shared.emit_known("formats", rows)
 
 
 def register(app: typer.Typer) -> None:

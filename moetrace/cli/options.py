@@ -42,6 +42,10 @@ METAVARS = {"int": "N", "float": "X", "path": "PATH", "str": "TEXT"}
 SIZE = re.compile(r"(\d+\.?\d*(?:e\d{1,2})?) ?(?:([kmgt])(i?))?b?", re.IGNORECASE)
 
 T = TypeVar("T")
+FirstLayer = Annotated[
+    int | None,
+    typer.Option(min=0, help="The model's number, from 0, of the trace's first layer: for files.", metavar="N"),
+]
 Traces = Annotated[list[str] | None, typer.Argument(help="Names or paths.  [default: all traces]")]
 
 
@@ -308,6 +312,17 @@ class Shared:
         if self.skipped:
             raise typer.Exit(DONE_WITH_SKIPS)
 
+    def emit_known(self, what: str, rows: Sequence[dict[str, str]]) -> None:
+        """Show what is known of a registry, such as *what* ``formats``: a row for each, in words."""
+        import pandas as pd
+
+        from moetrace.report.screens import Screen
+
+        frame = pd.DataFrame(rows)
+        columns = [(str(name), frame[name].tolist()) for name in frame]
+        screen = Screen(f"{len(rows)} {what} are known.", columns, words=list(rows[0])[1:])
+        self.emit({what: Table(f"Known {what}", frame)}, {what: list(rows)}, [screen])
+
     def _close(
         self, wrote: Sequence[Path | str], tables: Mapping[str, Table], then: Sequence[str], *, answered: bool
     ) -> None:
@@ -376,12 +391,17 @@ class Protocol:
         return [predictor(spec, self.seed) for spec in (self.predictor or PREDICTORS)]
 
     def windows(
-        self, trace: LoadTrace, horizons: Sequence[int] | None, default: Sequence[int], note: Callable[[str], None]
+        self,
+        trace: LoadTrace,
+        horizons: Sequence[int] | None,
+        default: Sequence[int],
+        note: Callable[[str], None],
+        option: str = "--horizon",
     ) -> tuple[list[int], list[int]]:
         """The horizons and the cutoffs; the *default* ones where no *horizons* are given, fitted to a short trace.
 
-        *note* gets a line where they were fitted, and where cutoffs are further apart than usual. Raises `SettingError`
-        where a horizon or cutoff that was asked for cannot be scored.
+        *note* gets a line where they were fitted, which names the *option* for horizons, and where cutoffs are further
+        apart than usual. Raises `SettingError` where a horizon or cutoff that was asked for cannot be scored.
         """
         from moetrace.forecasting.windows import (
             FIRST_CUTOFF,
@@ -398,7 +418,7 @@ class Protocol:
             if found != list(default):
                 note(
                     f"{trace.name}: {len(trace.steps):,} steps are too few for a horizon of {min(default):,}; the "
-                    f"horizon is a quarter of them, {found[0]:,} (--horizon and --first set it)"
+                    f"horizon is a quarter of them, {found[0]:,} (give --first with {option} to set it)"
                 )
         else:
             first = self.first or FIRST_CUTOFF

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moetrace.cli.options import Command, Hardware, Protocol, Shared, steps_of, with_options
+from moetrace.cli.options import Command, FirstLayer, Hardware, Protocol, Shared, steps_of, with_options
 from moetrace.cli.output import Table, say
 from moetrace.cli.progress import Report
 
@@ -94,10 +94,7 @@ def place(
     model_layers: Annotated[
         int, typer.Option(min=0, help="Layers of the model: files have a row for those without a plan.")
     ] = 0,
-    first_layer: Annotated[
-        int | None,
-        typer.Option(min=0, help="The model's number, from 0, of the trace's first layer: for files.", metavar="N"),
-    ] = None,
+    first_layer: FirstLayer = None,
 ) -> None:
     """Decide whether balancing is worth it, and place experts.
 

@@ -129,10 +129,7 @@ def _unscored(horizon: int) -> str:
 
 
 def _list_predictors(shared: Shared) -> None:
-    import pandas as pd
-
     from moetrace.forecasting.predictors import PREDICTORS, predictor
-    from moetrace.report.screens import Screen
     from moetrace.settings import setting_types
 
     rows = []
@@ -140,10 +137,7 @@ def _list_predictors(shared: Shared) -> None:
         own = predictor(name)
         what = (type(own).__doc__ or "").strip().partition("\n")[0]
         rows.append({"predictor": name, "settings": ", ".join(setting_types(own)), "forecast": what})
-    frame = pd.DataFrame(rows)
-    columns = [(str(name), frame[name].tolist()) for name in frame]
-    screen = Screen(f"{len(frame)} predictors are known.", columns, words=["settings", "forecast"])
-    shared.emit({"predictors": Table("Predictors", frame)}, {"predictors": rows}, [screen])
+    shared.emit_known("predictors", rows)
 
 
 def score_tables(summary: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Table]:

@@ -70,7 +70,7 @@ def report(
         from moetrace.placement.study import place, placement_frames
 
         notes: list[str] = []
-        over, cutoffs = protocol.windows(trace, asked, HORIZONS, notes.append)
+        over, cutoffs = protocol.windows(trace, asked, HORIZONS, notes.append, "--horizons")
         found = study(trace, predictors, over, cutoffs, progress, seed=protocol.seed, **settings)
         for text in notes:  # not of a trace that is too short for anything, which is a line of its own
             shared.note(text)

@@ -59,7 +59,7 @@ def damaged(path: Path, problem: str) -> TraceError:
 
 
 def version_of(path: Path) -> tuple[int, ...]:
-    """What another file in the place of *path* would change: inode, time and size; empty where there is none."""
+    """Inode, time and size of the file at *path*, which differ once it is replaced; empty if there is no file."""
     with suppress(OSError):
         now = path.stat()
         return now.st_ino, now.st_mtime_ns, now.st_size

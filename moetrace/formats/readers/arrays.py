@@ -97,7 +97,7 @@ class TensorsFormat(ValueFormat):
 def arrays_in(path: Path, key: str | None = None) -> dict[str, Array]:
     """The arrays of a file by name, a lone one, or one at *key*, as counts; JSON may hold them in lists.
 
-    Raises `TraceError` for objects, for what is cut short, and where there is none.
+    Raises `TraceError` for object arrays, truncated files, and files without an array.
     """
     where = str(path)
     if path.suffix.lower() in (".npy", ".npz"):

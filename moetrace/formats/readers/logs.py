@@ -69,7 +69,7 @@ class LogFormat(ValueFormat):
         return path.is_file() and ends_with(path, ".log", ".txt", ".out") and bool(_fitting(path))
 
     def read(self, path: Path) -> Reading:
-        """Go through the lines; raises `TraceError` with a pattern to give where there is none."""
+        """Read the lines; without a pattern, raises `TraceError` that suggests one."""
         where = str(path)
         if self.pattern is None:
             fits = _fitting(path)

@@ -326,7 +326,7 @@ def _axes(keys: Sequence[Any], where: str, needs: str) -> list[str]:
 
 
 def _number(key: Any, where: str, needs: str) -> int:
-    """The number in a key; raises `TraceError` where there is none."""
+    """The number in a key; raises `TraceError` for a key without a number."""
     if isinstance(key, float) and key.is_integer():
         key = int(key)
     if isinstance(key, int) and not isinstance(key, bool) and abs(key) <= FLOAT64_EXACT:

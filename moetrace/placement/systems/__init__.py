@@ -26,7 +26,7 @@ SYSTEMS: dict[str, System] = {
 
 
 def systems_named(names: Sequence[str]) -> list[System]:
-    """The systems of these *names*, whose case does not count; all of them where there is none.
+    """The systems with these *names*, in any case; all systems without names.
 
     Raises `SettingError` for another name.
     """
