@@ -4,6 +4,8 @@ From scratch, on real text, in one file. Needs `moetrace[torch]` and `tokenizers
 
     python sample_traces/train_gpt_moe.py --shape small --steps 12000 --out my-run.parquet
 
+With `--shape qwen3-moe` the model is the Qwen3-MoE of Transformers, all its layers are MoE, and the folder
+``my-run.model`` can be served by vLLM (`serve_vllm.py`).
 A run that is stopped goes on from its last checkpoint when started again with the same options.
 """
 
@@ -52,6 +54,7 @@ SHAPES = {
     "small": Shape(8, 96, 4, 8, 384, 1024, 64, 2048, 2048, 1e-3, 500),
     "gpt3-125m": Shape(12, 768, 12, 16, 3072, 32768, 1024, 32768, 32768, 6e-4, 700),
     "gpt3-350m": Shape(24, 1024, 16, 128, 512, 32768, 1024, 32768, 16384, 3e-4, 700),
+    "qwen3-moe": Shape(8, 128, 4, 64, 64, 4096, 128, 2048, 2048, 1e-3, 200),
 }
 
 
@@ -178,7 +181,44 @@ class GPT(nn.Module):
         return loss, torch.stack([torch.as_tensor(layer.balance) for layer in self.moe.values()]).mean()
 
 
-SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt"}
+class Qwen3Moe(nn.Module):
+    """The Qwen3-MoE of Transformers, asked and answering as `GPT` does; its layers are numbered from 0."""
+
+    def __init__(self, shape: Shape, top_k: int) -> None:
+        super().__init__()
+        from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+        config = Qwen3MoeConfig(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.width,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads // 2,
+            head_dim=shape.width // shape.heads,
+            num_experts=shape.experts,
+            num_experts_per_tok=top_k,
+            moe_intermediate_size=shape.expert_width,
+            norm_topk_prob=True,
+            max_position_embeddings=4 * shape.length,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        self.causal = Qwen3MoeForCausalLM(config)
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of the next tokens of *tokens* (batch, length + 1), and the balancing loss."""
+        output = self.causal(tokens[:, :-1], output_router_logits=True)
+        return F.cross_entropy(output.logits.flatten(0, 1).float(), tokens[:, 1:].flatten()), output.aux_loss
+
+    def export(self, folder: Path, encoding: Path) -> None:
+        """Write the model and its encoding to *folder*, as Transformers and vLLM read them."""
+        from transformers import PreTrainedTokenizerFast
+
+        self.causal.save_pretrained(folder)
+        PreTrainedTokenizerFast(tokenizer_file=str(encoding), eos_token="<end>").save_pretrained(folder)
+
+
+SUFFIXES = {".py", ".pyi", ".md", ".rst", ".txt", ".h", ".pm", ".html"}
 
 
 def texts(folders: list[Path], limit: int) -> Iterator[str]:
@@ -233,7 +273,7 @@ def rate_at(step: int, shape: Shape, steps: int) -> float:
     return shape.rate * (0.55 + 0.45 * math.cos(math.pi * (step - shape.warmup) / max(1, steps - shape.warmup)))
 
 
-def optimiser_of(model: GPT) -> torch.optim.Optimizer:
+def optimiser_of(model: nn.Module) -> torch.optim.Optimizer:
     """AdamW, weight decay on the matrices only."""
     decayed = {0.1: [w for w in model.parameters() if w.dim() > 1], 0.0: [w for w in model.parameters() if w.dim() < 2]}
     groups = [{"params": weights, "weight_decay": decay} for decay, weights in decayed.items()]
@@ -241,7 +281,7 @@ def optimiser_of(model: GPT) -> torch.optim.Optimizer:
 
 
 def train_step(
-    model: GPT, optimiser: torch.optim.Optimizer, tokens: Tensor, shape: Shape, options: argparse.Namespace
+    model: nn.Module, optimiser: torch.optim.Optimizer, tokens: Tensor, shape: Shape, options: argparse.Namespace
 ) -> Tensor:
     """One step on *tokens* (sequences, length + 1), in micro-batches; returns the mean loss."""
     device = next(model.parameters()).device
@@ -258,8 +298,12 @@ def train_step(
     return total
 
 
-def watch(model: GPT, recorder: Recorder) -> Watch:
+def watch(model: GPT | Qwen3Moe, recorder: Recorder) -> Watch:
     """Count what each MoE layer chooses."""
+    if isinstance(model, Qwen3Moe):
+        from moetrace.record.transformers import watch as watch_transformers
+
+        return watch_transformers(model.causal, recorder)
     watching = Watch(recorder)
     for layer, module in model.moe.items():
         watching.indices(module, layer, module.experts, lambda module, *_: module.chosen)
@@ -271,13 +315,14 @@ def train(options: argparse.Namespace, shape: Shape) -> None:
     torch.manual_seed(options.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     corpus = tokenised(options.corpus, shape.vocabulary, options.bytes, options.out.with_suffix(".tokens.npy"))
-    model = GPT(shape, options.top_k).to(device)
+    kind = Qwen3Moe if options.shape == "qwen3-moe" else GPT
+    model = kind(shape, options.top_k).to(device)
     optimiser = optimiser_of(model)
     checkpoint = options.out.with_suffix(".checkpoint.pt")
     done, losses = restore(checkpoint, model, optimiser)
     size = sum(weight.numel() for weight in model.parameters())
     print(f"{size:,} parameters, {len(corpus):,} tokens of text, on {device}", flush=True)
-    told = {"model": f"GPT, {options.shape}", "top_k": options.top_k, "notes": card(options, shape)}
+    told = {"model": f"{kind.__name__}, {options.shape}", "top_k": options.top_k, "notes": card(options, shape)}
     resume = done > 0 or not options.out.exists()  # a finished trace of another run is left alone
     with Recorder(options.out, resume=resume, **told) as recorder:
         recorder.resume_from(done)
@@ -302,6 +347,8 @@ def train(options: argparse.Namespace, shape: Shape) -> None:
             if last:
                 break
         recorder.note(loss=losses, tokens_of_text=len(corpus), parameters=size)
+    if isinstance(model, Qwen3Moe):
+        model.export(options.out.with_suffix(".model"), options.out.with_suffix(".tokens.json"))
 
 
 def pace(done: int, left: int, seconds: float) -> str:
@@ -317,14 +364,16 @@ def card(options: argparse.Namespace, shape: Shape) -> dict[str, object]:
     return {**told, **asdict(shape), "hardware": hardware, "script": "train_gpt_moe.py", "licence": "CC0-1.0"}
 
 
-def save(path: Path, model: GPT, optimiser: torch.optim.Optimizer, step: int, losses: list[tuple[int, float]]) -> None:
+def save(
+    path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int, losses: list[tuple[int, float]]
+) -> None:
     """Write a checkpoint, whole or not at all."""
     state = {"model": model.state_dict(), "optimiser": optimiser.state_dict()}
     with replacing(path) as partial:
         torch.save({**state, "step": step, "losses": losses}, partial)
 
 
-def restore(path: Path, model: GPT, optimiser: torch.optim.Optimizer) -> tuple[int, list[tuple[int, float]]]:
+def restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> tuple[int, list[tuple[int, float]]]:
     """Load the checkpoint if there is one: the steps done, and the losses so far."""
     if not path.exists():
         return 0, []

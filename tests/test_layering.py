@@ -46,6 +46,7 @@ FENCES = {
     "duckdb": ("formats.readers.sql",),
     "fsspec": ("formats.location",),
     "transformers": ("record",),
+    "vllm": ("record",),
     "lazy_loader": ("",),
     "orjson": ("record.arguments",),
     "psutil": ("files", "formats.errors"),

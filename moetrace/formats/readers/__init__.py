@@ -15,7 +15,7 @@ from moetrace.formats.readers.megatron import MegatronFormat, MegatronRouterForm
 from moetrace.formats.readers.mindie import MindieFormat
 from moetrace.formats.readers.omni import OmniFormat
 from moetrace.formats.readers.parquet import ParquetFormat
-from moetrace.formats.readers.parts import PartsFormat
+from moetrace.formats.readers.parts import PartsFormat, is_parts
 from moetrace.formats.readers.routing import RoutingFormat
 from moetrace.formats.readers.sglang import SglangFormat
 from moetrace.formats.readers.sql import SqlFormat
@@ -71,9 +71,14 @@ REASONS = (
 
 
 def sources_in(path: Location) -> list[Location]:
-    """The sources that *path* stands for: itself, or every trace file in the folder; raises `TraceError` for none."""
+    """The sources that *path* stands for: itself, its parts until it is closed, or every trace file in the folder.
+
+    Raises `TraceError` for none.
+    """
     if not isinstance(path, Path):
         return [path]
+    if not path.exists() and is_parts(parts := path.with_suffix(".parts")):
+        return [parts]
     where = str(path)
     with readable(where):
         if not path.exists():

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from moetrace.errors import TraceError
+from moetrace.formats.canonical import is_canonical
 from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.formats.location import Uri
+from moetrace.formats.readers.parts import phase_of
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.columns import is_list, is_text
 from moetrace.formats.stream.layouts import match_layout
@@ -60,6 +62,8 @@ class ParquetFormat(TableFormat):
         where = str(path)
         if isinstance(path, Path) and path.is_file():
             refuse_empty(path)
+            if self.phase is not None and is_canonical(path):
+                return phase_of(path, self.phase)
         system, inside = path.opened() if isinstance(path, Uri) else (pf.LocalFileSystem(), where)
         way_out = "check the URI and access" if isinstance(path, Uri) else WRITE_AGAIN
         with library_errors(where, "cannot be read as Parquet", way_out):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from moetrace.doctor.catalogue import finding, gap_findings
 from moetrace.errors import TraceError
 from moetrace.files import sweep
 from moetrace.formats.canonical import open_trace
+from moetrace.formats.errors import require
 from moetrace.formats.stream.cells import Reading, dense_cells
 from moetrace.trace import Counts, Finding, LoadTrace
 
@@ -103,14 +104,51 @@ def read_parts(folder: str | Path) -> LoadTrace:
     return LoadTrace(info, steps, latest.layers, latest.experts, read_layer)
 
 
+def phase_of(path: Path, phase: str) -> Reading:
+    """One *phase* of a recording of passes, a trace or its parts: ``-decode`` beside it has the decode tokens.
+
+    Raises `TraceError` where that is missing, or not a part of the other.
+    """
+    beside = path.with_name(f"{path.stem}-decode{path.suffix}")
+    if not beside.exists():
+        raise TraceError(
+            str(path), "does not distinguish prefill from decode", f"--phase needs {beside.name} beside it"
+        )
+    every, decode = (read_parts(place) if is_parts(place) else open_trace(place) for place in (path, beside))
+    require(
+        len(every.steps) * len(every.layers) * every.experts * 32,
+        str(path),
+        "it, with its decode tokens,",
+        "select --steps",
+    )
+    steps, counts = decode.steps, decode.counts
+    if phase == "prefill":
+        both = np.isin(steps, every.steps)
+        steps, rest = every.steps, every.counts.copy()
+        rest[np.searchsorted(steps, decode.steps[both])] -= counts[both]
+        if rest.min() < 0:
+            raise TraceError(str(path), f"has fewer tokens than {beside.name}", "give the recording that it belongs to")
+        some = rest.any(axis=(1, 2))
+        steps, counts = steps[some], rest[some]
+    info = every.info
+    return Reading(
+        cells=lambda: iter([dense_cells(steps, every.layers, counts)]),
+        rows=counts.size,
+        assumptions=info.assumptions,
+        known={"model": info.model, "top_k": info.top_k, "notes": info.notes},
+        where=str(path),
+    )
+
+
 @dataclass(frozen=True)
 class PartsFormat:
-    """The folder of parts of a recorder that has not been closed."""
+    """The folder of parts of a recorder that has not been closed; *phase* is the one to take of a server's passes."""
 
     name: ClassVar[str] = "parts"
     needs: ClassVar[str] = (
         "the folder beside a trace that a moetrace recorder is writing, or was writing when it was stopped"
     )
+    phase: Literal["prefill", "decode"] | None = None
 
     def claims(self, path: Path) -> bool:
         return is_parts(path)
@@ -119,6 +157,8 @@ class PartsFormat:
         """Open the parts and stream their cells in the order of their steps; what a kill left there is removed."""
         sweep(path)
         sweep(path.absolute().parent)
+        if self.phase is not None:
+            return phase_of(path, self.phase)
         pieces, findings = open_parts(path)
         info = pieces[-1].info
         return Reading(
