@@ -46,6 +46,14 @@ def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:
     return facts_frame((trace.name, facts_of(trace), [own.name for own in trace.info.findings]) for trace in traces)
 
 
+def findings_frame(trace: LoadTrace) -> pd.DataFrame:
+    """What was noticed of a trace: a row for each finding with its severity, place, evidence and advice."""
+    import pandas as pd
+
+    rows = [(trace.name, own.name, own.severity, own.place, own.evidence, own.advice) for own in trace.info.findings]
+    return pd.DataFrame(rows, columns=["trace", "finding", "severity", "place", "evidence", "advice"])
+
+
 def facts_frame(traces: Iterable[tuple[str, Mapping[str, Any], Iterable[str]]]) -> pd.DataFrame:
     """The same from the name, the `facts_of` and the names of the findings of each trace."""
     import pandas as pd

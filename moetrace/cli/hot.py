@@ -95,7 +95,7 @@ def hot(
     """
     from moetrace.forecasting.predictors import predictor
     from moetrace.frames import stacked
-    from moetrace.report.residency import kept_screen
+    from moetrace.report.screens import kept_screen
     from moetrace.report.tables import records
     from moetrace.residency.study import HORIZON, default_horizon
     from moetrace.residency.study import hot as keep

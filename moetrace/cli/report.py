@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moetrace.cli.hot import PREDICTORS as RESIDENT
 from moetrace.cli.options import Command, Hardware, Protocol, Shared, Traces, steps_of, with_options
 from moetrace.cli.predict import score_tables
 from moetrace.cli.progress import Report
@@ -56,6 +57,7 @@ def report(
     \b
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
     """
+    from moetrace.forecasting.predictors import predictor
     from moetrace.frames import stacked
     from moetrace.report.screens import report_screen
     from moetrace.report.study import write_report
@@ -68,6 +70,7 @@ def report(
         from moetrace.forecasting.study import study
         from moetrace.placement.planning import Planning, usual_gpus
         from moetrace.placement.study import place, placement_frames
+        from moetrace.residency.study import FEWEST_CUTOFFS, hot, residency_frames
 
         notes: list[str] = []
         over, cutoffs = protocol.windows(trace, asked, HORIZONS, notes.append, "--horizons")
@@ -75,16 +78,20 @@ def report(
         for text in notes:  # not of a trace that is too short for anything, which is a line of its own
             shared.note(text)
         shared.note_reused(trace.name, found.computed, found.reused)
+        frames = found.frames
+        if len(trace.steps) > FEWEST_CUTOFFS:
+            kept = hot(trace, [predictor(name) for name in RESIDENT], progress=progress, seed=protocol.seed, **settings)
+            frames |= residency_frames(kept)
         number = gpus or usual_gpus(trace.experts)
         if number == 1:
-            return trace.name, found.frames
+            return trace.name, frames
         if gpus is None:
             shared.note(f"{trace.name}: placement is evaluated on {number} GPUs (--gpus sets it)")
         placed = place(
             trace, predictors, Planning(number, redundant, time=time), over[0], cutoffs, progress,
             expert_bytes=device.expert_bytes, first=protocol.first, seed=protocol.seed, **settings,
         )  # fmt: skip
-        return trace.name, found.frames | placement_frames(placed)
+        return trace.name, frames | placement_frames(placed)
 
     studies = dict(shared.each_trace(traces, "report on", "results", one))
     into = folder or shared.folder().root / "report"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moetrace.analysis.about import traces_frame
+from moetrace.analysis.about import findings_frame, traces_frame
 from moetrace.analysis.tables import states_tables
 from moetrace.forecasting.backtest import Progress, Run, check_able, evaluate_all, in_turn
 from moetrace.forecasting.evaluation import evaluation
@@ -60,6 +60,6 @@ def study(
     beyond = predictability_evaluations(trace, cutoffs)
     test, *others = evaluate_all([asked, *beyond], progress, results=results, run=run)
     known = predictability_frames(test, *others)
-    frames = {"about": traces_frame([trace])} | states_tables(trace, courses=True)
+    frames = {"about": traces_frame([trace]), "findings": findings_frame(trace)} | states_tables(trace, courses=True)
     frames |= score_frames(test, seed) | known
     return Study(trace.name, frames, test.computed, test.reused)

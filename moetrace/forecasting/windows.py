@@ -68,10 +68,11 @@ def thinned(trace: LoadTrace) -> bool:
 
 def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int]:
     """The *cutoffs* inside the trace after which *horizon* steps were recorded."""
-    inside = [cutoff for cutoff in cutoffs if trace.steps[0] <= cutoff <= _end(trace) - horizon]
+    first, last = int(trace.steps[0]), _end(trace) - horizon
+    inside = [cutoff for cutoff in cutoffs if first <= cutoff <= last]
     # Some step of the horizon has to be logged: a gap may be longer.
-    first, last = (np.searchsorted(trace.steps, np.array(inside) + ahead, "right") for ahead in (0, horizon))
-    return [cutoff for cutoff, a, b in zip(inside, first, last) if a < b]
+    before, after = (np.searchsorted(trace.steps, np.array(inside) + ahead, "right") for ahead in (0, horizon))
+    return [cutoff for cutoff, a, b in zip(inside, before, after) if a < b]
 
 
 def _end(trace: LoadTrace) -> int:

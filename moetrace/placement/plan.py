@@ -211,6 +211,8 @@ def replan(
     worth = max(tolerance / 2, least_gain, LEAST_CHANGE) / gpus
     views = (wanted,) if len(wanted.steps) == 1 else (wanted, wanted.in_one_step)
     now = [view.peak(before.held, dispatch) for view in views]
+    if dispatch.time.linear and max(now) - 1 / gpus <= worth:
+        return before  # no plan is below the mean GPU
 
     def pays(plan: Plan) -> bool:
         gains = [peak - view.peak(plan.held, dispatch) for peak, view in zip(now, views)]

@@ -118,16 +118,18 @@ class StepTime:
         Less than one token in a pass is a part of the passes in which there is one. In tokens that take as long where
         an expert is compute-bound; in microseconds for a curve.
         """
-        each = np.asarray(tokens, np.float64) / self.passes
+        each: Shares = np.asarray(tokens, np.float64)
         if self.linear:
-            return each * self.passes
+            return each
+        if self.passes > 1:
+            each = each / self.passes
         if self.curve is None:
-            full = np.maximum(np.maximum(each, 1.0), self.ridge or 0.0)
+            cost = np.maximum(each, max(1.0, self.ridge or 0.0))
         else:
             at, time = np.array(self.curve).T
-            full = np.interp(each, at, time) * np.maximum(each / at[-1], 1.0)
-        cost: Shares = np.minimum(each, 1.0) * full * self.passes
-        return cost
+            cost = np.interp(each, at, time) * np.maximum(each / at[-1], 1.0)
+        cost *= np.minimum(each, 1.0)
+        return cost * self.passes if self.passes > 1 else cost
 
     def microseconds(self, cost: float) -> float | None:
         """A *cost* in microseconds, None where that is not known."""

@@ -275,7 +275,8 @@ def _savings_of(
     logged = int(np.isin(begin + (trace.steps - begin - 1) // block * block, rest["step"]).sum())
     each = float(default["peak_load"].sum() - mine["peak_load"].sum()) / logged / len(trace.layers)
     known = {**dict(zip(SETTINGS, policy.settings)), "redundant": planning.redundant}
-    sentence = system.sentence.format(**known)
+    length = int(trace.steps[-1] - trace.steps[0]) + 1
+    sentence = system.sentence.format(**known | {"window": min(policy.window, length)})
     if policy.threshold is not None:
         sentence += f" unless utilisation is above {policy.threshold:.0%},"
     if planning.redundant:

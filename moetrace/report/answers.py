@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from moetrace.report.phrases import SAME, Answer, capitalised, count_of, listed, percent, percent_whole, points
+from moetrace.report.residency import kept
 from moetrace.report.tables import rows_of
 from moetrace.report.verdict import verdict_in, worth
 from moetrace.words import (
@@ -27,6 +28,7 @@ from moetrace.words import (
 if TYPE_CHECKING:
     import pandas as pd
 
+BALANCED, SETTLED, PREDICTABLE = "Balanced?", "Settled?", "Predictable?"
 PHASE = {STABLE: "Stable phase", TRANSIENT: "Transient phase", UNKNOWN: "Stability unknown"}
 # What the number of a card adds where it is of another state than the one that counts.
 OTHERWISE = {STABLE: "", TRANSIENT: ", transient", UNKNOWN: ", state unknown"}
@@ -74,7 +76,7 @@ def balanced(balance: pd.DataFrame) -> Answer:
         sentence += f" {count_of(idle, 'expert').capitalize()} got no token at all."
     sentence = " ".join([sentence, ADVICE[worst["severity"]]]).strip()
     over = f"the last {int(balance['steps'].iloc[0]):,} steps"
-    return Answer("Balanced?", worst["severity"], sentence, over, worst["severity"])
+    return Answer(BALANCED, worst["severity"], sentence, over, worst["severity"], worst["severity"] == OK)
 
 
 def alarm(balance: pd.DataFrame) -> str:
@@ -93,7 +95,7 @@ def settled(layers: pd.DataFrame) -> Answer:
     if known.empty:
         which = "the only layer" if n == 1 else f"all {n} layers"
         sentence = f"Stability unknown for {which}: {TOO_FEW}."
-        return Answer("Settled?", f"{len(done)} of {n} layers", sentence)
+        return Answer(SETTLED, f"{len(done)} of {n} layers", sentence)
     agree = int((known["detectors"] == "agree").sum())
     evidence = f"the rank test agrees in {agree} of {len(known)} layers"
     settling = done[done["outcome"] != FROM_START]
@@ -102,7 +104,7 @@ def settled(layers: pd.DataFrame) -> Answer:
         low, high = int(last["settle_step_low"]), int(last["settle_step_high"])
         evidence = f"layer {last['layer']} settled between {low:,} and {high:,}; {evidence}"
     sentence = " ".join([_settled_sentence(done, n), *_not_settled(layers)])
-    return Answer("Settled?", f"{len(done)} of {n} layers", sentence, evidence)
+    return Answer(SETTLED, f"{len(done)} of {n} layers", sentence, evidence, fine=len(done) == n)
 
 
 def _settled_sentence(done: pd.DataFrame, n: int) -> str:
@@ -165,7 +167,7 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     parts = {state: own[own["state"] == state] for state in STATES}
     parts = {state: rows for state, rows in parts.items() if len(rows)}
     if not parts:
-        return Answer("Predictable?", "not measured", f"Not measured: {_why_not(summary, horizon)}.")
+        return Answer(PREDICTABLE, "not measured", f"Not measured: {_why_not(summary, horizon)}.", fine=True)
     sentence = " ".join(_state_sentence(state, rows) for state, rows in parts.items())
     if STABLE not in parts:
         sentence += " Nothing could be evaluated in a stable phase."
@@ -177,7 +179,8 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
         f"{scored} evaluations; the 80% prediction intervals contained the actual load in {covered}"
         f"{' of them' if len(parts) > 1 else ''}"
     )
-    return Answer("Predictable?", f"{percent(best['error_rate'])} error{OTHERWISE[first]}", sentence, evidence)
+    number = f"{percent(best['error_rate'])} error{OTHERWISE[first]}"
+    return Answer(PREDICTABLE, number, sentence, evidence, fine=best["predictor"] == BASELINE)
 
 
 def _why_not(summary: pd.DataFrame, horizon: int) -> str:
@@ -244,7 +247,7 @@ def best_plan(peaks: Mapping[str, float]) -> str:
 
 
 def answers_of(frames: Mapping[str, pd.DataFrame]) -> list[Answer]:
-    """The four answers on one trace, in the order of the cards, from the frames of a study."""
+    """The answers on one trace, in the order of the cards, from the frames of a study; the last only with ``kept``."""
     trace = str(frames["layers"]["trace"].iloc[0])
     horizons = sorted(frames["summary"]["horizon"].unique()) if len(frames["summary"]) else [1000]
     return [
@@ -252,4 +255,5 @@ def answers_of(frames: Mapping[str, pd.DataFrame]) -> list[Answer]:
         settled(frames["layers"]),
         predictable(frames["summary"], int(horizons[0])),
         worth(verdict_in(frames), f"moetrace place {trace} --gpus N"),
+        *(kept(row) for name in ("kept",) if name in frames for row in rows_of(frames[name])),
     ]

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.report.answers import best_of, best_plan, plan_peaks, predictable, settled
+from moetrace.report.answers import (
+    BALANCED,
+    PREDICTABLE,
+    SETTLED,
+    best_of,
+    best_plan,
+    plan_peaks,
+    predictable,
+    settled,
+)
+from moetrace.report.residency import QUESTION as KEPT
+from moetrace.report.residency import ages, coverage, kept, lasting
 from moetrace.report.style import (
     BLUE,
     FAINT,
@@ -22,8 +33,10 @@ from moetrace.report.style import (
     one_legend,
     predictor_style,
 )
+from moetrace.report.tables import rows_of
+from moetrace.report.verdict import QUESTION as WORTH
 from moetrace.report.verdict import verdict_in, worthwhile
-from moetrace.words import BASELINE, DEFAULT, ORACLE
+from moetrace.words import BASELINE, DEFAULT, ORACLE, STABLE, TRANSIENT, UNKNOWN
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,11 +56,15 @@ Frames = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Kind:
-    """A figure: the frames it *needs*, its *message*, and how it is *drawn* from them."""
+    """A figure: the frames it *needs*, the first of which it shows, its *message*, and how it is drawn from them.
+
+    *question* is that of the answer that it belongs to, on the page.
+    """
 
     needs: tuple[str, ...]
     message: Callable[[Frames], str]
     draw: Callable[[Frames], Figure]
+    question: str = ""
 
 
 # --- how uneven ----------------------------------------------------------------------------------------------------
@@ -85,18 +102,17 @@ def settling(frames: Frames) -> Figure:
     layers = layers.sort_values("at", na_position="last", kind="stable").reset_index(drop=True)
     figure = new_figure(WIDTH, 1.2 + min(0.24 * len(layers), 6.0))
     axes = figure.add_subplot()
-    last = int(frames["windows"]["to_step"].max())
-    for row, layer in enumerate(layers.to_dict("records")):
-        if layer["state"] != "stable":
-            axes.plot([last], [row], ">", color=STATE[layer["state"]], markersize=5)
-            continue
-        axes.plot([layer["settle_step_low"], layer["settle_step_high"]], [row, row], color=FAINT, linewidth=4)
-        axes.plot([layer["settle_step"]], [row], "o", color=STATE["stable"], markersize=5)
+    last, stable = int(frames["windows"]["to_step"].max()), layers[layers["state"] == STABLE]
+    axes.plot(stable["settle_step"], stable.index, "o", color=STATE[STABLE], markersize=5, label="settle step")
+    ends = stable["settle_step_low"], stable["settle_step_high"]
+    axes.hlines(stable.index, *ends, color=FAINT, linewidth=4, label="its interval", zorder=1)
+    for end, name in zip(ends, ("begin", "end")):  # for the pointer alone
+        axes.plot(end, stable.index, linestyle="", label=f"_{name} of the interval")
+    for state, name in ((TRANSIENT, "not stable at the end"), (UNKNOWN, "stability unknown")):
+        rows = layers.index[layers["state"] == state]
+        if len(rows):
+            axes.plot(np.full(len(rows), last), rows, ">", color=STATE[state], markersize=5, label=name)
     _name_layers(axes, layers["layer"].tolist(), 0.0)
-    axes.plot([], [], "o", color=STATE["stable"], label="settle step")
-    axes.plot([], [], color=FAINT, linewidth=4, label="its interval")
-    if (layers["state"] != "stable").any():
-        axes.plot([], [], ">", color=STATE["transient"], label="not stable at the end")
     axes.set(xlabel="step", ylabel="layer", xlim=(frames["windows"]["from_step"].min(), last * 1.01))
     axes.set_ylim(len(layers) - 0.5, -0.5)
     one_legend(figure, axes)
@@ -124,7 +140,8 @@ def errors(frames: Frames) -> Figure:
         axes.plot(noise.index, 100 * noise, color=GREY, linestyle=":", label="noise")
         axes.set(title=f"next {horizon:,} steps", xlabel="cutoff (step)", ylabel="error rate (%)" if i == 0 else "")
         log_scale(axes)
-    axes.plot([], [], color=FAINT, label="other predictors")
+    if not set(course["predictor"]) <= {best, BASELINE}:
+        axes.plot([], [], color=FAINT, label="other predictors")
     one_legend(figure, axes)
     return figure
 
@@ -170,7 +187,8 @@ def comparison(frames: Frames) -> Figure:
         for at, (name, row) in enumerate(rows.iterrows()):
             _dot(axes, at, str(name), row, best)
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set_yticks(range(len(names)), names if i == 0 else [])
+        axes.set_yticks(range(len(names)), names)
+        axes.tick_params(labelleft=i == 0)
         axes.set(title=f"{state}, {int(rows['scored'].max()):,} scores", xlabel=f"points above {BASELINE}")
         axes.margins(x=0.12)
     return figure
@@ -178,7 +196,8 @@ def comparison(frames: Frames) -> Figure:
 
 def _dot(axes: Axes, at: int, name: str, row: pd.Series, best: str | None) -> None:
     colour = {BASELINE: INK, best: BLUE}.get(name, GREY)
-    axes.plot([100 * row["difference_low"], 100 * row["difference_high"]], [at, at], color=colour, linewidth=1.6)
+    interval = [100 * row["difference_low"], 100 * row["difference_high"]]
+    axes.plot(interval, [at, at], color=colour, linewidth=1.6, label="_end of the 95% interval")
     axes.plot([100 * row["difference"]], [at], "o", color=colour, markersize=5)
     if row["error_rate"] == row["error_rate"]:
         label = f"{100 * row['error_rate']:.3g}%"
@@ -205,7 +224,7 @@ def plan_course(scores: pd.DataFrame, best: str) -> Figure:
     means = scores.groupby(["strategy", "cutoff"], sort=False)["peak_over_mean"].mean().reset_index()
     others = [name for name in means["strategy"].unique() if name not in STRATEGIES and name != best]
     for name in [*others, best, *STRATEGIES]:
-        colour, label = STRATEGIES.get(name, (BLUE, f"planned by {best}") if name == best else (FAINT, None))
+        colour, label = STRATEGIES.get(name, (BLUE, f"planned by {best}") if name == best else (FAINT, f"_{name}"))
         curve = means[means["strategy"] == name].sort_values("cutoff")
         if len(curve):
             axes.plot(curve["cutoff"], curve["peak_over_mean"], marker=".", color=colour, label=label)
@@ -254,26 +273,33 @@ def _placement_message(frames: Frames) -> str:
     return f"On {gpus} GPUs plans by {best} {lowered}"
 
 
+def _kept(frames: Frames) -> dict[str, Any]:
+    return rows_of(frames["kept"])[0]
+
+
 def _comparison_message(frames: Frames) -> str:
     return predictable(frames["summary"], _shortest(frames["summary"])).sentence
 
 
 FIGURES: Mapping[str, Kind] = {
-    "peaks": Kind(("peaks", "balance"), _peaks_message, peaks),
-    "settling": Kind(("layers", "windows"), lambda f: settled(f["layers"]).sentence, settling),
-    "errors": Kind(("course", "summary"), _errors_message, errors),
-    "predictors": Kind(
-        ("summary", "course"),
-        _comparison_message,
-        comparison,
-    ),
-    "knee": Kind(("knee", "verdict"), _knee_message, lambda f: knee(f["knee"], verdict_in(f) or {})),
+    "peaks": Kind(("peaks", "balance"), _peaks_message, peaks, BALANCED),
+    "settling": Kind(("layers", "windows"), lambda f: settled(f["layers"]).sentence, settling, SETTLED),
+    "errors": Kind(("course", "summary"), _errors_message, errors, PREDICTABLE),
+    "predictors": Kind(("summary", "course"), _comparison_message, comparison, PREDICTABLE),
+    "knee": Kind(("knee", "verdict"), _knee_message, lambda f: knee(f["knee"], verdict_in(f) or {}), WORTH),
     "placement": Kind(
-        ("placement", "plan_scores"),
-        _placement_message,
-        lambda f: plan_course(f["plan_scores"], best_plan(plan_peaks(f["placement"]))),
+        ("plan_scores", "placement"), _placement_message,
+        lambda f: plan_course(f["plan_scores"], best_plan(plan_peaks(f["placement"]))), WORTH,
     ),
-}
+    "kept": Kind(
+        ("kept_curve", "kept"), lambda f: kept(_kept(f)).sentence,
+        lambda f: coverage(f["kept_curve"], _kept(f)["slots"]), KEPT,
+    ),
+    "ages": Kind(
+        ("kept_ages", "kept"), lambda f: lasting(_kept(f)),
+        lambda f: ages(f["kept_ages"], _kept(f)["best"]), KEPT,
+    ),
+}  # fmt: skip
 """The figures of the page, in its order; one whose frames are missing or empty is left out."""
 
 
@@ -301,7 +327,7 @@ def course(hottest: pd.DataFrame) -> Figure:
     if "low" in series:
         low, middle, high = (100 * series.pop(name)["share"].to_numpy() for name in ("low", "middle", "high"))
         axes.fill_between(steps, low, high, color=FAINT, alpha=0.5, linewidth=0, label="80% of the others")
-        axes.plot(steps, middle, color=GREY, linewidth=0.9)
+        axes.plot(steps, middle, color=GREY, linewidth=0.9, label="_median of the others")
     for colour, (expert, part) in zip(HOT, series.items()):
         axes.plot(part["step"], 100 * part["share"], color=colour, linewidth=1.1, label=f"expert {expert}")
     axes.set(xlabel="step", ylabel="share of the load (%)")
@@ -311,9 +337,10 @@ def course(hottest: pd.DataFrame) -> Figure:
 
 
 def _name_layers(axes: Axes, layers: Sequence[int], shift: float) -> None:
-    """The numbers of the layers beside their rows, as many as can be read."""
+    """The numbers of the layers beside their rows, as many as can be read; the axis knows all."""
     every = -(-len(layers) // MOST_LABELS)
-    at = [shift + i for i in range(0, len(layers), every)]
-    axes.set_yticks(at, [str(layer) for layer in layers[::every]], fontsize=8)
+    axes.set_yticks([shift + i for i in range(len(layers))], [str(layer) for layer in layers], fontsize=8)
+    for i, tick in enumerate(axes.yaxis.get_major_ticks()):
+        tick.set_visible(i % every == 0)
     if shift:
         axes.invert_yaxis()

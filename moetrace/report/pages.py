@@ -18,11 +18,30 @@ MOST_ROWS = 1000
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure on the page: its *name*, what it says, and itself as an SVG element."""
+    """A figure on the page: its *name*, what it says, itself as an SVG element, and what is in it.
+
+    *values* are shown under the pointer (`values_of`), *data* is a link to the rows that it shows, of a file *named*.
+    """
 
     name: str
     message: str
     svg: str
+    values: str = "[]"
+    data: str = ""
+    named: str = ""
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A question of a trace: its *answer*, and the figures that the answer rests on."""
+
+    answer: Answer
+    pictures: Sequence[Picture]
+
+    @property
+    def slug(self) -> str:
+        """Its name in links."""
+        return self.answer.question.lower().rstrip("?").replace(" ", "-")
 
 
 @dataclass(frozen=True)
@@ -37,11 +56,10 @@ class Section:
 
 @dataclass(frozen=True)
 class Layer:
-    """A row of the explorer, as text, and the course of the layer as an SVG element with its message, or nothing."""
+    """A row of the explorer, as text, and the course of the layer, or nothing."""
 
     cells: Sequence[str]
-    message: str
-    svg: str
+    course: Picture | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +70,8 @@ class TracePage:
     anchor: str
     facts: str
     answers: Sequence[Answer]
-    pictures: Sequence[Picture]
+    topics: Sequence[Topic]
+    findings: Sequence[Mapping[str, str]]
     headings: Sequence[str]
     layers: Sequence[Layer]
     all_layers: int
@@ -92,15 +111,11 @@ def as_html(
         loader=PackageLoader("moetrace.report", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["grid"] = grid
-    shown = dict(facts)
-    made, command = shown.get("made", ""), shown.get("command", "")
-    return (
-        environment.get_template("page.html")
-        .render(
-            title=title, traces=traces, definitions=definitions, facts=facts, files=files, made=made, command=command
-        )
-        .lstrip()
-    )
+    questions = list(dict.fromkeys(answer.question for trace in traces for answer in trace.answers))
+    page = environment.get_template("page.html")
+    return page.render(
+        title=title, traces=traces, questions=questions, definitions=definitions, facts=facts, files=files
+    ).lstrip()
 
 
 def as_markdown(
@@ -113,6 +128,7 @@ def as_markdown(
         for answer in trace.answers:
             said = markdown_text(f"{answer.sentence} ({answer.evidence})" if answer.evidence else answer.sentence)
             lines += [f"- **{answer.question}** {markdown_text(answer.number)}. {said}"]
+        lines += [f"- {markdown_text(_finding_text(row))}" for row in trace.findings]
         lines += [""]
         for section in trace.sections:
             lines += [f"### {markdown_text(section.title)}", ""]
@@ -124,3 +140,7 @@ def as_markdown(
     lines += ["## Definitions", "", *(f"- **{word}**: {meaning}" for word, meaning in definitions.items()), ""]
     lines += ["## How this was made", "", *(f"- {name}: {markdown_text(value)}" for name, value in facts.items())]
     return "\n".join(lines) + "\n"
+
+
+def _finding_text(row: Mapping[str, str]) -> str:
+    return f"Finding {row['finding']} ({row['severity']}), {row['place']}: {row['evidence']}. Advice: {row['advice']}."

@@ -13,7 +13,8 @@ SAME = "about the same"
 class Answer:
     """What a card says: a *question*, its answer as a *number* and a *sentence*, and the *evidence* in a line.
 
-    *severity* is one of `SEVERITIES` where the answer is about an imbalance, and colours the card.
+    *severity* is one of `SEVERITIES` where the answer is about an imbalance, and colours the card. An answer is *fine*
+    where nothing has to be done: a page folds the figures that it rests on.
     """
 
     question: str
@@ -21,6 +22,7 @@ class Answer:
     sentence: str
     evidence: str = ""
     severity: str = ""
+    fine: bool = False
 
 
 def percent(fraction: float) -> str:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from moetrace.report.phrases import Answer, percent_whole
-from moetrace.report.screens import Screen
 from moetrace.report.style import BLUE, FAINT, GREEN, GREY, INK, STATE, new_figure, one_legend
 from moetrace.report.tables import rows_of
 
@@ -36,16 +35,16 @@ def kept(answer: Mapping[str, Any]) -> Answer:
     what = f"{per_layer:,.0f} of {experts:,} experts per layer"
     if answer["allocation"] == "by_load":
         what = f"{per_layer * layers:,.0f} of {experts * layers:,} experts, divided over the layers by load,"
-    interval = _interval(answer, " (95% interval {:.1f} to {:.1f}%)")
-    sentence = f"Keeping {what} covers {_points(answer['hit_rate'])} of token choices{interval}"
-    active = f"{_points(answer['active_hit_rate'])} of the experts active in a step"
+    interval = interval_of(answer, " (95% interval {:.1f} to {:.1f}%)")
+    sentence = f"Keeping {what} covers {rate_text(answer['hit_rate'])} of token choices{interval}"
+    active = f"{rate_text(answer['active_hit_rate'])} of the experts active in a step"
     if answer["worth"] == "unknown":
         sentence += f" and {active}. Not enough evidence for a verdict: record more steps."
     elif answer["worth"] == "cache":
-        sentence += f" and {active}. An LRU cache of that size has {_points(answer['lru'])} of them: the hot experts "
+        sentence += f" and {active}. An LRU cache of that size has {rate_text(answer['lru'])} of them: the hot experts "
         sentence += "change too fast for a fixed set."
     elif answer["worth"] == "neither":
-        chance = f"as many experts taken at random would cover {_points(per_layer / experts)}"
+        chance = f"as many experts taken at random would cover {rate_text(per_layer / experts)}"
         sentence += f" and {active}; {chance}. Not worth it: no experts are hot enough."
     elif answer["worth"] == "compute":
         nearly = answer["active"] > NEARLY_ALL * experts
@@ -55,18 +54,14 @@ def kept(answer: Mapping[str, Any]) -> Answer:
         missed = answer["active"] * (1 - answer["active_hit_rate"])
         sentence += f" and {active}. Worth it: a step loads {missed:,.1f} instead of {answer['active']:,.1f} experts "
         sentence += "per layer."
-    return Answer(QUESTION, percent_whole(answer["hit_rate"]), sentence)
+    number = f"{percent_whole(answer['hit_rate'])} of token choices"
+    return Answer(QUESTION, number, sentence, fine=answer["worth"] in ("neither", "unknown"))
 
 
 def kept_notes(answer: Mapping[str, Any], cold: pd.DataFrame, curve: pd.DataFrame) -> list[str]:
     """What stands below the table, a paragraph each: knee, how long a set holds, what more would gain, what is left."""
-    notes = [
-        f"Up to {answer['above_mean']:,} experts per layer each has more than the mean load (the knee of the curve)."
-    ]
-    when = "" if answer["ends"] == "unknown" else f" chosen while {answer['ends']}"
-    holds = answer["holds"] or answer["reach"]
-    end = "" if answer["holds"] else ", as far as the trace shows"
-    notes[0] += f" A set{when} covers within 1 point of a new one for {holds:,} steps{end}."
+    knee = f"Up to {answer['above_mean']:,} experts per layer each has more than the mean load (the knee of the curve)."
+    notes = [f"{knee} {lasting(answer)}"]
     gains = [f"choosing the set anew every {answer['refresh']:,} steps {_gain(answer['refresh_adds'])}"]
     gains.append(f"an LRU cache {_gain(answer['lru_adds'])}")
     if answer["by_load_adds"] is not None:
@@ -74,51 +69,32 @@ def kept_notes(answer: Mapping[str, Any], cold: pd.DataFrame, curve: pd.DataFram
     notes.append(f"Token choices compared with this set: {', '.join(gains)}.")
     left = max(0.0, answer["hindsight"] - answer["hit_rate"])
     notes.append(
-        f"The best set in hindsight covers {_points(answer['hindsight'])}: no forecast of a set for "
+        f"The best set in hindsight covers {rate_text(answer['hindsight'])}: no forecast of a set for "
         f"{answer['horizon']:,} steps can gain more than {100 * left:.1f} points. Active experts resident: "
-        f"{_points(answer['lru'])} in an LRU cache, {_points(answer['oracle'])} with perfect foresight."
+        f"{rate_text(answer['lru'])} in an LRU cache, {rate_text(answer['oracle'])} with perfect foresight."
     )
     if answer["tokens"] * answer["experts"] > answer["active"]:
         notes.append(ORDER)
     if len(cold):
         number = int(cold.groupby("layer").size().iloc[0])
         (row,) = rows_of(curve[curve["slots"] == answer["experts"] - number])
+        cost, worst = rate_text(1 - row["hit_rate"]), rate_text(1 - row["worst_layer"])
         notes.append(
-            f"Removing the {number:,} coldest experts of every layer would have cost {_points(1 - row['hit_rate'])} of "
-            f"the token choices that followed, {_points(1 - row['worst_layer'])} in the worst layer. {ELSEWHERE}"
+            f"Removing the {number:,} coldest experts of every layer would have cost {cost} of the token choices that "
+            f"followed, {worst} in the worst layer. {ELSEWHERE}"
         )
     return notes
 
 
-def kept_screen(answer: Mapping[str, Any], frames: Mapping[str, pd.DataFrame]) -> Screen:
-    """The answer, and what each method covers: the sets by forecasts, best first, then caches and oracles."""
-    names = list(METHODS)
-    equal = max(1, int(answer["slots"]))
-    rows = sorted(
-        (
-            row
-            for row in rows_of(frames["summary"])
-            if row["state"] == "all" and (row["allocation"] == "by_load" or row["slots"] == equal)
-        ),
-        key=lambda row: (names.index(row["method"]) if row["method"] in METHODS else -1, -row["hit_rate"]),
-    )
-    cells = [
-        {
-            "experts kept": METHODS.get(row["method"], f"set by {row['method']}").format(**answer)
-            + (", unequal slots" if row["allocation"] == "by_load" else ""),
-            "token choices": _points(row["hit_rate"]) + _interval(row, " [{:.1f}, {:.1f}]"),
-            "active experts": _points(row["active_hit_rate"]),
-            "loads/step, layer": f"{row['loads']:,.1f}",
-        }
-        | ({"ms/step": f"{row['ms_per_step']:,.3g}"} if row["ms_per_step"] == row["ms_per_step"] else {})
-        for row in rows
-    ]
-    columns = [(heading, [cell[heading] for cell in cells]) for heading in cells[0]] if cells else []
-    notes = kept_notes(answer, frames["cold"], frames["curve"])
-    return Screen(f"{answer['trace']}: {kept(answer).sentence}", columns, notes=notes)
+def lasting(answer: Mapping[str, Any]) -> str:
+    """For how long a set is as good as a new one."""
+    when = "" if answer["ends"] == "unknown" else f" chosen while {answer['ends']}"
+    holds = answer["holds"] or answer["reach"]
+    end = "" if answer["holds"] else ", as far as the trace shows"
+    return f"A set{when} covers within 1 point of a new one for {holds:,} steps{end}."
 
 
-def _points(rate: float) -> str:
+def rate_text(rate: float) -> str:
     return f"{100 * rate:.1f}%"
 
 
@@ -130,7 +106,7 @@ def _tokens(tokens: float) -> str:
     return f"{tokens:,.0f} tokens" if tokens >= 2 else f"{tokens:.2g} tokens"
 
 
-def _interval(row: Mapping[str, Any], form: str) -> str:
+def interval_of(row: Mapping[str, Any], form: str) -> str:
     """The 95% interval of the hit rate in that *form*, where it is known."""
     low, high = row["hit_rate_low"], row["hit_rate_high"]
     return form.format(100 * low, 100 * high) if low == low else ""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetrace.report.answers import alarm, answers_of, balanced, expected, predictable, settled
 from moetrace.report.phrases import bytes_of, count_of, listed, percent, percent_whole, points
+from moetrace.report.residency import METHODS, interval_of, kept, kept_notes, rate_text
 from moetrace.report.tables import NOTHING, rows_of
 from moetrace.words import BASELINE, COLLAPSED, DEFAULT, DEPLOYED, ORACLE, SEVERE, SEVERITIES, STABLE, STATES, UNKNOWN
 
@@ -293,3 +294,31 @@ def report_screen(trace: str, frames: Mapping[str, pd.DataFrame]) -> Screen:
     answers = answers_of(frames)
     columns = [("question", [a.question for a in answers]), ("answer", [a.sentence for a in answers])]
     return Screen(trace, columns, words=["answer"])
+
+
+def kept_screen(answer: Mapping[str, Any], frames: Mapping[str, pd.DataFrame]) -> Screen:
+    """The answer, and what each method covers: the sets by forecasts, best first, then caches and oracles."""
+    names = list(METHODS)
+    equal = max(1, int(answer["slots"]))
+    rows = sorted(
+        (
+            row
+            for row in rows_of(frames["summary"])
+            if row["state"] == "all" and (row["allocation"] == "by_load" or row["slots"] == equal)
+        ),
+        key=lambda row: (names.index(row["method"]) if row["method"] in METHODS else -1, -row["hit_rate"]),
+    )
+    cells = [
+        {
+            "experts kept": METHODS.get(row["method"], f"set by {row['method']}").format(**answer)
+            + (", unequal slots" if row["allocation"] == "by_load" else ""),
+            "token choices": rate_text(row["hit_rate"]) + interval_of(row, " [{:.1f}, {:.1f}]"),
+            "active experts": rate_text(row["active_hit_rate"]),
+            "loads/step, layer": f"{row['loads']:,.1f}",
+        }
+        | ({"ms/step": f"{row['ms_per_step']:,.3g}"} if row["ms_per_step"] == row["ms_per_step"] else {})
+        for row in rows
+    ]
+    columns = [(heading, [cell[heading] for cell in cells]) for heading in cells[0]] if cells else []
+    notes = kept_notes(answer, frames["cold"], frames["curve"])
+    return Screen(f"{answer['trace']}: {kept(answer).sentence}", columns, notes=notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,14 +14,17 @@ from moetrace.files import file_name, write_bytes
 from moetrace.report import figures, paper
 from moetrace.report.answers import answers_of
 from moetrace.report.figures import possible
-from moetrace.report.pages import Layer, Picture, Section, TracePage, as_html, as_markdown
+from moetrace.report.pages import Layer, Picture, Section, Topic, TracePage, as_html, as_markdown
 from moetrace.report.phrases import percent
 from moetrace.report.screens import layer_cells
 from moetrace.report.style import inline, picture, styled
 from moetrace.report.tables import NOTHING, SCHEMA_VERSION, csv, records, rows_of
+from moetrace.report.values import values_of
+from moetrace.words import OK, SEVERITIES
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.figure import Figure
 
 DEFINITIONS = {
     "share": "the tokens of an expert over all tokens of its layer in a step",
@@ -40,14 +45,18 @@ SUMMARY = [
     "difference", "difference_low", "difference_high", "cutoffs", "scored", "too_short", "fallbacks",
 ]  # fmt: skip
 SAVED = (
-    "layers", "windows", "depth", "balance", "imbalance", "summary", "scores", "last_shares", "by_horizon",
-    "by_history", "by_layer", "worst_experts", "placement", "plan_scores", "policies",
+    "findings", "layers", "windows", "depth", "balance", "imbalance", "summary", "scores", "last_shares", "by_horizon",
+    "by_history", "by_layer", "worst_experts", "placement", "plan_scores", "policies", "kept", "kept_summary",
 )  # fmt: skip
-"""The frames that are written as files."""
+"""The frames that are written as CSV and JSON."""
+DRAWN = ("peaks", "course", "knee", "kept_curve", "kept_ages", "hottest", "load", "fluctuation", "movement")
+"""The frames that only figures show: CSV alone."""
 # Layers that a page lists, and draws: far more than any model has, and a page that a browser still opens.
 MOST_LAYERS, MOST_COURSES = 512, 128
-LARGE = ("last_shares",)
-"""Those of them that are Parquet: a row for each expert, layer and predictor."""
+# Rows from which a file of data is Parquet: a row for each expert, layer and moment is too much for CSV.
+LARGE = 100_000
+# Layers whose courses show values under the pointer, and bytes of compressed rows within a page: it has to stay small.
+MOST_POINTED, MOST_DATA = 12, 100_000
 
 
 def write_report(
@@ -76,7 +85,8 @@ def files_of(
 ) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file of the report; *studies* has the frames of each trace.
 
-    Figures and tables of a trace are named after it; ``report.md`` and ``report.html`` come last.
+    Figures and tables of a trace are named after it; ``report.md`` and ``report.html`` come last, in which traces with
+    the worst imbalance are first.
     """
     traces: list[TracePage] = []
     names: list[str] = []
@@ -87,6 +97,7 @@ def files_of(
             names.append(name)
             yield name, content
         traces.append(_page(trace, anchor, frames, pictures))
+    traces.sort(key=lambda trace: -max(SEVERITIES.index(answer.severity or OK) for answer in trace.answers))
     title = f"Expert load of {', '.join(studies)}"
     yield "report.md", as_markdown(title, traces, DEFINITIONS, facts).encode("utf-8", "backslashreplace")
     yield "report.html", as_html(title, traces, DEFINITIONS, facts, names).encode("utf-8", "backslashreplace")
@@ -100,22 +111,33 @@ def _figures(
     for name, kind in possible({**figures.FIGURES, **paper.FIGURES}, frames).items():
         with styled():
             figure, message = kind.draw(frames), kind.message(frames)
-            pictures[name] = Picture(name, message, inline(figure, f"{anchor}-{name}"))
+            pictures[name] = _picture(name, message, figure, f"{anchor}-{name}", frames[kind.needs[0]])
             for ending in kinds:
                 yield f"figures/{stem}-{name}.{ending}", picture(figure, ending, f"{trace}: {message}")
 
 
+def _picture(
+    name: str, message: str, figure: Figure, salt: str, frame: pd.DataFrame, *, pointed: bool = True
+) -> Picture:
+    """A *figure* of *frame* for the page, with its rows as a link: compressed ones, or none where they are too many."""
+    svg = inline(figure, salt)
+    rows = b"" if len(frame) > LARGE else csv(frame).encode("utf-8", "backslashreplace")
+    packed = gzip.compress(rows, mtime=0)
+    data = "" if not rows or len(packed) > MOST_DATA else base64.b64encode(packed).decode()
+    return Picture(name, message, svg, values_of(figure) if pointed else "[]", data, f"{salt}.csv.gz")
+
+
 def _data(stem: str, trace: str, frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, bytes]]:
     """The tables behind the page: CSV and JSON, the large ones as Parquet."""
-    for name in SAVED:
-        if name not in frames:
-            continue
-        if name in LARGE:
+    for name in [name for name in (*SAVED, *DRAWN) if name in frames]:
+        if len(frames[name]) > LARGE:
             content = io.BytesIO()
             frames[name].to_parquet(content, index=False)
             yield f"data/{stem}-{name}.parquet", content.getvalue()
             continue
         yield f"data/{stem}-{name}.csv", csv(frames[name]).encode("utf-8", "backslashreplace")
+        if name in DRAWN:
+            continue
         document = {"schema_version": SCHEMA_VERSION, "trace": trace, "table": name, "rows": records(frames[name])}
         yield f"data/{stem}-{name}.json", json.dumps(document, default=_number).encode()
 
@@ -127,11 +149,21 @@ def _number(value: object) -> object:
 def _page(trace: str, anchor: str, frames: Mapping[str, Any], pictures: Mapping[str, Picture]) -> TracePage:
     """What the page says of one trace."""
     headings, layers = _layers(anchor, frames)
-    shown = [pictures[name] for name in figures.FIGURES if name in pictures]
-    sections = _sections(frames, pictures)
+    answers = answers_of(frames)
+    topics = [
+        Topic(answer, [own for name, own in pictures.items() if _question(name) == answer.question])
+        for answer in answers
+    ]
+    findings = rows_of(frames["findings"].drop(columns="trace")) if "findings" in frames else []
     return TracePage(
-        trace, anchor, _facts(frames), answers_of(frames), shown, headings, layers, len(frames["layers"]), sections
-    )
+        trace, anchor, _facts(frames), answers, topics, findings, headings, layers, len(frames["layers"]),
+        _sections(frames, pictures),
+    )  # fmt: skip
+
+
+def _question(figure: str) -> str:
+    """The question that a *figure* of that name belongs to."""
+    return figures.FIGURES[figure].question if figure in figures.FIGURES else ""
 
 
 def _facts(frames: Mapping[str, Any]) -> str:
@@ -169,11 +201,12 @@ def _layers(anchor: str, frames: Mapping[str, Any]) -> tuple[list[str], list[Lay
         }
         rows.append(cells)
         message = f"Layer {number}: expert {hot['hottest']} is the hottest, at {hot['max_over_mean']:.1f} mean loads"
-        svg = ""
+        picture = None
         if number in drawn:
             with styled():
-                svg = inline(figures.course(courses[number]), f"{anchor}-layer-{number}")
-        layers.append(Layer(list(cells.values()), message, svg))
+                own, few = courses[number], len(drawn) <= MOST_POINTED
+                picture = _picture("course", message, figures.course(own), f"{anchor}-layer-{number}", own, pointed=few)
+        layers.append(Layer(list(cells.values()), picture))
     return list(rows[0]), layers
 
 

@@ -145,7 +145,7 @@ def predictor_style(name: str, best: str | None) -> dict[str, Any]:
         return {"color": BLUE, "linewidth": 1.8, "zorder": 3, "label": name}
     if name == BASELINE:
         return {"color": INK, "linewidth": 1.4, "zorder": 2, "label": name}
-    return {"color": FAINT, "linewidth": 1.0, "zorder": 1}
+    return {"color": FAINT, "linewidth": 1.0, "zorder": 1, "label": f"_{name}"}
 
 
 def one_legend(figure: Figure, axes: Axes, title: str | None = None, columns: int = 6) -> None:

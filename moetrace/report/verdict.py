@@ -21,7 +21,7 @@ HOT = 1.005  # of an expert that is below, two digits show no effect
 def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
     """The answer of a *verdict* of ``place --json``, with ``gpus``; without one, the *command* that would give it."""
     if verdict is None:
-        return Answer(QUESTION, "not evaluated", f"Not evaluated. Run {command}.")
+        return Answer(QUESTION, "not evaluated", f"Not evaluated. Run {command}.", fine=True)
     answer = f"{capitalised(verdict['verdict'])} on {verdict['gpus']} GPUs"
     if verdict["steps"] < verdict["evidence_steps"]:
         answer += f" (a verdict needs {verdict['evidence_steps']:,} steps, this trace has {verdict['steps']:,})"
@@ -31,8 +31,9 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
         return Answer(QUESTION, verdict["verdict"], f"{answer}: the plan is made from its mean load, and not tested.")
     known = verdict["ridge"] is not None
     bound = f"{answer}: {regime(verdict)}" if verdict["ridge"] else answer
+    fine = verdict["verdict"] == NOT_WORTH_IT
     if verdict["start"] == "nothing":
-        return Answer(QUESTION, verdict["verdict"], f"{bound}: {NO_GAIN}.", f"Savings {MODEL}")
+        return Answer(QUESTION, verdict["verdict"], f"{bound}: {NO_GAIN}.", f"Savings {MODEL}", fine=fine)
     replicas = verdict["plain_redundant"]
     plain = "the default placement" + (f" with {replicas:,} redundant experts" if replicas else "")
     moves = "No experts move after the first plan."
@@ -52,7 +53,7 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
             sentence = f"{bound}. The best policy, {verdict['policy'].rstrip(',')}, {how}"
         else:
             sentence = f"{bound}. {capitalised(verdict['policy'])} {how}"
-        return Answer(QUESTION, f"{percent_whole(verdict['saved'])} saved", sentence, evidence)
+        return Answer(QUESTION, f"{percent_whole(verdict['saved'])} saved", sentence, evidence, fine=fine)
     sentence = (
         f"{answer}: {verdict['policy']} cuts expert time per step by {saved} where time follows tokens, and by "
         f"{_saved(verdict, 'saved_memory_bound')} on a GPU that is memory-bound below "
@@ -62,7 +63,7 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
         sentence += " Add --hardware to decide."
     ends = sorted((verdict["saved"], verdict["saved_memory_bound"]))
     number = f"{100 * ends[0]:.0f} to {100 * ends[1]:.0f}% saved"
-    return Answer(QUESTION, number, sentence, evidence)
+    return Answer(QUESTION, number, sentence, evidence, fine=fine)
 
 
 def worthwhile(verdict: Mapping[str, Any]) -> str:

@@ -131,6 +131,14 @@ def hot(
     return _residency(trace, test, means, found, asked, cold, transfer, seed)
 
 
+def residency_frames(found: Residency) -> dict[str, pd.DataFrame]:
+    """What a report shows of a residency: ``kept``, its answer, ``kept_curve``, ``kept_ages`` and ``kept_summary``."""
+    import pandas as pd
+
+    own = {f"kept_{name}": found.frames[name] for name in ("curve", "ages", "summary")}
+    return {"kept": pd.DataFrame([found.answer.as_row()]), **own}
+
+
 def _residency(
     trace: LoadTrace,
     test: Backtest,
@@ -174,9 +182,9 @@ def _shares(trace: LoadTrace, means: pd.DataFrame, name: str) -> Shares:
 
 
 def default_horizon(trace: LoadTrace) -> int:
-    """Steps that a set stays, unless given: 1,000, or a part of *trace* that leaves enough cutoffs."""
+    """Steps that a set stays, unless given: 1,000, or less of a short *trace*, for enough cutoffs."""
     length = int(trace.steps[-1] - trace.steps[0]) + 1
-    return min(HORIZON, max(trace.stride, length // (FEWEST_CUTOFFS + 1)))
+    return max(trace.stride, min(HORIZON, length // (FEWEST_CUTOFFS + 1)))
 
 
 def _windows(trace: LoadTrace, horizon: int | None, cutoffs: Sequence[int] | None) -> tuple[int, list[int]]:

@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import pandas as pd
 import pytest
 from report.test_report import frames_of
 
@@ -171,3 +172,47 @@ def test_paper_shows_what_is_folded(visit, tmp_path):
     assert shown
     assert wide <= 1280
     assert not page.locator("summary", has_text="All predictors").first.evaluate("part => part.parentElement.open")
+
+
+def test_a_figure_shows_the_values_under_the_pointer(visit):
+    """The nearest point of a curve with its label, and the names of the axes; nothing once the pointer has left."""
+    page = visit()
+    figure = page.locator("figure", has_text="The error of").first
+    holder = figure.locator(".pointed")
+    panels = holder.locator("script").evaluate("s => JSON.parse(s.textContent)")
+    _, points = next(curve for curve in panels[0]["curves"] if curve[0] == "sw_avg")
+    at = points[len(points) // 2]
+    holder.evaluate("box => box.scrollIntoView()")
+    box = holder.bounding_box()
+    page.mouse.move(box["x"] + at[0] * box["width"] / 10000, box["y"] + at[1] * box["height"] / 10000)
+    shown = holder.locator("output").text_content()
+    page.mouse.move(0, 0)
+
+    assert shown.startswith("sw_avg \u00b7 cutoff (step) ")
+    assert f"error rate (%) {at[3]:.3g}"[:18] in shown
+    assert holder.locator("output").is_hidden()
+
+
+def test_a_figure_has_its_rows_within_the_page(visit):
+    """As a compressed CSV: a page that was sent alone is complete."""
+    import base64
+    import gzip
+    import io
+
+    link = visit().locator("figure", has_text="The error of").first.locator("a[download]")
+    rows = pd.read_csv(io.BytesIO(gzip.decompress(base64.b64decode(link.get_attribute("href").partition(",")[2]))))
+
+    assert "trace-1-errors.csv.gz" == link.get_attribute("download")
+    assert {"predictor", "cutoff", "error_rate"} < set(rows.columns)
+
+
+def test_links_of_the_contents_open_what_is_folded(visit):
+    """Each leads to a heading that is there."""
+    page = visit()
+    targets = page.locator("nav a").evaluate_all("links => links.map(link => link.hash.slice(1))")
+    folded = page.locator("h3[id] + details:not([open])").first
+    heading = folded.evaluate("part => part.previousElementSibling.id")
+    page.locator(f"nav a[href='#{heading}']").click()
+
+    assert 0 == sum(page.locator(f"[id='{target}']").count() != 1 for target in targets)
+    assert page.locator(f"[id='{heading}'] + details").evaluate("part => part.open")

@@ -11,13 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace import Planning, place, predictor, study
+from moetrace import Planning, hot, place, predictor, study
 from moetrace.placement.study import placement_frames
 from moetrace.report import figures, paper
 from moetrace.report.answers import answers_of
 from moetrace.report.study import files_of
 from moetrace.report.style import BLUE, GREEN, INK, log_scale, new_figure, styled
 from moetrace.report.tables import csv, fitting, markdown, records, shown
+from moetrace.residency.study import residency_frames
 from moetrace.synthetic import settling, synthetic_trace
 
 
@@ -31,7 +32,7 @@ def frames_of(trace, horizons=(300, 1000), gpus=None):
 @pytest.fixture(scope="module")
 def frames(settled):
     """Of the synthetic trace with two layers of eight experts."""
-    return frames_of(settled, gpus=4)
+    return frames_of(settled, gpus=4) | residency_frames(hot(settled))
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ def test_every_figure_has_a_message_and_names_its_axes(frames, name):
     assert not any(axes.get_legend() for axes in figure.axes)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("placement", "knee")])
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("placement", "knee", "kept", "ages")])
 @pytest.mark.slow
 def test_many_layers_and_experts_still_fit(many, name):
     """At most twelve panels, and an axis says so; nobody's name is left out of a legend by accident."""
@@ -243,7 +244,7 @@ def test_the_page_loads_nothing_and_escapes_what_it_is_told(files):
 
     assert set(page.loads) == {quote(name) for name in files if name.startswith("data/")}
     assert len(page.ids) == len(set(page.ids))
-    assert page.tags.count("svg") == 6 + 2 + len(paper.FIGURES)
+    assert page.tags.count("svg") == len(figures.FIGURES) + 2 + len(paper.FIGURES)
     assert len(files["report.html"]) < 2_000_000
     assert b"odd: &lt;script&gt;" in files["report.html"]
 
@@ -275,10 +276,13 @@ def test_markdown_says_what_the_page_says(files, frames):
 
 
 @pytest.mark.slow
-def test_saved_tables_hold_what_the_frames_hold(files, frames):
-    """CSV and JSON in full precision, the JSON with the version of its schema; the large one is Parquet."""
+def test_saved_tables_hold_what_the_frames_hold(files, frames, monkeypatch):
+    """CSV and JSON in full precision, the JSON with the version of its schema; a large one is Parquet."""
     saved = json.loads(files["data/settled-scores.json"])
-    shares = pd.read_parquet(io.BytesIO(files["data/settled-last_shares.parquet"]))
+    monkeypatch.setattr("moetrace.report.study.LARGE", 10)
+    monkeypatch.setattr("moetrace.report.study.possible", lambda *_: {})
+    large = dict(files_of({"settled": frames}, {}))
+    shares = pd.read_parquet(io.BytesIO(large["data/settled-last_shares.parquet"]))
 
     assert (1, "settled", "scores") == (saved["schema_version"], saved["trace"], saved["table"])
     assert frames["scores"]["error_rate"].tolist() == [row["error_rate"] for row in saved["rows"]]

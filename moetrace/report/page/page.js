@@ -29,6 +29,38 @@ for (const filter of document.querySelectorAll(".filter")) {
     status.textContent = `${bodies.filter(body => !body.hidden).length} of ${bodies.length}`;
   });
 }
+// Values: what is nearest to the pointer. Points are places in parts of 10,000 of the figure, then values (values.py).
+for (const holder of document.querySelectorAll(".pointed script")) {
+  const box = holder.parentElement, shown = box.appendChild(document.createElement("output")), mark = box.appendChild(document.createElement("i"));
+  shown.hidden = mark.hidden = true;
+  let panels;
+  const told = (panel, label, [, , x, y, z]) => {
+    const row = panel.names ? panel.names[y] : undefined, format = value => value.toLocaleString("en", {maximumSignificantDigits: 6});
+    const parts = [label, `${panel.x} ${format(x)}`, row === undefined ? `${panel.y} ${format(y)}` : `${panel.y} ${row}`.trim()];
+    return [...parts, z === undefined ? "" : `${format(z)} ${panel.z}`].filter(part => part).join(" \u00b7 ");
+  };
+  box.addEventListener("pointermove", event => {
+    panels ??= JSON.parse(holder.textContent);
+    const {left, top, width, height} = box.getBoundingClientRect();
+    let best = {far: 40};
+    for (const panel of panels) for (const [label, points] of panel.curves) for (const point of points) {
+      const x = point[0] * width / 10000, y = point[1] * height / 10000;
+      const far = Math.hypot(x - event.clientX + left, y - event.clientY + top);
+      if (far < best.far) best = {far, x, y, panel, label, point};
+    }
+    shown.hidden = mark.hidden = !best.point;
+    if (!best.point) return;
+    shown.textContent = told(best.panel, best.label, best.point);
+    mark.style.left = `${best.x}px`; mark.style.top = `${best.y}px`;
+    shown.style.left = `${Math.max(0, Math.min(best.x + 10, width - shown.offsetWidth))}px`;
+    shown.style.top = `${Math.max(0, best.y - shown.offsetHeight - 8)}px`;
+  });
+  box.addEventListener("pointerleave", () => { shown.hidden = mark.hidden = true; });
+}
+// A link to what is folded opens it.
+const unfold = () => { const next = document.getElementById(location.hash.slice(1))?.nextElementSibling; if (next?.tagName === "DETAILS") next.open = true; };
+addEventListener("hashchange", unfold);
+unfold();
 // Paper has no clicks.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(part => { part.dataset.was = part.open; part.open = true; }));
 addEventListener("afterprint", () => document.querySelectorAll("details").forEach(part => { part.open = part.dataset.was === "true"; }));
