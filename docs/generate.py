@@ -29,7 +29,7 @@ API = ROOT / "docs" / "api.md"
 BAD_FILES = ROOT / "tests" / "bad_files.md"
 PICTURE = ROOT / "docs" / "report.png"
 # Pages with console blocks; those of a page run one after the other in a workspace of its own.
-PAGES = (README, *(ROOT / "docs" / f"{name}.md" for name in ("tutorial", "serving", "offload", "paper")))
+PAGES = (README, *(ROOT / "docs" / f"{name}.md" for name in ("tutorial", "serving", "offload", "compare", "paper")))
 DAMAGE = """# Bad files
 
 Whatever is wrong with a source, `moetrace ingest` ends with exit code 1 and one line, and leaves everything as it was.

@@ -25,6 +25,7 @@ COMMANDS = {
     "predictors": ("predict", "--list-predictors"),
     "place": ("place", "--gpus", "4", "--horizon", "700", *QUICK),
     "hot": ("hot", "--slots", "2", "--cold", "1", *QUICK),
+    "compare": ("compare", "settled:1-2000", "settled:2001-", "--gpus", "4", "--slots", "2"),
     "report": ("report", "--horizons", "300,700", "--gpus", "4", *QUICK),
     "export": ("export", "settled", "--to", "csv", "-o", "x.csv", "--force"),
     "remove": ("remove", "settled"),

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from moetrace.cli import export, hot, ingest, place, predict, report, states, traces
+from moetrace.cli import compare, export, hot, ingest, place, predict, report, states, traces
 from moetrace.cli.config import defaults
 from moetrace.cli.options import INTERRUPTED
 from moetrace.cli.output import say
@@ -53,7 +53,7 @@ def options(
         os.environ["MOETRACE_DEBUG"] = "1"
 
 
-for module in (ingest, states, predict, report, place, hot, traces, export):
+for module in (ingest, states, predict, report, place, hot, compare, traces, export):
     module.register(app)
 
 

@@ -57,6 +57,7 @@ def report(
     \b
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
     """
+    from moetrace.comparison.study import pairs_frame
     from moetrace.forecasting.predictors import predictor
     from moetrace.frames import stacked
     from moetrace.report.screens import report_screen
@@ -66,12 +67,15 @@ def report(
     asked, kinds = horizons_of(horizons) if horizons else None, _kinds(figures)
     predictors, settings, time = protocol.predictors(), protocol.settings(shared), device.time()
 
+    opened: list[LoadTrace] = []
+
     def one(_given: str, trace: LoadTrace, progress: Report) -> tuple[str, dict[str, pd.DataFrame]]:
         from moetrace.forecasting.study import study
         from moetrace.placement.planning import Planning, usual_gpus
         from moetrace.placement.study import place, placement_frames
         from moetrace.residency.study import FEWEST_CUTOFFS, hot, residency_frames
 
+        opened.append(trace)
         notes: list[str] = []
         over, cutoffs = protocol.windows(trace, asked, HORIZONS, notes.append, "--horizons")
         found = study(trace, predictors, over, cutoffs, progress, seed=protocol.seed, **settings)
@@ -95,10 +99,11 @@ def report(
 
     studies = dict(shared.each_trace(traces, "report on", "results", one))
     into = folder or shared.folder().root / "report"
-    files = write_report(studies, into, _facts(protocol, asked or HORIZONS), kinds)
+    pairs = pairs_frame([trace for trace in opened if trace.name in studies])
+    files = write_report(studies, into, _facts(protocol, asked or HORIZONS), kinds, pairs)
     summary, scores = (stacked([frames[key] for frames in studies.values()]) for key in ("summary", "scores"))
     document: dict[str, Any] = {"folder": str(into), "page": str(files[-1]), "files": [str(path) for path in files]}
-    document |= {"summary": records(summary), "scores": records(scores)}
+    document |= {"summary": records(summary), "scores": records(scores), "comparisons": records(pairs)}
     screens = [report_screen(trace, frames) for trace, frames in studies.items()]
     shared.emit(score_tables(summary, scores), document, screens, wrote=[f"{files[-1]} and {len(files) - 1} files"])
 

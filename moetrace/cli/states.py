@@ -27,10 +27,16 @@ LAYERS = (
 FLUCTUATION = (
     "trace", "layer", "variance_100_before", "variance_100_after", "range_100_before", "range_100_after", "step_noise",
 )  # fmt: skip
+SHAPE = (
+    "layer", "best_fit", "best_fit_error", "exponent", "sigma", "concentration", "entropy", "distinct",
+    "correlation_time",
+)  # fmt: skip
 TABLES: dict[str, Callable[[pd.DataFrame], Table]] = {
     "layers": lambda frame: Table("Layers", frame, LAYERS, by=("trace",)),
     "windows": lambda frame: Table("Windows of one state", frame),
     "depth": lambda frame: Table("By depth, means over layers", frame),
+    "shape": lambda frame: Table("Shape of the load: power law, log-normal, Dirichlet", frame, SHAPE, by=("trace",)),
+    "distinct": lambda frame: Table("Experts that a batch of tokens has", frame),
     "experts": lambda frame: Table("Each expert: sliding variance and range, and its own state", frame),
     "sensitivity": lambda frame: Table("Settle step by window and threshold", frame),
 }
@@ -73,6 +79,7 @@ def states(
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4
     """
+    from moetrace.analysis.shape import shape_frames
     from moetrace.analysis.tables import states_tables
     from moetrace.frames import stacked
     from moetrace.report.screens import states_screen
@@ -83,7 +90,8 @@ def states(
         return
 
     def one(_given: str, trace: LoadTrace, progress: Report) -> dict[str, pd.DataFrame]:
-        return states_tables(trace, experts=experts, sensitivity=sensitivity, progress=progress)
+        own = states_tables(trace, experts=experts, sensitivity=sensitivity, progress=progress)
+        return own | shape_frames(trace)
 
     found = shared.each_trace(traces, "states of", "layers", one)
     frames = {name: stacked([part[name] for part in found]) for name in found[0]}

@@ -103,8 +103,9 @@ def as_html(
     definitions: Mapping[str, str],
     facts: Mapping[str, str],
     files: Sequence[str],
+    apart: Sequence[str] = (),
 ) -> str:
-    """The page as one HTML file; *facts* say how it was made, *files* lie beside it."""
+    """The page as one HTML file; *facts* say how it was made, *files* lie beside it, *apart* how traces differ."""
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
@@ -114,15 +115,20 @@ def as_html(
     questions = list(dict.fromkeys(answer.question for trace in traces for answer in trace.answers))
     page = environment.get_template("page.html")
     return page.render(
-        title=title, traces=traces, questions=questions, definitions=definitions, facts=facts, files=files
+        title=title, traces=traces, questions=questions, definitions=definitions, facts=facts, files=files, apart=apart
     ).lstrip()
 
 
 def as_markdown(
-    title: str, traces: Sequence[TracePage], definitions: Mapping[str, str], facts: Mapping[str, str]
+    title: str,
+    traces: Sequence[TracePage],
+    definitions: Mapping[str, str],
+    facts: Mapping[str, str],
+    apart: Sequence[str] = (),
 ) -> str:
     """The same answers and tables in Markdown."""
     lines = [f"# {markdown_text(title)}", ""]
+    lines += ["## Do they have the same load?", "", *(f"- {markdown_text(own)}" for own in apart), ""] if apart else []
     for trace in traces:
         lines += [f"## {markdown_text(trace.name)}", "", markdown_text(trace.facts), ""]
         for answer in trace.answers:

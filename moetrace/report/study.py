@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from moetrace.files import file_name, write_bytes
 from moetrace.report import figures, paper
 from moetrace.report.answers import answers_of
+from moetrace.report.comparison import distance_sentence
 from moetrace.report.figures import possible
 from moetrace.report.pages import Layer, Picture, Section, Topic, TracePage, as_html, as_markdown
 from moetrace.report.phrases import percent
@@ -64,11 +65,13 @@ def write_report(
     folder: str | Path,
     facts: Mapping[str, str] | None = None,
     kinds: Sequence[str] = ("png",),
+    pairs: pd.DataFrame | None = None,
 ) -> list[Path]:
     """Write the report on some traces into *folder*; the files, ``report.html`` last.
 
     *studies* has the frames of each trace by its name, as `moetrace.study` makes them; *facts* are what the page
     says of how it was made; *kinds* are the files that each figure becomes, of ``png``, ``svg`` and ``pdf``.
+    *pairs* says how far apart the loads of each two traces are, a row for each pair (`Comparison.as_row`).
     Raises `WorkspaceError` where a file cannot be written.
 
     >>> import moetrace as mt
@@ -77,11 +80,14 @@ def write_report(
     >>> mt.write_report({found.trace: found.frames}, "my-report")[-1].name
     'report.html'
     """
-    return [write_bytes(Path(folder) / name, content) for name, content in files_of(studies, facts or {}, kinds)]
+    return [write_bytes(Path(folder) / name, content) for name, content in files_of(studies, facts or {}, kinds, pairs)]
 
 
 def files_of(
-    studies: Mapping[str, Mapping[str, pd.DataFrame]], facts: Mapping[str, str], kinds: Sequence[str] = ("png",)
+    studies: Mapping[str, Mapping[str, pd.DataFrame]],
+    facts: Mapping[str, str],
+    kinds: Sequence[str] = ("png",),
+    pairs: pd.DataFrame | None = None,
 ) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file of the report; *studies* has the frames of each trace.
 
@@ -98,9 +104,10 @@ def files_of(
             yield name, content
         traces.append(_page(trace, anchor, frames, pictures))
     traces.sort(key=lambda trace: -max(SEVERITIES.index(answer.severity or OK) for answer in trace.answers))
+    apart = [] if pairs is None else [distance_sentence(row) for row in rows_of(pairs)]
     title = f"Expert load of {', '.join(studies)}"
-    yield "report.md", as_markdown(title, traces, DEFINITIONS, facts).encode("utf-8", "backslashreplace")
-    yield "report.html", as_html(title, traces, DEFINITIONS, facts, names).encode("utf-8", "backslashreplace")
+    yield "report.md", as_markdown(title, traces, DEFINITIONS, facts, apart).encode("utf-8", "backslashreplace")
+    yield "report.html", as_html(title, traces, DEFINITIONS, facts, names, apart).encode("utf-8", "backslashreplace")
 
 
 def _figures(

@@ -27,6 +27,8 @@ KEPT = "parts"
 COMMANDS = ("predict", "place", "hot")
 # What is safe as a file name on every system and readable in a table.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ +=@-]{0,119}")
+# Some steps of a trace: name:FIRST-LAST, of which either may be left out.
+PART = re.compile(r"(.+):(\d*)[-:](\d*)")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,23 @@ class Workspace:
         path = self._place_of(trace)
         opened = open_trace(path)
         return replace(opened, info=replace(opened.info, name=name or printable(path.stem)))
+
+    def parts(self, traces: Sequence[str]) -> list[LoadTrace]:
+        """Each of *traces*, by name or path; ``name:FIRST-LAST`` has these steps alone, and is called so.
+
+        Raises `SettingError` where there is no such trace, or no such step in it.
+        """
+        split = [None if Path(text).is_file() else PART.fullmatch(text) for text in traces]
+        names = [text if match is None else match[1] for text, match in zip(traces, split)]
+        unique, found = self.unique_names(names), []
+        for name, match in zip(names, split):
+            trace = self.open(name, unique[name])
+            if match is not None:
+                first, last = (int(step) if step else None for step in match.groups()[1:])
+                part = trace.select(first=first, last=last)
+                trace = replace(part, info=replace(part.info, name=f"{trace.name}:{part.steps[0]}-{part.steps[-1]}"))
+            found.append(trace)
+        return found
 
     def ingest(
         self,

@@ -275,6 +275,26 @@ def test_markdown_says_what_the_page_says(files, frames):
     assert "### Everybody's imbalance" in text
 
 
+def test_several_traces_are_compared_on_the_page(frames, monkeypatch):
+    """Each two of them in a sentence, on both pages; one trace is compared with nothing."""
+    monkeypatch.setattr("moetrace.report.study.possible", lambda *_: {})
+    row = {
+        "a": "one",
+        "b": "<two>",
+        "distance": 0.1,
+        "noise": 0.01,
+        "sorted_distance": 0.1,
+        "same": False,
+        "order": "same",
+    }
+    both = dict(files_of({"one": frames, "<two>": frames}, {}, (), pd.DataFrame([row])))
+
+    assert "- The loads of one and &lt;two&gt; differ by 10.0% of the token choices" in both["report.md"].decode()
+    assert "<li>The loads of one and &lt;two&gt; differ by 10.0%" in both["report.html"].decode()
+    alone = dict(files_of({"one": frames}, {}, (), pd.DataFrame()))
+    assert "same load?" not in alone["report.md"].decode() + alone["report.html"].decode()
+
+
 @pytest.mark.slow
 def test_saved_tables_hold_what_the_frames_hold(files, frames, monkeypatch):
     """CSV and JSON in full precision, the JSON with the version of its schema; a large one is Parquet."""

@@ -1,0 +1,61 @@
+"""`moetrace compare`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from moetrace.cli.options import Command, Hardware, Shared, with_options
+from moetrace.cli.output import Table
+
+SIDE = "Name or path; NAME:FIRST-LAST for some of its steps."
+
+
+def compare(
+    shared: Shared,
+    device: Hardware,
+    a: Annotated[str, typer.Argument(metavar="A", help=SIDE)],
+    b: Annotated[str, typer.Argument(metavar="B", help=SIDE)],
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="Score a plan from A on B: GPUs that share a layer's experts."),
+    ] = None,
+    redundant: Annotated[int, typer.Option(min=0, help="Redundant experts, with --gpus.")] = 0,
+    slots: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Score a resident set from A on B: experts of every layer.")
+    ] = None,
+) -> None:
+    """Compare the loads of two traces: does a plan transfer?
+
+    The distance of a layer is the part of the token choices that go to other experts, on average over
+    all steps, compared with that of two samples of one load (the noise floor).
+
+    With --gpus or --slots, a plan or a resident set made from the last steps of A is scored on the
+    second half of B, beside the one that the first half of B gives.
+
+    \b
+    Example: moetrace compare gpt-moe-8e-a:1-6000 gpt-moe-8e-a:6001-12000 --gpus 4
+    """
+    from moetrace.comparison.study import compare as compare_traces
+    from moetrace.placement.planning import usual_gpus
+    from moetrace.report.comparison import comparison_screen
+    from moetrace.report.tables import records
+
+    one, other = (shared.selected(trace) for trace in shared.folder().parts([a, b]))
+    with shared.progress(f"comparing {one.name} with {other.name}", "layers") as progress:
+        found = compare_traces(
+            one, other, gpus=gpus, redundant=redundant, slots=slots, time=device.time(), progress=progress
+        )
+    if one.layers != other.layers:
+        shared.note(f"Layers are compared in order: {list(one.layers)} of {one.name} with {list(other.layers)}")
+    layers = found.frames["layers"]
+    document = {**found.as_row(), "transfer": found.transfer, "layers": records(layers)}
+    screen = comparison_screen(document, layers, every=shared.all)
+    then = () if found.transfer else ("compare", a, b, "--gpus", str(usual_gpus(one.experts)))
+    shared.emit({"layers": Table("Distance of each layer", layers)}, document, [screen], then=then)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(cls=Command)(with_options(compare, without=("expert_bytes",)))
