@@ -33,6 +33,7 @@ SECTIONS = {
     "placement": ("Experts on GPUs", "How even plans leave the load, and for how long one holds; shares of the mean GPU's load in percent."),
     "step_time": ("Step time", "Expert time of a step of the busiest of 8 GPUs, by the time model and by real products of matrices on this machine; a plan from the first half of a trace, on steps of the second."),
     "residency": ("Experts in fast memory", "Resident sets and caches on the real traces, scored on the 1,000 steps after each cutoff, in percent; with slots for a part of the experts of every layer."),
+    "comparison": ("Does it transfer?", "Real traces and parts of them, in percent: total variation of the mean shares beside that of two samples of one load; expert time of a plan from the first on the second half of the second trace (8 GPUs, 4 for 8 experts, time follows tokens) and token choices of a set of a quarter of the experts, beside its own plan and set, from its first half."),
     "speed": ("Speed of arima and lstm", "Fit and forecast, per series, errors beside the ratios; a rival that was not tuned, on the trace our defaults were chosen on."),
     "size": ("Growth with size", "Synthetic traces; everything but the LSTM."),
     "ingest": ("Ingest", "A synthetic trace in the long layout, in step order. The median of five rounds, start-up of Python included; how long pandas takes is above all how fast the machine hands out the memory that it wants, and so it scatters."),
