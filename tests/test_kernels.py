@@ -14,7 +14,6 @@ from conftest import ROOT
 KERNELS = {
     "chosen": {},
     "SSE3": {"OPENBLAS_CORETYPE": "Prescott"},
-    "SSE4.2": {"OPENBLAS_CORETYPE": "Nehalem"},
     "no vectors": {"NPY_DISABLE_CPU_FEATURES": "found"},
 }
 CODE = """

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.options import PROTOCOL, Command, FirstLayer, Protocol, Shared, Traces, bytes_of, with_options
+from moetrace.cli.options import Command, FirstLayer, QuickProtocol, Shared, Traces, bytes_of, with_options
 from moetrace.cli.output import Table, say
 from moetrace.cli.progress import Report
 
@@ -15,27 +14,11 @@ if TYPE_CHECKING:
     from moetrace.residency.study import Residency
     from moetrace.trace import LoadTrace
 
-# Both are quick. No other covered half a point more: all were tried on three sample traces, quick ones on seven.
-PREDICTORS = ("level", "window_mean")
 SUMMARY_COLUMNS = (
     "method", "allocation", "slots", "state", "hit_rate", "hit_rate_low", "hit_rate_high", "active_hit_rate",
     "active_hit_rate_low", "active_hit_rate_high", "difference", "difference_low", "difference_high", "worst_layer",
     "loads", "ms_per_step", "active", "cutoffs", "scored",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Predictors(Protocol):
-    """How to backtest, with fewer predictors by default."""
-
-    predictor: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"NAME or NAME:setting=value, repeatable  [default: {', '.join(PREDICTORS)}]",
-            metavar="SPEC",
-            rich_help_panel=PROTOCOL,
-        ),
-    ] = None
 
 
 def bandwidth_of(text: str) -> float:
@@ -48,7 +31,7 @@ def bandwidth_of(text: str) -> float:
 
 @with_options
 def hot(
-    protocol: Predictors,
+    protocol: QuickProtocol,
     shared: Shared,
     traces: Traces = None,
     slots: Annotated[
@@ -93,7 +76,6 @@ def hot(
     \b
     Example: moetrace hot gpt-moe-8e-a --slots 2 --cold 1
     """
-    from moetrace.forecasting.predictors import predictor
     from moetrace.frames import stacked
     from moetrace.report.screens import kept_screen
     from moetrace.report.tables import records
@@ -102,8 +84,7 @@ def hot(
 
     if (expert_bytes is None) != (bandwidth is None):
         raise typer.BadParameter("--expert-bytes and --bandwidth go together: give both for milliseconds")
-    predictors = protocol.predictors() if protocol.predictor else [predictor(name) for name in PREDICTORS]
-    settings = protocol.settings(shared)
+    predictors, settings = protocol.predictors(), protocol.settings(shared)
     transfer = None if expert_bytes is None or bandwidth is None else expert_bytes / bandwidth
     chosen = protocol.cutoffs is not None or protocol.every is not None or protocol.first is not None
 

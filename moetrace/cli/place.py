@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moetrace.cli.options import Command, FirstLayer, Hardware, Protocol, Shared, steps_of, with_options
+from moetrace.cli.options import Command, FirstLayer, Hardware, QuickProtocol, Shared, steps_of, with_options
 from moetrace.cli.output import Table, say
 from moetrace.cli.progress import Report
 
@@ -32,7 +32,7 @@ POLICY_COLUMNS = (
 
 @with_options
 def place(
-    protocol: Protocol,
+    protocol: QuickProtocol,
     shared: Shared,
     device: Hardware,
     gpus: Annotated[

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.hot import PREDICTORS as RESIDENT
-from moetrace.cli.options import Command, Hardware, Protocol, Shared, Traces, steps_of, with_options
+from moetrace.cli.options import QUICK, Command, Hardware, Protocol, Shared, Traces, steps_of, with_options
 from moetrace.cli.predict import score_tables
 from moetrace.cli.progress import Report
 
@@ -84,7 +83,7 @@ def report(
         shared.note_reused(trace.name, found.computed, found.reused)
         frames = found.frames
         if len(trace.steps) > FEWEST_CUTOFFS:
-            kept = hot(trace, [predictor(name) for name in RESIDENT], progress=progress, seed=protocol.seed, **settings)
+            kept = hot(trace, [predictor(name) for name in QUICK], progress=progress, seed=protocol.seed, **settings)
             frames |= residency_frames(kept)
         number = gpus or usual_gpus(trace.experts)
         if number == 1:

@@ -51,7 +51,7 @@ def test_every_command_calls_an_expert_by_one_number(numbered, tmp_path):
     tables = {
         "states": pd.DataFrame(states).drop_duplicates(["layer", "expert"])[["layer", "expert", "share"]],
         "predict": pd.read_csv(predict["means"]["numbered"])[["layer", "expert", "share"]],
-        "report": pd.read_parquet(data / "numbered-last_shares.parquet").drop_duplicates(["layer", "expert"])[
+        "report": pd.read_csv(data / "numbered-last_shares.csv").drop_duplicates(["layer", "expert"])[
             ["layer", "expert", "actual"]
         ],
     }
