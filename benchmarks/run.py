@@ -39,6 +39,7 @@ SECTIONS = {
     "ingest": ("Ingest", "A synthetic trace in the long layout, in step order. The median of five rounds, start-up of Python included; how long pandas takes is above all how fast the machine hands out the memory that it wants, and so it scatters."),
     "large": ("A large trace", "Peak memory of the commands on a synthetic trace."),
     "record_cost": ("The cost of recording", "As a part of a training step of the reference run."),
+    "record_vllm": ("The cost of recording in vLLM", "Of `MOETRACE_RECORD`, in pairs of runs of one engine; the model is small, so this is the worst case."),
 }  # fmt: skip
 
 
@@ -46,7 +47,8 @@ def section(name: str) -> str:
     """What the benchmark prints, under its title."""
     title, intro = SECTIONS[name]
     more = ["--rivals", os.environ["MOETRACE_RIVALS"]] if name in RIVALS and "MOETRACE_RIVALS" in os.environ else []
-    done = subprocess.run([sys.executable, "-W", "ignore", HERE / f"{name}.py", *more], capture_output=True, text=True)
+    python = os.environ.get("MOETRACE_VLLM", sys.executable) if name == "record_vllm" else sys.executable
+    done = subprocess.run([python, "-W", "ignore", HERE / f"{name}.py", *more], capture_output=True, text=True)
     if done.returncode:
         print(done.stderr, file=sys.stderr)
     body = done.stdout.strip() if done.returncode == 0 else "Did not run: `make bench` says why."

@@ -129,7 +129,7 @@ def serve(options: argparse.Namespace) -> None:
     model, shape = restored(options.run)
     encoding = Tokenizer.from_file(str(options.run.with_suffix(".tokens.json")))
     folders = dict(text.split("=", 1) for text in options.domain)
-    corpora = [_corpus(encoding, Path(folder), options.bytes) for folder in folders.values()]
+    corpora = [corpus_of(encoding, Path(folder), options.bytes) for folder in folders.values()]
     clients, server, rng = Clients(list(folders), options), Server(options), np.random.default_rng([options.seed, 1])
     layers = list(model.moe)
     told = {"model": f"GPT of {options.run.stem}, serving", "top_k": model.moe[layers[0]].top_k}
@@ -160,7 +160,7 @@ def record(recorder: Recorder, number: int, layers: Sequence[int], experts: int,
     recorder.step(number)
 
 
-def _corpus(encoding: object, folder: Path, limit: int) -> NDArray[np.uint16]:
+def corpus_of(encoding: object, folder: Path, limit: int) -> NDArray[np.uint16]:
     """The text under *folder* as tokens."""
     pieces = [np.array(encoding.encode(text).ids, np.uint16) for text in texts([folder], limit)]  # type: ignore[attr-defined]
     if not sum(map(len, pieces)):

@@ -9,20 +9,21 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from moetrace.errors import MoetraceError, SettingError, TraceError
 from moetrace.record import arguments
 from moetrace.record.arguments import (
     LAYERS,
     MOST_BYTES,
+    MOST_IN_A_STEP,
     SIZES,
     STEPS,
     integer,
@@ -128,6 +129,18 @@ class Recorder:
         earlier = self._adding.get(number)
         self._adding[number] = step_counts(counts, f"{where}, layer {number}", self._experts, earlier)
         self._experts = len(self._adding[number])
+
+    def add_layers(self, layers: Sequence[int], counts: NDArray[np.int64]) -> None:
+        """Add the tokens of each expert of all *layers*, shape (layers, experts), as `add` does, in less time.
+
+        Raises `TraceError` as `add` does.
+        """
+        whole = counts.dtype == np.int64 and counts.shape[1] == self._experts and not self._adding and not self._closed
+        if whole and self._is_mine() and counts.min() >= 0 and counts.sum() <= MOST_IN_A_STEP:
+            self._adding = dict(zip(layers, counts.copy()))
+            return
+        for layer, tokens in zip(layers, counts):  # the first of all, or one with a mistake to name
+            self.add(layer, tokens)
 
     def step(self, step: int | None = None) -> None:
         """End the step with that number, the one after the last (from 1) unless given.

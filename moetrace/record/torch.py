@@ -9,9 +9,8 @@ Passes of one step are added up, so gradient accumulation needs nothing.
 
 The buffers of Megatron-Core (`local_tokens_per_expert` and `global_tokens_per_expert` of `TopKRouter`)
 and torchtitan (`tokens_per_expert` of `MoE`) are read by how much one forward pass adds to them, so it
-does not matter when the framework sets them back. Both are written against the frameworks' sources and
-tested on modules made alike; the frameworks themselves need GPUs and were not run. Compiled modules
-(`torch.compile`) were not tested.
+does not matter when the framework sets them back. Tested with `TopKRouter` of Megatron-Core 0.16 and `MoE` of
+torchtitan 0.3 in two processes on a CPU (`make test-systems`); whole models, which need GPUs, were not run.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ bias, group limits and jitter; they are counted there. Older and custom models w
 integer indices (`DeepseekV3TopkRouter`, `MoEGate`) are counted at the router. Any other model that gives
 back `router_logits` is counted by their top-k, which is listed in the trace's assumptions.
 
-Tested with tiny Mixtral, Qwen2-MoE, OLMoE and DeepSeek-V3 of version 5. Not tested: models spread with
-Transformers' own expert parallelism, which renumbers the indices on each rank, and full-size models.
+Tested with tiny Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, GPT-OSS and DeepSeek-V3 of version 5, with recomputed
+activations and `torch.compile`. Not tested: models spread with Transformers' own expert parallelism, which renumbers
+the indices on each rank, and full-size models.
 """
 
 from __future__ import annotations

@@ -122,9 +122,13 @@ class Counter:
     def __init__(self, chosen: Tensor, layers: list[int], experts: int) -> None:
         import torch
 
-        self._chosen, self._layers, self._experts = chosen, layers, experts
-        pinned = chosen.device.type == "cuda"
-        self._counts = torch.zeros((2, len(layers), experts), dtype=torch.int64, device=chosen.device)
+        self._chosen, self._experts, device = chosen, experts, chosen.device
+        self._layers = torch.tensor(layers, device=device)
+        # The last column is for what is no expert: models whose experts may do nothing number those beyond the others.
+        self._counts = torch.zeros((2, len(layers), experts + 1), dtype=torch.int64, device=device)
+        self._rows = torch.arange(len(layers), device=device)[:, None] * (experts + 1)
+        self._ones = torch.ones(max(CHUNK, chosen.shape[0] * chosen.shape[2]), dtype=torch.int64, device=device)
+        pinned = device.type == "cuda"
         self._hosts = [torch.zeros(self._counts.shape, dtype=torch.int64, pin_memory=pinned) for _ in range(WAITING)]
         self._events = [torch.cuda.Event() if pinned else None for _ in range(WAITING)]
 
@@ -132,18 +136,15 @@ class Counter:
         """Count the first *tokens* rows into *slot*, apart by *decoding* (tokens,); the copy may still be under way."""
         import torch
 
-        device, experts, layers = self._chosen.device, self._experts, len(self._layers)
-        phase = torch.from_numpy(decoding.astype(np.int64)).to(device, non_blocking=True)[:, None, None]
-        numbers = torch.tensor(self._layers, device=device)
-        rows = torch.arange(layers, device=device)
+        phase = torch.from_numpy(decoding).to(self._chosen.device, non_blocking=True)[:, None, None]
+        rows = self._rows + phase * (self._counts.numel() // 2)  # (tokens, layers, 1)
         flat = self._counts.zero_().view(-1)
         at_once = max(1, CHUNK // max(1, tokens * self._chosen.shape[2]))
-        for part in range(0, layers, at_once):
-            own = slice(part, part + at_once)
-            ids = self._chosen[:tokens].index_select(1, numbers[own]).to(torch.int64)  # (tokens, layers, top_k)
-            real = (ids >= 0) & (ids < experts)  # models with experts that do nothing number them beyond the others
-            index = (phase * layers + rows[own, None]) * experts + ids.clamp(0, experts - 1)
-            flat.scatter_add_(0, index.reshape(-1), real.reshape(-1).to(torch.int64))
+        for first in range(0, len(self._layers), at_once):
+            part = slice(first, first + at_once)
+            ids = self._chosen[:tokens].index_select(1, self._layers[part])  # (tokens, layers, top_k)
+            index = (rows[:, part] + ids.clamp(-1, self._experts).remainder(self._experts + 1)).view(-1)
+            flat.scatter_add_(0, index, self._ones[: len(index)])
         event = self._events[slot]
         self._hosts[slot].copy_(self._counts, non_blocking=event is not None)
         if event is not None:
@@ -153,7 +154,7 @@ class Counter:
         """The counts in *slot*, shape (2, layers, experts), of prefill and of decode, once they have arrived."""
         if (event := self._events[slot]) is not None:
             event.synchronize()
-        counts: NDArray[np.int64] = self._hosts[slot].numpy()
+        counts: NDArray[np.int64] = self._hosts[slot].numpy()[:, :, : self._experts]
         return counts
 
 
@@ -289,11 +290,11 @@ class Recording:
     def _keep(self, step: int, slot: int) -> None:
         """Add the counts in *slot* to the traces as *step*."""
         phases = self._counter.take(slot)
-        parts = [(self._decode, phases[1])] if phases[1].any() else []
-        for recorder, counts in [*parts, (self._every, phases.sum(axis=0))]:
-            for layer, tokens in zip(self._layers, counts):
-                recorder.add(layer, tokens)
-            recorder.step(step)
+        if phases[1].any():
+            self._decode.add_layers(self._layers, phases[1])
+            self._decode.step(step)
+        self._every.add_layers(self._layers, phases.sum(axis=0))
+        self._every.step(step)
         self._free.put(slot)
 
     def _flush(self) -> None:

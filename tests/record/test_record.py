@@ -73,6 +73,34 @@ def test_micro_batches_are_added_up(path):
     assert [1, 2] == first.tolist()
 
 
+def test_all_layers_may_be_added_at_once(path):
+    """The same as one by one, the first time and later, beside others and again; mistakes are the same errors."""
+    both = np.array([[1, 2], [3, 4]])
+    with Recorder(path) as recorder:
+        for _ in range(2):
+            recorder.add_layers([0, 1], both)
+            recorder.step()
+        recorder.add(1, [10, 0])
+        recorder.add_layers([0, 1], both)
+        both[0, 0] = 99
+        recorder.step()
+        for wrong, said in (
+            (-both, "expert 0 has -"),
+            (both << 40, "tokens in one step"),
+            (both[:, :1], "1 experts where 2"),
+        ):
+            with pytest.raises(TraceError, match=said):
+                recorder.add_layers([0, 1], wrong)
+        recorder.add_layers([0, 1], both)
+        recorder.add(2, [1, 1])
+        with pytest.raises(TraceError, match="layer 2 was not there before"):
+            recorder.step()
+    with pytest.raises(TraceError, match="is closed"):
+        recorder.add_layers([0, 1], both)
+
+    assert [[[1, 2], [3, 4]], [[1, 2], [3, 4]], [[1, 2], [13, 4]]] == open_trace(path).counts.tolist()
+
+
 def test_steps_count_from_one_or_as_told(path):
     """Steps are numbered from 1, may be given, and may leave gaps."""
     with Recorder(path) as recorder:

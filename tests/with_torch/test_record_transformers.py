@@ -1,17 +1,23 @@
 """Recording Transformers models: the counts are those of the model's own routing, exactly."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 from transformers import (
     DeepseekV3Config,
     DeepseekV3ForCausalLM,
+    GptOssConfig,
+    GptOssForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
     OlmoeConfig,
     OlmoeForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
     Trainer,
     TrainingArguments,
 )
@@ -45,6 +51,16 @@ def qwen2_moe():
             **TINY, num_experts=6, moe_intermediate_size=8, shared_expert_intermediate_size=8, mlp_only_layers=[1]
         )
     )
+
+
+def qwen3_moe():
+    """A tiny Qwen3-MoE."""
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**TINY, num_experts=6, moe_intermediate_size=8, head_dim=8))
+
+
+def gpt_oss():
+    """A tiny GPT-OSS."""
+    return GptOssForCausalLM(GptOssConfig(**TINY, num_local_experts=6, head_dim=8))
 
 
 def olmoe():
@@ -110,25 +126,48 @@ def test_twenty_lines_record_a_mixtral(tmp_path):
     assert [1, 2, 3, 4, 5] == trace.steps.tolist()
 
 
-@pytest.mark.parametrize(
-    ("build", "layers"), [(mixtral, (0, 1, 2)), (qwen2_moe, (0, 2)), (olmoe, (0, 1, 2)), (deepseek_v3, (1, 2))]
-)
-def test_the_experts_really_chosen_are_counted(tmp_path, build, layers):
-    """The counts are of the indices that each model's router gave, also where a bias or groups decide."""
-    model = build()
-    given = []
-    for module in model.modules():
+LAYERS = {
+    mixtral: (0, 1, 2),
+    qwen2_moe: (0, 2),
+    qwen3_moe: (0, 1, 2),
+    olmoe: (0, 1, 2),
+    gpt_oss: (0, 1, 2),
+    deepseek_v3: (1, 2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")  # the new name is from 5.x on
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # the compiler looks at it
+@pytest.mark.parametrize("way", ["plain", "reentrant", "not reentrant", "compiled"])
+@pytest.mark.parametrize("build", LAYERS)
+def test_the_experts_really_chosen_are_counted(tmp_path, build, way):
+    """By the indices of each model's router, also where a bias or groups decide: two micro-batches, evaluation between."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    model, given = build(), []
+    plain = copy.deepcopy(model)
+    for module in plain.modules():
         if type(module).__name__.lower().endswith("router"):
             module.register_forward_hook(lambda _module, _args, output: given.append(output[2]))
+    if "reentrant" in way:
+        model.gradient_checkpointing_enable({"use_reentrant": way == "reentrant"})
+        model.enable_input_require_grads()
     with Recorder(tmp_path / "run.parquet") as recorder:
         watching = watch(model, recorder)
-        model(batch(0))
+        called = torch.compile(model, backend="eager") if way == "compiled" else model
+        for seed in (0, 1):
+            called(batch(seed), labels=batch(seed), use_cache=False).loss.backward()
+            plain(batch(seed), use_cache=False)
+            model.eval()
+            with torch.no_grad():
+                called(batch(2), use_cache=False)
+            model.train()
         watching.step()
     trace = open_trace(tmp_path / "run.parquet")
 
-    assert layers == trace.layers
-    expected = [np.bincount(chosen.reshape(-1).numpy(), minlength=trace.experts) for chosen in given]
-    assert np.array_equal(np.stack(expected), trace.counts[0])
+    assert LAYERS[build] == trace.layers
+    counts = [np.bincount(chosen.reshape(-1).numpy(), minlength=trace.experts) for chosen in given]
+    assert np.array_equal(np.stack(counts).reshape(2, len(trace.layers), -1).sum(axis=0), trace.counts[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable:FutureWarning")  # the new name is from 5.x on
