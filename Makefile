@@ -44,6 +44,10 @@ test: $(VENV)/.installed-dev ## Install what the tests need, then run them
 test-quick: $(VENV)/.installed-dev ## Run the tests that take no time
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
+.PHONY: test-browser
+test-browser: $(VENV)/.installed-dev ## Look at the page of a report in Chromium
+	$(BIN)/python -m pytest tests/report/test_browser.py
+
 .PHONY: test-kernels
 test-kernels: $(VENV)/.installed-dev ## Run the tests of documents and plans under another BLAS kernel
 	OPENBLAS_CORETYPE=Prescott $(BIN)/python -m pytest $(PARALLEL) tests/test_docs.py tests/placement
@@ -92,6 +96,39 @@ mutants: $(VENV)/.installed-mutants ## Change the numeric rooms bit by bit: how 
 	$(BIN)/mutmut export-cicd-stats
 	$(BIN)/python -c 'import json; n = json.load(open("mutants/mutmut-cicd-stats.json")); caught, of = n["killed"] + n["timeout"], n["total"]; print(f"{caught} of {of} changes caught: {caught / of:.1%}")'
 
+# The lowest versions that pyproject.toml declares, and the newest that are published, pre-releases included.
+UV_TESTS := hypothesis pytest==9.2.0 pytest-xdist safetensors "dask[distributed]" fsspec build hatchling
+LOWEST := --resolution lowest-direct
+NEWEST := --prerelease allow --upgrade
+
+.PHONY: test-lowest
+test-lowest: ## Run the quick tests with the lowest versions that are declared
+	$(call quick,.venv-lowest,$(LOWEST))
+
+.PHONY: test-newest
+test-newest: ## Run the quick tests with the newest versions, pre-releases included
+	$(call quick,.venv-newest,$(NEWEST))
+
+define quick
+	$(PYTHON) -m venv $(1)
+	$(1)/bin/python -m pip install --quiet uv
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python $(2) --editable ".[sql]"
+	$(1)/bin/uv pip install --quiet --python $(1)/bin/python $(UV_TESTS)
+	$(1)/bin/python -m pytest $(PARALLEL) -m "not slow" -W default::DeprecationWarning
+endef
+
+.PHONY: changelog
+changelog: $(VENV)/.installed-dev ## Put the files of changes/ into the changelog (VERSION=X.Y.Z)
+	$(BIN)/towncrier build --yes --version $(VERSION)
+
+.PHONY: demo-wheel
+demo-wheel: package ## Install the built wheel alone into a new environment, and run the demo with it
+	rm -rf .venv-wheel
+	$(PYTHON) -m venv .venv-wheel
+	.venv-wheel/bin/python -m pip install --quiet dist/*.whl
+	.venv-wheel/bin/moetrace ingest --workspace $(OUT)
+	.venv-wheel/bin/moetrace report --predictor window_mean --workspace $(OUT)
+
 .PHONY: package
 package: $(VENV)/.installed-dev ## Build wheel and sdist into dist/, and check them
 	rm -rf dist
@@ -103,6 +140,7 @@ package: $(VENV)/.installed-dev ## Build wheel and sdist into dist/, and check t
 lint: $(VENV)/.installed-dev ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 .PHONY: types
 types: $(VENV)/.installed-dev ## Check types
@@ -152,4 +190,4 @@ check: lint types test ## All of lint, types and test
 
 .PHONY: clean
 clean: ## Remove what was installed and made
-	rm -rf $(VENV) .venv-bench .venv-rivals .venv-systems .venv-site site $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-* site $(OUT) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -4,10 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 
 import pytest
 from conftest import ROOT, SAMPLE
+
+from moetrace.cli import run
 
 pytestmark = pytest.mark.slow
 
@@ -45,3 +48,18 @@ def test_the_wheel_runs_without_the_repository(built, tmp_path):
     _run("-m", "moetrace", "ingest", SAMPLE, **place)
     _run("-m", "moetrace", "report", "--predictor", "window_mean", "--layers", "4", "--steps", ":4000", **place)
     assert (tmp_path / "moetrace-out" / "report" / "report.html").stat().st_size > 100_000
+
+
+def test_the_citation_names_the_version():
+    """That of `pyproject.toml`, where it stands for everything else."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_windows_is_refused_in_a_line(monkeypatch):
+    """Before anything is imported that needs locks and forks."""
+    monkeypatch.setattr(sys, "platform", "win32")
+
+    with pytest.raises(SystemExit, match="not on Windows"):
+        run()

@@ -122,6 +122,8 @@ def _leave(_signal: int, _frame: object) -> None:
 
 def run() -> None:
     """The console script."""
+    if sys.platform == "win32":  # locks, forks and paths of the workspace are those of POSIX, and tested there alone
+        sys.exit("moetrace: runs on Linux and macOS, not on Windows: use it in WSL (Windows Subsystem for Linux)")
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the shell: whatever opens a file next would get its number
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - kept to the end
