@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Collection, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -94,10 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         group = typer.main.get_command(app)
         known = {name: {p.name for p in own.params} for name, own in group.commands.items()}  # type: ignore[attr-defined]
-        group(args=list(argv) if argv is not None else None, prog_name="moetrace", default_map=defaults(known))
+        given = list(argv) if argv is not None else None
+        code = group(args=given, prog_name="moetrace", default_map=defaults(known), standalone_mode=False)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except typer.Abort:
+        say("nothing was done")
+        return 1
     except Exception as error:  # a lack of memory has many types
+        if hasattr(error, "format_message"):  # of Typer
+            if "\n" in error.format_message():  # the help, where nothing was given
+                sys.stderr.write(f"{error.format_message()}\n")
+            else:
+                say(_usage(error, known))
+            return USAGE
         memory = lacks_memory(error)
         if "MOETRACE_DEBUG" in os.environ or not (memory or isinstance(error, MoetraceError | OSError)):
             raise
@@ -108,7 +119,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             say(str(error))
         return USAGE if isinstance(error, SettingError) else 1
-    return 0
+    return code if isinstance(code, int) else 0
+
+
+# What Typer says of a value, and how every other error says it.
+PLAIN = (
+    (r"^Invalid value(?: for '(?P<name>[^']*)')?: ", lambda found: f"{found['name']}: " if found["name"] else ""),
+    (r": Input should be a valid integer.*", " is not a whole number"),
+    (r": Input should be a valid number.*", " is not a number"),
+    (r": Input should be greater than or equal to (\S+)", r" has to be \1 or more"),
+    (r": Input should be less than or equal to (\S+)", r" has to be \1 or less"),
+    (r"Value error, ", ""),
+    (r"^Missing", "missing"),
+    (r"^Option '(.*)' requires", r"option \1 requires"),
+    (r"^Got unexpected extra argument\(s\) \((.*)\)", r"nothing more is expected here than options, got \1"),
+    (r"^No such option: (\S+)", r"there is no option \1"),
+    (r"\(Possible options: (.*)\)", r"(did you mean \1?)"),
+)
+
+
+def _usage(error: Any, commands: Collection[str]) -> str:
+    """A usage error of Typer as one line, with the help that says more."""
+    message: str = error.format_message()
+    if strange := re.match(r"No such command '(.*?)'", message):
+        from moetrace.settings import unknown
+
+        message = str(unknown("command", strange[1], commands))
+    for pattern, plain in PLAIN:
+        message = re.sub(pattern, plain, message)
+    return f"{message.rstrip('.')} (see {error.ctx.command_path if error.ctx else 'moetrace'} -h)"
 
 
 def _leave(_signal: int, _frame: object) -> None:

@@ -186,3 +186,35 @@ def test_every_command_names_the_same_worst_layer(moetrace, here):
     assert "1" == layer
     assert severity in ("severe", "collapsed")
     assert "layer 1" in states.out.partition(":")[2][:60]
+
+
+@pytest.mark.parametrize(
+    ("command", "line"),
+    [
+        (
+            "states --foo",
+            "there is no option --foo (did you mean --follow, --force, --format?) (see moetrace states -h)",
+        ),
+        ("stats", "there is no command 'stats'; did you mean 'states'? (see moetrace -h)"),
+        ("predict --horizon x", "--horizon is not a whole number (see moetrace predict -h)"),
+        ("predict --horizon 0", "--horizon has to be 1 or more (see moetrace predict -h)"),
+        ("place x --gpus 4 --tolerance y", "--tolerance is not a number (see moetrace place -h)"),
+        (
+            "ingest --merge foo",
+            "--merge: 'foo' is not one of 'sum', 'experts', 'layers', 'steps' (see moetrace ingest -h)",
+        ),
+        ("place --gpus", "option --gpus requires an argument (see moetrace -h)"),
+        ("list extra", "nothing more is expected here than options, got extra (see moetrace list -h)"),
+        ("remove", "missing argument 'names' (see moetrace remove -h)"),
+    ],
+)
+def test_usage_errors_are_one_line(moetrace, command, line):
+    """In the shape of all errors, without the words of the library, and with the help that says more."""
+    done = moetrace(*command.split())
+
+    assert (2, f"moetrace: {line}\n", "") == (done.code, done.err, done.out)
+
+
+def test_nothing_given_is_a_wish_for_help(moetrace):
+    """Its lines are lines."""
+    assert "\nCommands:\n  ingest " in moetrace().err
