@@ -66,16 +66,18 @@ $(VENV)/.installed-torch: $(VENV)/.installed-dev
 test-torch: $(VENV)/.installed-torch ## Install torch and transformers, then test what needs them
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch tests/formats/test_formats_sglang.py tests/formats/test_formats_contract.py $(COVER)
 
-# Only the modules of SGLang that read and make plans are run: they need torch, the rest needs a GPU.
+# vLLM for CPUs brings torch, and packages built for another one. Of SGLang only the modules that read and make plans
+# are run, of Megatron-Core and torchtitan the MoE layers: the rest needs a GPU, or packages that nothing here uses.
 .venv-systems/.installed: pyproject.toml Makefile | $(BIN)/python
 	$(PYTHON) -m venv .venv-systems
 	.venv-systems/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	.venv-systems/bin/python -m pip install --quiet --group systems-tests --editable .
-	.venv-systems/bin/python -m pip install --quiet --no-deps sglang==0.5.23
+	.venv-systems/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	.venv-systems/bin/python -m pip install --quiet --no-deps sglang==0.5.23 megatron-core==0.16.1 torchtitan==0.3.0 spmd_types==0.2.3
 	@touch $@
 
 .PHONY: test-systems
-test-systems: .venv-systems/.installed ## Let serving systems read our plans by their own loaders
+test-systems: .venv-systems/.installed ## Record in vLLM, Megatron-Core and torchtitan; let SGLang read plans (3.5 GB)
 	OMP_NUM_THREADS=1 .venv-systems/bin/python -m pytest tests/with_systems
 
 .PHONY: fuzz
@@ -182,8 +184,8 @@ docs: $(VENV)/.installed-dev ## Write the output of the commands into README and
 	@touch $@
 
 .PHONY: bench
-bench: .venv-bench/.installed .venv-rivals/.installed ## Run the benchmarks, beside rivals in an environment of their own
-	MOETRACE_RIVALS=$(CURDIR)/.venv-rivals/bin/python .venv-bench/bin/python benchmarks/run.py
+bench: .venv-bench/.installed .venv-rivals/.installed .venv-systems/.installed ## Run the benchmarks, beside rivals in environments of their own
+	MOETRACE_RIVALS=$(CURDIR)/.venv-rivals/bin/python MOETRACE_VLLM=$(CURDIR)/.venv-systems/bin/python .venv-bench/bin/python benchmarks/run.py
 
 .PHONY: check
 check: lint types test ## All of lint, types and test

@@ -299,13 +299,12 @@ class Recording:
 
     def _flush(self) -> None:
         """Write what is held, decode first: after a kill it lacks no pass that the other trace has."""
-        recorders = (self._decode, self._every)
-        for recorder in recorders:
+        size = 0
+        for recorder in (self._decode, self._every):
             recorder.flush()
-        folders = [recorder.path.with_suffix(".parts") for recorder in recorders]
-        megabytes = sum(part.stat().st_size for folder in folders for part in folder.glob("*.parquet")) / 1e6
-        if self._settings.megabytes is not None and megabytes > self._settings.megabytes:
-            self._end(f"recording has ended: it takes {megabytes:.1f} MB", logger.warning)
+            size += sum(part.stat().st_size for part in recorder.path.with_suffix(".parts").glob("*.parquet"))
+        if self._settings.megabytes is not None and size > self._settings.megabytes * 10**6:
+            self._end(f"recording has ended: it takes {size / 1e6:.1f} MB", logger.warning)
 
     def _end(self, message: str, log: Callable[[str], None]) -> None:
         if not self._ended:

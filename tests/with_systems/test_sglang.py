@@ -29,9 +29,9 @@ def plan():
     return Deployment(slots, {layer: share.tolist() for layer, share in loads.items()}, LAYERS)
 
 
-def written(plan, folder, use=""):
-    """The path of the file that SGLang uses so, and its flags."""
-    kind = next(file for file in SYSTEMS["SGLang"].files if file.use == use)
+def written(plan, folder, use="", system="SGLang"):
+    """The path of the file that the system uses so, and its flags."""
+    kind = next(file for file in SYSTEMS[system].files if file.use == use)
     path = folder / f"plan{kind.ending}"
     path.write_bytes(kind.content(plan))
     return path, kind.flags(plan, str(path))
@@ -77,7 +77,7 @@ def test_eplb_takes_the_predicted_load(monkeypatch, plan, tmp_path):
     loader(monkeypatch, flags, LAYERS, EXPERTS)
     from sglang.srt.eplb.eplb_algorithms import deepseek
 
-    call = written(plan, tmp_path, "DeepSeek's EPLB")[1]
+    call = written(plan, tmp_path, system="DeepSeek's EPLB")[1]
     planner = functools.partial(deepseek.rebalance_experts, enable_hierarchical=True)
     phy2log, _, logcnt = eval(call, {"torch": torch, "numpy": np, "rebalance_experts": planner})
 

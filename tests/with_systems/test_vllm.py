@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -176,7 +177,9 @@ def test_a_model_without_experts_is_refused(tmp_path):
     """With a line that says what to do."""
     from transformers import Qwen3Config
 
-    config = Qwen3Config(vocab_size=512, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, head_dim=32)
+    config = Qwen3Config(
+        vocab_size=512, hidden_size=64, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=32
+    )
     config.architectures = ["Qwen3ForCausalLM"]
     config.save_pretrained(tmp_path / "dense")
     script = OFFLINE.replace("skip_tokenizer_init", "load_format='dummy', skip_tokenizer_init")
@@ -184,3 +187,28 @@ def test_a_model_without_experts_is_refused(tmp_path):
 
     assert 0 != done.returncode
     assert "MOETRACE_RECORD: the model has no MoE layers; unset it" in done.stderr
+
+
+def test_the_sample_scripts_train_serve_and_record(tmp_path):
+    """A model of Transformers, trained by one script, is served by the other: every layer has all tokens, and a card."""
+    root = Path(__file__).parent.parent.parent
+    run, out = tmp_path / "run.parquet", tmp_path / "serving.parquet"
+    shape = (
+        "--shape qwen3-moe --layers 2 --width 64 --heads 2 --experts 8 --expert-width 16 --vocabulary 400 --length 128"
+    )
+    train = f"train_gpt_moe.py {shape} --tokens 256 --micro 256 --top-k 2 --steps 3 --bytes 200000 --out {run} --corpus {root}/docs"
+    domains = f"--domain code={root}/moetrace/record --domain docs={root}/docs --bytes 50000"
+    serve = f"serve_vllm.py --run {run} --out {out} {domains} --passes 120 --rate 0.5 --requests 16 --prefill 128"
+    for script in (train, serve):
+        argv = [sys.executable, *f"{root}/sample_traces/{script}".split()]
+        done = subprocess.run(argv, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True)
+        assert 0 == done.returncode, done.stderr[-3000:]
+    trained, every, decode = (open_trace(path) for path in (run, out, tmp_path / "serving-decode.parquet"))
+    tokens = every.counts.sum(axis=2)
+
+    assert ((0, 1), 8, 512) == (trained.layers, trained.experts, trained.info.tokens_per_step)
+    assert ((0, 1), 8, 2) == (every.layers, every.experts, every.info.top_k)
+    assert (tokens[:, 0] == tokens[:, 1]).all()
+    assert 2 * 128 == tokens.max()
+    assert decode.counts.sum(axis=2).max() <= 2 * 16
+    assert ["code", "docs"] == every.info.notes["domains"]
