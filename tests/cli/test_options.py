@@ -1,6 +1,7 @@
 """What people expect of options: a file of defaults, names for systems, endings of files, help in every way."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_every_command_names_the_same_worst_layer(moetrace, here):
             "states --foo",
             "there is no option --foo (did you mean --follow, --force, --format?) (see moetrace states -h)",
         ),
-        ("stats", "there is no command 'stats'; did you mean 'states'? (see moetrace -h)"),
+        ("stats", "there is no command 'stats'; did you mean 'states'? There are ingest, states, "),
         ("predict --horizon x", "--horizon is not a whole number (see moetrace predict -h)"),
         ("predict --horizon 0", "--horizon has to be 1 or more (see moetrace predict -h)"),
         ("place x --gpus 4 --tolerance y", "--tolerance is not a number (see moetrace place -h)"),
@@ -212,7 +213,9 @@ def test_usage_errors_are_one_line(moetrace, command, line):
     """In the shape of all errors, without the words of the library, and with the help that says more."""
     done = moetrace(*command.split())
 
-    assert (2, f"moetrace: {line}\n", "") == (done.code, done.err, done.out)
+    assert (2, "", 1) == (done.code, done.out, done.err.count("\n"))
+    assert done.err.startswith(f"moetrace: {line}")
+    assert re.search(r" \(see moetrace.* -h\)$", done.err)
 
 
 def test_nothing_given_is_a_wish_for_help(moetrace):
