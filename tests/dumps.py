@@ -1,6 +1,9 @@
 """Dumps of a trace as their programs write them: one function per format, made with the real library."""
 
+import io
 import json
+import pickle
+import zipfile
 from csv import writer
 from pathlib import Path
 
@@ -95,13 +98,11 @@ def routing(trace: LoadTrace, folder: Path) -> Path:
 
 
 def sglang(trace: LoadTrace, folder: Path) -> Path:
-    """A `stat` dump with dense layers between and an end of the buffer that was not reached, by torch."""
-    torch = pytest.importorskip("torch")
+    """A `stat` dump with dense layers between and an end of the buffer that was not reached."""
     counts = np.zeros((len(trace.steps), max(trace.layers) + 1, trace.experts), np.int32)
     counts[:, list(trace.layers)] = trace.counts
-    document = {"rank": 0, "logical_count": torch.from_numpy(counts), "average_utilization_rate_over_window": None}
-    torch.save(document, folder / "expert_distribution_recorder_1700000000.25.pt")
-    return folder / "expert_distribution_recorder_1700000000.25.pt"
+    document = {"rank": 0, "logical_count": counts, "average_utilization_rate_over_window": None}
+    return torch_archive(folder / "expert_distribution_recorder_1700000000.25.pt", document)
 
 
 def tensorrt(trace: LoadTrace, folder: Path) -> Path:
@@ -326,3 +327,33 @@ FORMS = {
     "routing+csv": routing_csv,
     "numpy+layers": npz_layers,
 }
+
+
+def torch_archive(path, document):
+    """*document*, whose arrays are tensors, as `torch.save` writes it; torch is not needed, and left alone if there."""
+    storages, names = [], {np.dtype("i8"): "LongStorage", np.dtype("i4"): "IntStorage", np.dtype("f4"): "FloatStorage"}
+
+    class Saver(pickle._Pickler):
+        def save(self, value, save_persistent_id=True):
+            if not isinstance(value, np.ndarray):
+                super().save(value, save_persistent_id)
+                return
+            stride = [n // value.itemsize for n in np.ascontiguousarray(value).strides]
+            self.write(b"ctorch._utils\n_rebuild_tensor_v2\n((")
+            super().save("storage")
+            self.write(f"ctorch\n{names[value.dtype]}\n".encode())
+            for part in (str(len(storages)), "cpu", value.size):
+                super().save(part)
+            self.write(b"tQ")
+            for part in (0, value.shape, tuple(stride), False, None):
+                super().save(part)
+            self.write(b"tR")
+            storages.append(value.tobytes())
+
+    pickled = io.BytesIO()
+    Saver(pickled, 2).dump(document)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickled.getvalue())
+        for key, data in enumerate(storages):
+            archive.writestr(f"archive/data/{key}", data)
+    return path

@@ -1,10 +1,6 @@
 """Arrays wherever they lie: axes, a file or an array for each layer or step, half precision, documents and tensors."""
 
 import json
-import sys
-import zipfile
-from pickle import UnpicklingError
-from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -12,7 +8,6 @@ import pytest
 from conftest import long_table
 
 from moetrace import ReadOptions, SettingError, TraceError, read_trace
-from moetrace.formats.readers.arrays import loaded
 
 
 def assumed(trace, part):
@@ -253,7 +248,7 @@ TENSORS = {
 
 @pytest.mark.parametrize("form", TENSORS)
 def test_tensors_are_read_like_arrays(small, tmp_path, form):
-    """Whatever torch's restricted unpickler builds."""
+    """Whatever torch's own restricted reader builds."""
     torch = pytest.importorskip("torch")
     torch.save(TENSORS[form](torch, small.counts), tmp_path / "dump.pt")
 
@@ -261,24 +256,6 @@ def test_tensors_are_read_like_arrays(small, tmp_path, form):
 
     assert np.array_equal(small.counts, found.counts)
     assert "torch" == found.info.format
-
-
-def test_what_torch_refuses_to_load_ends_in_our_own_advice(tmp_path, monkeypatch):
-    """Torch's message tells how to load it all the same, which would run what the file holds."""
-
-    def load(*_args, weights_only, **_settings):
-        assert weights_only
-        raise UnpicklingError("Weights only load failed. Set weights_only=False to load it nevertheless.")
-
-    torch = ModuleType("torch")
-    torch.load = load
-    monkeypatch.setitem(sys.modules, "torch", torch)
-    with zipfile.ZipFile(tmp_path / "evil.pt", "w") as archive:
-        archive.writestr("evil/data.pkl", b"")
-
-    with pytest.raises(TraceError, match=r"evil.pt: is damaged, or holds more than tensors; save tensors") as raised:
-        loaded(tmp_path / "evil.pt")
-    assert "weights_only" not in str(raised.value)
 
 
 def test_counters_of_one_run_in_many_files_are_subtracted(small, tmp_path):

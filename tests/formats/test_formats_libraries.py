@@ -4,14 +4,14 @@ import builtins
 
 import numpy as np
 import pytest
-from dumps import scalars, sglang, tensorboard, tensorrt
+from dumps import scalars, tensorboard, tensorrt
 
 from moetrace import ReadOptions, TraceError, read_trace
 
 
 @pytest.mark.parametrize(
     ("name", "library", "dump"),
-    [("torch", "torch", sglang), ("safetensors", "safetensors", tensorrt), ("tensorboard", "tensorboard", tensorboard)],
+    [("safetensors", "safetensors", tensorrt), ("tensorboard", "tensorboard", tensorboard)],
 )
 def test_a_missing_library_is_named_with_how_to_get_it(small, tmp_path, monkeypatch, name, library, dump):
     """One line, for those who installed moetrace alone."""

@@ -1,14 +1,13 @@
-"""Arrays in files: `.npy` and `.npz`, read a few steps at a time, and what `torch.save` wrote; nothing is unpickled."""
+"""Arrays in files: `.npy` and `.npz`, read a few steps at a time, and tensors of `torch.save`."""
 
 from __future__ import annotations
 
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import IO, Any, ClassVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors, require
+from moetrace.formats.readers.tensors import ZIP_MAGIC, is_torch, loaded, tensor_array
 from moetrace.formats.stream import text
 from moetrace.formats.stream.arrays import Array, array_reading
 from moetrace.formats.stream.cells import Cells, Reading
@@ -24,11 +24,7 @@ from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.keys import dig, keys_in
 from moetrace.formats.stream.tables import ValueFormat
 
-ZIP_MAGIC = b"PK"
-TORCH_ENDINGS = {".pt", ".pth"}
 MOST_NAMES = 10_000
-# Of the part of an archive of torch that holds its keys; tensors lie beside it.
-MOST_KEYS = 1 << 20
 # How errors of the libraries are put.
 NO_DATA = ("cannot be read as NumPy data", "save plain numbers again; nothing is unpickled")
 
@@ -79,7 +75,7 @@ class TensorsFormat(ValueFormat):
     name: ClassVar[str] = "torch"
     needs: ClassVar[str] = (
         "a .pt file with a tensor (steps, layers, experts), a dict with counts and steps, or tensors by layer; --axes "
-        "says which axis is what; the extra torch"
+        "says which axis is what"
     )
 
     def claims(self, path: Path) -> bool:
@@ -196,62 +192,3 @@ def _pieces(path: Path, member: str | None, start: int, sizes: Sequence[int]) ->
                 raise TraceError(str(path), problem, "it is cut or damaged: save it again")
             yield data
         file.read(1)  # only at its end is the checksum of a member compared
-
-
-def is_torch(path: Path) -> bool:
-    """Whether *path* is called as torch's files are and is an archive."""
-    if not path.is_file() or path.suffix.lower() not in TORCH_ENDINGS:
-        return False
-    with path.open("rb") as file:
-        return file.read(2) == ZIP_MAGIC
-
-
-def keys_of(path: Path) -> bytes:
-    """The part of a `.pt` archive that holds its keys, not unpickled; empty for other files."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(name) as file:
-                return file.read(MOST_KEYS)
-    except Exception:  # noqa: BLE001 - whatever cannot be read has no keys
-        return b""
-
-
-def loaded(path: Path) -> Any:
-    """What is in a `.pt` file, tensors as they are; raises `TraceError` without torch, and where it cannot read it."""
-    try:
-        import torch
-    except ImportError as error:
-        raise TraceError(str(path), "is a torch file", 'install torch: pip install "moetrace[torch]"') from error
-    unpacked = 0
-    with suppress(OSError, zipfile.BadZipFile, NotImplementedError, ValueError), zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
-    require(4 * unpacked, str(path), "what it unpacks to", "record fewer passes in a file")
-    with library_errors(str(path), "cannot be opened", "dump it again; nothing but tensors is read"):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except UnpicklingError as error:  # what torch says advises to run whatever the file holds
-            raise TraceError(
-                str(path), "is damaged, or holds more than tensors", "save tensors, numbers and texts alone"
-            ) from error
-
-
-def tensor_array(value: Any, path: Path) -> NDArray[Any] | None:
-    """A tensor, a number or nested lists of them as an array, None for anything else."""
-    if isinstance(value, str | bytes | dict) or value is None:
-        return None
-    listed = isinstance(value, list | tuple) and len(value) > 0 and hasattr(value[0], "numel")
-    with library_errors(str(path), "holds no numbers", "give lists of one length"):
-        if not listed and not hasattr(value, "numel"):
-            array = np.asarray(value)
-            return array if array.dtype.kind in "iuf" else None
-        import torch
-
-        value = torch.stack(list(value)) if listed else value
-        # A tensor may be a view that repeats one number any number of times.
-        require(32 * value.numel(), str(path), f"a tensor of the shape {tuple(value.shape)}", "save fewer steps in it")
-        if value.dtype == torch.bfloat16:
-            return np.asarray(value.detach().view(torch.int16).numpy().view("V2"))
-        if value.is_sparse or value.is_quantized:
-            return None
-        return np.asarray(value.detach().numpy())

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import LAYER_IN_NAME, STEP_IN_NAME, layer_in_name
-from moetrace.formats.readers.arrays import arrays_in, is_torch, keys_of
+from moetrace.formats.readers.arrays import arrays_in
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
+from moetrace.formats.readers.tensors import is_torch, keys_of
 from moetrace.formats.stream.arrays import Array
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.choices import (

@@ -15,7 +15,7 @@ from moetrace.doctor.collector import HALVES, Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.location import check_ranks, rank_files
-from moetrace.formats.readers.arrays import is_torch, keys_of, loaded, tensor_array
+from moetrace.formats.readers.tensors import is_torch, keys_of, loaded, tensor_array
 from moetrace.formats.stream.cells import Merged, Reading, Source, dense_cells
 from moetrace.formats.stream.columns import Values, as_float32
 from moetrace.formats.stream.merge import concatenate_segments
@@ -41,7 +41,7 @@ class SglangFormat:
     phase: Phase | None = None
 
     name: ClassVar[str] = "sglang"
-    needs: ClassVar[str] = "a .pt file of the recorder, or a folder with those of all ranks; the extra torch"
+    needs: ClassVar[str] = "a .pt file of the recorder, or a folder with those of all ranks"
 
     def claims(self, path: Path) -> bool:
         if path.is_dir():
