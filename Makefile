@@ -64,7 +64,7 @@ $(VENV)/.installed-torch: $(VENV)/.installed-dev
 
 .PHONY: test-torch
 test-torch: $(VENV)/.installed-torch ## Install torch and transformers, then test what needs them
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch tests/formats/test_formats_sglang.py tests/formats/test_formats_contract.py $(COVER)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/with_torch tests/formats/test_formats_sglang.py tests/formats/test_formats_arrays.py tests/formats/test_tensors.py $(COVER)
 
 # vLLM for CPUs brings torch, and packages built for another one. Of SGLang only the modules that read and make plans
 # are run, of Megatron-Core and torchtitan the MoE layers: the rest needs a GPU, or packages that nothing here uses.
