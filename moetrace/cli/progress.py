@@ -23,14 +23,19 @@ def progress(title: str, unit: str) -> Iterator[Report]:
         yield _lines(title, unit)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    rate = TextColumn("{task.fields[rate]}")
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), rate, TimeRemainingColumn())
+    said = TextColumn("{task.fields[said]}")  # nothing before it is known how many there are
+    columns = (TextColumn("{task.description}"), BarColumn(), said, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=None, rate=unit)
+        task = bar.add_task(title, total=None, said="")
         began = time.monotonic()
-        yield lambda done, total: bar.update(task, completed=done, total=total, rate=_rate(done, unit, began))
+
+        def report(done: int, total: int | None) -> None:
+            of = f"/{total:,}" if total else ""
+            bar.update(task, completed=done, total=total, said=f"{done:,}{of} {_rate(done, unit, began)}")
+
+        yield report
 
 
 def silent(_done: int, _total: int | None) -> None:
