@@ -42,6 +42,7 @@ FENCES = {
     "rich": ("report.tables", "report.screens", "cli"),
     "typer": ("cli",),
     "torch": ("placement.measure", "record", "formats.readers"),
+    "gguf": ("formats.readers.imatrix",),
     "safetensors": ("formats.readers.tensorrt",),
     "tensorboard": ("formats.readers.tensorboard",),
     "duckdb": ("formats.readers.sql",),

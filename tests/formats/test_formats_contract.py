@@ -17,13 +17,15 @@ from moetrace.settings import label, setting_types
 # Dumps without numbers of steps: so many passes lie between two; and of those without numbers of layers.
 PASSES = {"sglang": 1, "mindie": 8, "prometheus": 1}
 LAYERS = {"mindie": (0, 1)}
+# What holds one step has tests of its own (`test_formats_imatrix.py`).
+OF_ONE_WINDOW = ("imatrix",)
 # Findings of traces that Hypothesis makes up, which no router would.
 ODD = ("tokens-differ", "smoothed", "cumulative")
 
 
 def test_every_format_has_a_dump_to_read():
     """A format without a sample is not tested."""
-    assert sorted(FORMATS) == sorted(DUMPS)
+    assert sorted(FORMATS) == sorted([*DUMPS, *OF_ONE_WINDOW])
 
 
 @pytest.mark.parametrize("name", DUMPS)

@@ -10,6 +10,7 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import readable
 from moetrace.formats.location import Location, Query, Uri
 from moetrace.formats.readers.arrays import NumpyFormat, TensorsFormat
+from moetrace.formats.readers.imatrix import ImatrixFormat
 from moetrace.formats.readers.logs import LogFormat, PrometheusFormat
 from moetrace.formats.readers.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.readers.mindie import MindieFormat
@@ -35,6 +36,7 @@ FORMATS: dict[str, Format] = {
         MegatronRouterFormat(),
         SglangFormat(),
         TensorrtFormat(),
+        ImatrixFormat(),
         TensorboardFormat(),
         OmniFormat(),
         MindieFormat(),
