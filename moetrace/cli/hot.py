@@ -95,7 +95,7 @@ def hot(
             trace, predictors, slots=slots, total=total, cover=cover, cold=cold, horizon=horizon, cutoffs=cutoffs,
             refresh=refresh, transfer=transfer, progress=progress, seed=protocol.seed, **settings,
         )  # fmt: skip
-        if horizon is None and found.answer.horizon < HORIZON:
+        if horizon is None and 0 < found.answer.horizon < HORIZON:
             few = f"{trace.name}: {len(trace.steps):,} steps are too few for sets that stay {HORIZON:,}"
             shared.note(f"{few}: they are scored over {found.answer.horizon:,} (--horizon sets it)")
         return given, found

@@ -72,7 +72,7 @@ def report(
         from moetrace.forecasting.study import study
         from moetrace.placement.planning import Planning, usual_gpus
         from moetrace.placement.study import place, placement_frames
-        from moetrace.residency.study import FEWEST_CUTOFFS, hot, residency_frames
+        from moetrace.residency.study import hot, residency_frames
 
         opened.append(trace)
         notes: list[str] = []
@@ -81,10 +81,8 @@ def report(
         for text in notes:  # not of a trace that is too short for anything, which is a line of its own
             shared.note(text)
         shared.note_reused(trace.name, found.computed, found.reused)
-        frames = found.frames
-        if len(trace.steps) > FEWEST_CUTOFFS:
-            kept = hot(trace, [predictor(name) for name in QUICK], progress=progress, seed=protocol.seed, **settings)
-            frames |= residency_frames(kept)
+        kept = hot(trace, [predictor(name) for name in QUICK], progress=progress, seed=protocol.seed, **settings)
+        frames = found.frames | residency_frames(kept)
         number = gpus or usual_gpus(trace.experts)
         if number == 1:
             return trace.name, frames

@@ -38,7 +38,9 @@ def kept(answer: Mapping[str, Any]) -> Answer:
     interval = interval_of(answer, " (95% interval {:.1f} to {:.1f}%)")
     sentence = f"Keeping {what} covers {rate_text(answer['hit_rate'])} of token choices{interval}"
     active = f"{rate_text(answer['active_hit_rate'])} of the experts active in a step"
-    if answer["worth"] == "unknown":
+    if answer["worth"] == "untested":
+        sentence += " of this trace. Not tested: it is too short to score a set on what followed; record more steps."
+    elif answer["worth"] == "unknown":
         sentence += f" and {active}. Not enough evidence for a verdict: record more steps."
     elif answer["worth"] == "cache":
         sentence += f" and {active}. An LRU cache of that size has {rate_text(answer['lru'])} of them: the hot experts "
@@ -55,12 +57,14 @@ def kept(answer: Mapping[str, Any]) -> Answer:
         sentence += f" and {active}. Worth it: a step loads {missed:,.1f} instead of {answer['active']:,.1f} experts "
         sentence += "per layer."
     number = f"{percent_whole(answer['hit_rate'])} of token choices"
-    return Answer(QUESTION, number, sentence, fine=answer["worth"] in ("neither", "unknown"))
+    return Answer(QUESTION, number, sentence, fine=answer["worth"] in ("neither", "unknown", "untested"))
 
 
 def kept_notes(answer: Mapping[str, Any], cold: pd.DataFrame, curve: pd.DataFrame) -> list[str]:
     """What stands below the table, a paragraph each: knee, how long a set holds, what more would gain, what is left."""
     knee = f"Up to {answer['above_mean']:,} experts per layer each has more than the mean load (the knee of the curve)."
+    if answer["worth"] == "untested":
+        return [knee, *([ELSEWHERE] if len(cold) else [])]
     notes = [f"{knee} {lasting(answer)}"]
     gains = [f"choosing the set anew every {answer['refresh']:,} steps {_gain(answer['refresh_adds'])}"]
     gains.append(f"an LRU cache {_gain(answer['lru_adds'])}")
@@ -137,6 +141,8 @@ def ages(frame: pd.DataFrame, best: str) -> Figure:
     """What a set by *best* covers less than a new one by its age, for each state that it was chosen in."""
     figure = new_figure(8.6, 2.6)
     axes = figure.add_subplot()
+    if frame.empty:
+        axes.annotate("too short to tell", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=8)
     for state, own in frame[frame["method"] == best].groupby("state", sort=False):
         label = "all sets" if state == "all" else f"chosen while {state}"
         axes.plot(

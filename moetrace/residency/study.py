@@ -17,7 +17,17 @@ from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import checked_cutoffs, default_cutoffs, scorable
 from moetrace.residency.scoring import ORACLE_STATIC, SCORE_COLUMNS, LayerScores, LayerSets
 from moetrace.residency.sets import EQUAL, Budget, Slots, divided, knee, ranked
-from moetrace.residency.summary import Answer, ages_frame, answer_of, asked_for, curve_frame, summary_frame
+from moetrace.residency.summary import (
+    AGE_COLUMNS,
+    SUMMARY_COLUMNS,
+    UNTESTED,
+    Answer,
+    ages_frame,
+    answer_of,
+    asked_for,
+    curve_frame,
+    summary_frame,
+)
 from moetrace.trace import LoadTrace, Shares
 from moetrace.words import BASELINE
 
@@ -33,6 +43,7 @@ HORIZON = 1000
 FEWEST_CUTOFFS = 3
 # Parts of the experts of a layer that every method is scored at too, for the table of capacities.
 PARTS = (16, 8, 4, 2)
+COLD_COLUMNS = ("trace", "layer", "expert", "share", "high_95", "cold_windows")
 # The sets are compared to so many digits: of equally good predictors the first is taken.
 COMPARED = 4
 
@@ -87,8 +98,9 @@ def hot(
     So many *slots* in every layer, *total* over all of them, or as few experts as *cover* a share of the token choices;
     the knee of the curve by default. A set by each of *predictors* (`window_mean` always is one) stays for *horizon*
     steps, 1,000 unless the trace is short; one is chosen anew every *refresh* steps, 100 unless the horizon is shorter.
-    *cold* experts with the least load of each layer are named too. One expert takes *transfer* seconds to load. The
-    other arguments are those of `evaluate`; *progress* counts its tasks, then the layers.
+    *cold* experts with the least load of each layer are named too. Of a trace of up to `FEWEST_CUTOFFS` steps, such as
+    one window of counts, sets are made from its mean load, and not scored. One expert takes *transfer* seconds to load.
+    The other arguments are those of `evaluate`; *progress* counts its tasks, then the layers.
     Raises `SettingError` for more slots than experts, or a horizon that the trace does not reach.
 
     >>> import moetrace as mt
@@ -103,6 +115,8 @@ def hot(
     budget.check(len(trace.layers), trace.experts)
     if not 0 <= cold < trace.experts:
         raise SettingError(f"cold must be from 0 to {trace.experts - 1} (one expert has to stay), got {cold}")
+    if horizon is None and cutoffs is None and len(trace.steps) <= FEWEST_CUTOFFS:
+        return _untested(trace, budget, cold)
     horizon, cutoffs = _windows(trace, horizon, cutoffs)
     refresh = min(REFRESH, horizon) if refresh is None else refresh
     if refresh < 1:
@@ -137,6 +151,40 @@ def residency_frames(found: Residency) -> dict[str, pd.DataFrame]:
 
     own = {f"kept_{name}": found.frames[name] for name in ("curve", "ages", "summary")}
     return {"kept": pd.DataFrame([found.answer.as_row()]), **own}
+
+
+def _untested(trace: LoadTrace, budget: Budget, cold: int) -> Residency:
+    """Sets by the mean load of a *trace* that is too short to score any: coverage is that of the trace itself."""
+    import pandas as pd
+
+    shares = np.array([load.mean_shares for load in trace.by_layer()])
+    (layers, experts), size = shares.shape, budget.size(shares)
+    numbers = np.full(layers, size // layers) if budget.allocation == EQUAL else divided(shares, size)
+    covered = np.cumsum(-np.sort(-shares, axis=1), axis=1)  # (layers, slots)
+    kept = np.array([own[max(number, 1) - 1] * (number > 0) for own, number in zip(covered, numbers)])
+    active = float(np.mean([(load.counts > 0).sum(axis=1).mean() for load in trace.by_layer()]))
+    curve = {"hit_rate": covered.mean(axis=0), "active_hit_rate": np.nan, "median_layer": np.median(covered, axis=0)}
+    curve |= {"worst_layer": covered.min(axis=0), "hindsight": covered.mean(axis=0)}
+    coldest = [
+        (trace.name, layer, trace.info.first_expert + int(expert), float(own[expert]), np.nan, np.nan)
+        for layer, own in zip(trace.layers, shares)
+        for expert in ranked(own)[::-1][:cold]
+    ]
+    frames = {
+        "summary": pd.DataFrame(columns=list(SUMMARY_COLUMNS)),
+        "sets": _sets(trace, shares, numbers, BASELINE),
+        "scores": pd.DataFrame(columns=list(SCORE_COLUMNS)),
+        "curve": pd.DataFrame({"trace": trace.name, "method": BASELINE, "slots": np.arange(1, experts + 1), **curve}),
+        "ages": pd.DataFrame(columns=list(AGE_COLUMNS)),
+        "cold": pd.DataFrame(coldest, columns=list(COLD_COLUMNS)),
+    }
+    answer = Answer(
+        trace.name, BASELINE, budget.allocation, size / layers, layers, experts, knee(shares), worth=UNTESTED,
+        hit_rate=float(kept.mean()), worst_layer=float(kept.min()), active=active,
+        tokens=float(np.mean([load.counts.mean() for load in trace.by_layer()])),
+    )  # fmt: skip
+    by_layer = dict(zip(trace.layers, shares.tolist()))
+    return Residency(trace.name, frames, BASELINE, answer, by_layer, trace.info.first_expert)
 
 
 def _residency(
@@ -264,4 +312,4 @@ def _cold(means: pd.DataFrame, test: Backtest, number: int) -> pd.DataFrame:
     after = test.shares[test.shares["predictor"] == BASELINE]
     rank = after.groupby(["layer", "cutoff"])["actual"].rank(method="first")
     often = (rank <= number).groupby([after["layer"], after["expert"]]).mean().rename("cold_windows").reset_index()
-    return coldest.merge(often, on=["layer", "expert"], how="left")[[*by, "expert", "share", "high_95", "cold_windows"]]
+    return coldest.merge(often, on=["layer", "expert"], how="left")[list(COLD_COLUMNS)]

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 # What a resident set is good for: it saves loading experts, it saves computing with those that are not resident, an LRU
 # cache does better, or it covers hardly more than as many experts taken at random.
 LOADING, COMPUTE, CACHE, NEITHER, UNKNOWN = "loading", "compute", "cache", "neither", "unknown"
+UNTESTED = "untested"  # no set could be scored
 # By how much a rate has to be above that of random experts: less than a twentieth would not repay the work.
 WORTH = 0.05
 # A set holds as long as it covers at most so much less than a new one.
 ENOUGH = 0.01
 RATES = ("hit_rate", "active_hit_rate")
+AGE_COLUMNS = ("trace", "method", "state", "age", "hit_rate", "fresh", "lost")
+NAN = float("nan")
 SUMMARY_COLUMNS = (
     "trace", "horizon", "method", "allocation", "slots", "state",
     *(f"{rate}{end}" for rate in RATES for end in ("", "_low", "_high")),
@@ -102,8 +105,7 @@ def ages_frame(trace: str, found: Sequence[LayerScores], horizon: int) -> pd.Dat
     both = pd.concat([table, table.assign(state="all")])
     means = both.groupby(["method", "state", "age"], sort=False).mean().reset_index()
     means = means.assign(lost=means["fresh"] - means["hit_rate"]).sort_values(["method", "state", "age"])
-    means.insert(0, "trace", trace)
-    return means.reset_index(drop=True)
+    return means.assign(trace=trace)[list(AGE_COLUMNS)].reset_index(drop=True)
 
 
 @dataclass(frozen=True)
@@ -128,27 +130,27 @@ class Answer:
     layers: int
     experts: int
     above_mean: int
-    horizon: int
-    refresh: int
-    worth: str
-    hit_rate: float
-    hit_rate_low: float
-    hit_rate_high: float
-    active_hit_rate: float
-    active_hit_rate_low: float
-    active_hit_rate_high: float
-    worst_layer: float
-    active: float
-    tokens: float
-    hindsight: float
-    refresh_adds: float
-    lru_adds: float
-    by_load_adds: float | None
-    lru: float
-    oracle: float
-    ends: str
-    holds: int | None
-    reach: int
+    horizon: int = 0
+    refresh: int = 0
+    worth: str = UNKNOWN
+    hit_rate: float = NAN
+    hit_rate_low: float = NAN
+    hit_rate_high: float = NAN
+    active_hit_rate: float = NAN
+    active_hit_rate_low: float = NAN
+    active_hit_rate_high: float = NAN
+    worst_layer: float = NAN
+    active: float = NAN
+    tokens: float = NAN
+    hindsight: float = NAN
+    refresh_adds: float = NAN
+    lru_adds: float = NAN
+    by_load_adds: float | None = None
+    lru: float = NAN
+    oracle: float = NAN
+    ends: str = UNKNOWN
+    holds: int | None = None
+    reach: int = 0
 
     def as_row(self) -> dict[str, Any]:
         """Its fields."""

@@ -110,8 +110,10 @@ def test_what_cannot_be_done_is_a_usage_error(served, argv, message):
 
 
 def test_a_step_alone_is_no_history(served):
-    """One line, and the way out."""
-    found = served("--steps", "1:1")
+    """Sets are made from it and written, and the answer says that they were not tested; a horizon cannot be had."""
+    found, asked = served("--steps", "1:1"), served("--steps", "1:1", "--horizon", "5")
 
-    assert 2 == found.code
-    assert "record more steps" in found.err
+    assert 0 == found.code
+    assert "Not tested: it is too short to score a set" in found.out
+    assert 2 == asked.code
+    assert "record more steps" in asked.err

@@ -126,3 +126,13 @@ def test_figures_show_what_the_frames_have():
 
     assert [25.0, 50.0, 75.0, 100.0] == curves["median layer"] == curves["best set in hindsight"]
     assert ([0.0, 2.0], [3.0]) == (lost["all sets"], lost["chosen while stable"])
+
+
+def test_what_was_not_tested_is_said():
+    """Coverage of the trace itself is no promise."""
+    untested = ANSWER | {"worth": "untested", "hit_rate_low": float("nan")}
+
+    assert kept(untested).sentence.endswith(
+        "of this trace. Not tested: it is too short to score a set on what followed; record more steps."
+    )
+    assert 1 == len(kept_notes(untested, NONE, NONE))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import moetrace as mt
-from moetrace.residency.summary import CACHE, COMPUTE, LOADING, NEITHER, UNKNOWN
+from moetrace.residency.summary import CACHE, COMPUTE, LOADING, NEITHER, UNKNOWN, UNTESTED
 
 CUTOFFS = [120, 200, 280]
 HORIZON = 80
@@ -324,3 +324,24 @@ def test_what_cannot_be_done_is_refused(trace, settings, message):
     """With what would work."""
     with pytest.raises(mt.SettingError, match=message):
         mt.hot(trace, **settings)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_trace_too_short_to_score_has_sets_all_the_same(counts, steps):
+    """By its own mean load, with what they cover of it; the answer says that nothing was tested."""
+    short = mt.LoadTrace.from_counts(counts[:steps], layers=[2, 4], info=mt.TraceInfo(name="window", first_expert=1))
+    means = [counts[:steps, layer].sum(axis=0) / counts[:steps, layer].sum() for layer in (0, 1)]
+
+    found = mt.hot(short, slots=2, cold=1)
+    shared = mt.hot(short, total=3)
+
+    assert UNTESTED == found.answer.worth
+    assert {2: top(means[0], 2), 4: top(means[1], 2)} == found.sets
+    assert np.mean([own[top(own, 2)].sum() for own in means]) == pytest.approx(found.answer.hit_rate)
+    assert min(own[top(own, 2)].sum() for own in means) == pytest.approx(found.answer.worst_layer)
+    assert [1 + top(own, 6)[-1] for own in means] == found.frames["cold"]["expert"].tolist()
+    assert 3 == sum(len(experts) for experts in shared.sets.values())
+    curve = found.frames["curve"]
+    assert [np.mean([own[top(own, n)].sum() for own in means]) for n in range(1, 7)] == pytest.approx(curve["hit_rate"])
+    assert found.frames["scores"].empty
+    assert found.frames["summary"].empty
