@@ -77,7 +77,7 @@ test-torch: $(VENV)/.installed-torch ## Install torch and transformers, then tes
 	@touch $@
 
 .PHONY: test-systems
-test-systems: .venv-systems/.installed ## Record in vLLM, Megatron-Core and torchtitan; let SGLang read plans (3.5 GB)
+test-systems: .venv-systems/.installed ## Record in vLLM, Megatron-Core and torchtitan; let SGLang read plans (5 GB)
 	OMP_NUM_THREADS=1 .venv-systems/bin/python -m pytest tests/with_systems
 
 .PHONY: fuzz

@@ -24,7 +24,7 @@ from moetrace.forecasting.windows import default_cutoffs
 
 SAMPLES = Path(__file__).parent.parent / "sample_traces"
 SMALL = ("gpt-moe-8e-a", "gpt-moe-8e-b", "large/gpt-moe-32e-d")
-TRACES = (*SMALL, "large/gpt-moe-128e-f", "large/gpt-moe-128e-serving")
+TRACES = (*SMALL, "large/gpt-moe-128e-f", "large/gpt-moe-128e-serving", "large/qwen3-moe-64e-vllm")
 # Recorded when everything was chosen, and never looked at before.
 HELD_OUT = ("held_out/gpt-moe-16e-h", "held_out/gpt-moe-32e-i")
 HORIZONS = (1000, 2000)

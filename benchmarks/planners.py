@@ -41,7 +41,8 @@ MANY = ((256, 32, 32, 1, 1, 1.0), (256, 32, 32, 1, 1, None), (256, 64, 64, 1, 1,
         (128, 0, 16, 1, 1, 1.0), (256, 32, 32, 4, 8, 1.0))  # fmt: skip
 FEW = ((8, 4, 4), (12, 4, 8), (16, 8, 8))
 TRACES = {"gpt-moe-8e-a": (4, [0, 4]), "gpt-moe-8e-b": (4, [0, 4]), "large/gpt-moe-32e-d": (4, [0, 4]),
-          "large/gpt-moe-128e-f": (8, [0, 16]), "large/gpt-moe-128e-serving": (8, [0, 16])}  # fmt: skip
+          "large/gpt-moe-128e-f": (8, [0, 16]), "large/gpt-moe-128e-serving": (8, [0, 16]),
+          "large/qwen3-moe-64e-vllm": (8, [0, 8])}  # fmt: skip
 MOVES = ["trace", "redundant", "state", "plan"]
 CUTOFFS = range(2000, 12_000, 2000)
 FLASHLB = ("FlashLB", "FlashLB, single steps")

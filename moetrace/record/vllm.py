@@ -30,14 +30,14 @@ from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError
 from moetrace.record.arguments import trace_path
-from moetrace.record.recorder import BLOCK_STEPS, Recorder
+from moetrace.record.recorder import Recorder
 
 # Choices that are counted at a time: their indices take 8 MiB, whatever the size of a pass.
 CHUNK = 1 << 20
 # Passes whose counts may wait for the thread that writes them, and seconds that a pass waits where all do.
 WAITING, PATIENCE = 64, 1.0
-# A kill takes at most so many seconds, or `BLOCK_STEPS` passes: vLLM ends its workers by one.
-BLOCK_SECONDS = 10.0
+# A kill, by which vLLM ends its workers, takes at most so many seconds. Writing takes 0.1 s, and memory for a block.
+BLOCK_SECONDS, BLOCK_BYTES = 10.0, 32 << 20
 
 Tensor = Any
 logger = logging.getLogger("vllm.moetrace")  # below the logger that vLLM has set up
@@ -274,21 +274,20 @@ class Recording:
             while item is not None:
                 with suppress(Empty):
                     if (item := self._passes.get(timeout=1.0)) is not None:
-                        self._keep(*item)
-                        held += 1
+                        held += self._keep(*item)
                 paused = self._settings.pause_file.exists()
                 if paused != self._paused:
                     self._paused = paused
                     logger.info("recording is paused" if paused else "recording goes on")
-                due = held >= BLOCK_STEPS or time.monotonic() >= written + BLOCK_SECONDS
+                due = held >= BLOCK_BYTES or time.monotonic() >= written + BLOCK_SECONDS
                 if held and (due or paused or item is None):
                     self._flush()
                     held, written = 0, time.monotonic()
         except Exception:  # noqa: BLE001 - nothing ends the server
             self._end("recording has ended after an error; the server goes on", logger.exception)
 
-    def _keep(self, step: int, slot: int) -> None:
-        """Add the counts in *slot* to the traces as *step*."""
+    def _keep(self, step: int, slot: int) -> int:
+        """Add the counts in *slot* to the traces as *step*; returns their bytes."""
         phases = self._counter.take(slot)
         if phases[1].any():
             self._decode.add_layers(self._layers, phases[1])
@@ -296,6 +295,7 @@ class Recording:
         self._every.add_layers(self._layers, phases.sum(axis=0))
         self._every.step(step)
         self._free.put(slot)
+        return phases.nbytes
 
     def _flush(self) -> None:
         """Write what is held, decode first: after a kill it lacks no pass that the other trace has."""

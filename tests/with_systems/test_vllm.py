@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -89,12 +90,34 @@ def test_a_server_records_what_was_asked_of_it(model, tmp_path):
         assert [TOP_K * expected] * LAYERS == totals(found)
 
 
+@pytest.mark.parametrize(
+    ("flag", "files"), [("tensor", {"run": (0, 1, 2, 3)}), ("pipeline", {"run.stage0": (0, 1), "run.stage1": (2, 3)})]
+)
+def test_two_workers_record_every_token_once(model, tmp_path, flag, files):
+    """With tensor and expert parallelism the first alone, all layers; with pipeline stages each its own."""
+    lengths = [(int(5 + 37 * i % 200), int(2 + 5 * i % 40)) for i in range(12)]
+    parallel = [f"--{flag}-parallel-size", "2", *(["--enable-expert-parallel"] if flag == "tensor" else [])]
+    path = str(tmp_path / "run.parquet")
+    with serving(model, tmp_path / "log", *parallel, MOETRACE_RECORD=path, VLLM_CPU_OMP_THREADS_BIND="0|1") as server:
+        computed, decoded = tokens_of(server.ask(lengths))
+        server.stop()
+
+    for name, layers in files.items():
+        trace, decode = open_trace(tmp_path / f"{name}.parquet"), open_trace(tmp_path / f"{name}-decode.parquet")
+        assert layers == trace.layers
+        assert [TOP_K * computed] * len(layers) == totals(trace)
+        assert [TOP_K * decoded] * len(layers) == totals(decode)
+    assert 2 * len(files) == len(list(tmp_path.glob("*.parquet")))
+
+
 def test_a_server_that_was_killed_goes_on(model, tmp_path):
-    """What was written before the kill stays, what is asked afterwards follows; at most a block is lost."""
+    """What was written before the kill stays, what is asked afterwards follows; at most the last seconds are lost."""
     path = tmp_path / "run.parquet"
-    lengths = [(10 + i, 130) for i in range(4)]
+    lengths = [(10 + i, 40) for i in range(4)]
     with serving(model, tmp_path / "log", MOETRACE_RECORD=str(path)) as server:
         computed, _ = tokens_of(server.ask(lengths))
+        time.sleep(12)
+        server.ask(lengths, seed=2)
         server.kill()
     before = read_parts(path.with_suffix(".parts"))
     kept, last = before.counts.copy(), int(before.steps[-1])
@@ -103,7 +126,7 @@ def test_a_server_that_was_killed_goes_on(model, tmp_path):
         server.stop()
     trace = open_trace(path)
 
-    assert TOP_K * (computed - 4 * 100) <= kept[:, 0].sum() <= TOP_K * computed
+    assert TOP_K * computed <= kept[:, 0].sum() < 2 * TOP_K * computed
     assert np.array_equal(kept, trace.counts[: len(kept)])
     assert [TOP_K * again] * LAYERS == trace.counts[len(kept) :].sum(axis=(0, 2)).tolist()
     assert list(range(1, len(trace.steps) + 1)) == trace.steps.tolist()

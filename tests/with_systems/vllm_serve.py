@@ -93,13 +93,15 @@ def serving(model, log, *flags, **environment):
         )
     server = Server(process, port, log)
     try:
-        for _ in range(600):
+        for _ in range(1500):
             assert process.poll() is None, log.read_text()[-3000:]
             try:
                 with urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
                     break
             except (URLError, OSError):
                 time.sleep(0.2)
+        else:
+            raise AssertionError(f"the server did not come up:\n{log.read_text()[-3000:]}")
         yield server
     finally:
         if process.poll() is None:

@@ -1,6 +1,7 @@
 """The counting of vLLM's plug-in, on imitations of its router's buffer, its batches and its workers."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -58,6 +59,15 @@ def scheduled(seed, **requests):
     return SimpleNamespace(
         seed=seed, requests=order, num_scheduled_tokens=tokens, total_num_scheduled_tokens=sum(tokens.values())
     )
+
+
+def until(true):
+    """Wait for what the thread that writes does."""
+    for _ in range(2000):
+        if true():
+            return
+        time.sleep(0.005)
+    raise AssertionError
 
 
 MIXED = {"a": (9, 20, 0), "b": (1, 7, 7), "c": (1, 5, 8)}  # a is prefill, and comes last in the batch
@@ -153,14 +163,11 @@ def test_a_file_pauses(recording, tmp_path, monkeypatch):
     own, worker = recording()
     worker.execute_model(scheduled(1, **DECODE))
     (tmp_path / "run.pause").touch()
-    while not own._paused:
-        pass
+    until(lambda: own._paused)
     worker.execute_model(scheduled(2, **DECODE))
-    while not list((tmp_path / "run.parts").glob("part-*")):
-        pass
+    until(lambda: list((tmp_path / "run.parts").glob("part-*")))
     (tmp_path / "run.pause").unlink()
-    while own._paused:
-        pass
+    until(lambda: not own._paused)
     worker.execute_model(scheduled(3, **DECODE))
     own.close()
 
@@ -169,12 +176,11 @@ def test_a_file_pauses(recording, tmp_path, monkeypatch):
 
 def test_a_size_limit_ends_the_recording(recording, tmp_path, monkeypatch):
     """After the block that goes beyond it; the server goes on."""
-    monkeypatch.setattr(plugin, "BLOCK_STEPS", 2)
+    monkeypatch.setattr(plugin, "BLOCK_BYTES", 2 * 2 * len(LAYERS) * EXPERTS * 8)
     own, worker = recording(megabytes=0)
     for seed in range(2):
         worker.execute_model(scheduled(seed, **DECODE))
-    while not own._ended:
-        pass
+    until(lambda: own._ended)
     assert "output" == worker.execute_model(scheduled(9, **DECODE))
     own.close()
 
@@ -186,8 +192,7 @@ def test_an_error_ends_the_recording_and_not_the_server(recording, tmp_path, mon
     """It is in the log, once, and what was recorded before is kept."""
     own, worker = recording()
     worker.execute_model(scheduled(1, **DECODE))
-    while own._free.qsize() < plugin.WAITING:
-        pass
+    until(lambda: own._free.qsize() == plugin.WAITING)
 
     def fail(*passed):
         raise MemoryError
@@ -211,8 +216,7 @@ def test_a_disk_that_does_not_answer_costs_passes_and_not_the_server(recording, 
     for seed in range(1, 6):
         worker.execute_model(scheduled(seed, **DECODE))
     answered.set()
-    while own._free.qsize() < 2:
-        pass
+    until(lambda: own._free.qsize() == 2)
     worker.execute_model(scheduled(6, **DECODE))
     own.close()
 
