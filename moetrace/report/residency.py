@@ -39,7 +39,7 @@ def kept(answer: Mapping[str, Any]) -> Answer:
     sentence = f"Keeping {what} covers {rate_text(answer['hit_rate'])} of token choices{interval}"
     active = f"{rate_text(answer['active_hit_rate'])} of the experts active in a step"
     if answer["worth"] == "untested":
-        sentence += " of this trace. Not tested: it is too short to score a set on what followed; record more steps."
+        sentence += " of this trace. Not tested: it has too few steps, or steps too far apart, to score a set on what followed."
     elif answer["worth"] == "unknown":
         sentence += f" and {active}. Not enough evidence for a verdict: record more steps."
     elif answer["worth"] == "cache":

@@ -99,7 +99,7 @@ def hot(
     the knee of the curve by default. A set by each of *predictors* (`window_mean` always is one) stays for *horizon*
     steps, 1,000 unless the trace is short; one is chosen anew every *refresh* steps, 100 unless the horizon is shorter.
     *cold* experts with the least load of each layer are named too. Of a trace of up to `FEWEST_CUTOFFS` steps, such as
-    one window of counts, sets are made from its mean load, and not scored. One expert takes *transfer* seconds to load.
+    one window of counts, or of steps more than 1,000 apart, sets are made from its mean load, and not scored. One expert takes *transfer* seconds to load.
     The other arguments are those of `evaluate`; *progress* counts its tasks, then the layers.
     Raises `SettingError` for more slots than experts, or a horizon that the trace does not reach.
 
@@ -115,7 +115,8 @@ def hot(
     budget.check(len(trace.layers), trace.experts)
     if not 0 <= cold < trace.experts:
         raise SettingError(f"cold must be from 0 to {trace.experts - 1} (one expert has to stay), got {cold}")
-    if horizon is None and cutoffs is None and len(trace.steps) <= FEWEST_CUTOFFS:
+    fitted = horizon is None and cutoffs is None
+    if fitted and (len(trace.steps) <= FEWEST_CUTOFFS or trace.stride > HORIZON):
         return _untested(trace, budget, cold)
     horizon, cutoffs = _windows(trace, horizon, cutoffs)
     refresh = min(REFRESH, horizon) if refresh is None else refresh
@@ -154,7 +155,7 @@ def residency_frames(found: Residency) -> dict[str, pd.DataFrame]:
 
 
 def _untested(trace: LoadTrace, budget: Budget, cold: int) -> Residency:
-    """Sets by the mean load of a *trace* that is too short to score any: coverage is that of the trace itself."""
+    """Sets by the mean load of a *trace* that does not allow to score any: coverage is that of the trace itself."""
     import pandas as pd
 
     shares = np.array([load.mean_shares for load in trace.by_layer()])

@@ -114,6 +114,6 @@ def test_a_step_alone_is_no_history(served):
     found, asked = served("--steps", "1:1"), served("--steps", "1:1", "--horizon", "5")
 
     assert 0 == found.code
-    assert "Not tested: it is too short to score a set" in found.out
+    assert "Not tested: it has too few steps" in found.out
     assert 2 == asked.code
     assert "record more steps" in asked.err

@@ -133,6 +133,6 @@ def test_what_was_not_tested_is_said():
     untested = ANSWER | {"worth": "untested", "hit_rate_low": float("nan")}
 
     assert kept(untested).sentence.endswith(
-        "of this trace. Not tested: it is too short to score a set on what followed; record more steps."
+        "of this trace. Not tested: it has too few steps, or steps too far apart, to score a set on what followed."
     )
     assert 1 == len(kept_notes(untested, NONE, NONE))

@@ -326,10 +326,11 @@ def test_what_cannot_be_done_is_refused(trace, settings, message):
         mt.hot(trace, **settings)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-def test_a_trace_too_short_to_score_has_sets_all_the_same(counts, steps):
+@pytest.mark.parametrize(("steps", "apart"), [(1, 1), (3, 1), (40, 1001)])
+def test_a_trace_that_cannot_be_scored_has_sets_all_the_same(counts, steps, apart):
     """By its own mean load, with what they cover of it; the answer says that nothing was tested."""
-    short = mt.LoadTrace.from_counts(counts[:steps], layers=[2, 4], info=mt.TraceInfo(name="window", first_expert=1))
+    info, at = mt.TraceInfo(name="window", first_expert=1), apart * np.arange(steps)
+    short = mt.LoadTrace.from_counts(counts[:steps], steps=at, layers=[2, 4], info=info)
     means = [counts[:steps, layer].sum(axis=0) / counts[:steps, layer].sum() for layer in (0, 1)]
 
     found = mt.hot(short, slots=2, cold=1)
