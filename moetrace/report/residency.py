@@ -39,7 +39,8 @@ def kept(answer: Mapping[str, Any]) -> Answer:
     sentence = f"Keeping {what} covers {rate_text(answer['hit_rate'])} of token choices{interval}"
     active = f"{rate_text(answer['active_hit_rate'])} of the experts active in a step"
     if answer["worth"] == "untested":
-        sentence += " of this trace. Not tested: it has too few steps, or steps too far apart, to score a set on what followed."
+        sentence += " of this trace. Not tested: it has too few steps, or steps too far apart, to score a set on what "
+        sentence += "followed."
     elif answer["worth"] == "unknown":
         sentence += f" and {active}. Not enough evidence for a verdict: record more steps."
     elif answer["worth"] == "cache":
