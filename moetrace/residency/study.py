@@ -100,7 +100,8 @@ def hot(
     steps, 1,000 unless the trace is short; one is chosen anew every *refresh* steps, 100 unless the horizon is shorter.
     *cold* experts with the least load of each layer are named too. Of a trace of up to `FEWEST_CUTOFFS` steps, such as
     one window of counts, or of steps more than 1,000 apart, sets are made from its mean load, and not scored. One
-    expert takes *transfer* seconds to load. The other arguments are those of `evaluate`; *progress* counts its tasks, then the layers.
+    expert takes *transfer* seconds to load. The other arguments are those of `evaluate`; *progress* counts its tasks,
+    then the layers.
     Raises `SettingError` for more slots than experts, or a horizon that the trace does not reach.
 
     >>> import moetrace as mt
