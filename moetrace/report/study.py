@@ -120,7 +120,8 @@ def _figures(
             figure, message = kind.draw(frames), kind.message(frames)
             pictures[name] = _picture(name, message, figure, f"{anchor}-{name}", frames[kind.needs[0]])
             for ending in kinds:
-                yield f"figures/{stem}-{name}.{ending}", picture(figure, ending, f"{trace}: {message}")
+                title = f"{trace}: {message}" if ending == "png" else ""  # papers have captions
+                yield f"figures/{stem}-{name}.{ending}", picture(figure, ending, title)
 
 
 def _picture(

@@ -51,6 +51,7 @@ def settings() -> dict[str, Any]:
         "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
         "axes.grid.axis": "y", "grid.color": FAINT, "grid.linewidth": 0.5, "font.size": 9, "axes.titlesize": 9,
         "legend.frameon": False, "legend.fontsize": 8, "figure.titlesize": 11, "svg.fonttype": "none",
+        "pdf.fonttype": 42,  # TrueType: publishers refuse the outlines of Type 3
     }  # fmt: skip
 
 

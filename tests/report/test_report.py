@@ -318,6 +318,8 @@ def test_figures_come_in_the_kinds_that_papers_take(files, frames, monkeypatch):
     begin = {name.rpartition(".")[2]: content[:5] for name, content in first.items()}
 
     assert {"png": b"\x89PNG\r", "svg": b"<?xml", "pdf": b"%PDF-"} == begin
+    assert b"/Type3" not in first["figures/settled-load_share.pdf"]
+    assert b"Load share of every expert" not in first["figures/settled-load_share.svg"]
     assert "figures/settled-load_share.png" in files
 
 
