@@ -20,6 +20,8 @@ from .errors import (
 from .forecasting.backtest import Backtest as Backtest, evaluate as evaluate
 from .forecasting.predictors import predictor as predictor
 from .forecasting.predictors.arima import Arima as Arima
+from .forecasting.predictors.base import Fitted as Fitted, Forecast as Forecast, Predictor as Predictor
+from .forecasting.predictors.plugins import check_predictor as check_predictor
 from .forecasting.predictors.auto import Auto as Auto
 from .forecasting.predictors.ema import Ema as Ema
 from .forecasting.predictors.level import Level as Level

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import inspect
 import json
 from contextlib import suppress
 from dataclasses import asdict
@@ -29,7 +30,16 @@ def key_of(*facts: Any) -> str:
 def settings_of(predictor: Predictor) -> list[Any]:
     """What makes one predictor another: its class, all its settings, and what it is computed with."""
     kind = type(predictor)
-    return [f"{kind.__module__}.{kind.__qualname__}", asdict(predictor), code_digest(), library_versions()]
+    own = [] if kind.__module__.startswith("moetrace.") else [_source(kind)]  # of a plug-in
+    return [f"{kind.__module__}.{kind.__qualname__}", asdict(predictor), code_digest(), library_versions(), *own]
+
+
+def _source(kind: type) -> str:
+    """The source of the module of *kind*, on which its results depend; of the class alone where there is no file."""
+    for part in (inspect.getmodule(kind), kind):
+        with suppress(OSError, TypeError):
+            return inspect.getsource(part)  # type: ignore[arg-type]
+    return ""
 
 
 @cache

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from moetrace.errors import SettingError
 from moetrace.settings import label, unknown, with_settings
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ PREDICTORS = {
 def predictor(spec: str, seed: int | None = None) -> Predictor:
     """The predictor that *spec* names, ``name`` or ``name:setting=value:setting=value``.
 
+    Beside ours, those of installed packages have names (`plugins`), and ``package.module:Class`` is one at hand.
     One that has a seed gets *seed*, unless the spec gives another.
     Raises `SettingError` naming what there is instead.
 
@@ -36,11 +37,18 @@ def predictor(spec: str, seed: int | None = None) -> Predictor:
     >>> mt.predictor("sw_avg:window=300")
     SwAvg(window=300)
     """
+    from moetrace.forecasting.predictors.plugins import class_at, installed
+
     name, _, settings = spec.partition(":")
-    if name not in PREDICTORS:
-        raise unknown("predictor", name, PREDICTORS)
-    module, cls = PREDICTORS[name].split(":")
-    chosen: Predictor = getattr(import_module(module), cls)()
+    where = (PREDICTORS.get(name) or installed().get(name)) if name else None
+    if where is None and settings.partition(":")[0].isidentifier():
+        cls, _, settings = settings.partition(":")
+        where = f"{name}:{cls}"
+    if where is None:
+        raise unknown("predictor", name, [*PREDICTORS, *installed()])
+    chosen: Predictor = class_at(where)()
+    if chosen.name in PREDICTORS and PREDICTORS[chosen.name] != where:
+        raise SettingError(f"{where}: is called {chosen.name}, like one of moetrace: give it another name")
     if seed is not None and any(f.name == "seed" for f in fields(chosen)):
         chosen = replace(chosen, **{"seed": seed})
     return with_settings(chosen, settings)
