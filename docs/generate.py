@@ -40,6 +40,15 @@ One kind of damage gives no line: certain bits of the footer of a dump with list
 ## Files of every kind
 
 """
+# What the public names of a package are for, in the order of the Python reference; the first that fits counts.
+TASKS = {
+    "workspace.commands": "Commands",
+    "formats": "Reading and writing traces", "trace": "Reading and writing traces",
+    "synthetic": "Reading and writing traces",
+    "record": "Recording", "analysis": "States and imbalance", "doctor": "States and imbalance",
+    "forecasting": "Forecasting", "placement": "Placing experts", "residency": "Experts in fast memory",
+    "comparison": "Comparing loads", "report": "Reports", "workspace": "Workspaces and workers", "errors": "Errors",
+}  # fmt: skip
 # A console block with one command; what stands below it is what the command prints.
 BLOCK = re.compile(r"```console\n\$ (?P<command>[^\n]+)\n(?P<output>.*?)```", re.DOTALL)
 
@@ -154,8 +163,12 @@ def api() -> str:
     sources = [node for node in stub.body if isinstance(node, ast.ImportFrom)]
     homes = {alias.name: node.module for node in sources for alias in node.names}
     lines = ["# Python", "", "`import moetrace as mt`: whatever a command does, a function of the same word does.", ""]
+    grouped: dict[str, list[str]] = {task: [] for task in TASKS.values()}
     for name in sorted(moetrace.__all__, key=str.lower):
-        lines += [f"::: moetrace.{homes[name]}.{name}", ""]
+        task = next(task for package, task in TASKS.items() if homes[name].startswith(package))
+        grouped[task] += [f"::: moetrace.{homes[name]}.{name}", ""]
+    for task, names in grouped.items():
+        lines += [f"## {task}", "", *names] if names else []
     return "\n".join(lines)
 
 
