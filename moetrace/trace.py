@@ -286,7 +286,7 @@ def rows_of(window: int, stride: int) -> int:
 def stride_of(steps: Steps) -> int:
     """The median of the last distances between two logged steps, at least 1."""
     recent = steps[-MOST_DISTANCES - 1 :]
-    whole = len(recent) < 2 or recent[-1] - recent[0] == len(recent) - 1  # as nearly always, and told at once
+    whole = len(recent) < 2 or recent[-1] - recent[0] == len(recent) - 1  # as nearly always, and quick to see
     return 1 if whole else max(1, int(np.median(np.diff(recent))))
 
 
@@ -343,10 +343,10 @@ def check_sums(
 ) -> None:
     """Raise `TraceError` naming the first step up to which a layer has more tokens than 64-bit sums can hold.
 
-    *counts* (steps, layers, experts), none above *largest* if told, follow *before*, the tokens (layers,) so far.
+    *counts* (steps, layers, experts), none above *largest* if given, follow *before*, the tokens (layers,) so far.
     """
     most = float(counts.max(initial=0) if largest < 0 else largest) * (counts.shape[0] * counts.shape[2])
-    if most + np.max(before) <= MOST_TOKENS:  # nearly always, and told from the largest count alone
+    if most + np.max(before) <= MOST_TOKENS:  # nearly always, and known from the largest count alone
         return
     totals = np.asarray(before) + counts.astype(np.float64).sum(axis=2).cumsum(axis=0)  # (steps, layers)
     beyond = np.argwhere(totals > MOST_TOKENS)

@@ -202,7 +202,7 @@ def load_frame(load: LayerLoad) -> pd.DataFrame:
 
 
 def peaks_frame(load: LayerLoad) -> pd.DataFrame:
-    """The load of the hottest expert in mean loads, one row for each block of steps: at most `MOMENTS` rows."""
+    """The load of the hottest expert over the mean load, one row for each block of steps: at most `MOMENTS` rows."""
     ends, means = course(load, MOMENTS)
     return _rows(load, step=ends, peak_over_mean=means.max(axis=1) * load.experts)  # shares of a step sum to 1
 

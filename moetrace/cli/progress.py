@@ -13,7 +13,7 @@ from moetrace.cli.output import note
 PATIENCE = 30.0
 
 Report = Callable[[int, "int | None"], None]
-"""Told how many of how many are done; None where the number of all is not known."""
+"""Called with how many of how many are done; None where the number of all is not known."""
 
 
 @contextmanager

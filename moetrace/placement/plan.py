@@ -22,7 +22,7 @@ from moetrace.placement.planner import arranged, greedy, planned, replicas_of
 from moetrace.placement.step_peak import LEAST_CHANGE, StepLoad, comparable, lowered
 from moetrace.trace import Counts, Shares
 
-# A plan in force is changed until the predicted peak is within so much of what can be had: forecasts of 1,000 steps
+# The deployed plan is changed until the predicted peak is within so much of what can be had: forecasts of 1,000 steps
 # are wrong by more, and every further change moves experts.
 TOLERANCE = 0.01
 # Of a plan for single steps, the part of the tolerance that each change has to gain: at stable cutoffs of

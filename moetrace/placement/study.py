@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 # Steps that a plan is made for, unless a trace is too short.
 HORIZON = 1000
-# A saving that is worth an effort, for which the knee is told.
+# A saving that is worth an effort, for which the knee is reported.
 WORTHWHILE = 0.05
 
 

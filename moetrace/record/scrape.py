@@ -53,7 +53,7 @@ def scrape(
 ) -> int:
     """Append a scrape of *url* to *path* every so many seconds, *most* of them; the number of scrapes.
 
-    A scrape that fails after the first is told and tried again when the next is due. Raises `TraceError` where the
+    A scrape that fails after the first is reported and tried again when the next is due. Raises `TraceError` where the
     first one fails, `SettingError` for an address that is not of the web.
     """
     if not url.startswith(("http://", "https://")):

@@ -57,7 +57,7 @@ PLAIN: dict[str, Any] = {
 class ResultFolder:
     """Results as files under *root*, atomically written, safe for many processes at a time.
 
-    *report* is told of each damaged file, which is removed and counts as not kept.
+    *report* is called for each damaged file, which is removed and counts as not kept.
     """
 
     root: Path

@@ -134,7 +134,7 @@ def phase_of(path: Path, phase: str) -> Reading:
     return Reading(
         cells=lambda: iter([dense_cells(steps, every.layers, counts)]),
         rows=counts.size,
-        assumptions=(f"{phase} tokens alone, told by {beside.name}",),
+        assumptions=(f"{phase} tokens alone, by {beside.name}",),
         known={"model": info.model, "top_k": info.top_k, "notes": info.notes},
         where=str(path),
     )

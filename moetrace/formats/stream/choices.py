@@ -105,7 +105,7 @@ class LayerChoices:
     width: int = 1
 
     def add(self, rows: NDArray[np.int64]) -> dict[int, int]:
-        """Go on with choices (rows, k); returns how often each number was chosen."""
+        """Add choices (rows, k); returns how often each number was chosen."""
         rows = rows[(rows >= 0).any(axis=1)]
         chosen = rows[rows >= 0]
         if chosen.size and chosen.max() < FEW:
