@@ -24,7 +24,7 @@ def main() -> None:
     summaries, answers = [], []
     for name in (*TRACES, *HELD_OUT):
         trace = mt.read_trace(SAMPLES / f"{name}.parquet")
-        found = mt.hot(trace, [mt.predictor(own) for own in PREDICTORS], slots=trace.experts // 4)
+        found = mt.hot(trace, predictor=PREDICTORS, slots=trace.experts // 4)
         summary = found.frames["summary"].assign(trace=Path(name).name)
         summaries.append(summary.assign(part=summary["slots"].astype(int).astype(str) + f" of {trace.experts}"))
         answers.append(found.answer.as_row() | {"trace": Path(name).name})

@@ -8,7 +8,7 @@ from .analysis.shape import shape_frames as shape_frames
 from .analysis.states import classify as classify, state_at as state_at
 from .analysis.tables import states_tables as states_tables
 from .analysis.variogram import noise_and_drift as noise_and_drift
-from .comparison.study import Comparison as Comparison, compare as compare
+from .comparison.study import Comparison as Comparison
 from .doctor.checks import examine as examine
 from .errors import (
     MoetraceError as MoetraceError,
@@ -43,13 +43,29 @@ from .placement.planning import Planning as Planning
 from .placement.rebalance import rebalance_experts as rebalance_experts
 from .placement.simulate import simulate as simulate
 from .placement.step_time import StepTime as StepTime, read_curve as read_curve
-from .placement.study import Placement as Placement, place as place
+from .placement.study import Placement as Placement
 from .record import Recorder as Recorder
 from .record.follow import follow as follow
 from .report.study import write_report as write_report
-from .residency.study import Residency as Residency, hot as hot
+from .residency.study import Residency as Residency
 from .synthetic import Course as Course, settling as settling, synthetic_trace as synthetic_trace
 from .trace import Finding as Finding, LayerLoad as LayerLoad, LoadTrace as LoadTrace, TraceInfo as TraceInfo
+from .workspace.commands import (
+    check as check,
+    compare as compare,
+    hot as hot,
+    place as place,
+    predict as predict,
+    states as states,
+)
+from .workspace.contents import (
+    explain as explain,
+    export as export,
+    ingest as ingest,
+    list as list,  # noqa: A004 - the name of the command
+    remove as remove,
+)
+from .workspace.found import Found as Found
 from .workspace.results import ResultFolder as ResultFolder
 from .workspace.tasks import runner as runner
 from .workspace.traces import Workspace as Workspace

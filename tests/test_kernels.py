@@ -27,7 +27,7 @@ trace = mt.read_trace("sample_traces/gpt-moe-8e-a.parquet").select([4], last=300
 predictors = [mt.WindowMean(), mt.Level(), mt.Arima(order=(1, 0, 0)), mt.Auto()]
 for redundant, dispatch, ridge in ((0, "even", 0), (4, "even", 0), (4, "lp", 0), (4, "nearest", None), (4, "even", 150)):
     planning = mt.Planning(4, redundant, dispatch=dispatch, nodes=2, time=mt.StepTime(ridge))
-    placed = mt.place(trace, predictors, planning, cutoffs=cutoffs, results=kept)
+    placed = place(trace, predictors, planning, cutoffs=cutoffs, results=kept)
     scores = placed.frames["scores"]
     found[f"{redundant} {dispatch} {ridge}"] = {
         "plans": placed.slots,

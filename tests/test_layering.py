@@ -26,8 +26,8 @@ ORDER = [
     "placement",
     "residency",
     "comparison",
-    "workspace",
     "report",
+    "workspace",
     "cli",
 ]
 FENCES = {

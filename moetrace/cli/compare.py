@@ -37,23 +37,25 @@ def compare(
     \b
     Example: moetrace compare gpt-moe-8e-a:1-6000 gpt-moe-8e-a:6001-12000 --gpus 4
     """
-    from moetrace.comparison.study import compare as compare_traces
-    from moetrace.placement.planning import usual_gpus
-    from moetrace.report.comparison import comparison_screen
-    from moetrace.report.tables import records
+    from inspect import unwrap
 
-    one, other = (shared.selected(trace) for trace in shared.folder().parts([a, b]))
+    from moetrace.placement.planning import usual_gpus
+    from moetrace.report.tables import records
+    from moetrace.workspace.commands import compare as ask
+
+    one, other = shared.folder().parts([a, b])
     with shared.progress(f"comparing {one.name} with {other.name}", "layers") as progress:
-        found = compare_traces(
-            one, other, gpus=gpus, redundant=redundant, slots=slots, time=device.time(), progress=progress
-        )
-    if one.layers != other.layers:
-        shared.note(f"Layers are compared in order: {list(one.layers)} of {one.name} with {list(other.layers)}")
+        found = unwrap(ask)(
+            one, other, gpus=gpus, redundant=redundant, slots=slots, progress=progress, selection=shared.choice(),
+            device=device.device(),
+        )  # fmt: skip
+    shared.note_found(found)
     layers = found.frames["layers"]
     document = {**found.as_row(), "transfer": found.transfer, "layers": records(layers)}
-    screen = comparison_screen(document, layers, every=shared.all)
     then = () if found.transfer else ("compare", a, b, "--gpus", str(usual_gpus(one.experts)))
-    shared.emit({"layers": Table("Distance of each layer", layers)}, document, [screen], then=then)
+    shared.emit(
+        {"layers": Table("Distance of each layer", layers)}, document, [found.screen(every=shared.all)], then=then
+    )
 
 
 def register(app: typer.Typer) -> None:

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moetrace.cli.options import Command, FirstLayer, QuickProtocol, Shared, Traces, bytes_of, with_options
-from moetrace.cli.output import Table, say
+from moetrace.cli.output import Table
 from moetrace.cli.progress import Report
 
 if TYPE_CHECKING:
     from moetrace.residency.study import Residency
     from moetrace.trace import LoadTrace
+    from moetrace.workspace.found import Found
 
 SUMMARY_COLUMNS = (
     "method", "allocation", "slots", "state", "hit_rate", "hit_rate_low", "hit_rate_high", "active_hit_rate",
@@ -76,39 +77,28 @@ def hot(
     \b
     Example: moetrace hot gpt-moe-8e-a --slots 2 --cold 1
     """
+    from inspect import unwrap
+
+    from moetrace.forecasting.predictors import QUICK
     from moetrace.frames import stacked
-    from moetrace.report.screens import kept_screen
     from moetrace.report.tables import records
-    from moetrace.residency.study import HORIZON, default_horizon
-    from moetrace.residency.study import hot as keep
+    from moetrace.workspace.commands import hot as ask
 
-    if (expert_bytes is None) != (bandwidth is None):
-        raise typer.BadParameter("--expert-bytes and --bandwidth go together: give both for milliseconds")
-    predictors, settings = protocol.predictors(), protocol.settings(shared)
-    transfer = None if expert_bytes is None or bandwidth is None else expert_bytes / bandwidth
-    chosen = protocol.cutoffs is not None or protocol.every is not None or protocol.first is not None
+    backtesting = protocol.backtesting(shared)
 
-    def one(given: str, trace: LoadTrace, progress: Report) -> tuple[str, Residency]:
-        over = [horizon or default_horizon(trace)]
-        cutoffs = protocol.windows(trace, over, over, shared.note)[1] if chosen else None
-        found = keep(
-            trace, predictors, slots=slots, total=total, cover=cover, cold=cold, horizon=horizon, cutoffs=cutoffs,
-            refresh=refresh, transfer=transfer, progress=progress, seed=protocol.seed, **settings,
+    def one(given: str, trace: LoadTrace, progress: Report) -> Found[Residency]:
+        folder = shared.folder().result_path("hot", given)
+        found: Found[Residency] = unwrap(ask)(
+            trace, slots, total=total, cover=cover, cold=cold, horizon=horizon, refresh=refresh,
+            expert_bytes=expert_bytes, bandwidth=bandwidth, model_layers=model_layers, first_layer=first_layer,
+            folder=folder, note=shared.note, progress=progress, selection=shared.choice(), backtesting=backtesting,
         )  # fmt: skip
-        if horizon is None and 0 < found.answer.horizon < HORIZON:
-            few = f"{trace.name}: {len(trace.steps):,} steps are too few for sets that stay {HORIZON:,}"
-            shared.note(f"{few}: they are scored over {found.answer.horizon:,} (--horizon sets it)")
-        return given, found
+        return found
 
-    written: list[dict[str, str]] = []
-    figures: list[str] = []
-    done = []
-    for given, found in shared.each_trace(traces, "Keeping", "tasks", one):
+    done = shared.each_trace(traces, "Keeping", "tasks", one)
+    for found in done:
         shared.note_reused(found.trace, found.computed, found.reused)
-        written += _write_sets(shared, given, found, model_layers, first_layer)
-        figures += _draw(shared, given, found)
-        done.append(found)
-
+        shared.note_found(found)
     frames = {name: stacked([found.frames[name] for found in done]) for name in done[0].frames}
     tables = {
         "summary": Table("Coverage", frames["summary"], SUMMARY_COLUMNS, by=("trace", "horizon")),
@@ -118,54 +108,13 @@ def hot(
         "ages": Table("Coverage by age of a set", frames["ages"]),
         "cold": Table("Coldest experts", frames["cold"]),
     }
-    document: dict[str, Any] = {"answers": [found.answer.as_row() for found in done]}
-    document |= {"files": [file["path"] for file in written], "deploy": written, "figures": figures}
-    document |= {"trained_on": protocol.trained_on(shared)}
+    written = [file for found in done for file in found.deploy]
+    document: dict[str, Any] = {"answers": [found.value.answer.as_row() for found in done]}
+    document |= {"files": [file["path"] for file in written], "deploy": written}
+    document |= {"figures": [path for found in done for path in found.files]}
+    document |= {"trained_on": backtesting.trained_on(shared.note, QUICK)}
     document |= {name: records(table.frame) for name, table in tables.items()}
-    shared.emit(tables, document, [kept_screen(found.answer.as_row(), found.frames) for found in done])
-
-
-def _write_sets(
-    shared: Shared, given: str, found: Residency, model_layers: int, first_layer: int | None
-) -> list[dict[str, str]]:
-    """Write the sets for every runtime; by system the path of its file and the flags it needs."""
-    from moetrace.residency.systems import write_sets
-    from moetrace.residency.systems.base import ResidentSets
-
-    stem = shared.folder().result_path("hot", given, "experts")
-    sets = ResidentSets(found.sets, found.shares, model_layers).with_first_layer(first_layer)
-    written, failed = write_sets(sets, stem)
-    for sentence in failed:
-        say(sentence)
-    shared.note(f"Saved the experts to keep for the steps after the end (forecast: {found.best}) to {stem.parent}:")
-    for file in written:
-        shared.note(f"  {file['system']}: {file['flags']}")
-    if first_layer is None and min(sets.sets):
-        shared.note(
-            f"  Layers are numbered from {min(sets.sets)}, as in the trace. If your model numbers them differently, "
-            "add --first-layer N."
-        )
-    return written
-
-
-def _draw(shared: Shared, given: str, found: Residency) -> list[str]:
-    """Draw coverage by the number of experts and by the age of a set; the files."""
-    from moetrace.files import write_bytes
-    from moetrace.report.residency import ages, coverage
-    from moetrace.report.style import picture, styled
-
-    slots, written = found.answer.slots, []
-    with styled():
-        figures = {
-            "curve": (coverage(found.frames["curve"], slots), f"coverage by resident experts, {slots:,.4g} per layer"),
-            "ages": (ages(found.frames["ages"], found.best), "coverage by the age of a set"),
-        }
-        for name, (figure, title) in figures.items():
-            path = shared.folder().result_path("hot", given, f"{name}.png")
-            write_bytes(path, picture(figure, "png", f"{found.trace}: {title}"))
-            written.append(str(path))
-    shared.note(f"Saved the charts to {', '.join(written)}")
-    return written
+    shared.emit(tables, document, [found.screen(every=shared.all) for found in done])
 
 
 def register(app: typer.Typer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -12,10 +11,7 @@ from moetrace.cli.options import Command, Shared, with_options
 from moetrace.cli.output import Format, Table, say
 
 if TYPE_CHECKING:
-    from moetrace.formats import Location
     from moetrace.workspace.traces import Ingested
-
-DEFAULT_SOURCE = "sample_traces"
 
 
 class Merge(StrEnum):
@@ -131,90 +127,25 @@ def ingest(
     if list_formats:
         _list_formats(shared)
         return
-    from moetrace.errors import SettingError, TraceError
-    from moetrace.formats import ReadOptions, merge_hint, reader_of
-    from moetrace.workspace.traces import names_apart
+    from moetrace.workspace.contents import reading
 
-    if sql is not None and (sources or merge):
-        raise SettingError("--sql goes without sources and without --merge: name all files in the query")
-    columns = dict(part.partition("=")[::2] for part in column or [])
-    settings: dict[str, object] = {
-        "stages": stages,
-        "phase": phase and phase.value,
-        "axes": axes,
-        "ignore": ignore,
-        "pattern": pattern,
-        "key": key,
-        "column": columns or None,
-        "where": dict(part.partition("=")[::2] for part in where or []) or None,
-        "sum_over": sum_over,
-    }
     layers, first, last = shared.selection()
-    options = ReadOptions(
-        tokens_per_step=tokens_per_step,
-        tokens=tokens,
-        top_k=top_k,
-        merge=merge.value if merge else None,
-        bin=bin_,
-        layers=tuple(layers or ()),
-        first=first,
-        last=last,
-        accept=_known(accept or []),
-        experts=experts,
-        first_expert=first_expert,
-        idle_experts=idle_experts,
-        difference=difference,
-        settings={setting: value for setting, value in settings.items() if value is not None},
-    )
-    groups = _groups(sources, sql, merge is not None, name)
-    every = [source for group in groups.values() for source in group]
-    for source in every:  # a setting that a format does not take is an error before anything is written
-        try:
-            reader_of(source, options, from_)
-        except SettingError as error:
-            raise typer.BadParameter(f"{source}: {error}") from error
-        except TraceError:
-            continue  # raised again when it is read
-    if merge is None and (hint := merge_hint(every)):
-        shared.note(hint)
-    names = names_apart(groups) if name is None else dict.fromkeys(groups, name)
+    asked = reading(
+        sources or (), name=name, from_=from_, sql=sql, merge=merge.value if merge else None, column=column or (),
+        where=where or (), accept=accept or (), note=shared.note, stages=stages, phase=phase and phase.value, axes=axes,
+        ignore=ignore, pattern=pattern, key=key, sum_over=sum_over, tokens_per_step=tokens_per_step, tokens=tokens,
+        top_k=top_k, bin=bin_, layers=tuple(layers or ()), first=first, last=last, experts=experts,
+        first_expert=first_expert, idle_experts=idle_experts, difference=difference,
+    )  # fmt: skip
 
     def one(key: str) -> Ingested:
         with shared.progress(key, "rows") as progress:
             return shared.folder().ingest(
-                groups[key], name=names[key], options=options, format=from_, force=shared.force, progress=progress
-            )
+                asked.groups[key], name=asked.names[key], options=asked.options, format=from_, force=shared.force,
+                progress=progress,
+            )  # fmt: skip
 
-    _show(shared, shared.each(list(groups), one))
-
-
-def _groups(given: list[str] | None, sql: str | None, merge: bool, name: str | None) -> dict[str, list[Location]]:
-    """The sources of each trace by what they are called in messages: every file apart, or all merged."""
-    from moetrace.errors import SettingError
-    from moetrace.formats import Query, location, source_label, sources_in
-
-    if sql is not None:
-        return {str(Query(sql)): [Query(sql)]}
-    if not given and not Path(DEFAULT_SOURCE).exists():
-        raise SettingError(f"name what to read, such as moetrace ingest log.csv: there is no ./{DEFAULT_SOURCE} here")
-    found = [source for text in given or [DEFAULT_SOURCE] for source in sources_in(location(text))]
-    if merge and len(found) < 2:
-        raise SettingError(f"--merge goes with several files, and {source_label(found)} is one")
-    if merge:
-        return {source_label(found): found}
-    if name is not None and len(found) > 1:
-        raise SettingError(f"--name goes with one source, and there are {len(found)}: give --merge to make them one")
-    return {str(source): [source] for source in found}
-
-
-def _known(accept: list[str]) -> tuple[str, ...]:
-    from moetrace.doctor.catalogue import KINDS
-    from moetrace.settings import unknown
-
-    strange = [name for name in accept if name not in KINDS]
-    if strange:
-        raise unknown("finding", strange[0], KINDS)
-    return tuple(sorted(set(accept)))
+    _show(shared, shared.each(list(asked.groups), one))
 
 
 def _show(shared: Shared, done: list[Ingested]) -> None:

@@ -20,13 +20,13 @@ from moetrace.cli.output import Format, Table, csv_text, json_text, named, note,
 from moetrace.cli.progress import Report, progress, silent
 from moetrace.errors import MoetraceError, SettingError, WorkspaceError, lacks_memory
 from moetrace.files import check_output
-from moetrace.forecasting.predictors import PREDICTORS
+from moetrace.forecasting.predictors import PREDICTORS, QUICK
 
 if TYPE_CHECKING:
-    from moetrace.forecasting.predictors.base import Predictor
-    from moetrace.placement.step_time import StepTime
     from moetrace.report.screens import Screen
     from moetrace.trace import LoadTrace
+    from moetrace.workspace.found import Found
+    from moetrace.workspace.options import Backtesting, Device, Selection
     from moetrace.workspace.traces import Workspace
 
 SELECTION, OUTPUT, PROTOCOL, HARDWARE = "Selection", "Output", "Protocol", "Hardware"
@@ -194,6 +194,13 @@ class Shared:
 
         return Workspace(self.workspace)
 
+    def choice(self) -> Selection:
+        """Layers, steps and workspace as functions take them."""
+        from moetrace.workspace.options import Selection
+
+        layers, first, last = self.selection()
+        return Selection(layers, (first, last) if self.steps else None, self.workspace)
+
     def open(self, trace: str) -> LoadTrace:
         """The trace of that name or path, reduced to the layers and steps asked for."""
         return self.selected(self.folder().open(trace))
@@ -259,9 +266,17 @@ class Shared:
 
     def note_reused(self, trace: str, computed: int, reused: int) -> None:
         """A line on stderr with how many results were cached, if any were."""
-        if reused:
-            which = f"all {reused}" if not computed else f"{reused} of {reused + computed}"
-            self.note(f"{trace}: reusing {which} cached results")
+        from moetrace.workspace.options import reused_line
+
+        if line := reused_line(trace, computed, reused):
+            self.note(line)
+
+    def note_found(self, found: Found[Any]) -> None:
+        """Lines on stderr with what a command wrote, or could not, and what else there is to know."""
+        for sentence in found.facts.get("failed", ()):
+            say(sentence)
+        for text in found.notes:
+            self.note(text)
 
     def note(self, text: str) -> None:
         """A line on stderr, unless quiet."""
@@ -343,7 +358,6 @@ class Shared:
 class Protocol:
     """How to backtest, and where it runs: options of every command that forecasts."""
 
-    usual: ClassVar[Collection[str]] = PREDICTORS
     predictor: Annotated[
         list[str] | None,
         typer.Option(
@@ -385,80 +399,21 @@ class Protocol:
         ),
     ] = None
 
-    def predictors(self) -> list[Predictor]:
-        """Those asked for, or the usual ones; with the seed where they take one."""
-        from moetrace.forecasting.predictors import predictor
+    def backtesting(self, shared: Shared) -> Backtesting:
+        """The same as functions take it."""
+        from moetrace.workspace.options import Backtesting
 
-        return [predictor(spec, self.seed) for spec in (self.predictor or self.usual)]
-
-    def windows(
-        self,
-        trace: LoadTrace,
-        horizons: Sequence[int] | None,
-        default: Sequence[int],
-        note: Callable[[str], None],
-        option: str = "--horizon",
-    ) -> tuple[list[int], list[int]]:
-        """The horizons and the cutoffs; the *default* ones where no *horizons* are given, fitted to a short trace.
-
-        *note* gets a line where they were fitted, which names the *option* for horizons, and where cutoffs are further
-        apart than usual. Raises `SettingError` where a horizon or cutoff that was asked for cannot be scored.
-        """
-        from moetrace.forecasting.windows import (
-            FIRST_CUTOFF,
-            checked_cutoffs,
-            cutoffs_apart,
-            default_cutoffs,
-            fitted,
-            thinned,
-        )
-
-        asked = steps_of(self.cutoffs) if self.cutoffs else None
-        if horizons is None and asked is None and self.every is None:
-            found, _, cutoffs = fitted(trace, default, self.first)
-            if found != list(default):
-                note(
-                    f"{trace.name}: {len(trace.steps):,} steps are too few for a horizon of {min(default):,}; the "
-                    f"horizon is a quarter of them, {found[0]:,} (give --first with {option} to set it)"
-                )
-        else:
-            first = self.first or FIRST_CUTOFF
-            found, cutoffs = list(horizons or default), asked or default_cutoffs(trace, first, self.every) or [first]
-            checked_cutoffs(trace, found, cutoffs, explicit=asked is not None)
-        if not (asked or self.every) and thinned(trace):
-            note(f"{trace.name}: cutoffs {cutoffs_apart(trace):,} steps apart, for its length (--every sets it)")
-        return found, cutoffs
-
-    def settings(self, shared: Shared) -> dict[str, Any]:
-        """The arguments of `evaluate` and all that is built on it, besides trace, predictors, horizons and cutoffs."""
-        from moetrace.workspace.tasks import runner
-
-        workspace = shared.folder()
-        return {
-            "train_on": [workspace.open(name) for name in self.train_on or []],
-            "results": workspace.results(shared.note),
-            "run": runner(self.jobs, self.dask),
-        }
-
-    def trained_on(self, shared: Shared) -> list[str]:
-        """The names of the runs to train on; a note says which predictors were."""
-        others = [shared.folder().path_of(name).stem for name in self.train_on or []]
-        trained = [predictor.name for predictor in self.predictors() if predictor.pools_layers]
-        if others and trained:
-            shared.note(f"{', '.join(trained)} was trained on {', '.join(others)} and on nothing else")
-        return others
-
-
-# The two are quick. No other covered half a point more as a resident set, tried on seven sample traces, and no plan by
-# another had a balance more than 0.003 higher, on gpt-moe-8e-a, 8e-b and 32e-d.
-QUICK = ("level", "window_mean")
+        cutoffs = steps_of(self.cutoffs) if self.cutoffs else None
+        return Backtesting(
+            self.predictor, cutoffs, self.first, self.every, self.train_on or (), self.seed, self.jobs, self.dask,
+            shared.workspace,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class QuickProtocol(Protocol):
     """The same with few predictors by default, where what is done with a forecast matters more than which it is."""
 
-    usual: ClassVar[Collection[str]] = QUICK
     predictor: Annotated[
         list[str] | None,
         typer.Option(
@@ -504,12 +459,8 @@ class Hardware:
         ),
     ] = None  # fmt: skip
 
-    def time(self) -> StepTime:
-        """The time of an expert by its tokens; raises `SettingError` where several are given."""
-        from moetrace.placement.step_time import StepTime, read_curve
+    def device(self) -> Device:
+        """The same as functions take it."""
+        from moetrace.workspace.options import Device
 
-        if self.expert_time is None:
-            return StepTime.of(self.hardware or "", self.ridge, self.passes_per_step, self.expert_bytes)
-        if self.hardware or self.ridge is not None:
-            raise SettingError("--expert-time goes without --hardware and --ridge: a curve says all of it")
-        return read_curve(self.expert_time, self.passes_per_step)
+        return Device(self.hardware, self.ridge, self.expert_time, self.passes_per_step, self.expert_bytes)

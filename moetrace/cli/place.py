@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from moetrace.cli.options import Command, FirstLayer, Hardware, QuickProtocol, Shared, steps_of, with_options
-from moetrace.cli.output import Table, say
+from moetrace.cli.output import Table
 from moetrace.cli.progress import Report
 
 if TYPE_CHECKING:
     from moetrace.placement.study import Placement
-    from moetrace.placement.systems.base import System
-    from moetrace.report.screens import Screen
     from moetrace.trace import LoadTrace
+    from moetrace.workspace.found import Found
 
 SUMMARY_COLUMNS = (
     "strategy", "state", "peak_over_mean", "above_oracle", "difference", "difference_low", "difference_high",
@@ -111,60 +108,31 @@ def place(
     \b
     Example: moetrace place gpt-moe-8e-a --gpus 4 --predictor auto --predictor sw_avg
     """
+    from inspect import unwrap
+
+    from moetrace.forecasting.predictors import QUICK
     from moetrace.frames import stacked
-    from moetrace.placement.deploy import read_plan
-    from moetrace.placement.planning import Planning
-    from moetrace.placement.study import place as place_trace
-    from moetrace.placement.systems import systems_named
-    from moetrace.placement.verdict import at_most
     from moetrace.report.tables import records
-    from moetrace.report.verdict import first_answer
+    from moetrace.workspace.commands import place as ask
 
-    if gpus is None:
-        raise typer.BadParameter(
-            "missing option --gpus N: the number of GPUs that share a layer's experts. "
-            "Example: moetrace place gpt-moe-8e-a --gpus 4"
-        )
-    redundants = list(dict.fromkeys(steps_of(redundant, "numbers of redundant experts such as 0,32,64")))
-    if min(redundants) < 0:
-        raise typer.BadParameter(f"redundant experts must be 0 or more, got {redundant!r}")
-    systems = systems_named(system or [])
-    planning = Planning(gpus, redundants[0], least_gain, tolerance, dispatch, nodes, groups, top_groups, device.time())
-    predictors, settings = protocol.predictors(), protocol.settings(shared)
-    written: list[dict[str, str]] = []
-    figures: list[str] = []
-    horizons: dict[str, int] = {}
+    redundants = steps_of(redundant, "numbers of redundant experts such as 0,32,64")
+    backtesting = protocol.backtesting(shared)
 
-    def one(given: str, trace: LoadTrace, progress: Report) -> tuple[str, Placement]:
-        asked, cutoffs = protocol.windows(trace, [horizon] if horizon else None, [1000], shared.note)
-        horizons[trace.name] = asked[0]
-        for number in redundants:
-            planning.with_redundant(number).check(trace.experts)
-        shared.note(first_answer(trace.name, at_most(trace, planning)))
-        deployed = None if plan is None else read_plan(plan, trace.layers, trace.experts, gpus, first_layer)
-        placed = place_trace(
-            trace, predictors, planning, asked[0], cutoffs, progress, redundants=redundants, deployed=deployed,
-            expert_bytes=device.expert_bytes, systems=[own.name for own in systems] if system else (),
-            first=protocol.first, seed=protocol.seed, **settings,
+    def one(given: str, trace: LoadTrace, progress: Report) -> Found[Placement]:
+        folder = shared.folder().result_path("place", given)
+        found: Found[Placement] = unwrap(ask)(
+            trace, gpus, redundant=redundants, horizon=horizon, least_gain=least_gain, tolerance=tolerance,
+            dispatch=dispatch, nodes=nodes, groups=groups, top_groups=top_groups, plan=plan, system=system or (),
+            model_layers=model_layers, first_layer=first_layer, folder=folder, note=shared.note, progress=progress,
+            selection=shared.choice(), backtesting=backtesting, device=device.device(),
         )  # fmt: skip
-        return given, placed
+        return found
 
-    done = []
-    for given, placed in shared.each_trace(traces, "Planning", "tasks", one):  # lines to copy, after the progress bar
-        shared.note_reused(placed.trace, placed.computed, placed.reused)
-        files = _write_plans(shared, given, placed, systems, model_layers, first_layer, horizons[placed.trace])
-        written += files
-        flags = next((file["flags"] for file in files if file["system"] == "SGLang"), "")
-        verdict = placed.verdict.launched(flags)
-        for policy in (verdict.as_row(), verdict.stock or {"launch": ""}):
-            if policy["launch"] not in ("", flags):
-                shared.note(f"Policy of {policy['system']} for {placed.trace}: {policy['launch']}")
-        figures += _draw(shared, given, placed)
-        for left_out in placed.notes:
-            shared.note(f"{placed.trace}: {left_out}")
-        done.append(replace(placed, verdict=verdict))
-
-    frames = {name: stacked([placed.frames[name] for placed in done]) for name in done[0].frames}
+    done = shared.each_trace(traces, "Planning", "tasks", one)
+    for found in done:  # lines to copy, after the progress bar
+        shared.note_reused(found.trace, found.computed, found.reused)
+        shared.note_found(found)
+    frames = {name: stacked([found.frames[name] for found in done]) for name in done[0].frames}
     summary = (*SUMMARY_COLUMNS, *(NODE_COLUMNS if nodes > 1 else ()))
     tables = {
         "summary": Table(f"Experts on {gpus} GPUs", frames["summary"], summary, by=("trace", "horizon")),
@@ -173,88 +141,20 @@ def place(
         "knee": Table("Saving by tokens per expert over the ridge", frames["knee"]),
         "policies": Table("Policies", frames["policies"], POLICY_COLUMNS, by=("trace",)),
     }
-    document: dict[str, Any] = {"gpus": gpus, "horizon": max(horizons.values()), "dispatch": dispatch}
-    document |= {"nodes": nodes, "groups": groups}
-    document |= {"files": list(dict.fromkeys(file["path"] for file in written)), "deploy": written, "figures": figures}
-    document |= {"trained_on": protocol.trained_on(shared)}
+    written = [file for found in done for file in found.deploy]
+    document: dict[str, Any] = {"gpus": gpus, "horizon": max(found.horizon for found in done), "dispatch": dispatch}
+    document |= {"nodes": nodes, "groups": groups, "files": list(dict.fromkeys(file["path"] for file in written))}
+    document |= {"deploy": written, "figures": [path for found in done for path in found.files]}
+    document |= {"trained_on": backtesting.trained_on(shared.note, QUICK)}
     document |= {
         name: values[0] if len(values) == 1 else values
         for name, values in (
-            ("redundant", list(dict.fromkeys(placed.redundant for placed in done))),
-            ("verdict", [placed.verdict.as_row() for placed in done]),
+            ("redundant", list(dict.fromkeys(found.value.redundant for found in done))),
+            ("verdict", [found.verdict.as_row() for found in done]),
         )
     }
     document |= {name: records(table.frame) for name, table in tables.items()}
-    shared.emit(tables, document, [_screen(placed, shared) for placed in done])
-
-
-def _screen(placed: Placement, shared: Shared) -> Screen:
-    """The verdict on one trace, and the table of plans."""
-    from moetrace.report.answers import alarm
-    from moetrace.report.screens import place_screen
-    from moetrace.report.verdict import verdict_notes, worth
-
-    verdict = placed.verdict.as_row() | {"gpus": placed.planning.gpus}
-    of = "Load" if placed.planning.time.linear else "Expert time"
-    notes = verdict_notes(verdict, files=shared.layers is None)
-    sentence = f"{alarm(placed.frames['balance'])}{worth(verdict).sentence}"
-    return place_screen(placed.frames["summary"], sentence, every=shared.all, notes=notes, of=of)
-
-
-def _write_plans(
-    shared: Shared,
-    given: str,
-    placed: Placement,
-    systems: Sequence[System],
-    model_layers: int,
-    first_layer: int | None,
-    horizon: int,
-) -> list[dict[str, str]]:
-    """Write the plan to deploy in every format; by system the path of its file and the flags it needs."""
-    from moetrace.placement.deploy import write_plans
-
-    if shared.layers is not None:
-        shared.note(f"{placed.trace}: no plan is written, which needs all layers: leave out --layers")
-        return []
-    if not len(placed.frames["plans"]):
-        return []
-    plan = placed.deployment(model_layers, first_layer)
-    stem = shared.folder().result_path("place", given, f"{plan.gpus}-gpus")
-    written, failed = write_plans(plan, stem, systems)
-    for sentence in failed:
-        say(sentence)
-    replicas = f", {placed.redundant:,} redundant experts" if placed.redundant else ""
-    shared.note(f"Saved the plan for the next {horizon:,} steps (forecast: {placed.best}{replicas}) to {stem.parent}:")
-    for file in written:
-        shared.note(f"  {file['system']}: {file['flags']}")
-    if plan.slots == placed.slots and min(plan.slots):
-        shared.note(
-            f"  Layers are numbered from {min(plan.slots)}, as in the trace. If your model numbers them differently, "
-            "add --first-layer N."
-        )
-    return written
-
-
-def _draw(shared: Shared, given: str, placed: Placement) -> list[str]:
-    """Draw the scores of plans, and the saving by tokens per expert, where there are any; the files."""
-    from moetrace.files import write_bytes
-    from moetrace.report.figures import knee, plan_course
-    from moetrace.report.style import picture, styled
-
-    gpus, drawn = placed.planning.gpus, {}
-    with styled():
-        if len(placed.frames["scores"]):
-            drawn["png"] = plan_course(placed.frames["scores"], placed.best)
-        if len(placed.frames["knee"]):
-            drawn["knee.png"] = knee(placed.frames["knee"], placed.verdict.as_row())
-        paths = []
-        for ending, figure in drawn.items():
-            path = shared.folder().result_path("place", given, f"{gpus}-gpus.{ending}")
-            write_bytes(path, picture(figure, "png", f"{placed.trace}: {gpus} GPUs"))
-            paths.append(str(path))
-    if paths:
-        shared.note(f"Saved the charts to {' and '.join(paths)}")
-    return paths
+    shared.emit(tables, document, [found.screen(every=shared.all) for found in done])
 
 
 def register(app: typer.Typer) -> None:

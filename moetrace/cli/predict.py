@@ -12,22 +12,17 @@ from moetrace.cli.output import Table
 from moetrace.cli.progress import Report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pandas as pd
 
     from moetrace.forecasting.backtest import Backtest
-    from moetrace.forecasting.layers import EndForecast
     from moetrace.trace import LoadTrace
+    from moetrace.workspace.found import Found
 
 SUMMARY_COLUMNS = (
     "predictor", "state", "error_rate", "error_noise", "expected_error", "difference", "difference_low",
     "difference_high", "step_error_rate", "step_noise", "scored", "cutoffs", "too_short", "fallbacks", "coverage_80",
     "coverage_95",
 )  # fmt: skip
-
-
-STATUS = ("trace", "predictor", "layer", "status", "expected_error")
 
 
 @with_options
@@ -52,80 +47,44 @@ def predict(
     \b
     Example: moetrace predict gpt-moe-8e-a --horizon 2000 --predictor sw_avg:window=300
     """
-    import pandas as pd
+    from inspect import unwrap
 
-    from moetrace.analysis.severity import health_frame
-    from moetrace.files import write_bytes
-    from moetrace.forecasting.backtest import evaluate
-    from moetrace.forecasting.keys import key_of
-    from moetrace.forecasting.summary import means_frame, summary_frame
     from moetrace.frames import stacked
-    from moetrace.report.answers import alarm
-    from moetrace.report.screens import Screen, predict_screen
-    from moetrace.report.tables import csv, records
-    from moetrace.workspace.results import writing_forecast
+    from moetrace.report.tables import records
+    from moetrace.workspace.commands import predict as ask
 
     if list_predictors:
         _list_predictors(shared)
         return
-    predictors, settings = protocol.predictors(), protocol.settings(shared)
-    files: dict[str, tuple[str, str]] = {}
-    means: list[pd.DataFrame] = []
-    balance: dict[str, pd.DataFrame] = {}
-    statuses: list[dict[str, object]] = []
-    horizons: dict[str, int] = {}
+    backtesting = protocol.backtesting(shared)
 
-    def one(given: str, trace: LoadTrace, progress: Report) -> Backtest:
-        asked, cutoffs = protocol.windows(trace, [horizon] if horizon else None, [1000], shared.note)
-        over = horizons[trace.name] = asked[0]
-        test = evaluate(trace, predictors, asked, cutoffs, progress, ahead=True, **settings)
-        shared.note_reused(trace.name, test.computed, test.reused)
-        path = shared.folder().result_path("predict", given, f"forecast-{over}.parquet")
-        key = key_of([(result.trace, result.predictor, result.key) for result in test.evaluation.forecast_ahead])
-
-        def noted() -> Iterator[EndForecast]:
-            for ahead in writing_forecast(path, test.forecasts(), key):
-                statuses.append({name: getattr(ahead, name) for name in STATUS})
-                yield ahead
-
-        means.append(means_frame(noted(), over))
-        balance[trace.name] = health_frame(trace)
-        beside = write_bytes(path.with_name(f"means-{over}.csv"), csv(means[-1]).encode())
-        files[trace.name] = str(path), str(beside)
-        return test
+    def one(given: str, trace: LoadTrace, progress: Report) -> Found[Backtest]:
+        folder = shared.folder().result_path("predict", given)
+        found = unwrap(ask)(
+            trace, horizon, folder=folder, note=shared.note, progress=progress, selection=shared.choice(),
+            backtesting=backtesting,
+        )  # fmt: skip
+        shared.note_reused(trace.name, found.computed, found.reused)
+        return found  # type: ignore[no-any-return]
 
     done = shared.each_trace(traces, "forecasts of", "results", one)
-    scores = stacked([test.scores for test in done])
-    summary = summary_frame(scores, protocol.seed)
-    known = pd.DataFrame(statuses, columns=list(STATUS))
+    frames = {name: stacked([found.frames[name] for found in done]) for name in done[0].frames}
     document = {
-        "horizon": max(horizons.values()),
-        "scores": records(scores),
-        "summary": records(summary),
-        "forecasts": {name: forecast for name, (forecast, _) in files.items()},
-        "means": {name: beside for name, (_, beside) in files.items()},
-        "statuses": records(known),
-        "trained_on": protocol.trained_on(shared),
+        "horizon": max(found.horizon for found in done),
+        "scores": records(frames["scores"]),
+        "summary": records(frames["summary"]),
+        "forecasts": {found.trace: found.files[0] for found in done},
+        "means": {found.trace: found.files[1] for found in done},
+        "statuses": records(frames["statuses"]),
+        "trained_on": backtesting.trained_on(shared.note),
     }
-    if len(files) == 1:
-        document["forecast"] = next(iter(files.values()))[0]
-    tables = score_tables(summary, scores) | {"means": Table("Mean of each expert, to come", stacked(means))}
-    screens = [
-        predict_screen(
-            part, horizons[str(trace)], known[known["trace"] == trace], balance[str(trace)], every=shared.all
-        )
-        for trace, part in summary.groupby("trace", sort=False)
-    ]
-    unscored = [name for name in horizons if name not in set(summary["trace"])]
-    screens += [Screen(f"{name}: {alarm(balance[name])}{_unscored(horizons[name])}") for name in unscored]
-    wrote = sorted({str(Path(forecast).parent) for forecast, _ in files.values()})
+    if len(done) == 1:
+        document["forecast"] = done[0].files[0]
+    tables = score_tables(frames["summary"], frames["scores"])
+    tables["means"] = Table("Mean of each expert, to come", frames["means"])
+    wrote = sorted({str(Path(found.files[0]).parent) for found in done})
+    screens = [found.screen(every=shared.all) for found in done]
     shared.emit(tables, document, screens, wrote=wrote, then=["place", *(traces or []), "--gpus", "N"])
-
-
-def _unscored(horizon: int) -> str:
-    from moetrace.report.phrases import count_of
-
-    return f"Forecasts of the next {count_of(horizon, 'step')} are saved, but not scored: the trace is too short."
 
 
 def _list_predictors(shared: Shared) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from moetrace.trace import LoadTrace
+    from moetrace.workspace.found import Found
 
 NOT_SETTLED = 4
 COLLAPSED = 5
@@ -79,27 +80,29 @@ def states(
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4
     """
-    from moetrace.analysis.shape import shape_frames
-    from moetrace.analysis.tables import states_tables
+    from inspect import unwrap
+
     from moetrace.frames import stacked
-    from moetrace.report.screens import states_screen
     from moetrace.report.tables import records
+    from moetrace.workspace.commands import states as ask
 
     if follow:
         _follow(shared, traces or [], poll, until_settled, timeout)
         return
 
-    def one(_given: str, trace: LoadTrace, progress: Report) -> dict[str, pd.DataFrame]:
-        own = states_tables(trace, experts=experts, sensitivity=sensitivity, progress=progress)
-        return own | shape_frames(trace)
+    def one(_given: str, trace: LoadTrace, progress: Report) -> Found[LoadTrace]:
+        found: Found[LoadTrace] = unwrap(ask)(
+            trace, experts=experts, sensitivity=sensitivity, progress=progress, selection=shared.choice()
+        )
+        return found
 
-    found = shared.each_trace(traces, "states of", "layers", one)
-    frames = {name: stacked([part[name] for part in found]) for name in found[0]}
+    done = shared.each_trace(traces, "states of", "layers", one)
+    frames = {name: stacked([own.frames[name] for own in done]) for name in done[0].frames}
     tables = {name: table(frames[name]) for name, table in TABLES.items() if name in frames}
     # The paper's measures are columns of the same frame, too many for one table on a terminal.
     shown = {"paper": Table("Sliding variance and range, windows of 100 steps", frames["layers"], FLUCTUATION)}
     document = {name: records(table.frame) for name, table in tables.items()}
-    screens = [states_screen(part["layers"], every=shared.all) for part in found]
+    screens = [own.screen(every=shared.all) for own in done]
     shared.emit(tables | shown, document, screens, then=["predict", *(traces or [])])
 
 

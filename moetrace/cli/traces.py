@@ -12,9 +12,8 @@ from moetrace.cli.output import Table, say
 from moetrace.cli.progress import Report
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from moetrace.trace import LoadTrace
+    from moetrace.trace import Finding, LoadTrace
+    from moetrace.workspace.found import Found
 
 
 def list_(shared: Shared) -> None:
@@ -79,28 +78,24 @@ def check(
     \b
     Example: moetrace check gpt-moe-8e-a --fail-on collapse,dead,drift
     """
-    from moetrace.doctor.catalogue import KINDS
-    from moetrace.doctor.checks import examine, failing
+    from inspect import unwrap
+
     from moetrace.frames import stacked
     from moetrace.report.screens import findings_screen
     from moetrace.report.tables import records
-    from moetrace.settings import unknown
-    from moetrace.workspace.traces import findings_frame
+    from moetrace.workspace.commands import check as ask
 
-    named = tuple(fail_on.split(",")) if fail_on else ()
-    for name in named:
-        if name not in KINDS:
-            raise unknown("finding", name, KINDS)
+    named = fail_on.split(",") if fail_on else ()
 
-    def one(_given: str, trace: LoadTrace, _progress: Report) -> tuple[pd.DataFrame, bool]:
-        findings = examine(trace)
-        return findings_frame(trace.name, findings), bool(failing(findings, trace, named))
+    def one(_given: str, trace: LoadTrace, _progress: Report) -> Found[list[Finding]]:
+        found: Found[list[Finding]] = unwrap(ask)(trace, fail_on=named, selection=shared.choice())
+        return found
 
     done = shared.each_trace(traces, "check of", "traces", one)
-    frame = stacked([part for part, _ in done])
+    frame = stacked([found.frame() for found in done])
     screen = findings_screen(frame, len(done), every=shared.all)
     shared.emit({"findings": Table("Findings", frame)}, {"findings": records(frame)}, [screen])
-    if any(fails for _, fails in done):
+    if any(found.failing for found in done):
         raise typer.Exit(1)
 
 

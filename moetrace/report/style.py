@@ -13,7 +13,7 @@ from moetrace.words import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
 
 # Safe for the colour-blind (Okabe and Ito). A colour belongs to a meaning, never to a position.
 INK, GREY, FAINT = "#1b1b1b", "#7f7f7f", "#c4c4c4"
@@ -66,7 +66,7 @@ def styled() -> Iterator[None]:
 
 def new_figure(width: float, height: float, margins: Margins | None = None) -> Figure:
     """An empty figure, in inches, with these *margins*; fitted to what is in it without, which takes twice as long."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Figure
 
     figure = Figure(figsize=(width, height), layout=None if margins else "constrained", dpi=110)
     if margins:

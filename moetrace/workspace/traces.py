@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from moetrace.workspace.results import ResultFolder
 
+# The folder, unless the variable names another.
+WORKSPACE, DEFAULT_WORKSPACE = "MOETRACE_WORKSPACE", Path("moetrace-out")
 # Cached results, and the commands that write results of their own.
 KEPT = "parts"
 COMMANDS = ("predict", "place", "hot")

@@ -25,7 +25,7 @@ def turned():
 def test_all_plans_are_scored_on_the_second_half_of_the_other(turned):
     """Its own plan is of its first half alone, so that it knows nothing of the change, and none is the default."""
     a, b = turned
-    found = mt.compare(a, b, gpus=2, time=mt.StepTime(ridge=40)).transfer
+    found = mt.compare(a, b, gpus=2, ridge=40).transfer
     planning = mt.Planning(2, time=mt.StepTime(ridge=40))
     sums = {"other": 0.0, "own": 0.0, "default": 0.0}
     for layer in (0, 1):
@@ -49,7 +49,7 @@ def test_all_plans_are_scored_on_the_second_half_of_the_other(turned):
 def test_without_hardware_both_ends_are_known(turned):
     """Where time follows tokens, and where every expert is memory-bound."""
     found = mt.compare(*turned, gpus=2).transfer
-    bound = mt.compare(*turned, gpus=2, time=mt.StepTime(ridge=HIGHEST_RIDGE)).transfer
+    bound = mt.compare(*turned, gpus=2, ridge=HIGHEST_RIDGE).transfer
 
     assert found["slower_than_default"] > 0.3
     assert 0 == found["slower_than_default_memory_bound"] == bound["slower_than_default"]  # three experts on each GPU
@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_refused(turned, settings, message):
 def test_other_shapes_and_one_step_are_refused(turned, small):
     """A trace of another model, and one that leaves nothing to score."""
     a, b = turned
-    with pytest.raises(mt.SettingError, match=r"t has 3 layers and a has 2: .*--layers"):
+    with pytest.raises(mt.SettingError, match=r"t has 3 layers and a has 2: .*layers selects some"):
         mt.compare(mt.LoadTrace.from_counts(np.ones((9, 3, 6), int), name="t"), a)
     with pytest.raises(mt.SettingError, match="small has 4 experts and a has 6"):
         mt.compare(small, a)

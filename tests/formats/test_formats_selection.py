@@ -216,7 +216,7 @@ def test_plans_name_experts_as_the_source_does(tmp_path):
     for first in (0, 1):
         np.save(tmp_path / "dump.npy", counts)
         trace = read_trace(tmp_path / "dump.npy", options=ReadOptions(first_expert=first))
-        plans[first] = mt.place(trace, [mt.WindowMean()], 2, horizon=50)
+        plans[first] = mt.place(trace, 2, predictor=["window_mean"], horizon=50)
 
     numbers = [{expert for own in plans[first].frames["plans"]["experts"] for expert in own} for first in (0, 1)]
     assert [{0, 1, 2, 3}, {1, 2, 3, 4}] == numbers

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace import Planning, hot, place, predictor, study
-from moetrace.placement.study import placement_frames
+from moetrace import Planning, predictor, study
+from moetrace.placement.study import place, placement_frames
 from moetrace.report import figures, paper
 from moetrace.report.answers import answers_of
 from moetrace.report.study import files_of
 from moetrace.report.style import BLUE, GREEN, INK, log_scale, new_figure, styled
 from moetrace.report.tables import csv, fitting, markdown, records, shown
-from moetrace.residency.study import residency_frames
+from moetrace.residency.study import hot, residency_frames
 from moetrace.synthetic import settling, synthetic_trace
 
 

@@ -28,7 +28,7 @@ def trace(counts):
 @pytest.fixture(scope="module")
 def found(trace):
     """Two experts per layer."""
-    return mt.hot(trace, [mt.Ema()], slots=2, horizon=HORIZON, cutoffs=CUTOFFS, refresh=20, cold=2, transfer=0.5)
+    return hot(trace, [mt.Ema()], slots=2, horizon=HORIZON, cutoffs=CUTOFFS, refresh=20, cold=2, transfer=0.5)
 
 
 def top(shares, number):
@@ -100,7 +100,7 @@ def test_caches_are_warm_at_the_cutoff(found, counts, layer, cutoff):
 @pytest.mark.parametrize("total", [3, 4, 5, 7])
 def test_slots_divided_by_load_are_those_of_what_was_known(trace, counts, total):
     """The experts with the largest shares, of whichever layer: of the history, or of what followed in hindsight."""
-    scores = mt.hot(trace, total=total, horizon=HORIZON, cutoffs=CUTOFFS).frames["scores"]
+    scores = hot(trace, total=total, horizon=HORIZON, cutoffs=CUTOFFS).frames["scores"]
     for cutoff in CUTOFFS:
         for method, seen in (
             ("window_mean", counts[:cutoff]),
@@ -119,9 +119,7 @@ def test_a_predictor_is_scored_where_its_history_is_long_enough():
     """Others, and caches, at every cutoff."""
     counts = np.random.default_rng(0).multinomial(50, [0.4, 0.3, 0.2, 0.1], size=(700, 2))
     cutoffs = [100, 300, 500]
-    scores = mt.hot(mt.LoadTrace.from_counts(counts), [mt.Arima()], slots=2, horizon=100, cutoffs=cutoffs).frames[
-        "scores"
-    ]
+    scores = hot(mt.LoadTrace.from_counts(counts), [mt.Arima()], slots=2, horizon=100, cutoffs=cutoffs).frames["scores"]
     by_method = {name: sorted(set(own["cutoff"])) for name, own in scores.groupby("method")}
 
     assert [cutoff for cutoff in cutoffs if cutoff >= mt.Arima().needs] == by_method["arima"] != cutoffs
@@ -164,7 +162,7 @@ def test_age_is_the_distance_of_two_cutoffs(found, counts):
 
 def test_ages_are_whole_horizons(trace):
     """A first cutoff between the others has no ages of its own."""
-    ages = mt.hot(trace, slots=2, horizon=100, cutoffs=[50, 100, 200, 300]).frames["ages"]
+    ages = hot(trace, slots=2, horizon=100, cutoffs=[50, 100, 200, 300]).frames["ages"]
 
     assert [0, 100, 200, 300] == ages.loc[ages["state"] == "all", "age"].tolist()
 
@@ -185,7 +183,7 @@ def test_the_curve_is_that_of_the_best_sets(found):
 def test_sets_are_those_of_the_forecast_after_the_end(found, trace, counts):
     """Numbered as in the source, and from 0 for runtimes; the best predictor covered most."""
     history = counts[:, 0].sum(axis=0) / counts[:, 0].sum()
-    by_mean = mt.hot(trace, slots=2, horizon=HORIZON, cutoffs=CUTOFFS)
+    by_mean = hot(trace, slots=2, horizon=HORIZON, cutoffs=CUTOFFS)
     sets = by_mean.frames["sets"]
 
     assert top(history, 2) == by_mean.sets[2]
@@ -221,7 +219,7 @@ def test_one_token_makes_both_rates_the_same():
     """Where every active expert has one token, what is covered of either is the same number."""
     rng = np.random.default_rng(0)
     counts = rng.multinomial(1, [0.4, 0.3, 0.2, 0.1], size=(400, 1))
-    scores = mt.hot(mt.LoadTrace.from_counts(counts), slots=2).frames["scores"]
+    scores = hot(mt.LoadTrace.from_counts(counts), slots=2).frames["scores"]
 
     assert scores["hit_rate"].tolist() == pytest.approx(scores["active_hit_rate"].tolist())
 
@@ -229,15 +227,15 @@ def test_one_token_makes_both_rates_the_same():
 @pytest.mark.slow
 def test_a_total_and_a_part_to_cover_are_divided_by_load(trace, found):
     """The sets have the total; those that cover a part are as small as the forecast allows."""
-    total = mt.hot(trace, total=5, horizon=HORIZON, cutoffs=CUTOFFS)
-    cover = mt.hot(trace, cover=0.8, horizon=HORIZON, cutoffs=CUTOFFS)
+    total = hot(trace, total=5, horizon=HORIZON, cutoffs=CUTOFFS)
+    cover = hot(trace, cover=0.8, horizon=HORIZON, cutoffs=CUTOFFS)
 
     assert 5 == total.frames["sets"]["slots"].sum() == sum(map(len, total.sets.values()))
     assert ("by_load", 2.5) == (total.answer.allocation, total.answer.slots)
     assert total.answer.by_load_adds is None
     assert cover.frames["sets"]["expected"].mean() >= 0.8
     smaller = cover.frames["sets"]["slots"].sum() - 1
-    assert mt.hot(trace, total=smaller, horizon=HORIZON, cutoffs=CUTOFFS).frames["sets"]["expected"].mean() < 0.8
+    assert hot(trace, total=smaller, horizon=HORIZON, cutoffs=CUTOFFS).frames["sets"]["expected"].mean() < 0.8
 
 
 @pytest.mark.parametrize(
@@ -249,17 +247,17 @@ def test_what_a_set_is_worth(shares, tokens, worth):
     counts = np.random.default_rng(0).multinomial(tokens, shares, size=(400, 2))
 
     trace = mt.LoadTrace.from_counts(counts)
-    assert worth == mt.hot(trace, slots=2).answer.worth
-    assert UNKNOWN == mt.hot(trace, slots=2, cutoffs=[100, 200], horizon=100).answer.worth
+    assert worth == hot(trace, slots=2).answer.worth
+    assert UNKNOWN == hot(trace, slots=2, cutoffs=[100, 200], horizon=100).answer.worth
 
 
 def test_a_cache_is_worth_more_where_hot_experts_change():
     """Four experts at a time have the load, others every 20 steps: no fixed set covers it, what was used last does."""
     rng = np.random.default_rng(0)
-    hot = np.repeat([rng.permutation(16)[:4] for _ in range(40)], 20, axis=0)
+    busy = np.repeat([rng.permutation(16)[:4] for _ in range(40)], 20, axis=0)
     counts = np.zeros((800, 1, 16), np.int64)
-    np.put_along_axis(counts[:, 0], rng.permuted(hot, axis=1)[:, :2], 1, axis=1)
-    answer = mt.hot(mt.LoadTrace.from_counts(counts), slots=4).answer
+    np.put_along_axis(counts[:, 0], rng.permuted(busy, axis=1)[:, :2], 1, axis=1)
+    answer = hot(mt.LoadTrace.from_counts(counts), slots=4).answer
 
     assert CACHE == answer.worth
     assert answer.lru > answer.active_hit_rate + 0.3
@@ -271,7 +269,7 @@ def test_how_long_a_set_holds():
     still, moved = np.tile([8, 4, 2, 1], (600, 1, 1)), np.tile([8, 4, 2, 1], (600, 1, 1))
     moved[300:] = [1, 2, 4, 8]
     found = [
-        mt.hot(mt.LoadTrace.from_counts(own), slots=2, horizon=100, cutoffs=[100, 200, 300, 400, 500]).answer
+        hot(mt.LoadTrace.from_counts(own), slots=2, horizon=100, cutoffs=[100, 200, 300, 400, 500]).answer
         for own in (still, moved)
     ]
 
@@ -283,7 +281,7 @@ def test_how_long_a_set_holds():
 def test_windows_fit_the_trace(steps):
     """Three cutoffs at least, and the usual ones where it is long."""
     counts = np.random.default_rng(0).multinomial(50, [0.4, 0.3, 0.2, 0.1], size=(steps, 1))
-    found = mt.hot(mt.LoadTrace.from_counts(counts), slots=2)
+    found = hot(mt.LoadTrace.from_counts(counts), slots=2)
     scores = found.frames["scores"]
 
     assert min(1000, steps // 4) == scores["horizon"].iloc[0]
@@ -295,7 +293,7 @@ def test_windows_fit_the_trace(steps):
 
 def test_layers_may_come_in_any_order(trace, found):
     """Whoever runs the tasks."""
-    turned = mt.hot(
+    turned = hot(
         trace, [mt.Ema()], slots=2, horizon=HORIZON, cutoffs=CUTOFFS, refresh=20,
         run=lambda tasks: [task.run() for task in reversed(tasks)],
     )  # fmt: skip
@@ -306,7 +304,7 @@ def test_layers_may_come_in_any_order(trace, found):
 def test_progress_counts_every_layer_twice(trace):
     """Once for its forecasts, and once for its sets."""
     seen = []
-    mt.hot(trace, slots=2, horizon=HORIZON, cutoffs=CUTOFFS, progress=lambda *at: seen.append(at))
+    hot(trace, slots=2, horizon=HORIZON, cutoffs=CUTOFFS, progress=lambda *at: seen.append(at))
 
     assert [(1, 4), (2, 4), (3, 4), (4, 4)] == seen
 
@@ -323,7 +321,7 @@ def test_progress_counts_every_layer_twice(trace):
 def test_what_cannot_be_done_is_refused(trace, settings, message):
     """With what would work."""
     with pytest.raises(mt.SettingError, match=message):
-        mt.hot(trace, **settings)
+        hot(trace, **settings)
 
 
 @pytest.mark.parametrize(("steps", "apart"), [(1, 1), (3, 1), (40, 1001)])
@@ -333,8 +331,8 @@ def test_a_trace_that_cannot_be_scored_has_sets_all_the_same(counts, steps, apar
     short = mt.LoadTrace.from_counts(counts[:steps], steps=at, layers=[2, 4], info=info)
     means = [counts[:steps, layer].sum(axis=0) / counts[:steps, layer].sum() for layer in (0, 1)]
 
-    found = mt.hot(short, slots=2, cold=1)
-    shared = mt.hot(short, total=3)
+    found = hot(short, slots=2, cold=1)
+    shared = hot(short, total=3)
 
     assert UNTESTED == found.answer.worth
     assert {2: top(means[0], 2), 4: top(means[1], 2)} == found.sets
