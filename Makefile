@@ -46,7 +46,7 @@ test-quick: $(VENV)/.installed-dev ## Run the tests that take no time
 
 .PHONY: test-browser
 test-browser: $(VENV)/.installed-dev ## Look at the page of a report in Chromium
-	$(BIN)/python -m pytest tests/report/test_browser.py
+	$(BIN)/python -m pytest tests/reporting/test_browser.py
 
 .PHONY: test-kernels
 test-kernels: $(VENV)/.installed-dev ## Run the tests of documents and plans under another BLAS kernel

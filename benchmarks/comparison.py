@@ -10,7 +10,7 @@ from accuracy import SAMPLES
 
 import moetrace as mt
 from moetrace.placement.planning import usual_gpus
-from moetrace.report.tables import markdown
+from moetrace.reporting.tables import markdown
 
 DECODE, SERVING, TRAINING = (f"large/gpt-moe-128e-{name}" for name in ("serving-decode", "serving", "f"))
 # Two traces, each with the part of its steps that is compared.

@@ -18,7 +18,7 @@ from accuracy import SAMPLES, TRACES
 
 from moetrace import Planning, read_trace
 from moetrace.analysis.states import state_at
-from moetrace.report.tables import markdown
+from moetrace.reporting.tables import markdown
 
 AGES = (0, 250, 500, 1000, 2000, 4000)
 COMMAND = ("place", "--gpus", "4", "--predictor", "auto")

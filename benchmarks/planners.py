@@ -33,7 +33,7 @@ from moetrace.placement.replay import replayed
 from moetrace.placement.step_peak import StepLoad
 from moetrace.placement.systems import SYSTEMS
 from moetrace.placement.verdict import policies_frame, saved_compared, verdict
-from moetrace.report.tables import markdown
+from moetrace.reporting.tables import markdown
 
 LAYERS, SEEDS, ROUNDS, DRAWS = 58, 8, 5, 1000
 # Experts, replicas, GPUs, nodes, groups, sigma of the lognormal load, or None for Zipf's.

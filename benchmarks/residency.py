@@ -11,7 +11,7 @@ import pandas as pd
 from accuracy import HELD_OUT, SAMPLES, TRACES
 
 import moetrace as mt
-from moetrace.report.tables import markdown
+from moetrace.reporting.tables import markdown
 
 PREDICTORS = ("level", "window_mean", "ema", "auto")
 METHODS = ("refreshed", "lru", "lfu", "oracle_static", "oracle")

@@ -46,7 +46,7 @@ from .placement.step_time import StepTime as StepTime, read_curve as read_curve
 from .placement.study import Placement as Placement
 from .record import Recorder as Recorder
 from .record.follow import follow as follow
-from .report.study import write_report as write_report
+from .reporting.study import write_report as write_report
 from .residency.study import Residency as Residency
 from .synthetic import Course as Course, settling as settling, synthetic_trace as synthetic_trace
 from .trace import Finding as Finding, LayerLoad as LayerLoad, LoadTrace as LoadTrace, TraceInfo as TraceInfo
@@ -66,6 +66,7 @@ from .workspace.contents import (
     remove as remove,
 )
 from .workspace.found import Found as Found
+from .workspace.pages import report as report
 from .workspace.results import ResultFolder as ResultFolder
 from .workspace.tasks import runner as runner
 from .workspace.traces import Workspace as Workspace

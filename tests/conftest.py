@@ -107,4 +107,4 @@ def moetrace(
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports have no figures, which take longer than all the rest: for tests of what else is in them."""
-    monkeypatch.setattr("moetrace.report.study.possible", lambda *_: {})
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})

@@ -26,7 +26,7 @@ ORDER = [
     "placement",
     "residency",
     "comparison",
-    "report",
+    "reporting",
     "workspace",
     "cli",
 ]
@@ -37,9 +37,9 @@ FENCES = {
     "equinox": ("forecasting.predictors.network",),
     "optax": ("forecasting.predictors.network",),
     "scipy": ("analysis.shape", "placement.plan", "forecasting.intervals", "comparison.distance"),
-    "matplotlib": ("report",),
-    "jinja2": ("report.pages",),
-    "rich": ("report.tables", "report.screens", "cli"),
+    "matplotlib": ("reporting",),
+    "jinja2": ("reporting.pages",),
+    "rich": ("reporting.tables", "reporting.screens", "cli"),
     "typer": ("cli",),
     "torch": ("placement.measure", "record", "formats.readers"),
     "gguf": ("formats.readers.imatrix",),
@@ -135,9 +135,9 @@ def test_libraries_stay_in_their_rooms(path):
 
 def test_report_sees_only_frames():
     """It knows no trace, no state, no predictor: besides itself, only how files and errors are written."""
-    for path in (PACKAGE / "report").glob("*.py"):
+    for path in (PACKAGE / "reporting").glob("*.py"):
         assert all(
-            m.startswith(("moetrace.report", "moetrace.files", "moetrace.errors", "moetrace.words"))
+            m.startswith(("moetrace.reporting", "moetrace.files", "moetrace.errors", "moetrace.words"))
             for m in imports(path)
             if "moetrace" in m
         )

@@ -49,7 +49,7 @@ def test_every_command_is_a_function_with_its_options(name):
 @pytest.mark.slow
 def test_a_trace_is_a_path_a_name_a_trace_or_a_frame(name, monkeypatch, tmp_path):
     """And what is found of it is the same: the answer, and the main table."""
-    monkeypatch.setattr("moetrace.report.study.possible", lambda *_: {})
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})
     path = tmp_path / "moetrace-out" / "traces" / "run.parquet"
     path.parent.mkdir(parents=True)
     mt.save_trace(TRACE, path)
@@ -66,7 +66,7 @@ def test_a_trace_is_a_path_a_name_a_trace_or_a_frame(name, monkeypatch, tmp_path
 @pytest.mark.parametrize("name", QUICK)
 def test_a_result_shows_itself(name, monkeypatch):
     """In a line, in a notebook, as a table, and as a picture where there is one."""
-    monkeypatch.setattr("moetrace.report.study.possible", lambda *_: {})
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})
     found = getattr(mt, name)(TRACE, **QUICK[name])
     shown = found._repr_html_()
 

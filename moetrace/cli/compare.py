@@ -40,7 +40,7 @@ def compare(
     from inspect import unwrap
 
     from moetrace.placement.planning import usual_gpus
-    from moetrace.report.tables import records
+    from moetrace.reporting.tables import records
     from moetrace.workspace.commands import compare as ask
 
     one, other = shared.folder().parts([a, b])

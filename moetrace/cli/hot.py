@@ -81,7 +81,7 @@ def hot(
 
     from moetrace.forecasting.predictors import QUICK
     from moetrace.frames import stacked
-    from moetrace.report.tables import records
+    from moetrace.reporting.tables import records
     from moetrace.workspace.commands import hot as ask
 
     backtesting = protocol.backtesting(shared)

@@ -163,7 +163,7 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
     if shared.shown_as is Format.JSON:  # for which pandas is not loaded at all
         shared.emit({}, document)
         return
-    from moetrace.report.screens import ingested_sentence, traces_screen
+    from moetrace.reporting.screens import ingested_sentence, traces_screen
 
     frame = described_frame(document["traces"])
     sentence = ingested_sentence(frame, sum(item.unchanged for item in done))

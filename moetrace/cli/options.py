@@ -23,7 +23,7 @@ from moetrace.files import check_output
 from moetrace.forecasting.predictors import PREDICTORS, QUICK
 
 if TYPE_CHECKING:
-    from moetrace.report.screens import Screen
+    from moetrace.reporting.screens import Screen
     from moetrace.trace import LoadTrace
     from moetrace.workspace.found import Found
     from moetrace.workspace.options import Backtesting, Device, Selection
@@ -331,7 +331,7 @@ class Shared:
         """Show what is known of a registry, such as *what* ``formats``: a row for each, in words."""
         import pandas as pd
 
-        from moetrace.report.screens import Screen
+        from moetrace.reporting.screens import Screen
 
         frame = pd.DataFrame(rows)
         columns = [(str(name), frame[name].tolist()) for name in frame]

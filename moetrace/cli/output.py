@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from moetrace.errors import WorkspaceError, printable
-from moetrace.report.tables import SCHEMA_VERSION
+from moetrace.reporting.tables import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from moetrace.report.screens import Screen
+    from moetrace.reporting.screens import Screen
 
 # Columns of what does not go to a terminal: an answer fits it, and so does every table of `--show`.
 FILE_WIDTH = 140
@@ -77,7 +77,7 @@ def _plain(value: Any) -> Any:
 
 def csv_text(tables: Mapping[str, Table], name: str | None) -> str:
     """The table of that *name*, or the first, as CSV."""
-    from moetrace.report.tables import csv
+    from moetrace.reporting.tables import csv
 
     return csv(named(tables, name or next(iter(tables))).frame)
 
@@ -133,7 +133,7 @@ def while_read() -> Iterator[None]:
 def _print(console: Console, screens: Sequence[Screen], tables: Mapping[str, Table], show: Sequence[str]) -> None:
     ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
     if not show:
-        from moetrace.report.screens import rendered
+        from moetrace.reporting.screens import rendered
 
         for screen in screens:
             console.print(*rendered(screen, ascii_only=ascii_only), sep="\n")
@@ -142,7 +142,7 @@ def _print(console: Console, screens: Sequence[Screen], tables: Mapping[str, Tab
 
 
 def _print_table(console: Console, table: Table, *, ascii_only: bool) -> None:
-    from moetrace.report.tables import fitting, terminal
+    from moetrace.reporting.tables import fitting, terminal
 
     for title, frame in _parts(table):
         whole = frame if table.columns is None else frame[list(table.columns)]

@@ -112,7 +112,7 @@ def place(
 
     from moetrace.forecasting.predictors import QUICK
     from moetrace.frames import stacked
-    from moetrace.report.tables import records
+    from moetrace.reporting.tables import records
     from moetrace.workspace.commands import place as ask
 
     redundants = steps_of(redundant, "numbers of redundant experts such as 0,32,64")

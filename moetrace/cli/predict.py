@@ -50,7 +50,7 @@ def predict(
     from inspect import unwrap
 
     from moetrace.frames import stacked
-    from moetrace.report.tables import records
+    from moetrace.reporting.tables import records
     from moetrace.workspace.commands import predict as ask
 
     if list_predictors:

@@ -54,8 +54,8 @@ def report(
     \b
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
     """
-    from moetrace.report.screens import report_screen
-    from moetrace.report.tables import records
+    from moetrace.reporting.screens import report_screen
+    from moetrace.reporting.tables import records
     from moetrace.workspace.pages import check_kinds, report_facts, studied, written
 
     asked = horizons_of(horizons) if horizons else None

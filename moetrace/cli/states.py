@@ -83,7 +83,7 @@ def states(
     from inspect import unwrap
 
     from moetrace.frames import stacked
-    from moetrace.report.tables import records
+    from moetrace.reporting.tables import records
     from moetrace.workspace.commands import states as ask
 
     if follow:

@@ -22,7 +22,7 @@ def list_(shared: Shared) -> None:
     \b
     Example: moetrace list --format csv
     """
-    from moetrace.report.screens import listed_sentence, traces_screen
+    from moetrace.reporting.screens import listed_sentence, traces_screen
     from moetrace.workspace.traces import described, described_frame
 
     names = shared.folder().names()
@@ -81,8 +81,8 @@ def check(
     from inspect import unwrap
 
     from moetrace.frames import stacked
-    from moetrace.report.screens import findings_screen
-    from moetrace.report.tables import records
+    from moetrace.reporting.screens import findings_screen
+    from moetrace.reporting.tables import records
     from moetrace.workspace.commands import check as ask
 
     named = fail_on.split(",") if fail_on else ()

@@ -32,15 +32,15 @@ from moetrace.placement.study import Placement
 from moetrace.placement.study import place as place_trace
 from moetrace.placement.systems import systems_named
 from moetrace.placement.verdict import at_most
-from moetrace.report.answers import alarm
-from moetrace.report.comparison import comparison_screen
-from moetrace.report.figures import knee, plan_course
-from moetrace.report.phrases import count_of
-from moetrace.report.residency import ages, coverage
-from moetrace.report.screens import Screen, findings_screen, kept_screen, place_screen, predict_screen, states_screen
-from moetrace.report.style import picture, styled
-from moetrace.report.tables import csv
-from moetrace.report.verdict import first_answer, verdict_notes, worth
+from moetrace.reporting.answers import alarm
+from moetrace.reporting.comparison import comparison_screen
+from moetrace.reporting.figures import knee, plan_course
+from moetrace.reporting.phrases import count_of
+from moetrace.reporting.residency import ages, coverage
+from moetrace.reporting.screens import Screen, findings_screen, kept_screen, place_screen, predict_screen, states_screen
+from moetrace.reporting.style import picture, styled
+from moetrace.reporting.tables import csv
+from moetrace.reporting.verdict import first_answer, verdict_notes, worth
 from moetrace.residency.study import HORIZON, Residency, default_horizon
 from moetrace.residency.study import hot as keep
 from moetrace.residency.systems import write_sets
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moetrace.forecasting.layers import EndForecast
-    from moetrace.report.style import Figure
+    from moetrace.reporting.style import Figure
     from moetrace.workspace.options import Traced
 
 STATUS = ("trace", "predictor", "layer", "status", "expected_error")
@@ -95,7 +95,7 @@ def check(trace: Traced, *, fail_on: Sequence[str] = (), selection: Selection) -
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
     >>> mt.check(trace)
-    <moetrace.check: Examined one trace: no problems found.>
+    <moetrace.check: Examined 1 trace: no problems found.>
     """
     check_several(fail_on, "fail_on", "['collapse', 'dead']")
     for name in fail_on:
@@ -193,7 +193,8 @@ def predict(
     if len(frames["summary"]):
         screen: Callable[..., Screen] = functools.partial(predict_screen, frames["summary"], over, known, balance)
     else:
-        text = f"Forecasts of the next {count_of(over, 'step')} are made, but not scored: the trace is too short."
+        done = "made" if folder is None else "saved"
+        text = f"Forecasts of the next {count_of(over, 'step')} are {done}, but not scored: the trace is too short."
         screen = functools.partial(whole, Screen(f"{own.name}: {alarm(balance)}{text}"))
     return Found(
         "predict", own.name, screen, frames | {"statuses": known}, test, files=files, facts={"horizon": over},
@@ -254,8 +255,9 @@ def place(
     deployed = None if plan is None else read_plan(Path(plan), own.layers, own.experts, gpus, first_layer)
     placed = place_trace(
         own, backtesting.predictors(QUICK), planning, asked[0], cutoffs, progress, redundants=redundants,
-        deployed=deployed, expert_bytes=device.expert_bytes, systems=[found.name for found in systems] if system else (),
-        first=backtesting.first, seed=backtesting.seed, **backtesting.settings(note),
+        deployed=deployed, expert_bytes=device.expert_bytes, first=backtesting.first,
+        systems=[found.name for found in systems] if system else (), seed=backtesting.seed,
+        **backtesting.settings(note),
     )  # fmt: skip
     notes, failed, deploy = list[str](), list[str](), list[dict[str, str]]()
     whole = selection.layers is None

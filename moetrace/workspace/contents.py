@@ -17,7 +17,7 @@ from moetrace.files import output as writing_output
 from moetrace.formats import Location, Query, ReadOptions, location, merge_hint, reader_of, source_label, sources_in
 from moetrace.formats.export import export_trace
 from moetrace.formats.stream.cells import Merge
-from moetrace.report.screens import ingested_sentence, listed_sentence, traces_screen
+from moetrace.reporting.screens import ingested_sentence, listed_sentence, traces_screen
 from moetrace.settings import unknown
 from moetrace.trace import LoadTrace
 from moetrace.workspace.found import Found, command

@@ -11,14 +11,14 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from moetrace.errors import MoetraceError
-from moetrace.report.screens import Screen
-from moetrace.report.style import styled
+from moetrace.reporting.screens import Screen
+from moetrace.reporting.style import styled
 from moetrace.settings import unknown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from moetrace.report.style import Figure
+    from moetrace.reporting.style import Figure
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -107,7 +107,7 @@ class Backtesting:
         return [predictor(own, self.seed) if isinstance(own, str) else own for own in self.predictor or default]
 
     def trained_on(self, note: Note, default: Iterable[str] = PREDICTORS) -> list[str]:
-        """The names of the runs to train on; a note says which predictors were, of the *default* ones if none is given."""
+        """The names of the runs to train on; a note says which predictors were, of those `predictors` gives."""
         names = [Selection(workspace=self.workspace).open(own).name for own in self.train_on]
         trained = [own.name for own in self.predictors(default) if own.pools_layers]
         if names and trained:

@@ -20,8 +20,8 @@ from moetrace.forecasting.study import HORIZONS, study
 from moetrace.frames import stacked
 from moetrace.placement.planning import Planning, usual_gpus
 from moetrace.placement.study import place, placement_frames
-from moetrace.report.screens import report_screen
-from moetrace.report.study import write_report
+from moetrace.reporting.screens import report_screen
+from moetrace.reporting.study import write_report
 from moetrace.residency.study import hot, residency_frames
 from moetrace.trace import LoadTrace
 from moetrace.workspace.found import Found, command, whole

@@ -5,7 +5,7 @@ import pytest
 
 from moetrace import LoadTrace, examine
 from moetrace.analysis.severity import THRESHOLDS, health, health_frame, in_use, severity_of
-from moetrace.report.answers import alarm, balanced
+from moetrace.reporting.answers import alarm, balanced
 
 
 def dominated(top, experts=16):

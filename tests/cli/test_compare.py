@@ -80,7 +80,7 @@ def test_layers_and_steps_are_chosen_on_both_sides(compare):
         (("a.parquet:700-", "b.parquet"), "a has no step in 700:"),
         (("a.parquet", "b.parquet", "--gpus", "3"), "try --redundant 1"),
         (("a.parquet", "b.parquet", "--slots", "9"), "slots must be above 0 and at most 8"),
-        (("a.parquet",), "Missing argument 'B'"),
+        (("a.parquet",), "missing argument 'B'"),
     ],
 )
 def test_what_cannot_be_done_is_a_usage_error(compare, argv, message):

@@ -21,7 +21,7 @@ from processes import exit_code, forked, in_turn
 from moetrace import Finding, LoadTrace, TraceError, TraceInfo, open_trace, save_trace
 from moetrace.errors import printable
 from moetrace.formats import export
-from moetrace.report.tables import csv
+from moetrace.reporting.tables import csv
 
 HOSTILE = {
     "path": "../../../x",

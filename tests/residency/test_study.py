@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import moetrace as mt
+from moetrace.residency.study import hot
 from moetrace.residency.summary import CACHE, COMPUTE, LOADING, NEITHER, UNKNOWN, UNTESTED
 
 CUTOFFS = [120, 200, 280]

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moetrace.report.phrases import Answer
-from moetrace.report.tables import markdown, markdown_text, readable, words_of
+from moetrace.reporting.phrases import Answer
+from moetrace.reporting.tables import markdown, markdown_text, readable, words_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +109,7 @@ def as_html(
     from jinja2 import Environment, PackageLoader
 
     environment = Environment(
-        loader=PackageLoader("moetrace.report", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("moetrace.reporting", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["grid"] = grid
     questions = list(dict.fromkeys(answer.question for trace in traces for answer in trace.answers))

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from moetrace.report.comparison import comparison_screen, distance_sentence, plan_sentence, set_sentence
+from moetrace.reporting.comparison import comparison_screen, distance_sentence, plan_sentence, set_sentence
 
 ROW = {"a": "x", "b": "y", "distance": 0.162, "noise": 0.0015, "sorted_distance": 0.054, "same": False, "order": "same"}
 NOTED = "The loads of x and y differ by 16.2% of the token choices; two samples of one load would differ by 0.15%."

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace.report.residency import ages, coverage, kept, kept_notes
-from moetrace.report.screens import kept_screen
+from moetrace.reporting.residency import ages, coverage, kept, kept_notes
+from moetrace.reporting.screens import kept_screen
 
 ANSWER = {
     "trace": "t", "best": "level", "allocation": "equal", "slots": 32.0, "layers": 12, "experts": 128, "above_mean": 38, "horizon": 1000,

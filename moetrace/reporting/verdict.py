@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moetrace.report.phrases import Answer, bytes_of, capitalised, percent_whole
-from moetrace.report.tables import rows_of
+from moetrace.reporting.phrases import Answer, bytes_of, capitalised, percent_whole
+from moetrace.reporting.tables import rows_of
 from moetrace.words import DEPENDS, NOT_WORTH_IT
 
 QUESTION = "Worth balancing?"

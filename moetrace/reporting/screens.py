@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moetrace.report.answers import alarm, answers_of, balanced, expected, predictable, settled
-from moetrace.report.phrases import bytes_of, count_of, listed, percent, percent_whole, points
-from moetrace.report.residency import METHODS, interval_of, kept, kept_notes, rate_text
-from moetrace.report.tables import NOTHING, rows_of
+from moetrace.reporting.answers import alarm, answers_of, balanced, expected, predictable, settled
+from moetrace.reporting.phrases import bytes_of, count_of, listed, percent, percent_whole, points
+from moetrace.reporting.residency import METHODS, interval_of, kept, kept_notes, rate_text
+from moetrace.reporting.tables import NOTHING, rows_of
 from moetrace.words import BASELINE, COLLAPSED, DEFAULT, DEPLOYED, ORACLE, SEVERE, SEVERITIES, STABLE, STATES, UNKNOWN
 
 if TYPE_CHECKING:

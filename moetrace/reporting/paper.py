@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.report.figures import Frames, Kind
-from moetrace.report.style import (
+from moetrace.reporting.figures import Frames, Kind
+from moetrace.reporting.style import (
     BLUE,
     FAINT,
     GREEN,
@@ -21,7 +21,7 @@ from moetrace.report.style import (
     new_figure,
     one_legend,
 )
-from moetrace.report.tables import rows_of
+from moetrace.reporting.tables import rows_of
 from moetrace.words import BASELINE
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetrace.report.phrases import SAME, Answer, capitalised, count_of, listed, percent, percent_whole, points
-from moetrace.report.residency import kept
-from moetrace.report.tables import rows_of
-from moetrace.report.verdict import verdict_in, worth
+from moetrace.reporting.phrases import SAME, Answer, capitalised, count_of, listed, percent, percent_whole, points
+from moetrace.reporting.residency import kept
+from moetrace.reporting.tables import rows_of
+from moetrace.reporting.verdict import verdict_in, worth
 from moetrace.words import (
     BASELINE,
     COLLAPSED,

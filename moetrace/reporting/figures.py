@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.report.answers import (
+from moetrace.reporting.answers import (
     BALANCED,
     PREDICTABLE,
     SETTLED,
@@ -18,9 +18,9 @@ from moetrace.report.answers import (
     predictable,
     settled,
 )
-from moetrace.report.residency import QUESTION as KEPT
-from moetrace.report.residency import ages, coverage, kept, lasting
-from moetrace.report.style import (
+from moetrace.reporting.residency import QUESTION as KEPT
+from moetrace.reporting.residency import ages, coverage, kept, lasting
+from moetrace.reporting.style import (
     BLUE,
     FAINT,
     GREEN,
@@ -33,9 +33,9 @@ from moetrace.report.style import (
     one_legend,
     predictor_style,
 )
-from moetrace.report.tables import rows_of
-from moetrace.report.verdict import QUESTION as WORTH
-from moetrace.report.verdict import verdict_in, worthwhile
+from moetrace.reporting.tables import rows_of
+from moetrace.reporting.verdict import QUESTION as WORTH
+from moetrace.reporting.verdict import verdict_in, worthwhile
 from moetrace.words import BASELINE, DEFAULT, ORACLE, STABLE, TRANSIENT, UNKNOWN
 
 if TYPE_CHECKING:

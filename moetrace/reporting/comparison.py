@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetrace.report.phrases import percent
-from moetrace.report.screens import MOST_ROWS, Screen
-from moetrace.report.tables import NOTHING, rows_of
+from moetrace.reporting.phrases import percent
+from moetrace.reporting.screens import MOST_ROWS, Screen
+from moetrace.reporting.tables import NOTHING, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd

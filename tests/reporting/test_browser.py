@@ -5,9 +5,9 @@ import shutil
 
 import pandas as pd
 import pytest
-from report.test_report import frames_of
+from reporting.test_report import frames_of
 
-from moetrace.report.study import files_of
+from moetrace.reporting.study import files_of
 from moetrace.synthetic import settling, synthetic_trace
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -27,7 +27,7 @@ def page_file(tmp_path_factory):
     one = synthetic_trace([settling(500, steps=1800)], name=HOSTILE)
     path = tmp_path_factory.mktemp("page") / "report.html"
     monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setattr("moetrace.report.study.MOST_COURSES", 3)  # a browser looks at every point of a curve
+    monkeypatch.setattr("moetrace.reporting.study.MOST_COURSES", 3)  # a browser looks at every point of a curve
     studies = {"many": frames_of(many, (300,)), HOSTILE: frames_of(one, (300,), gpus=4)}
     path.write_bytes(dict(files_of(studies, {"command": "moetrace report <b>"}, ()))["report.html"])
     monkeypatch.undo()

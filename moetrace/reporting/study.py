@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moetrace.files import file_name, write_bytes
-from moetrace.report import figures, paper
-from moetrace.report.answers import answers_of
-from moetrace.report.comparison import distance_sentence
-from moetrace.report.figures import possible
-from moetrace.report.pages import Layer, Picture, Section, Topic, TracePage, as_html, as_markdown
-from moetrace.report.phrases import percent
-from moetrace.report.screens import layer_cells
-from moetrace.report.style import inline, picture, styled
-from moetrace.report.tables import NOTHING, SCHEMA_VERSION, csv, records, rows_of
-from moetrace.report.values import values_of
+from moetrace.reporting import figures, paper
+from moetrace.reporting.answers import answers_of
+from moetrace.reporting.comparison import distance_sentence
+from moetrace.reporting.figures import possible
+from moetrace.reporting.pages import Layer, Picture, Section, Topic, TracePage, as_html, as_markdown
+from moetrace.reporting.phrases import percent
+from moetrace.reporting.screens import layer_cells
+from moetrace.reporting.style import inline, picture, styled
+from moetrace.reporting.tables import NOTHING, SCHEMA_VERSION, csv, records, rows_of
+from moetrace.reporting.values import values_of
 from moetrace.words import OK, SEVERITIES
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetrace.report.phrases import Answer, percent_whole
-from moetrace.report.style import BLUE, FAINT, GREEN, GREY, INK, STATE, new_figure, one_legend
-from moetrace.report.tables import rows_of
+from moetrace.reporting.phrases import Answer, percent_whole
+from moetrace.reporting.style import BLUE, FAINT, GREEN, GREY, INK, STATE, new_figure, one_legend
+from moetrace.reporting.tables import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from moetrace.report.answers import balanced, predictable, settled
-from moetrace.report.phrases import count_of, listed, percent, points
+from moetrace.reporting.answers import balanced, predictable, settled
+from moetrace.reporting.phrases import count_of, listed, percent, points
 
 
 def layers(*rows):

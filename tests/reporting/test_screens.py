@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
-from report.test_answers import BASE, CLEAR, EARLY, NEVER, SETTLED, layers, summary
+from reporting.test_answers import BASE, CLEAR, EARLY, NEVER, SETTLED, layers, summary
 from rich.console import Console
 
-from moetrace.report.screens import (
+from moetrace.reporting.screens import (
     MOST_ROWS,
     place_screen,
     predict_screen,

@@ -13,11 +13,11 @@ import pytest
 
 from moetrace import Planning, predictor, study
 from moetrace.placement.study import place, placement_frames
-from moetrace.report import figures, paper
-from moetrace.report.answers import answers_of
-from moetrace.report.study import files_of
-from moetrace.report.style import BLUE, GREEN, INK, log_scale, new_figure, styled
-from moetrace.report.tables import csv, fitting, markdown, records, shown
+from moetrace.reporting import figures, paper
+from moetrace.reporting.answers import answers_of
+from moetrace.reporting.study import files_of
+from moetrace.reporting.style import BLUE, GREEN, INK, log_scale, new_figure, styled
+from moetrace.reporting.tables import csv, fitting, markdown, records, shown
 from moetrace.residency.study import hot, residency_frames
 from moetrace.synthetic import settling, synthetic_trace
 
@@ -277,7 +277,7 @@ def test_markdown_says_what_the_page_says(files, frames):
 
 def test_several_traces_are_compared_on_the_page(frames, monkeypatch):
     """Each two of them in a sentence, on both pages; one trace is compared with nothing."""
-    monkeypatch.setattr("moetrace.report.study.possible", lambda *_: {})
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})
     row = {
         "a": "one",
         "b": "<two>",
@@ -299,8 +299,8 @@ def test_several_traces_are_compared_on_the_page(frames, monkeypatch):
 def test_saved_tables_hold_what_the_frames_hold(files, frames, monkeypatch):
     """CSV and JSON in full precision, the JSON with the version of its schema; a large one is Parquet."""
     saved = json.loads(files["data/settled-scores.json"])
-    monkeypatch.setattr("moetrace.report.study.LARGE", 10)
-    monkeypatch.setattr("moetrace.report.study.possible", lambda *_: {})
+    monkeypatch.setattr("moetrace.reporting.study.LARGE", 10)
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})
     large = dict(files_of({"settled": frames}, {}))
     shares = pd.read_parquet(io.BytesIO(large["data/settled-last_shares.parquet"]))
 
@@ -313,7 +313,7 @@ def test_saved_tables_hold_what_the_frames_hold(files, frames, monkeypatch):
 @pytest.mark.slow
 def test_figures_come_in_the_kinds_that_papers_take(files, frames, monkeypatch):
     """PNG, SVG and PDF of each, if asked for; the paper's figures among them."""
-    monkeypatch.setattr("moetrace.report.study.possible", lambda known, _: {"load_share": known["load_share"]})
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda known, _: {"load_share": known["load_share"]})
     first = dict(islice(files_of({"settled": frames}, {}, ("png", "svg", "pdf")), 3))
     begin = {name.rpartition(".")[2]: content[:5] for name, content in first.items()}
 
@@ -361,10 +361,10 @@ def test_a_narrow_terminal_shows_fewer_columns_and_never_half_a_number():
 @pytest.mark.slow
 def test_a_page_of_very_many_layers_stays_one_that_opens(many, monkeypatch):
     """It lists and draws the layers with the hottest experts, says so, and cuts long tables."""
-    monkeypatch.setattr("moetrace.report.study.MOST_LAYERS", 5)
-    monkeypatch.setattr("moetrace.report.study.MOST_COURSES", 2)
-    monkeypatch.setattr("moetrace.report.pages.MOST_ROWS", 7)
-    monkeypatch.setattr("moetrace.report.study.possible", lambda *_: {})  # figures take long, and are not asked for
+    monkeypatch.setattr("moetrace.reporting.study.MOST_LAYERS", 5)
+    monkeypatch.setattr("moetrace.reporting.study.MOST_COURSES", 2)
+    monkeypatch.setattr("moetrace.reporting.pages.MOST_ROWS", 7)
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})  # figures take long, and are not asked for
     files = dict(files_of({"many": many}, {}, ()))
     page = files["report.html"].decode()
     hottest = many["balance"].nlargest(5, "max_over_mean")["layer"].tolist()
@@ -379,7 +379,7 @@ def test_a_page_of_very_many_layers_stays_one_that_opens(many, monkeypatch):
 def test_names_and_findings_are_no_live_markdown(frames, monkeypatch):
     """A viewer fetches no picture and follows no link that the name of a trace would make."""
     name = "![x](http://host/a.png) [y](http://host) `z` *w* <b>"
-    monkeypatch.setattr("moetrace.report.study.possible", lambda known, _: {"load_share": known["load_share"]})
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda known, _: {"load_share": known["load_share"]})
     named = {kind: frame.assign(trace=name) if "trace" in frame else frame for kind, frame in frames.items()}
 
     text = dict(files_of({name: named}, {}))["report.md"].decode()
