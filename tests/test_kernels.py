@@ -21,6 +21,7 @@ import json, sys, warnings
 import numpy as np
 import moetrace as mt
 from moetrace.forecasting.results import InMemory
+from moetrace.placement.study import place
 
 found, cutoffs, kept = {}, [1000, 2000], InMemory()
 trace = mt.read_trace("sample_traces/gpt-moe-8e-a.parquet").select([4], last=3000)

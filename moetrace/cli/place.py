@@ -115,6 +115,11 @@ def place(
     from moetrace.reporting.tables import records
     from moetrace.workspace.commands import place as ask
 
+    if gpus is None:
+        raise typer.BadParameter(
+            "missing option --gpus N: the number of GPUs that share a layer's experts. "
+            "Example: moetrace place gpt-moe-8e-a --gpus 4"
+        )
     redundants = steps_of(redundant, "numbers of redundant experts such as 0,32,64")
     backtesting = protocol.backtesting(shared)
 
