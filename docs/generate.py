@@ -42,7 +42,8 @@ One kind of damage gives no line: certain bits of the footer of a dump with list
 """
 # What the public names of a package are for, in the order of the Python reference; the first that fits counts.
 TASKS = {
-    "workspace.commands": "Commands",
+    "workspace.commands": "Commands", "workspace.contents": "Commands", "workspace.pages": "Commands",
+    "workspace.found": "Commands",
     "formats": "Reading and writing traces", "trace": "Reading and writing traces",
     "synthetic": "Reading and writing traces",
     "record": "Recording", "analysis": "States and imbalance", "doctor": "States and imbalance",
