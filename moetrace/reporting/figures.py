@@ -81,19 +81,18 @@ def peaks(frames: Frames) -> Figure:
     mesh = axes.pcolormesh(steps, rows, table.to_numpy(), cmap="cividis", rasterized=True, vmin=1, vmax=highest)
     _name_layers(axes, list(table.index), 0.5)
     axes.set(xlabel="step", ylabel="layer")
-    figure.colorbar(mesh, ax=axes, label="in mean loads", fraction=0.05, aspect=12, extend="max")
+    figure.colorbar(mesh, ax=axes, label="times the mean load", fraction=0.05, aspect=12, extend="max")
     return figure
 
 
 def _peaks_message(frames: Frames) -> str:
     balance = frames["balance"]
     worst = balance.loc[balance["max_over_mean"].idxmax()]
-    return (
-        f"Layer {worst['layer']} is the most uneven now: its hottest expert has {worst['max_over_mean']:.1f} mean loads"
-    )
+    peak = f"{worst['max_over_mean']:.1f}x the mean load"
+    return f"Layer {worst['layer']} is the most uneven now: its hottest expert has {peak}"
 
 
-# --- since when stable ---------------------------------------------------------------------------------------------
+# --- when it became stable ------------------------------------------------------------------------------------------
 
 
 def settling(frames: Frames) -> Figure:

@@ -139,7 +139,7 @@ def findings_screen(findings: pd.DataFrame, traces: int, *, every: bool) -> Scre
 
 
 def states_screen(layers: pd.DataFrame, *, every: bool) -> Screen:
-    """Since when each layer of one trace is stable; of many layers those that need a look come first."""
+    """When each layer of one trace became stable; of many layers those that need a look come first."""
     trace = str(layers["trace"].iloc[0])
     shown = layers if every or len(layers) <= MOST_ROWS else _by_need(layers)
     rows = [layer_cells(layer) for layer in rows_of(shown)]

@@ -208,7 +208,9 @@ def _layers(anchor: str, frames: Mapping[str, Any]) -> tuple[list[str], list[Lay
             "error, stable": percent(errors[number]) if number in errors else NOTHING,
         }
         rows.append(cells)
-        message = f"Layer {number}: expert {hot['hottest']} is the hottest, at {hot['max_over_mean']:.1f} mean loads"
+        message = (
+            f"Layer {number}: expert {hot['hottest']} is the hottest, at {hot['max_over_mean']:.1f}x the mean load"
+        )
         picture = None
         if number in drawn:
             with styled():
