@@ -222,7 +222,7 @@ def plan_course(scores: pd.DataFrame, best: str) -> Figure:
     axes = figure.add_subplot()
     means = scores.groupby(["strategy", "cutoff"], sort=False)["peak_over_mean"].mean().reset_index()
     others = [name for name in means["strategy"].unique() if name not in STRATEGIES and name != best]
-    for name in [*others, best, *STRATEGIES]:
+    for name in dict.fromkeys([*others, best, *STRATEGIES]):  # the best may be one of them
         colour, label = STRATEGIES.get(name, (BLUE, f"planned by {best}") if name == best else (FAINT, f"_{name}"))
         curve = means[means["strategy"] == name].sort_values("cutoff")
         if len(curve):

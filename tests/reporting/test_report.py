@@ -137,6 +137,15 @@ def test_errors_have_one_best_predictor_in_every_panel(frames):
     assert named[0] < set(labels(figure))
 
 
+def test_every_strategy_is_drawn_once(frames):
+    """Also where the best is the baseline, which has a curve of its own."""
+    with styled():
+        named = labels(figures.plan_course(frames["plan_scores"], "window_mean"))
+
+    assert sorted(set(named)) == sorted(named)
+    assert "planned by window_mean" in named
+
+
 def test_the_error_at_a_single_cutoff_goes_nowhere(frames):
     """The heading says where it is, not from where to where."""
     course = frames["course"]
