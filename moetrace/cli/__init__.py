@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from moetrace.cli import compare, export, hot, ingest, place, predict, report, states, traces
+from moetrace.cli.completion import finding_names
 from moetrace.cli.config import defaults
 from moetrace.cli.options import INTERRUPTED
 from moetrace.cli.output import say
@@ -60,7 +61,9 @@ for module in (ingest, states, predict, report, place, hot, compare, traces, exp
 
 @app.command()
 def explain(
-    finding: Annotated[str | None, typer.Argument(help="Name of a finding. [default: all of them]")] = None,
+    finding: Annotated[
+        str | None, typer.Argument(help="Name of a finding. [default: all of them]", autocompletion=finding_names)
+    ] = None,
 ) -> None:
     """Say what a finding means and what to do about it.
 

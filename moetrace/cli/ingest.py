@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetrace.cli.completion import finding_names, format_names
 from moetrace.cli.options import Command, Shared, with_options
 from moetrace.cli.output import Format, Table, say
 
@@ -39,7 +40,10 @@ Sql = Annotated[
     str | None,
     typer.Option(help="DuckDB query instead of sources: SELECT step, layer, expert, tokens FROM ...", metavar="QUERY"),
 ]
-Accept = Annotated[list[str] | None, typer.Option(help="Import despite this finding (repeatable).", metavar="FINDING")]
+Accept = Annotated[
+    list[str] | None,
+    typer.Option(help="Import despite this finding (repeatable).", metavar="FINDING", autocompletion=finding_names),
+]
 TokensPerStep = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens routed in one layer in one step, times top-k; turns shares into counts."),
@@ -91,6 +95,7 @@ def ingest(
             "--from",
             help="Format of the sources, NAME or NAME:setting=value; [default: recognised from the files].",
             metavar="FORMAT",
+            autocompletion=format_names,
         ),
     ] = None,
     sql: Sql = None,

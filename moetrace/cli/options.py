@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 import typer
 from typer.core import TyperCommand
 
+from moetrace.cli.completion import predictor_names, trace_names
 from moetrace.cli.output import Format, Table, csv_text, json_text, named, note, say, shown_text, to_stdout
 from moetrace.cli.progress import Report, progress, silent
 from moetrace.errors import MoetraceError, SettingError, WorkspaceError, lacks_memory
@@ -46,7 +47,9 @@ FirstLayer = Annotated[
     int | None,
     typer.Option(min=0, help="The model's number, from 0, of the trace's first layer: for files.", metavar="N"),
 ]
-Traces = Annotated[list[str] | None, typer.Argument(help="Names or paths.  [default: all traces]")]
+Traces = Annotated[
+    list[str] | None, typer.Argument(help="Names or paths.  [default: all traces]", autocompletion=trace_names)
+]
 
 
 class Command(TyperCommand):
@@ -363,6 +366,7 @@ class Protocol:
         typer.Option(
             help=f"NAME or NAME:setting=value, repeatable  [default: {', '.join(PREDICTORS)}]",
             metavar="SPEC",
+            autocompletion=predictor_names,
             rich_help_panel=PROTOCOL,
         ),
     ] = None
@@ -419,6 +423,7 @@ class QuickProtocol(Protocol):
         typer.Option(
             help=f"NAME or NAME:setting=value, repeatable  [default: {', '.join(QUICK)}]",
             metavar="SPEC",
+            autocompletion=predictor_names,
             rich_help_panel=PROTOCOL,
         ),
     ] = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moetrace.cli.options import Command, FirstLayer, Hardware, QuickProtocol, Shared, steps_of, with_options
+from moetrace.cli.options import Command, FirstLayer, Hardware, QuickProtocol, Shared, Traces, steps_of, with_options
 from moetrace.cli.output import Table
 from moetrace.cli.progress import Report
 
@@ -35,7 +35,7 @@ def place(
     gpus: Annotated[
         int | None, typer.Option(min=2, envvar="MOETRACE_GPUS", help="GPUs that share the experts of a layer.")
     ] = None,
-    traces: Annotated[list[str] | None, typer.Argument(help="Names or paths. [default: all traces]")] = None,
+    traces: Traces = None,
     redundant: Annotated[
         str,
         typer.Option(

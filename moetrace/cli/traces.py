@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moetrace.cli.completion import trace_names
 from moetrace.cli.options import Command, Shared, Traces, with_options
 from moetrace.cli.output import Table, say
 from moetrace.cli.progress import Report
@@ -37,7 +38,7 @@ def list_(shared: Shared) -> None:
 
 def remove(
     shared: Shared,
-    names: Annotated[list[str], typer.Argument(help="Names of traces.")],
+    names: Annotated[list[str], typer.Argument(help="Names of traces.", autocompletion=trace_names)],
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be removed.")] = False,
 ) -> None:

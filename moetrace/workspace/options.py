@@ -129,10 +129,12 @@ class Backtesting:
             if found != list(default):
                 note(
                     f"{trace.name}: {len(trace.steps):,} steps are too few for a horizon of {min(default):,}; the "
-                    f"horizon is a quarter of them, {found[0]:,} (give --first with {option} to set it)"
+                    f"horizon is a quarter of them, {found[0]:,} ({option} sets it)"
                 )
         else:
-            first = self.first or FIRST_CUTOFF
+            # A horizon that was asked for is scored at least once wherever the trace allows it.
+            longest = int(trace.steps[-1] - trace.steps[0]) + 1 - min(horizons or default)
+            first = self.first or max(1, min(FIRST_CUTOFF, longest))
             found, cutoffs = list(horizons or default), asked or default_cutoffs(trace, first, self.every) or [first]
             checked_cutoffs(trace, found, cutoffs, explicit=asked is not None)
         if not (asked or self.every) and thinned(trace):

@@ -1,11 +1,15 @@
 """What people expect of options: a file of defaults, names for systems, endings of files, help in every way."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from moetrace import LoadTrace, save_trace
 from moetrace.doctor.catalogue import KINDS
@@ -221,3 +225,41 @@ def test_usage_errors_are_one_line(moetrace, command, line):
 def test_nothing_given_is_a_wish_for_help(moetrace):
     """Its lines are lines."""
     assert "\nCommands:\n  ingest " in moetrace().err
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("moetrace states ru", ["run"]),
+        ("moetrace states -w elsewhere ru", []),
+        ("moetrace remove r", ["run"]),
+        ("moetrace predict --predictor l", ["lstm", "level"]),
+        ("moetrace ingest --from js", ["jsonl", "json"]),
+        ("moetrace ingest --accept col", ["collapse"]),
+        ("moetrace explain col", ["collapse"]),
+    ],
+)
+def test_values_are_completed(moetrace, small, words, found):
+    """As bash asks for it, in a process of its own: traces, predictors, formats, findings."""
+    save_trace(small, Path("run.parquet"))
+    assert 0 == moetrace("ingest", "run.parquet").code
+    asked = {"_MOETRACE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+
+    done = subprocess.run(
+        [sys.executable, "-c", "from moetrace.cli import app; app(prog_name='moetrace')"],
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), **asked},
+    )  # fmt: skip
+
+    assert found == done.stdout.split(), done.stderr
+
+
+def test_a_horizon_alone_is_scored_where_the_trace_allows_it(moetrace):
+    """Also after fewer than the usual 500 steps; one that is longer than the trace is refused."""
+    counts = np.random.default_rng(0).multinomial(500, [0.4, 0.3, 0.2, 0.1], size=(300, 1))
+    save_trace(LoadTrace.from_counts(counts, name="short"), Path("short.parquet"))
+    less = ("--predictor", "window_mean", "--json")
+
+    found = moetrace("predict", "short.parquet", "--horizon", "280", *less)
+
+    assert (0, {20}, 280) == (found.code, {row["cutoff"] for row in found.json["scores"]}, found.json["horizon"])
+    assert 2 == moetrace("predict", "short.parquet", "--horizon", "300", *less).code

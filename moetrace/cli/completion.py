@@ -1,0 +1,48 @@
+"""What a shell completes: the names of traces, predictors, formats and findings."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import typer
+
+from moetrace.errors import MoetraceError
+
+
+def trace_names(ctx: typer.Context, incomplete: str) -> list[str]:
+    """The traces of the workspace of this command; none where it cannot be listed."""
+    from moetrace.workspace.traces import DEFAULT_WORKSPACE, WORKSPACE, Workspace
+
+    root = ctx.params.get("workspace") or os.environ.get(WORKSPACE) or DEFAULT_WORKSPACE
+    with suppress(MoetraceError, OSError):
+        return _beginning(Workspace(Path(root)).names(), incomplete)
+    return []
+
+
+def predictor_names(incomplete: str) -> list[str]:
+    """Our predictors, and those of installed packages."""
+    from moetrace.forecasting.predictors import PREDICTORS
+    from moetrace.forecasting.predictors.plugins import installed
+
+    return _beginning([*PREDICTORS, *installed()], incomplete)
+
+
+def format_names(incomplete: str) -> list[str]:
+    """The formats that `ingest` reads."""
+    from moetrace.formats import FORMATS
+
+    return _beginning(FORMATS, incomplete)
+
+
+def finding_names(incomplete: str) -> list[str]:
+    """The findings of the doctor."""
+    from moetrace.doctor.catalogue import KINDS
+
+    return _beginning(KINDS, incomplete)
+
+
+def _beginning(names: Iterable[str], incomplete: str) -> list[str]:
+    return [name for name in names if name.startswith(incomplete)]
