@@ -1,6 +1,7 @@
 """Whatever a command does, a function of the same name does, with the same options; and what it finds shows itself."""
 
 import inspect
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -82,6 +83,16 @@ def test_a_result_shows_itself(name, monkeypatch):
     if not found.drawings:
         with pytest.raises(mt.SettingError, match="there is no figure"):
             found.figure()
+
+
+def test_a_path_may_be_that_of_a_dump():
+    """Which is read; what is no trace of any kind is refused."""
+    long_table(TRACE).to_pandas().to_csv("log.csv", index=False)
+    Path("x.csv").write_text("nonsense")
+
+    assert np.array_equal(TRACE.counts, mt.states("log.csv").value.counts)
+    with pytest.raises(mt.TraceError, match=r"x\.csv"):
+        mt.states("x.csv")
 
 
 def test_what_a_notebook_shows_is_no_live_html():

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moetrace.errors import SettingError, check_several
+from moetrace.errors import SettingError, TraceError, check_several
 from moetrace.forecasting.predictors import PREDICTORS, predictor
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.windows import (
@@ -19,7 +19,7 @@ from moetrace.forecasting.windows import (
     fitted,
     thinned,
 )
-from moetrace.formats import from_frame
+from moetrace.formats import from_frame, read_trace
 from moetrace.placement.step_time import StepTime, read_curve
 from moetrace.trace import LoadTrace
 from moetrace.workspace.tasks import runner
@@ -70,7 +70,7 @@ class Selection:
     def open(self, trace: Traced) -> LoadTrace:
         """That part of *trace*; raises `SettingError` for what is no trace, and for one that is not there."""
         if isinstance(trace, str | Path):
-            (trace,) = workspace_of(self.workspace).parts([str(trace)])
+            trace = self._there(trace)
         if not isinstance(trace, LoadTrace):
             if not hasattr(trace, "__arrow_c_stream__"):
                 raise SettingError(
@@ -80,6 +80,15 @@ class Selection:
         if self.steps is not None and (isinstance(self.steps, str) or len(self.steps) != 2):
             raise SettingError(f"steps are a pair such as (1000, 9000), not {self.steps!r}")
         return trace.select(self.layers, *(self.steps or (None, None)))
+
+    def _there(self, trace: str | Path) -> LoadTrace:
+        """The trace of that name or path; a dump is read, as `ingest` does."""
+        try:
+            return workspace_of(self.workspace).parts([str(trace)])[0]
+        except TraceError:
+            if not Path(trace).is_file():
+                raise
+            return read_trace(trace)
 
 
 @dataclass(frozen=True)
