@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import sys
+import tempfile
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -118,13 +123,16 @@ def ingest(
     ignore: Ignore = None,
     difference: Difference = False,
     accept: Accept = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="With --force, do not ask before a trace is replaced.")
+    ] = False,
     list_formats: Annotated[bool, typer.Option("--list-formats", help="List the known formats and exit.")] = False,
 ) -> None:
     """Read dumps and logs into traces, and check them.
 
     Reads any known format, and writes canonical traces. One file is one trace, named by its stem; a
-    folder imports every trace file in it, or one trace if the files are its ranks. Importing an
-    unchanged source again has no effect.
+    folder imports every trace file in it, or one trace if the files are its ranks; - is the standard
+    input, with --from. Importing an unchanged source again has no effect.
 
     \b
     Example: moetrace ingest sample_traces/gpt-moe-8e-a.parquet --name mine
@@ -135,13 +143,18 @@ def ingest(
     from moetrace.workspace.contents import reading
 
     layers, first, last = shared.selection()
+    given = _with_standard_input(sources or [], from_)
     asked = reading(
-        sources or (), name=name, from_=from_, sql=sql, merge=merge.value if merge else None, column=column or (),
+        given, name=name, from_=from_, sql=sql, merge=merge.value if merge else None, column=column or (),
         where=where or (), accept=accept or (), note=shared.note, stages=stages, phase=phase and phase.value, axes=axes,
         ignore=ignore, pattern=pattern, key=key, sum_over=sum_over, tokens_per_step=tokens_per_step, tokens=tokens,
         top_k=top_k, bin=bin_, layers=tuple(layers or ()), first=first, last=last, experts=experts,
         first_expert=first_expert, idle_experts=idle_experts, difference=difference,
     )  # fmt: skip
+
+    taken = sorted({*asked.names.values()} & {*shared.folder().names()}) if shared.force else []
+    if taken and not yes and sys.stdin is not None and sys.stdin.isatty():
+        typer.confirm(f"Replace {', '.join(taken)} and remove the results?", abort=True, err=True)
 
     def one(key: str) -> Ingested:
         with shared.progress(key, "rows") as progress:
@@ -151,6 +164,20 @@ def ingest(
             )  # fmt: skip
 
     _show(shared, shared.each(list(asked.groups), one))
+
+
+def _with_standard_input(sources: list[str], format: str | None) -> list[str]:
+    """The *sources*, of which ``-`` becomes a file named stdin that is gone when the command ends."""
+    if "-" not in sources:
+        return sources
+    if format is None:
+        raise typer.BadParameter("- is the standard input: name its format, such as --from csv")
+    folder = tempfile.mkdtemp(prefix="moetrace-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / "stdin"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file)
+    return [str(path) if source == "-" else source for source in sources]
 
 
 def _show(shared: Shared, done: list[Ingested]) -> None:

@@ -1,5 +1,6 @@
 """What people expect of options: a file of defaults, names for systems, endings of files, help in every way."""
 
+import io
 import json
 import os
 import re
@@ -263,3 +264,38 @@ def test_a_horizon_alone_is_scored_where_the_trace_allows_it(moetrace):
 
     assert (0, {20}, 280) == (found.code, {row["cutoff"] for row in found.json["scores"]}, found.json["horizon"])
     assert 2 == moetrace("predict", "short.parquet", "--horizon", "300", *less).code
+
+
+def test_the_standard_input_is_a_source(moetrace, monkeypatch):
+    """With its format; without it, a usage error that asks for one."""
+    table = b"step,layer,expert,tokens\n1,0,0,5\n1,0,1,7\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(table)))
+
+    assert "name its format, such as --from csv" in moetrace("ingest", "-").err
+    found = moetrace("ingest", "-", "--from", "csv", "--json")
+
+    assert (0, ["stdin"], 2) == (
+        found.code,
+        [own["name"] for own in found.json["traces"]],
+        found.json["traces"][0]["experts"],
+    )
+
+
+def test_replacing_a_trace_asks_on_a_terminal(ingested, settled, monkeypatch):
+    """No is no; --yes does not ask."""
+
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    Path("other").mkdir()
+    save_trace(settled.select([0]), Path("other/one.parquet"))
+    monkeypatch.setattr("sys.stdin", Terminal("n\n"))
+    refused = ingested("ingest", "other/one.parquet", "--force")
+    kept = ingested("list", "--json").json["traces"][0]["layers"]
+    replaced = ingested("ingest", "other/one.parquet", "--force", "--yes")
+
+    assert (1, 2) == (refused.code, kept)
+    assert "Replace one and remove the results?" in refused.err
+    assert 0 == replaced.code
+    assert 1 == ingested("list", "--json").json["traces"][0]["layers"]
