@@ -180,7 +180,7 @@ def test_a_workspace_is_filled_listed_and_emptied(tmp_path):
         (lambda: mt.states("gone"), "there is no trace 'gone'"),
         (lambda: mt.states(TRACE, layers=[9]), "run has no layer 9"),
         (lambda: mt.states(TRACE, steps="1:9"), r"steps are a pair such as \(1000, 9000\), not '1:9'"),
-        (lambda: mt.predict(TRACE, 9000), "the longest horizon is 2,500"),
+        (lambda: mt.predict(TRACE, 9000), "the longest horizon is 2,999"),
         (lambda: mt.predict(TRACE, predictor="ema"), "predictor are several"),
         (lambda: mt.predict(TRACE, predictor=["emma"]), "there is no predictor 'emma'; did you mean 'ema'?"),
         (lambda: mt.hot(TRACE, expert_bytes=1e6), "expert_bytes and bandwidth go together"),

@@ -123,9 +123,7 @@ def ingest(
     ignore: Ignore = None,
     difference: Difference = False,
     accept: Accept = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="With --force, do not ask before a trace is replaced.")
-    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --force replaces a trace.")] = False,
     list_formats: Annotated[bool, typer.Option("--list-formats", help="List the known formats and exit.")] = False,
 ) -> None:
     """Read dumps and logs into traces, and check them.
@@ -154,7 +152,7 @@ def ingest(
 
     taken = sorted({*asked.names.values()} & {*shared.folder().names()}) if shared.force else []
     if taken and not yes and sys.stdin is not None and sys.stdin.isatty():
-        typer.confirm(f"Replace {', '.join(taken)} and remove the results?", abort=True, err=True)
+        typer.confirm(f"Replace {', '.join(taken)} in {shared.workspace}?", abort=True, err=True)
 
     def one(key: str) -> Ingested:
         with shared.progress(key, "rows") as progress:

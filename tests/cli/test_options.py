@@ -296,6 +296,6 @@ def test_replacing_a_trace_asks_on_a_terminal(ingested, settled, monkeypatch):
     replaced = ingested("ingest", "other/one.parquet", "--force", "--yes")
 
     assert (1, 2) == (refused.code, kept)
-    assert "Replace one and remove the results?" in refused.err
+    assert "Replace one in moetrace-out?" in refused.err
     assert 0 == replaced.code
     assert 1 == ingested("list", "--json").json["traces"][0]["layers"]
