@@ -7,6 +7,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from moetrace.words import BASELINE
@@ -66,14 +67,27 @@ def styled() -> Iterator[None]:
 
 def new_figure(width: float, height: float, margins: Margins | None = None) -> Figure:
     """An empty figure, in inches, with these *margins*; fitted to what is in it without, which takes twice as long."""
-    from matplotlib.figure import Figure as Figure
-
-    figure = Figure(figsize=(width, height), layout=None if margins else "constrained", dpi=110)
+    figure = _shown()(figsize=(width, height), layout=None if margins else "constrained", dpi=110)
     if margins:
         left, right, bottom, top = margins
         edges = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
         figure.subplots_adjust(**edges, wspace=0.16, hspace=0.28)
     return figure
+
+
+@cache
+def _shown() -> type[Figure]:
+    """A figure that a notebook shows by itself: without pyplot, matplotlib leaves that to others."""
+    from matplotlib.figure import Figure
+
+    class Shown(Figure):
+        """A figure with a picture of itself."""
+
+        def _repr_png_(self) -> bytes:
+            with styled():
+                return picture(self, "png")
+
+    return Shown
 
 
 def picture(figure: Figure, kind: str, title: str = "") -> bytes:

@@ -60,15 +60,15 @@ def test_the_next_command_can_be_copied(ingested, tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_report_says_which_horizon_can_be_scored(ingested, tmp_path):
-    """Where none of the usual ones can, a quarter of the trace; one that was asked for is refused."""
+    """Where none of the usual ones can, a quarter of the trace; one longer than the trace is refused."""
     done = ingested(
         "report", "one", "--steps", ":1400", "--folder", tmp_path / "r", "--figures", "none", "--gpus", 4, *QUICK[:4]
     )
 
     assert (0, 0, 1) == (done.code, done.out.count("Not measured"), done.out.count("Not enough evidence on 4 GPUs"))
     assert "steps are too few for a horizon of 1,000; the horizon is a quarter of them, 350" in done.err
-    asked = ingested("report", "one", "--steps", ":1400", "--horizons", "1000", *QUICK[:4])
-    assert (2, True) == (asked.code, "one: a horizon of 1,000 steps cannot be scored at cutoffs from" in asked.err)
+    asked = ingested("report", "one", "--steps", ":1400", "--horizons", "1400", *QUICK[:4])
+    assert (2, True) == (asked.code, "one: a horizon of 1,400 steps cannot be scored at cutoffs from" in asked.err)
 
 
 def test_show_prints_the_tables_behind_an_answer(ingested):

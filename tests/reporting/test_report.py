@@ -396,3 +396,8 @@ def test_names_and_findings_are_no_live_markdown(frames, monkeypatch):
     assert "](http" not in text.replace("\\](http", "")
     assert "\\!" not in text
     assert "!\\[x\\](http://host/a.png) \\[y\\](http://host) \\`z\\` \\*w\\* &lt;b&gt;" in text
+
+
+def test_a_notebook_shows_a_figure(frames):
+    """By the picture that it makes of itself: no pyplot, no magic command."""
+    assert drawn("settling", frames)._repr_png_().startswith(b"\x89PNG")
