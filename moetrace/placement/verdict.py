@@ -276,7 +276,10 @@ def _savings_of(
     each = float(default["peak_load"].sum() - mine["peak_load"].sum()) / logged / len(trace.layers)
     known = {**dict(zip(SETTINGS, policy.settings)), "redundant": planning.redundant}
     length = int(trace.steps[-1] - trace.steps[0]) + 1
-    sentence = system.sentence.format(**known | {"window": min(policy.window, length)})
+    window = min(policy.window, length)
+    sentence = system.sentence.format(**known | {"window": window})
+    if policy.interval and row["moved_per_1000"] == 0:  # no later plan was worth its moves
+        sentence = f"one plan from the load of the last {window:,} steps, which {policy.system}'s rule never changes,"
     if policy.threshold is not None:
         sentence += f" unless utilisation is above {policy.threshold:.0%},"
     if planning.redundant:

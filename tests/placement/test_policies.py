@@ -6,8 +6,9 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import SAMPLE
 
-from moetrace import LoadTrace, WindowMean
+from moetrace import LoadTrace, WindowMean, read_trace
 from moetrace.forecasting.backtest import in_turn
 from moetrace.placement import replay as room
 from moetrace.placement import study
@@ -537,3 +538,14 @@ def test_progress_counts_the_layers_that_are_replayed(replay):
     assert [(1, 3), (2, 3), (3, 3)] == told[:3]
     assert told == sorted(told)
     assert [told[-1][1] - left for left in (2, 1, 0)] == [done for done, _ in told[-3:]]
+
+
+@pytest.mark.slow
+def test_a_policy_that_never_moves_is_one_plan():
+    """Its sentence does not speak of a plan every so many steps, of which none but the first is made."""
+    trace = read_trace(SAMPLE)
+
+    found = place_trace(trace, [WindowMean()], Planning(4), cutoffs=[5000], systems=["vllm-ascend"]).verdict
+
+    assert ("vllm-ascend", 0.0) == (found.system, found.moved_per_1000)
+    assert "one plan from the load of the last 200 steps, which vllm-ascend's rule never changes," == found.policy
