@@ -87,6 +87,9 @@ def with_options(command: Callable[..., None], without: Sequence[str] = ()) -> C
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
+        from moetrace.workspace.memory import keep_freed_memory
+
+        keep_freed_memory()
         made = {
             name: groups[name](**{key: values.pop(key) for key in spread[name] if key in values}) for name in groups
         }

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from moetrace.errors import SettingError, WorkspaceError
 from moetrace.forecasting.backtest import Run, Task
+from moetrace.workspace.memory import keep_freed_memory
 
 # Anything else keeps a Dask client waiting for a minute, and its end fails.
 ADDRESS = re.compile(r"((tcp|tls|ws|wss|ucx)://)?([\w.-]+|\[[\da-fA-F:]+\]):\d{1,5}")
@@ -70,6 +71,7 @@ def _on_cores(jobs: int, tasks: Sequence[Task[T]]) -> Iterator[T]:
 
 def _follow_parent() -> None:
     """Leave the keyboard to the parent of this process, and end when that has ended, however it did."""
+    keep_freed_memory()
     parent = os.getppid()
 
     def end_with_parent() -> None:
