@@ -14,8 +14,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy  # its modules are loaded when they are used
 from numpy.typing import NDArray
-from scipy.special import digamma, gammaincinv, ndtri, softmax
 
 from moetrace.analysis.imbalance import RECENT, entropy
 from moetrace.analysis.variogram import HISTORY, weights
@@ -60,7 +60,7 @@ def _middles(experts: int) -> Shares:
 
 def _normalised(logs: Shares) -> Shares:
     """Shares in proportion to the exponentials of *logs*, along the last axis, none of them 0."""
-    shares: Shares = np.maximum(softmax(logs, axis=-1), np.finfo(float).tiny)
+    shares: Shares = np.maximum(scipy.special.softmax(logs, axis=-1), np.finfo(float).tiny)
     return shares
 
 
@@ -78,15 +78,15 @@ FAMILIES = {
         np.linspace(0, 8, POINTS),
         lambda shares: np.log(shares).std(axis=-1, ddof=1),
         lambda grid, _: grid,
-        lambda grid, n: np.outer(grid, ndtri(_middles(n))),
+        lambda grid, n: np.outer(grid, scipy.special.ndtri(_middles(n))),
         lambda rng, sigma, size: sigma * rng.normal(size=size),
     ),
     "dirichlet": Family(
         "concentration",
         np.geomspace(1e-2, 1e4, POINTS),
         lambda shares: np.log(shares).mean(axis=-1),
-        lambda grid, n: digamma(grid) - digamma(grid * n),
-        lambda grid, n: np.log(np.maximum(gammaincinv(grid[:, None], _middles(n)), np.finfo(float).tiny)),
+        lambda grid, n: scipy.special.digamma(grid) - scipy.special.digamma(grid * n),
+        lambda grid, n: np.log(np.maximum(scipy.special.gammaincinv(grid[:, None], _middles(n)), np.finfo(float).tiny)),
         # A gamma variable of a small shape underflows; that of one more, times a power of a uniform one, does not.
         lambda rng, shape, size: np.log(rng.standard_gamma(shape + 1, size)) + np.log(rng.random(size)) / shape,
     ),

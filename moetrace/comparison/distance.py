@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import rankdata
 
 from moetrace.analysis.noise import GAP, mean_noise, pooled_shares
 from moetrace.residency.sets import ranked
@@ -151,5 +150,7 @@ def _order(correlations: Sequence[float], experts: int, same: bool | None, same_
 
 def rank_correlation(one: Shares, other: Shares) -> float:
     """Spearman's, NaN where all shares of one are equal."""
+    from scipy.stats import rankdata
+
     ranks = np.array([rankdata(own) for own in (one, other)])
     return float(np.corrcoef(ranks)[0, 1]) if np.ptp(ranks, axis=1).all() else float("nan")
