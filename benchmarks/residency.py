@@ -13,6 +13,8 @@ from accuracy import HELD_OUT, SAMPLES, TRACES
 import moetrace as mt
 from moetrace.reporting.tables import markdown
 
+# Of servers, the tokens of decode alone: with one or few tokens a pass, active experts are what counts.
+DECODE = ("large/gpt-moe-128e-serving-decode", "large/qwen3-moe-64e-vllm-decode")
 PREDICTORS = ("level", "window_mean", "ema", "auto")
 METHODS = ("refreshed", "lru", "lfu", "oracle_static", "oracle")
 RATES = {"hit_rate": "Token choices whose expert was resident", "active_hit_rate": "Active experts that were resident"}
@@ -22,7 +24,7 @@ ANSWER = ["trace", "slots", "above_mean", "hit_rate", "hindsight", "by_load_adds
 def main() -> None:
     """Score a quarter of the experts and the other parts, and print."""
     summaries, answers = [], []
-    for name in (*TRACES, *HELD_OUT):
+    for name in (*TRACES, *DECODE, *HELD_OUT):
         trace = mt.read_trace(SAMPLES / f"{name}.parquet")
         found = mt.hot(trace, predictor=PREDICTORS, slots=trace.experts // 4)
         summary = found.frames["summary"].assign(trace=Path(name).name)
