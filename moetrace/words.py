@@ -12,3 +12,5 @@ SEVERITIES = OK, MODERATE, SEVERE, COLLAPSED = "ok", "moderate", "severe", "coll
 # Verdicts on balancing.
 WORTH_IT, NOT_WORTH_IT, NO_EVIDENCE = "worth it", "not worth it", "not enough evidence"
 DEPENDS = "depends on the hardware"
+# The folder of traces and results, and the variable that names another one.
+WORKSPACE, DEFAULT_WORKSPACE = "MOETRACE_WORKSPACE", "moetrace-out"

@@ -172,9 +172,9 @@ LOAD = ("passes", "rate", "day", "prefill", "requests", "seed")
 """The options that make the load."""
 
 
-def parsed(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parsed(argv: list[str] | None = None, about: str | None = __doc__, **defaults: float) -> argparse.Namespace:
+    """The options of a script that says what it is *about*; *defaults* are those of its own."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="the trace of the run whose model serves")
     parser.add_argument("--out", type=Path, default=Path("serving.parquet"), help="the trace of all tokens")
     parser.add_argument("--domain", action="append", required=True, metavar="NAME=FOLDER", help="texts of a domain")
@@ -185,6 +185,7 @@ def parsed(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prefill", type=int, default=2_048, help="prompt tokens of a pass at most")
     parser.add_argument("--requests", type=int, default=640, help="requests decoding at a time at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(**defaults)
     options = parser.parse_args(argv)
     if any("=" not in text for text in options.domain):
         parser.error("a --domain is NAME=FOLDER")

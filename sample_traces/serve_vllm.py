@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from serve_gpt_moe import Clients, corpus_of
+from serve_gpt_moe import Clients, corpus_of, parsed
 
 from moetrace import open_trace, save_trace
 
@@ -77,21 +77,5 @@ def serve(options: argparse.Namespace) -> None:
     print(json.dumps(notes))
 
 
-def parsed(argv: list[str] | None = None) -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="the trace of the run whose model serves")
-    parser.add_argument("--out", type=Path, default=Path("serving.parquet"), help="the trace of all tokens")
-    parser.add_argument("--domain", action="append", required=True, metavar="NAME=FOLDER", help="texts of a domain")
-    parser.add_argument("--bytes", type=int, default=2_000_000, help="bytes of text of a domain at most")
-    parser.add_argument("--passes", type=int, default=10_000)
-    parser.add_argument("--rate", type=float, default=1.0, help="requests a pass, on average")
-    parser.add_argument("--day", type=int, default=2_500, help="passes from one noon to the next")
-    parser.add_argument("--prefill", type=int, default=512, help="tokens of a pass at most")
-    parser.add_argument("--requests", type=int, default=128, help="requests at a time at most")
-    parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
-
-
 if __name__ == "__main__":
-    serve(parsed())
+    serve(parsed(about=__doc__, rate=1.0, day=2_500, prefill=512, requests=128))

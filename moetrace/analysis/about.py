@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from moetrace.analysis.imbalance import RECENT, max_over_mean
 from moetrace.analysis.severity import severity_of
-from moetrace.trace import LoadTrace
+from moetrace.trace import Finding, LoadTrace
 from moetrace.words import OK, SEVERITIES
 
 if TYPE_CHECKING:
@@ -46,12 +46,12 @@ def traces_frame(traces: Iterable[LoadTrace]) -> pd.DataFrame:
     return facts_frame((trace.name, facts_of(trace), [own.name for own in trace.info.findings]) for trace in traces)
 
 
-def findings_frame(trace: LoadTrace) -> pd.DataFrame:
-    """What was noticed of a trace: a row for each finding with its severity, place, evidence and advice."""
+def findings_frame(trace: str, findings: Iterable[Finding]) -> pd.DataFrame:
+    """One row for each of the *findings* on a *trace*: its name, severity, place, evidence and advice."""
     import pandas as pd
 
-    rows = [(trace.name, own.name, own.severity, own.place, own.evidence, own.advice) for own in trace.info.findings]
-    return pd.DataFrame(rows, columns=["trace", "finding", "severity", "place", "evidence", "advice"])
+    rows = [{"trace": trace, **vars(finding)} for finding in findings]
+    return pd.DataFrame(rows, columns=["trace", *Finding.__dataclass_fields__])
 
 
 def facts_frame(traces: Iterable[tuple[str, Mapping[str, Any], Iterable[str]]]) -> pd.DataFrame:

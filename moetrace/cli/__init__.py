@@ -70,11 +70,9 @@ def explain(
     \b
     Example: moetrace explain imbalance
     """
-    from moetrace.doctor.catalogue import KINDS
-    from moetrace.settings import unknown
+    from moetrace.doctor.catalogue import KINDS, check_known
 
-    if finding is not None and finding not in KINDS:
-        raise unknown("finding", finding, KINDS)
+    check_known([finding] if finding else [])
     for name in [finding] if finding else KINDS:
         sys.stdout.write(f"{name} ({KINDS[name].severity}): {KINDS[name].advice}\n")
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import typer
 
 from moetrace.errors import MoetraceError
+from moetrace.words import DEFAULT_WORKSPACE, WORKSPACE
 
 
 def trace_names(ctx: typer.Context, incomplete: str) -> list[str]:
     """The traces of the workspace of this command; none where it cannot be listed."""
-    from moetrace.workspace.traces import DEFAULT_WORKSPACE, WORKSPACE, Workspace
+    from moetrace.workspace.traces import Workspace
 
     root = ctx.params.get("workspace") or os.environ.get(WORKSPACE) or DEFAULT_WORKSPACE
     with suppress(MoetraceError, OSError):

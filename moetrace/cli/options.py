@@ -22,6 +22,7 @@ from moetrace.cli.progress import Report, progress, silent
 from moetrace.errors import MoetraceError, SettingError, WorkspaceError, lacks_memory
 from moetrace.files import check_output
 from moetrace.forecasting.predictors import PREDICTORS, QUICK
+from moetrace.words import DEFAULT_WORKSPACE, WORKSPACE
 
 if TYPE_CHECKING:
     from moetrace.reporting.screens import Screen
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from moetrace.workspace.traces import Workspace
 
 SELECTION, OUTPUT, PROTOCOL, HARDWARE = "Selection", "Output", "Protocol", "Hardware"
-WORKSPACE, DEFAULT_WORKSPACE = "MOETRACE_WORKSPACE", Path("moetrace-out")
 DONE_WITH_SKIPS = 3
 INTERRUPTED = 130
 # Characters of a terminal that the closing line fits; longer, each of its parts has a line of its own.
@@ -138,7 +138,7 @@ class Shared:
             "--workspace", "-w", envvar=WORKSPACE, help="Folder of traces and results.",
             rich_help_panel=SELECTION,
         ),
-    ] = DEFAULT_WORKSPACE  # fmt: skip
+    ] = Path(DEFAULT_WORKSPACE)  # fmt: skip
     all: Annotated[bool, typer.Option("--all", help="Show all rows.", rich_help_panel=OUTPUT)] = False
     show: Annotated[
         str | None,
@@ -352,7 +352,7 @@ class Shared:
         if answered and tables:
             parts.append(f"More: --show {','.join(tables)}")
         if answered and then:
-            usual = os.environ.get(WORKSPACE, str(DEFAULT_WORKSPACE))
+            usual = os.environ.get(WORKSPACE, DEFAULT_WORKSPACE)
             where = [] if str(self.workspace) == usual else ["-w", str(self.workspace)]
             parts.append(f"Next: {shlex.join(['moetrace', *then, *where])}")
         lines = parts if sum(map(len, parts)) > CLOSING_WIDTH else ["     ".join(parts)] if parts else []

@@ -5,13 +5,14 @@ A reader and the doctor both make their findings here, so that one name always m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError, shown
+from moetrace.settings import unknown
 from moetrace.trace import Counts, Finding, Steps, stride_of
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
@@ -85,6 +86,13 @@ KINDS: dict[str, Kind] = {
     ),
     "drift": Kind(WARNING, "the load still moves: plan for short horizons, and plan again often"),
 }  # fmt: skip
+
+
+def check_known(names: Iterable[str]) -> None:
+    """Raise `SettingError` for the first of *names* that is no finding, with those that there are."""
+    for name in names:
+        if name not in KINDS:
+            raise unknown("finding", name, KINDS)
 
 
 def finding(name: str, place: str, evidence: str) -> Finding:

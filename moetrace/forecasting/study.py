@@ -60,6 +60,7 @@ def study(
     beyond = predictability_evaluations(trace, cutoffs)
     test, *others = evaluate_all([asked, *beyond], progress, results=results, run=run)
     known = predictability_frames(test, *others)
-    frames = {"about": traces_frame([trace]), "findings": findings_frame(trace)} | states_tables(trace, courses=True)
+    about = {"about": traces_frame([trace]), "findings": findings_frame(trace.name, trace.info.findings)}
+    frames = about | states_tables(trace, courses=True)
     frames |= score_frames(test, seed) | known
     return Study(trace.name, frames, test.computed, test.reused)

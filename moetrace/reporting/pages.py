@@ -149,4 +149,4 @@ def as_markdown(
 
 
 def _finding_text(row: Mapping[str, str]) -> str:
-    return f"Finding {row['finding']} ({row['severity']}), {row['place']}: {row['evidence']}. Advice: {row['advice']}."
+    return f"Finding {row['name']} ({row['severity']}), {row['place']}: {row['evidence']}. Advice: {row['advice']}."

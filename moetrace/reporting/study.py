@@ -99,7 +99,9 @@ def files_of(
     for number, (trace, frames) in enumerate(studies.items(), 1):
         stem, anchor = file_name(trace), f"trace-{number}"
         pictures: dict[str, Picture] = {}
-        for name, content in (*_figures(stem, anchor, frames, kinds, pictures), *_data(stem, trace, frames)):
+        texts = _texts(frames)
+        drawn = _figures(stem, anchor, frames, kinds, pictures, texts)
+        for name, content in (*drawn, *_data(stem, trace, frames, texts)):
             names.append(name)
             yield name, content
         traces.append(_page(trace, anchor, frames, pictures))
@@ -110,40 +112,53 @@ def files_of(
     yield "report.html", as_html(title, traces, DEFINITIONS, facts, names, apart).encode("utf-8", "backslashreplace")
 
 
+def _texts(frames: Mapping[str, pd.DataFrame]) -> dict[str, bytes]:
+    """The frames that are written and not `LARGE` as CSV, for the files and for the links within the page."""
+    return {name: _as_csv(frames[name]) for name in (*SAVED, *DRAWN) if name in frames and len(frames[name]) <= LARGE}
+
+
+def _as_csv(frame: pd.DataFrame) -> bytes:
+    return csv(frame).encode("utf-8", "backslashreplace")
+
+
 def _figures(
-    stem: str, anchor: str, frames: Mapping[str, Any], kinds: Sequence[str], pictures: dict[str, Picture]
+    stem: str,
+    anchor: str,
+    frames: Mapping[str, Any],
+    kinds: Sequence[str],
+    pictures: dict[str, Picture],
+    texts: Mapping[str, bytes],
 ) -> Iterator[tuple[str, bytes]]:
     """Every figure that the *frames* allow, as a file of each of *kinds*; *pictures* gets it for the page."""
     trace = frames["about"]["trace"].iloc[0]
     for name, kind in possible({**figures.FIGURES, **paper.FIGURES}, frames).items():
         with styled():
             figure, message = kind.draw(frames), kind.message(frames)
-            pictures[name] = _picture(name, message, figure, f"{anchor}-{name}", frames[kind.needs[0]])
+            pictures[name] = _picture(name, message, figure, f"{anchor}-{name}", texts.get(kind.needs[0], b""))
             for ending in kinds:
                 title = f"{trace}: {message}" if ending == "png" else ""  # papers have captions
                 yield f"figures/{stem}-{name}.{ending}", picture(figure, ending, title)
 
 
-def _picture(
-    name: str, message: str, figure: Figure, salt: str, frame: pd.DataFrame, *, pointed: bool = True
-) -> Picture:
-    """A *figure* of *frame* for the page, with its rows as a link: compressed ones, or none where they are too many."""
+def _picture(name: str, message: str, figure: Figure, salt: str, rows: bytes, *, pointed: bool = True) -> Picture:
+    """A *figure* for the page, with its *rows*, a CSV, as a link: compressed ones, or none where they are too many."""
     svg = inline(figure, salt)
-    rows = b"" if len(frame) > LARGE else csv(frame).encode("utf-8", "backslashreplace")
     packed = gzip.compress(rows, mtime=0)
     data = "" if not rows or len(packed) > MOST_DATA else base64.b64encode(packed).decode()
     return Picture(name, message, svg, values_of(figure) if pointed else "[]", data, f"{salt}.csv.gz")
 
 
-def _data(stem: str, trace: str, frames: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, bytes]]:
+def _data(
+    stem: str, trace: str, frames: Mapping[str, pd.DataFrame], texts: Mapping[str, bytes]
+) -> Iterator[tuple[str, bytes]]:
     """The tables behind the page: CSV and JSON, the large ones as Parquet."""
     for name in [name for name in (*SAVED, *DRAWN) if name in frames]:
-        if len(frames[name]) > LARGE:
+        if name not in texts:
             content = io.BytesIO()
             frames[name].to_parquet(content, index=False)
             yield f"data/{stem}-{name}.parquet", content.getvalue()
             continue
-        yield f"data/{stem}-{name}.csv", csv(frames[name]).encode("utf-8", "backslashreplace")
+        yield f"data/{stem}-{name}.csv", texts[name]
         if name in DRAWN:
             continue
         document = {"schema_version": SCHEMA_VERSION, "trace": trace, "table": name, "rows": records(frames[name])}
@@ -157,21 +172,15 @@ def _number(value: object) -> object:
 def _page(trace: str, anchor: str, frames: Mapping[str, Any], pictures: Mapping[str, Picture]) -> TracePage:
     """What the page says of one trace."""
     headings, layers = _layers(anchor, frames)
-    answers = answers_of(frames)
+    answers, asked = answers_of(frames), {name: kind.question for name, kind in figures.FIGURES.items()}
     topics = [
-        Topic(answer, [own for name, own in pictures.items() if _question(name) == answer.question])
-        for answer in answers
+        Topic(answer, [pictures[name] for name in pictures if asked.get(name) == answer.question]) for answer in answers
     ]
     findings = rows_of(frames["findings"].drop(columns="trace")) if "findings" in frames else []
     return TracePage(
         trace, anchor, _facts(frames), answers, topics, findings, headings, layers, len(frames["layers"]),
         _sections(frames, pictures),
     )  # fmt: skip
-
-
-def _question(figure: str) -> str:
-    """The question that a *figure* of that name belongs to."""
-    return figures.FIGURES[figure].question if figure in figures.FIGURES else ""
 
 
 def _facts(frames: Mapping[str, Any]) -> str:
@@ -215,7 +224,9 @@ def _layers(anchor: str, frames: Mapping[str, Any]) -> tuple[list[str], list[Lay
         if number in drawn:
             with styled():
                 own, few = courses[number], len(drawn) <= MOST_POINTED
-                picture = _picture("course", message, figures.course(own), f"{anchor}-layer-{number}", own, pointed=few)
+                picture = _picture(
+                    "course", message, figures.course(own), f"{anchor}-layer-{number}", _as_csv(own), pointed=few
+                )
         layers.append(Layer(list(cells.values()), picture))
     return list(rows[0]), layers
 

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from moetrace.analysis.about import findings_frame
 from moetrace.analysis.severity import health_frame
 from moetrace.analysis.shape import shape_frames
 from moetrace.analysis.tables import states_tables
 from moetrace.comparison.study import Comparison
 from moetrace.comparison.study import compare as compare_traces
-from moetrace.doctor.catalogue import KINDS
+from moetrace.doctor.catalogue import check_known
 from moetrace.doctor.checks import examine, failing
 from moetrace.errors import SettingError, check_several
 from moetrace.files import write_bytes
@@ -45,12 +46,10 @@ from moetrace.residency.study import HORIZON, Residency, default_horizon
 from moetrace.residency.study import hot as keep
 from moetrace.residency.systems import write_sets
 from moetrace.residency.systems.base import ResidentSets
-from moetrace.settings import unknown
 from moetrace.trace import Finding, LoadTrace
 from moetrace.workspace.found import Found, command, whole
 from moetrace.workspace.options import Backtesting, Device, Note, Selection, silent
 from moetrace.workspace.results import writing_forecast
-from moetrace.workspace.traces import findings_frame
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,9 +97,7 @@ def check(trace: Traced, *, fail_on: Sequence[str] = (), selection: Selection) -
     <moetrace.check: Examined 1 trace: no problems found.>
     """
     check_several(fail_on, "fail_on", "['collapse', 'dead']")
-    for name in fail_on:
-        if name not in KINDS:
-            raise unknown("finding", name, KINDS)
+    check_known(fail_on)
     own = selection.open(trace)
     findings = examine(own)
     frame, fails = findings_frame(own.name, findings), failing(findings, own, tuple(fail_on))

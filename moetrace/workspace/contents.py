@@ -11,14 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moetrace.doctor.catalogue import KINDS
+from moetrace.doctor.catalogue import KINDS, check_known
 from moetrace.errors import SettingError, TraceError
 from moetrace.files import output as writing_output
 from moetrace.formats import Location, Query, ReadOptions, location, merge_hint, reader_of, source_label, sources_in
 from moetrace.formats.export import export_trace
 from moetrace.formats.stream.cells import Merge
 from moetrace.reporting.screens import ingested_sentence, listed_sentence, traces_screen
-from moetrace.settings import unknown
 from moetrace.trace import LoadTrace
 from moetrace.workspace.found import Found, command
 from moetrace.workspace.options import Note, Selection, Workspaces, silent, workspace_of
@@ -66,9 +65,7 @@ def reading(
         key: options.pop(key, None) for key in ("stages", "phase", "axes", "ignore", "pattern", "key", "sum_over")
     }
     settings |= {key: _pairs(value) or None for key, value in pairs.items()}
-    for finding in accept:
-        if finding not in KINDS:
-            raise unknown("finding", finding, KINDS)
+    check_known(accept)
     given = {key: value for key, value in settings.items() if value is not None}
     made = ReadOptions(**options, merge=merge, accept=tuple(sorted(set(accept))), settings=given)
     groups = _groups([sources] if isinstance(sources, str | Path) else sources, sql, merge is not None, name)
@@ -228,6 +225,5 @@ def explain(finding: str | None = None) -> dict[str, str]:
     >>> list(mt.explain("imbalance"))
     ['imbalance']
     """
-    if finding is not None and finding not in KINDS:
-        raise unknown("finding", finding, KINDS)
+    check_known([] if finding is None else [finding])
     return {name: kind.advice for name, kind in KINDS.items() if finding in (None, name)}

@@ -57,11 +57,11 @@ class Found(Generic[T]):
         return self.screen().sentence
 
     def frame(self, name: str | None = None) -> pd.DataFrame:
-        """The table of that *name*, or the main one; raises `SettingError` naming all where there is none."""
+        """Return the table *name*, by default the main one; raises `SettingError` for an unknown name."""
         return _one_of(self.frames, "table", name)
 
     def figure(self, name: str | None = None) -> Figure:
-        """The picture of that *name*, or the first; raises `SettingError` naming all where there is none."""
+        """Draw the figure *name*, by default the first; raises `SettingError` for an unknown name."""
         with styled():
             return _one_of(self.drawings, "figure", name)()
 

@@ -22,8 +22,9 @@ from moetrace.forecasting.windows import (
 from moetrace.formats import from_frame, read_trace
 from moetrace.placement.step_time import StepTime, read_curve
 from moetrace.trace import LoadTrace
+from moetrace.words import DEFAULT_WORKSPACE, WORKSPACE
 from moetrace.workspace.tasks import runner
-from moetrace.workspace.traces import DEFAULT_WORKSPACE, WORKSPACE, Workspace
+from moetrace.workspace.traces import Workspace
 
 if TYPE_CHECKING:
     import pandas as pd

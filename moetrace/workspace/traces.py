@@ -15,7 +15,7 @@ from moetrace.analysis.about import facts_frame, facts_of
 from moetrace.errors import SettingError, TraceError, WorkspaceError, known_names, printable
 from moetrace.files import file_name, sweep, writing
 from moetrace.formats import Location, Progress, ReadOptions, convert, fingerprint, locations, open_trace
-from moetrace.trace import Finding, LoadTrace
+from moetrace.trace import LoadTrace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from moetrace.workspace.results import ResultFolder
 
 # The folder, unless the variable names another.
-WORKSPACE, DEFAULT_WORKSPACE = "MOETRACE_WORKSPACE", Path("moetrace-out")
 # Cached results, and the commands that write results of their own.
 KEPT = "parts"
 COMMANDS = ("predict", "place", "hot")
@@ -243,11 +242,3 @@ def described_frame(entries: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         (own["trace"], {key: own[key] for key in own if key not in keep}, [found["name"] for found in own["findings"]])
         for own in entries
     )
-
-
-def findings_frame(trace: str, findings: Iterable[Finding]) -> pd.DataFrame:
-    """One row per finding of the doctor."""
-    import pandas as pd
-
-    rows = [{"trace": trace, **vars(finding)} for finding in findings]
-    return pd.DataFrame(rows, columns=["trace", *Finding.__dataclass_fields__])

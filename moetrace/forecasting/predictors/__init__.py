@@ -40,16 +40,18 @@ def predictor(spec: str, seed: int | None = None) -> Predictor:
     >>> mt.predictor("sw_avg:window=300")
     SwAvg(window=300)
     """
-    from moetrace.forecasting.predictors.plugins import class_at, installed
+    from moetrace.forecasting.predictors.plugins import class_at, class_at_hand, installed
 
     name, _, settings = spec.partition(":")
-    where = (PREDICTORS.get(name) or installed().get(name)) if name else None
-    if where is None and settings.partition(":")[0].isidentifier():
+    where = PREDICTORS.get(name) or installed().get(name)
+    if where is not None:
+        chosen: Predictor = class_at(where)()
+    elif settings.partition(":")[0].isidentifier():
         cls, _, settings = settings.partition(":")
         where = f"{name}:{cls}"
-    if where is None:
+        chosen = class_at_hand(where)()
+    else:
         raise unknown("predictor", name, [*PREDICTORS, *installed()])
-    chosen: Predictor = class_at(where)()
     if chosen.name in PREDICTORS and PREDICTORS[chosen.name] != where:
         raise SettingError(f"{where}: is called {chosen.name}, like one of moetrace: give it another name")
     if seed is not None and any(f.name == "seed" for f in fields(chosen)):

@@ -26,13 +26,11 @@ def installed() -> dict[str, str]:
 
 
 def class_at(where: str) -> type[Predictor]:
-    """The predictor at *where*, ``package.module:Class``; a module of the working directory is found, too.
+    """Return the predictor class at *where*, ``package.module:Class``.
 
-    Raises `SettingError` where there is none.
+    Raises `SettingError` where the module or the class is missing, or is no predictor.
     """
     module, _, name = where.partition(":")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
     try:
         found = getattr(import_module(module), name)
     except ImportError as error:
@@ -44,6 +42,13 @@ def class_at(where: str) -> type[Predictor]:
     ):
         raise SettingError(f"{where}: is no subclass of moetrace.Predictor with a name")
     return found
+
+
+def class_at_hand(where: str) -> type[Predictor]:
+    """Return the class of `class_at`, also from a module in the working directory, which workers find then, too."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    return class_at(where)
 
 
 def check_predictor(predictor: Predictor) -> None:
