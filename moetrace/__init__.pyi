@@ -4,7 +4,7 @@ from .analysis.fluctuation import fluctuation as fluctuation
 from .analysis.imbalance import IMBALANCE as IMBALANCE
 from .analysis.noise import horizon_noise as horizon_noise
 from .analysis.outlook import expected_movement as expected_movement
-from .analysis.shape import shape_frames as shape_frames
+from .analysis.shape import shape_frame as shape_frame
 from .analysis.states import classify as classify, state_at as state_at
 from .analysis.tables import states_tables as states_tables
 from .analysis.variogram import noise_and_drift as noise_and_drift

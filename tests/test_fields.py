@@ -20,7 +20,7 @@ COMMANDS = {
     "ingest": ("ingest", "settled.parquet", "--quiet"),
     "list": ("list",),
     "check": ("check", "--quiet"),
-    "states": ("states", "--experts", "--sensitivity"),
+    "states": ("states",),
     "predict": ("predict", "--horizon", "700", *QUICK),
     "predictors": ("predict", "--list-predictors"),
     "place": ("place", "--gpus", "4", "--horizon", "700", *QUICK),
@@ -30,6 +30,8 @@ COMMANDS = {
     "export": ("export", "settled", "--to", "csv", "-o", "x.csv", "--force"),
     "remove": ("remove", "settled"),
 }
+# Tables with columns that the documents have not.
+TABLES = {"predict": ("summary", "scores", "means"), "states": ("experts", "sensitivity", "movement", "fluctuation")}
 # Fields whose values have the names of traces, of settings, or of whatever a dump says, for keys.
 OPEN = ("forecasts", "means", "settings")
 
@@ -55,10 +57,10 @@ def seen(moetrace, settled, undrawn):
     found = {}
     for command, argv in COMMANDS.items():
         found[command] = set(names_in(moetrace(*argv, "--json").json))
+        for name in TABLES.get(command, ()):
+            rows = csv.reader(io.StringIO(moetrace(*argv, "--format", "csv", "--table", name).out))
+            found[f"{command}, {name}"] = set(next(rows))
         if command == "predict":
-            for name in ("summary", "scores", "means"):
-                rows = csv.reader(io.StringIO(moetrace(*argv, "--format", "csv", "--table", name).out))
-                found[f"predict, {name}"] = set(next(rows))
             (forecast,) = Path("moetrace-out/predict").rglob("*.parquet")
             found["forecast file"] = set(pq.read_schema(forecast).names)
     for path in Path("moetrace-out/report/data").iterdir():

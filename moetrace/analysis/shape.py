@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import scipy  # its modules are loaded when they are used
@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 from moetrace.analysis.imbalance import RECENT, entropy
 from moetrace.analysis.variogram import HISTORY, weights
 from moetrace.trace import LayerLoad, LoadTrace, Shares
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Loads drawn for an interval, and points of a table of parameters, which is interpolated.
 DRAWS, POINTS = 400, 300
@@ -160,9 +163,14 @@ def shape_row(load: LayerLoad) -> dict[str, Any]:
     return row | {"correlation_time": correlation_time(load)}
 
 
-def distinct_rows(load: LayerLoad) -> list[dict[str, Any]]:
-    """How many experts a batch of so many choices has, expected and on average, for each of `BATCHES`."""
-    rows = []
+def distinct_frame(load: LayerLoad) -> pd.DataFrame:
+    """How many experts a batch of so many choices has in the last 1,000 steps: a row for each of `BATCHES`.
+
+    ``distinct`` is the mean, ``distinct_expected`` what independent choices by the mean shares would give.
+    """
+    import pandas as pd
+
+    rows, load = [], load.last(RECENT)
     for size in BATCHES:
         number = max(1, round(size))
         whole = len(load.steps) // number * number
@@ -173,7 +181,7 @@ def distinct_rows(load: LayerLoad) -> list[dict[str, Any]]:
         seen = float((counts > 0).sum(axis=1).mean()) if size >= 1 else float("nan")
         row = {"trace": load.trace, "layer": load.layer, "batch": float(tokens.mean()), "distinct": seen}
         rows.append(row | {"distinct_expected": float(expected_distinct(load.mean_shares, tokens).mean())})
-    return rows
+    return pd.DataFrame(rows)
 
 
 def expected_distinct(shares: Shares, tokens: NDArray[Any]) -> Shares:
@@ -210,25 +218,19 @@ def correlation_time(load: LayerLoad, last: int = HISTORY) -> float:
     return float(max(times[window] * (1 + (2 * window + 1) / rows), 1.0) * recent.stride)
 
 
-def shape_frames(trace: LoadTrace) -> dict[str, Any]:
-    """The frames ``shape``, a row for each layer, and ``distinct``, one for each layer and size of a batch.
-
-    The last row of ``shape`` has no layer: it is the mean over layers.
+def shape_frame(trace: LoadTrace) -> pd.DataFrame:
+    """The `shape_row` of each layer; the last row has no layer: it is the mean over layers.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
-    >>> mt.shape_frames(trace)["shape"]["distinct"].tolist()
+    >>> mt.shape_frame(trace)["distinct"].tolist()
     [8.0, 8.0]
     """
     import pandas as pd
 
-    rows, batches = [], []
-    for load in trace.by_layer():
-        rows.append(shape_row(load))
-        batches += distinct_rows(load.last(RECENT))
+    rows = [shape_row(load) for load in trace.by_layer()]
     frame = pd.DataFrame(rows)
     whole = frame.drop(columns=["trace", "layer", "best_fit"]).mean()
     most = frame["best_fit"].mode()
     overall = {"trace": trace.name, "best_fit": most.iloc[0] if len(most) else None} | whole.to_dict()
-    shape = pd.DataFrame([*rows, overall], columns=frame.columns).astype({"layer": "Int64"})
-    return {"shape": shape, "distinct": pd.DataFrame(batches)}
+    return pd.DataFrame([*rows, overall], columns=frame.columns).astype({"layer": "Int64"})

@@ -13,6 +13,7 @@ from moetrace.analysis.fluctuation import fluctuation
 from moetrace.analysis.imbalance import IMBALANCE, RECENT
 from moetrace.analysis.noise import step_noise
 from moetrace.analysis.severity import balance_frame, health
+from moetrace.analysis.shape import distinct_frame
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
 from moetrace.analysis.variogram import BLOCK, block_means, step_scatter
 from moetrace.frames import stacked
@@ -36,7 +37,7 @@ LAYER_WINDOW = 100
 NORMAL_RANGE = {10: 3.078, 100: 5.015, 200: 5.492}
 # The two detectors differ where their settle steps are further apart than this, twice the hold of the rule.
 DETECTORS_APART = 1000
-# What `--sensitivity` varies: windows in steps, and the movement below which a layer settles.
+# What the table `sensitivity` varies: windows in steps, and the movement below which a layer settles.
 SENSITIVITY_WINDOWS = (100, 200, 400)
 SENSITIVITY_THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08)
 
@@ -92,16 +93,12 @@ def _agree(by_movement: int | None, by_ranks: int | None) -> bool:
 
 def states_tables(
     trace: LoadTrace,
-    *,
-    experts: bool = False,
-    sensitivity: bool = False,
-    courses: bool = False,
+    also: Iterable[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, pd.DataFrame]:
-    """The frames ``layers``, ``windows``, ``depth`` and ``movement``; ``experts`` and ``sensitivity`` when asked for.
+    """The frames ``layers``, ``windows``, ``depth`` and ``movement``, and *also* those of `BY_LAYER` with these names.
 
-    With *courses* also ``load``, ``fluctuation``, ``imbalance``, ``balance``, ``peaks`` and ``hottest``. One layer at a
-    time.
+    One layer at a time.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
@@ -110,10 +107,7 @@ def states_tables(
     """
     import pandas as pd
 
-    asked = {"experts": experts_frame} if experts else {}
-    asked |= {"sensitivity": sensitivity_frame} if sensitivity else {}
-    asked |= COURSES if courses else {}
-    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in ("movement", *asked)}
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in ("movement", *also)}
     states: list[LayerStates] = []
     rows: list[dict[str, Any]] = []
     for done, load in enumerate(trace.by_layer(), 1):
@@ -121,14 +115,19 @@ def states_tables(
         rows.append(layer_row(load, found))
         states.append(found)
         parts["movement"].append(movement_frame(found))
-        for name, make in asked.items():
-            parts[name].append(make(load))
+        for name in parts.keys() & BY_LAYER.keys():
+            parts[name].append(BY_LAYER[name](load))
         if progress is not None:
             progress(done, len(trace.layers))
     steps = [f"{name}_step{end}" for name in ("settle", "unsettled") for end in ("", "_low", "_high")]
     layers = pd.DataFrame(rows).astype(dict.fromkeys([*steps, "rank_settle_step", "since"], "Int64"))
     rest = {name: stacked(frames) for name, frames in parts.items()}
     return {"layers": layers, "windows": windows_frame(states), **rest, "depth": depth_frame(layers)}
+
+
+def table_by_layer(trace: LoadTrace, name: str) -> pd.DataFrame:
+    """The table *name* of `BY_LAYER` for all layers of *trace*."""
+    return stacked([BY_LAYER[name](load) for load in trace.by_layer()])
 
 
 def windows_frame(states: Iterable[LayerStates]) -> pd.DataFrame:
@@ -267,12 +266,17 @@ def imbalance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:
     return _rows(load, definition=list(IMBALANCE), of=[whose for _, whose in IMBALANCE.values()], value=values)
 
 
-COURSES: dict[str, Callable[[LayerLoad], pd.DataFrame]] = {
+BY_LAYER: dict[str, Callable[[LayerLoad], pd.DataFrame]] = {
     "load": load_frame,
     "fluctuation": fluctuation_frame,
     "imbalance": imbalance_frame,
     "balance": balance_frame,
     "peaks": peaks_frame,
     "hottest": hottest_frame,
+    "distinct": distinct_frame,
+    "experts": experts_frame,
+    "sensitivity": sensitivity_frame,
 }
-"""What figures are drawn from, by the name of the frame."""
+"""Tables that are made of one layer at a time, by name."""
+COURSES = ("load", "fluctuation", "imbalance", "balance", "peaks", "hottest")
+"""Those that figures are drawn from."""

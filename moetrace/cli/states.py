@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,23 +36,27 @@ TABLES: dict[str, Callable[[pd.DataFrame], Table]] = {
     "layers": lambda frame: Table("Layers", frame, LAYERS, by=("trace",)),
     "windows": lambda frame: Table("Windows of one state", frame),
     "depth": lambda frame: Table("By depth, means over layers", frame),
+    # The paper's measures are columns of the layers, too many for one table on a terminal.
+    "paper": lambda frame: Table("Sliding variance and range, windows of 100 steps", frame, FLUCTUATION),
     "shape": lambda frame: Table("Shape of the load: power law, log-normal, Dirichlet", frame, SHAPE, by=("trace",)),
     "distinct": lambda frame: Table("Experts that a batch of tokens has", frame),
     "experts": lambda frame: Table("Each expert: sliding variance and range, and its own state", frame),
     "sensitivity": lambda frame: Table("Settle step by window and threshold", frame),
+    "imbalance": lambda frame: Table("Definitions of imbalance, over the last 1,000 steps", frame),
+    "load": lambda frame: Table("Course of the load: mean shares of blocks of steps", frame),
+    "movement": lambda frame: Table("Course of the movement, and the thresholds of the rule", frame),
+    "fluctuation": lambda frame: Table("Course of the sliding variance and range, means over experts", frame),
+    "peaks": lambda frame: Table("Course of the hottest expert over the mean", frame),
+    "hottest": lambda frame: Table("Course of the hottest experts, and quantiles of the others", frame),
 }
+# Those of the JSON document; `--format csv --table NAME` has the others, which are long.
+DOCUMENT = ("layers", "windows", "depth", "shape", "distinct")
 
 
 @with_options
 def states(
     shared: Shared,
     traces: Traces = None,
-    experts: Annotated[
-        bool, typer.Option("--experts", help="Also print the state and fluctuation of every expert.")
-    ] = False,
-    sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Also print the settle step for other windows and thresholds.")
-    ] = False,
     follow: Annotated[
         bool,
         typer.Option("--follow", help="Watch one trace that is still being recorded; print a line for each change."),
@@ -80,9 +84,10 @@ def states(
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4
     """
+    from functools import partial
     from inspect import unwrap
 
-    from moetrace.frames import stacked
+    from moetrace.frames import Later, stacked
     from moetrace.reporting.tables import records
     from moetrace.workspace.commands import states as ask
 
@@ -91,19 +96,21 @@ def states(
         return
 
     def one(_given: str, trace: LoadTrace, progress: Report) -> Found[LoadTrace]:
-        found: Found[LoadTrace] = unwrap(ask)(
-            trace, experts=experts, sensitivity=sensitivity, progress=progress, selection=shared.choice()
-        )
+        found: Found[LoadTrace] = unwrap(ask)(trace, progress=progress, selection=shared.choice())
         return found
 
+    def table(name: str) -> Table:
+        of = "layers" if name == "paper" else name
+        return TABLES[name](stacked([own.frames[of] for own in done]))
+
+    def record(name: str) -> list[dict[str, Any]]:
+        return records(tables[name].frame)
+
     done = shared.each_trace(traces, "states of", "layers", one)
-    frames = {name: stacked([own.frames[name] for own in done]) for name in done[0].frames}
-    tables = {name: table(frames[name]) for name, table in TABLES.items() if name in frames}
-    # The paper's measures are columns of the same frame, too many for one table on a terminal.
-    shown = {"paper": Table("Sliding variance and range, windows of 100 steps", frames["layers"], FLUCTUATION)}
-    document = {name: records(table.frame) for name, table in tables.items()}
+    tables = Later({name: partial(table, name) for name in TABLES})
+    document = Later({name: partial(record, name) for name in DOCUMENT})
     screens = [own.screen(every=shared.all) for own in done]
-    shared.emit(tables | shown, document, screens, then=["predict", *(traces or [])])
+    shared.emit(tables, document, screens, then=["predict", *(traces or [])])
 
 
 def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool, timeout: float | None) -> None:

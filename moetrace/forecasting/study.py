@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moetrace.analysis.about import findings_frame, traces_frame
-from moetrace.analysis.tables import states_tables
+from moetrace.analysis.tables import COURSES, states_tables
 from moetrace.forecasting.backtest import Progress, Run, check_able, evaluate_all, in_turn
 from moetrace.forecasting.evaluation import evaluation
 from moetrace.forecasting.predictability import predictability_evaluations, predictability_frames
@@ -61,6 +61,6 @@ def study(
     test, *others = evaluate_all([asked, *beyond], progress, results=results, run=run)
     known = predictability_frames(test, *others)
     about = {"about": traces_frame([trace]), "findings": findings_frame(trace.name, trace.info.findings)}
-    frames = about | states_tables(trace, courses=True)
+    frames = about | states_tables(trace, COURSES)
     frames |= score_frames(test, seed) | known
     return Study(trace.name, frames, test.computed, test.reused)

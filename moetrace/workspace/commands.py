@@ -15,8 +15,8 @@ import pandas as pd
 
 from moetrace.analysis.about import findings_frame
 from moetrace.analysis.severity import health_frame
-from moetrace.analysis.shape import shape_frames
-from moetrace.analysis.tables import states_tables
+from moetrace.analysis.shape import shape_frame
+from moetrace.analysis.tables import BY_LAYER, states_tables, table_by_layer
 from moetrace.comparison.study import Comparison
 from moetrace.comparison.study import compare as compare_traces
 from moetrace.doctor.catalogue import check_known
@@ -27,6 +27,7 @@ from moetrace.forecasting.backtest import Backtest, Progress, evaluate
 from moetrace.forecasting.keys import key_of
 from moetrace.forecasting.predictors import QUICK
 from moetrace.forecasting.summary import means_frame, summary_frame
+from moetrace.frames import Later
 from moetrace.placement.deploy import read_plan, write_plans
 from moetrace.placement.planning import Planning
 from moetrace.placement.study import Placement
@@ -68,14 +69,12 @@ STATUS = ("trace", "predictor", "layer", "status", "expected_error")
 def states(
     trace: Traced,
     *,
-    experts: bool = False,
-    sensitivity: bool = False,
     progress: Progress | None = None,
     selection: Selection,
 ) -> Found[LoadTrace]:
     """When the load of each layer became stable, how unbalanced it is, and its shape: ``moetrace states``.
 
-    *experts* adds a table of every expert, *sensitivity* one of other windows and thresholds.
+    Tables of experts, of other settings, of the shape and of the course of the load are made when they are asked for.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=4000)], name="run")
@@ -83,8 +82,13 @@ def states(
     ['stable']
     """
     own = selection.open(trace)
-    frames = states_tables(own, experts=experts, sensitivity=sensitivity, progress=progress) | shape_frames(own)
-    return Found("states", own.name, functools.partial(states_screen, frames["layers"]), frames, own)
+    made = states_tables(own, progress=progress)
+    frames = Later(
+        {name: functools.partial(made.__getitem__, name) for name in made}
+        | {"shape": functools.partial(shape_frame, own)}
+        | {name: functools.partial(table_by_layer, own, name) for name in BY_LAYER}
+    )
+    return Found("states", own.name, functools.partial(states_screen, made["layers"]), frames, own)
 
 
 @command(Selection)

@@ -11,6 +11,7 @@ from moetrace.analysis.noise import step_noise
 from moetrace.analysis.severity import health
 from moetrace.analysis.states import Rule, classify_expert, rank_runs
 from moetrace.analysis.tables import (
+    COURSES,
     _agree,
     depth_frame,
     fluctuation_frame,
@@ -241,7 +242,7 @@ def test_curves_of_long_traces_are_thinned_evenly():
     states = classify(trace.layer(0))
 
     movement = states_tables(trace)["movement"]
-    curves = states_tables(trace, courses=True)
+    curves = states_tables(trace, COURSES)
     fluctuations, load = curves["fluctuation"], curves["load"]
 
     assert states.judged[::2].tolist() == movement["movement"].tolist()
@@ -258,9 +259,9 @@ def test_curves_of_long_traces_are_thinned_evenly():
 
 def test_the_load_frame_has_the_mean_of_every_block(small, settled):
     """Of 50 steps, or half of a shorter trace; one row per expert and moment."""
-    frame = states_tables(settled.select(layers=[0]), courses=True)["load"]
+    frame = states_tables(settled.select(layers=[0]), COURSES)["load"]
     shares = settled.layer(0).shares
-    short = states_tables(small, courses=True)["load"]
+    short = states_tables(small, COURSES)["load"]
 
     assert ["trace", "layer", "expert", "step", "share"] == list(frame)
     assert [(e, step) for step in range(50, 4001, 50) for e in range(8)] == [*zip(frame["expert"], frame["step"])]
@@ -268,9 +269,7 @@ def test_the_load_frame_has_the_mean_of_every_block(small, settled):
         frame["share"].tolist()
     )
     assert [39, 69] == sorted(set(short["step"]))
-    assert [1, 2, 3] == sorted(
-        set(states_tables(LoadTrace.from_counts(np.ones((3, 1, 2))), courses=True)["load"]["step"])
-    )
+    assert [1, 2, 3] == sorted(set(states_tables(LoadTrace.from_counts(np.ones((3, 1, 2))), COURSES)["load"]["step"]))
     assert {("small", 3), ("small", 5)} == {*zip(short["trace"], short["layer"])}
 
 
@@ -281,7 +280,7 @@ def test_noise_and_threshold_of_the_fluctuation_frame():
     scatter = [np.mean((late.shares[10:, e] - late.shares[:-10, e]) ** 2) / 2 for e in range(8)]
     drift = 0.04**2 * np.mean(late.mean_shares**2) / (2 / 3 * 200)
 
-    frame = states_tables(trace, courses=True)["fluctuation"]
+    frame = states_tables(trace, COURSES)["fluctuation"]
 
     assert {("synthetic", 0)} == {*zip(frame["trace"], frame["layer"])}
     assert list(range(len(frame))) == fluctuation_frame(trace.layer(0)).index.tolist()
@@ -294,12 +293,12 @@ def test_noise_and_threshold_of_the_fluctuation_frame():
 
 def test_a_trace_shorter_than_every_window_has_no_fluctuation():
     """An empty frame with all its columns."""
-    short = states_tables(LoadTrace.from_counts(np.ones((5, 1, 2))), courses=True)["fluctuation"]
-    long = states_tables(LoadTrace.from_counts(np.ones((50, 1, 2))), courses=True)["fluctuation"]
+    short = states_tables(LoadTrace.from_counts(np.ones((5, 1, 2))), COURSES)["fluctuation"]
+    long = states_tables(LoadTrace.from_counts(np.ones((50, 1, 2))), COURSES)["fluctuation"]
 
     assert 0 == len(short)
     assert list(long) == list(short)
-    assert 0 == len(states_tables(LoadTrace.from_counts(np.ones((5, 1, 2))), experts=True)["experts"])
+    assert 0 == len(states_tables(LoadTrace.from_counts(np.ones((5, 1, 2))), ["experts"])["experts"])
 
 
 def test_the_imbalance_frame_measures_the_last_thousand_steps(settled):
@@ -333,7 +332,7 @@ def test_the_experts_frame_says_what_its_parts_say(settled):
         for expert in range(8)
     ]
 
-    frame = states_tables(settled.select(layers=[0]), experts=True)["experts"]
+    frame = states_tables(settled.select(layers=[0]), ["experts"])["experts"]
 
     pd.testing.assert_frame_equal(pd.DataFrame(expected).astype({"settle_step": "Int64"}), frame, rtol=1e-12)
 
@@ -349,7 +348,7 @@ def test_the_sensitivity_frame_varies_window_and_threshold():
             row = {"trace": "synthetic", "layer": 0, "window": window, "settle_below": threshold}
             expected.append(row | {"settle_step": found.settle_step, "outcome": found.outcome})
 
-    frame = states_tables(trace, sensitivity=True)["sensitivity"]
+    frame = states_tables(trace, ["sensitivity"])["sensitivity"]
 
     pd.testing.assert_frame_equal(pd.DataFrame(expected).astype({"settle_step": "Int64"}), frame, rtol=1e-12)
 
@@ -395,7 +394,7 @@ def test_depth_averages_the_layers_of_each_third():
 
 def test_fluctuation_of_every_expert_on_request(settled):
     """One row for each expert, window and layer."""
-    experts = states_tables(settled.select(layers=[0]), experts=True)["experts"]
+    experts = states_tables(settled.select(layers=[0]), ["experts"])["experts"]
 
     assert 8 * 3 == len(experts)
     assert {10, 100, 200} == set(experts["window"])
@@ -403,7 +402,7 @@ def test_fluctuation_of_every_expert_on_request(settled):
 
 def test_sensitivity_has_a_row_for_every_window_and_threshold(settled):
     """A higher threshold never settles a layer later, at the same window, by more than a block."""
-    frame = states_tables(settled.select(layers=[0]), sensitivity=True)["sensitivity"]
+    frame = states_tables(settled.select(layers=[0]), ["sensitivity"])["sensitivity"]
 
     assert 3 * 5 == len(frame)
     assert frame.dropna().groupby("window")["settle_step"].apply(lambda s: s.diff().max() <= 50).all()
@@ -424,7 +423,7 @@ def test_detectors_that_are_far_apart_differ():
 
 def test_courses_are_thin_enough_to_draw(settled):
     """At most 600 moments a curve; every definition of imbalance for every layer."""
-    frames = states_tables(settled, courses=True)
+    frames = states_tables(settled, COURSES)
 
     assert frames["load"].groupby(["layer", "expert"]).size().max() <= 600
     assert frames["fluctuation"].groupby(["layer", "window"]).size().max() <= 600
@@ -435,7 +434,7 @@ def test_courses_are_thin_enough_to_draw(settled):
 def test_noise_levels_are_those_of_a_load_that_stands_still():
     """Variance and range of a still load lie at their noise levels, in every window; the threshold lies above."""
     counts = np.random.default_rng(0).multinomial(5000, [0.4, 0.3, 0.2, 0.1], size=4000)
-    course = states_tables(LoadTrace.from_counts(counts[:, None]), courses=True)["fluctuation"]
+    course = states_tables(LoadTrace.from_counts(counts[:, None]), COURSES)["fluctuation"]
     means = course.groupby("window").mean(numeric_only=True)
 
     assert means["noise_range"].tolist() == pytest.approx(means["range"].tolist(), rel=0.05)

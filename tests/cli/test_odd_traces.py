@@ -63,7 +63,8 @@ ODD = {
 ODDEST = ("near 2^63", "far apart", "two that swap", "one step")
 BUT_LSTM = [f"--predictor={name}" for name in PREDICTORS if name != "lstm"]
 COMMANDS = (
-    ("states", "--experts", "--sensitivity"),
+    ("states",),
+    ("states", "--show", "all"),
     ("predict", "--horizon", "300"),
     ("report", "--predictor", "level", "--figures", "none"),
     ("place", "--gpus", "2", "--horizon", "300", "--predictor", "window_mean"),

@@ -1,5 +1,6 @@
 """Two commands never answer one question differently: numbers of experts, the verdict, traces that need no balancing."""
 
+import io
 import json
 import shutil
 
@@ -33,7 +34,7 @@ def test_every_command_calls_an_expert_by_one_number(numbered, tmp_path):
     hot, idle, every = first + 1, first + 6, set(range(first, first + 8))
 
     check = moetrace("check", path, "--json").json["findings"]
-    states = moetrace("states", path, "--experts", "--json").json["experts"]
+    states = pd.read_csv(io.StringIO(moetrace("states", path, "--format", "csv", "--table", "experts").out))
     place = moetrace("place", path, "--gpus", "4", *QUICK, "--json").json["plans"]
     keep = moetrace("hot", path, *QUICK, "--slots", "7", "--cold", "1", "--json").json
     predict = moetrace("predict", path, *QUICK, "--json").json
@@ -43,13 +44,13 @@ def test_every_command_calls_an_expert_by_one_number(numbered, tmp_path):
     assert {f"no token in the last 1000 steps for experts {idle}"} == {
         row["evidence"] for row in check if row["name"] == "dead"
     }
-    shares = {row["expert"]: row["share"] for row in states if row["layer"] == 0}
+    shares = dict(states.loc[states["layer"] == 0, ["expert", "share"]].to_numpy())
     assert (hot, idle, every) == (max(shares, key=shares.get), min(shares, key=shares.get), set(shares))
     assert every == {expert for row in place for expert in row["experts"]}
     assert all(hot == row["experts"][0] and {*row["experts"]} == every - {idle} for row in keep["sets"])
     assert {idle} == {row["expert"] for row in keep["cold"]}
     tables = {
-        "states": pd.DataFrame(states).drop_duplicates(["layer", "expert"])[["layer", "expert", "share"]],
+        "states": states.drop_duplicates(["layer", "expert"])[["layer", "expert", "share"]],
         "predict": pd.read_csv(predict["means"]["numbered"])[["layer", "expert", "share"]],
         "report": pd.read_csv(data / "numbered-last_shares.csv").drop_duplicates(["layer", "expert"])[
             ["layer", "expert", "actual"]
