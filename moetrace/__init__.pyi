@@ -19,6 +19,7 @@ from .errors import (
 )
 from .forecasting.backtest import Backtest as Backtest, evaluate as evaluate
 from .forecasting.predictors import predictor as predictor
+from .forecasting.predictors.adapted import from_forecaster as from_forecaster
 from .forecasting.predictors.arima import Arima as Arima
 from .forecasting.predictors.base import Fitted as Fitted, Forecast as Forecast, Predictor as Predictor
 from .forecasting.predictors.plugins import check_predictor as check_predictor
@@ -37,7 +38,14 @@ from .formats import (
     read_trace as read_trace,
     save_trace as save_trace,
 )
+from .formats.contract import check_format as check_format
 from .formats.export import export_trace as export_trace
+from .formats.stream.cells import (
+    Cells as Cells,
+    Format as Format,
+    Reading as Reading,
+    dense_cells as dense_cells,
+)
 from .placement.plan import Plan as Plan
 from .placement.planning import Planning as Planning
 from .placement.rebalance import rebalance_experts as rebalance_experts

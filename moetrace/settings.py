@@ -1,6 +1,7 @@
 """Things chosen by a spec, ``name:setting=value:setting=value``: predictors, and formats of dumps.
 
-A thing is a frozen dataclass with a `name`; its fields are its settings, and their types say what is allowed.
+A thing is a frozen dataclass with a `name`; its fields are its settings, and their types say what is allowed. A field
+that is not compared is no setting: no text can give it.
 """
 
 from __future__ import annotations
@@ -55,13 +56,13 @@ def _no_setting(thing: Any, name: str, types: Mapping[str, Any]) -> SettingError
 def setting_types(thing: object) -> dict[str, Any]:
     """The settings of a dataclass and their types; an optional one has the type it has when it is given."""
     hints = get_type_hints(type(thing))
-    return {field.name: _given(hints[field.name]) for field in fields(thing)}  # type: ignore[arg-type]
+    return {field.name: _given(hints[field.name]) for field in fields(thing) if field.compare}  # type: ignore[arg-type]
 
 
 def label(thing: Any) -> str:
     """The shortest spec that makes *thing* again: its name and the settings that are not the defaults."""
     default = type(thing)()
-    changed = [f.name for f in fields(thing) if getattr(thing, f.name) != getattr(default, f.name)]
+    changed = [f.name for f in fields(thing) if f.compare and getattr(thing, f.name) != getattr(default, f.name)]
     return ":".join([thing.name, *(f"{name}={_text(getattr(thing, name))}" for name in changed)])
 
 

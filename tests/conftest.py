@@ -2,7 +2,10 @@
 
 import json
 import os
-from collections.abc import Callable
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,3 +111,25 @@ def moetrace(
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports have no figures, which take longer than all the rest: for tests of what else is in them."""
     monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """The address of a scheduler of Dask, and the processes of its two workers."""
+    distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'moetrace[dask]'")
+    file = tmp_path / "scheduler.json"
+    common = ["--scheduler-file", file]
+    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", *common, "--host", "127.0.0.1", "--port", "0"]
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", *common, "--no-nanny", "--nthreads", "1"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    processes = [subprocess.Popen([*scheduler, "--no-dashboard"], **quiet)]
+    processes += [subprocess.Popen([*worker, "--no-dashboard"], **quiet) for _ in range(2)]
+    while not file.exists():
+        time.sleep(0.05)
+    with distributed.Client(scheduler_file=str(file), set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=30)
+        address = client.scheduler.address
+    yield address, processes[1:]
+    for process in processes:
+        process.kill()
+        process.wait()

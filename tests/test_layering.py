@@ -15,6 +15,7 @@ ORDER = [
     "words",
     "files",
     "settings",
+    "plugins",
     "frames",
     "trace",
     "synthetic",

@@ -26,16 +26,17 @@ def trace_names(ctx: typer.Context, incomplete: str) -> list[str]:
 def predictor_names(incomplete: str) -> list[str]:
     """Our predictors, and those of installed packages."""
     from moetrace.forecasting.predictors import PREDICTORS
-    from moetrace.forecasting.predictors.plugins import installed
+    from moetrace.forecasting.predictors.plugins import GROUP
+    from moetrace.plugins import installed
 
-    return _beginning([*PREDICTORS, *installed()], incomplete)
+    return _beginning([*PREDICTORS, *installed(GROUP)], incomplete)
 
 
 def format_names(incomplete: str) -> list[str]:
-    """The formats that `ingest` reads."""
-    from moetrace.formats import FORMATS
+    """The formats that `ingest` reads, and those of installed packages."""
+    from moetrace.formats.readers import names
 
-    return _beginning(FORMATS, incomplete)
+    return _beginning(names(), incomplete)
 
 
 def finding_names(incomplete: str) -> list[str]:

@@ -203,12 +203,12 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
 
 
 def _list_formats(shared: Shared) -> None:
-    from moetrace.formats import FORMATS
+    from moetrace.formats.readers import formats
     from moetrace.settings import setting_types
 
     rows = [
-        {"format": name, "settings": ", ".join(setting_types(format)), "needs": format.needs}
-        for name, format in FORMATS.items()
+        {"format": format.name, "settings": ", ".join(setting_types(format)), "needs": format.needs}
+        for format in formats()
     ]
     shared.emit_known("formats", rows)
 

@@ -89,10 +89,12 @@ def predict(
 
 def _list_predictors(shared: Shared) -> None:
     from moetrace.forecasting.predictors import PREDICTORS, predictor
+    from moetrace.forecasting.predictors.plugins import GROUP
+    from moetrace.plugins import installed
     from moetrace.settings import setting_types
 
     rows = []
-    for name in PREDICTORS:
+    for name in [*PREDICTORS, *installed(GROUP)]:
         own = predictor(name)
         what = (type(own).__doc__ or "").strip().partition("\n")[0]
         rows.append({"predictor": name, "settings": ", ".join(setting_types(own)), "forecast": what})

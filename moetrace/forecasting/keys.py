@@ -7,7 +7,6 @@ import hashlib
 import inspect
 import json
 from contextlib import suppress
-from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,7 +17,7 @@ from moetrace.forecasting.predictors.base import Predictor
 # Where results are computed: these modules, and all of the package that they import.
 ROOTS = ("forecasting.layers", "forecasting.predictors")
 # Modules that hold no number that a result depends on, only messages.
-MESSAGES = ("errors", "settings")
+MESSAGES = ("errors", "settings", "plugins")
 LIBRARIES = ("numpy", "pandas", "scipy", "statsmodels", "jax", "equinox", "optax")
 
 
@@ -30,11 +29,11 @@ def key_of(*facts: Any) -> str:
 def settings_of(predictor: Predictor) -> list[Any]:
     """What makes one predictor another: its class, all its settings, and what it is computed with."""
     kind = type(predictor)
-    own = [] if kind.__module__.startswith("moetrace.") else [_source(kind)]  # of a plug-in
-    return [f"{kind.__module__}.{kind.__qualname__}", asdict(predictor), code_digest(), library_versions(), *own]
+    own = [] if kind.__module__.startswith("moetrace.") else [source_of(kind)]  # of a plug-in
+    return [f"{kind.__module__}.{kind.__qualname__}", predictor.facts(), code_digest(), library_versions(), *own]
 
 
-def _source(kind: type) -> str:
+def source_of(kind: type) -> str:
     """The source of the module of *kind*, on which its results depend; of the class alone where there is no file."""
     for part in (inspect.getmodule(kind), kind):
         with suppress(OSError, TypeError):

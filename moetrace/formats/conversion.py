@@ -18,6 +18,7 @@ from moetrace.formats import canonical
 from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.errors import library_errors, readable, require
 from moetrace.formats.location import Location, by_rank, fingerprinting, locations, source_label
+from moetrace.formats.plugins import source_of
 from moetrace.formats.readers import chosen_format
 from moetrace.formats.stream.blocks import Grid, OutOfOrder, in_order
 from moetrace.formats.stream.cells import Block, Format, Reading, ReadOptions, Source, readings_of, selected
@@ -182,7 +183,7 @@ def _opened(paths: Sequence[Location], options: ReadOptions, format: str | None)
     for path in paths:
         with readable(str(path)):
             reader = reader_of(path, options, format)
-            source = reader.read(cast("Path", path))  # those that read URIs and queries know them
+            source = source_of(reader, cast("Path", path))  # those that read URIs and queries know them
             if not (format or "").partition(":")[0]:
                 _ask(source, reader.name, options)
         sources.append(source if source.where else replace(source, where=str(path)))

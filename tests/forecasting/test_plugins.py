@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SAMPLE
 
 from moetrace import Forecast, SettingError, check_predictor, predictor
 from moetrace.forecasting.keys import settings_of
@@ -42,40 +42,68 @@ def test_the_example_is_found_in_the_working_directory(at_hand):
     check_predictor(found)
 
 
-def run(folder, *argv, **env):
+def run(folder, *argv):
     """A command in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "moetrace", *argv], cwd=folder, capture_output=True, text=True, check=False,
-        env={**os.environ, "OPENBLAS_NUM_THREADS": "1", **env},
     )  # fmt: skip
     assert 0 == done.returncode, done.stderr
     return done.stdout
 
 
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """The example as a package of another folder, which processes see, and a workspace with a trace."""
+    folder = tmp_path / "site"
+    about = folder / "drift-1.0.dist-info"
+    about.mkdir(parents=True)
+    (folder / "drift.py").write_text(EXAMPLE)
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: drift\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[moetrace.predictors]\ndrift_aware = drift:DriftAware\n")
+    monkeypatch.setenv("PYTHONPATH", f"{folder}{os.pathsep}{ROOT}")
+    run(tmp_path, "ingest", str(SAMPLE), "--quiet")
+    return folder
+
+
+def scored(folder, *argv, also=("--predictor", "window_mean")):
+    """The rows of the installed predictor among the scores of a command on two layers."""
+    spec = (
+        "moetrace-out/traces/gpt-moe-8e-a.parquet",
+        "--layers",
+        "2,4",
+        "--steps",
+        ":4000",
+        "--predictor",
+        "drift_aware",
+    )
+    text = run(folder, argv[0], *spec, *argv[1:], *also, "--format", "csv", "--table", "scores")
+    rows = [line.split(",")[:7] for line in text.splitlines()]
+    assert {"window_mean", "drift_aware"} == {row[1] for row in rows[1:]} or not also
+    return [row for row in rows if row[1] == "drift_aware"]
+
+
 @pytest.mark.slow
-def test_an_installed_one_has_a_name_also_in_workers(tmp_path):
-    """As a package of another folder, with two processes; the cache knows its source."""
-    site = tmp_path / "site"
-    (site / "drift-1.0.dist-info").mkdir(parents=True)
-    (site / "drift.py").write_text(EXAMPLE)
-    (site / "drift-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: drift\nVersion: 1.0\n")
-    (site / "drift-1.0.dist-info" / "entry_points.txt").write_text(
-        "[moetrace.predictors]\ndrift_aware = drift:DriftAware\n"
-    )
-    trace, env = ROOT / "sample_traces" / "gpt-moe-8e-a.parquet", {"PYTHONPATH": f"{site}{os.pathsep}{ROOT}"}
-    run(tmp_path, "ingest", str(trace), "--quiet", **env)
-    argv = ("predict", "gpt-moe-8e-a", "--layers", "2,4", "--steps", ":4000", "--predictor", "window_mean")
-
-    both = run(
-        tmp_path, *argv, "--predictor", "drift_aware", "--jobs", "2", "--format", "csv", "--table", "scores", **env
-    )
+def test_an_installed_one_has_a_name_also_in_workers(site, tmp_path):
+    """With two processes; the cache knows its source, and `--list-predictors` shows it."""
+    both = scored(tmp_path, "predict", "--jobs", "2")
     (site / "drift.py").write_text(EXAMPLE.replace("self.pull * moved", "2 * self.pull * moved"))
-    other = run(tmp_path, *argv, "--predictor", "drift_aware", "--format", "csv", "--table", "scores", **env)
+    other = scored(tmp_path, "predict", also=())
 
-    assert {"window_mean", "drift_aware"} == {line.split(",")[1] for line in both.splitlines()[1:]}
-    rows = [[line for line in text.splitlines() if ",drift_aware," in line] for text in (both, other)]
-    assert len(rows[0]) == len(rows[1])
-    assert [row.split(",")[6] for row in rows[0]] != [row.split(",")[6] for row in rows[1]]
+    assert len(both) == len(other)
+    assert [row[6] for row in both] != [row[6] for row in other]
+    assert "drift_aware" in run(tmp_path, "predict", "--list-predictors", "--json")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the libraries, about sockets and loops
+def test_an_installed_one_is_in_a_report_and_on_a_cluster(site, cluster, tmp_path):
+    """With the same numbers as by `predict`, alone."""
+    address, _ = cluster
+    spread = ("--dask", address, "--horizons", "1000", "--gpus", "1", "--figures", "none")
+    reported = scored(tmp_path, "report", *spread, "-w", "other", "--folder", "page")
+
+    assert reported == scored(tmp_path, "predict")
+    assert "drift_aware" in (tmp_path / "page" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -83,7 +111,7 @@ def test_an_installed_one_has_a_name_also_in_workers(tmp_path):
     [
         ("nowhere:Class", "nowhere:Class: the module cannot be imported"),
         ("drift:Nothing", "drift:Nothing: the module has no Nothing"),
-        ("drift:np", "drift:np: is no subclass of moetrace.Predictor"),
+        ("drift:np", "drift:np: is no moetrace.Predictor"),
         ("drift:DriftAware:size=3", "drift_aware has no setting 'size'; it has window, pull"),
         ("nowhere", "there is no predictor 'nowhere'"),
     ],

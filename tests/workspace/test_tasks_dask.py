@@ -1,8 +1,6 @@
 """The same work on a Dask cluster: a scheduler and two workers on this machine, one of which is lost on the way."""
 
 import signal
-import subprocess
-import sys
 import threading
 import time
 
@@ -18,33 +16,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
-
-
-@pytest.fixture
-def cluster(tmp_path):
-    """The address of a scheduler, and the processes of two workers."""
-    file = tmp_path / "scheduler.json"
-    common = ["--scheduler-file", file]
-    scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", *common, "--host", "127.0.0.1", "--port", "0"]
-    worker = [sys.executable, "-m", "distributed.cli.dask_worker", *common, "--no-nanny", "--nthreads", "1"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
-    processes = [subprocess.Popen([*scheduler, "--no-dashboard"], **quiet)]
-    processes += [subprocess.Popen([*worker, "--no-dashboard"], **quiet) for _ in range(2)]
-    yield _address(file), processes[1:]
-    for process in processes:
-        process.kill()
-        process.wait()
-
-
-def _address(file):
-    """Where the scheduler listens, once two workers have found it."""
-    from distributed import Client
-
-    while not file.exists():
-        time.sleep(0.05)
-    with Client(scheduler_file=str(file), set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=30)
-        return client.scheduler.address
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from moetrace.errors import SettingError
 from moetrace.settings import label, unknown, with_settings
 
 if TYPE_CHECKING:
@@ -32,7 +31,8 @@ QUICK = ("level", "window_mean")
 def predictor(spec: str, seed: int | None = None) -> Predictor:
     """The predictor that *spec* names, ``name`` or ``name:setting=value:setting=value``.
 
-    Beside ours, those of installed packages have names (`plugins`), and ``package.module:Class`` is one at hand.
+    Beside ours, those of installed packages have names (`plugins`), and ``package.module:Name`` is one at hand: its
+    class, or one that was made there.
     One that has a seed gets *seed*, unless the spec gives another.
     Raises `SettingError` naming what there is instead.
 
@@ -40,20 +40,19 @@ def predictor(spec: str, seed: int | None = None) -> Predictor:
     >>> mt.predictor("sw_avg:window=300")
     SwAvg(window=300)
     """
-    from moetrace.forecasting.predictors.plugins import class_at, class_at_hand, installed
+    from moetrace.forecasting.predictors.plugins import GROUP, made
+    from moetrace.plugins import Plugin, installed
 
     name, _, settings = spec.partition(":")
-    where = PREDICTORS.get(name) or installed().get(name)
-    if where is not None:
-        chosen: Predictor = class_at(where)()
+    if name in PREDICTORS:
+        chosen = made(Plugin(PREDICTORS[name], "moetrace"))
+    elif name in (known := installed(GROUP)):
+        chosen = made(known[name], PREDICTORS)
     elif settings.partition(":")[0].isidentifier():
-        cls, _, settings = settings.partition(":")
-        where = f"{name}:{cls}"
-        chosen = class_at_hand(where)()
+        own, _, settings = settings.partition(":")
+        chosen = made(Plugin(f"{name}:{own}"), PREDICTORS)
     else:
-        raise unknown("predictor", name, [*PREDICTORS, *installed()])
-    if chosen.name in PREDICTORS and PREDICTORS[chosen.name] != where:
-        raise SettingError(f"{where}: is called {chosen.name}, like one of moetrace: give it another name")
+        raise unknown("predictor", name, [*PREDICTORS, *known])
     if seed is not None and any(f.name == "seed" for f in fields(chosen)):
         chosen = replace(chosen, **{"seed": seed})
     return with_settings(chosen, settings)

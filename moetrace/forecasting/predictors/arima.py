@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 
 from moetrace.analysis.variogram import block_means, weights
-from moetrace.forecasting.predictors.base import OK, Fitted, Forecast, Predictor, hold
+from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, by_expert, diverged, live
 from moetrace.trace import LayerLoad, Shares, rows_of
 
 # A root this close to the unit circle is an estimate that ran into the border: its forecasts explode
 # or hardly react. statsmodels' own transformation keeps roots outside the circle, not away from it.
 LEAST_ROOT = 1.001
-# Standard deviations of its history that a forecast may move away from its mean.
-LARGEST_MOVE = 20
 
 
 @dataclass(frozen=True)
@@ -82,12 +80,7 @@ class FittedArima(Fitted):
             rows, failures = _forecast_together(means, self.parameters, blocks)
         else:
             rows, failures = _forecast_each(means, self.settings.order, blocks)
-        fallback = history.last(1000).mean_shares
-        rows[:, list(failures)] = fallback[list(failures)]
-        status, why = OK, list(failures.values())
-        if why:
-            status = f"fallback:window_mean:{len(why)}/{history.experts}:{max(why, key=why.count)}"
-        return Forecast(hold(rows, block_steps, horizon), status)
+        return by_expert(rows, failures, history, block_steps, horizon)
 
 
 def _shared_parameters(means: Iterable[Shares], q: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
@@ -145,7 +138,7 @@ def _forecast_together(means: Shares, moving: Any, blocks: int) -> tuple[Shares,
 
     moved = np.diff(means, axis=0)  # (blocks - 1, experts)
     if moving is None:
-        return np.repeat(means[-1:], blocks, axis=0), dict.fromkeys(_live(means), "failed")
+        return np.repeat(means[-1:], blocks, axis=0), dict.fromkeys(live(means), "failed")
     n, q = len(moved), len(moving)
     # How much each of the last q surprises says of the next value, (n + q, q); the newest first, and without the
     # columns of last parameters that are 0.
@@ -158,16 +151,7 @@ def _forecast_together(means: Shares, moving: Any, blocks: int) -> tuple[Shares,
     moves = np.zeros((blocks, means.shape[1]))
     moves[:q] = coming[:blocks]
     rows = means[-1] + np.cumsum(moves, axis=0)
-    return rows, {expert: "diverged" for expert in _live(means) if _diverged(rows[:, expert], means[:, expert])}
-
-
-def _live(means: Shares) -> list[int]:
-    """The experts whose share moves; a dead one above all does not, and keeps its share."""
-    return np.flatnonzero(means.std(axis=0) > 0).tolist()
-
-
-def _diverged(values: Any, series: Any) -> bool:
-    return not np.isfinite(values).all() or np.abs(values - series.mean()).max() > LARGEST_MOVE * series.std()
+    return rows, {expert: "diverged" for expert in live(means) if diverged(rows[:, expert], means[:, expert])}
 
 
 def _forecast_each(means: Shares, order: tuple[int, int, int], blocks: int) -> tuple[Shares, dict[int, str]]:
@@ -176,7 +160,7 @@ def _forecast_each(means: Shares, order: tuple[int, int, int], blocks: int) -> t
 
     rows, failures = np.repeat(means[-1:], blocks, axis=0), {}
     trend = "n" if order[1] else "c"
-    for expert in _live(means):
+    for expert in live(means):
         series = means[:, expert]
         level, scale = series.mean(), series.std()
         scaled = (series - level) / scale  # shares of 1/256 are too small for the optimiser's tolerances
@@ -188,7 +172,7 @@ def _forecast_each(means: Shares, order: tuple[int, int, int], blocks: int) -> t
             warnings.simplefilter("ignore")  # about starting values, which are not used here
             values = ARIMA(scaled, order=order, trend=trend).filter(parameters, cov_type="none").forecast(blocks)
         values = level + scale * values
-        if _diverged(values, series):
+        if diverged(values, series):
             failures[expert] = "diverged"
         else:
             rows[:, expert] = values

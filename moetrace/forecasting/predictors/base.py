@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from moetrace.trace import LayerLoad, Shares
 OK = "ok"
 # Steps of each of the two windows a trend is measured between: shorter ones measure noise.
 TREND_WINDOW = 1000
+# Standard deviations of its history that a forecast of a series may move away from its mean.
+LARGEST_MOVE = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,10 @@ class Predictor(ABC):
         """The least number of logged steps, where they are *stride* steps apart."""
         return 1
 
+    def facts(self) -> dict[str, Any]:
+        """What tells its forecasts from those of others of its class, as JSON has it: part of the key of a result."""
+        return asdict(self)
+
     @abstractmethod
     def fit(self, histories: Iterable[LayerLoad]) -> Fitted:
         """Learn from the *histories* of one or many layers, of one run or of many; they may come one at a time.
@@ -94,6 +100,30 @@ def hold(rows: Shares, steps_per_row: int, horizon: int) -> Shares:
     """
     index: NDArray[np.intp] = np.arange(horizon) // steps_per_row
     return rows[np.minimum(index, len(rows) - 1)]
+
+
+def live(means: Shares) -> list[int]:
+    """The experts whose share moves; a dead one above all does not, and keeps its share."""
+    return np.flatnonzero(means.std(axis=0) > 0).tolist()
+
+
+def diverged(values: NDArray[np.float64], series: NDArray[np.float64]) -> bool:
+    """Whether the forecast *values* (rows,) of a *series* are no numbers, or go `LARGEST_MOVE` away from it."""
+    return not np.isfinite(values).all() or bool(np.abs(values - series.mean()).max() > LARGEST_MOVE * series.std())
+
+
+def by_expert(
+    rows: Shares, failures: Mapping[int, str], history: LayerLoad, steps_per_row: int, horizon: int
+) -> Forecast:
+    """A forecast of *rows* (rows, experts), made for each expert apart, for every step of the *horizon*.
+
+    An expert among *failures*, by the name of what went wrong, keeps the mean of its last 1,000 steps.
+    """
+    rows[:, list(failures)] = history.last(1000).mean_shares[list(failures)]
+    status, why = OK, list(failures.values())
+    if why:
+        status = f"fallback:window_mean:{len(why)}/{history.experts}:{max(why, key=why.count)}"
+    return Forecast(hold(rows, steps_per_row, horizon), status)
 
 
 def ramp(level: Shares, history: LayerLoad, trend: float, horizon: int) -> Shares:

@@ -3,52 +3,32 @@
 from __future__ import annotations
 
 import sys
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moetrace.errors import SettingError
 from moetrace.forecasting.predictors.base import Predictor
+from moetrace.plugins import Plugin
 from moetrace.trace import LayerLoad
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from moetrace.trace import Counts
 
 GROUP = "moetrace.predictors"
 
 
-def installed() -> dict[str, str]:
-    """Where the predictors of installed packages live, ``package.module:Class``, by the names of their entry points."""
-    return {point.name: point.value for point in entry_points(group=GROUP)}
+def made(plugin: Plugin, taken: Collection[str] = ()) -> Predictor:
+    """The predictor that *plugin* is, or is the class of; raises what `Plugin.made` does.
 
-
-def class_at(where: str) -> type[Predictor]:
-    """Return the predictor class at *where*, ``package.module:Class``.
-
-    Raises `SettingError` where the module or the class is missing, or is no predictor.
+    A module is also looked for in the working directory where no package has it, and workers find it there, too.
     """
-    module, _, name = where.partition(":")
-    try:
-        found = getattr(import_module(module), name)
-    except ImportError as error:
-        raise SettingError(f"{where}: the module cannot be imported: {error}") from error
-    except AttributeError:
-        raise SettingError(f"{where}: the module has no {name}") from None
-    if not (isinstance(found, type) and issubclass(found, Predictor)) or not isinstance(
-        getattr(found, "name", None), str
-    ):
-        raise SettingError(f"{where}: is no subclass of moetrace.Predictor with a name")
-    return found
-
-
-def class_at_hand(where: str) -> type[Predictor]:
-    """Return the class of `class_at`, also from a module in the working directory, which workers find then, too."""
-    if (here := str(Path.cwd())) not in sys.path:
+    if not plugin.package and (here := str(Path.cwd())) not in sys.path:
         sys.path.append(here)
-    return class_at(where)
+    found: Predictor = plugin.made("moetrace.Predictor", lambda own: isinstance(own, Predictor), taken)
+    return found
 
 
 def check_predictor(predictor: Predictor) -> None:

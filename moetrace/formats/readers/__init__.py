@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import cast
@@ -9,6 +10,7 @@ from typing import cast
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import readable
 from moetrace.formats.location import Location, Query, Uri
+from moetrace.formats.plugins import GROUP, claimed, format_of
 from moetrace.formats.readers.arrays import NumpyFormat, TensorsFormat
 from moetrace.formats.readers.imatrix import ImatrixFormat
 from moetrace.formats.readers.logs import LogFormat, PrometheusFormat
@@ -25,6 +27,7 @@ from moetrace.formats.readers.tensorrt import TensorrtFormat
 from moetrace.formats.readers.text import CsvFormat, JsonFormat, JsonLinesFormat
 from moetrace.formats.stream.cells import Format
 from moetrace.formats.stream.text import head_of
+from moetrace.plugins import installed
 from moetrace.settings import unknown, with_settings
 
 FORMATS: dict[str, Format] = {
@@ -51,6 +54,19 @@ FORMATS: dict[str, Format] = {
         LogFormat(),
     )
 }
+
+
+def formats() -> Iterator[Format]:
+    """The formats in the order in which they are asked: those of installed packages, loaded then, before tables."""
+    for name, format in FORMATS.items():
+        if name == ParquetFormat.name:
+            yield from (format_of(own, FORMATS) for own in installed(GROUP))
+        yield format
+
+
+def names() -> list[str]:
+    """The names of all formats: ours, and those of installed packages."""
+    return [*FORMATS, *installed(GROUP)]
 
 
 # Endings of what people keep tables in, and no format here reads.
@@ -102,12 +118,12 @@ def sources_in(path: Location) -> list[Location]:
                 inside.append(child.name)
     if inside:
         raise TraceError(where, f"holds no trace files itself; its folders {shown(inside)} do", "give those")
-    raise TraceError(where, "holds no trace files", f"known formats: {', '.join(FORMATS)}")
+    raise TraceError(where, "holds no trace files", f"known formats: {', '.join(names())}")
 
 
 def _format_of(path: Path) -> Format | None:
     try:
-        return next((format for format in FORMATS.values() if format.claims(path)), None)
+        return next((format for format in formats() if claimed(format, path)), None)
     except OSError:  # a folder that may not be looked into, a file that is gone by now
         return None
 
@@ -119,8 +135,8 @@ def chosen_format(source: Location, spec: str | None = None) -> Format:
     of it.
     """
     name, _, settings = (spec or "").partition(":")
-    if name and name not in FORMATS:
-        raise unknown("format", name, FORMATS)
+    if name and name not in names():
+        raise unknown("format", name, names())
     if isinstance(source, Uri):
         if name not in ("", ParquetFormat.name):
             way_out = "by URI there is Parquet; copy other dumps to a disk"
@@ -132,7 +148,7 @@ def chosen_format(source: Location, spec: str | None = None) -> Format:
     for mark, problem, way_out in REASONS:
         if mark in head:
             raise TraceError(str(source), problem, way_out)
-    found = FORMATS[name] if name else _format_of(source)
+    found = (FORMATS.get(name) or format_of(name, FORMATS)) if name else _format_of(source)
     if found is not None:
         return with_settings(found, settings)
     ending = source.suffix.lower()
@@ -140,6 +156,6 @@ def chosen_format(source: Location, spec: str | None = None) -> Format:
         problem = f"is a {source.suffix} file, which is not read" + (", as it may run code" * (ending in PICKLES))
         way_out = "write it as Parquet (to_parquet of pandas), CSV or .npz, or give its rows to moetrace.from_frame"
         raise TraceError(str(source), problem, way_out)
-    way_out = f"known formats: {', '.join(FORMATS)}; --from forces one, such as --from log for lines of "
+    way_out = f"known formats: {', '.join(names())}; --from forces one, such as --from log for lines of "
     way_out += "text with a --pattern, and docs/recipes.md has ways for any other"
     raise TraceError(str(source), "unrecognised format", way_out)

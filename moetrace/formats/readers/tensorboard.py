@@ -43,7 +43,7 @@ class TensorboardFormat(ValueFormat):
     )
 
     def claims(self, path: Path) -> bool:
-        return MARK in path.name if path.is_file() else bool(_files(path))
+        return any(MARK in file.name for file in _files(path))
 
     def read(self, path: Path) -> Reading:
         """Stream the scalars whose tags match; several files of a folder follow each other by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -134,8 +134,12 @@ def readings_of(source: Source) -> tuple[Reading, ...]:
     return tuple(reading for part in source.parts for reading in readings_of(part))
 
 
+@runtime_checkable
 class Format(Protocol):
-    """One kind of dump: a frozen dataclass whose fields are its settings, reachable as ``name:setting=value``."""
+    """One kind of dump: a frozen dataclass whose fields are its settings, reachable as ``name:setting=value``.
+
+    *name* is what ``--from`` calls it, *needs* a line on what it reads.
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
@@ -154,7 +158,13 @@ def starts_of(step: Steps) -> NDArray[np.intp]:
 
 
 def dense_cells(steps: Steps, layers: Sequence[int] | NDArray[np.int64], counts: Counts) -> Cells:
-    """The cells of *counts* (steps, layers, experts), in the order of `numpy.ravel`."""
+    """The cells of *counts* (steps, layers, experts), in the order of `numpy.ravel`.
+
+    >>> import moetrace as mt
+    >>> import numpy as np
+    >>> mt.dense_cells(np.array([7]), [3], np.array([[[5, 2]]])).count.tolist()
+    [5, 2]
+    """
     experts = counts.shape[2]
     return Cells(
         np.repeat(steps, counts.shape[1] * experts),
