@@ -21,6 +21,7 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,8 +115,8 @@ class ErrorCalibration:
         self._block = block * load.stride
         self._expectations: dict[tuple[int, int], Expectation] = {}
         self._looks: dict[int, _Look] = {}
-        self._log_ratios: dict[tuple[int, int], float] = {}
-        self._predicted_errors: dict[tuple[int, int], float] = {}
+        self._log_ratios: dict[int, Shares] = {}
+        self._log_errors: dict[int, Shares] = {}
         self._reaches: dict[tuple[int, int], list[dict[int, float]]] = {}
 
     def expectation(self, cutoff: int, horizon: int) -> Expectation:
@@ -153,41 +154,57 @@ class ErrorCalibration:
     def _scale(self, cutoff: int, horizon: int) -> float:
         """What the outlook at *cutoff* is multiplied by: smoothed, and by the geometric mean of the ratios so far."""
         known, trust = self._remembered(cutoff, horizon)
-        own = np.array([self._log_calibration_ratio(i, horizon) for i in known])
+        own = self._log_calibration_ratios(known, horizon)
         total, sums = PRIOR_LOOKS, PRIOR_LOOKS * PRIOR
         for shorter in _halves(horizon, self._block):
             looks, weight = self._remembered(cutoff, shorter)
-            logs = np.array([self._log_calibration_ratio(i, shorter) for i in looks])
+            logs = self._log_calibration_ratios(looks, shorter)
             # What the shorter horizon said too little or too much where the one asked for is known, too.
-            same = np.array([self._log_calibration_ratio(i, shorter) for i in known])
+            same = self._log_calibration_ratios(known, shorter)
             missing = np.clip(own - same, -MAX_LOG_DIFFERENCE, MAX_LOG_DIFFERENCE)
             bias = np.where(np.isnan(missing), 0, missing) @ trust / (DOUBT + trust.sum())
             found = ~np.isnan(logs)
             total, sums = total + weight[found].sum(), sums + weight[found] @ (logs[found] + bias)
-        return float(np.exp(self._log_smoothing(cutoff, horizon) + float(sums / total)))
-
-    def _log_smoothing(self, cutoff: int, horizon: int) -> float:
-        """The predicted error of the looks before *cutoff* and the one there, on average, over that of the latter."""
-        looks, weight = self._remembered(cutoff, 1)
         now = self._log_predicted_error(int(np.searchsorted(self.load.steps, cutoff, "right")), horizon)
-        apart = np.array([self._log_predicted_error(self._rows[i], horizon) - now for i in looks])
+        return float(np.exp(self._log_smoothing(cutoff, horizon, now) + float(sums / total)))
+
+    def _log_smoothing(self, cutoff: int, horizon: int, now: float) -> float:
+        """The predicted error of the looks before *cutoff* and that of *now*, on average, over the latter."""
+        looks, weight = self._remembered(cutoff, 1)
+        apart = self._log_predicted_errors(looks, horizon) - now
         return float(weight @ np.clip(apart, -MAX_LOG_DIFFERENCE, MAX_LOG_DIFFERENCE) / (1 + weight.sum()))
 
-    def _log_calibration_ratio(self, i: int, horizon: int) -> float:
-        """Observed over expected error at a look, of sums over experts; NaN where no step of the horizon was logged."""
-        if (i, horizon) not in self._log_ratios:
+    def _log_calibration_ratios(self, looks: range, horizon: int) -> Shares:
+        """Observed over expected error at *looks*, of sums over experts; NaN where no step of the horizon was logged.
+
+        Shape (looks,), as that of `_log_predicted_errors`.
+        """
+
+        def ratio(i: int) -> float:
             look = self._look(self._rows[i])
             observed = np.log(np.abs(self._error(look, horizon)).sum() + TINY)
-            expected = self._log_predicted_error(self._rows[i], horizon) + self._log_smoothing(look.step, horizon)
-            self._log_ratios[i, horizon] = float(np.clip(observed - expected, -MAX_LOG_RATIO, MAX_LOG_RATIO))
-        return self._log_ratios[i, horizon]
+            predicted = float(self._log_predicted_errors(range(i, i + 1), horizon)[0])
+            expected = predicted + self._log_smoothing(look.step, horizon, predicted)
+            return min(max(float(observed) - expected, -MAX_LOG_RATIO), MAX_LOG_RATIO)
+
+        return self._filled(self._log_ratios, looks, horizon, ratio)
+
+    def _log_predicted_errors(self, looks: range, horizon: int) -> Shares:
+        """What the outlook said at *looks*, see `_log_predicted_error`."""
+        rows = self._rows
+        return self._filled(self._log_errors, looks, horizon, lambda i: self._log_predicted_error(rows[i], horizon))
+
+    def _filled(self, known: dict[int, Shares], looks: range, horizon: int, value: Callable[[int], float]) -> Shares:
+        """The values of *looks* by what is *known* for a horizon, infinite where it is not; those are computed."""
+        every = known.setdefault(horizon, np.full(len(self._rows), np.inf))
+        some = every[looks.start : looks.stop]
+        for at in np.flatnonzero(np.isposinf(some)):
+            some[at] = value(looks[int(at)])
+        return some
 
     def _log_predicted_error(self, rows: int, horizon: int) -> float:
         """What the outlook said when there were so many *rows*; of a load that stands still nearly nothing."""
-        if (rows, horizon) not in self._predicted_errors:
-            predicted = total_error(self._look(rows).outlook.deviation(horizon))
-            self._predicted_errors[rows, horizon] = float(np.log(predicted + TINY))
-        return self._predicted_errors[rows, horizon]
+        return float(np.log(total_error(self._look(rows).outlook.deviation(horizon)) + TINY))
 
     def _error(self, look: _Look, horizon: int) -> Shares:
         """How far the load that followed was from the level, shape (experts,); NaN where none was logged."""
