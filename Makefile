@@ -38,11 +38,15 @@ demo: install ## Install, then run the main job on the sample traces
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Install what the tests need, then run them
-	$(BIN)/python -m pytest $(PARALLEL) $(COVER)
+	$(BIN)/python -m pytest $(PARALLEL) -m "not thorough" $(COVER)
+
+.PHONY: test-thorough
+test-thorough: $(VENV)/.installed-dev ## Run the rest: every odd trace, kill and pair of commands, the page in a browser
+	$(BIN)/python -m pytest $(PARALLEL) -m thorough $(COVER)
 
 .PHONY: test-quick
 test-quick: $(VENV)/.installed-dev ## Run the tests that take no time
-	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not thorough"
 
 .PHONY: test-browser
 test-browser: $(VENV)/.installed-dev ## Look at the page of a report in Chromium
@@ -55,6 +59,7 @@ test-kernels: $(VENV)/.installed-dev ## Run the tests of documents and plans und
 .PHONY: coverage
 coverage: $(VENV)/.installed-torch ## Run all tests, and show which lines and branches none of them reaches
 	$(MAKE) test COVER="--cov --cov-report="
+	$(MAKE) test-thorough COVER="--cov --cov-append --cov-report="
 	$(MAKE) test-torch COVER="--cov --cov-append --cov-report="
 	$(BIN)/coverage report --skip-covered --fail-under 95
 
@@ -116,7 +121,7 @@ define quick
 	$(1)/bin/python -m pip install --quiet uv
 	$(1)/bin/uv pip install --quiet --python $(1)/bin/python $(2) --editable ".[sql]"
 	$(1)/bin/uv pip install --quiet --python $(1)/bin/python $(UV_TESTS)
-	$(1)/bin/python -m pytest $(PARALLEL) -m "not slow" -W default::DeprecationWarning
+	$(1)/bin/python -m pytest $(PARALLEL) -m "not slow and not thorough" -W default::DeprecationWarning
 endef
 
 .PHONY: changelog

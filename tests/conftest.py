@@ -5,9 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -33,8 +34,18 @@ os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker is left with one of them at the end."""
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("thorough")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+def thorough_but(kept: Iterable[Any], cases: Iterable[Any]) -> list[Any]:
+    """The *cases* of a parameter; `make test` runs those *kept*, `make test-thorough` the others."""
+    few = [*kept]
+    return [case if case in few else pytest.param(*_several(case), marks=pytest.mark.thorough) for case in cases]
+
+
+def _several(case: Any) -> tuple[Any, ...]:
+    return case if isinstance(case, tuple) else (case,)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+pytestmark = pytest.mark.thorough
 # Kernels that every x86-64 processor runs, beside the one that is chosen for it.
 KERNELS = {
     "chosen": {},
@@ -67,7 +68,6 @@ def chosen():
     return answers("chosen")
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="other processors have one kernel")
 @pytest.mark.parametrize("kernel", [name for name in KERNELS if name != "chosen"])
 def test_plans_scores_and_verdicts_are_the_same_under_every_kernel(kernel, chosen):

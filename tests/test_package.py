@@ -38,6 +38,7 @@ def test_checkers_have_nothing_to_say(built):
     _run("-m", "check_wheel_contents", *built.glob("*.whl"))
 
 
+@pytest.mark.thorough
 def test_the_wheel_runs_without_the_repository(built, tmp_path):
     """Unpacked elsewhere, it reads a trace and writes the page: its templates are with it."""
     with zipfile.ZipFile(next(built.glob("*.whl"))) as wheel:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import typer
-from conftest import long_table
+from conftest import long_table, thorough_but
 
 import moetrace as mt
 from moetrace.cli import app
@@ -46,7 +46,7 @@ def test_every_command_is_a_function_with_its_options(name):
     assert "moetrace " + name in inspect.getdoc(getattr(mt, name))
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", thorough_but(["states", "check"], QUICK))
 @pytest.mark.slow
 def test_a_trace_is_a_path_a_name_a_trace_or_a_frame(name, monkeypatch, tmp_path):
     """And what is found of it is the same: the answer, and the main table."""

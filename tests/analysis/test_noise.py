@@ -33,7 +33,7 @@ def still(kind, stride, rows, *, varying=False, seed=0):
 @pytest.mark.parametrize("varying", [False, True])
 @pytest.mark.parametrize("stride", [1, 10, 100, 1000])
 @pytest.mark.parametrize("kind", ["tokens", "topics", "lasting"])
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_noise_is_the_error_of_a_forecast_that_knows_the_load(kind, stride, varying):
     """Within 5 % at horizons of 1 to 4,000 steps, each the mean over many cutoffs and seeds."""
     found, known = {}, {}

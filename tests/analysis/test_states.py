@@ -410,7 +410,7 @@ def test_jumps_of_the_level_are_located(stride, size):
 
 
 @pytest.mark.parametrize("stride", [1, 10])
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_bounds_of_the_begin_of_a_drift_are_true(stride):
     """In 95% of 200 synthetic drifts, half of them a line, half of them a random walk."""
     found = change_points.unsettled(range(200), stride)
@@ -419,7 +419,7 @@ def test_bounds_of_the_begin_of_a_drift_are_true(stride):
     assert np.mean([held for _, held in found]) >= 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_drift_is_noticed_as_late_as_is_announced():
     """What `states --follow` announces is the median and the 90% quantile over drifts."""
     late = change_points.noticed(range(0, 40))

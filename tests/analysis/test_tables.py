@@ -73,7 +73,7 @@ def test_the_interval_of_a_clear_difference_excludes_zero():
     assert [-0.5] * 3 == pytest.approx([row["difference_low"], row["difference"], row["difference_high"]])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_interval_covers_as_often_as_it_says():
     """About 95 % of the intervals over many cutoffs hold the true difference of 0."""
     rng = np.random.default_rng(0)

@@ -27,7 +27,7 @@ def spread(load, horizon):
     return Outlook.of(load).deviation(horizon)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_intervals_cover_as_often_as_they_say():
     """Within 3 points of 80 and 95 % over many synthetic series of different noise and drift."""
     kinds = [(8, 2000, 0.001, None), (16, 50_000, 0.001, None), (64, 20_000, 0.0005, None), (32, 4096, 0.001, 200)]
@@ -241,7 +241,7 @@ def test_a_forecast_expects_to_be_wrong_by_its_distance_from_the_level():
     assert 0.01 == pytest.approx(halves[80][2])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_expected_error_is_the_error_found():
     """Within a fifth, over many synthetic series that stand still, wander and jump about; lively ones expect more."""
     kinds = [(8, 2000, 0.0003, None), (16, 50_000, 0.002, None), (64, 20_000, 0.0005, None), (32, 4096, 0.005, 200)]

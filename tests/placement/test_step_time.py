@@ -315,8 +315,8 @@ def served(tmp_path_factory):
 ARGV = ("--gpus", "4", "--predictor", "window_mean", "--cutoffs", "2000", "-q")
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.thorough
 def test_without_hardware_the_answer_has_both_ends(moetrace, served):
     """It asks for the hardware and never prints one saving; with it, one saving and the regime; report says the same."""
     unknown, tokens, known, curve = (

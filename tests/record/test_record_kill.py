@@ -75,7 +75,7 @@ def kills(number, folder):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_going_on_after_a_kill_gives_the_undisturbed_trace(tmp_path):
     """Killed at random moments, closing included: the same trace, or one block less; no file is left over."""
     found = kills(20, tmp_path)
@@ -85,7 +85,7 @@ def test_going_on_after_a_kill_gives_the_undisturbed_trace(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork on this system")
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_kill_before_any_change_to_the_disk_does_no_harm(tmp_path):
     """One kill before each file that is made, moved or removed from the first step to the end of closing."""
     found = kills(0, tmp_path)

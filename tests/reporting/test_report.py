@@ -10,6 +10,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import thorough_but
 
 from moetrace import Planning, predictor, study
 from moetrace.placement.study import place, placement_frames
@@ -66,7 +67,9 @@ def test_every_figure_has_a_message_and_names_its_axes(frames, name):
     assert not any(axes.get_legend() for axes in figure.axes)
 
 
-@pytest.mark.parametrize("name", [name for name in ALL if name not in ("placement", "knee", "kept", "ages")])
+@pytest.mark.parametrize(
+    "name", thorough_but(["load", "peaks"], [name for name in ALL if name not in ("placement", "knee", "kept", "ages")])
+)
 @pytest.mark.slow
 def test_many_layers_and_experts_still_fit(many, name):
     """At most twelve panels, and an axis says so; nobody's name is left out of a legend by accident."""
@@ -258,7 +261,7 @@ def test_the_page_loads_nothing_and_escapes_what_it_is_told(files):
     assert b"odd: &lt;script&gt;" in files["report.html"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_page_of_many_layers_stays_small(many):
     """At most 3 MB for 58 layers of 256 experts; the layers are folded above twelve."""
     page = dict(files_of({"many": many}, {}, ()))["report.html"]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import thorough_but
 
 from moetrace import (
     LoadTrace,
@@ -111,7 +112,7 @@ def in_memory(path):
     return computed(path, *ALL, ahead=True)
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
+@pytest.mark.parametrize("jobs", thorough_but([1], [1, 2]))
 @pytest.mark.slow
 def test_results_in_a_folder_are_those_in_memory(path, store, in_memory, jobs):
     """Scores, shares and forecasts of every predictor, in the same order, to the last bit, on one core and two."""
@@ -224,7 +225,10 @@ def test_other_runs_to_train_on_are_part_of_the_name(path, store, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda _: b"", lambda data: data[:99] + b"x" + data[100:]])
-@pytest.mark.parametrize("kind", ["scores.parquet", "shares.parquet", "forecast.parquet", "npz", "json"])
+@pytest.mark.parametrize(
+    "kind",
+    thorough_but(["scores.parquet", "npz"], ["scores.parquet", "shares.parquet", "forecast.parquet", "npz", "json"]),
+)
 @pytest.mark.slow
 def test_damaged_results_are_made_anew(path, tmp_path, kind, damage):
     """With a note that names the file; the numbers are those of before."""
@@ -311,7 +315,7 @@ def killed(path, store, jobs, parts):
     return child.wait() == -signal.SIGKILL
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_and_run_again_is_as_if_never_killed(path, store, tmp_path):
     """Three kills between results; nothing half-written is left, and what was made is not made again."""
     asked = ("sw_avg", "arima", "level")

@@ -18,7 +18,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_cluster_that_loses_a_worker_makes_the_same(path, tmp_path, cluster):  # noqa: F811
     """Its layers are done by the other; results equal those of one process to the last bit."""
     address, workers = cluster

@@ -265,7 +265,7 @@ def test_an_error_while_writing_keeps_the_old_file(tmp_path):
     assert [path] == list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_killed_ingest_leaves_the_old_trace_or_the_new_one(tmp_path):
     """Killed at five moments while it replaces a trace; the next ingest sweeps up. `make fuzz` kills fifty times."""
     assert {"old", "new"} >= set(kills.outcomes(5, tmp_path))
