@@ -199,3 +199,18 @@ def test_a_wrong_argument_is_refused_by_its_name(wrong, said):
         wrong()
 
     assert "--" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["place", "hot", "report"])
+def test_the_progress_of_several_stages_only_grows(name, monkeypatch):
+    """In percent of the whole, from the first call to 100."""
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})
+    said = []
+    getattr(mt, name)(
+        TRACE, **QUICK[name] | ({"gpus": 2} if name == "report" else {}), progress=lambda *own: said.append(own)
+    )
+    done = [own for own, _ in said]
+
+    assert {100} == {whole for _, whole in said}
+    assert sorted(done) == done
+    assert (True, 100) == (done[0] < 50, done[-1])

@@ -8,7 +8,7 @@ import typer
 
 from moetrace.cli.options import Command, FirstLayer, QuickProtocol, Shared, Traces, bytes_of, with_options
 from moetrace.cli.output import Table
-from moetrace.cli.progress import Report
+from moetrace.cli.progress import PERCENT, Report
 
 if TYPE_CHECKING:
     from moetrace.residency.study import Residency
@@ -95,7 +95,7 @@ def hot(
         )  # fmt: skip
         return found
 
-    done = shared.each_trace(traces, "Keeping", "tasks", one)
+    done = shared.each_trace(traces, "Keeping", PERCENT, one)
     for found in done:
         shared.note_reused(found.trace, found.computed, found.reused)
         shared.note_found(found)

@@ -9,7 +9,7 @@ import typer
 
 from moetrace.cli.options import Command, FirstLayer, Hardware, QuickProtocol, Shared, Traces, steps_of, with_options
 from moetrace.cli.output import Table
-from moetrace.cli.progress import Report
+from moetrace.cli.progress import PERCENT, Report
 
 if TYPE_CHECKING:
     from moetrace.placement.study import Placement
@@ -133,7 +133,7 @@ def place(
         )  # fmt: skip
         return found
 
-    done = shared.each_trace(traces, "Planning", "tasks", one)
+    done = shared.each_trace(traces, "Planning", PERCENT, one)
     for found in done:  # lines to copy, after the progress bar
         shared.note_reused(found.trace, found.computed, found.reused)
         shared.note_found(found)

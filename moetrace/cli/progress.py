@@ -11,6 +11,8 @@ from moetrace.cli.output import note
 
 # Seconds between two lines where there is no terminal.
 PATIENCE = 30.0
+# The unit of what has several stages, whose tasks are not counted.
+PERCENT = "%"
 
 Report = Callable[[int, "int | None"], None]
 """Called with how many of how many are done; None where the number of all is not known."""
@@ -32,8 +34,7 @@ def progress(title: str, unit: str) -> Iterator[Report]:
         began = time.monotonic()
 
         def report(done: int, total: int | None) -> None:
-            of = f"/{total:,}" if total else ""
-            bar.update(task, completed=done, total=total, said=f"{done:,}{of} {_rate(done, unit, began)}")
+            bar.update(task, completed=done, total=total, said=_said(done, total, unit, began))
 
         yield report
 
@@ -44,18 +45,20 @@ def silent(_done: int, _total: int | None) -> None:
 
 def _lines(title: str, unit: str) -> Report:
     """A line whenever `PATIENCE` has passed since the last one, or since the start."""
-    said = time.monotonic()
+    began = last = time.monotonic()
 
     def report(done: int, total: int | None) -> None:
-        nonlocal said
-        if time.monotonic() - said >= PATIENCE:
-            said = time.monotonic()
-            note(f"{title}: {done:,}{f' of {total:,}' if total else ''} {unit}")
+        nonlocal last
+        if time.monotonic() - last >= PATIENCE:
+            last = time.monotonic()
+            note(f"{title}: {_said(done, total, unit, began)}")
 
     return report
 
 
-def _rate(done: int, unit: str, began: float) -> str:
-    """How many a second since *began*."""
+def _said(done: int, total: int | None, unit: str, began: float) -> str:
+    """How far it is, and how many a second since *began*."""
+    if unit == PERCENT:
+        return f"{done}%"
     rate = done / max(1e-9, time.monotonic() - began)
-    return f"{unit}, {rate:,.0f}/s" if rate >= 10 else f"{unit}, {rate:.1f}/s"
+    return f"{done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.{0 if rate >= 10 else 1}f}/s"

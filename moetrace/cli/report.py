@@ -11,7 +11,7 @@ import typer
 
 from moetrace.cli.options import Command, Hardware, Protocol, Shared, Traces, steps_of, with_options
 from moetrace.cli.predict import score_tables
-from moetrace.cli.progress import Report
+from moetrace.cli.progress import PERCENT, Report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +68,7 @@ def report(
 
     kinds = [] if figures == "none" else figures.split(",")
     check_kinds(kinds)
-    studies = dict(shared.each_trace(traces, "report on", "results", one))
+    studies = dict(shared.each_trace(traces, "report on", PERCENT, one))
     into = folder or shared.folder().root / "report"
     command = {"command": " ".join(["moetrace", *map(shlex.quote, sys.argv[1:])])}
     found = written(opened, studies, into, kinds, report_facts(backtesting, asked or HORIZONS) | command)

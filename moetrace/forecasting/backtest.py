@@ -47,6 +47,24 @@ Progress = Callable[[int, int], None]
 """Called with the tasks done, and their number: a layer is one, and so is a fit that serves all layers."""
 
 
+class Stages:
+    """The *progress* of stages one after another in percent of the whole, of which each takes about a *part*.
+
+    The whole is 100 from the start: the number of tasks of a later stage is not known by then.
+    """
+
+    def __init__(self, progress: Progress | None, *parts: int) -> None:
+        self._progress, self._parts, self._before = progress, iter(parts), 0
+
+    def next(self) -> Progress | None:
+        """That of the next stage."""
+        if self._progress is None:
+            return None
+        before, part, tell = self._before, next(self._parts), self._progress
+        self._before += part
+        return lambda done, of: tell(before + part * done // max(of, 1), 100)
+
+
 @dataclass(frozen=True, eq=False)
 class Backtest:
     """What came of an evaluation, read when it is asked for.

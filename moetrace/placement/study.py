@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from moetrace.analysis.severity import health_frame
-from moetrace.forecasting.backtest import Progress, Run, evaluate, in_turn
+from moetrace.forecasting.backtest import Progress, Run, Stages, evaluate, in_turn
 from moetrace.forecasting.layers import has_history
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.predictors.window_mean import WindowMean
@@ -106,8 +106,7 @@ def place(
     default), which gives the verdict; the plan to deploy has the recommended number. *horizon*, *first* and *cutoffs*
     are those of `fitted` if None. Where no predictor is able to learn from the trace, plans are made by its mean.
     Only policies of these *systems* compete where they are named, beside one plan and ours.
-    *train_on*, *results* and *run* are those of `evaluate`; *progress* counts the layers that were replayed, then the
-    results, then the layers that were planned.
+    *train_on*, *results* and *run* are those of `evaluate`; *progress* gets percent.
     Raises `SettingError` where the slots do not fill the GPUs evenly.
 
     >>> import moetrace as mt
@@ -123,7 +122,7 @@ def place(
     asked, early, usual = fitted(trace, [HORIZON if horizon is None else horizon], first)
     horizon = asked[0] if horizon is None else horizon
     cutoffs = usual if cutoffs is None else cutoffs
-    stages = _Stages(progress)
+    stages = Stages(progress, 60, 25, 15)  # as long as they take on the serving sample
     replay = replayed(trace, planning, redundants, early, stages.next(), run, systems)
     policies = policies_frame(replay, trace, expert_bytes)
     judged = verdict(trace, replay, policies, planning, seed)
@@ -165,25 +164,6 @@ def place(
     return Placement(
         trace.name, frames, best, planning, judged, loads, test.computed, test.reused, trace.info.first_expert, notes
     )
-
-
-@dataclass
-class _Stages:
-    """The *progress* of one stage after another, of which so many tasks are done *before* the latest, with *of*."""
-
-    progress: Progress | None
-    before: int = 0
-    of: int = 0
-
-    def next(self) -> Progress | None:
-        """That of the next stage."""
-        self.before, self.of = self.before + self.of, 0
-        return self._report if self.progress else None
-
-    def _report(self, done: int, of: int) -> None:
-        self.of = of
-        if self.progress:
-            self.progress(self.before + done, self.before + of)
 
 
 def placement_frames(placed: Placement) -> dict[str, pd.DataFrame]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetrace.errors import SettingError, check_several
-from moetrace.forecasting.backtest import Backtest, Progress, Run, evaluate, in_turn
+from moetrace.forecasting.backtest import Backtest, Progress, Run, Stages, evaluate, in_turn
 from moetrace.forecasting.predictors import predictor
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import Results
@@ -100,8 +100,7 @@ def hot(
     steps, 1,000 unless the trace is short; one is chosen anew every *refresh* steps, 100 unless the horizon is shorter.
     *cold* experts with the least load of each layer are named too. Of a trace of up to `FEWEST_CUTOFFS` steps, such as
     one window of counts, or of steps more than 1,000 apart, sets are made from its mean load, and not scored. One
-    expert takes *transfer* seconds to load. The other arguments are those of `evaluate`; *progress* counts its tasks,
-    then the layers.
+    expert takes *transfer* seconds to load. The other arguments are those of `evaluate`; *progress* gets percent.
     Raises `SettingError` for more slots than experts, or a horizon that the trace does not reach.
 
     >>> import moetrace as mt
@@ -123,24 +122,19 @@ def hot(
     refresh = min(REFRESH, horizon) if refresh is None else refresh
     if refresh < 1:
         raise SettingError(f"refresh must be at least 1 step, got {refresh}")
-    evaluated, layers = 0, len(trace.layers)
-
-    def report(done: int, of: int) -> None:
-        nonlocal evaluated
-        evaluated = of
-        if progress:
-            progress(done, of + layers)
-
+    layers, stages = len(trace.layers), Stages(progress, 60, 40)
     baseline = predictor(BASELINE)
     several = [*predictors] if baseline in predictors else [*predictors, baseline]
-    test = evaluate(trace, several, [horizon], cutoffs, report, ahead=True, train_on=train_on, results=results, run=run)
+    test = evaluate(
+        trace, several, [horizon], cutoffs, stages.next(), ahead=True, train_on=train_on, results=results, run=run
+    )
     means = means_frame(test.forecasts(), horizon)
     size = budget.size(_shares(trace, means, means["predictor"].iloc[0]))
-    found = []
+    found, report = [], stages.next()
     for own in run(_tasks(trace, test, horizon, size, refresh)):
         found.append(own)
-        if progress:
-            progress(evaluated + len(found), evaluated + layers)
+        if report:
+            report(len(found), layers)
     found.sort(key=lambda own: own.layer)
     asked = {"trace": trace.name, "slots": size / layers, "layers": layers, "experts": trace.experts}
     asked |= {"allocation": budget.allocation, "horizon": horizon, "refresh": refresh}

@@ -14,7 +14,7 @@ import pandas as pd
 
 from moetrace.comparison.study import pairs_frame
 from moetrace.errors import SettingError, check_several
-from moetrace.forecasting.backtest import Progress
+from moetrace.forecasting.backtest import Progress, Stages
 from moetrace.forecasting.predictors import QUICK, label, predictor
 from moetrace.forecasting.study import HORIZONS, study
 from moetrace.frames import stacked
@@ -119,12 +119,13 @@ def studied(
     notes: list[str] = []
     predictors, settings = backtesting.predictors(), backtesting.settings(note)
     over, cutoffs = backtesting.windows(trace, horizons, HORIZONS, notes.append, "--horizons")
-    found = study(trace, predictors, over, cutoffs, progress, seed=backtesting.seed, **settings)
+    stages = Stages(progress, 70, 5, 25)  # the default predictors, sets, plans
+    found = study(trace, predictors, over, cutoffs, stages.next(), seed=backtesting.seed, **settings)
     for text in notes:  # not of a trace that is too short for anything, which is a line of its own
         note(text)
     if reused := reused_line(trace.name, found.computed, found.reused):
         note(reused)
-    kept = hot(trace, [predictor(name) for name in QUICK], progress=progress, seed=backtesting.seed, **settings)
+    kept = hot(trace, [predictor(name) for name in QUICK], progress=stages.next(), seed=backtesting.seed, **settings)
     frames = found.frames | residency_frames(kept)
     number = gpus or usual_gpus(trace.experts)
     if number == 1:
@@ -132,7 +133,7 @@ def studied(
     if gpus is None:
         note(f"{trace.name}: placement is evaluated on {number} GPUs (--gpus sets it)")
     placed = place(
-        trace, predictors, Planning(number, redundant, time=device.time()), over[0], cutoffs, progress,
+        trace, predictors, Planning(number, redundant, time=device.time()), over[0], cutoffs, stages.next(),
         expert_bytes=device.expert_bytes, first=backtesting.first, seed=backtesting.seed, **settings,
     )  # fmt: skip
     return frames | placement_frames(placed)

@@ -302,12 +302,12 @@ def test_layers_may_come_in_any_order(trace, found):
     assert found.frames["scores"].equals(turned.frames["scores"])
 
 
-def test_progress_counts_every_layer_twice(trace):
-    """Once for its forecasts, and once for its sets."""
+def test_progress_is_percent_of_forecasts_and_then_of_sets(trace):
+    """Each layer is counted in both, of which the first take more."""
     seen = []
     hot(trace, slots=2, horizon=HORIZON, cutoffs=CUTOFFS, progress=lambda *at: seen.append(at))
 
-    assert [(1, 4), (2, 4), (3, 4), (4, 4)] == seen
+    assert [(30, 100), (60, 100), (80, 100), (100, 100)] == seen
 
 
 @pytest.mark.parametrize(
