@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import typer
 from conftest import long_table, thorough_but
+from matplotlib.figure import Figure
 
 import moetrace as mt
 from moetrace.cli import app
@@ -77,7 +78,11 @@ def test_a_result_shows_itself(name, monkeypatch):
         assert found.frame(table) is found.frames[table]
     for drawing in found.drawings:
         assert found.figure(drawing).axes
-    assert len(found.drawings) == {"place": 2, "hot": 2}.get(name, 0)
+        mine = Figure().add_subplot()
+        assert mine.figure is found.figure(drawing, ax=mine, style="ggplot")
+        assert mine.get_xlabel()
+        assert not mine.figure.legends
+    assert len(found.drawings) == {"states": 1, "place": 2, "hot": 2}.get(name, 0)
     with pytest.raises(mt.SettingError, match="there is no table 'x'"):
         found.frame("x")
     if not found.drawings:
@@ -187,6 +192,8 @@ def test_a_workspace_is_filled_listed_and_emptied(tmp_path):
         (lambda: mt.compare(TRACE, TRACE.select(layers=[0])), "layers selects some"),
         (lambda: mt.check(TRACE, fail_on=["ded"]), "there is no finding 'ded'; did you mean 'dead'"),
         (lambda: mt.report(TRACE, figures=["jpg"]), "unknown figure format 'jpg'"),
+        (lambda: mt.report(TRACE, figure_width="3pt"), "a figure is 2 to 24 inches wide"),
+        (lambda: mt.hot(TRACE, 2).figure(style="gplot"), "did you mean 'ggplot'"),
         (lambda: mt.ingest("gone.csv"), "gone.csv"),
         (lambda: mt.ingest(sql="SELECT 1", merge="sum"), "sql goes without sources and without merge"),
         (lambda: mt.remove("gone"), "there is no trace 'gone'"),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from moetrace.trace import LoadTrace
 
 HORIZONS = (1000, 2000)
+# The tables of the JSON document; `--format csv --table NAME` has the others, which are long.
+DOCUMENT = ("summary", "scores", "comparisons")
 
 
 @with_options
@@ -43,6 +45,13 @@ def report(
     figures: Annotated[
         str, typer.Option(help="Formats of the figures: png, svg, pdf; or none.", metavar="KINDS")
     ] = "png",
+    figure_width: Annotated[
+        str | None, typer.Option(help="Width of these figures, such as 3.3in or 84mm.", metavar="WIDTH")
+    ] = None,
+    figure_titles: Annotated[bool, typer.Option("--figure-titles", help="Their message above these figures.")] = False,
+    style: Annotated[
+        str | None, typer.Option(help="Style of these figures: of matplotlib, by its name or file.", metavar="STYLE")
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Folder of the report  [default: report in the workspace]")
     ] = None,
@@ -54,7 +63,12 @@ def report(
     \b
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima
     """
+    from functools import partial
+
+    from moetrace.cli.output import Table
+    from moetrace.frames import Later
     from moetrace.reporting.screens import report_screen
+    from moetrace.reporting.style import Look
     from moetrace.reporting.tables import records
     from moetrace.workspace.pages import check_kinds, report_facts, studied, written
 
@@ -68,15 +82,22 @@ def report(
 
     kinds = [] if figures == "none" else figures.split(",")
     check_kinds(kinds)
+    look = Look.of(figure_width, style, titles=figure_titles)
     studies = dict(shared.each_trace(traces, "report on", PERCENT, one))
     into = folder or shared.folder().root / "report"
     command = {"command": " ".join(["moetrace", *map(shlex.quote, sys.argv[1:])])}
-    found = written(opened, studies, into, kinds, report_facts(backtesting, asked or HORIZONS) | command)
+    found = written(opened, studies, into, kinds, report_facts(backtesting, asked or HORIZONS) | command, look)
     document: dict[str, Any] = {"folder": str(into), "page": found.files[-1], "files": list(found.files)}
-    document |= {name: records(frame) for name, frame in found.frames.items()}
+    document |= {name: records(found.frames[name]) for name in DOCUMENT}
     screens = [report_screen(trace, frames) for trace, frames in studies.items()]
     wrote = [f"{found.files[-1]} and {len(found.files) - 1} files"]
-    shared.emit(score_tables(found.frames["summary"], found.frames["scores"]), document, screens, wrote=wrote)
+
+    main = score_tables(found.frames["summary"], found.frames["scores"])
+
+    def table(name: str) -> Table:
+        return main.get(name) or Table(f"Rows of {name}", found.frames[name])
+
+    shared.emit(Later({name: partial(table, name) for name in found.frames}), document, screens, wrote=wrote)
 
 
 def horizons_of(text: str) -> list[int]:

@@ -28,9 +28,12 @@ from moetrace.reporting.style import (
     HOT,
     INK,
     STATE,
+    beside,
+    level_line,
     log_scale,
     new_figure,
     one_legend,
+    one_panel,
     predictor_style,
 )
 from moetrace.reporting.tables import rows_of
@@ -73,8 +76,7 @@ class Kind:
 def peaks(frames: Frames) -> Figure:
     """The load of the hottest expert, all layers by steps."""
     table = frames["peaks"].pivot_table(index="layer", columns="step", values="peak_over_mean")
-    figure = new_figure(WIDTH, 1.3 + min(0.28 * len(table), 4.5))
-    axes = figure.add_subplot()
+    figure, axes = one_panel(WIDTH, 1.3 + min(0.28 * len(table), 4.5))
     steps = [*(table.columns - np.diff(table.columns, prepend=0)), table.columns[-1]]
     rows = np.arange(len(table) + 1)
     highest = max(1.01, float(np.quantile(table, USUAL)))
@@ -95,12 +97,11 @@ def _peaks_message(frames: Frames) -> str:
 # --- when it became stable ------------------------------------------------------------------------------------------
 
 
-def settling(frames: Frames) -> Figure:
+def settling(frames: Frames, axes: Axes | None = None) -> Figure:
     """Settle step and its interval, a row for each layer: the earliest on top, those never stable at the bottom."""
     layers = frames["layers"].assign(at=frames["layers"]["settle_step"].astype("Float64"))
     layers = layers.sort_values("at", na_position="last", kind="stable").reset_index(drop=True)
-    figure = new_figure(WIDTH, 1.2 + min(0.24 * len(layers), 6.0))
-    axes = figure.add_subplot()
+    figure, axes = one_panel(WIDTH, 1.2 + min(0.24 * len(layers), 6.0), axes)
     last, stable = int(frames["windows"]["to_step"].max()), layers[layers["state"] == STABLE]
     axes.plot(stable["settle_step"], stable.index, "o", color=STATE[STABLE], markersize=5, label="settle step")
     ends = stable["settle_step_low"], stable["settle_step_high"]
@@ -128,16 +129,20 @@ def errors(frames: Frames) -> Figure:
     """
     course = frames["course"]
     horizons, best = sorted(course["horizon"].unique()), _best(frames, _shortest(frames["summary"]))
-    figure = new_figure(WIDTH, 3.1, (0.6, 0.1, 0.85, 0.3))
+    columns = beside(len(horizons))
+    rows = -(-len(horizons) // columns)
+    figure = new_figure(WIDTH, 3.1 * rows, (0.6, 0.1, 0.85, 0.3))
     for i, horizon in enumerate(horizons):
-        axes = figure.add_subplot(1, len(horizons), i + 1)
+        axes = figure.add_subplot(rows, columns, i + 1)
         part = course[course["horizon"] == horizon]
         for name, curve in part.groupby("predictor", sort=False):
             known = curve.dropna(subset="error_rate").sort_values("cutoff")
             axes.plot(known["cutoff"], 100 * known["error_rate"], marker=".", **predictor_style(str(name), best))
         noise = part.groupby("cutoff")["error_noise"].mean()
         axes.plot(noise.index, 100 * noise, color=GREY, linestyle=":", label="noise")
-        axes.set(title=f"next {horizon:,} steps", xlabel="cutoff (step)", ylabel="error rate (%)" if i == 0 else "")
+        axes.set(
+            title=f"next {horizon:,} steps", xlabel="cutoff (step)", ylabel="" if i % columns else "error rate (%)"
+        )
         log_scale(axes)
     if not set(course["predictor"]) <= {best, BASELINE}:
         axes.plot([], [], color=FAINT, label="other predictors")
@@ -178,16 +183,18 @@ def comparison(frames: Frames) -> Figure:
     own = summary[(summary["horizon"] == _shortest(summary)) & (summary["scored"] > 0)]
     states = [state for state in ("stable", "transient", "unknown") if (own["state"] == state).any()]
     names = own[own["state"] == states[0]].sort_values("error_rate", ascending=False)["predictor"].astype(str).tolist()
-    figure = new_figure(WIDTH, 1.3 + 0.26 * len(names))
+    columns = beside(len(states))
+    below = -(-len(states) // columns)
+    figure = new_figure(WIDTH, (1.3 + 0.26 * len(names)) * below)
     best = _best(frames, int(own["horizon"].min()))
     for i, state in enumerate(states):
-        axes = figure.add_subplot(1, len(states), i + 1)
+        axes = figure.add_subplot(below, columns, i + 1)
         rows = own[own["state"] == state].set_index("predictor").reindex(names)
         for at, (name, row) in enumerate(rows.iterrows()):
             _dot(axes, at, str(name), row, best)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(names)), names)
-        axes.tick_params(labelleft=i == 0)
+        axes.tick_params(labelleft=i % columns == 0)
         axes.set(title=f"{state}, {int(rows['scored'].max()):,} scores", xlabel=f"points above {BASELINE}")
         axes.margins(x=0.12)
     return figure
@@ -213,13 +220,12 @@ STRATEGIES = {
 }
 
 
-def plan_course(scores: pd.DataFrame, best: str) -> Figure:
+def plan_course(scores: pd.DataFrame, best: str, axes: Axes | None = None) -> Figure:
     """The busiest GPU over the run, mean over layers, a curve per strategy: those that matter have a name.
 
     *scores* are those of the plans of one trace; *best* is the strategy recommended.
     """
-    figure = new_figure(WIDTH, 3.0)
-    axes = figure.add_subplot()
+    figure, axes = one_panel(WIDTH, 3.0, axes)
     means = scores.groupby(["strategy", "cutoff"], sort=False)["peak_over_mean"].mean().reset_index()
     others = [name for name in means["strategy"].unique() if name not in STRATEGIES and name != best]
     for name in dict.fromkeys([*others, best, *STRATEGIES]):  # the best may be one of them
@@ -236,16 +242,15 @@ def plan_course(scores: pd.DataFrame, best: str) -> Figure:
     return figure
 
 
-def knee(saving: pd.DataFrame, verdict: Mapping[str, Any]) -> Figure:
+def knee(saving: pd.DataFrame, verdict: Mapping[str, Any], axes: Axes | None = None) -> Figure:
     """What a plan saves by tokens per expert over the ridge of the hardware; this trace on its hardware is marked.
 
     *saving* is the ``knee`` of one trace, *verdict* that of it: without hardware, the GPU of the highest ridge counts.
     """
-    figure = new_figure(WIDTH, 3.0)
-    axes = figure.add_subplot()
+    figure, axes = one_panel(WIDTH, 3.0, axes)
     axes.plot(saving["tokens_over_ridge"], 100 * saving["saved"], marker=".", color=BLUE, label="one plan")
     for part, style in ((2, ":"), (5, "--")):
-        axes.axhline(part, color=FAINT, linestyle=style, label=f"{part}%")
+        level_line(axes, part, f"{part}%", color=FAINT, linestyle=style)
     ridge = verdict["ridge"] if verdict["ridge"] is not None else verdict["memory_bound_ridge"]
     if ridge:
         known = "this trace" if verdict["ridge"] is not None else f"this trace at a ridge of {ridge:,.0f}"

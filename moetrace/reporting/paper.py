@@ -17,6 +17,8 @@ from moetrace.reporting.style import (
     MARKER,
     STATE,
     WINDOWS,
+    beside,
+    level_line,
     log_scale,
     new_figure,
     one_legend,
@@ -111,8 +113,9 @@ def movement(frames: Frames) -> Figure:
     rows = {int(row["layer"]): row for row in rows_of(frames["layers"].dropna(subset="settle_step"))}
     for layer, part, axes in panels:
         axes.plot(part["step"], 100 * part["movement"], color=BLUE, linewidth=1, label="mean over the hold")
-        for name in ("unsettle_above", "settle_below"):
-            axes.axhline(100 * part[name].iloc[0], label=name, **THRESHOLD)
+        for name, text in (("unsettle_above", "transient above"), ("settle_below", "stable below")):
+            percent = 100 * part[name].iloc[0]
+            level_line(axes, percent, f"{text} {percent:g}%", **THRESHOLD)
         if layer in rows:
             low, high = float(rows[layer]["settle_step_low"]), float(rows[layer]["settle_step_high"])
             axes.axvspan(low, high, color=FAINT, alpha=0.4, linewidth=0, label="interval of the settle step")
@@ -126,9 +129,11 @@ def error_course(frames: Frames) -> Figure:
     """Error at each cutoff, mean over layers, of the paper's predictors, with the paper's errors."""
     course = frames["course"]
     horizons = sorted(course["horizon"].unique())
-    figure = new_figure(max(8.0, 5.2 * len(horizons)), 4.2, (0.6, 0.4, 1.1, 0.3))
+    columns = beside(len(horizons))
+    rows = -(-len(horizons) // columns)
+    figure = new_figure(max(8.0, 5.2 * columns), 4.2 * rows, (0.6, 0.4, 1.1, 0.3))
     for i, horizon in enumerate(horizons):
-        axes = figure.add_subplot(1, len(horizons), i + 1)
+        axes = figure.add_subplot(rows, columns, i + 1)
         part = course[course["horizon"] == horizon]
         for name, curve in part.groupby("predictor", sort=False):
             base = str(name).partition(":")[0]
@@ -146,19 +151,21 @@ def error_course(frames: Frames) -> Figure:
 
 def predictability(frames: Frames) -> Figure:
     """Error and noise by horizon, and error by the length of the history whose mean is the forecast."""
-    figure = new_figure(10.4, 4.2, (0.6, 0.1, 1.0, 0.3))
+    rows = -(-2 // beside(2))
+    figure = new_figure(10.4, 4.2 * rows, (0.6, 0.1, 1.0, 0.3))
     panels = (
         (frames["by_horizon"], "horizon", "level, by horizon", "steps ahead"),
         (frames["by_history"], "history", "mean of the last steps, 1,000 steps ahead", "steps of history"),
     )
     for i, (frame, along, title, xlabel) in enumerate(panels):
-        axes = figure.add_subplot(1, 2, i + 1)
+        axes = figure.add_subplot(rows, 2 // rows, i + 1)
         for state, part in frame.groupby("state", sort=True, observed=True):
             colour, marker = STATE[str(state)], MARKER[str(state)]
             axes.plot(part[along], 100 * part["error_rate"], color=colour, marker=marker, markersize=4, label=state)
             axes.plot(part[along], 100 * part["error_noise"], color=colour, linestyle=":", label=f"{state}: noise")
         axes.set(title=title, xlabel=xlabel, ylabel="error rate (%)", xscale="log")
-        axes.set_xticks(sorted(frame[along].unique()), [f"{n:,}" for n in sorted(frame[along].unique())], fontsize=7)
+        steps = sorted(frame[along].unique())
+        axes.set_xticks(steps, [f"{n / 1000:g}k" if n >= 1000 else f"{n}" for n in steps], fontsize=7)
         axes.minorticks_off()
         log_scale(axes)
     one_legend(figure, figure.axes[0])
@@ -237,8 +244,7 @@ def _panels(
     chosen = layers
     if len(layers) > MOST_PANELS:
         chosen = [layers[i] for i in np.linspace(0, len(layers) - 1, MOST_PANELS).round().astype(int)]
-    columns = 2 if len(chosen) <= 4 else 3
-    columns = min(columns, len(chosen))
+    columns = beside(min(2 if len(chosen) <= 4 else 3, len(chosen)))
     rows = -(-len(chosen) // columns)
     figure = new_figure(5.4 * columns, 2.6 * rows + 0.8, (0.75, right, 0.95, 0.3))
     axes: Sequence[Axes] = [figure.add_subplot(rows, columns, i + 1) for i in range(len(chosen))]
@@ -248,7 +254,8 @@ def _panels(
         if i + columns >= len(chosen):
             panel.set_xlabel(xlabel, fontsize=8)
     some = "" if chosen == layers else f"; {len(chosen)} of {len(layers)} layers"
-    figure.supylabel(f"{ylabel}{some}", fontsize=9, x=0.1 / figure.get_figwidth())
+    edge = {} if figure.get_layout_engine() else {"x": 0.1 / figure.get_figwidth()}
+    figure.supylabel(f"{ylabel}{some}", fontsize=9, **edge)
     return figure, [(layer, parts[layer], panel) for layer, panel in zip(chosen, axes)]
 
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from moetrace.reporting.phrases import Answer, percent_whole
-from moetrace.reporting.style import BLUE, FAINT, GREEN, GREY, INK, STATE, new_figure, one_legend
+from moetrace.reporting.style import BLUE, FAINT, GREEN, GREY, INK, STATE, one_legend, one_panel
 from moetrace.reporting.tables import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 QUESTION = "Which experts to keep?"
@@ -120,10 +121,9 @@ def interval_of(row: Mapping[str, Any], form: str) -> str:
 # --- figures -------------------------------------------------------------------------------------------------------
 
 
-def coverage(curve: pd.DataFrame, slots: float) -> Figure:
+def coverage(curve: pd.DataFrame, slots: float, axes: Axes | None = None) -> Figure:
     """Token choices covered by the number of resident experts per layer, and active experts; *slots* are asked for."""
-    figure = new_figure(8.6, 3.2)
-    axes = figure.add_subplot()
+    figure, axes = one_panel(8.6, 3.2, axes)
     lines = {
         "hindsight": (GREEN, "best set in hindsight"), "hit_rate": (BLUE, "token choices, mean of the layers"),
         "median_layer": (INK, "median layer"), "worst_layer": (GREY, "worst layer"),
@@ -138,10 +138,9 @@ def coverage(curve: pd.DataFrame, slots: float) -> Figure:
     return figure
 
 
-def ages(frame: pd.DataFrame, best: str) -> Figure:
+def ages(frame: pd.DataFrame, best: str, axes: Axes | None = None) -> Figure:
     """What a set by *best* covers less than a new one by its age, for each state that it was chosen in."""
-    figure = new_figure(8.6, 2.6)
-    axes = figure.add_subplot()
+    figure, axes = one_panel(8.6, 2.6, axes)
     if frame.empty:
         axes.annotate("too short to tell", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=8)
     for state, own in frame[frame["method"] == best].groupby("state", sort=False):

@@ -18,7 +18,7 @@ from moetrace.reporting.figures import possible
 from moetrace.reporting.pages import Layer, Picture, Section, Topic, TracePage, as_html, as_markdown
 from moetrace.reporting.phrases import percent
 from moetrace.reporting.screens import layer_cells
-from moetrace.reporting.style import inline, picture, styled
+from moetrace.reporting.style import USUAL, Look, inline, picture, styled
 from moetrace.reporting.tables import NOTHING, SCHEMA_VERSION, csv, records, rows_of
 from moetrace.reporting.values import values_of
 from moetrace.words import OK, SEVERITIES
@@ -66,13 +66,14 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     kinds: Sequence[str] = ("png",),
     pairs: pd.DataFrame | None = None,
+    look: Look = USUAL,
 ) -> list[Path]:
     """Write the report on some traces into *folder*; the files, ``report.html`` last.
 
     *studies* has the frames of each trace by its name, as `moetrace.study` makes them; *facts* are what the page
     says of how it was made; *kinds* are the files that each figure becomes, of ``png``, ``svg`` and ``pdf``.
-    *pairs* says how far apart the loads of each two traces are, a row for each pair (`Comparison.as_row`).
-    Raises `WorkspaceError` where a file cannot be written.
+    *pairs* says how far apart the loads of each two traces are, a row for each pair (`Comparison.as_row`); *look* is
+    how the files of figures look, not the page. Raises `WorkspaceError` where a file cannot be written.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
@@ -80,7 +81,8 @@ def write_report(
     >>> mt.write_report({found.trace: found.frames}, "my-report")[-1].name
     'report.html'
     """
-    return [write_bytes(Path(folder) / name, content) for name, content in files_of(studies, facts or {}, kinds, pairs)]
+    files = files_of(studies, facts or {}, kinds, pairs, look)
+    return [write_bytes(Path(folder) / name, content) for name, content in files]
 
 
 def files_of(
@@ -88,6 +90,7 @@ def files_of(
     facts: Mapping[str, str],
     kinds: Sequence[str] = ("png",),
     pairs: pd.DataFrame | None = None,
+    look: Look = USUAL,
 ) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file of the report; *studies* has the frames of each trace.
 
@@ -100,7 +103,7 @@ def files_of(
         stem, anchor = file_name(trace), f"trace-{number}"
         pictures: dict[str, Picture] = {}
         texts = _texts(frames)
-        drawn = _figures(stem, anchor, frames, kinds, pictures, texts)
+        drawn = _figures(stem, anchor, frames, kinds, pictures, texts, look)
         for name, content in (*drawn, *_data(stem, trace, frames, texts)):
             names.append(name)
             yield name, content
@@ -128,6 +131,7 @@ def _figures(
     kinds: Sequence[str],
     pictures: dict[str, Picture],
     texts: Mapping[str, bytes],
+    look: Look,
 ) -> Iterator[tuple[str, bytes]]:
     """Every figure that the *frames* allow, as a file of each of *kinds*; *pictures* gets it for the page."""
     trace = frames["about"]["trace"].iloc[0]
@@ -135,8 +139,11 @@ def _figures(
         with styled():
             figure, message = kind.draw(frames), kind.message(frames)
             pictures[name] = _picture(name, message, figure, f"{anchor}-{name}", texts.get(kind.needs[0], b""))
+        with styled(look):
+            if kinds and (look.width or look.style):
+                figure = kind.draw(frames)
             for ending in kinds:
-                title = f"{trace}: {message}" if ending == "png" else ""  # papers have captions
+                title = f"{trace}: {message}" if look.titles else ""
                 yield f"figures/{stem}-{name}.{ending}", picture(figure, ending, title)
 
 

@@ -7,14 +7,19 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moetrace.errors import SettingError, known_names
 from moetrace.words import BASELINE
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes
     from matplotlib.figure import Figure as Figure
+    from matplotlib.ticker import Locator
 
 # Safe for the colour-blind (Okabe and Ito). A colour belongs to a meaning, never to a position.
 INK, GREY, FAINT = "#1b1b1b", "#7f7f7f", "#c4c4c4"
@@ -43,6 +48,12 @@ FILES: dict[str, dict[str, Any]] = {
 FEW_POWERS, MOST_TICKS = 300, 10
 # A line of a title in inches, and letters on an inch of it.
 LINE, LETTERS = 0.2, 11
+# The same of a legend, and the inches of the mark before each name.
+LEGEND_LINE, LEGEND_LETTERS, MARK = 0.16, 14, 0.5
+# Widths that can be asked for, in inches, and of them those that a panel needs.
+NARROWEST, WIDEST, PANEL = 2, 24, 2.5
+WIDTH = re.compile(r"(\d+\.?\d*) ?(in|cm|mm)?")
+INCH = {"in": 1, "cm": 2.54, "mm": 25.4}
 
 
 def settings() -> dict[str, Any]:
@@ -56,23 +67,82 @@ def settings() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@contextmanager
-def styled() -> Iterator[None]:
-    """Within it, figures look alike."""
-    import matplotlib
+@dataclass(frozen=True)
+class Look:
+    """How figures look as files: *width* in inches, their own where None; a *style* of matplotlib; with *titles*."""
 
-    with matplotlib.rc_context(settings()):  # type: ignore[arg-type]
-        yield
+    width: float | None = None
+    style: str | None = None
+    titles: bool = False
+
+    @classmethod
+    def of(cls, width: float | str | None, style: str | Path | None, *, titles: bool = False) -> Look:
+        """A look by a *width* such as ``3.3in``, ``8.4cm`` or ``84mm``, and the name or the file of a *style*.
+
+        Raises `SettingError` for what is no width, or no style.
+        """
+        match = WIDTH.fullmatch(f"{width}".strip()) if width is not None else None
+        inches = float(match[1]) / INCH[match[2] or "in"] if match else None
+        if width is not None and not (inches and NARROWEST <= inches <= WIDEST):
+            raise SettingError(f"a figure is {NARROWEST} to {WIDEST} inches wide, such as 3.3in or 84mm, not {width}")
+        found = cls(inches, None if style is None else str(style), titles)
+        with styled(found):
+            return found
+
+
+USUAL = Look()
+LOOK = ContextVar("LOOK", default=USUAL)
+"""How figures look within `styled`."""
+
+
+@contextmanager
+def styled(look: Look = USUAL) -> Iterator[None]:
+    """Within it, figures look alike; raises `SettingError` where there is no such style."""
+    import matplotlib
+    from matplotlib import style
+
+    outer = LOOK.set(look)
+    try:
+        with matplotlib.rc_context(settings()):  # type: ignore[arg-type]
+            if look.style is not None:
+                try:
+                    style.use(look.style)
+                except OSError:
+                    known = known_names(look.style, style.available)
+                    raise SettingError(f"there is no style file and no style {look.style!r}; {known}") from None
+            yield
+    finally:
+        LOOK.reset(outer)
 
 
 def new_figure(width: float, height: float, margins: Margins | None = None) -> Figure:
-    """An empty figure, in inches, with these *margins*; fitted to what is in it without, which takes twice as long."""
-    figure = _shown()(figsize=(width, height), layout=None if margins else "constrained", dpi=110)
-    if margins:
+    """An empty figure, in inches, with these *margins*; fitted to what is in it without, which takes twice as long.
+
+    Where another width was asked for, it has that, and is fitted.
+    """
+    asked = LOOK.get().width
+    figure = _shown()(
+        figsize=(asked or width, height), layout=None if margins and not asked else "constrained", dpi=110
+    )
+    if margins and not asked:
         left, right, bottom, top = margins
         edges = {"left": left / width, "right": 1 - right / width, "bottom": bottom / height, "top": 1 - top / height}
         figure.subplots_adjust(**edges, wspace=0.16, hspace=0.28)
     return figure
+
+
+def one_panel(width: float, height: float, axes: Axes | None = None) -> tuple[Figure, Axes]:
+    """An empty figure with one panel, or the figure of the *axes* to draw into."""
+    if axes is not None:
+        return axes.figure, axes  # type: ignore[return-value]  # a figure within another draws as one
+    figure = new_figure(width, height)
+    return figure, figure.add_subplot()
+
+
+def beside(panels: int) -> int:
+    """How many of so many *panels* stand beside each other: all, or as many as the width asked for has room for."""
+    asked = LOOK.get().width
+    return panels if asked is None else max(1, min(panels, int(asked / PANEL)))
 
 
 @cache
@@ -83,8 +153,12 @@ def _shown() -> type[Figure]:
     class Shown(Figure):
         """A figure with a picture of itself."""
 
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.look = LOOK.get()
+
         def _repr_png_(self) -> bytes:
-            with styled():
+            with styled(self.look):
                 return picture(self, "png")
 
     return Shown
@@ -164,10 +238,29 @@ def predictor_style(name: str, best: str | None) -> dict[str, Any]:
 
 
 def one_legend(figure: Figure, axes: Axes, title: str | None = None, columns: int = 6) -> None:
-    """What the curves of a panel are called, below all panels: it hides no data."""
+    """What the curves of a panel are called, below all panels: it hides no data. In axes of others, within them."""
     handles, labels = axes.get_legend_handles_labels()
+    if not isinstance(figure, _shown()):
+        axes.legend(handles, labels, title=title)
+        return
+    asked = LOOK.get().width
+    columns = min(len(labels), columns)
+    if asked and labels:
+        rows = -(-len(labels) // columns)
+        columns = max(1, min(columns, int(asked / (MARK + max(map(len, labels)) / LEGEND_LETTERS))))
+        more = -(-len(labels) // columns) - rows
+        figure.set_figheight(figure.get_figheight() + LEGEND_LINE * more)
     place: Any = "outside lower center" if figure.get_layout_engine() else "lower center"
-    figure.legend(handles, labels, title=title, title_fontsize=8, loc=place, ncols=min(len(labels), columns))
+    figure.legend(handles, labels, title=title, title_fontsize=8, loc=place, ncols=columns)
+
+
+def level_line(axes: Axes, height: float, text: str, **style: Any) -> None:
+    """A line across at a *height*, with its *text* above its right end."""
+    axes.axhline(height, label="_", **style)
+    axes.annotate(
+        text, (1, height), xycoords=("axes fraction", "data"), xytext=(-1, 1),
+        textcoords="offset points", fontsize=7, ha="right", va="bottom",
+    )  # fmt: skip
 
 
 def log_scale(axes: Axes) -> None:
@@ -177,12 +270,16 @@ def log_scale(axes: Axes) -> None:
     if not np.isfinite(axes.dataLim.minposy):
         axes.annotate("constant: nothing above 0", (0.5, 0.5), xycoords="axes fraction", ha="center", fontsize=8)
         return
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     between = (1, 2, 5) if high < FEW_POWERS * low else (1,)
-    axes.yaxis.set_major_locator(LogLocator(subs=between, numticks=MOST_TICKS))
+    locator: Locator = LogLocator(subs=between, numticks=MOST_TICKS)
+    ticks = np.asarray(locator.tick_values(low, high))
+    if np.count_nonzero((low <= ticks) & (ticks <= high)) < 2:
+        locator = MaxNLocator(4, min_n_ticks=2)  # between two round numbers, as on any axis
+    axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.6g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(visible=True)

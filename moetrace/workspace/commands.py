@@ -36,7 +36,7 @@ from moetrace.placement.systems import systems_named
 from moetrace.placement.verdict import at_most
 from moetrace.reporting.answers import alarm
 from moetrace.reporting.comparison import comparison_screen
-from moetrace.reporting.figures import knee, plan_course
+from moetrace.reporting.figures import knee, plan_course, settling
 from moetrace.reporting.phrases import count_of
 from moetrace.reporting.residency import ages, coverage
 from moetrace.reporting.screens import Screen, findings_screen, kept_screen, place_screen, predict_screen, states_screen
@@ -88,7 +88,8 @@ def states(
         | {"shape": functools.partial(shape_frame, own)}
         | {name: functools.partial(table_by_layer, own, name) for name in BY_LAYER}
     )
-    return Found("states", own.name, functools.partial(states_screen, made["layers"]), frames, own)
+    screen, drawing = functools.partial(states_screen, made["layers"]), functools.partial(settling, made)
+    return Found("states", own.name, screen, frames, own, {"settling": drawing})
 
 
 @command(Selection)
@@ -277,12 +278,12 @@ def place(
         if policy["launch"] not in ("", flags):
             notes.append(f"Policy of {policy['system']} for {own.name}: {policy['launch']}")
     verdict = placed.verdict.as_row() | {"gpus": gpus}
-    drawings: dict[str, Callable[[], Figure]] = {}
+    drawings: dict[str, Callable[..., Figure]] = {}
     if len(placed.frames["scores"]):
         drawings[f"{gpus}-gpus"] = functools.partial(plan_course, placed.frames["scores"], placed.best)
     if len(placed.frames["knee"]):
         drawings[f"{gpus}-gpus.knee"] = functools.partial(knee, placed.frames["knee"], verdict)
-    pictures = _drawn(drawings, folder, dict.fromkeys(drawings, f"{own.name}: {gpus} GPUs"))
+    pictures = _drawn(drawings, folder)
     notes += [*_charts(pictures), *(f"{own.name}: {left_out}" for left_out in placed.notes)]
     screen = functools.partial(
         place_screen, placed.frames["summary"], f"{alarm(placed.frames['balance'])}{worth(verdict).sentence}",
@@ -349,11 +350,7 @@ def hot(
         "curve": functools.partial(coverage, found.frames["curve"], answer["slots"]),
         "ages": functools.partial(ages, found.frames["ages"], found.best),
     }
-    titles = {
-        "curve": f"{own.name}: coverage by resident experts, {answer['slots']:,.4g} per layer",
-        "ages": f"{own.name}: coverage by the age of a set",
-    }
-    pictures = _drawn(drawings, folder, titles)
+    pictures = _drawn(drawings, folder)
     screen = functools.partial(whole, kept_screen(answer, found.frames))
     return Found(
         "hot", own.name, screen, found.frames, found, drawings, pictures, deploy, [*notes, *_charts(pictures)],
@@ -372,16 +369,13 @@ def _saved(what: str, folder: str | Path, written: Sequence[Mapping[str, str]], 
     return lines
 
 
-def _drawn(
-    drawings: Mapping[str, Callable[[], Figure]], folder: str | Path | None, titles: Mapping[str, str]
-) -> list[str]:
+def _drawn(drawings: Mapping[str, Callable[..., Figure]], folder: str | Path | None) -> list[str]:
     """Write *drawings* into the *folder*, if there is one; the files."""
     if folder is None:
         return []
     with styled():
         return [
-            str(write_bytes(Path(folder) / f"{name}.png", picture(draw(), "png", titles[name])))
-            for name, draw in drawings.items()
+            str(write_bytes(Path(folder) / f"{name}.png", picture(draw(), "png"))) for name, draw in drawings.items()
         ]
 
 

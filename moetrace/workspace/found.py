@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from moetrace.errors import MoetraceError
 from moetrace.reporting.screens import Screen
-from moetrace.reporting.style import styled
+from moetrace.reporting.style import Look, styled
 from moetrace.settings import unknown
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
-    from moetrace.reporting.style import Figure
+    from moetrace.reporting.style import Axes, Figure
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -39,7 +41,7 @@ class Found(Generic[T]):
     shown: Callable[..., Screen]
     frames: Mapping[str, pd.DataFrame]
     value: T
-    drawings: Mapping[str, Callable[[], Figure]] = field(default_factory=dict)
+    drawings: Mapping[str, Callable[..., Figure]] = field(default_factory=dict)
     files: Sequence[str] = ()
     deploy: Sequence[Mapping[str, str]] = ()
     notes: Sequence[str] = ()
@@ -60,10 +62,13 @@ class Found(Generic[T]):
         """Return the table *name*, by default the main one; raises `SettingError` for an unknown name."""
         return _one_of(self.frames, "table", name)
 
-    def figure(self, name: str | None = None) -> Figure:
-        """Draw the figure *name*, by default the first; raises `SettingError` for an unknown name."""
-        with styled():
-            return _one_of(self.drawings, "figure", name)()
+    def figure(self, name: str | None = None, ax: Axes | None = None, style: str | Path | None = None) -> Figure:
+        """Draw the figure *name*, by default the first, into *ax* if given, in a *style* of matplotlib or its file.
+
+        Raises `SettingError` for an unknown name or style.
+        """
+        with styled(Look.of(None, style)):
+            return _one_of(self.drawings, "figure", name)(*() if ax is None else (ax,))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("value", "facts"):

@@ -17,11 +17,12 @@ from moetrace.errors import SettingError, check_several
 from moetrace.forecasting.backtest import Progress, Stages
 from moetrace.forecasting.predictors import QUICK, label, predictor
 from moetrace.forecasting.study import HORIZONS, study
-from moetrace.frames import stacked
+from moetrace.frames import Later, stacked
 from moetrace.placement.planning import Planning, usual_gpus
 from moetrace.placement.study import place, placement_frames
 from moetrace.reporting.screens import report_screen
-from moetrace.reporting.study import write_report
+from moetrace.reporting.study import DRAWN, write_report
+from moetrace.reporting.style import Look
 from moetrace.residency.study import hot, residency_frames
 from moetrace.trace import LoadTrace
 from moetrace.workspace.found import Found, command, whole
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 Frames = dict[str, pd.DataFrame]
 FIGURE_KINDS = ("png", "svg", "pdf")
+# The rows of figures, beside the summary: those that only figures show, and others.
+OF_FIGURES = (*DRAWN, "layers", "windows", "by_horizon", "by_history", "plan_scores", "last_shares")
 
 
 @command(Selection, Backtesting, Device)
@@ -42,6 +45,9 @@ def report(
     gpus: int | None = None,
     redundant: int = 0,
     figures: Sequence[str] = ("png",),
+    figure_width: float | str | None = None,
+    figure_titles: bool = False,
+    style: str | Path | None = None,
     folder: str | Path = "moetrace-report",
     note: Note = silent,
     progress: Progress | None = None,
@@ -51,7 +57,9 @@ def report(
 ) -> Found[dict[str, Frames]]:
     """One page about some traces, with its figures and data, in *folder*: ``moetrace report``.
 
-    *figures* are the kinds of files that each becomes, of ``png``, ``svg`` and ``pdf``; none with ``()``.
+    *figures* are the kinds of files that each becomes, of ``png``, ``svg`` and ``pdf``; none with ``()``. These files,
+    not the page, have a *figure_width* in inches, or such as ``"84mm"``, a *style* of matplotlib or its file, and with
+    *figure_titles* their message above them. The result has the rows of every figure: ``frame("course")``.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)], name="run")
@@ -59,10 +67,11 @@ def report(
     'moetrace-report/report.html'
     """
     check_kinds(figures)
+    look = Look.of(figure_width, style, titles=figure_titles)
     given = [traces] if isinstance(traces, LoadTrace | pd.DataFrame | str | Path) else traces
     opened = [selection.open(trace) for trace in given]
     studies = {own.name: studied(own, horizons, gpus, redundant, note, progress, backtesting, device) for own in opened}
-    return written(opened, studies, folder, figures, report_facts(backtesting, horizons or HORIZONS))
+    return written(opened, studies, folder, figures, report_facts(backtesting, horizons or HORIZONS), look)
 
 
 def check_kinds(figures: Sequence[str]) -> None:
@@ -93,15 +102,20 @@ def written(
     folder: str | Path,
     figures: Sequence[str],
     facts: Mapping[str, str],
+    look: Look,
 ) -> Found[dict[str, Frames]]:
     """Write the page of *studies*, those of *traces* by name, into *folder*."""
     pairs = pairs_frame([trace for trace in traces if trace.name in studies])
-    files = [str(path) for path in write_report(studies, folder, facts, tuple(figures), pairs)]
-    frames = {name: stacked([own[name] for own in studies.values()]) for name in ("summary", "scores")}
+    files = [str(path) for path in write_report(studies, folder, facts, tuple(figures), pairs, look)]
+    names = [name for name in ("summary", "scores", *OF_FIGURES) if any(name in own for own in studies.values())]
+
+    def together(name: str) -> pd.DataFrame:
+        return stacked([own[name] for own in studies.values() if name in own])
+
+    frames = Later({name: partial(together, name) for name in names} | {"comparisons": lambda: pairs})
     screen = replace(report_screen(*next(iter(studies.items()))), sentence=f"{', '.join(studies)}: {files[-1]}")
     return Found(
-        "report", ", ".join(studies), partial(whole, screen), frames | {"comparisons": pairs}, studies,
-        files=files,
+        "report", ", ".join(studies), partial(whole, screen), frames, studies, files=files,
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from conftest import SAMPLE, long_table, thorough_but
 
 from moetrace import __version__, open_trace
 from moetrace.cli import BLAS_THREADS
+from moetrace.reporting import figures
 
 QUICK = ("--predictor", "window_mean", "--predictor", "ema", "--first", "500", "--every", "1000")
 
@@ -215,6 +216,24 @@ def test_selections_apply(ingested):
 
 
 @pytest.mark.slow
+def test_report_prints_the_rows_of_a_figure_and_draws_it_for_a_column(ingested, tmp_path, monkeypatch):
+    """Those of its file; of the width and in the style asked for, or a usage error."""
+    known = figures.FIGURES["peaks"]
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {"peaks": known})
+    asked = ("report", *QUICK, "--horizons", "300", "--gpus", "1", "--folder", tmp_path / "r")
+    look = ("--figure-width", "3.3in", "--style", "dark_background", "--figure-titles")
+    done = ingested(*asked, *look, "--format", "csv", "--table", "course")
+    drawn = (tmp_path / "r" / "figures" / "settled-peaks.png").read_bytes()
+    refused = ingested("report", "--figure-width", "3pt")
+
+    assert (tmp_path / "r" / "data" / "settled-course.csv").read_text() == done.out
+    assert 363 == int.from_bytes(drawn[16:20])
+    assert (2, "moetrace: a figure is 2 to 24 inches wide, such as 3.3in or 84mm, not 3pt\n") == (
+        refused.code,
+        refused.err,
+    )
+
+
 def test_report_writes_everything_into_one_folder(ingested, tmp_path):
     """Tables as Markdown, CSV and JSON, figures as PNG, and one page that loads nothing."""
     done = ingested("report", *QUICK, "--horizons", "300,700", "--folder", tmp_path / "r", "--json")

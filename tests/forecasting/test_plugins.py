@@ -94,7 +94,7 @@ def test_an_installed_one_has_a_name_also_in_workers(site, tmp_path):
     assert "drift_aware" in run(tmp_path, "predict", "--list-predictors", "--json")
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore")  # of the libraries, about sockets and loops
 def test_an_installed_one_is_in_a_report_and_on_a_cluster(site, cluster, tmp_path):
     """With the same numbers as by `predict`, alone."""

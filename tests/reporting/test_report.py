@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from conftest import thorough_but
 
-from moetrace import Planning, predictor, study
+from moetrace import Planning, SettingError, predictor, study
 from moetrace.placement.study import place, placement_frames
 from moetrace.reporting import figures, paper
 from moetrace.reporting.answers import answers_of
 from moetrace.reporting.study import files_of
-from moetrace.reporting.style import BLUE, GREEN, INK, log_scale, new_figure, styled
+from moetrace.reporting.style import BLUE, GREEN, INK, Look, log_scale, new_figure, styled
 from moetrace.reporting.tables import csv, fitting, markdown, records, shown
 from moetrace.residency.study import hot, residency_frames
 from moetrace.synthetic import settling, synthetic_trace
@@ -322,6 +322,66 @@ def test_saved_tables_hold_what_the_frames_hold(files, frames, monkeypatch):
     assert frames["last_shares"]["predicted"].tolist() == shares["predicted"].tolist()
 
 
+def test_a_logarithmic_axis_between_two_round_numbers_has_labels_too():
+    """At least two: one says nothing of how far apart values are."""
+    figure = new_figure(4, 3)
+    axes = figure.add_subplot()
+    axes.plot([0, 1], [2.1, 4.4])
+    log_scale(axes)
+    low, high = axes.get_ylim()
+    figure.draw_without_rendering()
+
+    assert 2 <= sum(
+        low <= tick.get_loc() <= high and bool(tick.label1.get_text()) for tick in axes.yaxis.get_major_ticks()
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_figure_fits_a_column(frames, name):
+    """The width asked for, panels below each other, and every text within it."""
+    with styled(Look.of("3.3in", None)):
+        figure = ALL[name].draw(frames)
+        figure.draw_without_rendering()
+        box = figure.get_tightbbox()
+    panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
+
+    assert 3.3 == figure.get_figwidth()
+    assert -0.02 < box.x0 < box.x1 < 3.32
+    assert (len(panels), 1) == panels[0].get_subplotspec().get_gridspec().get_geometry()
+
+
+@pytest.mark.parametrize(
+    ("width", "inches"), [("3.3in", 3.3), ("84mm", 84 / 25.4), (" 8.4 cm", 8.4 / 2.54), (7, 7), ("7", 7)]
+)
+def test_a_width_has_a_unit(width, inches):
+    """Inches, unless it says another."""
+    assert inches == pytest.approx(Look.of(width, None).width)
+
+
+@pytest.mark.parametrize("width", ["wide", "3.3pt", "1in", "25in", -3, 0, "nan"])
+def test_a_width_that_is_none_is_refused(width):
+    """With what it may be."""
+    with pytest.raises(SettingError, match=f"a figure is 2 to 24 inches wide, such as 3.3in or 84mm, not {width}"):
+        Look.of(width, None)
+
+
+def test_a_style_is_a_name_or_a_file(frames, tmp_path, monkeypatch):
+    """It changes files of figures, neither the page nor what is drawn afterwards; another is refused."""
+    monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {"peaks": figures.FIGURES["peaks"]})
+    (tmp_path / "mine.mplstyle").write_text("axes.facecolor: abcdef\n")
+    look = Look.of("3.3in", tmp_path / "mine.mplstyle")
+    plain, own = (dict(files_of({"settled": frames}, {}, ("svg",), look=each)) for each in (Look(), look))
+    name = "figures/settled-peaks.svg"
+
+    assert (False, True) == (b"#abcdef" in plain[name], b"#abcdef" in own[name])
+    assert plain["report.html"] == own["report.html"]
+    with styled(Look.of(None, "dark_background")):
+        assert (0, 0, 0, 1) == new_figure(4, 3).get_facecolor()
+    assert (1, 1, 1, 1) == new_figure(4, 3).get_facecolor()
+    with pytest.raises(SettingError, match="there is no style file and no style 'gplot'; did you mean 'ggplot'"):
+        Look.of(None, "gplot")
+
+
 @pytest.mark.slow
 def test_figures_come_in_the_kinds_that_papers_take(files, frames, monkeypatch):
     """PNG, SVG and PDF of each, if asked for; the paper's figures among them."""
@@ -332,6 +392,8 @@ def test_figures_come_in_the_kinds_that_papers_take(files, frames, monkeypatch):
     assert {"png": b"\x89PNG\r", "svg": b"<?xml", "pdf": b"%PDF-"} == begin
     assert b"/Type3" not in first["figures/settled-load_share.pdf"]
     assert b"Load share of every expert" not in first["figures/settled-load_share.svg"]
+    titled = dict(islice(files_of({"settled": frames}, {}, ("svg",), look=Look(titles=True)), 1))
+    assert b"settled: Load share of every expert" in titled["figures/settled-load_share.svg"]
     assert "figures/settled-load_share.png" in files
 
 
