@@ -28,6 +28,7 @@ FINDINGS = ROOT / "docs" / "findings.md"
 API = ROOT / "docs" / "api.md"
 BAD_FILES = ROOT / "tests" / "bad_files.md"
 PICTURE = ROOT / "docs" / "report.png"
+GALLERY = ROOT / "docs" / "gallery"
 # Pages with console blocks; those of a page run one after the other in a workspace of its own.
 PAGES = (README, *(ROOT / "docs" / f"{name}.md" for name in ("tutorial", "serving", "offload", "compare", "paper")))
 DAMAGE = """# Bad files
@@ -173,15 +174,28 @@ def api() -> str:
     return "\n".join(lines)
 
 
-def picture() -> bytes:
-    """The first screen of the report on one sample trace, as a browser of 1,280 pixels shows it."""
+def report(folder: Path) -> None:
+    """A report on the sample traces in *folder*, with figures for the gallery."""
+    run("moetrace ingest", folder)
+    run("moetrace report --gpus 4 --figure-width 5.5in --folder report", folder)
+
+
+def gallery(folder: Path) -> None:
+    """Every figure of one trace, from the report in *folder*, in few colours: a tenth of the size."""
+    from PIL import Image
+
+    GALLERY.mkdir(exist_ok=True)
+    for figure in (folder / "report" / "figures").glob("gpt-moe-8e-a-*.png"):
+        few = Image.open(figure).convert("RGB").quantize(64)
+        few.save(GALLERY / figure.name.removeprefix("gpt-moe-8e-a-"), optimize=True)
+
+
+def picture(folder: Path) -> bytes:
+    """The first screen of the report in *folder*, as a browser of 1,280 pixels shows it."""
     from playwright.sync_api import sync_playwright
 
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
-        folder = Path(name)
-        run("moetrace ingest", folder)
-        run("moetrace report --gpus 4 --folder report", folder)
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(viewport={"width": 1280, "height": 1020})
         page.goto((folder / "report" / "report.html").as_uri())
@@ -195,4 +209,7 @@ if __name__ == "__main__":
     BAD_FILES.write_text(damage())
     for page in PAGES:
         page.write_text(filled(page))
-    PICTURE.write_bytes(picture())
+    with tempfile.TemporaryDirectory() as name:
+        report(Path(name))
+        gallery(Path(name))
+        PICTURE.write_bytes(picture(Path(name)))

@@ -10,6 +10,8 @@ from bad_files import BOMBS, DEFECTS, FILES
 from conftest import ROOT, thorough_but
 
 from moetrace.forecasting.predictors import PREDICTORS
+from moetrace.reporting import figures, paper
+from moetrace.workspace.pages import OF_FIGURES
 
 spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
 generate = importlib.util.module_from_spec(spec)
@@ -99,6 +101,15 @@ def test_every_bad_file_is_in_its_page():
     assert [*FILES, *DEFECTS, *BOMBS] == [fault for fault, _ in rows]
     named = {**{fault: made[0] for fault, made in (FILES | BOMBS).items()}, **dict.fromkeys(DEFECTS, "x.parquet")}
     assert [] == [fault for fault, line in rows if not line.startswith(named[fault])]
+
+
+def test_the_gallery_has_every_figure_and_its_rows():
+    """Pictures that are there, and names of tables that a report or `states` has."""
+    page = (ROOT / "docs" / "gallery.md").read_text()
+    drawn = {path.stem for path in generate.GALLERY.glob("*.png")}
+
+    assert drawn == {*figures.FIGURES, *paper.FIGURES} == set(re.findall(r"\]\(gallery/(\w+)\.png\)", page))
+    assert {"course", "load"} < set(re.findall(r"--table ([a-z_]+)", page)) <= {"summary", *OF_FIGURES}
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
