@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,10 @@ from moetrace.formats.plugins import source_of
 from moetrace.formats.readers import chosen_format
 from moetrace.formats.stream.blocks import Grid, OutOfOrder, in_order
 from moetrace.formats.stream.cells import Block, Format, Reading, ReadOptions, Source, readings_of, selected
+from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.layouts import table_reading
 from moetrace.formats.stream.merge import blocks_of, merged, transformed
-from moetrace.formats.stream.tables import Naming, ValueFormat
+from moetrace.formats.stream.tables import Naming
 from moetrace.settings import with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
 
@@ -162,7 +163,7 @@ def from_frame(
         table = pa.Table.from_pandas(frame[columns], preserve_index=False) if is_pandas else frame.select(columns)
     batches = table.to_batches(BATCH_ROWS)
     opened = lambda: pa.RecordBatchReader.from_batches(table.schema, batches)  # noqa: E731
-    reading = table_reading(where, opened, ValueFormat(tokens_per_step).values(), Naming(wanted))
+    reading = table_reading(where, opened, Values(tokens_per_step), Naming(wanted))
     options = ReadOptions(tokens_per_step=tokens_per_step, top_k=top_k, idle_experts=idle_experts)
     return Dump.of(reading, "frame", options).trace(name, None)
 
@@ -183,7 +184,7 @@ def _opened(paths: Sequence[Location], options: ReadOptions, format: str | None)
     for path in paths:
         with readable(str(path)):
             reader = reader_of(path, options, format)
-            source = source_of(reader, cast("Path", path))  # those that read URIs and queries know them
+            source = source_of(reader, path)
             if not (format or "").partition(":")[0]:
                 _ask(source, reader.name, options)
         sources.append(source if source.where else replace(source, where=str(path)))

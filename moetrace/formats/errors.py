@@ -53,6 +53,15 @@ def library_errors(where: str, problem: str | Callable[[], str], way_out: str) -
         raise TraceError(where, f"{text}: {said[:200].rstrip('. ')}", way_out) from error
 
 
+@contextmanager
+def extra(name: str, where: str) -> Iterator[None]:
+    """An import of the block that fails becomes a `TraceError` with the extra *name* that has to be installed."""
+    try:
+        yield
+    except ImportError as error:
+        raise TraceError(where, f"needs {name}", f'install it: pip install "moetrace[{name}]"') from error
+
+
 def damaged(path: Path, problem: str) -> TraceError:
     """That the canonical file *path* is not as it was written."""
     return TraceError(str(path), f"is damaged: {problem}", "ingest its source again")

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import extra, library_errors
 
 # A file for each layer, its number in the name; for each step, or range of steps; for each rank.
 LAYER_IN_NAME = re.compile(r"^(?:.*[_.-])?layer[_=.-]?(\d{1,15})$", re.IGNORECASE)
@@ -60,11 +60,8 @@ class Uri:
             return system, path
         except (pa.ArrowException, OSError, ValueError):
             pass  # a scheme, or a build of pyarrow, without it
-        try:
+        with extra("fsspec", str(self)):
             from fsspec.core import url_to_fs
-        except ImportError as error:
-            problem = f"pyarrow opens no {urlsplit(self.text).scheme}://"
-            raise TraceError(str(self), problem, 'install fsspec: pip install "moetrace[fsspec]"') from error
         with library_errors(str(self), "cannot be opened", "check the URI and its back end"):
             system, path = url_to_fs(self.text)
         return pf.PyFileSystem(pf.FSSpecHandler(system)), path

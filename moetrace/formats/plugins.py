@@ -10,6 +10,7 @@ import numpy as np
 
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
+from moetrace.formats.location import Location
 from moetrace.formats.stream.cells import Cells, Format, Merged, Source
 from moetrace.plugins import installed
 
@@ -34,7 +35,7 @@ def claimed(format: Format, path: Path) -> bool:
         return format.claims(path)
 
 
-def source_of(format: Format, path: Path) -> Source:
+def source_of(format: Format, path: Location) -> Source:
     """What *format* reads of *path*; raises `TraceError` naming the package where it is no `Cells` of counts."""
     if _is_ours(format):
         return format.read(path)

@@ -54,7 +54,7 @@ def test_columns_named_like_tags_are_experts(small, tmp_path, tag, kind):
 
     assert np.array_equal(small.counts, found.counts)
     assert small.layers == found.layers
-    assert any("columns are matched by" in text for text in found.info.assumptions)
+    assert any(text.startswith("columns like ") for text in found.info.assumptions)
 
 
 def test_a_chart_that_was_exported_has_extremes_beside_each_column(small, tmp_path):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import cast
 
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import readable
@@ -143,7 +142,7 @@ def chosen_format(source: Location, spec: str | None = None) -> Format:
             raise TraceError(str(source), f"cannot be read as {name}", way_out)
         return with_settings(FORMATS[ParquetFormat.name], settings)
     if isinstance(source, Query):
-        return with_settings(cast("Format", SqlFormat()), settings)
+        return with_settings(SqlFormat(), settings)
     head = head_of(source) if source.is_file() else ""
     for mark, problem, way_out in REASONS:
         if mark in head:

@@ -13,13 +13,12 @@ from typing import IO, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.readers.tensors import ZIP_MAGIC, is_torch, loaded, tensor_array
 from moetrace.formats.stream import text
 from moetrace.formats.stream.arrays import Array, array_reading
-from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.cells import Cells, Format, Reading
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.keys import dig, keys_in
 from moetrace.formats.stream.tables import ValueFormat
@@ -30,8 +29,9 @@ NO_DATA = ("cannot be read as NumPy data", "save plain numbers again; nothing is
 
 
 @dataclass(frozen=True)
-class NumpyFormat:
-    """An array of counts (steps, layers, experts), or (steps, experts) for one layer, or one for each layer.
+class NumpyFormat(Format):
+    """.npy (steps, layers, experts), or (steps, experts) in layer_<N>.npy; or .npz with counts and, where they are not
+    1, 2, ..., steps and layers, or an array for each layer; --axes says which axis is what.
 
     *tokens_per_step* turns shares into counts, *axes* says what the axes are, such as ``layers,steps,experts``.
     """
@@ -41,10 +41,6 @@ class NumpyFormat:
     key: str | None = None
 
     name: ClassVar[str] = "numpy"
-    needs: ClassVar[str] = (
-        ".npy (steps, layers, experts), or (steps, experts) in layer_<N>.npy; or .npz with counts and, where they are "
-        "not 1, 2, ..., steps and layers, or an array for each layer; --axes says which axis is what"
-    )
 
     def claims(self, path: Path) -> bool:
         return path.is_file() and path.suffix.lower() in {".npy", ".npz"}
@@ -53,7 +49,7 @@ class NumpyFormat:
         """Look at the headers; what is streamed later is read from the file in pieces."""
         with library_errors(str(path), *NO_DATA):
             arrays = arrays_in(path, self.key)
-            reading = array_reading(arrays, path, self.axes, Values(Collector(), self.tokens_per_step))
+            reading = array_reading(arrays, path, self.axes, Values(self.tokens_per_step))
 
         def cells() -> Iterator[Cells]:
             with library_errors(reading.where, *NO_DATA):
@@ -64,7 +60,8 @@ class NumpyFormat:
 
 @dataclass(frozen=True)
 class TensorsFormat(ValueFormat):
-    """A tensor of counts, a dict with one, or a dict of tensors by layer, as `torch.save` writes them.
+    """A .pt file with a tensor (steps, layers, experts), a dict with counts and steps, or tensors by layer; --axes
+    says which axis is what.
 
     *axes* says what the axes are, such as ``layers,steps,experts``; *tokens_per_step* turns shares into counts.
     """
@@ -73,10 +70,6 @@ class TensorsFormat(ValueFormat):
     key: str | None = None
 
     name: ClassVar[str] = "torch"
-    needs: ClassVar[str] = (
-        "a .pt file with a tensor (steps, layers, experts), a dict with counts and steps, or tensors by layer; --axes "
-        "says which axis is what"
-    )
 
     def claims(self, path: Path) -> bool:
         return is_torch(path)

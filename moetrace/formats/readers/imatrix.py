@@ -9,11 +9,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.errors import WRITE_AGAIN, extra, library_errors
 from moetrace.formats.location import step_in_name
-from moetrace.formats.stream.cells import Reading, dense_cells
+from moetrace.formats.stream.cells import Format, Reading, dense_cells
 from moetrace.formats.stream.columns import Values
 
 MAGIC = b"GGUF"
@@ -22,11 +21,13 @@ KEY = re.compile(r"blk\.(\d{1,9})\.ffn_(gate|up|down|gate_up)_exps\.weight\.coun
 
 
 @dataclass(frozen=True)
-class ImatrixFormat:
-    """One window of all layers: a step. Several files, of one text each, are steps by ``--merge steps``."""
+class ImatrixFormat(Format):
+    """A GGUF file of llama-imatrix, of an MoE model; the extra gguf.
+
+    It is one window of all layers: a step. Several files, of one text each, are steps by ``--merge steps``.
+    """
 
     name: ClassVar[str] = "imatrix"
-    needs: ClassVar[str] = "a GGUF file of llama-imatrix, of an MoE model; the extra gguf"
 
     def claims(self, path: Path) -> bool:
         if not path.is_file():
@@ -38,8 +39,10 @@ class ImatrixFormat:
         """The counts of every layer that has several experts."""
         where = str(path)
         by_layer: dict[int, Any] = {}
+        with extra("gguf", where):
+            from gguf import GGUFReader
         with library_errors(where, "is no GGUF file", WRITE_AGAIN):
-            for tensor in _opened(path).tensors:
+            for tensor in GGUFReader(path).tensors:
                 if match := KEY.fullmatch(tensor.name):
                     by_layer.setdefault(int(match[1]), np.asarray(tensor.data, np.float64).ravel())
         if not by_layer:
@@ -48,21 +51,12 @@ class ImatrixFormat:
         if len(experts) > 1:
             raise TraceError(where, f"has layers of {min(experts)} and {max(experts)} experts", WRITE_AGAIN)
         cube = np.stack([by_layer[layer] for layer in layers])[None]
-        collector = Collector()
-        values, step = Values(collector), step_in_name(path)
+        values, step = Values(), step_in_name(path)
         return Reading(
             lambda: iter([dense_cells(np.array([step or 1]), layers, values.counts(cube, "counts", 0, where))]),
             rows=cube.size,
             assumptions=("all of the text is one step",),
             steps_are_implicit=step is None,
             where=where,
-            collector=collector,
+            collector=values.collector,
         )
-
-
-def _opened(path: Path) -> Any:
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise TraceError(str(path), "is a GGUF file", 'install gguf: pip install "moetrace[gguf]"') from error
-    return GGUFReader(path)

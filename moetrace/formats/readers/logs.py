@@ -15,9 +15,8 @@ import numpy as np
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import Values
+from moetrace.formats.stream.columns import Tags, Values, compiled, tags_by
 from moetrace.formats.stream.tables import ValueFormat, pairs_of
-from moetrace.formats.stream.tags import Tags, tags_by
 from moetrace.formats.stream.text import BLOCK_BYTES, ends_with, head_of, opened
 
 # What lines with the counts of a layer, or of an expert below the name of its layer, mostly have.
@@ -55,7 +54,7 @@ def _batches(rows: Iterator[Row], values: Values, where: str) -> Iterator[Cells]
 
 @dataclass(frozen=True)
 class LogFormat(ValueFormat):
-    """Lines of a log, of which *pattern* takes the groups step, layer, expert and tokens, a number or a list.
+    """A .log or .txt file, and --pattern with the groups step, layer, expert and tokens, a number or a list.
 
     What a line does not name is as in the lines before it; without any step there is one.
     """
@@ -63,7 +62,6 @@ class LogFormat(ValueFormat):
     pattern: str | None = None
 
     name: ClassVar[str] = "log"
-    needs: ClassVar[str] = "a .log or .txt file, and --pattern with the groups step, layer, expert and tokens"
 
     def claims(self, path: Path) -> bool:
         return path.is_file() and ends_with(path, ".log", ".txt", ".out") and bool(_fitting(path))
@@ -75,12 +73,7 @@ class LogFormat(ValueFormat):
             fits = _fitting(path)
             way_out = "give a --pattern with the groups step, layer, expert and tokens, a number or a list"
             raise TraceError(where, "is a log of lines", way_out + (f", such as '{fits[0]}'" if fits else ""))
-        try:
-            pattern = re.compile(self.pattern, re.IGNORECASE)
-        except re.error as error:
-            raise TraceError(
-                where, f"--pattern is not a regular expression: {error}", "see the Python manual"
-            ) from None
+        pattern = compiled(self.pattern, where)
         if "tokens" not in pattern.groupindex or not GROUPS >= set(pattern.groupindex):
             raise TraceError(where, "--pattern has not the groups of a log", "use step, layer, expert and tokens")
         values = self.values()
@@ -112,7 +105,7 @@ def _rows(path: Path, pattern: re.Pattern[str]) -> Iterator[Row]:
 
 @dataclass(frozen=True)
 class PrometheusFormat(ValueFormat):
-    """Scrapes of /metrics, one or several in a file, with labels for the layer and the expert.
+    """Text of /metrics, one or several scrapes, with labels layer and expert; --difference, and --merge steps.
 
     *key* is the name of the metric, *pattern* what finds the groups layer and expert in its labels, *where* a label and
     its value, ``model_name=m``.
@@ -123,7 +116,6 @@ class PrometheusFormat(ValueFormat):
     where: str | dict[str, str] | None = None
 
     name: ClassVar[str] = "prometheus"
-    needs: ClassVar[str] = "text of /metrics with labels layer and expert; --difference, and --merge steps"
 
     def claims(self, path: Path) -> bool:
         return path.is_file() and (path.suffix == ".prom" or head_of(path).startswith(("# HELP ", "# TYPE ")))

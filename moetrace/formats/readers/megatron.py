@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import check_ranks, rank_files
-from moetrace.formats.stream.cells import Cells, Merged, Reading, Source
+from moetrace.formats.stream.cells import Cells, Format, Merged, Reading, Source
 from moetrace.formats.stream.choices import Asked, Census, Choices, choices_reading, side_by_side
 from moetrace.formats.stream.columns import Rows
 from moetrace.formats.stream.merge import by_layers
@@ -45,20 +45,17 @@ def records(path: Path, schema: dict[str, Any]) -> Iterator[tuple[int, Any]]:
 
 
 @dataclass(frozen=True)
-class MegatronFormat:
-    """`tokens_per_expert/rank<R>.jsonl`: micro-batches are added up, ranks put together.
+class MegatronFormat(Format):
+    """The folder tokens_per_expert of --save-tokens-per-expert-interval; --experts N (of a layer) where ranks are
+    replicas too, --stages N with pipeline stages.
 
-    *stages* is the number of pipeline stages, *experts* how many a layer has in the whole model.
+    Micro-batches are added up, ranks put together. *experts* are those of a layer in the whole model.
     """
 
     stages: int = 1
     experts: int | None = None
 
     name: ClassVar[str] = "megatron"
-    needs: ClassVar[str] = (
-        "the folder tokens_per_expert of --save-tokens-per-expert-interval; --experts N (of a layer) where ranks are "
-        "replicas too, --stages N with pipeline stages"
-    )
 
     def claims(self, path: Path) -> bool:
         files = rank_files(path / "tokens_per_expert" if (path / "tokens_per_expert").is_dir() else path, RANK)
@@ -127,17 +124,16 @@ def _cells(path: Path, shift: int = 0) -> Iterator[Cells]:
 
 
 @dataclass(frozen=True)
-class MegatronRouterFormat:
-    """`router_trace_rank<R>.jsonl`: the choices of every token, added up over micro-batches and ranks.
+class MegatronRouterFormat(Format):
+    """The folder of --moe-routing-trace-path; --experts N where not every expert was chosen.
 
-    *experts* is how many a layer has, *ignore* a number that stands for none.
+    Choices are added up over micro-batches and ranks. *experts* is how many a layer has, *ignore* a number of none.
     """
 
     experts: int | None = None
     ignore: int | None = None
 
     name: ClassVar[str] = "megatron-router"
-    needs: ClassVar[str] = "the folder of --moe-routing-trace-path; --experts N where not every expert was chosen"
 
     def claims(self, path: Path) -> bool:
         return bool(rank_files(path, ROUTER_RANK))

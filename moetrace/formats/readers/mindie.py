@@ -19,7 +19,7 @@ from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import check_ranks, rank_files, rank_or_last_number
-from moetrace.formats.stream.cells import Cells, Merged, Reading, dense_cells
+from moetrace.formats.stream.cells import Cells, Format, Merged, Reading, dense_cells
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.tables import few_columns
 from moetrace.formats.stream.text import BLOCK_BYTES, opened
@@ -34,19 +34,14 @@ LEAST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
-class MindieFormat:
-    """The folder of MINDIE_EXPERT_HOTPOT_DUMP_PATH: counters of the experts on each NPU, side by side.
-
-    *phase* is the one to take where there are both.
+class MindieFormat(Format):
+    """The folder of MINDIE_EXPERT_HOTPOT_DUMP_PATH, or its prefill or decode, with model_gen_config.json and
+    <phase>_<rank>.csv; --phase where it holds both.
     """
 
     phase: Literal["prefill", "decode"] | None = None
 
     name: ClassVar[str] = "mindie"
-    needs: ClassVar[str] = (
-        f"the folder of MINDIE_EXPERT_HOTPOT_DUMP_PATH, or its prefill or decode, with {CONFIG} and "
-        "<phase>_<rank>.csv; --phase where it holds both"
-    )
 
     def claims(self, path: Path) -> bool:
         return bool(_phases(path))
@@ -89,7 +84,7 @@ class MindieFormat:
         parts: list[Reading] = []
         for file, width, experts in zip(files, widths, places or repeat(None)):
             reading = Reading(
-                partial(_cells, file, config, matrices, width, block, experts, Values(collector)),
+                partial(_cells, file, config, matrices, width, block, experts, Values(collector=collector)),
                 rows=matrices * config.layers * (width if experts is None else config.experts),
                 findings=() if parts else collector.findings,
                 known={"top_k": config.top_k} if config.top_k else {},

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 
-from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
 from moetrace.formats.location import by_rank
-from moetrace.formats.stream.cells import Cells, Reading, dense_cells
+from moetrace.formats.stream.cells import Cells, Format, Reading, dense_cells
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.text import opened
 
@@ -25,18 +23,12 @@ MOST_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
-class OmniFormat:
-    """A folder of `topk_ids_count_<time>_<mode>_step<a>to<b>.csv`, each the sum over its steps.
-
-    *phase* is the one to take where there are both.
-    """
+class OmniFormat(Format):
+    """The folder of topk_ids_count_<time>_<mode>_step<a>to<b>.csv; --phase where it holds prefill and decode."""
 
     phase: Literal["prefill", "decode"] | None = None
 
     name: ClassVar[str] = "omni-infer"
-    needs: ClassVar[str] = (
-        "the folder of topk_ids_count_<time>_<mode>_step<a>to<b>.csv; --phase where it holds prefill and decode"
-    )
 
     def claims(self, path: Path) -> bool:
         return bool(_files(path))
@@ -53,16 +45,14 @@ class OmniFormat:
         spans = {int(match["last"]) - int(match["first"]) for match, _ in files}
         assumptions = ["each file is one step, the sum over its range, numbered by the last step of it"]
         assumptions += [f"ranges are of {min(spans) + 1} to {max(spans) + 1} steps"] if len(spans) > 1 else []
-        collector = Collector()
-        values = Values(collector)
+        values = Values()
         cells = lambda: (_cells(file, int(match["last"]), values) for match, file in files)  # noqa: E731
-        return Reading(cells, assumptions=tuple(assumptions), where=str(path), collector=collector)
+        return Reading(cells, assumptions=tuple(assumptions), where=str(path), collector=values.collector)
 
 
 def _files(path: Path) -> list[tuple[re.Match[str], Path]]:
-    inside: Iterator[Path] = path.iterdir() if path.is_dir() else iter([path])
-    found = [(NAME.fullmatch(child.name), child) for child in by_rank(list(inside))]
-    return [(match, child) for match, child in found if match]
+    inside = path.iterdir() if path.is_dir() else [path]
+    return [(match, child) for child in by_rank([*inside]) if (match := NAME.fullmatch(child.name))]
 
 
 def _cells(path: Path, step: int, values: Values) -> Cells:

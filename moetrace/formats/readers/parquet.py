@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,9 +16,9 @@ from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.formats.location import Uri
 from moetrace.formats.readers.parts import phase_of
 from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.columns import is_list, is_text
-from moetrace.formats.stream.layouts import match_layout
-from moetrace.formats.stream.tables import Layout, TableFormat, few_columns
+from moetrace.formats.stream.columns import kind_of
+from moetrace.formats.stream.layouts import reading_of
+from moetrace.formats.stream.tables import TableFormat, few_columns, table_of
 from moetrace.formats.stream.text import refuse_empty
 
 if TYPE_CHECKING:
@@ -37,12 +38,9 @@ COLUMN_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class ParquetFormat(TableFormat):
-    """Any Parquet file or hive-partitioned folder whose columns name step, layer and experts."""
+    """Columns step, layer, expert, tokens; or step, layer, expert_0 ...; or step, layer, counts: list."""
 
     name: ClassVar[str] = "parquet"
-    needs: ClassVar[str] = (
-        "columns step, layer, expert, tokens; or step, layer, expert_0 ...; or step, layer, counts: list"
-    )
 
     def claims(self, path: Path) -> bool:
         if path.is_dir():
@@ -86,17 +84,17 @@ class ParquetFormat(TableFormat):
                 ]
             first = None
             # A column of text may hold lists, and one of lists such of layers: its first rows show it.
-            if files and not files[0][2] and any(is_text(field.type) or is_list(field.type) for field in schema):
+            if files and not files[0][2] and any(kind_of(field.type) in ("text", "list") for field in schema):
                 with files[0][0].open_input_file(files[0][1]) as raw:
                     first = next(pq.ParquetFile(raw, pre_buffer=False).iter_batches(WIDE_ROWS), None)
-        layout = match_layout(schema, where, self.values(), self.naming(path), first)
-        return layout.reading(where, lambda: _batches(files, layout, where), rows=rows)
+        table = table_of(schema, first, where, self.values(), self.naming(path))
+        return reading_of(table, partial(_batches, files, where), rows)
 
 
 def _batches(
-    files: Sequence[tuple[Any, str, Mapping[str, Any]]], layout: Layout, where: str
+    files: Sequence[tuple[Any, str, Mapping[str, Any]]], where: str, wanted: list[str], width: int
 ) -> Iterator[pa.RecordBatch]:
-    """The wanted columns of every file, a batch at a time: its file system, its path, what its folders' names say.
+    """The *wanted* columns of every file, a batch at a time: its file system, its path, what its folders' names say.
 
     Not by a scan of the data set: that decodes whole row groups, which may be of any size, and several ahead.
     """
@@ -104,8 +102,8 @@ def _batches(
     import pyarrow.parquet as pq
 
     for system, path, inside in files:
-        columns = [name for name in layout.columns if name not in inside]
-        buffer = max(1 << 12, min(COLUMN_BYTES, BUFFER_BYTES // len(layout.columns)))
+        columns = [name for name in wanted if name not in inside]
+        buffer = max(1 << 12, min(COLUMN_BYTES, BUFFER_BYTES // len(wanted)))
         with system.open_input_file(path) as raw:
             file = pq.ParquetFile(raw, pre_buffer=False, buffer_size=buffer, page_checksum_verification=True)
             metadata = file.metadata
@@ -115,13 +113,13 @@ def _batches(
             if rows != metadata.num_rows:
                 problem = f"says that it has {metadata.num_rows:,} rows, and {rows:,} in its row groups"
                 raise TraceError(where, problem, WRITE_AGAIN)
-            cells = layout.width if layout.width > 1 else longest_list(metadata, where)
+            cells = width if width > 1 else longest_list(metadata, where)
             at_once = max(1, BATCH_CELLS // cells, min(WIDE_ROWS, WIDE_CELLS // cells))
             row = 0
             # One thread decodes while another writes: more of them would be in each other's way.
             for batch in file.iter_batches(at_once, columns=columns, use_threads=False):
                 row += batch.num_rows
-                for name in inside.keys() & set(layout.columns):
+                for name in inside.keys() & set(wanted):
                     value = pa.array([inside[name]]).take(pa.array(np.zeros(batch.num_rows, np.int8)))
                     batch = batch.append_column(name, value)
                 yield batch

@@ -18,7 +18,7 @@ from moetrace.errors import TraceError
 from moetrace.files import sweep
 from moetrace.formats.canonical import open_trace
 from moetrace.formats.errors import require
-from moetrace.formats.stream.cells import Reading, dense_cells
+from moetrace.formats.stream.cells import Format, Reading, dense_cells
 from moetrace.trace import Counts, Finding, LoadTrace
 
 MARKER = "moetrace-parts.txt"
@@ -141,13 +141,13 @@ def phase_of(path: Path, phase: str) -> Reading:
 
 
 @dataclass(frozen=True)
-class PartsFormat:
-    """The folder of parts of a recorder that has not been closed; *phase* is the one to take of a server's passes."""
+class PartsFormat(Format):
+    """The folder beside a trace that a moetrace recorder is writing, or was writing when it was stopped.
+
+    *phase* is the one to take of a server's passes.
+    """
 
     name: ClassVar[str] = "parts"
-    needs: ClassVar[str] = (
-        "the folder beside a trace that a moetrace recorder is writing, or was writing when it was stopped"
-    )
     phase: Literal["prefill", "decode"] | None = None
 
     def claims(self, path: Path) -> bool:

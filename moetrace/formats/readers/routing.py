@@ -23,7 +23,7 @@ from moetrace.formats.readers.arrays import arrays_in
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.readers.tensors import is_torch, keys_of
 from moetrace.formats.stream.arrays import Array
-from moetrace.formats.stream.cells import Reading
+from moetrace.formats.stream.cells import Format, Reading
 from moetrace.formats.stream.choices import (
     CHOICE_NAMES,
     Asked,
@@ -35,7 +35,7 @@ from moetrace.formats.stream.choices import (
     names_choices,
     side_by_side,
 )
-from moetrace.formats.stream.columns import OF_LAYER, VALUE_NAMES, Rows, is_list, simple_name
+from moetrace.formats.stream.columns import OF_LAYER, VALUE_NAMES, Rows, kind_of, simple_name
 from moetrace.formats.stream.keys import dig, keys_in
 from moetrace.formats.stream.tables import (
     EXPERT_NAMES,
@@ -69,8 +69,10 @@ MOST_CHOICES = 1 << 20
 
 
 @dataclass(frozen=True)
-class RoutingFormat:
-    """Token-level routing: the chosen experts of each token, as Parquet, CSV, JSON, JSON lines, arrays or tensors.
+class RoutingFormat(Format):
+    """Chosen experts per token: Parquet, CSV or JSON lines with topk_ids, indices, ..., or a row for each token and
+    expert; arrays (tokens, layers, k) named so or with --from routing, (tokens, layers) with --top-k 1; answers of
+    servers with routed_experts; folders iter_<N>/layer_<N>.parquet; --tokens N where there is no step.
 
     *tokens* of a layer are a step where the log names none; *experts* is how many a layer has, *top_k* how many a
     token chooses, *ignore* a number that is not a routed expert, *key* where the choices are in a document,
@@ -85,12 +87,6 @@ class RoutingFormat:
     where: str | Mapping[str, str] | None = None
 
     name: ClassVar[str] = "routing"
-    needs: ClassVar[str] = (
-        "chosen experts per token: Parquet, CSV or JSON lines with topk_ids, indices, ..., or a row for each token and "
-        "expert; arrays (tokens, layers, k) named so or with --from routing, (tokens, layers) with --top-k 1; answers "
-        "of servers with routed_experts; folders "
-        "iter_<N>/layer_<N>.parquet; --tokens N where there is no step"
-    )
 
     def claims(self, path: Path) -> bool:
         """A table with a column of chosen experts and none of counts, such an array, or a folder of tables by step."""
@@ -253,7 +249,7 @@ def _columns_of(path: Path) -> tuple[list[str], list[str]]:
 
     if ends_with(path, ".parquet", ".pq"):
         schema = pq.read_schema(path)
-        return list(schema.names), [name for name, kind in zip(schema.names, schema.types) if is_list(kind)]
+        return list(schema.names), [name for name, kind in zip(schema.names, schema.types) if kind_of(kind) == "list"]
     if ends_with(path, ".csv", ".tsv"):
         return Header(path).names, []
     first = json.loads(head_of(path).partition("\n")[0]) if ends_with(path, ".jsonl", ".ndjson") else {}
@@ -354,11 +350,7 @@ class Table:
         for batch in self._batches():
             rows = Rows(batch, row, str(self.path)).of(self.only)
             for name, values in seen.items():
-                values.update(rows.coded(name)[0])
-                if len(values) > 1:
-                    one, other = sorted(values)[:2]
-                    way_out = f"take one with --where {name}={one}"
-                    raise TraceError(str(self.path), f"has {one} and {other} in the column {name}", way_out)
+                rows.check_one(name, values)
             of_token, chosen, inside = self._chosen(rows)
             layer = np.full(len(of_token), of_file) if inside is None else inside
             if self.layer_column is not None and self.layer is None:
@@ -390,7 +382,7 @@ class Table:
         else:
             lists, last = rows.lists(name), of_token
             levels: list[NDArray[np.int64]] = [of_token]
-            while is_list(lists.type):
+            while kind_of(lists.type) == "list":
                 if lists.null_count:
                     raise TraceError(at, "holds a null", "every token needs its choices")
                 levels.append(np.asarray(lists.value_lengths().to_numpy(zero_copy_only=False)).astype(np.int64))

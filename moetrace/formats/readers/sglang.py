@@ -16,7 +16,7 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.location import check_ranks, rank_files
 from moetrace.formats.readers.tensors import is_torch, keys_of, loaded, tensor_array
-from moetrace.formats.stream.cells import Merged, Reading, Source, dense_cells
+from moetrace.formats.stream.cells import Format, Merged, Reading, Source, dense_cells
 from moetrace.formats.stream.columns import Values, as_float32
 from moetrace.formats.stream.merge import concatenate_segments
 
@@ -32,8 +32,8 @@ NO_PHASE = ("does not distinguish prefill from decode", "record with mode per_to
 
 
 @dataclass(frozen=True)
-class SglangFormat:
-    """`.pt` files of the recorder, opened with a restricted unpickler that builds tensors alone.
+class SglangFormat(Format):
+    """A .pt file of the recorder, or a folder with those of all ranks.
 
     *phase* is the one to take where the records distinguish them.
     """
@@ -41,7 +41,6 @@ class SglangFormat:
     phase: Phase | None = None
 
     name: ClassVar[str] = "sglang"
-    needs: ClassVar[str] = "a .pt file of the recorder, or a folder with those of all ranks"
 
     def claims(self, path: Path) -> bool:
         if path.is_dir():
@@ -125,7 +124,7 @@ def _reading(
     dense = np.setdiff1d(np.arange(counts.shape[1]), layers)
     if dense.size:
         assumptions = (*assumptions, f"layers without any token are dense ones and left out: {shown(dense)}")
-    values = Values(collector)
+    values = Values(collector=collector)
     return Reading(
         lambda: iter([dense_cells(steps, layers, values.counts(counts[:, layers], "logical_count", 0, where))]),
         rows=len(steps) * len(layers) * counts.shape[2],

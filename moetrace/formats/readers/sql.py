@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import library_errors
+from moetrace.formats.errors import extra, library_errors
 from moetrace.formats.location import Query
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.layouts import table_reading
@@ -28,45 +28,36 @@ class SqlFormat(ValueFormat):
 
     name: ClassVar[str] = "sql"
 
-    def read(self, query: Query) -> Reading:
+    def claims(self, path: object) -> bool:
+        return isinstance(path, Query)
+
+    def read(self, path: Query) -> Reading:
         """Run the query, and once more each time its rows are read again."""
-        with closing(Rows(query)) as rows:
+        with _rows(path) as rows:
             columns = rows.schema.names
         absent = [role for role in ROLES if role not in columns]
         if absent:
             problem = f"has no column {absent[0]} among {shown(columns)}"
-            raise TraceError(str(query), problem, f"name it in the query, as in SELECT NAME AS {absent[0]}, ...")
+            raise TraceError(str(path), problem, f"name it in the query, as in SELECT NAME AS {absent[0]}, ...")
         naming = Naming({role: role for role in ROLES})
-        return table_reading(str(query), lambda: Rows(query), self.values(), naming)
+        return table_reading(str(path), lambda: _rows(path), self.values(), naming)
 
 
-class Rows:
-    """The rows of a query as Arrow batches, with a connection of their own; raises `TraceError` for DuckDB's errors."""
+@contextmanager
+def _rows(query: Query) -> Iterator[pa.RecordBatchReader]:
+    """The rows of a query as Arrow batches, with a connection of their own; raises `TraceError` for DuckDB's errors.
 
-    def __init__(self, query: Query) -> None:
-        try:
-            import duckdb
-        except ImportError as error:
-            raise TraceError(str(query), "needs DuckDB", 'install it: pip install "moetrace[sql]"') from error
-        self._connection = duckdb.connect()
-        try:
-            with library_errors(str(query), "cannot be run", "check the query, and the files in it"):
-                rows = self._connection.sql(query.sql)
-                if rows is None:
-                    way_out = "write it as SELECT step, layer, expert, tokens FROM ..."
-                    raise TraceError(str(query), "gives no rows", way_out)
-                # Older versions call it by another name.
-                read: Any = getattr(rows, "to_arrow_reader", None) or rows.fetch_arrow_reader
-                self._reader: pa.RecordBatchReader = read(BATCH_ROWS)
-        except BaseException:
-            self._connection.close()
-            raise
-        self.schema: pa.Schema = self._reader.schema
-
-    def __iter__(self) -> Iterator[pa.RecordBatch]:
-        return iter(self._reader)
-
-    def close(self) -> None:
-        """Let go of the rows and the connection: what DuckDB still runs at the end of a process may not let it end."""
-        self._reader.close()
-        self._connection.close()
+    It is closed afterwards: what DuckDB still runs at the end of a process may not let it end.
+    """
+    with extra("sql", str(query)):
+        import duckdb
+    with closing(duckdb.connect()) as connection:
+        with library_errors(str(query), "cannot be run", "check the query, and the files in it"):
+            rows = connection.sql(query.sql)
+            if rows is None:
+                raise TraceError(str(query), "gives no rows", "write it as SELECT step, layer, expert, tokens FROM ...")
+            # Older versions call it by another name.
+            read: Any = getattr(rows, "to_arrow_reader", None) or rows.fetch_arrow_reader
+            reader = read(BATCH_ROWS)
+        with closing(reader):
+            yield reader

@@ -11,12 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import TraceError
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.errors import WRITE_AGAIN, extra, library_errors
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import Values
+from moetrace.formats.stream.columns import Tags, Values, no_match, one_kind, tags_by
 from moetrace.formats.stream.tables import ValueFormat
-from moetrace.formats.stream.tags import Tags, no_match, one_kind, tags_by
 from moetrace.formats.stream.text import refuse_empty
 
 MARK = ".tfevents."
@@ -29,7 +27,7 @@ MOST_TAGS = 1000
 
 @dataclass(frozen=True)
 class TensorboardFormat(ValueFormat):
-    """Event files whose tags name a layer and an expert, such as ``moe/layer_3/expert_7``, or vectors of a layer.
+    """Event files with tags like layer_3/expert_7, vectors tagged layer_3, or --pattern; the extra tensorboard.
 
     *pattern* is a regular expression for the tags, with the groups ``layer`` and ``expert``, or ``layer`` alone.
     """
@@ -37,10 +35,6 @@ class TensorboardFormat(ValueFormat):
     pattern: str | None = None
 
     name: ClassVar[str] = "tensorboard"
-    needs: ClassVar[str] = (
-        "event files with tags like layer_3/expert_7, vectors of experts tagged layer_3, or --pattern; the extra "
-        "tensorboard"
-    )
 
     def claims(self, path: Path) -> bool:
         return any(MARK in file.name for file in _files(path))
@@ -103,12 +97,9 @@ def _cells(path: Path, tags: Tags, values: Values) -> Iterator[Cells]:
 
 def _summaries(path: Path) -> Iterator[tuple[int, str, float | NDArray[Any]]]:
     """Step, tag and value of every scalar, or vector, in an event file, in the order of writing."""
-    try:
+    with extra("tensorboard", str(path)):
         from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
         from tensorboard.util.tensor_util import make_ndarray
-    except ImportError as error:
-        way_out = 'install tensorboard: pip install "moetrace[tensorboard]"'
-        raise TraceError(str(path), "is an event file", way_out) from error
     refuse_empty(path)
     with library_errors(str(path), "cannot be read", WRITE_AGAIN):
         for event in LegacyEventFileLoader(str(path)).Load():

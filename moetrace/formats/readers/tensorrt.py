@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from moetrace.doctor.collector import Collector
 from moetrace.errors import TraceError
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.errors import WRITE_AGAIN, extra, library_errors
 from moetrace.formats.location import check_ranks, rank_files
-from moetrace.formats.stream.cells import Cells, Reading, Source, dense_cells
+from moetrace.formats.stream.cells import Cells, Format, Reading, Source, dense_cells
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.merge import by_layers
 
@@ -27,13 +26,13 @@ KEY = re.compile(r"(\d{1,15})_(\d{1,15})")
 
 
 @dataclass(frozen=True)
-class TensorrtFormat:
-    """The folder of EXPERT_STATISTIC_PATH: tensors ``{iteration}_{layer}``, the ranks added up."""
+class TensorrtFormat(Format):
+    """The folder of EXPERT_STATISTIC_PATH with meta_info.json and rank<R>.safetensors; the extra safetensors.
+
+    It has tensors ``{iteration}_{layer}``, and ranks are added up.
+    """
 
     name: ClassVar[str] = "tensorrt-llm"
-    needs: ClassVar[str] = (
-        f"the folder of EXPERT_STATISTIC_PATH with {META} and rank<R>.safetensors; the extra safetensors"
-    )
 
     def claims(self, path: Path) -> bool:
         return (path / META).is_file() and bool(rank_files(path, RANK))
@@ -55,23 +54,16 @@ class TensorrtFormat:
                 problem = f"has {other[0]!r} among its tensors" if other else "holds no tensors"
                 raise TraceError(str(file), problem, "statistics have tensors named {iteration}_{layer}")
             keys = sorted((int(step), int(layer)) for step, layer in (name.split("_") for name in names))
-            collector = Collector()
-            reading = Reading(
-                partial(_cells, file, keys, Values(collector)),
-                where=str(file),
-                known={"top_k": top_k} if isinstance(top_k, int) else {},
-                collector=collector,
-            )
+            values, known = Values(), {"top_k": top_k} if isinstance(top_k, int) else {}
+            cells = partial(_cells, file, keys, values)
+            reading = Reading(cells, where=str(file), known=known, collector=values.collector)
             ranks.append((sorted({layer for _, layer in keys}), reading))
         return by_layers(ranks, str(path))
 
 
 def _opened(path: Path) -> Any:
-    try:
+    with extra("safetensors", str(path)):
         from safetensors import safe_open
-    except ImportError as error:
-        way_out = 'install safetensors: pip install "moetrace[safetensors]"'
-        raise TraceError(str(path), "is a safetensors file", way_out) from error
     with suppress(ImportError):  # it makes bfloat16 known to NumPy, and comes with jax
         import ml_dtypes  # noqa: F401
     return safe_open(path, framework="numpy")

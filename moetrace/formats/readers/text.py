@@ -55,12 +55,9 @@ Keys = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class CsvFormat(TableFormat):
-    """Delimited text with a header, long or wide: ``, ; | `` or tabs, plain, gzip or zstd, UTF-8."""
+    """A header with the columns of the parquet format, long or wide; plain, .gz or .zst; any of , ; | and tabs."""
 
     name: ClassVar[str] = "csv"
-    needs: ClassVar[str] = (
-        "a header with the columns of the parquet format, long or wide; plain, .gz or .zst; any of , ; | and tabs"
-    )
 
     def claims(self, path: Path) -> bool:
         return path.is_file() and text.ends_with(path, ".csv", ".tsv")
@@ -86,7 +83,7 @@ class CsvFormat(TableFormat):
 
 @dataclass(frozen=True)
 class JsonLinesFormat(TableFormat):
-    """One JSON object a line, long, wide or with the counts of a layer in a list or by key; plain, gzip or zstd.
+    """One JSON object a line with the names of the parquet format, or with experts as keys; plain, .gz or .zst.
 
     *key* is where the counts are in each, such as ``stats.counts``.
     """
@@ -94,9 +91,6 @@ class JsonLinesFormat(TableFormat):
     key: str | None = None
 
     name: ClassVar[str] = "jsonl"
-    needs: ClassVar[str] = (
-        "one JSON object a line with the names of the parquet format, or with experts as keys; plain, .gz or .zst"
-    )
 
     def claims(self, path: Path) -> bool:
         """A file named .jsonl or .ndjson, compressed or not, or one named .json with objects in its first lines."""
@@ -158,7 +152,8 @@ def _keyed_lines(path: Path, values: Values, key: str | None) -> Reading:
 
 @dataclass(frozen=True)
 class JsonFormat(TableFormat):
-    """A JSON document with counts: EPLB's histories, layers of experts, tables of Weights & Biases or pandas.
+    """A document, plain or .gz, with one of load_history, logical_count or counts, columns and data of a table, a list
+    of objects with step, layer and counts, or layers whose values are experts.
 
     *axes* says what the axes of nested lists are, such as ``layers,steps,experts``, *key* where the counts are.
     """
@@ -167,7 +162,6 @@ class JsonFormat(TableFormat):
     key: str | None = None
 
     name: ClassVar[str] = "json"
-    needs: ClassVar[str] = f"a document, plain or .gz, with {NEEDS}"
 
     def claims(self, path: Path) -> bool:
         return path.is_file() and text.ends_with(path, ".json") and not path.name.startswith(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -143,12 +144,18 @@ class Format(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     name: ClassVar[str]
-    needs: ClassVar[str]
 
+    @property
+    def needs(self) -> str:
+        """What a dump of it is: the first paragraph of its docstring, unless it says otherwise."""
+        return " ".join((self.__doc__ or "").partition("\n\n")[0].split())
+
+    @abstractmethod
     def claims(self, path: Path) -> bool:
         """Whether *path*, a file or a folder, is a dump of this kind; never raises."""
 
-    def read(self, path: Path) -> Source:
+    @abstractmethod
+    def read(self, path: Any) -> Source:
         """Start reading *path*; raises `TraceError` for what the header shows."""
 
 

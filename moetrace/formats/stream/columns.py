@@ -1,17 +1,17 @@
-"""Columns of tables as arrays: numbers as they are or as people write them, numbers in names, lists, and counts."""
+"""Columns as arrays: numbers as they are or as people write them, lists, counts; and the numbers in their names."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import HALVES, Collector
-from moetrace.errors import TraceError
+from moetrace.errors import TraceError, shown
 from moetrace.formats.arrow import to_numpy
 from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.text import json_of
@@ -43,6 +43,14 @@ TOTALS_VARY = 0.1
 # In seconds since 1970 the spring of 1973: lower numbers are how long something took.
 LEAST_SECONDS = 10**8
 WHOLE_ROWS = "every row needs a value; --where COLUMN=VALUE takes some rows alone"
+# Between a word and its number, also as in labels of Prometheus: layer="3".
+BETWEEN = r"(?:[_/.\-\[ ]|=\"?)?"
+PATTERN = rf"layers?{BETWEEN}(?P<layer>\d{{1,15}}).*?experts?{BETWEEN}(?P<expert>\d{{1,15}})"
+EXPERT_FIRST = rf"experts?{BETWEEN}(?P<expert>\d{{1,15}}).*?layers?{BETWEEN}(?P<layer>\d{{1,15}})"
+# Of a tag whose values are the counts of all experts.
+VECTOR = re.compile(r"layers?[_/.\-\[ ]?(?P<layer>\d{1,15})", re.IGNORECASE)
+# What an export of a chart adds to each of its columns.
+OF_CHARTS = ("__MIN", "__MAX")
 # A number of a step, a layer or an expert; and one with commas between its thousands, as spreadsheets write it.
 BARE = re.compile(r"\d{1,15}")
 BY_COMMAS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
@@ -85,25 +93,15 @@ def doubt_of(head: NDArray[Any], by_token: bool = False) -> str:
     return "choices" if lowest == -1 or (dense and spread > TOTALS_VARY * totals.mean()) else ""
 
 
-def is_text(kind: Any) -> bool:
-    """Whether an Arrow type is one of text."""
+def kind_of(kind: Any) -> str:
+    """Whether an Arrow type is one of ``text``, ``number`` or ``list``, else an empty text."""
     import pyarrow.types as types
 
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def is_number(kind: Any) -> bool:
-    """Whether an Arrow type is one of numbers."""
-    import pyarrow.types as types
-
-    return bool(types.is_integer(kind) or types.is_floating(kind))
-
-
-def is_list(kind: Any) -> bool:
-    """Whether an Arrow type is one of lists."""
-    import pyarrow.types as types
-
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
+        return "text"
+    if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
+        return "list"
+    return "number" if types.is_integer(kind) or types.is_floating(kind) else ""
 
 
 class Rows(NamedTuple):
@@ -137,6 +135,14 @@ class Rows(NamedTuple):
             keep &= np.array([text.lower() == value.lower() for text in texts], bool)[codes]
         return self if keep.all() else self._replace(batch=self.batch.filter(pa.array(keep)))
 
+    def check_one(self, name: str, seen: set[str], more: str = "") -> None:
+        """Raise `TraceError` where a column has other values than those *seen*; *more* is a way beside --where."""
+        seen.update(self.coded(name)[0])
+        if len(seen) > 1:
+            one, other = sorted(seen)[:2]
+            way_out = f"take one with --where {name}={one}{more}"
+            raise TraceError(self.where, f"has {one} and {other} in the column {name}", way_out)
+
     def column(self, name: str, gaps: bool = False) -> NDArray[Any]:
         """A column (rows,), texts that are numbers as such, nulls as NaN if there may be *gaps*; else `TraceError`."""
         import pyarrow as pa
@@ -144,7 +150,7 @@ class Rows(NamedTuple):
         values = self.batch.column(name)
         if values.null_count and not gaps:
             raise self.null(name, values)
-        if not values.null_count and is_number(values.type):
+        if not values.null_count and kind_of(values.type) == "number":
             return to_numpy(values)
         if pa.types.is_null(values.type):
             return np.full(len(values), np.nan)
@@ -154,7 +160,7 @@ class Rows(NamedTuple):
             found = np.asarray(values.to_numpy(zero_copy_only=False))
         except (TypeError, NotImplementedError):
             raise TraceError(self.place(name), f"holds {values.type}", "give numbers") from None
-        return self._as_written(name, found) if is_text(values.type) else found
+        return self._as_written(name, found) if kind_of(values.type) == "text" else found
 
     def _as_written(self, name: str, texts: NDArray[Any]) -> NDArray[Any]:
         """Texts that are numbers as spreadsheets write them as numbers, percentages as shares; other texts stay.
@@ -189,7 +195,7 @@ class Rows(NamedTuple):
             return int(every[0]) if len(every) == 1 else None
 
         values = self.batch.column(name)
-        if is_text(values.type) and not values.null_count:
+        if kind_of(values.type) == "text" and not values.null_count:
             encoded = values.dictionary_encode()  # each different text is looked at once
             found = [(in_text or only_number)(text) for text in encoded.dictionary.to_pylist()]
             if None not in found:
@@ -241,9 +247,9 @@ class Rows(NamedTuple):
         values = self.batch.column(name)
         if values.null_count:
             raise self.null(name, values)
-        if is_list(values.type):
+        if kind_of(values.type) == "list":
             return values
-        if not is_text(values.type):
+        if kind_of(values.type) != "text":
             raise TraceError(self.place(name), f"holds {values.type}", "give a list in each row")
         texts = values.to_pylist()
         lists = [json_of(text) for text in texts]
@@ -267,9 +273,9 @@ class Values:
     *tokens* is what a layer routes in a step, *experts* how many a layer has, where they are known.
     """
 
-    collector: Collector
     tokens: float | None = None
     experts: int | None = None
+    collector: Collector = field(default_factory=Collector)
 
     def counts(self, values: NDArray[Any], column: str, row: int, where: str, kind: str | None = None) -> Counts:
         """*values* as counts of the same shape; shares become counts where the tokens of a step are known.
@@ -311,3 +317,86 @@ class Values:
                 "check --tokens-per-step: it is the tokens routed in one layer in one step (times top-k)",
             )
         return near.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Tags:
+    """How tags are matched: the first of *patterns* that is found in one gives its layer and its expert."""
+
+    patterns: tuple[re.Pattern[str], ...]
+    assumption: str
+
+    def match(self, tag: str, where: str) -> tuple[int, int] | None:
+        """The layer, 0 where none is meant, and the expert in *tag*, None where it names none."""
+        for pattern in self.patterns:
+            found = pattern.search(tag) if "expert" in pattern.groupindex else None
+            if found is not None:
+                layer = _number(found, "layer", where) if "layer" in pattern.groupindex else 0
+                return layer, _number(found, "expert", where)
+        return None
+
+    def layer(self, tag: str, where: str) -> int | None:
+        """The layer in the tag of a vector, None where it names none."""
+        named = [pattern for pattern in self.patterns if set(pattern.groupindex) == {"layer"}]
+        found = next((found for pattern in named or [VECTOR] if (found := pattern.search(tag))), None)
+        return None if found is None else _number(found, "layer", where)
+
+
+def compiled(pattern: str, where: str) -> re.Pattern[str]:
+    """The *pattern* of a user, without regard to case; raises `TraceError` where it is none."""
+    try:
+        return re.compile(pattern, re.IGNORECASE)
+    except re.error as error:
+        raise TraceError(where, f"--pattern is not a regular expression: {error}", "see the Python manual") from None
+
+
+def tags_by(pattern: str | None, where: str) -> Tags:
+    """The tags that *pattern* matches, the usual ones if it is None; raises `TraceError` where it can match none."""
+    texts = [pattern] if pattern else [PATTERN, EXPERT_FIRST]
+    patterns = tuple(compiled(text, where) for text in texts)
+    if re.search(r"expert[^a-z]*\(\?P<layer>|layer[^a-z]*\(\?P<expert>", texts[0], re.IGNORECASE):
+        problem = "--pattern takes an expert for a layer, or a layer for an expert"
+        raise TraceError(where, problem, "exchange its groups")
+    if not {"layer", "expert"} & set(patterns[0].groupindex):
+        raise TraceError(where, "--pattern names no layer and expert", "use (?P<layer>\\d+) and (?P<expert>\\d+)")
+    return Tags(patterns, f"tags are matched by {' or '.join(texts)}")
+
+
+def _number(match: re.Match[str], name: str, where: str) -> int:
+    text = match[name] or ""
+    if not text.isdecimal() or len(text) > 15:
+        raise TraceError(f"{where}, tag {match.string[:80]}", f"has {text[:80]!r} as its {name}", "check --pattern")
+    return int(text)
+
+
+def template(tag: str) -> str:
+    """*tag* with # for its numbers: what tags of one kind have in common."""
+    return re.sub(r"\d+", "#", tag)
+
+
+def one_kind(tags: Sequence[str], seen: set[str], where: str) -> str:
+    """What the values of *tags* are, utilisation, shares, or else counts; *seen* is what all so far have in common.
+
+    Raises `TraceError` for two kinds.
+    """
+    seen.update(map(template, tags))
+    if len(seen) > 1:
+        first, second = sorted(seen)[:2]
+        raise TraceError(where, f"has tags like {first} and like {second}", "choose one kind with --pattern")
+    words = set(re.findall(r"[a-z]+", next(iter(seen), "").lower()))
+    return next((name for name in (*UTILISATION_NAMES, *SHARE_NAMES) if name in words), "tokens")
+
+
+def no_match(tags: Sequence[str], what: str, where: str) -> TraceError:
+    """The error that none of *tags* names a layer and an expert, with some of them, and a pattern that would fit."""
+    numbered = [tag for tag in tags if len(re.findall(r"\d+", tag)) >= 2]
+    way_out = "is it the right file?"
+    if numbered:
+        parts = [re.escape(part) for part in re.split(r"\d+", numbered[0])]
+        names = ["layer", "expert"]
+        if re.search("expert.*layer", numbered[0], re.IGNORECASE):
+            names.reverse()
+        groups = [f"(?P<{names[0]}>\\d+)", *["\\d+"] * (len(parts) - 3), f"(?P<{names[1]}>\\d+)", ""]
+        way_out = f"give a pattern such as --pattern '{''.join(map(str.__add__, parts, groups))}'"
+    seen = shown(sorted(set(map(template, tags))), 5) if tags else "none"
+    return TraceError(where, f"holds no rows: no {what} names a layer and an expert; there are {seen}", way_out)

@@ -7,40 +7,20 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.errors import SettingError, TraceError, shown
+from moetrace.errors import SettingError, TraceError
 from moetrace.formats.arrow import to_numpy
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.stream import columns, tables
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import (
-    BARE,
-    SHARE_NAMES,
-    UTILISATION_NAMES,
-    Rows,
-    Values,
-    doubt_of,
-    is_list,
-    simple_name,
-)
-from moetrace.formats.stream.tables import (
-    MODEL_NAMES,
-    PHASE_NAMES,
-    ColumnRoles,
-    Layout,
-    Naming,
-    doubt_in,
-    first_named,
-    match_columns,
-    no_layout,
-)
-from moetrace.formats.stream.tags import OF_CHARTS, no_match, one_kind, tags_by, template
+from moetrace.formats.stream.columns import Rows, Values, kind_of, one_kind, tags_by, template
+from moetrace.formats.stream.tables import Naming, Table, first_named
 from moetrace.trace import Finding
 
 if TYPE_CHECKING:
@@ -48,16 +28,51 @@ if TYPE_CHECKING:
 
 # Of tables with the name of a scalar in each row, such as MLflow's: key, value, step.
 KEY_NAMES = ("key", "tag", "metric", "metricname", "name")
-# Columns of an expert, and of a layer where rows have none; and of an expert of the layer that each row names.
-WIDE = re.compile(r"^(?:layer_?(?P<layer>\d{1,15})_)?(?:expert|exp|e)_?(?P<expert>\d{1,15})$", re.IGNORECASE)
-EXPERT_ONLY = re.compile(r"experts?[_/.\-\[ ]?(\d{1,15})(?!\d)", re.IGNORECASE)
+# Columns of an expert of the layer that each row names: a word and its number, that alone, or as in tokens_expert_3.
+OF_EXPERT = re.compile(
+    r"^(?:expert|exp|e)_?(?P<expert>\d{1,15})$|^(?P<bare>\d{1,15})$|experts?[_/.\-\[ ]?(?P<also>\d{1,15})(?!\d)",
+    re.IGNORECASE,
+)
 # Rows looked at to see what numbers side by side are.
 HEAD_ROWS = 1 << 10
 # Columns that set rows apart which are not of one trace, unless they are said to be.
 APART_NAMES = (
-    *PHASE_NAMES, "rank", "eprank", "dprank", "tprank", "pprank", "globalrank", "localrank", "gpu", "gpuid", "device",
-    "deviceid", "worker", "workerid", "replica", "engine", "host", "hostname", "node", *MODEL_NAMES,
+    *tables.PHASE_NAMES, "rank", "eprank", "dprank", "tprank", "pprank", "globalrank", "localrank", "gpu", "gpuid",
+    "device", "deviceid", "worker", "workerid", "replica", "engine", "host", "hostname", "node", *tables.MODEL_NAMES,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How rows of the table *found* become cells, of *width* cells a row, by its *columns* besides step and layer.
+
+    *text* is assumed, *of_layers* whether layers are in the columns; *doubt* is what the numbers may be but counts.
+    """
+
+    found: Table
+    columns: list[str]
+    cells: Callable[[Rows], Cells]
+    width: int = 1
+    text: str = ""
+    of_layers: bool = False
+    doubt: str = ""
+
+    def assumptions(self) -> list[str]:
+        """What is assumed of the columns, such as those of other names."""
+        found, naming = self.found, self.found.naming
+        roles = (("step", found.step), ("layer", found.layer), ("expert", found.expert))
+        texts = [f"column {name} is the {role}" for role, name in roles if name and name != role]
+        texts += [f"column {found.value} holds the counts"] if found.value else []
+        texts += ["shares are percentages"] if found.percent else []
+        texts += [f"{found.step} is a clock, so steps are numbered from 1"] if found.clock else []
+        texts += [f"column {name} is left out, since {found.step} is the step" for name in found.others]
+        if found.step is None:
+            in_name = naming.step is not None
+            texts.append("the step is the number in the name of the file" if in_name else "no step column: one step")
+        if found.layer is None and not self.of_layers:
+            none = "no layer column: one layer, number 0"
+            texts.append(none if naming.layer is None else f"layer {naming.layer}, by the name of the file")
+        return [*texts, self.text] if self.text else texts
 
 
 def table_reading(
@@ -69,70 +84,112 @@ def table_reading(
     findings: tuple[Finding, ...] = (),
 ) -> Reading:
     """The reading of a table that *open_batches* opens anew each time, as an Arrow batch reader."""
-    with library_errors(where, "cannot be read", WRITE_AGAIN), closing(open_batches()) as batches:
-        schema, first = batches.schema, next(iter(batches), None)
-    layout = match_layout(schema, where, values, naming, first)
+    with library_errors(where, "cannot be read", WRITE_AGAIN), open_batches() as batches:
+        found = tables.table_of(batches.schema, next(iter(batches), None), where, values, naming)
 
-    def every() -> Iterator[Any]:
-        with closing(open_batches()) as batches:
+    def every(*_: Any) -> Iterator[Any]:
+        with open_batches() as batches:
             yield from batches
 
-    reading = layout.reading(where, every)
+    reading = reading_of(found, every)
     return replace(reading, assumptions=(*assumed, *reading.assumptions), findings=findings)
 
 
-def match_layout(schema: pa.Schema, where: str, values: Values, naming: Naming, first: pa.RecordBatch | None) -> Layout:
-    """The layout whose columns are there, text looked at in the rows of *first*; raises `TraceError` when none is."""
-    found = match_columns(schema, where, values, naming, first)
-    return set_apart(_layout_of(schema.names, where, found, naming, first), schema.names, found, first)
+def reading_of(
+    found: Table, batches: Callable[[list[str], int], Iterator[pa.RecordBatch]], rows: int | None = None
+) -> Reading:
+    """The reading of the table *found*, of *rows* in all; *batches* of some columns are opened anew each time.
+
+    They are also told how many cells a row becomes. Rows are of one phase, rank or model, or of all, as was asked; a
+    rank of experts says which experts its rows have. Raises `TraceError` where no layout fits.
+    """
+    layout, naming, ranks = _layout_of(found), found.naming, found.named.get("eprank")
+    found, where = layout.found, found.where
+    if ranks is not None and naming.sum_over == ranks:
+        problem = f"holds other experts in each {ranks}, which are not added up"
+        raise TraceError(where, problem, f"leave out --sum-over {ranks}")
+    own = list(dict.fromkeys(name for name in (found.step, found.layer, *layout.columns) if name))
+    known = {*naming.only, naming.sum_over, *own}
+    apart = [name for name in found.names if columns.simple_name(name) in APART_NAMES and name not in known]
+    read, varying = list(dict.fromkeys([*own, *naming.only, *apart])), set[str]()
+    width, part = _ranks(layout, own, ranks) if ranks is not None and ranks in apart else (0, "")
+    texts = [f"rows with {name} {value} alone" for name, value in naming.only.items()]
+    texts += [f"experts of ranks lie side by side, {width} of each {ranks}"] if width else []
+    texts += [f"counts are added up over {naming.sum_over}"] if naming.sum_over else []
+    seen: dict[str, set[str]] = {name: set() for name in apart if not (width and name == ranks)}
+
+    def cells() -> Iterator[Cells]:
+        row = 0
+        with library_errors(where, lambda: f"cannot be read after row {row}", WRITE_AGAIN):
+            for batch in batches(read, layout.width):
+                rows = Rows(batch.select(read), row, where).of(naming.only)
+                row += batch.num_rows
+                _check_one_trace(rows, found, seen, varying)
+                inside = layout.cells(rows._replace(batch=rows.batch.select(own)))
+                if ranks and width and rows.batch.num_rows:
+                    rank = np.repeat(rows.numbers(ranks), len(inside.step) // rows.batch.num_rows)
+                    inside = inside._replace(expert=inside.expert + rank * width)
+                yield inside
+
+    return Reading(
+        cells,
+        rows=None if rows is None else rows * layout.width,
+        assumptions=(*layout.assumptions(), *texts),
+        where=where,
+        collector=found.values.collector,
+        steps_are_implicit=found.step is None and naming.step is None,
+        doubt=layout.doubt,
+        part=part,
+        apart=varying,
+        adds=naming.sum_over is not None,
+        clock=found.clock,
+    )
 
 
-def _layout_of(
-    names: list[str], where: str, found: ColumnRoles, naming: Naming, first: pa.RecordBatch | None
-) -> Layout:
+def _layout_of(found: Table) -> Layout:
+    """The layout whose columns are there; raises `TraceError` when none is."""
+    naming, named = found.naming, found.named
     if found.value and (found.expert or found.value in found.lists):
         if naming.pattern:
-            raise SettingError(f"{where} names experts in rows, and has no use for --pattern")
-        return nested_layout(found, first) if found.value in found.lists else long_layout(found, first)
-    columns, text = wide_columns(names, found)
-    if columns and (found.step or found.layer):
-        return wide_layout(found, columns, text, first)
-    named = {simple_name(name): name for name in reversed(names)}
+            raise SettingError(f"{found.where} names experts in rows, and has no use for --pattern")
+        return _nested(found, found.value) if found.value in found.lists else _long(found)
+    experts, text = _wide_columns(found)
+    if experts and (found.step or found.layer):
+        return _wide(found, experts, text)
     key = naming.roles.get("key") or first_named(named, KEY_NAMES)
     value = naming.roles.get("value") or first_named(named, ["value"])
     if key and value and found.step:
-        return keyed_layout(found, key, value)
-    tagged = [name for name in names if len(re.findall(r"\d+", name)) >= 2]
-    raise no_match(tagged, "column", where) if found.step and tagged else no_layout(names, found)
+        return _keyed(found, key, value)
+    tagged = [name for name in found.names if len(re.findall(r"\d+", name)) >= 2]
+    raise columns.no_match(tagged, "column", found.where) if found.step and tagged else tables.no_layout(found)
 
 
-def long_layout(found: ColumnRoles, first: pa.RecordBatch | None) -> Layout:
+def _long(found: Table) -> Layout:
     """The layout of a row for each step, layer and expert."""
     expert, value = found.expert or "", found.value or ""
-    if simple_name(found.kind or value) in SHARE_NAMES and first is not None and first.num_rows:
-        rows = Rows(first, 0, found.where)
+    if columns.simple_name(found.kind or value) in columns.SHARE_NAMES and found.first is not None:
+        rows = Rows(found.first, 0, found.where)
         steps, layers = found.steps(rows), found.layers(rows)
         found = found.by_total(rows.column(value)[(steps == steps[0]) & (layers == layers[0])].sum())
 
     def cells(rows: Rows) -> Cells:
-        counts = found.values.counts(rows.column(value), value, rows.first, rows.where, found.kind)
+        counts = found.counts(rows, rows.column(value), value, found.kind)
         return Cells(found.steps(rows), found.layers(rows), rows.numbers(expert), counts)
 
-    return found.layout([expert, value], cells)
+    return Layout(found, [expert, value], cells)
 
 
-def nested_layout(found: ColumnRoles, first: pa.RecordBatch | None) -> Layout:
+def _nested(found: Table, value: str) -> Layout:
     """The layout of lists of experts, or of layers of experts, in the rows."""
-    value = found.value or ""
     of_layers, doubt = False, ""
-    if first is not None and first.num_rows:
-        there = first.filter(first.column(value).is_valid()).slice(0, 1)
+    if found.first is not None:
+        there = found.first.filter(found.first.column(value).is_valid()).slice(0, 1)
         inner = Rows(there, 0, found.where).lists(value).type.value_type
-        of_layers = found.layer is None and is_list(inner)
-        if is_list(inner) and is_list(inner.value_type):
+        of_layers = found.layer is None and kind_of(inner) == "list"
+        if kind_of(inner) == "list" and kind_of(inner.value_type) == "list":
             problem = f"holds lists of lists of lists in the column {value}, as the experts of the tokens of requests"
             raise TraceError(found.where, problem, "count them with --from routing --tokens N")
-        doubt = doubt_in(first, value, found.where)
+        doubt = tables.doubt_in(found.first, value, found.where)
 
     def flattened(rows: Rows, lists: Any) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
         """The values one after the other, how many each list holds, and the place of each value in its list."""
@@ -155,7 +212,7 @@ def nested_layout(found: ColumnRoles, first: pa.RecordBatch | None) -> Layout:
         lists, steps, layers = rows.lists(value), found.steps(rows), found.layers(rows)
         row_of = np.arange(len(lists))
         flat, sizes, place = flattened(rows, lists)
-        if is_list(flat.type):  # layers by experts
+        if kind_of(flat.type) == "list":  # layers by experts
             if found.layer is not None:
                 raise TraceError(rows.place(value), "holds lists of lists and a layer", "log one list a layer")
             row_of = np.repeat(row_of, sizes)
@@ -164,65 +221,56 @@ def nested_layout(found: ColumnRoles, first: pa.RecordBatch | None) -> Layout:
         of_list = np.repeat(np.arange(len(sizes)), sizes)
         numbers = flat.to_numpy(zero_copy_only=False)
         try:
-            counts = found.values.counts(numbers, value, rows.first, rows.where, found.kind)
+            counts = found.counts(rows, numbers, value, found.kind)
         except TraceError:
             for i in range(len(lists)):  # once more row by row, only to name the first bad one
-                one = numbers[row_of[of_list] == i][None]
-                found.values.counts(one, value, rows.first + i, rows.where, found.kind)
+                at = rows._replace(first=rows.first + i)
+                found.counts(at, numbers[row_of[of_list] == i][None], value, found.kind)
             raise
         return Cells(steps[of_list], layers[of_list], place, counts)
 
     text = "lists of lists are layers of experts, numbered from 0" if of_layers else ""
-    return found.layout([value], cells, layer=text, doubt=doubt)
+    return Layout(found, [value], cells, text=text, of_layers=of_layers, doubt=doubt)
 
 
-def wide_columns(names: Sequence[str], found: ColumnRoles) -> tuple[dict[str, tuple[int | None, int]], str]:
+def _wide_columns(found: Table) -> tuple[Mapping[str, tuple[int | None, int]], str]:
     """The columns with an expert in their names: its layer, None where rows have them, and its number; and why."""
-    names = [name for name in names if not name.endswith(OF_CHARTS)]
-    pattern = found.naming.pattern
-    if pattern is None:
-        matches = {name: match for name in names if (match := WIDE.match(name))}
-        if matches:
-            layered = all(match["layer"] for match in matches.values())
-            places = {name: (int(m["layer"]) if layered else None, int(m["expert"])) for name, m in matches.items()}
-            return places, f"columns like {template(next(iter(matches)))} hold the counts of experts"
-        bare = [name for name in names if BARE.fullmatch(name)]
-        if len(bare) > 1:
-            return {name: (None, int(name)) for name in bare}, "columns with bare numbers are experts"
+    names, pattern = [name for name in found.names if not name.endswith(columns.OF_CHARTS)], found.naming.pattern
     tags = tags_by(pattern, found.where)
     tagged = {name: place for name in names if (place := tags.match(name, found.where))}
-    if tagged:
+    if pattern is not None:
         return {**tagged}, tags.assumption.replace("tags", "columns")
-    alone = {name: int(match[1]) for name in names if (match := EXPERT_ONLY.search(name))}
-    if pattern is not None or len(alone) < 2 or len(set(alone.values())) < len(alone):
+    matches = {name: match for name in names if name not in tagged and (match := OF_EXPERT.search(name))}
+    alone = {name: (None, int(match["expert"])) for name, match in matches.items() if match["expert"]}
+    if tagged or alone:
+        like = template(next(iter([*tagged, *alone])))
+        return {**tagged, **alone}, f"columns like {like} hold the counts of experts"
+    others = {name: (None, int(match["also"] or match["bare"])) for name, match in matches.items()}
+    if len(others) < 2:
         return {}, ""
-    # Such as tokens_expert_3.
-    text = f"columns like {template(next(iter(alone)))} are experts"
-    return {name: (None, expert) for name, expert in alone.items()}, text
+    like = next(iter(others))
+    return {**others}, f"columns {'with bare numbers' if like.isdecimal() else 'like ' + template(like)} are experts"
 
 
-def wide_layout(
-    found: ColumnRoles, columns: Mapping[str, tuple[int | None, int]], text: str, first: pa.RecordBatch | None
-) -> Layout:
+def _wide(found: Table, places: Mapping[str, tuple[int | None, int]], text: str) -> Layout:
     """The layout of a column for each expert, and for each layer unless the rows have them."""
-    kind, doubt = found.kind or one_kind(list(columns), set(), found.where), ""
-    again = [place for place, n in Counter(columns.values()).items() if n > 1]
+    kind, doubt = found.kind or one_kind(list(places), set(), found.where), ""
+    again = [place for place, n in Counter(places.values()).items() if n > 1]
     if again:
-        both = [name for name, place in columns.items() if place == again[0]]
+        both = [name for name, place in places.items() if place == again[0]]
         raise TraceError(found.where, f"columns {both[0]} and {both[1]} are of one expert", "choose with --pattern")
-    names, of_rows = list(columns), any(layer is None for layer, _ in columns.values())
-    layers = np.array([layer or 0 for layer, _ in columns.values()])
-    experts = np.array([expert for _, expert in columns.values()])
+    names, of_rows = list(places), any(layer is None for layer, _ in places.values())
+    layers, experts = np.array([(layer or 0, expert) for layer, expert in places.values()]).T
     found = replace(found, value=None, layer=found.layer if of_rows else None)
-    fractions = kind in (*SHARE_NAMES, *UTILISATION_NAMES)
-    if first is not None and first.num_rows:
-        rows = Rows(first.slice(0, HEAD_ROWS), 0, found.where)
+    fractions = kind in (*columns.SHARE_NAMES, *columns.UTILISATION_NAMES)
+    if found.first is not None:
+        rows = Rows(found.first.slice(0, HEAD_ROWS), 0, found.where)
         own = [name for name, layer in zip(names, layers) if layer == layers[0]]
         head = np.stack([rows.column(name, gaps=True) for name in own], axis=1)  # (rows, experts)
         if head.dtype.kind in "iuf":
             head = head[(head == head).all(axis=1)]
-            doubt = doubt_of(head)
-            found = found.by_total(head[0].sum()) if kind in SHARE_NAMES and len(head) else found
+            doubt = columns.doubt_of(head)
+            found = found.by_total(head[0].sum()) if kind in columns.SHARE_NAMES and len(head) else found
 
     def cells(rows: Rows) -> Cells:
         import pyarrow as pa
@@ -239,7 +287,7 @@ def wide_layout(
         counts = np.zeros(there.shape, np.int64)
         for i, (name, values) in enumerate(zip(names, raw)):
             whole = values if there[:, i].all() else np.where(there[:, i], values, 0)
-            counts[:, i] = found.values.counts(whole, name, rows.first, rows.where, kind)
+            counts[:, i] = found.counts(rows, whole, name, kind)
         if found.step is None or not rows.batch.column(found.step).null_count:
             steps = found.steps(rows)
         else:  # rows without any value need have no step
@@ -248,18 +296,13 @@ def wide_layout(
             steps[with_value] = found.steps(rows._replace(batch=rows.batch.filter(pa.array(with_value))))
         at = found.layers(rows)[:, None] if of_rows else layers
         every = slice(None) if there.all() else there.ravel()
-        return Cells(
-            np.repeat(steps, len(names))[every],
-            np.broadcast_to(at, there.shape).ravel()[every],
-            np.broadcast_to(experts, there.shape).ravel()[every],
-            counts.ravel()[every],
-        )
+        parts = (np.broadcast_to(part, there.shape).ravel() for part in (steps[:, None], at, experts, counts))
+        return Cells(*(part[every] for part in parts))
 
-    texts = {"text": text} if of_rows else {"layer": text}
-    return found.layout(names, cells, len(names), doubt=doubt, **texts)
+    return Layout(found, names, cells, len(names), text, not of_rows, doubt)
 
 
-def keyed_layout(found: ColumnRoles, key: str, value: str) -> Layout:
+def _keyed(found: Table, key: str, value: str) -> Layout:
     """The layout of a scalar in each row, its name in the column *key*."""
     tags = tags_by(found.naming.pattern, found.where)
     seen: set[str] = set()
@@ -276,66 +319,34 @@ def keyed_layout(found: ColumnRoles, key: str, value: str) -> Layout:
         matched = np.array([match is not None for match in matches], bool)[indices]
         at = np.array([match or (0, 0) for match in matches], np.int64).reshape(-1, 2)[indices][matched]
         inside = rows._replace(batch=rows.batch.filter(pa.array(matched)))
-        counts = found.values.counts(inside.column(value), value, rows.first, rows.where, kind)
+        counts = found.counts(inside, inside.column(value), value, kind)
         return Cells(found.steps(inside), at[:, 0], at[:, 1], counts)
 
-    return found.layout([key, value], cells)
+    return Layout(found, [key, value], cells)
 
 
-def set_apart(layout: Layout, names: Sequence[str], found: ColumnRoles, first: pa.RecordBatch | None) -> Layout:
-    """The layout with rows of one phase, rank or model alone, or of all, as was asked; those not asked for stay one.
+def _ranks(layout: Layout, read: list[str], ranks: str) -> tuple[int, str]:
+    """The experts of a rank, 0 where all rows are of one; and what says that they are of one of several ranks."""
+    first, size = layout.found.first, layout.found.named.get("epsize")
+    if first is None:
+        return 0, ""
+    there = sorted(set(first.column(ranks).drop_null().to_pylist()))
+    if len(there) > 1:
+        return int(layout.cells(Rows(first.select(read), 0, layout.found.where)).expert.max()) + 1, ""
+    all_ranks = first.column(size)[0].as_py() if there and size is not None else None
+    return 0, "" if all_ranks in (None, 1) else f"{ranks} is {there[0]} of {size} {all_ranks}: a part of the experts"
 
-    A rank of experts says which experts its rows have. Raises `TraceError` for a phase that no column has.
+
+def _check_one_trace(rows: Rows, found: Table, seen: dict[str, set[str]], varying: set[str]) -> None:
+    """Raise `TraceError` where a column that sets rows apart has another value than those *seen* so far.
+
+    One that tells rows of one step apart goes to *varying*: two rows of one expert are an error of their own.
     """
-    naming, named = found.naming, {simple_name(name): name for name in reversed(names)}
-    only = dict(naming.only)
-    if naming.phase is not None:
-        column = first_named(named, PHASE_NAMES)
-        if column is None:
-            raise SettingError(f"{found.where} has no column for the phase among {shown(names)}: leave out --phase")
-        only[column] = naming.phase
-    ranks, size = named.get("eprank"), named.get("epsize")
-    if ranks is not None and naming.sum_over == ranks:
-        problem = f"holds other experts in each {ranks}, which are not added up"
-        raise TraceError(found.where, problem, f"leave out --sum-over {ranks}")
-    apart = [name for name in names if simple_name(name) in APART_NAMES and name not in (*only, naming.sum_over)]
-    apart = [name for name in apart if name not in layout.columns]
-    part, width, texts = "", 0, [f"rows with {name} {value} alone" for name, value in only.items()]
-    if ranks in apart and first is not None and first.num_rows:
-        there = sorted(set(first.column(ranks).drop_null().to_pylist()))
-        if len(there) > 1:
-            width = int(layout.cells(Rows(first.select(layout.columns), 0, found.where)).expert.max()) + 1
-            texts.append(f"experts of ranks lie side by side, {width} of each {ranks}")
-            apart.remove(ranks)
-        elif size is not None and there and first.column(size)[0].as_py() not in (None, 1):
-            part = f"{ranks} is {there[0]} of {size} {first.column(size)[0].as_py()}: a part of the experts"
-    texts += [f"counts are added up over {naming.sum_over}"] if naming.sum_over else []
-    seen: dict[str, set[str]] = {name: set() for name in apart}
-    varying: set[str] = set()
-
-    def cells(rows: Rows) -> Cells:
-        rows = rows.of(only)
-        for name in list(seen) if rows.batch.num_rows else ():
-            texts, codes = rows.coded(name)
-            steps = found.steps(rows)
-            if len(np.unique((steps - steps.min()) * len(texts) + codes)) > len(np.unique(steps)):
-                varying.add(name)
-                del seen[name]  # it tells rows of one step apart, and two of one expert are an error of their own
-                continue
-            seen[name].update(texts)
-            if len(seen[name]) > 1:
-                one, other = sorted(seen[name])[:2]
-                way_out = f"take one with --where {name}={one}, or add them up with --sum-over {name}"
-                raise TraceError(rows.where, f"has {one} and {other} in the column {name}", way_out)
-        found_cells = layout.cells(rows._replace(batch=rows.batch.select(layout.columns)))
-        if not width:
-            return found_cells
-        rank = np.repeat(rows.numbers(ranks or ""), len(found_cells.step) // max(1, rows.batch.num_rows))
-        return found_cells._replace(expert=found_cells.expert + rank * width)
-
-    if not (only or apart or width or naming.sum_over):
-        return layout
-    read = list(dict.fromkeys([*layout.columns, *only, *apart, *([ranks] if width and ranks else [])]))
-    texts, adds = [*layout.about.assumptions, *texts], naming.sum_over is not None
-    about = replace(layout.about, assumptions=tuple(texts), part=part, apart=varying, adds=adds)
-    return replace(layout, columns=read, cells=cells, about=about)
+    for name in list(seen) if rows.batch.num_rows else ():
+        values, codes = rows.coded(name)
+        steps = found.steps(rows)
+        if len(np.unique((steps - steps.min()) * len(values) + codes)) > len(np.unique(steps)):
+            varying.add(name)
+            del seen[name]
+        else:
+            rows.check_one(name, seen[name], f", or add them up with --sum-over {name}")

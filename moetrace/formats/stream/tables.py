@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Collector
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import Location, layer_in_name, step_in_name
-from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.cells import Format
 from moetrace.formats.stream.columns import (
     COUNT_NAMES,
     LEAST_ROWS,
@@ -22,11 +20,10 @@ from moetrace.formats.stream.columns import (
     Rows,
     Values,
     doubt_of,
-    is_list,
-    is_number,
-    is_text,
+    kind_of,
     simple_name,
 )
+from moetrace.trace import Counts
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +49,7 @@ MOST_COLUMNS = 1 << 17
 
 
 @dataclass(frozen=True)
-class ValueFormat:
+class ValueFormat(Format):
     """The settings of a format whose values may be shares or utilisation.
 
     *tokens_per_step* turns shares into counts, and with the *experts* of a layer utilisation as well.
@@ -63,7 +60,7 @@ class ValueFormat:
 
     def values(self) -> Values:
         """How the values of one dump become counts."""
-        return Values(Collector(), self.tokens_per_step, self.experts)
+        return Values(self.tokens_per_step, self.experts)
 
 
 @dataclass(frozen=True)
@@ -114,47 +111,32 @@ class Naming:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How rows become cells: which *columns* to read, *width* cells a row, and what is known *about* the reading."""
-
-    columns: list[str]
-    width: int
-    cells: Callable[[Rows], Cells]
-    about: Reading
-
-    def reading(self, where: str, batches: Callable[[], Iterator[pa.RecordBatch]], rows: int | None = None) -> Reading:
-        """The reading of a table whose *batches* are opened anew each time, *rows* in all."""
-
-        def cells() -> Iterator[Cells]:
-            row = 0
-            with library_errors(where, lambda: f"cannot be read after row {row}", WRITE_AGAIN):
-                for batch in batches():
-                    if batch.num_rows:
-                        yield self.cells(Rows(batch.select(self.columns), row, where))
-                    row += batch.num_rows
-
-        return replace(self.about, cells=cells, rows=None if rows is None else rows * self.width, where=where)
-
-
-@dataclass(frozen=True)
-class ColumnRoles:
-    """The columns of the table *where* by their roles, None for those that are not there.
+class Table:
+    """What is known of the table *where* with the columns *names*: the columns by their roles, None for others.
 
     *kind* is what the values are, *others* are columns that could be the step as well, *lists* those that hold lists.
+    *first* are the first rows, None where there are none.
     """
 
+    where: str
+    names: list[str]
+    first: pa.RecordBatch | None
+    naming: Naming
+    values: Values
     step: str | None
     layer: str | None
     expert: str | None
     value: str | None
     kind: str | None
-    naming: Naming
-    values: Values
-    where: str
     others: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
     percent: bool = False
     clock: bool = False
+
+    @property
+    def named(self) -> dict[str, str]:
+        """The columns by their simple names."""
+        return {simple_name(name): name for name in reversed(self.names)}
 
     def steps(self, rows: Rows) -> NDArray[np.int64]:
         """The steps of the rows, shape (rows,)."""
@@ -166,49 +148,15 @@ class ColumnRoles:
         """The layers of the rows, shape (rows,)."""
         return np.full(rows.batch.num_rows, self.naming.layer or 0) if self.layer is None else rows.layers(self.layer)
 
-    def by_total(self, total: float) -> ColumnRoles:
+    def counts(self, rows: Rows, values: NDArray[Any], column: str, kind: str | None) -> Counts:
+        """*values* of a *column* as counts."""
+        return self.values.counts(values, column, rows.first, rows.where, kind)
+
+    def by_total(self, total: float) -> Table:
         """The same where the shares of a layer in a step have this *total*: of about 100 they are percentages."""
         if self.values.tokens is None or not 99 <= total <= 101:
             return self
         return replace(self, percent=True, values=replace(self.values, tokens=self.values.tokens / 100))
-
-    def layout(
-        self,
-        columns: Sequence[str],
-        cells: Callable[[Rows], Cells],
-        width: int = 1,
-        text: str = "",
-        layer: str = "",
-        doubt: str = "",
-    ) -> Layout:
-        """The layout of these columns besides step and layer, with what it assumes, such as columns of other names.
-
-        *text* is assumed too, and *layer* where layers are neither in a column nor in the name of the file.
-        """
-        roles = (("step", self.step), ("layer", self.layer), ("expert", self.expert))
-        texts = [f"column {name} is the {role}" for role, name in roles if name and name != role]
-        texts += [f"column {self.value} holds the counts"] if self.value else []
-        texts += ["shares are percentages"] if self.percent else []
-        texts += [f"{self.step} is a clock, so steps are numbered from 1"] if self.clock else []
-        texts += [f"column {name} is left out, since {self.step} is the step" for name in self.others]
-        if self.step is None:
-            in_name = self.naming.step is not None
-            texts.append("the step is the number in the name of the file" if in_name else "no step column: one step")
-        if self.layer is None and not layer:
-            number = self.naming.layer
-            none = "no layer column: one layer, number 0"
-            texts.append(none if number is None else f"layer {number}, by the name of the file")
-        texts += [text for text in (layer, text) if text]
-        read = dict.fromkeys(name for name in (self.step, self.layer, *columns) if name)
-        about = Reading(
-            lambda: iter(()),
-            assumptions=tuple(texts),
-            collector=self.values.collector,
-            steps_are_implicit=self.step is None and self.naming.step is None,
-            doubt=doubt,
-            clock=self.clock,
-        )
-        return Layout(list(read), width, cells, about)
 
 
 def first_named(named: Mapping[str, str], wanted: Sequence[str]) -> str | None:
@@ -216,9 +164,7 @@ def first_named(named: Mapping[str, str], wanted: Sequence[str]) -> str | None:
     return next((named[name] for name in wanted if name in named), None)
 
 
-def match_columns(
-    schema: pa.Schema, where: str, values: Values, naming: Naming, first: pa.RecordBatch | None
-) -> ColumnRoles:
+def table_of(schema: pa.Schema, first: pa.RecordBatch | None, where: str, values: Values, naming: Naming) -> Table:
     """The columns by their roles; raises `TraceError` for one that is not there, or there twice, or two of counts."""
     try:
         names = schema.names
@@ -229,17 +175,25 @@ def match_columns(
         if absent:
             raise TraceError(where, f"has no column {absent[0]} among {shown(names)}", f"check --{option}")
     named = {simple_name(name): name for name in reversed(names)}
+    if naming.phase is not None:
+        column = first_named(named, PHASE_NAMES)
+        if column is None:
+            raise SettingError(f"{where} has no column for the phase among {shown(names)}: leave out --phase")
+        naming = replace(naming, only={**naming.only, column: naming.phase})
     step, layer, expert = (naming.roles.get(role) or first_named(named, wanted) for role, wanted in ROLES.items())
     step = step or (first_named(named, CLOCK_NAMES) if naming.step is None else None)
-    kind = next((role for role in naming.roles if role in VALUE_NAMES), None)
-    value = naming.roles[kind] if kind else first_named(named, VALUE_NAMES)
+    # Times are no steps, unless they are numbers and the user says so.
+    clock = step is not None and simple_name(step) in CLOCK_NAMES
+    clock = clock and not ("step" in naming.roles and kind_of(schema.field(step).type) == "number")
     steps = [named[name] for name in STEP_NAMES if name in named and "step" not in naming.roles]
     lists = []
     for i, (name, type_) in enumerate(zip(names, schema.types)):
         # Text holds lists where the first one is written like one.
-        texts = first.column(i).slice(0, 100).to_pylist() if first is not None and is_text(type_) else []
-        if is_list(type_) or next((text for text in texts if text), "").lstrip().startswith("["):
+        texts = first.column(i).slice(0, 100).to_pylist() if first is not None and kind_of(type_) == "text" else []
+        if kind_of(type_) == "list" or next((text for text in texts if text), "").lstrip().startswith("["):
             lists.append(name)
+    kind = next((role for role in naming.roles if role in VALUE_NAMES), None)
+    value = naming.roles[kind] if kind else first_named(named, VALUE_NAMES)
     if kind is None and (expert or lists):
         taken = {step, layer, expert, *steps}
         candidates = [name for name in dict.fromkeys(names) if name not in taken and simple_name(name) in COUNT_NAMES]
@@ -254,14 +208,14 @@ def match_columns(
     twice = [name for name in (step, layer, expert, value) if name and names.count(name) > 1]
     if twice:
         raise TraceError(where, f"has {names.count(twice[0])} columns called {twice[0]}", "give each a name of its own")
-    if kind is None and expert and value and value not in lists and first is not None and first.num_rows:
+    first = first if first is not None and first.num_rows else None
+    if kind is None and expert and value and value not in lists and first is not None:
         text = first.column(value)[0].as_py()
         kind = "share" if isinstance(text, str) and text.strip().endswith("%") else None
-    found = ColumnRoles(step, layer, expert, value, kind, naming, values, where, tuple(steps[1:]), tuple(lists))
-    if step is None or simple_name(step) not in CLOCK_NAMES:
-        return found
-    # Numbers are steps where the user says so.
-    return replace(found, clock="step" not in naming.roles or not is_number(schema.field(step).type))
+    others = tuple(steps[1:])
+    return Table(
+        where, names, first, naming, values, step, layer, expert, value, kind, others, tuple(lists), clock=clock
+    )
 
 
 def doubt_in(first: pa.RecordBatch, name: str, where: str) -> str:
@@ -273,8 +227,9 @@ def doubt_in(first: pa.RecordBatch, name: str, where: str) -> str:
         return ""
 
 
-def no_layout(names: Sequence[str], found: ColumnRoles) -> TraceError:
+def no_layout(found: Table) -> TraceError:
     """The error that the columns make no table of counts, with the line that takes them as one."""
+    names = found.names
     known = {"step": found.step, "layer": found.layer, "expert": found.expert, "tokens": found.value}
     if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names):
         way_out = "begin it with the names of its columns, such as layer,expert_0,expert_1"
