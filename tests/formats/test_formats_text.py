@@ -54,19 +54,6 @@ def test_a_byte_order_mark_is_no_part_of_the_header(small, tmp_path):
     assert np.array_equal(small.counts, read_trace(path).counts)
 
 
-@pytest.mark.parametrize("ending", ["", ".gz"])
-def test_lines_of_comment_before_the_header_are_left_out(small, tmp_path, ending):
-    """Whatever stands in them, and it is said."""
-    text = long_table(small).to_pandas().to_csv(index=False, sep=";")
-    path = tmp_path / f"dump.csv{ending}"
-    path.write_bytes(compressed(("# a run, of 4, experts\n#\n" + text).encode(), ending))
-
-    found = read_trace(path)
-
-    assert np.array_equal(small.counts, found.counts)
-    assert "2 lines before the header that begin with # are comments" in found.info.assumptions
-
-
 def test_compression_is_told_by_the_content(small, tmp_path):
     """A gzip file that lost its ending is still one."""
     path = tmp_path / "dump.csv"

@@ -17,15 +17,15 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors, require
 from moetrace.formats.readers.tensors import ZIP_MAGIC, is_torch, loaded, tensor_array
 from moetrace.formats.stream import text
-from moetrace.formats.stream.arrays import Array, array_reading
+from moetrace.formats.stream.arrays import Array, array_reading, dig, keys_in
 from moetrace.formats.stream.cells import Cells, Format, Reading
 from moetrace.formats.stream.columns import Values
-from moetrace.formats.stream.keys import dig, keys_in
 from moetrace.formats.stream.tables import ValueFormat
 
 MOST_NAMES = 10_000
 # How errors of the libraries are put.
 NO_DATA = ("cannot be read as NumPy data", "save plain numbers again; nothing is unpickled")
+DAMAGED = "it is cut or damaged: save it again"
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,8 @@ def arrays_in(path: Path, key: str | None = None) -> dict[str, Array]:
     if path.suffix.lower() in (".npy", ".npz"):
         with library_errors(where, *NO_DATA):
             stored = stored_arrays(path)
-        found = dig(stored, key, where)
-        return (
-            found if key is None else {"counts": found, **{n: a for n, a in stored.items() if n in ("steps", "layers")}}
-        )
+        numbers = {name: array for name, array in stored.items() if name in ("steps", "layers")}
+        return stored if key is None else {"counts": dig(stored, key, where), **numbers}
     document = dig(loaded(path) if is_torch(path) else text.document(path), key, where)
     found = document if isinstance(document, dict) else {"counts": document}
     if len(found) > MOST_NAMES:
@@ -144,28 +142,26 @@ def _described(file: IO[bytes], path: Path, member: str | None, length: int) -> 
         raise TraceError(where, "holds Python objects, not numbers", "save plain numbers; nothing is unpickled")
     start, size = file.tell(), math.prod(shape) * dtype.itemsize
     if min(shape, default=0) < 0 or start + size > length:
-        raise TraceError(
-            where,
-            f"says that its shape is {shape} of {dtype}, but has no such {size:,} bytes",
-            "it is cut or damaged: save it again",
-        )
+        problem = f"says that its shape is {shape} of {dtype}, but has no such {size:,} bytes"
+        raise TraceError(where, problem, DAMAGED)
 
-    def whole() -> NDArray[Any]:
-        way_out = "save it with steps first, in C order"
-        require(4 * size, str(path), "the array, which has to be held whole,", way_out)
-        (data,) = _pieces(path, member, start, [size])
-        return np.frombuffer(data, dtype).reshape(shape, order="F" if columns_first else "C")
+    whole = columns_first or not shape
+    row = size if whole else math.prod(shape[1:]) * dtype.itemsize
 
     def rows(n: int) -> Iterator[NDArray[Any]]:
-        if columns_first or not shape:
-            yield from Array.held(whole()).rows(n)
-            return
-        row = math.prod(shape[1:]) * dtype.itemsize
-        require(row * 8, str(path), "one step of it", "log steps that fit")
-        for data in _pieces(path, member, start, [row * min(n, shape[0] - a) for a in range(0, shape[0], n)]):
-            yield np.frombuffer(data, dtype).reshape(-1, *shape[1:])
+        if whole or n >= shape[0]:
+            way_out = "save it with steps first, in C order"
+            require(4 * size, str(path), "the array, which has to be held whole,", way_out)
+        require(8 * row * (not whole), str(path), "one step of it", "log steps that fit")
+        sizes = [size] if whole else [row * min(n, shape[0] - a) for a in range(0, shape[0], n)]
+        for data in _pieces(path, member, start, sizes):
+            values = np.frombuffer(data, dtype)
+            if whole:
+                yield from Array.held(values.reshape(shape, order="F" if columns_first else "C")).rows(n)
+            else:
+                yield values.reshape(-1, *shape[1:])
 
-    return Array(shape, dtype, rows, whole)
+    return Array(shape, dtype, rows)
 
 
 def _pieces(path: Path, member: str | None, start: int, sizes: Sequence[int]) -> Iterator[bytes]:
@@ -181,7 +177,6 @@ def _pieces(path: Path, member: str | None, start: int, sizes: Sequence[int]) ->
         for size in sizes:
             data = file.read(size)
             if len(data) < size:
-                problem = f"ends {size - len(data):,} bytes early"
-                raise TraceError(str(path), problem, "it is cut or damaged: save it again")
+                raise TraceError(str(path), f"ends {size - len(data):,} bytes early", DAMAGED)
             yield data
         file.read(1)  # only at its end is the checksum of a member compared

@@ -16,7 +16,7 @@ from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import check_ranks, rank_files
 from moetrace.formats.stream.cells import Cells, Format, Merged, Reading, Source
-from moetrace.formats.stream.choices import Asked, Census, Choices, choices_reading, side_by_side
+from moetrace.formats.stream.choices import Census, Choices, choices_reading, side_by_side
 from moetrace.formats.stream.columns import Rows
 from moetrace.formats.stream.merge import by_layers
 from moetrace.formats.stream.text import BLOCK_BYTES, cut_findings, head_of, json_batches
@@ -140,8 +140,6 @@ class MegatronRouterFormat(Format):
 
     def read(self, path: Path) -> Source:
         """Ranks with the same layers are replicas and are added up; others are pipeline stages."""
-        import pyarrow as pa
-
         files = rank_files(path, ROUTER_RANK) or [path]
         check_ranks(files)
         found = [Census.of(_choices(file), str(file)) for file in files]
@@ -150,10 +148,8 @@ class MegatronRouterFormat(Format):
         ranks = []
         for file, census in zip(files, found):
             ignore = self.ignore if file in ignored or not ignored else None  # which not every rank need hold
-            _, batch = next(records(file, {"topk": pa.int64()}))
-            top_k = batch.column("topk")[0].as_py() if batch.num_rows else None
-            pieces, asked = partial(_choices, file), Asked(None, self.experts, ignore, top_k)
-            reading = choices_reading(pieces, str(file), asked, census=census, at_least=experts)
+            asked: dict[str, Any] = {"experts": self.experts, "ignore": ignore, "at_least": experts}
+            reading = choices_reading(partial(_choices, file), str(file), census=census, **asked)
             ranks.append((sorted(census.by_layer), replace(reading, findings=cut_findings(file))))
         return by_layers(ranks, str(path), NO_MTP)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,29 +44,31 @@ class MindieFormat(Format):
     name: ClassVar[str] = "mindie"
 
     def claims(self, path: Path) -> bool:
-        return bool(_phases(path))
+        return bool(_dumps(path))
 
     def read(self, path: Path) -> Merged:
         """What the counters grew by from each matrix to the next is one step."""
-        phases = _phases(path)
-        chosen = {phase: folder for phase, folder in phases.items() if self.phase in (None, phase)}
+        dumps = _dumps(path)
+        chosen = [phase for phase in dumps if self.phase in (None, phase)]
         if not chosen:
-            way = "check --phase" if phases else f"give the folder with {CONFIG} and <phase>_<rank>.csv"
-            raise TraceError(str(path), "holds no hotspot dump" + (f" of {self.phase}" if phases else ""), way)
+            way = "check --phase" if dumps else f"give the folder with {CONFIG} and <phase>_<rank>.csv"
+            raise TraceError(str(path), "holds no hotspot dump" + (f" of {self.phase}" if dumps else ""), way)
         if len(chosen) > 1:
             raise TraceError(str(path), "holds counts of prefill and decode", "choose one with --phase")
-        ((phase, folder),) = chosen.items()
-        config = _Config.of(folder / CONFIG)
-        files = [file for file in _ranks(folder, phase) if (rank_or_last_number(file) or 0) >= config.shared_devices]
+        (phase,) = chosen
+        folder, files = dumps[phase]
+        config = _config_of(folder / CONFIG)
+        # Devices of shared experts come first, and route nothing.
+        files = [file for file in files if (rank_or_last_number(file) or 0) >= config.shared_devices]
         if not files:
-            way_out = "gather the files of all machines"
-            raise TraceError(str(folder), "holds no ranks but those of shared experts", way_out)
+            problem = "holds no ranks but those of shared experts"
+            raise TraceError(str(folder), problem, "gather the files of all machines")
         check_ranks(files)
         widths, whole, rest = zip(*(_extent(file, config.layers) for file in files))
         matrices = min(whole)
         if not matrices:
-            short = files[whole.index(0)]
-            raise TraceError(str(short), f"holds no matrix of {config.layers} layers", "record for longer")
+            problem = f"holds no matrix of {config.layers} layers"
+            raise TraceError(str(files[whole.index(0)]), problem, "record for longer")
         collector = Collector()
         places = _logical_experts(config, folder, list(widths), collector)
         assumptions = [
@@ -80,33 +82,29 @@ class MindieFormat(Format):
             shared = sum(int((experts >= config.experts).sum()) for experts in places)
             left_out = f", {shared} places of shared ones left out" if shared else ""
             assumptions.append(f"physical experts are added up by {config.map_file}{left_out}")
+        known = {"top_k": config.top_k} if config.top_k else {}
         block = max(LEAST_BYTES, BLOCK_BYTES // len(files))
         parts: list[Reading] = []
         for file, width, experts in zip(files, widths, places or repeat(None)):
-            reading = Reading(
-                partial(_cells, file, config, matrices, width, block, experts, Values(collector=collector)),
-                rows=matrices * config.layers * (width if experts is None else config.experts),
-                findings=() if parts else collector.findings,
-                known={"top_k": config.top_k} if config.top_k else {},
-                where=str(file),
-            )
-            parts.append(reading)
+            cells = partial(_cells, file, config, matrices, width, block, experts)
+            rows = matrices * config.layers * (width if experts is None else config.experts)
+            findings = () if parts else collector.findings
+            parts.append(Reading(cells, rows=rows, findings=findings, known=known, where=str(file)))
         return Merged(tuple(parts), "experts" if places is None else "sum", str(folder), tuple(assumptions))
 
 
-def _phases(path: Path) -> dict[str, Path]:
-    """The folders that hold a dump, by phase."""
-    places = [(phase, folder) for phase in ("prefill", "decode") for folder in (path, path / phase)]
-    return {phase: folder for phase, folder in places if (folder / CONFIG).is_file() and _ranks(folder, phase)}
+def _dumps(path: Path) -> dict[str, tuple[Path, list[Path]]]:
+    """The folder of the dump of each phase, and the files of its ranks."""
+    found = {}
+    for phase in ("prefill", "decode"):
+        for folder in (path, path / phase):
+            if (folder / CONFIG).is_file() and (files := rank_files(folder, re.compile(rf"{phase}_\d{{1,9}}\.csv"))):
+                found[phase] = folder, files
+    return found
 
 
-def _ranks(folder: Path, phase: str) -> list[Path]:
-    return rank_files(folder, re.compile(rf"{phase}_\d{{1,9}}\.csv"))
-
-
-@dataclass(frozen=True)
-class _Config:
-    """What `model_gen_config.json` says; *shared_devices* come first among the ranks and route nothing."""
+class _Config(NamedTuple):
+    """What `model_gen_config.json` says."""
 
     layers: int
     experts: int
@@ -115,31 +113,29 @@ class _Config:
     shared_devices: int
     map_file: str | None
 
-    @classmethod
-    def of(cls, path: Path) -> _Config:
-        """Raises `TraceError` naming the key whose value is not a whole number in its bounds."""
-        raw = _json(path, "configuration of a dump")
 
-        chosen = raw.get("num_of_selected_experts")
-        raw["num_of_selected_experts"] = chosen[0] if isinstance(chosen, list) and chosen else 0
+def _config_of(path: Path) -> _Config:
+    """Raises `TraceError` naming the key whose value is not a whole number in its bounds."""
+    raw = _json(path, "configuration of a dump")
+    chosen = raw.get("num_of_selected_experts")
+    raw["num_of_selected_experts"] = chosen[0] if isinstance(chosen, list) and chosen else 0
 
-        def whole(key: str, low: int, high: int, usual: int | None = None) -> int:
-            value = raw.get(key, usual)
-            if type(value) is not int or not low <= value <= high:
-                problem = f"says {key}: {value!r:.40}"
-                raise TraceError(str(path), problem, f"it is a whole number from {low} to {high:,}")
-            return value
+    def whole(key: str, low: int, high: int, usual: int | None = None) -> int:
+        value = raw.get(key, usual)
+        if type(value) is not int or not low <= value <= high:
+            raise TraceError(str(path), f"says {key}: {value!r:.40}", f"it is a whole number from {low} to {high:,}")
+        return value
 
-        experts, map_file = whole("num_of_experts", 1, MOST_EXPERTS), raw.get("eplb_expert_map_file")
-        return cls(
-            layers=whole("num_moe_layers", 1, MOST_LAYERS),
-            experts=experts,
-            top_k=whole("num_of_selected_experts", 0, experts),
-            interval=whole("collection_Interval", 1, MOST_INTERVAL, INTERVAL),
-            # Below 0 where there are none.
-            shared_devices=max(0, whole("num_dangling_shared_experts", -MOST_EXPERTS, MOST_EXPERTS, 0)),
-            map_file=Path(str(map_file)).name if map_file else None,
-        )
+    experts, map_file = whole("num_of_experts", 1, MOST_EXPERTS), raw.get("eplb_expert_map_file")
+    return _Config(
+        layers=whole("num_moe_layers", 1, MOST_LAYERS),
+        experts=experts,
+        top_k=whole("num_of_selected_experts", 0, experts),
+        interval=whole("collection_Interval", 1, MOST_INTERVAL, INTERVAL),
+        # Below 0 where there are none.
+        shared_devices=max(0, whole("num_dangling_shared_experts", -MOST_EXPERTS, MOST_EXPERTS, 0)),
+        map_file=Path(str(map_file)).name if map_file else None,
+    )
 
 
 def _json(path: Path, what: str) -> dict[str, Any]:
@@ -198,59 +194,48 @@ def _extent(path: Path, layers: int) -> tuple[int, int, bool]:
 
 
 def _cells(
-    path: Path, config: _Config, matrices: int, width: int, block: int, experts: Any, values: Values
+    path: Path, config: _Config, matrices: int, width: int, block: int, experts: NDArray[np.int64] | None
 ) -> Iterator[Cells]:
     """What the counters of a rank grew by, for so many *matrices* of *width* columns, *block* bytes read at a time.
 
-    *experts* (layers, width) is what the columns hold, None where they are the experts.
+    *experts* (layers, width) is what the columns hold, None where they are the experts. An unfinished matrix is left
+    out.
     """
-    layers = config.layers
-    before = np.zeros((layers, width), np.int64)
-    done = 0
-    for counters in _counters(path, config, width, block, values):
-        counters = counters[: matrices - done]
-        if not len(counters):
-            return
-        counts = np.diff(counters, axis=0, prepend=before[None])
-        fallen = np.argwhere(counts < 0)
-        if fallen.size:
-            at, layer, column = fallen[0].tolist()
-            problem = "a counter falls: it was reset, as dynamic balancing does"
-            way_out = "record with static balancing or none, each run into a folder of its own"
-            raise TraceError(f"{path}, row {(done + at) * layers + layer}, column {column}", problem, way_out)
-        steps = config.interval * (np.arange(done, done + len(counts), dtype=np.int64) + 1)
-        before, done = counters[-1], done + len(counters)
-        if experts is not None:  # places are added up to logical experts; shared ones are left out
-            by_expert = np.zeros((len(counts), layers, config.experts), np.int64)
-            for layer, place in np.argwhere(experts < config.experts).tolist():
-                by_expert[:, layer, experts[layer, place]] += counts[:, layer, place]
-            counts = by_expert
-        yield dense_cells(steps, range(layers), counts)
-
-
-def _counters(path: Path, config: _Config, width: int, block: int, values: Values) -> Iterator[NDArray[np.int64]]:
-    """The matrices of a file, a few at a time: (matrices, layers, columns); an unfinished one is left out."""
     import pyarrow as pa
     import pyarrow.csv as pc
 
-    layers = config.layers
+    layers, values, done, row = config.layers, Values(), 0, 0
     at_once = max(1, RANK_CELLS // (layers * config.experts))
     read = pc.ReadOptions(block_size=block, use_threads=False, autogenerate_column_names=True)
     # A blank line would be skipped, and shift what follows by a layer; only whole numbers are counters.
     parse = pc.ParseOptions(ignore_empty_lines=False)
     convert = pc.ConvertOptions(column_types={f"f{i}": pa.int64() for i in range(width)})
-    rest = np.empty((0, width), np.int64)
-    row = 0
-    with _rank_errors(path), closing(pc.open_csv(opened(path), read, parse, convert)) as batches:
+    before, rest = np.zeros((layers, width), np.int64), np.empty((0, width), np.int64)
+    with _rank_errors(path), pc.open_csv(opened(path), read, parse, convert) as batches:
         for batch in batches:
-            stacked = np.stack([np.asarray(column.to_numpy(zero_copy_only=False)) for column in batch.columns], axis=1)
-            rows = values.counts(stacked, "counter", row, str(path))
-            row += len(rows)
-            rows = np.concatenate([rest, rows])
+            stacked = np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns], axis=1)
+            rows = np.concatenate([rest, values.counts(stacked, "counter", row, str(path))])
+            row += len(stacked)
             whole = rows[: len(rows) // layers * layers].reshape(-1, layers, width)
-            for start in range(0, len(whole), at_once):
-                yield whole[start : start + at_once]
             rest = rows[whole.shape[0] * layers :]
+            for start in range(0, len(whole), at_once):
+                counters = whole[start : start + at_once][: matrices - done]
+                if not len(counters):
+                    return
+                counts = np.diff(counters, axis=0, prepend=before[None])
+                for at, layer, column in np.argwhere(counts < 0)[:1].tolist():
+                    problem = "a counter falls: it was reset, as dynamic balancing does"
+                    way_out = "record with static balancing or none, each run into a folder of its own"
+                    where = f"{path}, row {(done + at) * layers + layer}, column {column}"
+                    raise TraceError(where, problem, way_out)
+                steps = config.interval * (np.arange(done, done + len(counts), dtype=np.int64) + 1)
+                before, done = counters[-1], done + len(counters)
+                if experts is not None:  # places are added up to logical experts; shared ones are left out
+                    by_expert = np.zeros((len(counts), layers, config.experts), np.int64)
+                    for layer, place in np.argwhere(experts < config.experts).tolist():
+                        by_expert[:, layer, experts[layer, place]] += counts[:, layer, place]
+                    counts = by_expert
+                yield dense_cells(steps, range(layers), counts)
 
 
 def _rank_errors(path: Path) -> AbstractContextManager[None]:

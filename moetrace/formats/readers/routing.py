@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,50 +23,27 @@ from moetrace.formats.location import LAYER_IN_NAME, STEP_IN_NAME, layer_in_name
 from moetrace.formats.readers.arrays import arrays_in
 from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
 from moetrace.formats.readers.tensors import is_torch, keys_of
-from moetrace.formats.stream.arrays import Array
+from moetrace.formats.stream import tables, text
+from moetrace.formats.stream.arrays import COUNTS_KEYS, Array, dig, keys_in
 from moetrace.formats.stream.cells import Format, Reading
-from moetrace.formats.stream.choices import (
-    CHOICE_NAMES,
-    Asked,
-    Choices,
-    array_choices,
-    choices_in,
-    choices_reading,
-    may_be_choices,
-    names_choices,
-    side_by_side,
-)
-from moetrace.formats.stream.columns import OF_LAYER, VALUE_NAMES, Rows, kind_of, simple_name
-from moetrace.formats.stream.keys import dig, keys_in
-from moetrace.formats.stream.tables import (
-    EXPERT_NAMES,
-    LAYER_NAMES,
-    MODEL_NAMES,
-    PHASE_NAMES,
-    STEP_NAMES,
-    first_named,
-    pairs_of,
-)
-from moetrace.formats.stream.text import (
-    BLOCK_BYTES,
-    Header,
-    csv_batches,
-    ends_with,
-    head_of,
-    json_batches,
-    json_objects,
-    json_of,
-)
+from moetrace.formats.stream.choices import Choices, choices_reading, side_by_side
+from moetrace.formats.stream.columns import OF_LAYER, VALUE_NAMES, Rows, doubt_of, kind_of, simple_name
 from moetrace.trace import FLOAT64_EXACT
 
-BATCH_NAMES = (*STEP_NAMES, "batchid", "batch", "forwardpassid")
+# What people call choices, the batch and the token that they are of.
+CHOICE_NAMES = (
+    "topkids", "topkindices", "topindices", "indices", "expertids", "selectedexperts", "chosenexperts",
+    "routedexperts", "topkexperts",
+)  # fmt: skip
+BATCH_NAMES = (*tables.STEP_NAMES, "batchid", "batch", "forwardpassid")
 TOKEN_NAMES = ("token", "tok", "tokenid", "tokenidx", "tokenindex", "tokenpos", "tokenposition", "position")
 # Where answers of servers have the experts of their tokens.
 ANSWER_KEY = "routed_experts"
 # Columns of the first, second, ... choice.
 SIDE_BY_SIDE = re.compile(r"(?:topk|top|choice|expert|expertid)_?(\d{1,3})", re.IGNORECASE)
+# Rows, and choices, that are counted at a time.
 BATCH_ROWS = 1 << 17
-MOST_CHOICES = 1 << 20
+MOST_CHOICES, BATCH_CHOICES = 1 << 20, 1 << 18
 
 
 @dataclass(frozen=True)
@@ -94,71 +72,71 @@ class RoutingFormat(Format):
             return bool(_layer_files(path))
         try:
             if is_torch(path):
-                return names_choices(path.name) or names_choices(keys_of(path).decode("ascii", "ignore"))
+                return _names_choices(path.name) or _names_choices(keys_of(path).decode("ascii", "ignore"))
             if path.suffix.lower() in (".npy", ".npz"):
                 arrays = arrays_in(path)
-                array = next(iter(arrays.values()))
-                lone = path.suffix.lower() == ".npy" and (names_choices(path.name) or may_be_choices(array))
-                return lone or choices_in(arrays) is not None
+                lone = path.suffix.lower() == ".npy" and (_names_choices(path.name) or _unsure(arrays["counts"]))
+                return lone or _choices_in(arrays) is not None
             return _is_answers(path) or choice_columns(*_columns_of(path)) is not None
         except Exception:  # noqa: BLE001 - whatever cannot be read is no log of choices
             return False
 
     def read(self, path: Path) -> Reading:
         """Count the choices into the steps that the log names, or into steps of so many tokens."""
-        if path.is_dir():
-            return self._read_folder(path)
-        if path.suffix.lower() in (".npy", ".npz") or is_torch(path) or ends_with(path, ".json"):
-            return self._read_array(path)
-        if ends_with(path, ".jsonl", ".ndjson") and (self.key or _is_answers(path)):
-            asked = Asked(None, self.experts, self.ignore, self.top_k)
-            text = "each line is an answer, and a step; layers are numbered from 0"
-            return choices_reading(partial(_answers, path, self.key, self.top_k), str(path), asked, (text,))
-        table = replace(Table.of(path), only=pairs_of(self.where))
         where = str(path)
-        one_each = table.one_each and table.step_column is None
-        if one_each and self.top_k is None and self.tokens is not None:
-            raise TraceError(where, "has a row for each choice", "give the choices of a token with --top-k K")
+        asked: dict[str, Any] = {"experts": self.experts, "ignore": self.ignore}
+        if path.is_dir():
+            files = [Table.of(file, step, layer) for step, layer, file in _layer_files(path)]
+            if not files:
+                problem = "holds no folders iter_<N> with files layer_<N>.parquet"
+                raise TraceError(where, problem, "give the folder above")
+            assumption = "the step is the number in the name of the folder, the layer that in the name of the file"
+            pieces = lambda: chain.from_iterable(file.choices({}) for file in files)  # noqa: E731
+            return choices_reading(pieces, where, (assumption,), **asked)
+        if path.suffix.lower() in (".npy", ".npz") or is_torch(path) or text.ends_with(path, ".json"):
+            return self._read_array(path, asked)
+        if text.ends_with(path, ".jsonl", ".ndjson") and (self.key or _is_answers(path)):
+            assumption = "each line is an answer, and a step; layers are numbered from 0"
+            answers = partial(_answers, path, self.key, self.top_k)
+            return choices_reading(answers, where, (assumption,), top_k=self.top_k, **asked)
+        table, tokens, top_k = Table.of(path), self.tokens, self.top_k
         assumed = table.assumptions
         if table.step_column is None:
+            if table.one_each and top_k is None and tokens is not None:
+                raise TraceError(where, "has a row for each choice", "give the choices of a token with --top-k K")
             assumed = (*assumed, self._by_tokens(where))
-        elif self.tokens is not None and self.top_k is None:
+            # Where each choice is a row, so many rows are a token.
+            tokens = (tokens or 1) * (top_k or 1) if table.one_each else tokens
+        elif tokens is not None and top_k is None:
             raise SettingError(f"{path.name} names its steps: --tokens checks them, together with --top-k")
-        # Where each choice is a row, so many rows are a token.
-        tokens = (self.tokens or 1) * (self.top_k or 1) if one_each else self.tokens
-        tokens = None if table.step_column else tokens
-        asked = Asked(tokens, self.experts, self.ignore, self.top_k or table.width())
-        return choices_reading(table.choices, where, asked, assumed)
+        else:
+            tokens = None
+        top_k = top_k or (0 if table.one_each else None)
+        rows = partial(table.choices, tables.pairs_of(self.where))
+        return choices_reading(rows, where, assumed, tokens=tokens, top_k=top_k, **asked)
 
     def _by_tokens(self, where: str) -> str:
         if self.tokens is None:
             raise TraceError(where, "names no step", "give the tokens of one step with --tokens N")
         return f"every {self.tokens:,} tokens of a layer are one step"
 
-    def _read_folder(self, folder: Path) -> Reading:
-        tables = [Table.of(file, step, layer) for step, layer, file in _layer_files(folder)]
-        if not tables:
-            problem = "holds no folders iter_<N> with files layer_<N>.parquet"
-            raise TraceError(str(folder), problem, "give the folder above")
-        assumption = "the step is the number in the name of the folder, the layer that in the name of the file"
-        pieces = lambda: chain.from_iterable(table.choices() for table in tables)  # noqa: E731
-        asked = Asked(None, self.experts, self.ignore, tables[0].width())
-        return choices_reading(pieces, str(folder), asked, (assumption,))
-
-    def _read_array(self, path: Path) -> Reading:
+    def _read_array(self, path: Path, asked: Mapping[str, Any]) -> Reading:
         where, arrays = str(path), arrays_in(path, self.key)
         if all(map(OF_LAYER.search, arrays)) or all(map(str.isdecimal, arrays)):
-            arrays = {"routed_experts": _side_by_side(arrays, where)}
-        name = choices_in(arrays) or ("counts" if self.key or len(arrays) == 1 else None)
+            with library_errors(where, "holds choices of layers of unlike shapes", "save as many tokens of each layer"):
+                beside = np.stack([array.whole() for array in arrays.values()], axis=1)  # (tokens, layers, k)
+            arrays = {"routed_experts": Array.held(beside)}
+        named = _choices_in(arrays)
+        name = named or ("counts" if self.key or len(arrays) == 1 else None)
         if name is None:
             problem = f"holds {shown(arrays)}, and none is called like choices"
             raise TraceError(where, problem, keys_in(arrays) or "name it routed_experts or topk_ids")
-        array = arrays[name]
-        shape, (last,) = array.shape, array.shape[-1:] or (0,)
+        array, last = arrays[name], arrays[name].shape[-1] if arrays[name].shape else 0
+        shape = array.shape
         if len(shape) not in (2, 3) or array.dtype.kind not in "iu" or 0 in shape:
             problem = f"is {array.dtype} of shape {shape}"
             raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
-        unsure = not self.key and not names_choices(path.name) and choices_in(arrays) is None and may_be_choices(array)
+        unsure = not self.key and not _names_choices(path.name) and named is None and _unsure(array)
         axes, top_k = "tokens, layers, choices", last
         if len(shape) == 3:
             if self.top_k not in (None, last):
@@ -178,26 +156,43 @@ class RoutingFormat(Format):
             raise TraceError(where, problem + "much for counts", way_out)
         sizes = " x ".join(map(str, shape))
         assumed = (f"axes are {axes}: {sizes}", self._by_tokens(where), "layers are numbered from 0")
-        asked = Asked(self.tokens, self.experts, self.ignore, top_k)
-        return choices_reading(partial(array_choices, array, "layers" in axes), where, asked, assumed)
+        pieces = partial(_array_choices, array, "layers" in axes)
+        return choices_reading(pieces, where, assumed, tokens=self.tokens, top_k=top_k, **asked)
 
 
-def _side_by_side(arrays: Mapping[str, Array], where: str) -> Array:
-    """The choices (tokens, layers, k) of arrays (tokens, k) by layer."""
-    with library_errors(where, "holds choices of layers of unlike shapes", "save as many tokens of each layer"):
-        return Array.held(np.stack([array.whole() for array in arrays.values()], axis=1))
+def _names_choices(name: str) -> bool:
+    return any(known in simple_name(name) for known in CHOICE_NAMES if known != "indices")
+
+
+def _choices_in(arrays: Mapping[str, Array]) -> str | None:
+    """The array of choices among *arrays* by its name, where none is of counts."""
+    return None if set(arrays) & set(COUNTS_KEYS) else next(filter(_names_choices, arrays), None)
+
+
+def _unsure(array: Array) -> bool:
+    """Whether the beginning of an array looks like choices."""
+    return doubt_of(array.head(), by_token=True) == "choices"
+
+
+def _array_choices(array: Array, by_layer: bool) -> Iterator[Choices]:
+    """The choices of an array (tokens, layers, k), or (tokens, layers) if it is *by_layer*, else (tokens, k)."""
+    layers, k = (array.shape[1], math.prod(array.shape[2:])) if by_layer else (1, array.shape[1])
+    for part in array.rows(max(1, BATCH_CHOICES // (layers * k))):
+        if part.dtype == np.uint64:
+            part = np.minimum(part, np.iinfo(np.int64).max)
+        yield Choices(None, np.tile(np.arange(layers), len(part)), part.astype(np.int64).reshape(-1, k))
 
 
 def _is_answers(path: Path) -> bool:
     """Whether the lines of a file are answers of a server with the experts of their tokens."""
-    line = head_of(path).partition("\n")[0] if ends_with(path, ".jsonl", ".ndjson") else ""
-    first = json_of(line) if f'"{ANSWER_KEY}"' in line else None
+    line = text.head_of(path).partition("\n")[0] if text.ends_with(path, ".jsonl", ".ndjson") else ""
+    first = text.json_of(line) if f'"{ANSWER_KEY}"' in line else None
     return isinstance(first, dict) and ANSWER_KEY not in first
 
 
 def _answers(path: Path, key: str | None, top_k: int | None) -> Iterator[Choices]:
     """The choices of the tokens of answers, one a line: nested lists, or base64 of a .npy, or of int32 for so many."""
-    for line, row in enumerate(json_objects(path), 1):
+    for line, row in enumerate(text.json_objects(path), 1):
         where = f"{path}, line {line}"
         found = dig(row, key, where) if key else _answer_in(row)
         for value in found if isinstance(found, list) and found and isinstance(found[0], str) else [found]:
@@ -205,8 +200,9 @@ def _answers(path: Path, key: str | None, top_k: int | None) -> Iterator[Choices
                 data = base64.b64decode(value) if isinstance(value, str) else b""
                 array = np.load(io.BytesIO(data)) if data.startswith(b"\x93NUMPY") else np.asarray(value)
                 if data and array.dtype.kind not in "iu":
-                    flat = np.frombuffer(data, "<i4")
-                    tokens = _tokens_of(row)
+                    flat, usage = np.frombuffer(data, "<i4"), row.get("meta_info") or row.get("usage") or {}
+                    # All tokens but the last, which no pass was made for.
+                    tokens = int(usage.get("prompt_tokens", 0)) + int(usage.get("completion_tokens", 1)) - 1
                     if top_k is None or not tokens or len(flat) % (tokens * top_k):
                         way_out = "give the experts that each token is sent to with --top-k K"
                         raise TraceError(where, f"holds {len(flat)} numbers for {tokens} tokens", way_out)
@@ -228,12 +224,6 @@ def _answer_in(value: Any) -> Any:
     return found[0] if len(found) == 1 else found or None
 
 
-def _tokens_of(row: Mapping[str, Any]) -> int:
-    """The tokens of an answer whose experts were recorded: all but the last, which no pass was made for."""
-    usage = row.get("meta_info") or row.get("usage") or {}
-    return int(usage.get("prompt_tokens", 0)) + int(usage.get("completion_tokens", 1)) - 1
-
-
 def _layer_files(folder: Path) -> list[tuple[int, int, Path]]:
     """Step, layer and path of the files in the folders of *folder*, or of ``actives`` in it, named after a step."""
     inside = folder / "actives" if (folder / "actives").is_dir() else folder
@@ -247,12 +237,12 @@ def _columns_of(path: Path) -> tuple[list[str], list[str]]:
     """The columns of a Parquet file, of a header, or the keys of the first JSON line; and those that hold lists."""
     import pyarrow.parquet as pq
 
-    if ends_with(path, ".parquet", ".pq"):
+    if text.ends_with(path, ".parquet", ".pq"):
         schema = pq.read_schema(path)
         return list(schema.names), [name for name, kind in zip(schema.names, schema.types) if kind_of(kind) == "list"]
-    if ends_with(path, ".csv", ".tsv"):
-        return Header(path).names, []
-    first = json.loads(head_of(path).partition("\n")[0]) if ends_with(path, ".jsonl", ".ndjson") else {}
+    if text.ends_with(path, ".csv", ".tsv"):
+        return text.header_of(path)[0], []
+    first = json.loads(text.head_of(path).partition("\n")[0]) if text.ends_with(path, ".jsonl", ".ndjson") else {}
     return list(first), [key for key, value in first.items() if isinstance(value, list)]
 
 
@@ -262,13 +252,13 @@ def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool
     *lists* are columns that hold lists, which choices are where each row is a token.
     """
     named = {simple_name(name): name for name in reversed(names)}
-    token, layer = first_named(named, TOKEN_NAMES), first_named(named, LAYER_NAMES)
-    found = {"step_column": first_named(named, BATCH_NAMES), "layer_column": layer}
+    token, layer = tables.first_named(named, TOKEN_NAMES), tables.first_named(named, tables.LAYER_NAMES)
+    found = {"step_column": tables.first_named(named, BATCH_NAMES), "layer_column": layer}
     counts = [named[name] for name in VALUE_NAMES if name in named and named[name] != token]
     if counts and not (token and set(map(simple_name, counts)) <= {"prob", "share", "fraction"}):
         return None
     chosen = [name for name in lists if simple_name(name).startswith("expert")] or lists
-    if listed := first_named(named, CHOICE_NAMES) or next(iter(chosen if token or forced else ()), None):
+    if listed := tables.first_named(named, CHOICE_NAMES) or next(iter(chosen if token or forced else ()), None):
         return {**found, "columns": (listed,)}
     beside = [name for name in names if SIDE_BY_SIDE.fullmatch(name)]
     if beside and (token or forced or simple_name(beside[0]).startswith(("top", "choice"))):
@@ -276,7 +266,7 @@ def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool
     by_layer = [name for name in names if LAYER_IN_NAME.fullmatch(name)]
     if by_layer and token and layer is None:
         return {**found, "columns": tuple(by_layer), "by_layer": True}
-    expert = first_named(named, EXPERT_NAMES)
+    expert = tables.first_named(named, tables.EXPERT_NAMES)
     if expert and (forced or token or (found["step_column"] is None and layer)):
         return {**found, "columns": (expert,), "one_each": True}
     return None
@@ -286,20 +276,20 @@ def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool
 class Table:
     """A file of choices: its *columns* of them, and *step* and *layer* where the file's place names them.
 
-    *one_each* is where each row is one choice of a token, *by_layer* where each column of them is a layer.
+    *one_each* is where each row is one choice of a token, *by_layer* where each column of them is a layer; *apart* are
+    columns whose values are not of one trace.
     """
 
     path: Path
     step: int | None
     layer: int | None
     assumptions: tuple[str, ...]
+    apart: tuple[str, ...]
     columns: tuple[str, ...]
-    step_column: str | None = None
-    layer_column: str | None = None
+    step_column: str | None
+    layer_column: str | None
     one_each: bool = False
     by_layer: bool = False
-    apart: tuple[str, ...] = ()
-    only: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, path: Path, step: int | None = None, layer: int | None = None) -> Table:
@@ -321,56 +311,49 @@ class Table:
             texts.append(f"columns {columns} are the choices of a token")
         if not found["layer_column"] and not found.get("by_layer"):
             texts.append("no layer column: one layer")
-        apart = tuple(name for name in names if simple_name(name) in (*PHASE_NAMES, *MODEL_NAMES))
-        return cls(path, step, layer, tuple(texts), apart=apart, **found)
+        apart = tuple(name for name in names if simple_name(name) in (*tables.PHASE_NAMES, *tables.MODEL_NAMES))
+        return cls(path, step, layer, tuple(texts), apart, **found)
 
-    def _batches(self) -> Iterator[Any]:
-        """The Arrow batches of the file; raises `TraceError` where it is damaged."""
-        import pyarrow.parquet as pq
-
-        chosen = [name for name in (self.step_column, self.layer_column, *self.columns) if name]
-        names = list(dict.fromkeys([*chosen, *self.apart, *self.only]))
-        with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
-            if ends_with(self.path, ".parquet", ".pq"):
-                reading = {"pre_buffer": False, "buffer_size": COLUMN_BYTES, "page_checksum_verification": True}
-                with pq.ParquetFile(self.path, **reading) as file:
-                    rows = max(1, MOST_CHOICES // longest_list(file.metadata, str(self.path)))
-                    yield from file.iter_batches(min(BATCH_ROWS, rows), columns=names)
-                return
-            is_csv = ends_with(self.path, ".csv", ".tsv")
-            with csv_batches(self.path) if is_csv else json_batches(self.path, block=4 * BLOCK_BYTES) as batches:
-                for batch in batches:
-                    yield batch.select(names)
-
-    def choices(self) -> Iterator[Choices]:
-        """The choices of the tokens, row by row."""
+    def choices(self, only: Mapping[str, str]) -> Iterator[Choices]:
+        """The choices of the tokens, row by row, of rows with these values alone, by column."""
         of_file = self.layer if self.layer is not None else (layer_in_name(self.path) or 0)
         row = 0
-        seen: dict[str, set[str]] = {name: set() for name in self.apart if name not in self.only}
-        for batch in self._batches():
-            rows = Rows(batch, row, str(self.path)).of(self.only)
+        seen: dict[str, set[str]] = {name: set() for name in self.apart if name not in only}
+        for batch in self._batches([*self.apart, *only]):
+            rows = Rows(batch, row, str(self.path)).of(only)
+            row += batch.num_rows
             for name, values in seen.items():
                 rows.check_one(name, values)
-            of_token, chosen, inside = self._chosen(rows)
-            layer = np.full(len(of_token), of_file) if inside is None else inside
+            of_token, chosen, layer = self._chosen(rows)
             if self.layer_column is not None and self.layer is None:
                 layer = rows.layers(self.layer_column)[of_token]
+            elif layer is None:
+                layer = np.full(len(of_token), of_file)
             step = None if self.step is None else np.full(len(of_token), self.step)
             if self.step_column is not None and self.step is None:
                 step = rows.numbers(self.step_column)[of_token]
-            row += batch.num_rows
             if self.by_layer:
                 layer = np.tile([layer_in_name(Path(name)) or 0 for name in self.columns], len(chosen))
                 step = None if step is None else step.repeat(chosen.shape[1])
                 chosen = chosen.reshape(-1, 1)
             yield Choices(step, layer, chosen)
 
-    def width(self) -> int | None:
-        """Experts chosen by each token, as the first row has it."""
-        if self.by_layer or self.one_each:
-            return 1 if self.by_layer else None
-        first = next((batch for batch in self._batches() if batch.num_rows), None)
-        return None if first is None else int(self._chosen(Rows(first.slice(0, 1), 0, str(self.path)))[1].shape[1])
+    def _batches(self, more: Sequence[str]) -> Iterator[Any]:
+        """The Arrow batches of the file, with *more* columns; raises `TraceError` where it is damaged."""
+        import pyarrow.parquet as pq
+
+        names = [*dict.fromkeys(name for name in (self.step_column, self.layer_column, *self.columns, *more) if name)]
+        with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
+            if text.ends_with(self.path, ".parquet", ".pq"):
+                reading = {"pre_buffer": False, "buffer_size": COLUMN_BYTES, "page_checksum_verification": True}
+                with pq.ParquetFile(self.path, **reading) as file:
+                    rows = max(1, MOST_CHOICES // longest_list(file.metadata, str(self.path)))
+                    yield from file.iter_batches(min(BATCH_ROWS, rows), columns=names)
+                return
+            is_csv = text.ends_with(self.path, ".csv", ".tsv")
+            json_lines = partial(text.json_batches, block=4 * text.BLOCK_BYTES)
+            with (text.csv_batches if is_csv else json_lines)(self.path) as batches:
+                yield from (batch.select(names) for batch in batches)
 
     def _chosen(self, rows: Rows) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64] | None]:
         """The row of each token and its choices (tokens, k); and its layer, where cells are lists of three levels."""

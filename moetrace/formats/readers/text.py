@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -15,29 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
+from moetrace.formats.errors import library_errors
 from moetrace.formats.location import step_in_name
 from moetrace.formats.readers.routing import choice_columns
 from moetrace.formats.stream import text
-from moetrace.formats.stream.arrays import COUNTS_KEYS, PART, Array, array_reading
+from moetrace.formats.stream.arrays import COUNTS_KEYS, PART, Array, array_reading, dig, keys_in
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import BARE, COUNT_NAMES, OF_LAYER, Values, doubt_of, simple_name
-from moetrace.formats.stream.keys import dig, keys_in
 from moetrace.formats.stream.layouts import table_reading
-from moetrace.formats.stream.tables import (
-    EXPERT_NAMES,
-    LAYER_NAMES,
-    STEP_NAMES,
-    TableFormat,
-    few_columns,
-)
+from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, TableFormat, few_columns
 from moetrace.trace import FLOAT64_EXACT
 
 # Keys of lists of windows, each a mapping with its counts.
 WINDOWS = ("load_history", "history", "windows")
 NEEDS = (
-    "one of load_history, logical_count or counts, columns and data of a table, a list of objects with step, layer and "
-    "counts, or layers whose values are experts; any other goes with moetrace.from_frame (docs/recipes.md)"
+    "it needs one of load_history, logical_count or counts, columns and data of a table, a list of objects with step, "
+    "layer and counts, or layers whose values are experts; any other goes with moetrace.from_frame (docs/recipes.md)"
 )
 LINES_NEED = "each line needs a step, and experts, or layers of experts, by key"
 AXES = ("step", "layer", "expert")
@@ -64,21 +56,14 @@ class CsvFormat(TableFormat):
 
     def read(self, path: Path) -> Reading:
         """Match the header to a layout and stream the rows."""
-        where, header = str(path), text.Header(path)
-        with library_errors(where, "cannot be read", WRITE_AGAIN), closing(text.opened(path)) as stream:
-            lines: list[bytes] = stream.read(text.BLOCK_BYTES).split(b"\n")
-            first = next((line for line in lines if not line.startswith(b"#")), b"")
-        few_columns(first.count(header.delimiter.encode()) + 1, where)  # the header may be longer than its head
-        if header.delimiter not in header.line:
+        where, (names, delimiter) = str(path), text.header_of(path)
+        few_columns(len(names), where)
+        if len(names) < 2:
             way_out = "begin it with the names of its columns, in UTF-8"
             raise TraceError(where, "has no header with columns", way_out)
-        assumed = () if header.delimiter == "," else (f"columns are separated by {header.delimiter!r}",)
-        if header.comments:
-            assumed = (*assumed, f"{header.comments} lines before the header that begin with # are comments")
-        naming = self.naming(path)
-        return table_reading(
-            where, partial(text.csv_batches, path), self.values(), naming, assumed, text.cut_findings(path)
-        )
+        reading = table_reading(where, partial(text.csv_batches, path), self.values(), self.naming(path))
+        assumed = () if delimiter == "," else (f"columns are separated by {delimiter!r}",)
+        return replace(reading, assumptions=(*assumed, *reading.assumptions), findings=text.cut_findings(path))
 
 
 @dataclass(frozen=True)
@@ -104,50 +89,50 @@ class JsonLinesFormat(TableFormat):
     def read(self, path: Path) -> Reading:
         """Match the keys to a layout and stream the lines."""
         text.refuse_empty(path)
-        findings = text.cut_findings(path)
-        if self.key is not None:
-            return replace(_keyed_lines(path, self.values(), self.key), findings=findings)
         try:
-            naming = self.naming(path)
-            return table_reading(str(path), partial(text.json_batches, path), self.values(), naming, findings=findings)
+            if self.key is not None:
+                reading = self._keyed_lines(path)
+            else:
+                reading = table_reading(str(path), partial(text.json_batches, path), self.values(), self.naming(path))
         except TraceError:
             first = text.json_of(text.head_of(path).partition("\n")[0])
-            if self.column or self.pattern or not isinstance(first, dict):
+            if self.key or self.column or self.pattern or not isinstance(first, dict):
                 raise
             # A mapping, or lists of several layers, is in no column.
             lists = [key for key, part in first.items() if isinstance(part, list)]
             of_layers = len(lists) > 1 and all(map(OF_LAYER.search, lists))
             if not of_layers and not any(isinstance(part, dict) for part in first.values()):
                 raise
-        return replace(_keyed_lines(path, self.values(), None), findings=findings)
+            reading = self._keyed_lines(path)
+        return replace(reading, findings=text.cut_findings(path))
 
+    def _keyed_lines(self, path: Path) -> Reading:
+        """Objects with a step whose counts have experts, or layers of experts, as keys or in lists, or are at a key."""
+        where, key = str(path), self.key
+        first = next(text.json_objects(path), {})
+        step = next((name for name in first if simple_name(name) in STEP_NAMES), None)
+        layer = next((name for name in first if simple_name(name) in LAYER_NAMES), None)
+        inside = [name for name, part in first.items() if isinstance(part, dict | list) and name not in (step, layer)]
+        counts = [name for name in inside if simple_name(name) in (*COUNT_NAMES, "layers", "experts")]
+        of_layers = all(map(OF_LAYER.search, inside))
+        keys = keys_in(first)
+        if step is None or step in inside or not (key or counts or len(inside) == 1 or of_layers):
+            raise TraceError(where, f"has lines with {shown(list(first))}", f"{LINES_NEED}; {keys}".rstrip("; "))
+        # One part holds all counts, or several are a layer each.
+        parts = () if key else tuple(counts[:1] or inside)
+        outer = (step,) if layer is None else (step, layer)
+        alone = len(parts) == 1 and not OF_LAYER.search(parts[0])
 
-def _keyed_lines(path: Path, values: Values, key: str | None) -> Reading:
-    """Objects with a step whose counts have experts, or layers and experts, as keys or in lists, or are at *key*."""
-    where = str(path)
-    first = next(text.json_objects(path), {})
-    step = next((key for key in first if simple_name(key) in STEP_NAMES), None)
-    layer = next((key for key in first if simple_name(key) in LAYER_NAMES), None)
-    inside = [key for key, part in first.items() if isinstance(part, dict | list) and key not in (step, layer)]
-    counts = [key for key in inside if simple_name(key) in (*COUNT_NAMES, "layers", "experts")]
-    of_layers = all(map(OF_LAYER.search, inside))
-    if step is None or step in inside or not (key or counts or len(inside) == 1 or of_layers):
-        raise TraceError(where, f"has lines with {shown(list(first))}", f"{LINES_NEED}; {keys_in(first)}".rstrip("; "))
-    needs = LINES_NEED if key else keys_in(first) or LINES_NEED
-    # One part holds all counts, or several are a layer each.
-    parts = () if key else tuple(counts[:1] or inside)
-    outer = (step,) if layer is None else (step, layer)
-    alone = len(parts) == 1 and not OF_LAYER.search(parts[0])
+        def rows() -> Iterator[tuple[Keys, Any]]:
+            for row in text.json_objects(path):
+                absent = [name for name in (*outer, *parts) if name not in row]
+                if absent:
+                    raise TraceError(where, f"has a line without {absent[0]}", "write the same keys in every line")
+                held = row[parts[0]] if alone else dig(row, key, where) if key else {part: row[part] for part in parts}
+                yield tuple(row[name] for name in outer), held
 
-    def rows() -> Iterator[tuple[Keys, Any]]:
-        for row in text.json_objects(path):
-            absent = [name for name in (*outer, *parts) if name not in row]
-            if absent:
-                raise TraceError(where, f"has a line without {absent[0]}", "write the same keys in every line")
-            held = row[parts[0]] if alone else dig(row, key, where) if key else {part: row[part] for part in parts}
-            yield tuple(row[name] for name in outer), held
-
-    return _keyed(rows, path, values, needs, f"the counts are in {key or shown(parts)}")
+        needs = LINES_NEED if key else keys or LINES_NEED
+        return _keyed(rows, path, self.values(), needs, f"the counts are in {key or shown(parts)}")
 
 
 @dataclass(frozen=True)
@@ -168,76 +153,72 @@ class JsonFormat(TableFormat):
 
     def read(self, path: Path) -> Reading:
         """Find the counts by the keys of the document."""
-        document = dig(text.document(path), self.key, str(path))
-        rows = _rows_of(document, path)
+        where = str(path)
+        document = dig(text.document(path), self.key, where)
+        rows = _rows_of(document, where)
+        for name in ("column", "pattern") if rows is None else ("axes",):
+            self._refuse(path, name)
         if rows is not None:
-            self._no_use(path, axes=self.axes)
             if rows and choice_columns(list(rows[0])):
-                raise TraceError(str(path), "holds choices of tokens", "write them as JSON lines, one object a line")
+                raise TraceError(where, "holds choices of tokens", "write them as JSON lines, one object a line")
             import pyarrow as pa
 
-            with library_errors(str(path), "holds no table", "give the same columns in every row"):
+            with library_errors(where, "holds no table", "give the same columns in every row"):
                 every = dict.fromkeys(name for row in rows for name in row)  # not each row need have them all
                 table = pa.table({name: [row.get(name) for row in rows] for name in every})
-            return table_reading(str(path), table.to_reader, self.values(), self.naming(path))
-        self._no_use(path, column=self.column, pattern=self.pattern)
+            return table_reading(where, table.to_reader, self.values(), self.naming(path))
         if isinstance(document, list) and document:
-            layers = (self.key or "").startswith("layers.") and np.ndim(_numbers_in(document, path)) == 2
-            return self._array(document, path, "layers,experts" if layers else None)
+            layers = (self.key or "").startswith("layers.") and np.ndim(_numbers_in(document, where)) == 2
+            return self._array({"counts": document}, path, "layers,experts" if layers else None)
         if not isinstance(document, dict):
-            raise TraceError(str(path), f"is a {type(document).__name__}", f"it needs {NEEDS}")
+            raise TraceError(where, f"is a {type(document).__name__}", NEEDS)
         names = {simple_name(str(key)) for key in document}
         if {"schema", "data"} <= names or (names & set(STEP_NAMES) and names & {*LAYER_NAMES, *EXPERT_NAMES}):
             way_out = f'give it to moetrace.from_frame(pandas.read_json("{path.name}")), as in docs/recipes.md'
-            raise TraceError(str(path), "is a table by columns, as pandas writes it", way_out)
+            raise TraceError(where, "is a table by columns, as pandas writes it", way_out)
         history = next((document[key] for key in WINDOWS if isinstance(document.get(key), list)), None)
         if history is not None:
-            return self._array([_load_of(window, path) for window in history], path, "steps,layers,experts")
+            windows = []
+            for window in history:
+                key = next((key for key in COUNTS_KEYS if key in window), None) if isinstance(window, dict) else ""
+                if key is None:
+                    problem = f"has windows with {shown(list(window))}"
+                    way_out = "each needs logical_expert_load or expert_load"
+                    raise TraceError(f"{where}, load_history", problem, way_out)
+                windows.append(window[key] if key else window)
+            return self._array({"counts": windows}, path, "steps,layers,experts")
         key = next((key for key in COUNTS_KEYS if key in document), None)
         if key is not None and not isinstance(document[key], dict):
-            one_window = key == "logical_count" and np.ndim(_numbers_in(document[key], path)) == 2
-            extra = {name: document[name] for name in ("steps", "step", "layers", *PART) if name in document}
-            return self._array(document[key], path, "layers,experts" if one_window else None, key, extra)
-        self._no_use(path, axes=self.axes)
+            one_window = key == "logical_count" and np.ndim(_numbers_in(document[key], where)) == 2
+            beside = {name: document[name] for name in (key, "steps", "step", "layers", *PART) if name in document}
+            return self._array(beside, path, "layers,experts" if one_window else None)
+        self._refuse(path, "axes")
         inside = document if key is None else document[key]
-        return _keyed(lambda: iter([((), inside)]), path, self.values(), keys_in(document) or f"it needs {NEEDS}")
+        return _keyed(lambda: iter([((), inside)]), path, self.values(), keys_in(document) or NEEDS)
 
-    def _no_use(self, path: Path, **settings: object) -> None:
+    def _refuse(self, path: Path, setting: str) -> None:
         """Raise `SettingError` for a setting that this kind of document has no use for."""
-        for name, value in settings.items():
-            if value is not None:
-                raise SettingError(f"{path.name} is a document that has no use for --{name}")
+        if getattr(self, setting) is not None:
+            raise SettingError(f"{path.name} is a document that has no use for --{setting}")
 
-    def _array(
-        self, value: Any, path: Path, axes: str | None, key: str = "counts", extra: Mapping[str, Any] | None = None
-    ) -> Reading:
-        """The reading of nested lists *value*, with the numbers of steps and layers in *extra*."""
-        arrays = {name: Array.held(_numbers_in(part, path)) for name, part in ((key, value), *(extra or {}).items())}
+    def _array(self, lists: Mapping[str, Any], path: Path, axes: str | None) -> Reading:
+        """The reading of nested lists, the counts first, with the numbers of steps and layers beside them."""
+        arrays = {name: Array.held(_numbers_in(part, str(path))) for name, part in lists.items()}
+        key = next(iter(lists))
         assumption = () if key == "counts" else (f"{key} holds the counts",)
         return array_reading(arrays, path, self.axes or axes, self.values(), assumption)
 
 
-def _load_of(window: Any, path: Path) -> Any:
-    """The counts of one window of a history."""
-    if not isinstance(window, dict):
-        return window
-    key = next((key for key in COUNTS_KEYS if key in window), None)
-    if key is None:
-        problem = f"has windows with {shown(list(window))}"
-        raise TraceError(f"{path}, load_history", problem, "each needs logical_expert_load or expert_load")
-    return window[key]
-
-
-def _numbers_in(value: Any, path: Path) -> NDArray[Any]:
+def _numbers_in(value: Any, where: str) -> NDArray[Any]:
     """Nested lists as an array; raises `TraceError` for what is ragged or no number."""
-    with library_errors(str(path), "holds counts that are no array of numbers", "give lists of one length"):
+    with library_errors(where, "holds counts that are no array of numbers", "give lists of one length"):
         array = np.asarray(value)
     if array.dtype.kind not in "iuf":
-        raise TraceError(str(path), "holds counts that are no numbers", "counts are whole numbers of tokens")
+        raise TraceError(where, "holds counts that are no numbers", "counts are whole numbers of tokens")
     return array
 
 
-def _rows_of(document: Any, path: Path) -> list[dict[str, Any]] | None:
+def _rows_of(document: Any, where: str) -> list[dict[str, Any]] | None:
     """The rows of a table: a list of objects, or columns and data as Weights & Biases writes them; None for others."""
     if isinstance(document, list):
         return document if document and all(isinstance(row, dict) for row in document) else None
@@ -245,9 +226,9 @@ def _rows_of(document: Any, path: Path) -> list[dict[str, Any]] | None:
     if not isinstance(columns, list) or not isinstance(data, list):
         return None
     names = [str(name) for name in columns]
-    bad = next((i for i, row in enumerate(data) if not isinstance(row, list) or len(row) != len(names)), None)
-    if bad is not None:
-        raise TraceError(f"{path}, row {bad}", f"has not {len(names)} values", "give one for each of `columns`")
+    for i, row in enumerate(data):
+        if not isinstance(row, list) or len(row) != len(names):
+            raise TraceError(f"{where}, row {i}", f"has not {len(names)} values", "give one for each of `columns`")
     return [dict(zip(names, row)) for row in data]
 
 
@@ -260,15 +241,20 @@ def _keyed(
     what they number (``layer_3``, ``expert_7``) are taken at their word; others come in that order. Raises
     `TraceError`, saying what is needed, where they number nothing.
     """
-    where = str(path)
+    where, in_name = str(path), step_in_name(path)
     outer, part = next(rows())
     keys = (*outer, *next(_walk(part, (), where, needs), ((), 0))[0])
     if not 2 <= len(keys) <= len(AXES):
         names = shown(list(part)) if isinstance(part, dict) else "nothing"
         raise TraceError(where, f"holds {names}, and none is the counts", needs)
-    inner = keys[1:] if outer else keys
-    axes = [*(["step"] if outer else []), *(["expert"] if len(inner) == 1 else _axes(inner, where, needs))]
-    in_name = step_in_name(path)
+    inner, wanted = keys[bool(outer) :], list(AXES[-len(keys[bool(outer) :]) :])
+    named = [next((axis for axis, word in WORDS.items() if word.search(str(key))), None) for key in inner]
+    named = ["expert"] if len(inner) == 1 else named
+    left = [axis for axis in wanted if axis not in named]
+    axes = [*(["step"] if outer else []), *(axis or (left.pop(0) if left else "") for axis in named)]
+    if sorted(axes[bool(outer) :]) != sorted(wanted):
+        problem = f"has keys such as {' > '.join(map(str, inner))[:80]}, which are not layers of experts"
+        raise TraceError(where, problem, needs)
 
     def cells() -> Iterator[Cells]:
         coming = rows()
@@ -283,16 +269,17 @@ def _keyed(
             layer = at.get("layer", np.zeros(len(raw), np.int64))
             yield Cells(step, layer, at["expert"], values.counts(raw, "counts", 0, where))
 
-    assumption = assumption or f"keys are {', '.join(axes)}" + ("" if "step" in axes else ": one step")
     sample = part
     while isinstance(sample, dict) and sample:
         sample = next(iter(sample.values()))
-    try:
-        doubt = doubt_of(np.array(sample)) if isinstance(sample, list) else ""
-    except ValueError:  # of unlike lengths
-        doubt = ""
-    reading = Reading(cells, assumptions=(assumption,), where=where, collector=values.collector)
-    return replace(reading, steps_are_implicit="step" not in axes and in_name is None, doubt=doubt)
+    return Reading(
+        cells,
+        assumptions=(assumption or f"keys are {', '.join(axes)}" + ("" if "step" in axes else ": one step"),),
+        where=where,
+        collector=values.collector,
+        steps_are_implicit="step" not in axes and in_name is None,
+        doubt=doubt_of(sample) if isinstance(sample, list) else "",
+    )
 
 
 def _walk(value: Any, at: Keys, where: str, needs: str) -> Iterator[tuple[Keys, float]]:
@@ -306,17 +293,6 @@ def _walk(value: Any, at: Keys, where: str, needs: str) -> Iterator[tuple[Keys, 
         raise TraceError(where, "is nested more than three deep", needs)
     for key, part in enumerate(value) if isinstance(value, list) else value.items():
         yield from _walk(part, (*at, key), where, needs)
-
-
-def _axes(keys: Sequence[Any], where: str, needs: str) -> list[str]:
-    """What each level numbers: by its word, or else what is left, in the order of steps, layers, experts."""
-    named = [next((axis for axis, word in WORDS.items() if word.search(str(key))), None) for key in keys]
-    left = [axis for axis in AXES[-len(keys) :] if axis not in named]
-    axes = [axis or (left.pop(0) if left else "") for axis in named]
-    if sorted(axes) != sorted(AXES[-len(keys) :]):
-        problem = f"has keys such as {' > '.join(map(str, keys))[:80]}, which are not layers of experts"
-        raise TraceError(where, problem, needs)
-    return axes
 
 
 def _number(key: Any, where: str, needs: str) -> int:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,10 +14,8 @@ from numpy.typing import NDArray
 from moetrace.doctor.catalogue import finding
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import require
-from moetrace.formats.stream.arrays import COUNTS_KEYS, Array
 from moetrace.formats.stream.blocks import BLOCK_CELLS
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells, starts_of
-from moetrace.formats.stream.columns import doubt_of, simple_name
 from moetrace.trace import Finding
 
 # Different numbers that a log may choose; beyond that they are not experts.
@@ -29,14 +26,6 @@ FEW = 1 << 16
 # number that is beyond twice as many experts.
 MAXIMA = (2**8 - 1, 2**15 - 1, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1)
 NEAR, FAR = 8, 64
-
-# What people call choices.
-CHOICE_NAMES = (
-    "topkids", "topkindices", "topindices", "indices", "expertids", "selectedexperts", "chosenexperts",
-    "routedexperts", "topkexperts",
-)  # fmt: skip
-# Choices of an array counted at a time.
-BATCH_CHOICES = 1 << 18
 
 
 class Choices(NamedTuple):
@@ -60,37 +49,12 @@ Pieces = Callable[[], Iterator[Choices]]
 
 def side_by_side(flat: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """The choices (rows, k) of lists of *sizes* (rows,) one after the other in *flat*; -1 where one is shorter."""
-    sizes = sizes.astype(np.int64)
     width = int(sizes.max(initial=1))
     if (sizes == width).all():
         return flat.astype(np.int64).reshape(-1, width)
     rows = np.full((len(sizes), width), -1, np.int64)
     rows[np.arange(width) < sizes[:, None]] = flat
     return rows
-
-
-def names_choices(text: str) -> bool:
-    """Whether a name is one of choices."""
-    return any(name in simple_name(text) for name in CHOICE_NAMES if name != "indices")
-
-
-def choices_in(arrays: Mapping[str, Array]) -> str | None:
-    """The array of choices among *arrays* by its name, where none is of counts."""
-    return None if set(arrays) & set(COUNTS_KEYS) else next(filter(names_choices, arrays), None)
-
-
-def may_be_choices(array: Array) -> bool:
-    """Whether the beginning of an array looks like choices."""
-    return doubt_of(array.head(), by_token=True) == "choices"
-
-
-def array_choices(array: Array, by_layer: bool) -> Iterator[Choices]:
-    """The choices of an array (tokens, layers, k), or (tokens, layers) if it is *by_layer*, else (tokens, k)."""
-    layers, k = (array.shape[1], math.prod(array.shape[2:])) if by_layer else (1, array.shape[1])
-    for part in array.rows(max(1, BATCH_CHOICES // (layers * k))):
-        if part.dtype == np.uint64:
-            part = np.minimum(part, np.iinfo(np.int64).max)
-        yield Choices(None, np.tile(np.arange(layers), len(part)), part.astype(np.int64).reshape(-1, k))
 
 
 @dataclass
@@ -176,36 +140,28 @@ class Census:
         return tuple(found)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the user says of a log of choices: *tokens* of a layer that are a step, where the log names none.
-
-    *experts* is how many a layer has, *ignore* a number that is not a routed expert, *top_k* how many a token chooses.
-    """
-
-    tokens: int | None
-    experts: int | None
-    ignore: int | None
-    top_k: int | None
-
-
 def choices_reading(
     pieces: Pieces,
     where: str,
-    asked: Asked,
     assumptions: tuple[str, ...] = (),
+    *,
+    tokens: int | None = None,
+    experts: int | None = None,
+    ignore: int | None = None,
+    top_k: int | None = None,
     census: Census | None = None,
     at_least: int = 0,
 ) -> Reading:
-    """The reading of a routing log; *at_least* is how many experts others have that it is merged with.
+    """The reading of a routing log, of which *tokens* of a layer are a step where it names none.
 
-    Raises `TraceError` when an expert was chosen beyond those there should be, or far beyond all others, and
-    `SettingError` where the number to ignore was never chosen.
+    *experts* is how many a layer has, or else *at_least* so many as others have that it is merged with; *ignore* is a
+    number that is no routed expert, *top_k* how many a token chooses, 0 where that is not known. Raises `TraceError`
+    when an expert was chosen beyond those there should be, or far beyond all others, and `SettingError` where the
+    number to ignore was never chosen.
     """
-    experts, ignore = asked.experts, asked.ignore
-    found = census or Census.of(pieces(), where)
+    found, chosen = census or Census.of(pieces(), where), pieces
     layers, real = sorted(found.by_layer), sorted(found.counts)
-    chosen = pieces
+    top_k = max(layer.width for layer in found.by_layer.values()) if top_k is None else top_k
     if ignore is not None:
         if ignore not in found.counts:
             raise SettingError(f"{where} holds no {ignore}, and has no use for --ignore")
@@ -218,8 +174,8 @@ def choices_reading(
                 padded = padded if everywhere else padded.all(axis=1, keepdims=True)
                 yield piece._replace(expert=np.where(padded, -1, piece.expert))
 
-        alone = f"tokens that choose {ignore} alone are left out,"
-        left_out = f"{ignore} is left out, {found.counts[ignore]:,} times," if everywhere else alone
+        left_out = f"{ignore} is left out, {found.counts[ignore]:,} times,"
+        left_out = left_out if everywhere else f"tokens that choose {ignore} alone are left out,"
         assumptions = (*assumptions, f"{left_out} by --ignore")
         # A layer that holds nothing but padding does not count.
         layers = [layer for layer in layers if not found.by_layer[layer].experts <= {ignore}]
@@ -233,22 +189,21 @@ def choices_reading(
         problem = f"expert {highest} is far beyond all others, which end with {before}: an expert, or padding"
         way_out = f"leave it out with --ignore {highest}, or give the number of experts with --experts N"
         raise TraceError(where, problem, way_out)
-    n = experts or max(at_least, real[-1] + 1)
+    n = experts or max(at_least, highest + 1)
     if experts is None:
         assumptions = (*assumptions, f"{n} experts: the highest that was chosen is {highest}")
     require(len(layers) * n * 64, where, f"a step of {len(layers):,} layers of {n:,} experts", "check its numbers")
 
-    def inside() -> Iterator[Choices]:
-        for piece in chosen():
-            rows = (piece.expert >= 0).any(axis=1) & np.isin(piece.layer, layers)
-            yield piece if rows.all() else piece.part(rows)
+    def cells() -> Iterator[Cells]:
+        kept = (piece.part((piece.expert >= 0).any(axis=1) & np.isin(piece.layer, layers)) for piece in chosen())
+        return counted(with_steps(kept, tokens or 1), np.array(layers, np.int64), n)
 
     return Reading(
-        lambda: counted(with_steps(inside(), asked.tokens or 1), np.array(layers, np.int64), n),
+        cells,
         where=where,
         assumptions=assumptions,
-        known={} if asked.top_k is None else {"top_k": asked.top_k},
-        steps_are_implicit=asked.tokens is not None,
+        known={"top_k": top_k} if top_k else {},
+        steps_are_implicit=tokens is not None,
         layer_findings=found.findings,
     )
 

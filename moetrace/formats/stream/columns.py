@@ -63,13 +63,17 @@ def simple_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def doubt_of(head: NDArray[Any], by_token: bool = False) -> str:
+def doubt_of(head: NDArray[Any] | list[Any], by_token: bool = False) -> str:
     """What numbers (rows, [layers,] numbers) may be instead of counts: ``choices`` of tokens, a ``map`` of such, or "".
 
     By their beginning: tokens of steps add up to about the same, and to the same in all layers of one; numbers of
     experts do not, and a token chooses none twice; it may in several layers, where a row is a token *by_token*. A map
     has a one where a token chose an expert.
     """
+    try:
+        head = np.asarray(head)
+    except ValueError:  # lists of unlike lengths
+        return ""
     whole = head.dtype.kind in "biu" or (head.dtype.kind == "f" and bool((head == np.rint(head)).all()))
     if head.ndim not in (2, 3) or not whole or 0 in head.shape:
         return ""

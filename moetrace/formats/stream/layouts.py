@@ -21,7 +21,6 @@ from moetrace.formats.stream import columns, tables
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import Rows, Values, kind_of, one_kind, tags_by, template
 from moetrace.formats.stream.tables import Naming, Table, first_named
-from moetrace.trace import Finding
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,14 +74,7 @@ class Layout:
         return [*texts, self.text] if self.text else texts
 
 
-def table_reading(
-    where: str,
-    open_batches: Callable[[], Any],
-    values: Values,
-    naming: Naming,
-    assumed: tuple[str, ...] = (),
-    findings: tuple[Finding, ...] = (),
-) -> Reading:
+def table_reading(where: str, open_batches: Callable[[], Any], values: Values, naming: Naming) -> Reading:
     """The reading of a table that *open_batches* opens anew each time, as an Arrow batch reader."""
     with library_errors(where, "cannot be read", WRITE_AGAIN), open_batches() as batches:
         found = tables.table_of(batches.schema, next(iter(batches), None), where, values, naming)
@@ -91,8 +83,7 @@ def table_reading(
         with open_batches() as batches:
             yield from batches
 
-    reading = reading_of(found, every)
-    return replace(reading, assumptions=(*assumed, *reading.assumptions), findings=findings)
+    return reading_of(found, every)
 
 
 def reading_of(

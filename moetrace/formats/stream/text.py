@@ -8,11 +8,8 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import closing
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from moetrace.doctor.catalogue import finding
 from moetrace.errors import TraceError
@@ -44,8 +41,7 @@ def compression_of(path: Path) -> str | None:
 
 # JSON nested deeper than that ends the process in Arrow's parser (30,000 deep, measured) and holds no counts.
 MOST_DEPTH = 200
-OPENING, CLOSING, NEWLINE = (np.frombuffer(text, np.uint8) for text in (b"[{", b"]}", b"\n"))
-NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}\n"))
+NO_BRACKETS, ONE_KIND = bytes(set(range(256)) - set(b"[]{}\n")), bytes.maketrans(b"{}", b"[]")
 
 
 def opened(path: Path) -> Any:
@@ -77,7 +73,7 @@ def whole_lines(path: Path) -> int | None:
         file.seek(start)
         before, newline, last = file.read().rpartition(b"\n")
         file.seek(0)
-        header = next((line for line in file if not line.startswith(b"#")), b"")
+        header = file.readline()
     if not last.strip() or not newline:
         return None
     if json_lines:
@@ -103,11 +99,11 @@ def cut_findings(path: Path) -> tuple[Finding, ...]:
     return (finding("cut", f"the end of {path.name}", "its last line is cut off, and left out"),)
 
 
-def head_of(path: Path) -> str:
-    """The beginning of the text of *path*, empty where it is not UTF-8 text; never raises."""
+def head_of(path: Path, most: int = HEAD_BYTES) -> str:
+    """The beginning of the text of *path*, of *most* bytes, empty where it is not UTF-8 text; never raises."""
     try:
         with closing(opened(path)) as stream:
-            head: bytes = stream.read(HEAD_BYTES)
+            head: bytes = stream.read(most)
     except Exception:  # noqa: BLE001 - whatever cannot be read is not text
         return ""
     # A character may be cut at the end; anything else that does not decode is not text.
@@ -115,26 +111,21 @@ def head_of(path: Path) -> str:
     return text if len(text.encode()) + 6 >= len(head) and "\0" not in text else ""
 
 
-class Header:
-    """The header of delimited text: its *names*, the *delimiter*, and how many lines before it are *comments*."""
-
-    def __init__(self, path: Path) -> None:
-        lines = head_of(path).split("\n")
-        self.comments = sum(1 for _ in takewhile(lambda line: line.startswith("#"), lines))
-        self.line = next(iter(lines[self.comments :]), "")
-        self.delimiter = max(DELIMITERS, key=self.line.count)
-        self.names: list[str] = next(csv.reader([self.line], delimiter=self.delimiter), [])
+def header_of(path: Path) -> tuple[list[str], str]:
+    """The names in the header of delimited text, and what separates them."""
+    line = head_of(path, BLOCK_BYTES).partition("\n")[0]
+    delimiter = max(DELIMITERS, key=line.count)
+    return next(csv.reader([line], delimiter=delimiter), []), delimiter
 
 
 def csv_batches(path: Path) -> Any:
     """The Arrow batches of delimited text with a header."""
     import pyarrow.csv as pc
 
-    header = Header(path)
-    read = pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False, skip_rows=header.comments)
+    read = pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
     # Cells may go over several lines, which costs time where they do not.
     broken = re.search(r'"[^",;]*\n', head_of(path)) is not None
-    parse = pc.ParseOptions(delimiter=header.delimiter, newlines_in_values=broken)
+    parse = pc.ParseOptions(delimiter=header_of(path)[1], newlines_in_values=broken)
     return pc.open_csv(opened(path), read, parse, pc.ConvertOptions(strings_can_be_null=True))
 
 
@@ -181,22 +172,23 @@ def document(path: Path) -> Any:
 
 def check_depth(path: Path) -> None:
     """Raise `TraceError` naming the first line of *path* whose JSON is nested more than `MOST_DEPTH` deep."""
-    line, deep = 1, 0
+    line, rest = 1, b""
     with closing(opened(path)) as stream:
         while chunk := stream.read(BLOCK_BYTES):
-            # Only brackets and line ends are left, and only what opens more often than that can be too deep.
-            brackets = np.frombuffer(bytes(chunk).translate(None, NO_BRACKETS), np.uint8)
-            steps = np.isin(brackets, OPENING).astype(np.int64) - np.isin(brackets, CLOSING)
-            depth = deep + np.cumsum(steps)
-            ends = brackets == NEWLINE
-            before = np.maximum.accumulate(np.where(ends, np.arange(len(depth)), -1)) if len(depth) else ends
-            depth -= np.where(before >= 0, depth[before], 0)  # a line begins anew, whatever its texts hold
-            beyond = np.flatnonzero(depth > MOST_DEPTH)
-            if beyond.size:
-                at = line + int(ends[: beyond[0]].sum())
-                problem = f"is nested more than {MOST_DEPTH} deep"
-                raise TraceError(f"{path}, line {at}", problem, "log lists of counts, or layers of such lists")
-            line, deep = line + int(ends.sum()), int(depth[-1]) if len(depth) else deep
+            brackets = rest + bytes(chunk).translate(ONE_KIND, NO_BRACKETS)
+            for _ in range(MOST_DEPTH):
+                if b"[]" not in brackets:
+                    break
+                brackets = brackets.replace(b"[]", b"")  # the innermost pairs of every line
+            *lines, rest = brackets.split(b"\n")
+            beyond = b"[]" in brackets or brackets.count(b"[") > MOST_DEPTH
+            for i, left in enumerate((*lines, rest) if beyond else ()):
+                if b"[]" in left or left.count(b"[") > MOST_DEPTH:
+                    problem = f"is nested more than {MOST_DEPTH} deep"
+                    raise TraceError(
+                        f"{path}, line {line + i}", problem, "log lists of counts, or layers of such lists"
+                    )
+            line += len(lines)
 
 
 def refuse_empty(path: Path) -> None:
