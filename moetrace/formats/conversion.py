@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from moetrace.formats.location import Location, by_rank, fingerprinting, locatio
 from moetrace.formats.plugins import source_of
 from moetrace.formats.readers import chosen_format
 from moetrace.formats.stream.blocks import Grid, OutOfOrder, in_order
-from moetrace.formats.stream.cells import Block, Format, Reading, ReadOptions, Source, readings_of, selected
+from moetrace.formats.stream.cells import Block, Format, Reading, ReadOptions, Source, no_layer, readings_of, selected
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.layouts import table_reading
-from moetrace.formats.stream.merge import blocks_of, merged, transformed
+from moetrace.formats.stream.merge import Summary, binned, blocks_of, complete_steps, differences, merged
 from moetrace.formats.stream.tables import Naming
 from moetrace.settings import with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
@@ -148,21 +148,17 @@ def from_frame(
     roles = {"step": step, "layer": layer, "expert": expert, "tokens": tokens}
     wanted = {role: column for role, column in roles.items() if column is not None}
     is_pandas = hasattr(frame, "iloc")
-    if not is_pandas:
-        frame = pa.table(frame)
+    frame = frame if is_pandas else pa.table(frame)
     names = list(frame.columns if is_pandas else frame.column_names)
     for role, column in wanted.items():
-        n = names.count(column)
-        if n != 1:
+        if (n := names.count(column)) != 1:
             problem = f"has {n} columns called {column}" if n else f"has no column {column} among {shown(names)}"
-            way_out = f"name it, as in from_frame(frame, {role}='NAME')"
-            way_out += ", or layer=None where there is one layer" if role == "layer" else ""
-            raise TraceError(where, problem, way_out)
+            way_out = ", or layer=None where there is one layer" if role == "layer" else ""
+            raise TraceError(where, problem, f"name it, as in from_frame(frame, {role}='NAME'){way_out}")
     columns = list(dict.fromkeys(wanted.values()))
     with library_errors(where, "holds columns that are not numbers", "give whole numbers"):
         table = pa.Table.from_pandas(frame[columns], preserve_index=False) if is_pandas else frame.select(columns)
-    batches = table.to_batches(BATCH_ROWS)
-    opened = lambda: pa.RecordBatchReader.from_batches(table.schema, batches)  # noqa: E731
+    opened = partial(table.to_reader, max_chunksize=BATCH_ROWS)
     reading = table_reading(where, opened, Values(tokens_per_step), Naming(wanted))
     options = ReadOptions(tokens_per_step=tokens_per_step, top_k=top_k, idle_experts=idle_experts)
     return Dump.of(reading, "frame", options).trace(name, None)
@@ -219,14 +215,9 @@ def reader_of(path: Location, options: ReadOptions, format: str | None) -> Forma
     if options.tokens is not None and options.top_k is None and "tokens" not in has:
         choices = "choices of tokens are, with --from routing; totals are checked with --top-k as well"
         raise SettingError(f"{reader.name} is not cut into steps of --tokens: {choices}")
-    implied = {
-        "tokens": options.tokens,
-        "tokens_per_step": options.expected,
-        "top_k": options.top_k,
-        "experts": options.experts,
-    }
-    missing = {name: value for name, value in implied.items() if name in has and getattr(reader, name) is None}
-    return replace(reader, **missing)
+    implied = {name: getattr(options, name) for name in ("tokens", "top_k", "experts")}
+    implied["tokens_per_step"] = options.expected
+    return replace(reader, **{name: n for name, n in implied.items() if name in has and getattr(reader, name) is None})
 
 
 @dataclass(frozen=True)
@@ -266,15 +257,14 @@ class Dump:
     def flow(self, progress: Progress | None) -> tuple[Grid, Iterator[Block], About]:
         """Start the stream: its blocks, and what is known of the trace once they have passed, given its steps.
 
-        The latter raises `TraceError` for a finding that is an error. Findings of an earlier try are removed.
+        Counters are subtracted, passes added up, the steps of a clock numbered. Findings of an earlier try are removed.
+        Raises `TraceError` for what does not fit the options.
         """
-        source, options, where = self.source, self.options, self.source.where
-        readings = readings_of(source)
+        options, where, readings = self.options, self.source.where, readings_of(self.source)
         for reading in readings:
             reading.collector.clear()
-        rows = [reading.rows for reading in readings]
+        rows, done, collector = [reading.rows for reading in readings], 0, readings[0].collector
         total = sum(n or 0 for n in rows) if all(rows) else None
-        done = 0
 
         def report(cells: int) -> None:
             nonlocal done
@@ -282,63 +272,58 @@ class Dump:
             if progress is not None:
                 progress(done, total)
 
-        with readable(where):
-            stream = blocks_of(source, options, report)
-        clock = any(reading.clock for reading in readings)
-        grid, blocks, summary = transformed(stream, options, where, readings[0].collector, self.available, clock)
+        grid, blocks = blocks_of(self.source, options, report)
+        for layer in sorted(set(options.layers) - set(grid.layers.tolist())):
+            raise no_layer(where, layer, self.available)
+        if options.experts not in (None, grid.experts):
+            problem = f"layers have {grid.experts} experts where --experts says {options.experts}"
+            raise TraceError(where, problem, "check --experts, and that no rank is missing")
+        if options.difference:
+            blocks = differences(blocks, options.first, collector)
+        if options.bin is not None or any(reading.clock for reading in readings):
+            blocks = binned(blocks, options.bin or 1, where, collector)
+        summary = Summary(grid)
+        whole = complete_steps(blocks, summary, where, collector, options.accept)
+        return grid, whole, partial(self._about, grid, summary)
 
-        def about(steps: Steps) -> dict[str, Any]:
-            of_layers = [(r.findings, r.layer_findings(grid.layers.tolist()), r.collector.findings) for r in readings]
-            raw = list(chain.from_iterable(chain.from_iterable(of_layers)))
-            raw += (
-                [finding("part", "the whole trace", source.part)] if isinstance(source, Reading) and source.part else []
+    def _about(self, grid: Grid, summary: Summary, steps: Steps) -> dict[str, Any]:
+        """What is known of the trace of these *steps*; raises `TraceError` for a finding that is an error."""
+        source, options, where = self.source, self.options, self.source.where
+        readings, layers = readings_of(source), grid.layers.tolist()
+        raw = [f for r in readings for f in (*r.findings, *r.layer_findings(layers), *r.collector.findings)]
+        if isinstance(source, Reading) and source.part:
+            raw.append(finding("part", "the whole trace", source.part))
+        findings = [*dict.fromkeys(raw), *summary.findings(options)]
+        if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
+            findings = [found for found in findings if found in raw or found.name not in ROUNDED]
+        lacking = [found for found in findings if found.name == "tokens-differ" and options.idle_experts]
+        if lacking and min(int(totals.min()) for totals in summary.totals) < (options.expected or 0):
+            problem = f"{lacking[0].evidence}: experts without a row were not idle"
+            raise TraceError(f"{where}, {lacking[0].place}", problem, "log every expert in every step")
+        raise_for_errors(findings, options.accept, where)
+        first = grid.first_expert if options.first_expert is None else options.first_expert
+        texts = [*source.assumptions, *(text for reading in readings for text in reading.assumptions)]
+        if first and options.first_expert is None:
+            last = first + grid.experts - 1
+            texts.append(
+                f"experts are numbered from {first} to {last}, and keep their numbers; if they count from 0 and expert "
+                f"0 has no rows, say so with --idle-experts --experts {last + 1}"
             )
-            findings = [*dict.fromkeys(raw), *summary.findings(options)]
-            if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
-                findings = [found for found in findings if found in raw or found.name not in ROUNDED]
-            lacking = [found for found in findings if found.name == "tokens-differ" and options.idle_experts]
-            if lacking and min(int(totals.min()) for totals in summary.totals) < (options.expected or 0):
-                problem = f"{lacking[0].evidence}: experts without a row were not idle"
-                raise TraceError(f"{where}, {lacking[0].place}", problem, "log every expert in every step")
-            raise_for_errors(findings, options.accept, where)
-            return {
-                "format": self.format,
-                "assumptions": _assumptions(source, options, grid, len(steps)),
-                "first_expert": grid.first_expert if options.first_expert is None else options.first_expert,
-                "findings": (*findings, *gap_findings(steps)),
-                "tokens_per_step": summary.tokens_per_step,
-                **({"top_k": options.top_k} if options.top_k is not None else {}),
-                **readings[0].known,
-            }
-
-        def safely() -> Iterator[Block]:
-            while True:  # around each step of the stream, and not around what is done with its blocks
-                with readable(where):
-                    block = next(blocks, None)
-                if block is None:
-                    return
-                yield block
-
-        return grid, safely(), about
-
-
-def _assumptions(source: Source, options: ReadOptions, grid: Grid, steps: int) -> tuple[str, ...]:
-    texts = list(source.assumptions)
-    texts += [text for reading in readings_of(source) for text in reading.assumptions]
-    if grid.first_expert and options.first_expert is None:
-        last = grid.first_expert + grid.experts - 1
-        texts.append(
-            f"experts are numbered from {grid.first_expert} to {last}, and keep their numbers; if they count from 0 "
-            f"and expert 0 has no rows, say so with --idle-experts --experts {last + 1}"
-        )
-    if options.idle_experts:
-        texts.append("an expert without a row had no tokens")
-    if options.difference:
-        texts.append("counts are counters: a step is what they grew by, the first from 0")
-    if options.bin is not None:
-        texts.append(f"each step is the sum of {options.bin} logged passes, numbered from 1")
-    first = grid.first_expert if options.first_expert is None else options.first_expert
-    sizes = {"step": steps, "layer": len(grid.layers), "expert": grid.experts}
-    shape = " x ".join(f"{n:,} {axis}{'' if n == 1 else 's'}" for axis, n in sizes.items())
-    texts.append(f"{shape}, layers numbered from {grid.layers[0]}, experts from {first}")
-    return tuple(dict.fromkeys(texts))
+        if options.idle_experts:
+            texts.append("an expert without a row had no tokens")
+        if options.difference:
+            texts.append("counts are counters: a step is what they grew by, the first from 0")
+        if options.bin is not None:
+            texts.append(f"each step is the sum of {options.bin} logged passes, numbered from 1")
+        sizes = {"step": len(steps), "layer": len(layers), "expert": grid.experts}
+        shape = " x ".join(f"{n:,} {axis}{'' if n == 1 else 's'}" for axis, n in sizes.items())
+        texts.append(f"{shape}, layers numbered from {layers[0]}, experts from {first}")
+        return {
+            "format": self.format,
+            "assumptions": tuple(dict.fromkeys(texts)),
+            "first_expert": first,
+            "findings": (*findings, *gap_findings(steps)),
+            "tokens_per_step": summary.tokens_per_step,
+            **({"top_k": options.top_k} if options.top_k is not None else {}),
+            **readings[0].known,
+        }

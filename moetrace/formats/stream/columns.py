@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -119,10 +120,11 @@ class Rows(NamedTuple):
         """Where an error is: a column, and a row of this batch."""
         return f"{self.where}, column {name}" + ("" if row is None else f", row {self.first + row}")
 
-    def null(self, name: str, values: Any) -> TraceError:
-        """The error that the *values* of a column have a gap, and where the first one is."""
-        first = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
-        return TraceError(self.place(name, first), "is null (or NaN)", WHOLE_ROWS)
+    def refuse_nulls(self, name: str, values: Any) -> None:
+        """Raise `TraceError` for the first gap in the *values* of a column."""
+        if values.null_count:
+            first = int(np.argmax(values.is_null().to_numpy(zero_copy_only=False)))
+            raise TraceError(self.place(name, first), "is null (or NaN)", WHOLE_ROWS)
 
     def coded(self, name: str) -> tuple[list[str], NDArray[np.int64]]:
         """The different values of a column as texts, and which of them each row has, shape (rows,)."""
@@ -152,8 +154,8 @@ class Rows(NamedTuple):
         import pyarrow as pa
 
         values = self.batch.column(name)
-        if values.null_count and not gaps:
-            raise self.null(name, values)
+        if not gaps:
+            self.refuse_nulls(name, values)
         if not values.null_count and kind_of(values.type) == "number":
             return to_numpy(values)
         if pa.types.is_null(values.type):
@@ -207,18 +209,16 @@ class Rows(NamedTuple):
                 return by_text
         array = self.column(name)
         if array.dtype.kind == "O":  # hive partitions and dictionaries arrive as text
-            try:
+            with suppress(TypeError, ValueError, OverflowError):
                 array = array.astype(np.int64)
-            except (TypeError, ValueError, OverflowError):
-                raise TraceError(self.place(name), "holds text, not numbers", "give whole numbers") from None
+        if array.dtype.kind not in "iuf":
+            held = "text" if array.dtype.kind == "O" else array.dtype
+            raise TraceError(self.place(name), f"holds {held}, not numbers", "give whole numbers")
         if array.dtype.kind == "f":
             with np.errstate(invalid="ignore"):
                 bad = np.flatnonzero(~(np.abs(array) < FLOAT64_EXACT) | (np.floor(array) != array))
-            if bad.size:
-                problem = f"{array[bad[0]]} is not a whole number"
-                raise TraceError(self.place(name, bad[0]), problem, "give whole numbers")
-        if array.dtype.kind not in "iuf":
-            raise TraceError(self.place(name), f"holds {array.dtype}, not numbers", "give whole numbers")
+            for row in bad[:1]:
+                raise TraceError(self.place(name, row), f"{array[row]} is not a whole number", "give whole numbers")
         return array.astype(np.int64, copy=False)
 
     def times(self, name: str) -> NDArray[np.int64]:
@@ -249,8 +249,7 @@ class Rows(NamedTuple):
         import pyarrow as pa
 
         values = self.batch.column(name)
-        if values.null_count:
-            raise self.null(name, values)
+        self.refuse_nulls(name, values)
         if kind_of(values.type) == "list":
             return values
         if kind_of(values.type) != "text":
@@ -315,11 +314,9 @@ class Values:
         bad = np.argwhere(~(np.abs(scaled - near) <= WHOLE_TOLERANCE) | (near < 0))
         if bad.size:
             first = tuple(int(i) for i in bad[0])
-            raise TraceError(
-                f"{at}, row {row + first[0]}",
-                f"a share of {values[first]} of {tokens_per_unit} tokens is not a whole count",
-                "check --tokens-per-step: it is the tokens routed in one layer in one step (times top-k)",
-            )
+            problem = f"a share of {values[first]} of {tokens_per_unit} tokens is not a whole count"
+            way_out = "check --tokens-per-step: it is the tokens routed in one layer in one step (times top-k)"
+            raise TraceError(f"{at}, row {row + first[0]}", problem, way_out)
         return near.astype(np.int64)
 
 

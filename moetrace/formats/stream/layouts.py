@@ -91,7 +91,7 @@ def reading_of(
 ) -> Reading:
     """The reading of the table *found*, of *rows* in all; *batches* of some columns are opened anew each time.
 
-    They are also told how many cells a row becomes. Rows are of one phase, rank or model, or of all, as was asked; a
+    They also get the number of cells of a row. Rows are of one phase, rank or model, or of all, as was asked; a
     rank of experts says which experts its rows have. Raises `TraceError` where no layout fits.
     """
     layout, naming, ranks = _layout_of(found), found.naming, found.named.get("eprank")
@@ -186,8 +186,7 @@ def _nested(found: Table, value: str) -> Layout:
         """The values one after the other, how many each list holds, and the place of each value in its list."""
         import pyarrow.compute as pc
 
-        if lists.null_count:
-            raise rows.null(value, lists)
+        rows.refuse_nulls(value, lists)
         flat = lists.flatten()
         sizes = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
         if (sizes == 0).any():
@@ -302,8 +301,7 @@ def _keyed(found: Table, key: str, value: str) -> Layout:
         import pyarrow as pa
 
         encoded = rows.batch.column(key).cast(pa.string()).dictionary_encode()
-        if encoded.null_count:
-            raise rows.null(key, encoded)
+        rows.refuse_nulls(key, encoded)
         texts, indices = encoded.dictionary.to_pylist(), to_numpy(encoded.indices)
         matches = [tags.match(text, rows.where) for text in texts]
         kind = one_kind([text for text, match in zip(texts, matches) if match], seen, rows.where)

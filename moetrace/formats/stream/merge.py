@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.catalogue import expectation_findings, finding, roughness_findings, totals_findings
 from moetrace.doctor.collector import Collector, Factor
 from moetrace.errors import TraceError, shown
+from moetrace.formats.errors import readable
 from moetrace.formats.location import Location, check_ranks, layer_in_name, rank_in_name, step_in_name
 from moetrace.formats.stream.blocks import Grid, assemble
 from moetrace.formats.stream.cells import (
@@ -23,7 +24,6 @@ from moetrace.formats.stream.cells import (
     Reading,
     ReadOptions,
     Source,
-    no_layer,
     readings_of,
 )
 from moetrace.trace import Counts, Finding, Steps, check_sums
@@ -48,9 +48,10 @@ def blocks_of(source: Source, options: ReadOptions, report: Report) -> Stream:
     if isinstance(source, Reading):
 
         def cells() -> Iterator[Cells]:
-            for piece in source.cells():
-                report(len(piece.step))
-                yield piece
+            with readable(source.where):
+                for piece in source.cells():
+                    report(len(piece.step))
+                    yield piece
 
         return assemble(cells, source, options)
     # A part has as many experts as the whole, unless they are side by side.
@@ -252,18 +253,19 @@ def _filled(block: Block, n: int, steps: Steps, name: str, collector: Collector)
     return counts
 
 
-@dataclass
 class Summary:
-    """What is needed of the blocks of a trace to find errors in it: totals (steps, layers), and *enough* steps."""
+    """What is needed of the blocks of a trace with this *grid* to find errors in it: totals, and its beginning."""
 
-    layers: Sequence[int]
-    enough: int
-    rows: int = 0
-    beginning: list[Block] = field(default_factory=list)
-    totals: list[Counts] = field(default_factory=list)
-    steps: list[Steps] = field(default_factory=list)
-    factor: Factor = field(default_factory=Factor)
-    used: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(1, bool))
+    def __init__(self, grid: Grid) -> None:
+        self.layers: list[int] = grid.layers.tolist()
+        # Steps on which roughness is measured.
+        self.enough = max(ROUGH_STEPS, ROUGH_CELLS // grid.cells)
+        self.rows = 0
+        self.beginning: list[Block] = []
+        self.totals: list[Counts] = []  # each (steps, layers)
+        self.steps: list[Steps] = []
+        self.factor = Factor()
+        self.used = np.zeros(grid.experts, bool)
 
     def add(self, block: Block, totals: Counts, largest: int) -> None:
         """Add the next block: *totals* (steps, layers) are the tokens over all experts, no count is above *largest*."""
@@ -274,7 +276,7 @@ class Summary:
         self.totals.append(totals)
         self.factor.add(block.counts, largest)
         if not self.used.all():
-            self.used = self.used | block.counts.any(axis=(0, 1))
+            self.used |= block.counts.any(axis=(0, 1))
 
     @property
     def tokens_per_step(self) -> int | None:
@@ -291,17 +293,11 @@ class Summary:
             if found := roughness_findings(counts, steps[: len(counts)], layer):
                 break
         found = [*found, *self.factor.findings, *totals_findings(totals, steps, self.layers)]
-        own = np.flatnonzero(self.used)
+        own, n = np.flatnonzero(self.used), len(self.used)
         block = int(own[-1] - own[0] + 1)
-        if (
-            len(self.used) >= LEAST_EXPERTS
-            and block == len(own) > 1
-            and block < len(self.used)
-            and not (len(self.used) % block or own[0] % block)
-        ):
-            idle = f"{len(self.used) - block} of {len(self.used)} experts have no tokens at all, every one but "
-            rank = f"{own[0]} to {own[-1]}, as in the dump of one rank of {len(self.used) // block}"
-            found.append(finding("part", "the whole trace", idle + rank))
+        if n >= LEAST_EXPERTS and block == len(own) > 1 and block < n and not (n % block or own[0] % block):
+            evidence = f"{n - block} of {n} experts have no tokens at all, every one but {own[0]} to {own[-1]}, as in "
+            found.append(finding("part", "the whole trace", f"{evidence}the dump of one rank of {n // block}"))
         if options.expected is None:
             return found
         expected = options.expected * (options.bin or 1)
@@ -309,29 +305,6 @@ class Summary:
         counted = options.bin is not None or options.tokens is not None
         whole = len(totals) - (counted and len(totals) > 1 and bool((totals[-1] < expected).all()))
         return found + expectation_findings(totals[:whole], steps[:whole], self.layers, expected)
-
-
-def transformed(
-    stream: Stream, options: ReadOptions, where: str, collector: Collector, available: set[int], clock: bool
-) -> tuple[Grid, Iterator[Block], Summary]:
-    """The blocks as they go into the trace: counters subtracted, passes added up, none empty, a *clock* numbered.
-
-    *available* are the layers before some were selected. Raises `TraceError` for what does not fit *options*.
-    """
-    grid, blocks = stream
-    for layer in sorted(set(options.layers) - set(grid.layers.tolist())):
-        raise no_layer(where, layer, available)
-    if options.experts not in (None, grid.experts):
-        problem = f"layers have {grid.experts} experts where --experts says {options.experts}"
-        raise TraceError(where, problem, "check --experts, and that no rank is missing")
-    if options.difference:
-        blocks = differences(blocks, options.first, collector)
-    if options.bin is not None:
-        blocks = _binned(blocks, options.bin, where, collector)
-    elif clock:
-        blocks = _binned(blocks, 1, where, collector)
-    summary = Summary(grid.layers.tolist(), max(ROUGH_STEPS, ROUGH_CELLS // grid.cells))
-    return grid, _complete_steps(blocks, summary, where, collector, options.accept), summary
 
 
 def differences(blocks: Iterator[Block], first: int | None, collector: Collector) -> Iterator[Block]:
@@ -354,7 +327,7 @@ def differences(blocks: Iterator[Block], first: int | None, collector: Collector
         yield Block(steps[start:], counts[start:])
 
 
-def _binned(blocks: Iterator[Block], passes: int, where: str, collector: Collector) -> Iterator[Block]:
+def binned(blocks: Iterator[Block], passes: int, where: str, collector: Collector) -> Iterator[Block]:
     """Every *passes* logged passes added up into one step, numbered from 1; passes left over are left out."""
     held: Counts | None = None
     done = 0
@@ -373,7 +346,7 @@ def _binned(blocks: Iterator[Block], passes: int, where: str, collector: Collect
         raise TraceError(where, problem, f"choose --bin {len(held)} or less")
 
 
-def _complete_steps(
+def complete_steps(
     blocks: Iterator[Block], summary: Summary, where: str, collector: Collector, accept: Sequence[str]
 ) -> Iterator[Block]:
     """Blocks in which every layer has tokens in every step; others are refused, or left out if that is accepted."""
@@ -385,11 +358,10 @@ def _complete_steps(
         passed += totals.sum(axis=0)
         full = totals.all(axis=1)  # (steps,)
         if not full.all():
-            step = int(block.steps[np.argmin(full)])
             if "empty" not in accept:
                 raise _empty(block.steps, totals, summary.layers, where)
             evidence = "a layer has no tokens, and the step is left out"
-            collector.note("empty", f"step {step}", evidence, int((~full).sum()))
+            collector.note("empty", f"step {block.steps[np.argmin(full)]}", evidence, int((~full).sum()))
             block, totals = Block(block.steps[full], block.counts[full]), totals[full]
         if len(block.steps):
             summary.add(block, totals, largest)
@@ -405,11 +377,8 @@ def _empty(steps: Steps, totals: Counts, layers: Sequence[int], where: str) -> T
     if len(steps) > 1 and dense.any() and not dense.all():
         others = ",".join(str(number) for number, none in zip(layers, dense) if not none)
         problem = f"the layer has no tokens in any of the first {len(steps):,} steps (empty), as dense layers have"
-        return TraceError(
-            f"{where}, layer {layers[int(dense.argmax())]}", problem, f"choose others with --layers {others}"
-        )
-    return TraceError(
-        f"{where}, step {steps[step]}, layer {layers[layer]}",
-        "the layer has no tokens at all (empty)",
-        "leave such steps out with --accept empty, or add passes up into steps with --bin N",
-    )
+        place = f"{where}, layer {layers[int(dense.argmax())]}"
+        return TraceError(place, problem, f"choose others with --layers {others}")
+    way_out = "leave such steps out with --accept empty, or add passes up into steps with --bin N"
+    place = f"{where}, step {steps[step]}, layer {layers[layer]}"
+    return TraceError(place, "the layer has no tokens at all (empty)", way_out)

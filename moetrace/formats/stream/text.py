@@ -99,13 +99,16 @@ def cut_findings(path: Path) -> tuple[Finding, ...]:
     return (finding("cut", f"the end of {path.name}", "its last line is cut off, and left out"),)
 
 
-def head_of(path: Path, most: int = HEAD_BYTES) -> str:
-    """The beginning of the text of *path*, of *most* bytes, empty where it is not UTF-8 text; never raises."""
+def head_of(path: Path) -> str:
+    """The beginning of the text of *path*, empty where it is not UTF-8 text; never raises."""
     try:
         with closing(opened(path)) as stream:
-            head: bytes = stream.read(most)
+            return _decoded(stream.read(HEAD_BYTES))
     except Exception:  # noqa: BLE001 - whatever cannot be read is not text
         return ""
+
+
+def _decoded(head: bytes) -> str:
     # A character may be cut at the end; anything else that does not decode is not text.
     text = head.decode("utf-8-sig", "ignore")
     return text if len(text.encode()) + 6 >= len(head) and "\0" not in text else ""
@@ -113,7 +116,8 @@ def head_of(path: Path, most: int = HEAD_BYTES) -> str:
 
 def header_of(path: Path) -> tuple[list[str], str]:
     """The names in the header of delimited text, and what separates them."""
-    line = head_of(path, BLOCK_BYTES).partition("\n")[0]
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
+        line = _decoded(stream.read(BLOCK_BYTES).partition(b"\n")[0])
     delimiter = max(DELIMITERS, key=line.count)
     return next(csv.reader([line], delimiter=delimiter), []), delimiter
 
