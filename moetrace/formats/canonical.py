@@ -28,9 +28,8 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError, printable
 from moetrace.files import replacing
-from moetrace.formats.arrow import to_arrow, to_lists, to_numpy
 from moetrace.formats.errors import damaged, reporting_damage, require, version_of
-from moetrace.formats.stream.cells import Block
+from moetrace.formats.stream.cells import Block, to_arrow, to_lists, to_numpy
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
 
 if TYPE_CHECKING:
@@ -253,10 +252,7 @@ def open_trace(path: str | Path) -> LoadTrace:
         # What was stored, what is handed on, and the step from one to the other.
         require(len(steps) * experts * 20, str(path), "one layer of it", "ingest fewer steps with --steps")
 
-        def read_layer(number: int) -> Counts:
-            with reporting_damage(path, version):
-                return _read_layer(path, number, groups[number], steps, experts, by_layer[number])
-
+        read_layer = lambda n: _read_layer(path, version, n, groups[n], steps, experts, by_layer[n])  # noqa: E731
         return LoadTrace(document["info"], steps, tuple(by_layer), experts, read_layer, by_layer)
 
 
@@ -268,31 +264,33 @@ def _footer(path: Path, *_version: int) -> FileMetaData:
     return pq.read_metadata(path)
 
 
-def _read_layer(path: Path, number: int, groups: list[int], steps: Steps, experts: int, digest: str) -> Counts:
+def _read_layer(
+    path: Path, version: tuple[int, ...], number: int, groups: list[int], steps: Steps, experts: int, digest: str
+) -> Counts:
     """The counts of a layer, row group by row group, so that nothing but they is held whole."""
     import pyarrow.parquet as pq
 
-    counts = np.empty((len(steps), experts), np.int64)
-    found, row = hashlib.sha256(), 0
-    footer = _footer(path, *version_of(path))
-    with pq.ParquetFile(path, metadata=footer, page_checksum_verification=True) as file:
+    counts, found, row = np.empty((len(steps), experts), np.int64), hashlib.sha256(), 0
+    changed = damaged(path, f"layer {number} is not as it was written")
+    checked = {"page_checksum_verification": True}
+    with (
+        reporting_damage(path, version),
+        pq.ParquetFile(path, metadata=_footer(path, *version_of(path)), **checked) as file,
+    ):
         for group in groups:
             table = file.read_row_group(group)
             rows = slice(row, row + table.num_rows)
             lists = table.column("counts").combine_chunks()
             flat = to_numpy(lists.flatten())
-            sound = (
-                np.array_equal(to_numpy(table.column("step")), steps[rows])
-                and (to_numpy(table.column("layer")) == number).all()
-                and (np.diff(to_numpy(lists.offsets)) == experts).all()
-            )
-            if not sound:
-                raise damaged(path, f"layer {number} is not as it was written")
+            own_steps, layers = (to_numpy(table.column(name)) for name in ("step", "layer"))
+            whole = (np.diff(to_numpy(lists.offsets)) == experts).all()
+            if not (np.array_equal(own_steps, steps[rows]) and (layers == number).all() and whole):
+                raise changed
             found.update(np.ascontiguousarray(flat, flat.dtype.newbyteorder("<")).tobytes())
             counts[rows] = flat.reshape(-1, experts)
             row = rows.stop
-    if row != len(steps) or found.hexdigest() != digest:
-        raise damaged(path, f"layer {number} is not as it was written")
+        if row != len(steps) or found.hexdigest() != digest:
+            raise changed
     return counts
 
 

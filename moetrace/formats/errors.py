@@ -24,10 +24,8 @@ def readable(where: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in OF_WRITING or lacks_memory(error):
             raise
-        name = error.filename or where
-        raise TraceError(
-            str(name), f"cannot be read: {error.strerror or error}", "check the file and its permissions"
-        ) from error
+        problem = f"cannot be read: {error.strerror or error}"
+        raise TraceError(str(error.filename or where), problem, "check the file and its permissions") from error
     except UnicodeError as error:
         raise TraceError(repr(where), "has a name that is not UTF-8", "rename it") from error
 

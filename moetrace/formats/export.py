@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.files import replacing
-from moetrace.formats.arrow import to_lists
-from moetrace.formats.stream.cells import Block, dense_cells
+from moetrace.formats.stream.cells import Block, dense_cells, to_lists
 from moetrace.settings import unknown
 from moetrace.trace import LoadTrace
 

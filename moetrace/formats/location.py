@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 from moetrace.errors import SettingError, TraceError, shown
@@ -69,10 +70,7 @@ class Uri:
 
 @dataclass(frozen=True)
 class Query:
-    """A source that is a query of DuckDB, whose rows are a step, a layer, an expert and its tokens.
-
-    Its trace is called like the first file in it, without a pattern.
-    """
+    """A source that is a query of DuckDB, whose rows are a step, a layer, an expert and its tokens."""
 
     sql: str
 
@@ -90,12 +88,12 @@ class Query:
     @property
     def path(self) -> PurePosixPath:
         """The first file in it."""
-        return next(
-            (path for text in self.sources if "." in (path := PurePosixPath(text)).name), PurePosixPath("query")
-        )
+        paths = (PurePosixPath(text) for text in self.sources)
+        return next((path for path in paths if path.suffix), PurePosixPath("query"))
 
     @property
     def stem(self) -> str:
+        """The name of that, without a pattern."""
         return re.sub(r"[*?\[\]{}]+", "", self.path.stem).strip("-_.") or "query"
 
 
@@ -176,16 +174,12 @@ def fingerprinting(paths: Sequence[Location]) -> Iterator[Future[str]]:
             raise
 
 
-AnyLocation = TypeVar("AnyLocation", bound=Location)
-
-
-def by_rank(paths: Sequence[AnyLocation]) -> list[AnyLocation]:
+def by_rank(paths: Iterable[Any]) -> list[Any]:
     """Paths in the order of the numbers in their names; a number of seconds may have a part of one after a dot."""
 
-    def parts(path: AnyLocation) -> list[str | tuple[int, str]]:
+    def parts(path: Location) -> list[str | Decimal]:
         split = re.split(r"((?<!\d)\d{9,}\.\d+|\d+)", str(path))
-        numbers = [part.partition(".") for part in split]
-        return [(int(numbers[i][0]), numbers[i][2]) if i % 2 else part for i, part in enumerate(split)]
+        return [Decimal(part) if i % 2 else part for i, part in enumerate(split)]
 
     return sorted(paths, key=parts)
 
@@ -193,7 +187,7 @@ def by_rank(paths: Sequence[AnyLocation]) -> list[AnyLocation]:
 def rank_files(path: Path, name: re.Pattern[str]) -> list[Path]:
     """The files of such a *name* that *path* is or holds, in the order of their ranks."""
     inside = path.iterdir() if path.is_dir() else [path]
-    return by_rank([child for child in inside if name.fullmatch(child.name) and child.is_file()])
+    return by_rank(child for child in inside if name.fullmatch(child.name) and child.is_file())
 
 
 def _number_in(pattern: re.Pattern[str], path: Location) -> int | None:

@@ -28,7 +28,7 @@ from moetrace.forecasting.evaluation import SharedFit
 from moetrace.forecasting.layers import EndForecast, TimedFit
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.results import FORECAST, Kind, Name
-from moetrace.formats.arrow import to_lists
+from moetrace.formats.stream.cells import to_lists
 
 if TYPE_CHECKING:
     import pandas as pd

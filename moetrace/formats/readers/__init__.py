@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 from moetrace.errors import TraceError, shown
@@ -110,11 +109,8 @@ def sources_in(path: Location) -> list[Location]:
         raise TraceError(where, f"cannot be read: {error.strerror}", "check its permissions") from error
     if found := [child for child in children if child.is_file() and _format_of(child) is not None]:
         return list(found)
-    inside = []
-    for child in filter(Path.is_dir, children):
-        with suppress(OSError):
-            if _format_of(child) or any(file.is_file() and _format_of(file) for file in child.iterdir()):
-                inside.append(child.name)
+    files = {folder: filter(Path.is_file, folder.glob("*")) for folder in children if folder.is_dir()}
+    inside = [folder.name for folder, those in files.items() if _format_of(folder) or any(map(_format_of, those))]
     if inside:
         raise TraceError(where, f"holds no trace files itself; its folders {shown(inside)} do", "give those")
     raise TraceError(where, "holds no trace files", f"known formats: {', '.join(names())}")

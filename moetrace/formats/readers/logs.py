@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,11 +12,10 @@ from typing import ClassVar
 import numpy as np
 
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import Tags, Values, compiled, tags_by
 from moetrace.formats.stream.tables import ValueFormat, pairs_of
-from moetrace.formats.stream.text import BLOCK_BYTES, ends_with, head_of, opened
+from moetrace.formats.stream.text import ends_with, head_of, lines
 
 # What lines with the counts of a layer, or of an expert below the name of its layer, mostly have.
 USUAL = (
@@ -36,13 +34,7 @@ Row = tuple[int, int, int, float]
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file of text, each cut after `MOST_LINE` characters."""
-    with library_errors(str(path), "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
-        rest = b""
-        while block := stream.read(BLOCK_BYTES):
-            *lines, rest = (rest + block).split(b"\n")
-            yield from (line[:MOST_LINE].decode("utf-8", "replace").rstrip() for line in lines)
-        yield rest[:MOST_LINE].decode("utf-8", "replace").rstrip()
+    return (line[:MOST_LINE].decode("utf-8", "replace").rstrip() for line in lines(path))
 
 
 def _batches(rows: Iterator[Row], values: Values, where: str) -> Iterator[Cells]:
@@ -139,11 +131,11 @@ class PrometheusFormat(ValueFormat):
 
 def _samples(path: Path, tags: Tags, key: str | None, only: dict[str, str]) -> Iterator[Row]:
     """Step, layer, expert and value of the samples of one metric."""
-    step, names, models = 1, set(), set()
+    where, step, names, models = str(path), 1, set[str](), set[str]()
     seen: set[str] = set()
     for line in _lines(path):
         sample = SAMPLE.match(line)
-        place = tags.match(sample["labels"], str(path)) if sample else None
+        place = tags.match(sample["labels"], where) if sample else None
         if sample is None or place is None or key not in (None, sample["name"]):
             continue
         labels = dict(LABEL.findall(sample["labels"]))
@@ -152,16 +144,12 @@ def _samples(path: Path, tags: Tags, key: str | None, only: dict[str, str]) -> I
         names.add(sample["name"])
         models |= {f"{name}={labels[name]}" for name in MODELS if name in labels and name not in only}
         if len(names) > 1:
-            raise TraceError(
-                str(path), f"has the metrics {shown(sorted(names))}", f"choose one with --key {min(names)}"
-            )
+            raise TraceError(where, f"has the metrics {shown(sorted(names))}", f"choose one with --key {min(names)}")
         if len(models) > len({model.partition("=")[0] for model in models}):
-            raise TraceError(str(path), "is of several models", f"choose one with --where {min(models)}")
+            raise TraceError(where, "is of several models", f"choose one with --where {min(models)}")
         if sample["labels"] in seen:  # a scrape begins anew
             step, seen = step + 1, set()
         seen.add(sample["labels"])
         yield step, *place, float(sample["value"])
     if not names:
-        raise TraceError(
-            str(path), "has no metric with labels of a layer and an expert", "export one, or say --pattern"
-        )
+        raise TraceError(where, "has no metric with labels of a layer and an expert", "export one, or say --pattern")

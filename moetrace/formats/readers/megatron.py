@@ -87,10 +87,8 @@ class MegatronFormat(Format):
             each = ", ".join(map(str, layers))
             assumed.append(f"layers are numbered anew in every stage, of {each} layers")
         shifts = [sum(layers[: i * stages // len(files)]) for i in range(len(files))]
-        readings = [
-            Reading(partial(_cells, file, shift), where=str(file), findings=cut_findings(file))
-            for file, shift in zip(files, shifts)
-        ]
+        cells = (partial(_cells, file, shift) for file, shift in zip(files, shifts))
+        readings = [Reading(c, where=str(file), findings=cut_findings(file)) for c, file in zip(cells, files)]
         # Ranks are numbered expert-parallel first, then replicas, then stages.
         where = str(path)
         sides = [Merged(tuple(readings[i : i + parallel]), "experts", where) for i in range(0, len(files), parallel)]

@@ -52,7 +52,7 @@ class OmniFormat(Format):
 
 def _files(path: Path) -> list[tuple[re.Match[str], Path]]:
     inside = path.iterdir() if path.is_dir() else [path]
-    return [(match, child) for child in by_rank([*inside]) if (match := NAME.fullmatch(child.name))]
+    return [(match, child) for child in by_rank(inside) if (match := NAME.fullmatch(child.name))]
 
 
 def _cells(path: Path, step: int, values: Values) -> Cells:

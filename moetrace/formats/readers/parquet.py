@@ -78,10 +78,8 @@ class ParquetFormat(TableFormat):
                 hive = "hive" if folder else None
                 data = ds.dataset(inside, filesystem=system, format="parquet", partitioning=hive)
                 schema, rows = data.schema, data.count_rows()
-                files = [
-                    (part.filesystem, part.path, ds.get_partition_keys(part.partition_expression))
-                    for part in data.get_fragments()
-                ]
+                keys = ds.get_partition_keys
+                files = [(p.filesystem, p.path, keys(p.partition_expression)) for p in data.get_fragments()]
             first = None
             # A column of text may hold lists, and one of lists such of layers: its first rows show it.
             if files and not files[0][2] and any(kind_of(field.type) in ("text", "list") for field in schema):
@@ -132,10 +130,8 @@ def longest_list(metadata: pq.FileMetaData, where: str) -> int:
     """The mean length of the lists of the row group where they are longest, 1 without lists; they have to fit."""
     lists = [i for i in range(metadata.num_columns) if metadata.schema.column(i).max_repetition_level]
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)] if lists else []
-    longest = max(
-        (-(-group.column(i).num_values // group.num_rows) for group in groups for i in lists if group.num_rows > 0),
-        default=1,
-    )
+    values = ((group.column(i).num_values, group.num_rows) for group in groups for i in lists)
+    longest = max((-(-n // rows) for n, rows in values if rows > 0), default=1)
     # Levels, values and four columns of cells.
     require(longest * 48, where, f"one row of it, a list of {longest:,},", "log one list for each step and layer")
     return max(1, longest)

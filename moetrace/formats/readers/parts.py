@@ -95,12 +95,8 @@ def read_parts(folder: str | Path) -> LoadTrace:
         return np.concatenate([piece.read_layer(number) for piece in pieces])
 
     tokens = {piece.info.tokens_per_step for piece in pieces}
-    info = replace(
-        latest.info,
-        format=PartsFormat.name,
-        tokens_per_step=tokens.pop() if len(tokens) == 1 else None,
-        findings=(*findings, *gap_findings(steps)),
-    )
+    constant, found = tokens.pop() if len(tokens) == 1 else None, (*findings, *gap_findings(steps))
+    info = replace(latest.info, format=PartsFormat.name, tokens_per_step=constant, findings=found)
     return LoadTrace(info, steps, latest.layers, latest.experts, read_layer)
 
 
@@ -111,16 +107,11 @@ def phase_of(path: Path, phase: str) -> Reading:
     """
     beside = path.with_name(f"{path.stem}-decode{path.suffix}")
     if not beside.exists():
-        raise TraceError(
-            str(path), "does not distinguish prefill from decode", f"--phase needs {beside.name} beside it"
-        )
+        problem = "does not distinguish prefill from decode"
+        raise TraceError(str(path), problem, f"--phase needs {beside.name} beside it")
     every, decode = (read_parts(place) if is_parts(place) else open_trace(place) for place in (path, beside))
-    require(
-        len(every.steps) * len(every.layers) * every.experts * 32,
-        str(path),
-        "it, with its decode tokens,",
-        "select --steps",
-    )
+    cells = len(every.steps) * len(every.layers) * every.experts
+    require(32 * cells, str(path), "it, with its decode tokens,", "select --steps")
     steps, counts = decode.steps, decode.counts
     if phase == "prefill":
         both = np.isin(steps, every.steps)

@@ -75,8 +75,10 @@ class RoutingFormat(Format):
                 return _names_choices(path.name) or _names_choices(keys_of(path).decode("ascii", "ignore"))
             if path.suffix.lower() in (".npy", ".npz"):
                 arrays = arrays_in(path)
-                lone = path.suffix.lower() == ".npy" and (_names_choices(path.name) or _unsure(arrays["counts"]))
-                return lone or _choices_in(arrays) is not None
+                if path.suffix.lower() == ".npy" and not _names_choices(path.name):
+                    return doubt_of(arrays["counts"].head(), by_token=True) == "choices"
+                named = any(map(_names_choices, arrays)) and not {*arrays} & {*COUNTS_KEYS}
+                return named or path.suffix.lower() == ".npy"
             return _is_answers(path) or choice_columns(*_columns_of(path)) is not None
         except Exception:  # noqa: BLE001 - whatever cannot be read is no log of choices
             return False
@@ -126,7 +128,7 @@ class RoutingFormat(Format):
             with library_errors(where, "holds choices of layers of unlike shapes", "save as many tokens of each layer"):
                 beside = np.stack([array.whole() for array in arrays.values()], axis=1)  # (tokens, layers, k)
             arrays = {"routed_experts": Array.held(beside)}
-        named = _choices_in(arrays)
+        named = None if {*arrays} & {*COUNTS_KEYS} else next(filter(_names_choices, arrays), None)
         name = named or ("counts" if self.key or len(arrays) == 1 else None)
         if name is None:
             problem = f"holds {shown(arrays)}, and none is called like choices"
@@ -136,7 +138,8 @@ class RoutingFormat(Format):
         if len(shape) not in (2, 3) or array.dtype.kind not in "iu" or 0 in shape:
             problem = f"is {array.dtype} of shape {shape}"
             raise TraceError(where, problem, "give expert numbers (tokens, [layers,] k)")
-        unsure = not self.key and not _names_choices(path.name) and named is None and _unsure(array)
+        unsure = not self.key and not _names_choices(path.name) and named is None
+        unsure = unsure and doubt_of(array.head(), by_token=True) == "choices"
         axes, top_k = "tokens, layers, choices", last
         if len(shape) == 3:
             if self.top_k not in (None, last):
@@ -162,16 +165,6 @@ class RoutingFormat(Format):
 
 def _names_choices(name: str) -> bool:
     return any(known in simple_name(name) for known in CHOICE_NAMES if known != "indices")
-
-
-def _choices_in(arrays: Mapping[str, Array]) -> str | None:
-    """The array of choices among *arrays* by its name, where none is of counts."""
-    return None if set(arrays) & set(COUNTS_KEYS) else next(filter(_names_choices, arrays), None)
-
-
-def _unsure(array: Array) -> bool:
-    """Whether the beginning of an array looks like choices."""
-    return doubt_of(array.head(), by_token=True) == "choices"
 
 
 def _array_choices(array: Array, by_layer: bool) -> Iterator[Choices]:

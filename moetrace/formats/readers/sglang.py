@@ -54,17 +54,13 @@ class SglangFormat(Format):
         files = rank_files(path, RANK)
         if not files:
             raise TraceError(str(path), "holds no rank files of the recorder", "give the folder that it writes to")
-        ranks: dict[str, list[Source]] = defaultdict(list)
+        ranks: dict[str, list[Reading]] = defaultdict(list)
         for file in files:
             ranks[RANK.fullmatch(file.name)[1]].append(_read_file(file, self.phase))  # type: ignore[index]
         check_ranks([Path(f"rank{rank}") for rank in ranks])
         # A rank that dumped several times has a file for each.
-        readings = tuple(
-            parts[0]
-            if isinstance(parts[0], Reading) and len(parts) == 1
-            else concatenate_segments(parts, str(path), ())
-            for parts in ranks.values()
-        )
+        segments = lambda parts: parts[0] if len(parts) == 1 else concatenate_segments(parts, str(path), ())  # noqa: E731
+        readings = tuple(map(segments, ranks.values()))
         assumption = (f"{len(ranks)} ranks are added up", *readings[0].assumptions)
         return Merged(readings, "sum", str(path), assumption, idle=True)
 

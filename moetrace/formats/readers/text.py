@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -156,8 +156,7 @@ class JsonFormat(TableFormat):
         where = str(path)
         document = dig(text.document(path), self.key, where)
         rows = _rows_of(document, where)
-        for name in ("column", "pattern") if rows is None else ("axes",):
-            self._refuse(path, name)
+        self._refuse(path, *(("column", "pattern") if rows is None else ("axes",)))
         if rows is not None:
             if rows and choice_columns(list(rows[0])):
                 raise TraceError(where, "holds choices of tokens", "write them as JSON lines, one object a line")
@@ -167,46 +166,46 @@ class JsonFormat(TableFormat):
                 every = dict.fromkeys(name for row in rows for name in row)  # not each row need have them all
                 table = pa.table({name: [row.get(name) for row in rows] for name in every})
             return table_reading(where, table.to_reader, self.values(), self.naming(path))
-        if isinstance(document, list) and document:
-            layers = (self.key or "").startswith("layers.") and np.ndim(_numbers_in(document, where)) == 2
-            return self._array({"counts": document}, path, "layers,experts" if layers else None)
-        if not isinstance(document, dict):
+        if not isinstance(document, dict) and not (isinstance(document, list) and document):
             raise TraceError(where, f"is a {type(document).__name__}", NEEDS)
+        document = document if isinstance(document, dict) else {"counts": document}
         names = {simple_name(str(key)) for key in document}
         if {"schema", "data"} <= names or (names & set(STEP_NAMES) and names & {*LAYER_NAMES, *EXPERT_NAMES}):
             way_out = f'give it to moetrace.from_frame(pandas.read_json("{path.name}")), as in docs/recipes.md'
             raise TraceError(where, "is a table by columns, as pandas writes it", way_out)
+        key, axes = next((key for key in COUNTS_KEYS if key in document), None), None
         history = next((document[key] for key in WINDOWS if isinstance(document.get(key), list)), None)
         if history is not None:
-            windows = []
-            for window in history:
-                key = next((key for key in COUNTS_KEYS if key in window), None) if isinstance(window, dict) else ""
-                if key is None:
-                    problem = f"has windows with {shown(list(window))}"
-                    way_out = "each needs logical_expert_load or expert_load"
-                    raise TraceError(f"{where}, load_history", problem, way_out)
-                windows.append(window[key] if key else window)
-            return self._array({"counts": windows}, path, "steps,layers,experts")
-        key = next((key for key in COUNTS_KEYS if key in document), None)
-        if key is not None and not isinstance(document[key], dict):
-            one_window = key == "logical_count" and np.ndim(_numbers_in(document[key], where)) == 2
-            beside = {name: document[name] for name in (key, "steps", "step", "layers", *PART) if name in document}
-            return self._array(beside, path, "layers,experts" if one_window else None)
-        self._refuse(path, "axes")
-        inside = document if key is None else document[key]
-        return _keyed(lambda: iter([((), inside)]), path, self.values(), keys_in(document) or NEEDS)
-
-    def _refuse(self, path: Path, setting: str) -> None:
-        """Raise `SettingError` for a setting that this kind of document has no use for."""
-        if getattr(self, setting) is not None:
-            raise SettingError(f"{path.name} is a document that has no use for --{setting}")
-
-    def _array(self, lists: Mapping[str, Any], path: Path, axes: str | None) -> Reading:
-        """The reading of nested lists, the counts first, with the numbers of steps and layers beside them."""
-        arrays = {name: Array.held(_numbers_in(part, str(path))) for name, part in lists.items()}
-        key = next(iter(lists))
+            key, axes = "counts", "steps,layers,experts"
+            document = {key: [_load_of(window, where) for window in history]}
+        if key is None or isinstance(document[key], dict):
+            self._refuse(path, "axes")
+            inside = document if key is None else document[key]
+            return _keyed(lambda: iter([((), inside)]), path, self.values(), keys_in(document) or NEEDS)
+        lists = (name for name in (key, "steps", "step", "layers", *PART) if name in document)
+        arrays = {name: Array.held(_numbers_in(document[name], where)) for name in lists}
+        by_layer = key == "logical_count" or (self.key or "").startswith("layers.")
+        if by_layer and len(arrays[key].shape) == 2:  # one window
+            axes = "layers,experts"
         assumption = () if key == "counts" else (f"{key} holds the counts",)
         return array_reading(arrays, path, self.axes or axes, self.values(), assumption)
+
+    def _refuse(self, path: Path, *settings: str) -> None:
+        """Raise `SettingError` for a setting that this kind of document has no use for."""
+        for name in settings:
+            if getattr(self, name) is not None:
+                raise SettingError(f"{path.name} is a document that has no use for --{name}")
+
+
+def _load_of(window: Any, where: str) -> Any:
+    """The counts of one window of a history."""
+    if not isinstance(window, dict):
+        return window
+    key = next((key for key in COUNTS_KEYS if key in window), None)
+    if key is None:
+        way_out = "each needs logical_expert_load or expert_load"
+        raise TraceError(f"{where}, load_history", f"has windows with {shown(list(window))}", way_out)
+    return window[key]
 
 
 def _numbers_in(value: Any, where: str) -> NDArray[Any]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from moetrace.doctor.collector import HALVES, Collector
 from moetrace.errors import TraceError, shown
-from moetrace.formats.arrow import to_numpy
 from moetrace.formats.errors import library_errors
+from moetrace.formats.stream.cells import to_numpy
 from moetrace.formats.stream.text import json_of
 from moetrace.trace import FLOAT64_EXACT, Counts, whole_counts
 

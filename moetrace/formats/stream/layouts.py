@@ -15,10 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError
-from moetrace.formats.arrow import to_numpy
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream import columns, tables
-from moetrace.formats.stream.cells import Cells, Reading
+from moetrace.formats.stream.cells import Cells, Reading, to_numpy
 from moetrace.formats.stream.columns import Rows, Values, kind_of, one_kind, tags_by, template
 from moetrace.formats.stream.tables import Naming, Table, first_named
 

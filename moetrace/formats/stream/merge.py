@@ -110,9 +110,8 @@ def by_layers(ranks: Sequence[tuple[Sequence[int], Source]], where: str, *assump
     for layers, source in ranks:
         stages[tuple(layers)].append(source)
     each = f"{len(ranks)} ranks: tokens are added up, {len(stages)} pipeline stages put together"
-    return Merged(
-        tuple(Merged(tuple(group), "sum", where) for group in stages.values()), "layers", where, (each, *assumptions)
-    )
+    sums = tuple(Merged(tuple(group), "sum", where) for group in stages.values())
+    return Merged(sums, "layers", where, (each, *assumptions))
 
 
 def _by_number(numbers: Sequence[int | None], sources: Sequence[Source]) -> list[list[Source]]:
@@ -175,9 +174,8 @@ def _grid(grids: Sequence[Grid], names: Sequence[str], how: Merge) -> Grid:
         return first
     for before, grid, name in zip(grids, grids[1:], names[1:]):
         if grid.layers[0] <= before.layers[-1]:
-            problem = (
-                f"has layer {grid.layers[0]}, and so has the part before it, with layers up to {before.layers[-1]}"
-            )
+            layers = f"with layers up to {before.layers[-1]}"
+            problem = f"has layer {grid.layers[0]}, and so has the part before it, {layers}"
             way_out = "number the layers through the whole model; replicas are merged by sum"
             raise TraceError(name, problem, way_out)
     return replace(first, layers=np.concatenate([grid.layers for grid in grids]))
@@ -223,10 +221,8 @@ def _together(
             if not used.all(axis=1).any() and (used.sum(axis=0) <= 1).all():
                 problem = "holds all experts, with tokens for those of its rank alone"
                 raise TraceError(names[0], problem, "add such parts up with --merge sum")
-        held = [
-            Block(block.steps[n:], block.counts[n:]) if block and n < len(block.steps) else None
-            for block, n in zip(held, sizes)
-        ]
+        rests = (block and Block(block.steps[n:], block.counts[n:]) for block, n in zip(held, sizes))
+        held = [rest if rest and len(rest.steps) else None for rest in rests]
         whole = sum(counts[1:], counts[0]) if how == "sum" else np.concatenate(counts, 1 if how == "layers" else 2)
         yield Block(steps, whole)
 

@@ -144,16 +144,21 @@ def json_batches(path: Path, schema: Any = None, block: int = BLOCK_BYTES) -> An
     return pj.open_json(opened(path), pj.ReadOptions(block_size=block, use_threads=False), parse)
 
 
-def json_objects(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects in the lines of *path*, one by one."""
-    check_depth(path)
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of the text of *path*, one by one; raises `TraceError` where it cannot be read."""
     with library_errors(str(path), "cannot be read", WRITE_AGAIN), closing(opened(path)) as stream:
         rest = b""
         while block := stream.read(BLOCK_BYTES):
-            *lines, rest = (rest + block).split(b"\n")
-            yield from (json.loads(line) for line in lines if line.strip())
-        if rest.strip():
-            yield json.loads(rest)
+            *whole, rest = (rest + block).split(b"\n")
+            yield from whole
+        yield rest
+
+
+def json_objects(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects in the lines of *path*, one by one."""
+    check_depth(path)
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN):
+        yield from (json.loads(line) for line in lines(path) if line.strip())
 
 
 def document(path: Path) -> Any:
@@ -184,15 +189,13 @@ def check_depth(path: Path) -> None:
                 if b"[]" not in brackets:
                     break
                 brackets = brackets.replace(b"[]", b"")  # the innermost pairs of every line
-            *lines, rest = brackets.split(b"\n")
+            *whole, rest = brackets.split(b"\n")
             beyond = b"[]" in brackets or brackets.count(b"[") > MOST_DEPTH
-            for i, left in enumerate((*lines, rest) if beyond else ()):
+            for i, left in enumerate((*whole, rest) if beyond else ()):
                 if b"[]" in left or left.count(b"[") > MOST_DEPTH:
-                    problem = f"is nested more than {MOST_DEPTH} deep"
-                    raise TraceError(
-                        f"{path}, line {line + i}", problem, "log lists of counts, or layers of such lists"
-                    )
-            line += len(lines)
+                    at, problem = f"{path}, line {line + i}", f"is nested more than {MOST_DEPTH} deep"
+                    raise TraceError(at, problem, "log lists of counts, or layers of such lists")
+            line += len(whole)
 
 
 def refuse_empty(path: Path) -> None:
