@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import platform
 import re
@@ -122,6 +121,8 @@ def _machine() -> str:
 
     Hosts and containers may share a name, as pods on the network of their host do.
     """
+    import hashlib  # and OpenSSL with it, which no help needs
+
     facts = [platform.node()]
     with suppress(OSError):
         facts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -260,4 +261,6 @@ def file_name(name: str) -> str:
     safe = UNSAFE.sub(lambda unsafe: "".join(f"%{byte:02X}" for byte in in_bytes(unsafe[0])), name) or "%"
     if len(safe) <= LONGEST:
         return safe
+    import hashlib
+
     return f"{safe[: LONGEST - DIGITS - 1].rstrip('. ')}%{hashlib.sha256(in_bytes(name)).hexdigest()[:DIGITS]}"

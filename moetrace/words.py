@@ -14,3 +14,7 @@ WORTH_IT, NOT_WORTH_IT, NO_EVIDENCE = "worth it", "not worth it", "not enough ev
 DEPENDS = "depends on the hardware"
 # The folder of traces and results, and the variable that names another one.
 WORKSPACE, DEFAULT_WORKSPACE = "MOETRACE_WORKSPACE", "moetrace-out"
+# The layout of an exported trace by the ending of its file; others are long.
+EXPORTED = {".csv": "csv", ".npz": "npz"}
+# Of JSON documents, on stdout and in files: it changes when a field changes its meaning or goes.
+SCHEMA_VERSION = 1

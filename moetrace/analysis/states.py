@@ -255,8 +255,8 @@ def rank_runs(load: LayerLoad, rule: Rule = RANK_RULE) -> tuple[Run, ...]:
     if len(means) < 2 * k or load.stride > rule.window or load.experts < 2:
         return _runs(load, np.empty(0, np.int64), np.empty(0, np.bool_))
     both = sliding_window_view(means, 2 * k, axis=0)  # (moments, experts, 2k)
-    adjacent = _spearman(both[..., :k].mean(axis=-1), both[..., k:].mean(axis=-1))
-    interleaved = _spearman(both[..., ::2].mean(axis=-1), both[..., 1::2].mean(axis=-1))
+    adjacent = rank_correlation(both[..., :k].mean(axis=-1), both[..., k:].mean(axis=-1))
+    interleaved = rank_correlation(both[..., ::2].mean(axis=-1), both[..., 1::2].mean(axis=-1))
     lost = (1 - adjacent) - NOISE_MARGIN * (1 - interleaved)
     judged = mean_over_hold(load, lost, rule.hold)
     return _runs(load, border_steps(load, rows, k), _hysteresis(judged, RANKS_SETTLE_BELOW, RANKS_UNSETTLE_ABOVE))
@@ -292,14 +292,14 @@ def _state_now(history: LayerLoad, rule: Rule, looked_back: int = LOOKED_BACK) -
     return _state_now(history, rule, 2 * looked_back)
 
 
-def _spearman(a: Shares, b: Shares) -> NDArray[np.float64]:
-    """Rank correlation of each row of *a* with that of *b*, both (moments, experts); 1 where all of a row are equal."""
+def rank_correlation(a: Shares, b: Shares, still: float = 1.0) -> NDArray[np.float64]:
+    """Spearman's, of each row of *a* with that of *b*, both (rows, experts); *still* where all of a row are equal."""
     import pandas as pd
 
     # Equal loads, as those of dead experts, have the mean of their ranks.
     x, y = (pd.DataFrame(side).rank(axis=1).to_numpy() - (a.shape[1] + 1) / 2 for side in (a, b))
     norm = np.sqrt(np.square(x).sum(axis=1) * np.square(y).sum(axis=1))
-    correlation: NDArray[np.float64] = np.divide((x * y).sum(axis=1), norm, out=np.ones(len(a)), where=norm > 0)
+    correlation: NDArray[np.float64] = np.divide((x * y).sum(axis=1), norm, out=np.full(len(a), still), where=norm > 0)
     return correlation
 
 

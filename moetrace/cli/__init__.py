@@ -6,25 +6,113 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Collection, Sequence
-from typing import Annotated, Any
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+from typing import Annotated, Any, NamedTuple
 
 import typer
+from typer.core import TyperGroup
 
-from moetrace.cli import compare, export, hot, ingest, place, predict, report, states, traces
 from moetrace.cli.completion import finding_names
 from moetrace.cli.config import defaults
-from moetrace.cli.options import INTERRUPTED
 from moetrace.cli.output import say
 from moetrace.errors import MoetraceError, SettingError, lacks_memory
 from moetrace.files import discard
+from moetrace.frames import Later
 
 USAGE = 2
+INTERRUPTED = 130
 # Matrices are small here: threads of BLAS would cost more than they give, on busy cores ten times as much.
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
+
+def explain(
+    finding: Annotated[
+        str | None, typer.Argument(help="Name of a finding. [default: all of them]", autocompletion=finding_names)
+    ] = None,
+) -> None:
+    """Say what a finding means and what to do about it.
+
+    \b
+    Example: moetrace explain imbalance
+    """
+    from moetrace.doctor.catalogue import KINDS, check_known
+
+    check_known([finding] if finding else [])
+    for name in [finding] if finding else KINDS:
+        sys.stdout.write(f"{name} ({KINDS[name].severity}): {KINDS[name].advice}\n")
+
+
+def help_(command: Annotated[str | None, typer.Argument(help="Name of a command.")] = None) -> None:
+    """Show the help of a command.
+
+    \b
+    Example: moetrace help states
+    """
+    raise typer.Exit(main([*([command] if command else []), "--help"]))
+
+
+class Listed(NamedTuple):
+    """A command of the listing: the first line of its help, and the module and the name of its function."""
+
+    line: str
+    module: str
+    function: str
+
+
+COMMANDS = {
+    "ingest": Listed("Read dumps and logs into traces, and check them.", "ingest", "ingest"),
+    "states": Listed("Show when the load of each layer became stable.", "states", "states"),
+    "predict": Listed("Score forecasts of the load, and forecast the steps to come.", "predict", "predict"),
+    "report": Listed("Generate an HTML report with figures and data.", "report", "report"),
+    "place": Listed("Decide whether balancing is worth it, and place experts.", "place", "place"),
+    "hot": Listed("Choose the experts to keep in fast memory.", "hot", "hot"),
+    "compare": Listed("Compare the loads of two traces: does a plan transfer?", "compare", "compare"),
+    "list": Listed("List the traces of the workspace.", "traces", "list_"),
+    "remove": Listed("Remove traces and their results from the workspace.", "traces", "remove"),
+    "check": Listed("Check traces for damage, gaps and idle experts.", "traces", "check"),
+    "export": Listed("Export a trace to another format.", "export", "export"),
+    "explain": Listed("Say what a finding means and what to do about it.", "", "explain"),
+    "help": Listed("Show the help of a command.", "", "help_"),
+}
+# Shared options that a command does all it can do without.
+WITHOUT = {
+    "compare": ("expert_bytes",),
+    "list": ("layers", "steps"),
+    "remove": ("layers", "steps", "all", "show", "table", "no_progress"),
+}
+
+
+class Commands(TyperGroup):
+    """The commands, each made of its function when it is called: to read all signatures takes longer than to list."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.commands = Later({name: partial(_made, name) for name in COMMANDS})  # type: ignore[assignment]
+
+    def list_commands(self, _ctx: Any) -> list[str]:
+        """Their names, in order."""
+        return list(self.commands)
+
+    def format_commands(self, _ctx: Any, formatter: Any) -> None:
+        """Write each with the first line of its help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, own.line) for name, own in COMMANDS.items()])
+
+
+def _made(name: str) -> Any:
+    from moetrace.cli.options import Command, with_options
+
+    module = import_module(f"{__name__}.{COMMANDS[name].module}".rstrip("."))
+    alone = typer.Typer(add_completion=False, rich_markup_mode=None)
+    alone.command(name, cls=Command)(with_options(getattr(module, COMMANDS[name].function), WITHOUT.get(name, ())))
+    return typer.main.get_command(alone)
+
+
 app = typer.Typer(
     name="moetrace",
+    cls=Commands,
     help="Analyse expert load in Mixture-of-Experts models: imbalance, stability, predictability, placement.",
     epilog="Start with: moetrace ingest, moetrace states, moetrace predict --horizon 2000, moetrace report, "
     "moetrace place --gpus 4",
@@ -55,49 +143,22 @@ def options(
         os.environ["MOETRACE_DEBUG"] = "1"
 
 
-for module in (ingest, states, predict, report, place, hot, compare, traces, export):
-    module.register(app)
-
-
-@app.command()
-def explain(
-    finding: Annotated[
-        str | None, typer.Argument(help="Name of a finding. [default: all of them]", autocompletion=finding_names)
-    ] = None,
-) -> None:
-    """Say what a finding means and what to do about it.
-
-    \b
-    Example: moetrace explain imbalance
-    """
-    from moetrace.doctor.catalogue import KINDS, check_known
-
-    check_known([finding] if finding else [])
-    for name in [finding] if finding else KINDS:
-        sys.stdout.write(f"{name} ({KINDS[name].severity}): {KINDS[name].advice}\n")
-
-
-@app.command("help")
-def help_(command: Annotated[str | None, typer.Argument(help="Name of a command.")] = None) -> None:
-    """Show the help of a command.
-
-    \b
-    Example: moetrace help states
-    """
-    raise typer.Exit(main([*([command] if command else []), "--help"]))
+def options_of() -> dict[str, set[str]]:
+    """The names of the options of each command."""
+    group: Any = typer.main.get_command(app)
+    return {name: {own.name for own in command.params} for name, command in group.commands.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. Errors become one line on stderr."""
     os.environ.pop("MOETRACE_DEBUG", None)
+    given = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # what the terminal has no character for is shown as its escape
             stream.reconfigure(errors="backslashreplace")
     try:
         group = typer.main.get_command(app)
-        known = {name: {p.name for p in own.params} for name, own in group.commands.items()}  # type: ignore[attr-defined]
-        given = list(argv) if argv is not None else None
-        code = group(args=given, prog_name="moetrace", default_map=defaults(known), standalone_mode=False)
+        code = group(args=given, prog_name="moetrace", default_map=defaults(options_of), standalone_mode=False)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except typer.Abort:
@@ -108,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if "\n" in error.format_message():  # the help, where nothing was given
                 sys.stderr.write(f"{error.format_message()}\n")
             else:
-                say(_usage(error, known))
+                say(_usage(error, given))
             return USAGE
         memory = lacks_memory(error)
         if "MOETRACE_DEBUG" in os.environ or not (memory or isinstance(error, MoetraceError | OSError)):
@@ -139,16 +200,17 @@ PLAIN = (
 )
 
 
-def _usage(error: Any, commands: Collection[str]) -> str:
+def _usage(error: Any, given: Sequence[str]) -> str:
     """A usage error of Typer as one line, with the help that says more."""
     message: str = error.format_message()
     if strange := re.match(r"No such command '(.*?)'", message):
         from moetrace.settings import unknown
 
-        message = str(unknown("command", strange[1], commands))
+        message = str(unknown("command", strange[1], COMMANDS))
     for pattern, plain in PLAIN:
         message = re.sub(pattern, plain, message)
-    return f"{message.rstrip('.')} (see {error.ctx.command_path if error.ctx else 'moetrace'} -h)"
+    command = next((f" {word}" for word in given if word in COMMANDS), "")  # an error in the last option has no context
+    return f"{message.rstrip('.')} (see {error.ctx.command_path if error.ctx else f'moetrace{command}'} -h)"
 
 
 def _leave(_signal: int, _frame: object) -> None:

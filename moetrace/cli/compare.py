@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moetrace.cli.options import Command, Hardware, Shared, with_options
+from moetrace.cli.options import Hardware, Shared
 from moetrace.cli.output import Table
 
 SIDE = "Name or path; NAME:FIRST-LAST for some of its steps."
@@ -56,8 +56,3 @@ def compare(
     shared.emit(
         {"layers": Table("Distance of each layer", layers)}, document, [found.screen(every=shared.all)], then=then
     )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(cls=Command)(with_options(compare, without=("expert_bytes",)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,20 @@ from moetrace.errors import SettingError
 FILES = (("moetrace.toml", ()), ("pyproject.toml", ("tool", "moetrace")))
 
 
-def defaults(commands: dict[str, set[str]]) -> dict[str, dict[str, Any]]:
-    """The defaults of each command, from the first of `FILES` that has any; *commands* has the options of each.
+def defaults(commands: Callable[[], dict[str, set[str]]]) -> dict[str, dict[str, Any]]:
+    """The defaults of each command, from the first of `FILES` that has any; *commands* gives the options of each.
 
     A name such as ``gpus = 8`` is for every command that has the option, a table ``[place]`` for one.
     Raises `SettingError` for a file that is no TOML, and for an option that there is not.
     """
     for name, tables in FILES:
         try:
-            found: Any = tomllib.loads(Path(name).read_text("utf-8"))
+            text = Path(name).read_text("utf-8")
+            if tables and tables[-1] not in text:
+                continue
+            import tomllib  # not needed in most folders
+
+            found: Any = tomllib.loads(text)
         except OSError:
             continue
         except ValueError as error:
@@ -29,7 +34,7 @@ def defaults(commands: dict[str, set[str]]) -> dict[str, dict[str, Any]]:
         for table in tables:
             found = found.get(table, {}) if isinstance(found, dict) else {}
         if found and isinstance(found, dict):
-            return _by_command(name, found, commands)
+            return _by_command(name, found, commands())
     return {}
 
 

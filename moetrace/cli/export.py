@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from moetrace.cli.options import Command, Shared, with_options
+from moetrace.cli.options import Shared
 from moetrace.cli.output import while_read
+from moetrace.words import EXPORTED
 
 
 class Kind(StrEnum):
@@ -25,17 +26,12 @@ class Kind(StrEnum):
     FORECASTING = "forecasting"
 
 
-# The layout by the ending of -o, unless --to is given.
-BY_ENDING = {".csv": Kind.CSV, ".npz": Kind.NPZ}
-
-
 class Exported(Shared):
     """The shared options; a layout may have any ending."""
 
     endings = None
 
 
-@with_options
 def export(
     shared: Exported,
     trace: Annotated[str, typer.Argument(help="Name or path of a trace.")],
@@ -56,20 +52,15 @@ def export(
 
     if shared.output is None:
         raise typer.BadParameter("missing -o PATH: the file to write, or -o - for the standard output")
-    to = to or BY_ENDING.get(shared.output.suffix.lower(), Kind.LONG)
+    layout = str(to or EXPORTED.get(shared.output.suffix.lower(), Kind.LONG))
     opened = shared.open(trace)
     if str(shared.output) == "-":
         with temporary() as held:
-            export_trace(opened, held, to.value)
+            export_trace(opened, held, layout)
             with held.open("rb") as content, while_read():
                 shutil.copyfileobj(content, sys.stdout.buffer)
         return
     with output(shared.output, force=shared.force) as held:
-        export_trace(opened, held, to.value)
-    document = {"trace": opened.name, "to": to.value, "path": str(shared.output)}
+        export_trace(opened, held, layout)
+    document = {"trace": opened.name, "to": layout, "path": str(shared.output)}
     replace(shared, output=None).emit({}, document, wrote=[str(shared.output)])
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(cls=Command)(export)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.options import Command, FirstLayer, QuickProtocol, Shared, Traces, bytes_of, with_options
+from moetrace.cli.options import FirstLayer, QuickProtocol, Shared, Traces, bytes_of
 from moetrace.cli.output import Table
 from moetrace.cli.progress import PERCENT, Report
 
@@ -30,7 +30,6 @@ def bandwidth_of(text: str) -> float:
     return found
 
 
-@with_options
 def hot(
     protocol: QuickProtocol,
     shared: Shared,
@@ -115,8 +114,3 @@ def hot(
     document |= {"trained_on": backtesting.trained_on(shared.note, QUICK)}
     document |= {name: records(table.frame) for name, table in tables.items()}
     shared.emit(tables, document, [found.screen(every=shared.all) for found in done])
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(cls=Command)(hot)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetrace.cli.completion import finding_names, format_names
-from moetrace.cli.options import Command, Shared, with_options
+from moetrace.cli.options import Shared
 from moetrace.cli.output import Format, Table, say
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ Pattern = Annotated[
 ]
 
 
-@with_options
 def ingest(
     shared: Shared,
     sources: Annotated[
@@ -211,8 +210,3 @@ def _list_formats(shared: Shared) -> None:
         for format in formats()
     ]
     shared.emit_known("formats", rows)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(cls=Command)(ingest)

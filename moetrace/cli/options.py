@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import shlex
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 SELECTION, OUTPUT, PROTOCOL, HARDWARE = "Selection", "Output", "Protocol", "Hardware"
 DONE_WITH_SKIPS = 3
-INTERRUPTED = 130
 # Characters of a terminal that the closing line fits; longer, each of its parts has a line of its own.
 CLOSING_WIDTH = 90
 # The output format by the ending of -o, unless --format is given.
@@ -360,19 +359,21 @@ class Shared:
             note(line)
 
 
+def predictor_option(default: Iterable[str]) -> Any:
+    """The option for predictors, which are the *default* ones where it is not given."""
+    return typer.Option(
+        help=f"NAME or NAME:setting=value, repeatable  [default: {', '.join(default)}]",
+        metavar="SPEC",
+        autocompletion=predictor_names,
+        rich_help_panel=PROTOCOL,
+    )
+
+
 @dataclass(frozen=True)
 class Protocol:
     """How to backtest, and where it runs: options of every command that forecasts."""
 
-    predictor: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"NAME or NAME:setting=value, repeatable  [default: {', '.join(PREDICTORS)}]",
-            metavar="SPEC",
-            autocompletion=predictor_names,
-            rich_help_panel=PROTOCOL,
-        ),
-    ] = None
+    predictor: Annotated[list[str] | None, predictor_option(PREDICTORS)] = None
     cutoffs: Annotated[
         str | None,
         typer.Option(help="Score at these cutoffs, such as 3000,4000.", metavar="STEPS", rich_help_panel=PROTOCOL),
@@ -421,15 +422,7 @@ class Protocol:
 class QuickProtocol(Protocol):
     """The same with few predictors by default, where what is done with a forecast matters more than which it is."""
 
-    predictor: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=f"NAME or NAME:setting=value, repeatable  [default: {', '.join(QUICK)}]",
-            metavar="SPEC",
-            autocompletion=predictor_names,
-            rich_help_panel=PROTOCOL,
-        ),
-    ] = None
+    predictor: Annotated[list[str] | None, predictor_option(QUICK)] = None
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from moetrace.errors import WorkspaceError, printable
-from moetrace.reporting.tables import SCHEMA_VERSION
+from moetrace.words import SCHEMA_VERSION
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moetrace.cli.options import Command, FirstLayer, Hardware, QuickProtocol, Shared, Traces, steps_of, with_options
+from moetrace.cli.options import FirstLayer, Hardware, QuickProtocol, Shared, Traces, steps_of
 from moetrace.cli.output import Table
 from moetrace.cli.progress import PERCENT, Report
 
@@ -27,7 +27,6 @@ POLICY_COLUMNS = (
 )  # fmt: skip
 
 
-@with_options
 def place(
     protocol: QuickProtocol,
     shared: Shared,
@@ -160,8 +159,3 @@ def place(
     }
     document |= {name: records(table.frame) for name, table in tables.items()}
     shared.emit(tables, document, [found.screen(every=shared.all) for found in done])
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(cls=Command)(place)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moetrace.cli.options import Command, Protocol, Shared, Traces, with_options
+from moetrace.cli.options import Protocol, Shared, Traces
 from moetrace.cli.output import Table
 from moetrace.cli.progress import Report
 
@@ -25,7 +25,6 @@ SUMMARY_COLUMNS = (
 )  # fmt: skip
 
 
-@with_options
 def predict(
     protocol: Protocol,
     shared: Shared,
@@ -107,8 +106,3 @@ def score_tables(summary: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Table
         "summary": Table("Error rates by predictor and state", summary, SUMMARY_COLUMNS, by=("trace", "horizon")),
         "scores": Table("Scores", scores),
     }
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(cls=Command)(predict)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.options import Command, Hardware, Protocol, Shared, Traces, steps_of, with_options
+from moetrace.cli.options import Hardware, Protocol, Shared, Traces, steps_of
 from moetrace.cli.predict import score_tables
 from moetrace.cli.progress import PERCENT, Report
 
@@ -23,7 +23,6 @@ HORIZONS = (1000, 2000)
 DOCUMENT = ("summary", "scores", "comparisons")
 
 
-@with_options
 def report(
     protocol: Protocol,
     shared: Shared,
@@ -106,8 +105,3 @@ def horizons_of(text: str) -> list[int]:
     if found[0] < 1:
         raise typer.BadParameter(f"{text!r} is not a list of horizons such as 1000,2000")
     return found
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(cls=Command)(report)

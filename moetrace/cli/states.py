@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.options import Command, Shared, Traces, with_options
+from moetrace.cli.options import Shared, Traces
 from moetrace.cli.output import Format, Table, say
 from moetrace.cli.progress import Report
 
@@ -53,7 +53,6 @@ TABLES: dict[str, Callable[[pd.DataFrame], Table]] = {
 DOCUMENT = ("layers", "windows", "depth", "shape", "distinct")
 
 
-@with_options
 def states(
     shared: Shared,
     traces: Traces = None,
@@ -148,8 +147,3 @@ def _follow(shared: Shared, traces: list[str], poll: float, until_settled: bool,
         raise typer.Exit(COLLAPSED)
     if not all(status.state == STABLE for status in states):
         raise typer.Exit(NOT_SETTLED)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command(cls=Command)(states)

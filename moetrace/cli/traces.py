@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetrace.cli.completion import trace_names
-from moetrace.cli.options import Command, Shared, Traces, with_options
+from moetrace.cli.options import Shared, Traces
 from moetrace.cli.output import Table, say
 from moetrace.cli.progress import Report
 
@@ -63,7 +63,6 @@ def remove(
     shared.emit({}, {"removed": removed})
 
 
-@with_options
 def check(
     shared: Shared,
     traces: Traces = None,
@@ -98,11 +97,3 @@ def check(
     shared.emit({"findings": Table("Findings", frame)}, {"findings": records(frame)}, [screen])
     if any(found.failing for found in done):
         raise typer.Exit(1)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    whole = ("layers", "steps")
-    app.command("list", cls=Command)(with_options(list_, whole))
-    app.command(cls=Command)(with_options(remove, (*whole, "all", "show", "table", "no_progress")))
-    app.command(cls=Command)(check)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moetrace.analysis.noise import GAP, mean_noise, pooled_shares
+from moetrace.analysis.states import rank_correlation
 from moetrace.residency.sets import ranked
 from moetrace.trace import LayerLoad, LoadTrace, Shares
 
@@ -108,7 +109,7 @@ def distance_of(a: Sequence[Sample], b: Sequence[Sample], top: int) -> Distance:
                 "noise_high": float(np.quantile(errors, QUANTILE)),
                 "halves": max(one.halves, other.halves),
                 "sorted_distance": apart,
-                "rank_correlation": rank_correlation(one.shares, other.shares),
+                "rank_correlation": float(rank_correlation(one.shares[None], other.shares[None], np.nan)[0]),
                 "overlap": len(np.intersect1d(first, second)) / top,
             }
         )
@@ -146,11 +147,3 @@ def _order(correlations: Sequence[float], experts: int, same: bool | None, same_
     if same_sorted:
         return PERMUTED
     return DIFFERENT if known.mean() + CERTAIN * chance < UNLIKE else UNKNOWN
-
-
-def rank_correlation(one: Shares, other: Shares) -> float:
-    """Spearman's, NaN where all shares of one are equal."""
-    from scipy.stats import rankdata
-
-    ranks = np.array([rankdata(own) for own in (one, other)])
-    return float(np.corrcoef(ranks)[0, 1]) if np.ptp(ranks, axis=1).all() else float("nan")

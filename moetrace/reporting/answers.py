@@ -47,13 +47,15 @@ NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 ADVICE = {
     OK: "",
     MODERATE: "",
-    SEVERE: "In training, a larger balancing loss or bias rate evens it out, or a capacity limit; in serving, a plan "
-    "may (moetrace place).",
+    SEVERE: "When training, raise the balancing loss or the bias rate, or set a capacity limit; when serving, try a "
+    "plan (moetrace place).",
     COLLAPSED: "Go back to a checkpoint before it, with a larger balancing loss or bias rate and a router z-loss.",
 }
+# Before the answer of a plan, which is tried already.
+ADVICE_BESIDE_A_PLAN = ADVICE | {SEVERE: ""}
 
 
-def balanced(balance: pd.DataFrame) -> Answer:
+def balanced(balance: pd.DataFrame, advice: Mapping[str, str] = ADVICE) -> Answer:
     """How bad the imbalance is now, of the worst layer first, from the frame ``balance``, one row for each layer."""
     rows = sorted(rows_of(balance), key=lambda row: (-SEVERITIES.index(row["severity"]), -row["max_over_mean"]))
     worst, idle = rows[0], int(balance["idle"].sum())
@@ -74,15 +76,15 @@ def balanced(balance: pd.DataFrame) -> Answer:
         sentence += others
     if idle:
         sentence += f" {count_of(idle, 'expert').capitalize()} got no token at all."
-    sentence = " ".join([sentence, ADVICE[worst["severity"]]]).strip()
+    sentence = " ".join([sentence, advice[worst["severity"]]]).strip()
     over = f"the last {int(balance['steps'].iloc[0]):,} steps"
     return Answer(BALANCED, worst["severity"], sentence, over, worst["severity"], worst["severity"] == OK)
 
 
-def alarm(balance: pd.DataFrame) -> str:
+def alarm(balance: pd.DataFrame, advice: Mapping[str, str] = ADVICE) -> str:
     """The sentence about the imbalance where it is severe or the router has collapsed, before any other answer."""
     bad = set(balance["severity"]) & {SEVERE, COLLAPSED}
-    return f"{balanced(balance).sentence} " if bad else ""
+    return f"{balanced(balance, advice).sentence} " if bad else ""
 
 
 # --- has it settled? -----------------------------------------------------------------------------------------------

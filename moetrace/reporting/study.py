@@ -19,9 +19,9 @@ from moetrace.reporting.pages import Layer, Picture, Section, Topic, TracePage, 
 from moetrace.reporting.phrases import percent
 from moetrace.reporting.screens import layer_cells
 from moetrace.reporting.style import USUAL, Look, inline, picture, styled
-from moetrace.reporting.tables import NOTHING, SCHEMA_VERSION, csv, records, rows_of
+from moetrace.reporting.tables import NOTHING, csv, records, rows_of
 from moetrace.reporting.values import values_of
-from moetrace.words import OK, SEVERITIES
+from moetrace.words import OK, SCHEMA_VERSION, SEVERITIES
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,8 +20,6 @@ PERCENT = {
     "above_oracle", "moved", "moved_per_1000", "expected", "expected_error",
 }  # fmt: skip
 NOTHING = "-"
-# Of JSON documents, on stdout and in files: it changes when a field changes its meaning or goes.
-SCHEMA_VERSION = 1
 # Characters of a cell above which it may be folded.
 LONG_TEXT = 40
 # What is left to a folded column, and what a column takes besides its text.

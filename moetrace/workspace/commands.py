@@ -34,7 +34,7 @@ from moetrace.placement.study import Placement
 from moetrace.placement.study import place as place_trace
 from moetrace.placement.systems import systems_named
 from moetrace.placement.verdict import at_most
-from moetrace.reporting.answers import alarm
+from moetrace.reporting.answers import ADVICE_BESIDE_A_PLAN, alarm
 from moetrace.reporting.comparison import comparison_screen
 from moetrace.reporting.figures import knee, plan_course, settling
 from moetrace.reporting.phrases import count_of
@@ -270,13 +270,8 @@ def place(
         deploy, failed = write_plans(deployment, Path(folder) / f"{gpus}-gpus", systems)
         replicas = f", {placed.redundant:,} redundant experts" if placed.redundant else ""
         what = f"the plan for the next {asked[0]:,} steps (forecast: {placed.best}{replicas})"
-        renumbered = deployment.slots != placed.slots
-        notes += _saved(what, folder, deploy, 0 if renumbered else min(placed.slots))
-    flags = next((file["flags"] for file in deploy if file["system"] == "SGLang"), "")
-    placed = replace(placed, verdict=placed.verdict.launched(flags))
-    for policy in (placed.verdict.as_row(), placed.verdict.stock or {"launch": ""}):
-        if policy["launch"] not in ("", flags):
-            notes.append(f"Policy of {policy['system']} for {own.name}: {policy['launch']}")
+        notes += _saved(what, folder, deploy, min(placed.slots) if deployment.slots == placed.slots else 0)
+    placed, launch = _launched(placed, deploy)
     verdict = placed.verdict.as_row() | {"gpus": gpus}
     drawings: dict[str, Callable[..., Figure]] = {}
     if len(placed.frames["scores"]):
@@ -284,15 +279,25 @@ def place(
     if len(placed.frames["knee"]):
         drawings[f"{gpus}-gpus.knee"] = functools.partial(knee, placed.frames["knee"], verdict)
     pictures = _drawn(drawings, folder)
-    notes += [*_charts(pictures), *(f"{own.name}: {left_out}" for left_out in placed.notes)]
+    notes += [*launch, *_charts(pictures), *(f"{own.name}: {left_out}" for left_out in placed.notes)]
+    answer = alarm(placed.frames["balance"], ADVICE_BESIDE_A_PLAN) + worth(verdict).sentence
     screen = functools.partial(
-        place_screen, placed.frames["summary"], f"{alarm(placed.frames['balance'])}{worth(verdict).sentence}",
+        place_screen, placed.frames["summary"], answer,
         notes=verdict_notes(verdict, files=whole), of="Load" if planning.time.linear else "Expert time",
     )  # fmt: skip
     return Found(
         "place", own.name, screen, placed.frames, placed, drawings, pictures, deploy,
         notes, {"horizon": asked[0], "failed": failed},
     )  # fmt: skip
+
+
+def _launched(placed: Placement, deploy: Sequence[Mapping[str, str]]) -> tuple[Placement, list[str]]:
+    """*placed* with the flags of the plan that was written for SGLang; how to start policies that need others."""
+    flags = next((file["flags"] for file in deploy if file["system"] == "SGLang"), "")
+    placed = replace(placed, verdict=placed.verdict.launched(flags))
+    several = (placed.verdict.as_row(), placed.verdict.stock or {"launch": ""})
+    others = [own for own in several if own["launch"] not in ("", flags)]
+    return placed, [f"Policy of {own['system']} for {placed.trace}: {own['launch']}" for own in others]
 
 
 @command(Selection, Backtesting)

@@ -19,6 +19,7 @@ from moetrace.formats.export import export_trace
 from moetrace.formats.stream.cells import Merge
 from moetrace.reporting.screens import ingested_sentence, listed_sentence, traces_screen
 from moetrace.trace import LoadTrace
+from moetrace.words import EXPORTED
 from moetrace.workspace.found import Found, command
 from moetrace.workspace.options import Note, Selection, Workspaces, silent, workspace_of
 from moetrace.workspace.traces import Ingested, described, described_frame, names_apart
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 
 # What is read without sources.
 DEFAULT_SOURCE = "sample_traces"
-# The kind of an export by the ending of its file.
-BY_ENDING = {".csv": "csv", ".npz": "npz"}
 
 
 class Reading(NamedTuple):
@@ -214,7 +213,7 @@ def export(
     """
     path = Path(output)
     with writing_output(path, force=force) as held:
-        export_trace(selection.open(trace), held, to or BY_ENDING.get(path.suffix.lower(), "long"))
+        export_trace(selection.open(trace), held, to or EXPORTED.get(path.suffix.lower(), "long"))
     return path
 
 

@@ -27,8 +27,8 @@ from moetrace.analysis.states import (
     Rule,
     Run,
     _hysteresis,
-    _spearman,
     classify_expert,
+    rank_correlation,
     rank_runs,
 )
 from moetrace.record.follow import USUALLY_NOTICED
@@ -501,14 +501,14 @@ def test_rank_correlation_is_that_of_scipy(dead):
     a[:, :dead] = b[:, :dead] = 0
     expected = [spearmanr(x, y).statistic for x, y in zip(a, b)]
 
-    assert expected == pytest.approx(_spearman(a, b), rel=1e-12)
+    assert expected == pytest.approx(rank_correlation(a, b), rel=1e-12)
 
 
 def test_loads_without_an_order_agree_with_any():
     """Where all experts have the same load, no order was lost."""
     even, other = np.full((1, 4), 0.25), np.array([[0.1, 0.2, 0.3, 0.4]])
 
-    assert [1, 1, 1] == [float(_spearman(*pair)[0]) for pair in ((even, even), (even, other), (other, even))]
+    assert [1, 1, 1] == [float(rank_correlation(*pair)[0]) for pair in ((even, even), (even, other), (other, even))]
 
 
 def naive_rank_losses(load, block=50, k=4):

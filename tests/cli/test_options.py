@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from conftest import ROOT, thorough_but
 
 from moetrace import LoadTrace, save_trace
+from moetrace.cli import COMMANDS, app
 from moetrace.doctor.catalogue import KINDS
 from moetrace.forecasting.predictors import PREDICTORS
 
@@ -209,7 +211,7 @@ def test_every_command_names_the_same_worst_layer(moetrace, here):
             "ingest --merge foo",
             "--merge: 'foo' is not one of 'sum', 'experts', 'layers', 'steps' (see moetrace ingest -h)",
         ),
-        ("place --gpus", "option --gpus requires an argument (see moetrace -h)"),
+        ("place --gpus", "option --gpus requires an argument (see moetrace place -h)"),
         ("list extra", "nothing more is expected here than options, got extra (see moetrace list -h)"),
         ("remove", "missing argument 'names' (see moetrace remove -h)"),
     ],
@@ -299,3 +301,18 @@ def test_replacing_a_trace_asks_on_a_terminal(ingested, settled, monkeypatch):
     assert "Replace one in moetrace-out?" in refused.err
     assert 0 == replaced.code
     assert 1 == ingested("list", "--json").json["traces"][0]["layers"]
+
+
+def test_a_usage_error_names_the_help_of_its_command(moetrace):
+    """Also where the last option lacks its value, which is noticed before the command is."""
+    assert "(see moetrace place -h)" in moetrace("place", "--gpus").err
+    assert "(see moetrace place -h)" in moetrace("place", "--gpsu", 4).err
+    assert "(see moetrace -h)" in moetrace("plcae").err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_listing_has_the_first_line_of_each_help(name):
+    """It is written down apart from the command, which is loaded when it is called."""
+    command = typer.main.get_command(app).commands[name]
+
+    assert COMMANDS[name].line == command.help.partition("\n")[0]

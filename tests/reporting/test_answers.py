@@ -130,7 +130,7 @@ def test_balanced_names_the_hottest_expert_of_the_worst_layer():
 
     assert sentence.startswith(
         "Severe imbalance in layer 4: expert 5 gets 3.1x the mean load (30% of the tokens), since step 700. 2 experts got "
-        "no token at all. In training, a larger balancing loss"
+        "no token at all. When training, raise the balancing loss"
     )
     assert balanced(frame[:1]).sentence == (
         "Moderate imbalance in layer 2: expert 1 gets 5.2x the mean load (20% of the tokens)."
