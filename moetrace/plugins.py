@@ -37,7 +37,7 @@ class Plugin(NamedTuple):
         found = getattr(loaded, name)
         try:
             found = found() if isinstance(found, type) else found
-        except TypeError as error:
+        except Exception as error:
             raise SettingError(f"{self}: cannot be made without settings: {error}") from error
         if not isinstance(getattr(found, "name", None), str) or not fits(found):
             raise SettingError(f"{self}: is no {kind} with a name")

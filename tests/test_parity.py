@@ -82,7 +82,7 @@ def test_a_result_shows_itself(name, monkeypatch):
         assert mine.figure is found.figure(drawing, ax=mine, style="ggplot")
         assert mine.get_xlabel()
         assert not mine.figure.legends
-    assert len(found.drawings) == {"states": 1, "place": 2, "hot": 2}.get(name, 0)
+    assert len(found.drawings) == {"states": 1, "predict": 1, "place": 2, "hot": 2}.get(name, 0)
     with pytest.raises(mt.SettingError, match="there is no table 'x'"):
         found.frame("x")
     if not found.drawings:

@@ -28,13 +28,13 @@ from moetrace.reporting.style import (
     HOT,
     INK,
     STATE,
-    beside,
     level_line,
     log_scale,
     new_figure,
     one_legend,
     one_panel,
     predictor_style,
+    several_panels,
 )
 from moetrace.reporting.tables import rows_of
 from moetrace.reporting.verdict import QUESTION as WORTH
@@ -129,11 +129,8 @@ def errors(frames: Frames) -> Figure:
     """
     course = frames["course"]
     horizons, best = sorted(course["horizon"].unique()), _best(frames, _shortest(frames["summary"]))
-    columns = beside(len(horizons))
-    rows = -(-len(horizons) // columns)
-    figure = new_figure(WIDTH, 3.1 * rows, (0.6, 0.1, 0.85, 0.3))
-    for i, horizon in enumerate(horizons):
-        axes = figure.add_subplot(rows, columns, i + 1)
+    figure, panels, columns = several_panels(len(horizons), WIDTH, 3.1, (0.6, 0.1, 0.85, 0.3))
+    for i, (horizon, axes) in enumerate(zip(horizons, panels)):
         part = course[course["horizon"] == horizon]
         for name, curve in part.groupby("predictor", sort=False):
             known = curve.dropna(subset="error_rate").sort_values("cutoff")
@@ -177,18 +174,15 @@ def _shortest(summary: pd.DataFrame) -> int:
     return int(summary.loc[summary["scored"] > 0, "horizon"].min())
 
 
-def comparison(frames: Frames) -> Figure:
-    """Each predictor's difference from the baseline with its interval, stable beside transient."""
+def comparison(frames: Frames, axes: Axes | None = None) -> Figure:
+    """Each predictor's difference from the baseline with its interval, stable beside transient; in *axes* the first."""
     summary = frames["summary"]
     own = summary[(summary["horizon"] == _shortest(summary)) & (summary["scored"] > 0)]
     states = [state for state in ("stable", "transient", "unknown") if (own["state"] == state).any()]
     names = own[own["state"] == states[0]].sort_values("error_rate", ascending=False)["predictor"].astype(str).tolist()
-    columns = beside(len(states))
-    below = -(-len(states) // columns)
-    figure = new_figure(WIDTH, (1.3 + 0.26 * len(names)) * below)
+    figure, panels, columns = several_panels(len(states), WIDTH, 1.3 + 0.26 * len(names), axes=axes)
     best = _best(frames, int(own["horizon"].min()))
-    for i, state in enumerate(states):
-        axes = figure.add_subplot(below, columns, i + 1)
+    for i, (state, axes) in enumerate(zip(states, panels)):
         rows = own[own["state"] == state].set_index("predictor").reindex(names)
         for at, (name, row) in enumerate(rows.iterrows()):
             _dot(axes, at, str(name), row, best)

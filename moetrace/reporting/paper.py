@@ -17,11 +17,10 @@ from moetrace.reporting.style import (
     MARKER,
     STATE,
     WINDOWS,
-    beside,
     level_line,
     log_scale,
-    new_figure,
     one_legend,
+    several_panels,
 )
 from moetrace.reporting.tables import rows_of
 from moetrace.words import BASELINE
@@ -129,11 +128,9 @@ def error_course(frames: Frames) -> Figure:
     """Error at each cutoff, mean over layers, of the paper's predictors, with the paper's errors."""
     course = frames["course"]
     horizons = sorted(course["horizon"].unique())
-    columns = beside(len(horizons))
-    rows = -(-len(horizons) // columns)
-    figure = new_figure(max(8.0, 5.2 * columns), 4.2 * rows, (0.6, 0.4, 1.1, 0.3))
-    for i, horizon in enumerate(horizons):
-        axes = figure.add_subplot(rows, columns, i + 1)
+    width = max(8.0, 5.2 * len(horizons))
+    figure, panels, _ = several_panels(len(horizons), width, 4.2, (0.6, 0.4, 1.1, 0.3))
+    for horizon, axes in zip(horizons, panels):
         part = course[course["horizon"] == horizon]
         for name, curve in part.groupby("predictor", sort=False):
             base = str(name).partition(":")[0]
@@ -151,14 +148,12 @@ def error_course(frames: Frames) -> Figure:
 
 def predictability(frames: Frames) -> Figure:
     """Error and noise by horizon, and error by the length of the history whose mean is the forecast."""
-    rows = -(-2 // beside(2))
-    figure = new_figure(10.4, 4.2 * rows, (0.6, 0.1, 1.0, 0.3))
-    panels = (
+    figure, panels, _ = several_panels(2, 10.4, 4.2, (0.6, 0.1, 1.0, 0.3))
+    shown = (
         (frames["by_horizon"], "horizon", "level, by horizon", "steps ahead"),
         (frames["by_history"], "history", "mean of the last steps, 1,000 steps ahead", "steps of history"),
     )
-    for i, (frame, along, title, xlabel) in enumerate(panels):
-        axes = figure.add_subplot(rows, 2 // rows, i + 1)
+    for axes, (frame, along, title, xlabel) in zip(panels, shown):
         for state, part in frame.groupby("state", sort=True, observed=True):
             colour, marker = STATE[str(state)], MARKER[str(state)]
             axes.plot(part[along], 100 * part["error_rate"], color=colour, marker=marker, markersize=4, label=state)
@@ -244,10 +239,9 @@ def _panels(
     chosen = layers
     if len(layers) > MOST_PANELS:
         chosen = [layers[i] for i in np.linspace(0, len(layers) - 1, MOST_PANELS).round().astype(int)]
-    columns = beside(min(2 if len(chosen) <= 4 else 3, len(chosen)))
-    rows = -(-len(chosen) // columns)
-    figure = new_figure(5.4 * columns, 2.6 * rows + 0.8, (0.75, right, 0.95, 0.3))
-    axes: Sequence[Axes] = [figure.add_subplot(rows, columns, i + 1) for i in range(len(chosen))]
+    columns = min(2 if len(chosen) <= 4 else 3, len(chosen))
+    size = 5.4 * columns, 2.6 + 0.8 / -(-len(chosen) // columns)
+    figure, axes, columns = several_panels(len(chosen), *size, (0.75, right, 0.95, 0.3), columns)
     for i, (layer, panel) in enumerate(zip(chosen, axes)):
         panel.set_title(f"layer {layer}", fontsize=9, loc="left")
         panel.tick_params(labelsize=7)

@@ -107,7 +107,7 @@ def styled(look: Look = USUAL) -> Iterator[None]:
             if look.style is not None:
                 try:
                     style.use(look.style)
-                except OSError:
+                except (OSError, ValueError):
                     known = known_names(look.style, style.available)
                     raise SettingError(f"there is no style file and no style {look.style!r}; {known}") from None
             yield
@@ -133,16 +133,30 @@ def new_figure(width: float, height: float, margins: Margins | None = None) -> F
 
 def one_panel(width: float, height: float, axes: Axes | None = None) -> tuple[Figure, Axes]:
     """An empty figure with one panel, or the figure of the *axes* to draw into."""
+    figure, (panel,), _ = several_panels(1, width, height, axes=axes)
+    return figure, panel
+
+
+def several_panels(
+    n: int,
+    width: float,
+    height: float,
+    margins: Margins | None = None,
+    columns: int | None = None,
+    axes: Axes | None = None,
+) -> tuple[Figure, list[Axes], int]:
+    """An empty figure of *n* panels in *columns*, all beside each other if None, with rows of that *height*.
+
+    With the number of columns, which are as many as the width asked for has room for. Where there are *axes* to draw
+    into, these are the only panel.
+    """
     if axes is not None:
-        return axes.figure, axes  # type: ignore[return-value]  # a figure within another draws as one
-    figure = new_figure(width, height)
-    return figure, figure.add_subplot()
-
-
-def beside(panels: int) -> int:
-    """How many of so many *panels* stand beside each other: all, or as many as the width asked for has room for."""
-    asked = LOOK.get().width
-    return panels if asked is None else max(1, min(panels, int(asked / PANEL)))
+        return axes.figure, [axes], 1  # type: ignore[return-value]
+    asked, columns = LOOK.get().width, columns or n
+    columns = columns if asked is None else max(1, min(columns, int(asked / PANEL)))
+    rows = -(-n // columns)
+    figure = new_figure(width, height * rows, margins)
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(n)], columns
 
 
 @cache
@@ -175,7 +189,13 @@ def picture(figure: Figure, kind: str, title: str = "") -> bytes:
     above.set_in_layout(False)
     buffer = io.BytesIO()
     box = Bbox([[0, 0], [width, height + head]])
-    figure.savefig(buffer, format=kind, bbox_inches=box, **FILES[kind])
+    try:
+        figure.savefig(buffer, format=kind, bbox_inches=box, **FILES[kind])
+    except RuntimeError as error:  # such as that of a style with TeX where there is none
+        if (style := LOOK.get().style) is None:
+            raise
+        said = str(error).partition("\n")[0]
+        raise SettingError(f"figures cannot be drawn in the style {style}: {said}") from error
     above.remove()
     return buffer.getvalue()
 

@@ -36,7 +36,7 @@ from moetrace.placement.systems import systems_named
 from moetrace.placement.verdict import at_most
 from moetrace.reporting.answers import ADVICE_BESIDE_A_PLAN, alarm
 from moetrace.reporting.comparison import comparison_screen
-from moetrace.reporting.figures import knee, plan_course, settling
+from moetrace.reporting.figures import comparison, knee, plan_course, settling
 from moetrace.reporting.phrases import count_of
 from moetrace.reporting.residency import ages, coverage
 from moetrace.reporting.screens import Screen, findings_screen, kept_screen, place_screen, predict_screen, states_screen
@@ -192,6 +192,9 @@ def predict(
         write_bytes(Path(files[1]), csv(means).encode())
     known, balance = pd.DataFrame(statuses, columns=list(STATUS)), health_frame(own)
     frames = {"summary": summary_frame(test.scores, backtesting.seed), "scores": test.scores, "means": means}
+    drawings: dict[str, Callable[..., Figure]] = {}
+    if (frames["summary"]["scored"] > 0).any():
+        drawings["predictors"] = functools.partial(comparison, {"summary": frames["summary"]})
     if len(frames["summary"]):
         screen: Callable[..., Screen] = functools.partial(predict_screen, frames["summary"], over, known, balance)
     else:
@@ -199,7 +202,7 @@ def predict(
         text = f"Forecasts of the next {count_of(over, 'step')} are {done}, but not scored: the trace is too short."
         screen = functools.partial(whole, Screen(f"{own.name}: {alarm(balance)}{text}"))
     return Found(
-        "predict", own.name, screen, frames | {"statuses": known}, test, files=files, facts={"horizon": over},
+        "predict", own.name, screen, frames | {"statuses": known}, test, drawings, files, facts={"horizon": over},
     )  # fmt: skip
 
 

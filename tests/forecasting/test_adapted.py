@@ -162,6 +162,7 @@ def test_results_are_known_again_by_class_and_parameters():
         (lambda: mt.from_forecaster(Mean), r"Mean is a class: Mean\(\) makes a forecaster"),
         (lambda: mt.from_forecaster("naive"), r"str is no forecaster: it needs fit\(y\) and predict\(fh\)"),
         (lambda: mt.from_forecaster(Mean(), "level"), "level is a predictor of moetrace"),
+        (lambda: mt.from_forecaster(Mean(), "a:b"), "'a:b' is no name: it has letters"),
         (lambda: mt.from_forecaster(Mean(), block=0), "1 or more, not 0 and 2500"),
         (lambda: mt.predict(TRACE, predictor=2 * [mt.from_forecaster(Mean())]), "Mean is given twice"),
     ],

@@ -17,7 +17,7 @@ from moetrace.placement.study import place, placement_frames
 from moetrace.reporting import figures, paper
 from moetrace.reporting.answers import answers_of
 from moetrace.reporting.study import files_of
-from moetrace.reporting.style import BLUE, GREEN, INK, Look, log_scale, new_figure, styled
+from moetrace.reporting.style import BLUE, GREEN, INK, Look, log_scale, new_figure, picture, styled
 from moetrace.reporting.tables import csv, fitting, markdown, records, shown
 from moetrace.residency.study import hot, residency_frames
 from moetrace.synthetic import settling, synthetic_trace
@@ -380,6 +380,20 @@ def test_a_style_is_a_name_or_a_file(frames, tmp_path, monkeypatch):
     assert (1, 1, 1, 1) == new_figure(4, 3).get_facecolor()
     with pytest.raises(SettingError, match="there is no style file and no style 'gplot'; did you mean 'ggplot'"):
         Look.of(None, "gplot")
+    (tmp_path / "no.mplstyle").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingError, match=r"no style '.*no\.mplstyle'"):
+        Look.of(None, tmp_path / "no.mplstyle")
+
+
+def test_a_style_that_needs_what_is_not_there_is_refused(tmp_path, monkeypatch):
+    """Such as TeX: in a line that names it."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    (tmp_path / "tex.mplstyle").write_text("text.usetex: True\n")
+    with styled(Look.of(None, tmp_path / "tex.mplstyle")):
+        figure = new_figure(4, 3)
+        figure.text(0.5, 0.5, "load")
+        with pytest.raises(SettingError, match=r"in the style .*tex\.mpl"):
+            picture(figure, "png")
 
 
 @pytest.mark.slow

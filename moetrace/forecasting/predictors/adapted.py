@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from copy import deepcopy
@@ -22,6 +23,7 @@ from moetrace.trace import LayerLoad, rows_of
 
 # Blocks of history that any forecaster has at least, as many as `arima`.
 LEAST_BLOCKS = 8
+NAME = re.compile(r"[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,8 @@ def from_forecaster(forecaster: object, name: str | None = None, *, block: int =
         raise SettingError(f"{forecaster.__name__} is a class: {forecaster.__name__}() makes a forecaster")
     if not hasattr(forecaster, "forecast") and not (hasattr(forecaster, "fit") and hasattr(forecaster, "predict")):
         raise SettingError(f"{called} is no forecaster: it needs fit(y) and predict(fh), or forecast(y, h)")
+    if not NAME.fullmatch(called):
+        raise SettingError(f"{called!r} is no name: it has letters, digits, and _ . - alone")
     if called in PREDICTORS:
         raise SettingError(f"{called} is a predictor of moetrace: give the forecaster another name")
     if min(block, history) < 1:
