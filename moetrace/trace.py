@@ -24,6 +24,8 @@ LEAST_ROWS = 5
 MOST_TOKENS = 2**62
 LAST_LAYER = 2**31 - 1
 MOST_DISTANCES = 100_000  # between steps, whose median is the stride
+# Bytes of the counts of all layers up to which they stay in memory; shares take as much again.
+SMALL = 1 << 26
 
 # The largest whole number up to which a float counts every one; from there on neighbours look the same.
 FLOAT32_EXACT = 2**24
@@ -168,6 +170,13 @@ class LayerLoad:
         return shares
 
 
+class OpenedLayers(dict[int, LayerLoad]):
+    """Layers of a trace that were read, and with each what was computed of it; copies for workers begin without."""
+
+    def __reduce__(self) -> tuple[type[OpenedLayers], tuple[()]]:
+        return OpenedLayers, ()
+
+
 @dataclass(frozen=True, eq=False)
 class LoadTrace:
     """Counts of shape (steps, layers, experts), read one layer at a time.
@@ -185,6 +194,7 @@ class LoadTrace:
     experts: int
     read_layer: Callable[[int], Counts] = field(repr=False)
     digests: Mapping[int, str] = field(default_factory=dict, repr=False)
+    _opened: OpenedLayers = field(default_factory=lambda: OpenedLayers(), init=False, repr=False)
 
     @classmethod
     def from_counts(
@@ -236,12 +246,17 @@ class LoadTrace:
         return stride_of(self.steps)
 
     def layer(self, number: int) -> LayerLoad:
-        """The load of the layer with that *number* in the model."""
+        """The load of the layer with that *number* in the model, the same one each time where the trace is small."""
+        if number in self._opened:
+            return self._opened[number]
         if number not in self.layers:
             raise SettingError(f"{self.name} has no layer {number}; it has {shown(self.layers, 12)}")
         counts = self.read_layer(number)
         check_sums(counts[:, None], self.steps, [number], self.name)
-        return LayerLoad(self.name, number, self.steps, counts, self.info.first_expert)
+        load = LayerLoad(self.name, number, self.steps, counts, self.info.first_expert)
+        if counts.nbytes * len(self.layers) <= SMALL:
+            self._opened[number] = load
+        return load
 
     def digest(self, number: int) -> str:
         """What tells the counts of one layer from any other, as hexadecimal digits."""

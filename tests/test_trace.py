@@ -1,5 +1,8 @@
 """The trace: what it refuses, and how it is cut."""
 
+import pickle
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -79,3 +82,16 @@ def test_the_stride_is_the_median_of_the_last_distances(monkeypatch):
     monkeypatch.setattr("moetrace.trace.MOST_DISTANCES", 4)
 
     assert [1, 1, 1, 10] == [stride_of(np.array(steps)) for steps in ([], [7], [3, 4, 5], [0, 1, 2, 3, 13, 23, 33, 34])]
+
+
+def test_layers_of_a_small_trace_are_read_once(monkeypatch):
+    """What is computed of one is computed once, too; of a larger trace, and in a copy for a worker, nothing is held."""
+    trace = LoadTrace.from_counts(np.ones((10, 2, 4), np.int64))
+    trace.layer(1)
+    copy = pickle.loads(pickle.dumps(trace._opened))
+
+    assert trace.layer(1) is trace.layer(1)
+    assert ({1}, set()) == (set(trace._opened), set(copy))
+    monkeypatch.setattr("moetrace.trace.SMALL", trace.counts.nbytes - 1)
+    large = replace(trace)
+    assert large.layer(1) is not large.layer(1)

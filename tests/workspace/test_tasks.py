@@ -268,8 +268,8 @@ def test_a_trace_that_changes_under_a_run_is_one_line(path, tmp_path, store, job
     """What was opened is what is read: another trace in its place is no part of the answer."""
     place = tmp_path / "made.parquet"
     place.write_bytes(path.read_bytes())
-    trace = open_trace(place)
-    save_trace(LoadTrace.from_counts(trace.counts[:, :, ::-1], name="made"), place)
+    counts, trace = open_trace(place).counts, open_trace(place)
+    save_trace(LoadTrace.from_counts(counts[:, :, ::-1], name="made"), place)
 
     with pytest.raises(TraceError, match=r"made.parquet: changed while it was read; run the same command again"):
         evaluate(trace, [predictor("ema")], HORIZONS, results=store, run=runner(jobs))
