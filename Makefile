@@ -152,6 +152,7 @@ lint: $(VENV)/.installed-dev ## Check style
 .PHONY: types
 types: $(VENV)/.installed-dev ## Check types
 	$(BIN)/mypy
+	cd tests && $(abspath $(BIN))/mypy --config-file mypy.ini .
 
 .PHONY: format
 format: $(VENV)/.installed-dev ## Put the code into shape

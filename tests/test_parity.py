@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,8 @@ import moetrace as mt
 from moetrace.cli import app
 
 TRACE = mt.synthetic_trace([mt.settling(500, steps=3000), mt.settling(900, steps=3000)], name="run")
-COMMANDS = typer.main.get_command(app).commands
+GROUP: Any = typer.main.get_command(app)
+COMMANDS = GROUP.commands
 # What only a terminal or a shell needs: how to print, where to, whether to ask, and to watch a run (`mt.follow`).
 TERMINAL = {"help", "all", "show", "format", "json", "table", "output", "force", "quiet", "no_progress", "yes"}
 TERMINAL |= {"list_predictors", "list_formats", "follow", "poll", "until_settled", "timeout"}

@@ -4,6 +4,7 @@ import re
 import shlex
 import sys
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from conftest import ROOT
@@ -27,7 +28,7 @@ def mlflow(monkeypatch):
         def get_metric_history(self, _, name):
             return [SimpleNamespace(step=step, value=float(value)) for step, value in history[name]]
 
-    module = ModuleType("mlflow")
+    module: Any = ModuleType("mlflow")
     module.MlflowClient = MlflowClient
     monkeypatch.setitem(sys.modules, "mlflow", module)
 

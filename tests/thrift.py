@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 # Types of the compact protocol.
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, STRUCT = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 12
@@ -69,11 +70,11 @@ def footer(data: bytes) -> dict[int, object]:
     return Reader(data, len(data) - 8 - int.from_bytes(data[-8:-4], "little")).struct()
 
 
-def pages(data: bytes, group: int, column: int) -> list[dict[int, object]]:
+def pages(data: bytes, group: int, column: int) -> list[dict[int, Any]]:
     """The headers of the pages of a column chunk, dictionary first."""
     chunk = footer(data)[4][group][1][column][3]
     start = chunk[11].value if 11 in chunk else chunk[9].value
-    found = []
+    found: list[dict[int, Any]] = []
     at = start
     while at < start + chunk[7].value:
         reader = Reader(data, at)

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -313,6 +314,7 @@ def test_a_usage_error_names_the_help_of_its_command(moetrace):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_listing_has_the_first_line_of_each_help(name):
     """It is written down apart from the command, which is loaded when it is called."""
-    command = typer.main.get_command(app).commands[name]
+    group: Any = typer.main.get_command(app)
+    command = group.commands[name]
 
     assert COMMANDS[name].line == command.help.partition("\n")[0]

@@ -4,7 +4,7 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_the_example_is_found_in_the_working_directory(at_hand):
     """With its settings, and it passes the check."""
     found = predictor("drift:DriftAware:pull=2")
 
-    assert ("drift_aware", 1000, 2.0) == (found.name, found.window, found.pull)
+    assert ("drift_aware", {"window": 1000, "pull": 2.0}) == (found.name, asdict(found))
     check_predictor(found)
 
 

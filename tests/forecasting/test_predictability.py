@@ -1,5 +1,7 @@
 """What can be predicted: tables that follow from the scores."""
 
+from dataclasses import asdict
+
 import pandas as pd
 import pytest
 
@@ -61,7 +63,7 @@ def test_only_histories_that_a_cutoff_has_before_it_are_evaluated(settled):
     none, some = asked.values()
 
     assert 0 == len(none.predictors)
-    assert [100, 200, 500, 1000] == [own.window for own in some.predictors]
+    assert [100, 200, 500, 1000] == [asdict(own)["window"] for own in some.predictors]
     assert {1000: [1000], 1500: [1000]} == some.windows
 
 

@@ -1,6 +1,7 @@
 """A contract that every registered predictor keeps, and what is particular to each."""
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def test_arima_of_the_paper_is_there(history):
 @pytest.mark.parametrize("blocks", [1, 2, 40])
 def test_all_experts_filtered_at_once_are_each_filtered_alone(history, moving, blocks):
     """What statsmodels' own filter forecasts with the same parameters, from its exact diffuse start."""
-    settings = predictor(f"arima:order=0,1,{len(moving)}")
+    settings: Any = predictor(f"arima:order=0,1,{len(moving)}")
     found = FittedArima(settings, np.array(moving)).forecast(history, blocks * settings.block).shares[:: settings.block]
     for series, forecast in zip(settings.means(history).T, found.T):
         model = ARIMA(series / series.std(), order=settings.order, trend="n")
@@ -179,8 +180,8 @@ def test_a_label_makes_the_same_predictor(spec):
 
 def test_a_seed_reaches_the_predictors_that_have_one():
     """Unless the spec gives another."""
-    assert predictor("lstm", seed=7).seed == 7
-    assert predictor("lstm:seed=3", seed=7).seed == 3
+    assert asdict(predictor("lstm", seed=7))["seed"] == 7
+    assert asdict(predictor("lstm:seed=3", seed=7))["seed"] == 3
     assert label(predictor("window_mean", seed=7)) == "window_mean"
 
 
@@ -209,7 +210,7 @@ def test_settings_are_documented_and_immutable(name):
     assert type(made).__doc__
     assert all(field.name for field in fields(made))
     with pytest.raises(AttributeError):
-        made.needs_nothing = 1
+        setattr(made, "needs_nothing", 1)  # noqa: B010 - a checker refuses the plain way, too
 
 
 def test_weights_are_saved_and_loaded_without_pickle(history, tmp_path):
@@ -228,7 +229,7 @@ def test_weights_are_saved_and_loaded_without_pickle(history, tmp_path):
 
 def test_training_windows_are_those_that_were_drawn(history):
     """Numbers drawn through several layers give the windows that making all of them one by one would."""
-    settings = predictor("lstm")
+    settings: Any = predictor("lstm")
     courses = [TrainingCourse.of(history.until(cutoff), settings) for cutoff in (900, 1200)]
     drawn = np.random.default_rng(1).integers(0, sum(course.windows for course in courses), 50)
     every = []  # one window after the other, for a naive twin
@@ -338,9 +339,9 @@ def test_training_is_compiled_once(history, caplog):
     """A second network of the same shape, as for the next cutoff, is trained with what the first one was."""
     import jax
 
-    trained = predictor("lstm:updates=3").fit([history.until(1000)])
+    trained: Any = predictor("lstm:updates=3").fit([history.until(1000)])
     with jax.log_compiles():
-        again = predictor("lstm:updates=3").fit([history.until(1500)])
+        again: Any = predictor("lstm:updates=3").fit([history.until(1500)])
 
     assert [] == [line for line in caplog.messages if "_update" in line]
     assert not np.array_equal(trained.network.head.weight, again.network.head.weight)

@@ -3,6 +3,7 @@
 import gc
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -26,7 +27,7 @@ def test_the_next_item_is_made_while_one_is_used() -> None:
             event.set()
             yield i
 
-    stream = prefetch(items())
+    stream: Any = prefetch(items())
     assert next(stream) == 0
     assert made[1].wait(10)
     assert not made[2].is_set()

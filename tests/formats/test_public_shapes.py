@@ -6,6 +6,7 @@ docs/formats.md names the report of each.
 import base64
 import io
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -127,7 +128,7 @@ MAP = (CHOICES[..., None] == np.arange(16)).any(axis=2)
 HALVES = [CHOICES[:200], CHOICES[200:]]
 SERVED = np.stack([RNG.multinomial(n, np.arange(1, 9) / 36) + 1 for n in RNG.integers(20, 900, 400)])
 EACH = np.stack([[np.bincount(half[:, j].ravel(), minlength=16) for j in range(3)] for half in HALVES])
-CASES = {
+CASES: dict[str, Any] = {
     "ids in .pt, by its name": (lambda p: torch_file(p / "routed_experts.pt", lambda t: t.tensor(CHOICES)), [
         ([], "--tokens N"), (["--tokens", 480], ONE)]),
     "ids in a dict in .pt": (lambda p: torch_file(p / "x.pt", lambda t: {"routed_experts": t.tensor(CHOICES)}), [

@@ -5,6 +5,7 @@ import pickle
 import struct
 import sys
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,13 @@ from moetrace import TraceError, read_trace
 from moetrace.formats.readers.tensors import loaded
 
 COUNTS = np.arange(24, dtype=np.int64).reshape(3, 2, 4)
+
+
+def of_type(name, t):
+    """Counts as a tensor of the type of that *name*."""
+    return t.tensor(COUNTS % 2).to(getattr(t, name))
+
+
 DOCUMENTS = {
     "a dict": lambda t: {"counts": t.tensor(COUNTS), "step": 3, "name": "x", "none": None, "share": 0.5, "on": True},
     "nested": lambda t: [{"a": (t.tensor([1, 2]), [t.tensor(3)])}, -7, 1 << 40],
@@ -28,7 +36,7 @@ DOCUMENTS = {
     "a size and a device": lambda t: {"size": t.Size([2, 3]), "at": t.device("cpu"), "type": t.int64},
     "uint16": lambda t: t.tensor([1, 65535], dtype=t.uint16),
     **{
-        name: lambda t, name=name: t.tensor(COUNTS % 2).to(getattr(t, name))
+        name: partial(of_type, name)
         for name in ("float64", "float32", "float16", "int32", "int16", "int8", "uint8", "bool")
     },
 }

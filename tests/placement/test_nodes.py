@@ -55,8 +55,8 @@ def test_a_plan_on_nodes_is_never_less_even_than_that_of_eplb():
         own = weight.reshape(8, 8).sum(axis=1)
         best = min(
             max(sum(own[list(pair)]) for pair in pairs)
-            for pairs in itertools.permutations(range(8))
-            for pairs in [[pairs[i : i + 2] for i in (0, 2, 4, 6)]]
+            for order in itertools.permutations(range(8))
+            for pairs in [[order[i : i + 2] for i in (0, 2, 4, 6)]]
             if pairs[0][0] == 0
         )
         heaviest = weight[homes_of(StepLoad.of(weight[None], weight), 8, 4)].sum(axis=1).max()

@@ -30,7 +30,7 @@ def plain_cost(tokens, time):
     if time.curve is None:
         full = max(each, 1, time.ridge)
     else:
-        full = np.interp(each, *zip(*time.curve)) * max(each / time.curve[-1][0], 1)
+        full = np.interp(each, *np.array(time.curve).T) * max(each / time.curve[-1][0], 1)
     return min(each, 1) * full * time.passes
 
 

@@ -20,9 +20,9 @@ from moetrace.reporting.screens import (
 
 def text_of(screen, width=100, **more):
     """The screen as a terminal of that width shows it."""
-    console = Console(file=io.StringIO(), width=width, no_color=True, highlight=False)
-    console.print(*rendered(screen, **more), sep="\n")
-    return console.file.getvalue()
+    text = io.StringIO()
+    Console(file=text, width=width, no_color=True, highlight=False).print(*rendered(screen, **more), sep="\n")
+    return text.getvalue()
 
 
 def moved(frame):
