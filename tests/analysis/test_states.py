@@ -39,7 +39,7 @@ change_points = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(change_points)
 
 
-def only(course, seed=0):
+def layer_of(course, seed=0):
     """The states of a trace with one layer."""
     return classify(synthetic_trace([course], seed=seed).layer(0))
 
@@ -48,7 +48,7 @@ def only(course, seed=0):
 @pytest.mark.parametrize("experts", [8, 64])
 def test_a_known_settle_step_is_found(experts, tokens):
     """Within 200 steps, whatever the number of experts and tokens."""
-    found = only(settling(3000, experts=experts, tokens=tokens))
+    found = layer_of(settling(3000, experts=experts, tokens=tokens))
 
     assert pytest.approx(found.settle_step, abs=200) == 3000
     assert [run.state for run in found.runs] == [TRANSIENT, STABLE]
@@ -56,28 +56,28 @@ def test_a_known_settle_step_is_found(experts, tokens):
 
 def test_topics_that_sequences_share_do_not_move_the_answer():
     """Over-dispersed sampling is noise, not fluctuation."""
-    found = only(settling(3000, tokens=2048, concentration=200))
+    found = layer_of(settling(3000, tokens=2048, concentration=200))
 
     assert pytest.approx(found.settle_step, abs=250) == 3000
 
 
 def test_a_layer_that_never_settles_has_no_settle_step():
     """Loud to the end is transient throughout."""
-    found = only(Course(changes=((1, LOUD),)))
+    found = layer_of(Course(changes=((1, LOUD),)))
 
     assert (found.settle_step, found.state, len(found.runs)) == (None, TRANSIENT, 1)
 
 
 def test_a_layer_can_be_stable_from_the_start():
     """Quiet throughout is stable from the first step."""
-    found = only(Course(changes=((1, QUIET),)))
+    found = layer_of(Course(changes=((1, QUIET),)))
 
     assert (found.settle_step, found.state, len(found.runs)) == (1, STABLE, 1)
 
 
 def test_a_layer_can_be_unsettled_again():
     """Loud, quiet, loud are three windows, and it has not settled."""
-    found = only(Course(changes=((1, LOUD), (1500, QUIET), (4000, LOUD))))
+    found = layer_of(Course(changes=((1, LOUD), (1500, QUIET), (4000, LOUD))))
 
     assert [run.state for run in found.runs] == [TRANSIENT, STABLE, TRANSIENT]
     assert found.settle_step is None
@@ -86,7 +86,7 @@ def test_a_layer_can_be_unsettled_again():
 
 def test_windows_cover_every_step_once():
     """Runs follow each other without gap or overlap."""
-    found = only(Course(changes=((1, LOUD), (1500, QUIET), (4000, LOUD))))
+    found = layer_of(Course(changes=((1, LOUD), (1500, QUIET), (4000, LOUD))))
 
     assert (found.runs[0].from_step, found.runs[-1].to_step) == (1, 6000)
     assert [run.to_step + 1 for run in found.runs[:-1]] == [run.from_step for run in found.runs[1:]]
@@ -108,16 +108,16 @@ def test_the_state_at_a_cutoff_sees_nothing_after_it(settled, cutoff):
 @pytest.mark.parametrize("steps", [1, 2, 30, 399, 450, 849])
 def test_what_is_too_short_to_judge_is_unknown(steps):
     """Stable is what has been shown to be; with 850 steps a hold fits behind two windows."""
-    found = only(Course(steps=steps, changes=((1, QUIET),)))
+    found = layer_of(Course(steps=steps, changes=((1, QUIET),)))
 
     assert (found.settle_step, found.state, found.outcome) == (None, UNKNOWN, UNKNOWN)
-    assert STABLE == only(Course(steps=850, changes=((1, QUIET),))).state
+    assert STABLE == layer_of(Course(steps=850, changes=((1, QUIET),))).state
 
 
 @pytest.mark.parametrize(("steps", "state"), [(399, UNKNOWN), (400, TRANSIENT), (600, TRANSIENT)])
 def test_what_is_short_and_moves_is_transient(steps, state):
     """That takes two windows, and no hold."""
-    assert state == only(Course(steps=steps, changes=((1, 0.03),))).state
+    assert state == layer_of(Course(steps=steps, changes=((1, 0.03),))).state
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_border_lies_where_the_load_suddenly_changed(kind):
 
 def test_a_gradual_change_has_no_sudden_border():
     """A layer that calms down over 2,000 steps settles where the rule says, not where movement fell the most."""
-    found = only(Course(tokens=100_000, changes=((1, LOUD), (3000, QUIET)), width=2000))
+    found = layer_of(Course(tokens=100_000, changes=((1, LOUD), (3000, QUIET)), width=2000))
     changes = Changes(
         synthetic_trace([Course(tokens=100_000, changes=((1, LOUD), (3000, QUIET)), width=2000)]).layer(0)
     )
@@ -230,7 +230,7 @@ def test_steps_logged_every_tenth_time_settle_at_the_same_step():
 )
 def test_the_outcome_says_it_in_words(changes, outcome):
     """And a layer that is unsettled again says since when."""
-    found = only(Course(changes=changes))
+    found = layer_of(Course(changes=changes))
 
     assert outcome == found.outcome
     assert (found.unsettled_step is None) == (outcome != AGAIN)
@@ -240,14 +240,14 @@ def test_the_outcome_says_it_in_words(changes, outcome):
 def test_the_interval_holds_the_settle_step_and_the_truth():
     """For a sudden change and for a slow one; a layer that never settles has none."""
     for course in (settling(3000), settling(3000, width=800)):
-        found = only(course, seed=3)
+        found = layer_of(course, seed=3)
         low, high = found.settle_interval
 
         assert low <= found.settle_step <= high
         assert low <= 3000 <= high
         assert high - low < 2000
-    assert only(Course(changes=((1, LOUD),))).settle_interval is None
-    assert (1, 1) == only(Course(changes=((1, QUIET),))).settle_interval
+    assert layer_of(Course(changes=((1, LOUD),))).settle_interval is None
+    assert (1, 1) == layer_of(Course(changes=((1, QUIET),))).settle_interval
 
 
 def test_the_order_of_the_experts_is_a_second_opinion():
@@ -439,7 +439,7 @@ def test_a_gap_makes_no_stable_layer_transient():
 
 def test_the_interval_reaches_to_where_movement_is_clear_and_a_block_beyond():
     """From the last moment clearly above the rule before the settle step to the first clearly below after it."""
-    found = only(settling(3000, width=800), seed=3)
+    found = layer_of(settling(3000, width=800), seed=3)
     moments = list(zip(found.steps.tolist(), found.judged.tolist()))
     above = [step for step, judged in moments if step < found.settle_step and judged > 2 * RULE.unsettle_above]
     below = [step for step, judged in moments if step >= found.settle_step and judged < RULE.settle_below / 2]

@@ -33,7 +33,7 @@ def drawn(kind, base, rows, rng):
     return mt.LoadTrace.from_counts(np.stack(counts, axis=1))
 
 
-def of(a, b, top=2):
+def distance_between(a, b, top=2):
     """The distance of two traces."""
     return distance_of(samples_of(a), samples_of(b), top)
 
@@ -52,7 +52,7 @@ def pair(kind, seed, shape=(3, 8), rows=(600, 900), shift=0.0):
 def test_two_samples_of_one_load_are_called_the_same(kind):
     """In about 95 of 100 cases: 8 of 60 that are not would be by chance in one case in 200."""
     shapes = [((3, 8), (600, 900)), ((2, 64), (1000, 400)), ((4, 16), (200, 200))]
-    found = [of(*pair(kind, seed, *shapes[seed % 3])) for seed in range(60)]
+    found = [distance_between(*pair(kind, seed, *shapes[seed % 3])) for seed in range(60)]
 
     assert 60 - sum(own.same for own in found) <= 7
     ratios = np.array([own.distance / own.noise for own in found])
@@ -62,7 +62,7 @@ def test_two_samples_of_one_load_are_called_the_same(kind):
 @pytest.mark.parametrize("kind", ["multinomial", "dirichlet", "correlated", "topics"])
 def test_a_known_shift_of_one_layer_is_found(kind):
     """Of 5% of its token choices, in one of three layers, and its size is measured."""
-    found = [of(*pair(kind, seed, rows=(3000, 3000), shift=0.05)) for seed in range(4)]
+    found = [distance_between(*pair(kind, seed, rows=(3000, 3000), shift=0.05)) for seed in range(4)]
 
     assert [False] * 4 == [own.same for own in found]
     assert np.mean([own.layers[0]["distance"] for own in found]) == pytest.approx(0.05, abs=0.015)
@@ -80,7 +80,7 @@ def test_each_measure_is_what_it_says():
     for own in (a, b):
         first, second = own.counts[:25, 0].sum(axis=0), own.counts[25:, 0].sum(axis=0)
         halves.append(sum(abs(first / first.sum() - second / second.sum())) / 2)
-    (row,) = of(a, b, top=3).layers
+    (row,) = distance_between(a, b, top=3).layers
 
     assert sum(abs(x - y) for x, y in zip(p, q)) / 2 == pytest.approx(row["distance"])
     assert sum(abs(x - y) for x, y in zip(sorted(p), sorted(q))) / 2 == pytest.approx(row["sorted_distance"])
@@ -93,7 +93,9 @@ def test_the_noise_of_both_counts():
     """A short trace has more of it, and so has the distance to it."""
     base = np.random.default_rng(0).dirichlet(np.full(8, 3.0), 1)
     long, short = (drawn("multinomial", base, rows, np.random.default_rng(rows)) for rows in (4000, 250))
-    noises = {name: of(*pair).noise for name, pair in {"long": (long, long), "mixed": (long, short)}.items()}
+    noises = {
+        name: distance_between(*pair).noise for name, pair in {"long": (long, long), "mixed": (long, short)}.items()
+    }
 
     assert 3 < noises["mixed"] / noises["long"] / np.sqrt(1 / 2) < 5.5
 
@@ -118,7 +120,7 @@ def test_the_order_of_the_experts_is_recognised(other, order, same):
     """A fine-tuned model keeps it, another numbering has the same shares by rank, two seeds have nothing in common."""
     known = BASE[: len(other), : other.shape[1]]
     a, b = (drawn("multinomial", base, 500, np.random.default_rng(n)) for n, base in enumerate((known, other)))
-    found = of(a, b)
+    found = distance_between(a, b)
 
     assert (order, same) == (found.order, found.same)
 
@@ -127,11 +129,11 @@ def test_what_cannot_be_known_is_not_said():
     """Too few steps have no noise floor, equal shares no ranks; a load without noise is the same only as itself."""
     few = mt.LoadTrace.from_counts(np.full((5, 1, 4), 3))
     still = [mt.LoadTrace.from_counts(np.tile(own, (100, 1, 1))) for own in ([3, 3, 3], [3, 3, 3], [4, 3, 2])]
-    found = of(few, few)
+    found = distance_between(few, few)
 
     assert (None, "unknown") == (found.same, found.order)
     assert np.isnan(found.layers[0]["rank_correlation"])
-    assert (True, False) == (of(*still[:2]).same, of(*still[1:]).same)
+    assert (True, False) == (distance_between(*still[:2]).same, distance_between(*still[1:]).same)
     assert np.isnan(Sample.of(few.layer(0).between(1, 1)).halves)
 
 
@@ -142,5 +144,5 @@ def test_all_pairs_are_those_two_by_two(small):
     frame = pairs_frame([*named, small])
 
     assert [("t0", "t1"), ("t0", "t2"), ("t1", "t2")] == list(zip(frame["a"], frame["b"]))
-    assert of(traces[0], traces[2]).distance == frame["distance"][1]
+    assert distance_between(traces[0], traces[2]).distance == frame["distance"][1]
     assert 0 == len(pairs_frame([small]))

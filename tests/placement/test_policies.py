@@ -50,7 +50,7 @@ def replay():
     return trace, replayed(trace, Planning(4), [0], 500)
 
 
-def of(frame, system, interval):
+def rows_of_policy(frame, system, interval):
     """The rows of one policy."""
     return frame[(frame["system"] == system) & (frame["interval"] == interval)]
 
@@ -157,7 +157,7 @@ def test_a_policy_is_what_replaying_it_step_by_step_gives(replay):
             moves.append((step, int(np.maximum(new.held - plan.held, 0).sum())))
             plan = new
         peaks.append(max(plan.parts @ load.counts[np.searchsorted(load.steps, step + 1)]))
-    own = of(frame, "vLLM", 3000)
+    own = rows_of_policy(frame, "vLLM", 3000)
     own = own[own["window"] == 1000]
 
     assert own["peak_load"].tolist() == pytest.approx(np.add.reduceat(peaks, np.arange(0, len(peaks), BLOCK)).tolist())
@@ -169,7 +169,7 @@ def test_who_never_plans_moves_nothing_and_who_plans_once_moves_before_it_counts
     _, frame = replay
 
     assert 0 == frame[frame["system"].isin(["none", "static"])]["moved"].sum()
-    assert 0 < of(frame, "moetrace", 500)["moved"].sum()
+    assert 0 < rows_of_policy(frame, "moetrace", 500)["moved"].sum()
 
 
 def test_a_late_plan_is_in_force_late(monkeypatch):

@@ -86,7 +86,7 @@ def expected(*spans, plus=0):
 
 
 @contextmanager
-def once(match):
+def one_warning(match):
     """Exactly one warning that matches."""
     with pytest.warns(RecordingWarning, match=match) as told:
         yield
@@ -98,7 +98,7 @@ def test_a_training_on_a_full_disk_finishes(disk):
     recorder = Recorder(disk.path, block=10)
     record(recorder, 1, 20)
     disk.fill()
-    with once("No space left.*the run goes on"):
+    with one_warning("No space left.*the run goes on"):
         record(recorder, 21, 110)
     disk.empty()
     record(recorder, 111, 120)
@@ -113,11 +113,11 @@ def test_what_does_not_fit_into_memory_is_missing_and_said(disk):
     recorder = Recorder(disk.path, block=10)
     record(recorder, 1, 20)
     disk.fill()
-    with once("No space left"):
+    with one_warning("No space left"):
         record(recorder, 21, 520)
     assert backlog.MOST_BLOCKS == len(recorder._backlog.blocks)
     disk.empty()
-    with once("steps 21 to 320 are missing: they could not be written"):
+    with one_warning("steps 21 to 320 are missing: they could not be written"):
         recorder.close()
     trace = open_trace(disk.path)
 
@@ -132,7 +132,7 @@ def test_the_bytes_held_are_bounded(simulated, monkeypatch):
     monkeypatch.setattr(backlog, "MOST_BYTES", 3 * 10 * 2 * 8)
     recorder = Recorder(simulated.path, block=10)
     simulated.fill()
-    with once("No space left"):
+    with one_warning("No space left"):
         record(recorder, 1, 100)
     assert [(71, 80), (81, 90), (91, 100)] == [(block.steps[0], block.steps[-1]) for block in recorder._backlog.blocks]
     monkeypatch.setattr(backlog, "MOST_BYTES", 1)
@@ -146,11 +146,11 @@ def test_a_run_that_went_back_while_the_disk_was_full_is_one_run(disk):
     recorder = Recorder(disk.path, block=10)
     record(recorder, 1, 100)
     disk.fill()
-    with once("No space left"):
+    with one_warning("No space left"):
         recorder.resume_from(50)
         record(recorder, 51, 350, plus=1000)
     disk.empty()
-    with once("are missing"):
+    with one_warning("are missing"):
         recorder.close()
     trace = open_trace(disk.path)
 
@@ -166,7 +166,7 @@ def test_closing_can_be_tried_until_it_works(disk):
     disk.fill()
     record(recorder, 21, 25)
     for _ in range(2):
-        with once(r"memory has steps 21 to 25: call close\(\)"):
+        with one_warning(r"memory has steps 21 to 25: call close\(\)"):
             recorder.close()
     disk.empty()
     recorder.close()
@@ -177,7 +177,7 @@ def test_closing_can_be_tried_until_it_works(disk):
 
 def test_after_with_closing_can_be_tried_again(disk):
     """A block `with` that ends well on a full disk warns, gives the lock up, and can still be closed."""
-    with once("cannot be written"), Recorder(disk.path, block=10) as recorder:
+    with one_warning("cannot be written"), Recorder(disk.path, block=10) as recorder:
         record(recorder, 1, 20)
         disk.fill()
         record(recorder, 21, 25)
@@ -189,16 +189,16 @@ def test_after_with_closing_can_be_tried_again(disk):
 
 def test_what_another_has_gone_on_with_is_left_alone(simulated):
     """A recorder that gave the lock up does not write into parts that are another's by now."""
-    with once("cannot be written"), Recorder(simulated.path, block=10) as recorder:
+    with one_warning("cannot be written"), Recorder(simulated.path, block=10) as recorder:
         record(recorder, 1, 10)
         simulated.fill()
     simulated.empty()
     other = Recorder(simulated.path, resume=True, block=5)
-    with once("another recorder"):
+    with one_warning("another recorder"):
         recorder.close()
     record(other, 11, 15)
     other._parts.release()
-    with once("was continued by another recorder, or removed"):
+    with one_warning("was continued by another recorder, or removed"):
         recorder.close()
 
     assert expected((1, 15)) == read_parts(simulated.path.with_suffix(".parts")).counts.tolist()
@@ -262,7 +262,7 @@ def test_a_folder_that_was_removed_is_made_again(tmp_path):
     recorder = Recorder(path, block=10)
     record(recorder, 1, 20)
     shutil.rmtree(path.with_suffix(".parts"))
-    with once("parts that were written before are gone"):
+    with one_warning("parts that were written before are gone"):
         record(recorder, 21, 30)
     with pytest.raises(WorkspaceError, match="another recorder"):
         Recorder(path, resume=True)
@@ -278,7 +278,7 @@ def test_a_folder_that_was_removed_before_closing_is_said(tmp_path):
     record(recorder, 1, 20)
     shutil.rmtree(path.with_suffix(".parts"))
 
-    with once("nothing is left of the trace"):
+    with one_warning("nothing is left of the trace"):
         recorder.close()
 
 
@@ -293,7 +293,7 @@ def test_a_clean_up_that_fails_after_the_trace_is_in_place_does_no_harm(tmp_path
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "marker")
 
     monkeypatch.setattr(folder.PartsFolder, "remove", refused)
-    with once("Permission denied"):
+    with one_warning("Permission denied"):
         recorder.close()
     (path.with_suffix(".parts") / "part-00000002.parquet").unlink()
     monkeypatch.setattr(folder.PartsFolder, "remove", remove)
