@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUT ?= moetrace-out
+# Versions that tests and documents are run with.
+LOCK := .github/constraints.txt
 # A file of tests stays with one process, and those that take long come first (tests/conftest.py).
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -21,8 +23,8 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --group dev
+$(VENV)/.installed-dev: $(VENV)/.installed $(LOCK)
+	$(BIN)/python -m pip install --quiet --constraint $(LOCK) --group dev
 	@touch $@
 
 .PHONY: install
@@ -124,6 +126,13 @@ define quick
 	$(1)/bin/python -m pytest $(PARALLEL) -m "not slow and not thorough" -W default::DeprecationWarning
 endef
 
+.PHONY: lock
+lock: ## Pin the newest versions of what tests and documents are run with
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet uv
+	echo "# Versions that the tests and the documents are run with; \`make lock\` brings them up to date." > $(LOCK)
+	.venv-lock/bin/uv pip compile pyproject.toml --group dev --group site --universal --python-version 3.11 --no-annotate --no-header --quiet >> $(LOCK)
+
 .PHONY: changelog
 changelog: $(VENV)/.installed-dev ## Put the files of changes/ into the changelog (VERSION=X.Y.Z)
 	$(BIN)/towncrier build --yes --version $(VERSION)
@@ -162,7 +171,7 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 .venv-site/.installed: pyproject.toml | $(BIN)/python
 	$(PYTHON) -m venv .venv-site
 	.venv-site/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	.venv-site/bin/python -m pip install --quiet --group site
+	.venv-site/bin/python -m pip install --quiet --constraint $(LOCK) --group site
 	@touch $@
 
 .PHONY: site
