@@ -49,7 +49,7 @@ from moetrace.residency.systems import write_sets
 from moetrace.residency.systems.base import ResidentSets
 from moetrace.trace import Finding, LoadTrace
 from moetrace.workspace.found import Found, command, whole
-from moetrace.workspace.options import Backtesting, Device, Note, Selection, silent
+from moetrace.workspace.options import Backtesting, Device, Note, Selection, decode_of, silent
 from moetrace.workspace.results import writing_forecast
 
 if TYPE_CHECKING:
@@ -257,6 +257,9 @@ def place(
     for number in redundants:
         planning.with_redundant(number).check(own.experts)
     note(first_answer(own.name, at_most(own, planning)))
+    if (decode := decode_of(own, selection.workspace)) is not None:
+        bound = first_answer(decode.name, at_most(decode, planning))
+        note(f"{bound} That is decode alone; `moetrace place {decode.name}` has its verdict.")
     deployed = None if plan is None else read_plan(Path(plan), own.layers, own.experts, gpus, first_layer)
     placed = place_trace(
         own, backtesting.predictors(QUICK), planning, asked[0], cutoffs, progress, redundants=redundants,

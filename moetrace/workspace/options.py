@@ -92,6 +92,17 @@ class Selection:
             return read_trace(trace)
 
 
+def decode_of(trace: LoadTrace, workspace: Workspace | str | Path | None) -> LoadTrace | None:
+    """The decode tokens of the passes of *trace*, where the workspace has them as another trace, ``NAME-decode``."""
+    within, name = workspace_of(workspace), f"{trace.name}-decode"
+    if name not in within.names():
+        return None
+    found = within.open(name)
+    if found.experts != trace.experts or not {*trace.layers} <= {*found.layers} or found.steps[0] > trace.steps[-1]:
+        return None
+    return found.select(trace.layers, int(trace.steps[0]), int(trace.steps[-1]))
+
+
 @dataclass(frozen=True)
 class Backtesting:
     """How to backtest, and where it runs.

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -403,3 +404,18 @@ def test_the_knee_in_words(more, told):
     """In tokens where the ridge is known."""
     assert told in worthwhile(more)
     assert bool(told) == bool(worthwhile(more))
+
+
+@pytest.mark.slow
+def test_decode_alone_is_judged_beside_the_passes(moetrace):
+    """Where a trace of that name lies beside it: its tokens per pass, what even GPUs save, and the command for more."""
+    counts = np.random.default_rng(5).multinomial(320, np.array([8, 8, *np.ones(14)]) / 30, size=(60, 2))
+    (folder := Path("moetrace-out", "traces")).mkdir(parents=True)
+    save_trace(LoadTrace.from_counts(counts), folder / "run.parquet")
+    save_trace(LoadTrace.from_counts(counts // 4), folder / "run-decode.parquet")
+    argv = ("--gpus", 4, "--predictor", "window_mean", "--hardware", "h20", "--layers", 1)
+    said = [line for line in moetrace("place", "run", *argv).err.splitlines() if line.startswith("run-decode:")]
+    (alone,) = [own for own in moetrace("place", "run-decode", *argv).err.splitlines() if "Perfectly even" in own]
+
+    assert [f"{alone} That is decode alone; `moetrace place run-decode` has its verdict."] == said
+    assert "decode" not in moetrace("place", folder / "run.parquet", *argv, "-w", "elsewhere").err
