@@ -72,29 +72,21 @@ def scores_of(name: str, specs: Sequence[str], cutoffs: Sequence[int] | None = N
 
 def by_predictor() -> str:
     """Every predictor on every trace, stable cutoffs, with the difference from window_mean and the coverage."""
-    lines = []
+    lines = [
+        "| trace | state | predictor | horizon | error_rate % | noise % | difference from window_mean | inside, 80 % / 95 % | scored |",
+        "|---|---|---|---:|---:|---:|---|---|---:|",
+    ]
     for name in (*TRACES, *HELD_OUT):
         summary = summary_frame(scores_of(name, OURS))
-        for state in ("stable", "transient"):
-            if not (summary["state"] == state).any():
-                lines += [f"{Path(name).name}: no layer is {state} at a cutoff.", ""]
-                continue
-            lines += [
-                f"{Path(name).name}, {state} cutoffs:",
-                "",
-                "| predictor | horizon | error_rate | noise | difference from window_mean, 95 % interval | inside the 80 % / 95 % interval | scored |",
-                "|---|---:|---:|---:|---|---|---:|",
-            ]
-            for row in summary[summary["state"] == state].itertuples():
-                difference = f"{100 * row.difference:+.2f}"
-                if row.difference_low == row.difference_low:
-                    difference += f" [{100 * row.difference_low:+.2f}, {100 * row.difference_high:+.2f}]"
-                held = f"{100 * row.coverage_80:.0f} % / {100 * row.coverage_95:.0f} %"
-                lines.append(
-                    f"| {row.predictor} | {row.horizon:,} | {100 * row.error_rate:.2f} | {100 * row.error_noise:.2f} | {difference} | {held} | {row.scored} |"
-                )
-            lines.append("")
-    return "\n".join(lines)
+        for row in summary[summary["state"].isin(["stable", "transient"])].itertuples():
+            difference = f"{100 * row.difference:+.2f}"
+            if row.difference_low == row.difference_low:
+                difference += f" [{100 * row.difference_low:+.2f}, {100 * row.difference_high:+.2f}]"
+            held = f"{100 * row.coverage_80:.0f} % / {100 * row.coverage_95:.0f} %"
+            lines.append(
+                f"| {Path(name).name} | {row.state} | {row.predictor} | {row.horizon:,} | {100 * row.error_rate:.2f} | {100 * row.error_noise:.2f} | {difference} | {held} | {row.scored} |"
+            )
+    return "\n".join(lines) + "\n"
 
 
 def mean_errors(specs: Sequence[str], cutoffs_from: int, traces: Sequence[str] = (*TRACES, *HELD_OUT)) -> pd.DataFrame:
@@ -109,8 +101,8 @@ def mean_errors(specs: Sequence[str], cutoffs_from: int, traces: Sequence[str] =
     return table.assign(mean=table.mean(axis=1))
 
 
-def markdown(table: pd.DataFrame) -> str:
-    lines = ["| | " + " | ".join(table.columns) + " |", "|---|" + "---:|" * len(table.columns)]
+def markdown(table: pd.DataFrame, rows: str = "predictor") -> str:
+    lines = [f"| {rows} | " + " | ".join(table.columns) + " |", "|---|" + "---:|" * len(table.columns)]
     lines += [
         f"| {name} | " + " | ".join(f"{value:.2f}" for value in row) + " |"
         for name, row in zip(table.index, table.to_numpy())
@@ -166,7 +158,9 @@ def across_runs() -> str:
                 means["window_mean", 1000],
                 means["window_mean", 2000],
             ]
-    return markdown(pd.DataFrame(rows, index=["lstm 1,000", "lstm 2,000", "window_mean 1,000", "window_mean 2,000"]).T)
+    return markdown(
+        pd.DataFrame(rows, index=["lstm 1,000", "lstm 2,000", "window_mean 1,000", "window_mean 2,000"]).T, "trace"
+    )
 
 
 # --- rivals ------------------------------------------------------------------------------------

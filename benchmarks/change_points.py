@@ -99,7 +99,7 @@ def main() -> None:
             late = np.abs([steps for steps, _ in found])
             held = np.mean([held for _, held in found])
             print(f"| {stride} | {size} | {len(found)} of 40 | {np.median(late):.0f} / {late.max()} | {held:.0%} |")
-    print("\n| begin of a drift, logged every | seen | early or late, median / 90% | interval holds it |")
+    print("\n| beginning of a drift, logged every | seen | early or late, median / 90% | interval holds it |")
     print("|---:|---:|---:|---:|")
     for stride in (1, 10):
         found = unsettled(range(1000, 1400), stride)
@@ -109,8 +109,8 @@ def main() -> None:
             f"| {stride} | {len(found)} of 400 | {np.median(apart):.0f} / {np.quantile(apart, 0.9):.0f} | {held:.0%} |"
         )
     late = noticed(range(1000, 1060))
-    print(f"\nWhile a trace grows, a drift is noticed {np.median(late):.0f} steps after it began (median), "
-          f"{np.quantile(late, 0.9):.0f} in 9 of 10 cases.")  # fmt: skip
+    print("\n| growing trace | steps until a drift is noticed, median / 90% |\n|---|---:|")
+    print(f"| every 50 steps | {np.median(late):.0f} / {np.quantile(late, 0.9):.0f} |")
 
 
 if __name__ == "__main__":

@@ -86,19 +86,20 @@ def size_of(steps: int) -> str:
 
 
 def compared(steps: int, ways: dict[str, str], folder: Path) -> list[str]:
-    """The lines of a table: each way beside moetrace, on a trace of *steps* steps."""
+    """Lines of the table: each way beside moetrace, on a trace of *steps* steps."""
     source = folder / "synthetic.parquet"
     write_long(source, steps)
     everyone = {"moetrace ingest": (INGEST, source, folder / "out")}
     everyone |= {name: (code, source, folder) for name, code in ways.items()}
     rounds = [{name: timed(*way) for name, way in everyone.items()} for _ in range(TIMES)]
     source.unlink()
-    lines = [f"{size_of(steps)}.", "", "| | times as long | lowest to highest | peak memory, MiB |"]
-    lines.append("|---|---:|---:|---:|")
+    lines = []
     for name in everyone:
         ratios = [runs[name].seconds / runs["moetrace ingest"].seconds for runs in rounds]
         peak = max(runs[name].peak for runs in rounds) / 2**20
-        lines.append(f"| {name} | {median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} | {peak:,.0f} |")
+        lines.append(
+            f"| {LAYERS * EXPERTS * steps / 1e6:,.0f} | {name} | {median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} | {peak:,.0f} |"
+        )
     return lines
 
 
@@ -109,8 +110,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where the traces are made, and removed again")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        print(
+            "| million rows | way | times as long | lowest to highest | peak memory, MiB |\n|---:|---|---:|---:|---:|"
+        )
         for steps in PANDAS_STEPS:
-            print("\n".join(compared(steps, {"pandas, read and pivot": PANDAS}, Path(name))), end="\n\n")
+            print("\n".join(compared(steps, {"pandas, read and pivot": PANDAS}, Path(name))))
         print("\n".join(compared(options.steps, {"pyarrow, read and write": BARE}, Path(name))))
 
 

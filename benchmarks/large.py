@@ -41,7 +41,7 @@ def table(steps: int, folder: Path) -> str:
         "hot, level and window_mean, 2 processes": ("hot", "--slots", "64", "--jobs", "2", *place),
         "report, sw_avg and window_mean": ("report", "--horizons", horizon, *CHEAP, *place),
     }
-    lines = [f"{size_of(steps)}.", "", "| | peak memory, MiB | under 2 GiB |", "|---|---:|---|"]
+    lines = [f"{size_of(steps)}.", "", "| command | peak memory, MiB | under 2 GiB |", "|---|---:|---|"]
     for name, argv in commands.items():
         done = run([sys.executable, "-c", CLI, *argv, "--quiet"])
         within = f"{done.peak / 2**20:,.0f} | {'yes' if done.peak < LIMIT else 'no'}"

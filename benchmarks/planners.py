@@ -136,7 +136,7 @@ def many(rivals: Rivals) -> pd.DataFrame:
         best = rivals.evolved(shares, name, shape)
         rows.append((name, eplb, *peaks.values(), best, peak(shares, phy2log, shape), *longer.values()))
     columns = ["experts+replicas on GPUs", "EPLB's rules", "SGLang", "vLLM", "best evolved program", "moetrace"]
-    return pd.DataFrame(rows, columns=[*columns, "time beside SGLang's", "time beside vLLM's"])
+    return pd.DataFrame(rows, columns=[*columns, "time over SGLang's", "time over vLLM's"])
 
 
 def few() -> pd.DataFrame:
@@ -154,7 +154,7 @@ def few() -> pd.DataFrame:
 def in_single_steps(rivals: Rivals, past: list[tuple[str, int, int, np.ndarray, np.ndarray]]) -> pd.DataFrame:
     """Balance of the 1,000 steps after each cutoff with plans by the 1,000 before it, all from nothing.
 
-    *apart* is that of ours less that of the better FlashLB of the row, with a paired bootstrap over layers and cutoffs.
+    *difference* is that of ours less that of the better FlashLB of the row, with a paired bootstrap over layers and cutoffs.
     """
     rows = []
     for i, (name, gpus, redundant, seen, after) in enumerate(past):
@@ -186,7 +186,7 @@ def _beside(key: tuple[str, int], own: pd.DataFrame) -> dict[str, object]:
         apart = 100 * (own["moetrace, steps"] - own[means[theirs].idxmax()]).to_numpy()
         draws = np.random.default_rng(0).integers(len(apart), size=(DRAWS, len(apart)))
         low, high = np.quantile(apart[draws].mean(axis=1), [0.025, 0.975])
-        found["apart"] = f"{apart.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
+        found["difference"] = f"{apart.mean():+.2f} [{low:+.2f}, {high:+.2f}]"
     return found
 
 
@@ -198,14 +198,14 @@ def moves(name: str, gpus: int, redundant: int) -> pd.DataFrame:
     """
     planning, rows = Planning(gpus, redundant), []
     for load, first in product(read_trace(SAMPLES / f"{name}.parquet").by_layer(), range(1000, 2000, 250)):
-        plans = dict.fromkeys(("from nothing", "changed"), planning.default(load.experts))
+        plans = dict.fromkeys(("from scratch", "changed"), planning.default(load.experts))
         for cutoff in range(first, int(load.steps[-1]) - 999, 1000):
             seen, after = load.until(cutoff).last(1000), load.after(cutoff, 1000).counts
             wanted = planning.load(seen.counts, seen.mean_shares)
-            fresh = planning.place(wanted, plans["from nothing"])
-            new = {"from nothing": fresh, "changed": planning.replan(plans["changed"], wanted)}
+            fresh = planning.place(wanted, plans["from scratch"])
+            new = {"from scratch": fresh, "changed": planning.replan(plans["changed"], wanted)}
             found = {how: planning.evenness(plan, after) for how, plan in new.items()}
-            above = found["changed"].peak_over_mean - found["from nothing"].peak_over_mean
+            above = found["changed"].peak_over_mean - found["from scratch"].peak_over_mean
             key = Path(name).name, redundant, state_at(load, cutoff)
             if cutoff > first:
                 rows += [(*key, how, *found[how], plan.moved(plans[how]), above) for how, plan in new.items()]
@@ -241,7 +241,7 @@ def judged(name: str, gpus: int, redundants: list[int]) -> tuple[pd.DataFrame, d
         redundant = said.plain_redundant if system == "none" else said.redundant
         defaults = rest[settings == (*known.policies(len(trace.layers))[0].settings, redundant)]
         saved, low, high = (f"{100 * value:.1f} %" for value in saved_compared(defaults, mine))
-        rows.append({"trace": Path(name).name, "beside": system, "saved": f"{saved} [{low}, {high}]"})
+        rows.append({"trace": Path(name).name, "compared with": system, "saved": f"{saved} [{low}, {high}]"})
     best = frame.loc[frame.groupby("system", sort=False)["chosen_by"].idxmax()].assign(trace=Path(name).name)
     stock = said.stock or {"system": "the same", "saved": said.saved, "moved_per_1000": said.moved_per_1000}
     told = said.as_row() | {"trace": Path(name).name} | {f"stock {key}": value for key, value in stock.items()}
@@ -283,7 +283,7 @@ def main() -> None:
         "\nExpert time that the recommended policy saves beside the defaults of each system with as many replicas, and beside experts in order without any (none), on the second half:\n"
     )
     wide = pd.concat([frame for _, _, frame in found])
-    print(markdown(wide.pivot_table("saved", "beside", "trace", "first", sort=False).reset_index()))
+    print(markdown(wide.pivot_table("saved", "compared with", "trace", "first", sort=False).reset_index()))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ def main() -> None:
     medians = np.median(ratios[rng.integers(0, len(ratios), (10_000, len(ratios)))], axis=1)
     import vllm
 
-    print("| tokens per second with recording over without | median of pairs | 95% interval |\n|---|---:|---:|")
+    print(
+        "| tokens per second with recording over without | median of pairs | 95% interval: low to high |\n|---|---:|---:|"
+    )
     for i, name in enumerate(("by the clock", "by processor time, all threads")):
         low, high = np.quantile(medians[:, i], (0.025, 0.975))
         print(f"| {name} | {np.median(ratios[:, i]):.3f} | {low:.3f} to {high:.3f} |")

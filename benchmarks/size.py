@@ -81,7 +81,7 @@ def full(layers: int, jobs: int, runs: dict[str, list[str]]) -> str:
     lines = [
         f"{' x '.join(f'{n:,}' for n in shape)}, {jobs} processes.",
         "",
-        f"| | in {MINUTES} minutes | MiB | in {MIB:,} MiB |",
+        f"| predictors | in {MINUTES} minutes | MiB | in {MIB:,} MiB |",
         "|---|---|---:|---|",
     ]
     for name, specs in runs.items():
@@ -156,7 +156,7 @@ def command(path: Path, *words: str) -> tuple[float, float]:
 
 def edges(shapes: dict[tuple[int, int, int], int], commands: Sequence[tuple[str, ...]], intro: str) -> str:
     """Time and memory of *commands* on traces of *shapes*, times those of the first, which is an everyday one."""
-    names = " | ".join(f"{words[0]}: time | MiB" for words in commands)
+    names = " | ".join(f"{words[0]}: time | {words[0]}: MiB" for words in commands)
     lines = [
         intro,
         "",

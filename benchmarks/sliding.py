@@ -57,7 +57,7 @@ def table() -> str:
     lines = [
         f"One of {LAYERS} equal layers of {EXPERTS} experts over {STEPS:,} steps.",
         "",
-        "| | times as long |",
+        "| way | times as long |",
         "|---|---:|",
     ]
     lines += ["| moetrace | 1 |", *(f"| {name} | {seconds / ours:.0f} |" for name, seconds in rivals.items())]

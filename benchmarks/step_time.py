@@ -80,7 +80,7 @@ def measured_table() -> Iterator[str]:
                 expert(inputs[:n], up[e], down[e])
         return time.process_time() - began
 
-    yield "| tokens per expert | redundant | plan | predicted | measured | apart, points |\n|---:|---:|---|---:|---:|---:|"
+    yield "| tokens per expert | redundant | plan | predicted | measured | difference, points |\n|---:|---:|---|---:|---:|---:|"
     for tokens in TOKENS:
         steps = np.array([rng.multinomial(tokens * trace.experts, own) for own in shares])
         planned = (seen * (tokens / seen.mean())).round().astype(int)

@@ -7,7 +7,7 @@ from conftest import ROOT
 
 # What the text said, and what says it. Pages that a command writes from tests and benchmarks are not hand-written.
 WORSE = {
-    r"\btold\b(?! apart|-)": "shown, reported, known",  # an anchor of results.md has it
+    r"\btold\b(?! apart)": "shown, reported, known",
     r"\bsince when\b": "when",
     r"\bbetters?\b(?= the| it)": "improves",
     r"\bgo(?:ne|ing)? on with\b": "resume, continue",

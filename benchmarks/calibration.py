@@ -1,4 +1,4 @@
-"""Whether what is told holds: the noise floor, the borders of states, what stable promises, expected errors, intervals.
+"""Calibration: the noise floor, borders of states, what a stable layer promises, expected errors, intervals.
 
 Prints Markdown tables, on synthetic layers whose truth is known, of seeds from 1,000 on, and on all real traces in
 `sample_traces`. Of the synthetic layers nothing was chosen on the seeds reported; the numbers of the intervals, of the
@@ -73,12 +73,12 @@ def still(
 
 
 def noise_table() -> str:
-    """What is told over what a forecast that knows the load errs by, mean over seeds and cutoffs."""
+    """The estimated noise floor over the error of a forecast that knows the load, mean over seeds and cutoffs."""
     rows = []
     for kind, varying, stride in product(("tokens", "topics", "lasting topics"), (False, True), (1, 10, 100, 1000)):
         row: dict[str, object] = {"sampling": kind, "totals": "vary" if varying else "equal", "logged every": stride}
         for horizon in (1, 10, 100, 1000, 4000):
-            told, known = [], []
+            estimated, known = [], []
             for seed in range(FIRST_SEED, FIRST_SEED + 4):
                 load, share = still(kind, stride, 30_000 if stride == 1 else 6000, varying, seed)
                 if horizon < stride:
@@ -86,31 +86,33 @@ def noise_table() -> str:
                 errors = np.abs(pooled_shares(load.counts, horizon // stride) - share).sum(axis=1).mean()
                 known.append((np.abs(load.shares - share).sum(axis=1).mean(), errors))
                 for cutoff in np.linspace(60 * stride + 1100, load.steps[-1] - horizon - 1, 6).astype(int):
-                    told.append(mt.horizon_noise(load, int(cutoff) // stride * stride, horizon))
-            ratio = np.nanmean(told, axis=0) / np.mean(known, axis=0) if known else (np.nan, np.nan)
-            row[f"{horizon:,}"] = f"{ratio[0]:.2f} / {ratio[1]:.2f}" if known else ""
+                    estimated.append(mt.horizon_noise(load, int(cutoff) // stride * stride, horizon))
+            ratio = np.nanmean(estimated, axis=0) / np.mean(known, axis=0) if known else (np.nan, np.nan)
+            row[f"{horizon:,}: step / mean"] = f"{ratio[0]:.2f} / {ratio[1]:.2f}" if known else ""
         rows.append(row)
     return markdown(pd.DataFrame(rows).set_index(["sampling", "totals", "logged every"]))
 
 
 def floor_table() -> str:
-    """Error of the best of three quick predictors over the noise that is told, on real traces."""
+    """Error of the best of three quick predictors and the estimated noise floor, on real traces."""
     rows = []
     by = [mt.predictor(spec) for spec in ("level", "ema", "window_mean:window=300")]
     for trace in real_traces():
         cutoffs = range(1500, int(trace.steps[-1]), 500)
         scores = evaluate(trace, by, (10, 100, 1000), list(cutoffs)).scores.dropna(subset=["error_rate", "error_noise"])
-        row = {"trace": trace.name}
         for horizon, own in scores.groupby("horizon"):
             cells = own.pivot_table(index=["layer", "cutoff"], columns="predictor", values="error_rate")
             best = cells[cells.mean().idxmin()]
             noise = own.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["error_noise"]
             by_cutoff = (best - noise).groupby("cutoff").mean()
             margin = 1.96 * by_cutoff.std() / np.sqrt(len(by_cutoff))
-            row[f"{horizon:,}"] = (
-                f"{100 * best.mean():.2f} - {100 * noise.mean():.2f} = {100 * by_cutoff.mean():.2f} ± {100 * margin:.2f}"
+            above = f"{100 * by_cutoff.mean():.2f} ± {100 * margin:.2f}"
+            percent = {"error %": best.mean(), "noise %": noise.mean()}
+            rows.append(
+                {"trace": trace.name, "horizon": horizon}
+                | {name: f"{100 * value:.2f}" for name, value in percent.items()}
+                | {"difference %": above}
             )
-        rows.append(row)
     return markdown(pd.DataFrame(rows).set_index("trace"))
 
 
@@ -143,11 +145,11 @@ def border_table() -> str:
     for kind, at, load in sudden(range(FIRST_SEED, FIRST_SEED + 240)):
         wanted = STABLE if kind == "settles" else TRANSIENT
         begins = [run.from_step for run in classify(load).runs[1:] if run.state == wanted]
-        row = {"": kind, "error": min((abs(begin - at) for begin in begins), default=len(load.steps))}
+        row = {"change": kind, "error": min((abs(begin - at) for begin in begins), default=len(load.steps))}
         if kind == "jumps":
             row |= {"before": state_at(load, at - 1) == STABLE, "after": state_at(load, at + 100) == TRANSIENT}
         rows.append(row)
-    found = pd.DataFrame(rows).groupby("", sort=False)
+    found = pd.DataFrame(rows).groupby("change", sort=False)
     return markdown(
         pd.DataFrame(
             {
@@ -162,7 +164,7 @@ def border_table() -> str:
     )
 
 
-# --- what is told at a cutoff --------------------------------------------------------------------
+# --- what is known at a cutoff -------------------------------------------------------------------
 
 
 def never_seen() -> Iterator[mt.LoadTrace]:
@@ -179,7 +181,7 @@ def never_seen() -> Iterator[mt.LoadTrace]:
     yield from (mt.synthetic_trace(own, name=name, seed=FIRST_SEED) for name, own in courses.items())
 
 
-def told(traces: Iterable[mt.LoadTrace], specs: tuple[str, ...], cutoffs: dict[str, range]) -> pd.DataFrame:
+def scored(traces: Iterable[mt.LoadTrace], specs: tuple[str, ...], cutoffs: dict[str, range]) -> pd.DataFrame:
     """Scores on *traces*, with the column *when*."""
     parts = []
     for trace in traces:
@@ -191,7 +193,7 @@ def told(traces: Iterable[mt.LoadTrace], specs: tuple[str, ...], cutoffs: dict[s
 
 
 def promise_table(scores: pd.DataFrame) -> str:
-    """Errors of the level by the state that was told at the cutoff."""
+    """Errors of the level by the state at the cutoff."""
     own = scores[(scores["predictor"] == "level") & (scores["horizon"] == PROMISED_STEPS)]
     rows = []
     for (trace, state), part in own.groupby(["trace", "state"]):
@@ -207,7 +209,7 @@ def promise_table(scores: pd.DataFrame) -> str:
 
 
 def expectation_table(scores: pd.DataFrame) -> str:
-    """Found over told, and what the intervals held, by state; states of fewer than ten scores left out."""
+    """Calibration ratio and coverage of the intervals, by state; states of fewer than ten scores left out."""
     rows = []
     own = scores[scores["predictor"].isin(["level", "window_mean", "auto"])].assign(run=scores["trace"])
     real = own[~own["trace"].str.startswith("synthetic")]
@@ -223,8 +225,8 @@ def expectation_table(scores: pd.DataFrame) -> str:
                 rows.append(
                     {
                         "predictor": predictor, "horizon": horizon, "trace": trace, "state": state,
-                        "stretches": f"{stretches:.1f}", "found / told": f"{np.exp(found[0]):.2f}{sure}",
-                        "80 % held": f"{100 * found[1]:.0f}{held[0]} %", "95 % held": f"{100 * found[2]:.0f}{held[1]} %",
+                        "stretches": f"{stretches:.1f}", "calibration ratio": f"{np.exp(found[0]):.2f}{sure}",
+                        "inside 80 %": f"{100 * found[1]:.0f}{held[0]} %", "inside 95 %": f"{100 * found[2]:.0f}{held[1]} %",
                         "log correlation, all states": f"{correlation:.2f}",
                     }
                 )  # fmt: skip
@@ -232,7 +234,7 @@ def expectation_table(scores: pd.DataFrame) -> str:
 
 
 def uncertain(scores: pd.DataFrame, horizon: int) -> tuple[float, np.ndarray, np.ndarray]:
-    """Stretches as long as a *horizon* that the cutoffs of each run make; logarithm of the median of found over told
+    """Stretches as long as a *horizon* that the cutoffs of each run make; logarithm of the median calibration ratio
     and the parts inside the two intervals; and how far each of the three may be off, 95 %.
 
     A bootstrap of stretches of neighbouring cutoffs, the last followed by the first, with all of their layers. It
@@ -269,7 +271,7 @@ def auto_table(scores: pd.DataFrame) -> str:
         means = 100 * cells.mean()
         best = means.drop("auto").idxmin()
         apart = f"{100 * (means['auto'] / means[best] - 1):+.1f} %"
-        rows.append({"trace": trace, "cutoffs": when, **means.round(2), "best": best, "auto beside it": apart})
+        rows.append({"trace": trace, "cutoffs": when, **means.round(2), "best": best, "auto against it": apart})
     table = pd.DataFrame(rows).set_index("trace")
     overall = table.select_dtypes("number").mean()
     best = overall.drop("auto").idxmin()
@@ -278,27 +280,27 @@ def auto_table(scores: pd.DataFrame) -> str:
 
 
 def main() -> None:
-    print("### The noise floor\n\nTold over the error of a forecast that knows the load, synthetic loads that stand still: "
+    print("### The noise floor\n\nEstimated over the error of a forecast that knows the load, synthetic loads that stand still: "
           "of a step / of the mean over the horizon, by horizon in steps.\n")  # fmt: skip
     print(noise_table())
     print("\nOn real traces, the mean error of the best of `level`, `ema` and `window_mean:window=300` less the noise "
-          "that is told, in percent, with a 95 % interval over cutoffs, by horizon; cutoffs from step 1,500, every 500.\n")  # fmt: skip
+          "floor, in percent, with a 95 % interval over cutoffs, by horizon; cutoffs from step 1,500, every 500.\n")  # fmt: skip
     print(floor_table())
     print("\n### Borders of states\n\nSynthetic layers that change suddenly.\n")
     print(border_table())
     cutoffs = {"early": range(500, 2501, EVERY), "late": range(2750, 100_000, EVERY)}
-    scores = told(real_traces(), ("auto", "level", "sw_avg", "window_mean", "ema"), cutoffs)
-    synthetic = told(never_seen(), ("auto", "level", "window_mean"), cutoffs)
-    print("\n### What stable promises\n\nError of `level` over the next 1,000 steps by the state told at the cutoff, every "
+    scores = scored(real_traces(), ("auto", "level", "sw_avg", "window_mean", "ema"), cutoffs)
+    synthetic = scored(never_seen(), ("auto", "level", "window_mean"), cutoffs)
+    print("\n### What a stable layer promises\n\nError of `level` over the next 1,000 steps by the state at the cutoff, every "
           f"250 steps from 500 on; the promise is {100 * PROMISE:.0f} %, noise taken off.\n")  # fmt: skip
     print(promise_table(scores))
-    print("\n### Errors and intervals told before\n\nMedian of found over told, and the part of the experts inside the 80 % and "
+    print("\n### Expected errors and intervals\n\nMedian of observed over expected error, and the part of the experts inside the 80 % and "
           "the 95 % intervals; the same cutoffs, and synthetic traces that nothing was chosen on. Horizons of neighbouring "
           "cutoffs overlap, and layers share their batches: *stretches* is how many horizons lie side by side in the cutoffs "
           "of a state, and 95 % intervals are from a bootstrap of such stretches, all layers together; fewer than three "
-          "tell nothing of how they scatter.\n")  # fmt: skip
+          "show nothing of how they scatter.\n")  # fmt: skip
     print(expectation_table(pd.concat([scores, synthetic], ignore_index=True)))
-    print("\n### auto beside the best single predictor\n\nMean error in percent over both horizons; early are the cutoffs up "
+    print("\n### auto against the best single predictor\n\nMean error in percent over both horizons; early are the cutoffs up "
           "to 2,500.\n")  # fmt: skip
     print(auto_table(scores))
 
