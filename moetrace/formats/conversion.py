@@ -20,11 +20,11 @@ from moetrace.formats.errors import library_errors, readable, require
 from moetrace.formats.location import Location, by_rank, fingerprinting, locations, source_label
 from moetrace.formats.plugins import source_of
 from moetrace.formats.readers import chosen_format
+from moetrace.formats.stream import merge
 from moetrace.formats.stream.blocks import Grid, OutOfOrder, in_order
-from moetrace.formats.stream.cells import Block, Format, Reading, ReadOptions, Source, no_layer, readings_of, selected
+from moetrace.formats.stream.cells import Block, Format, Reading, ReadOptions, Source, readings_of
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.layouts import table_reading
-from moetrace.formats.stream.merge import Summary, binned, blocks_of, complete_steps, differences, merged
 from moetrace.formats.stream.tables import Naming
 from moetrace.settings import with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
@@ -159,7 +159,7 @@ def from_frame(
     with library_errors(where, "holds columns that are not numbers", "give whole numbers"):
         table = pa.Table.from_pandas(frame[columns], preserve_index=False) if is_pandas else frame.select(columns)
     opened = partial(table.to_reader, max_chunksize=BATCH_ROWS)
-    reading = table_reading(where, opened, Values(tokens_per_step), Naming(wanted))
+    reading = table_reading(where, opened, Naming(wanted, values=Values(tokens_per_step)))
     options = ReadOptions(tokens_per_step=tokens_per_step, top_k=top_k, idle_experts=idle_experts)
     return Dump.of(reading, "frame", options).trace(name, None)
 
@@ -185,7 +185,7 @@ def _opened(paths: Sequence[Location], options: ReadOptions, format: str | None)
                 _ask(source, reader.name, options)
         sources.append(source if source.where else replace(source, where=str(path)))
         names.append(reader.name)
-    together = merged(sources, paths, options.merge) if options.merge and len(paths) > 1 else sources[0]
+    together = merge.merged(sources, paths, options.merge) if options.merge and len(paths) > 1 else sources[0]
     return Dump.of(together, ", ".join(dict.fromkeys(names)), options)
 
 
@@ -233,7 +233,7 @@ class Dump:
     def of(cls, source: Source, format: str, options: ReadOptions) -> Dump:
         """A *source*, of which *options* select some layers and steps."""
         available: set[int] = set()
-        return cls(selected(source, options, available), format, options, available)
+        return cls(merge.selected(source, options, available), format, options, available)
 
     def trace(self, name: str, source: str | None) -> LoadTrace:
         """The trace, held in memory; raises `TraceError` where it grows beyond that."""
@@ -272,21 +272,21 @@ class Dump:
             if progress is not None:
                 progress(done, total)
 
-        grid, blocks = blocks_of(self.source, options, report)
+        grid, blocks = merge.blocks_of(self.source, options, report)
         for layer in sorted(set(options.layers) - set(grid.layers.tolist())):
-            raise no_layer(where, layer, self.available)
+            raise merge.no_layer(where, layer, self.available)
         if options.experts not in (None, grid.experts):
             problem = f"layers have {grid.experts} experts where --experts says {options.experts}"
             raise TraceError(where, problem, "check --experts, and that no rank is missing")
         if options.difference:
-            blocks = differences(blocks, options.first, collector)
+            blocks = merge.differences(blocks, options.first, collector)
         if options.bin is not None or any(reading.clock for reading in readings):
-            blocks = binned(blocks, options.bin or 1, where, collector)
-        summary = Summary(grid)
-        whole = complete_steps(blocks, summary, where, collector, options.accept)
+            blocks = merge.binned(blocks, options.bin or 1, where, collector)
+        summary = merge.Summary(grid)
+        whole = merge.complete_steps(blocks, summary, where, collector, options.accept)
         return grid, whole, partial(self._about, grid, summary)
 
-    def _about(self, grid: Grid, summary: Summary, steps: Steps) -> dict[str, Any]:
+    def _about(self, grid: Grid, summary: merge.Summary, steps: Steps) -> dict[str, Any]:
         """What is known of the trace of these *steps*; raises `TraceError` for a finding that is an error."""
         source, options, where = self.source, self.options, self.source.where
         readings, layers = readings_of(source), grid.layers.tolist()

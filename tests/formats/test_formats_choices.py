@@ -9,6 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from moetrace import ReadOptions, SettingError, TraceError, read_trace
+from moetrace.formats import Query
+
+IDLE = ReadOptions(idle_experts=True)
 
 
 def chosen(tokens=256, layers=2, experts=16, k=4):
@@ -283,14 +286,16 @@ def test_choices_may_lie_in_an_archive(tmp_path):
     assert np.array_equal(naive(chosen(), 64), read_trace(tmp_path / "dump.npz", options=ReadOptions(tokens=64)).counts)
 
 
-def test_columns_may_be_the_layers_of_a_token(tmp_path):
-    """One expert in each."""
+def test_columns_that_are_the_layers_of_a_token_go_with_sql(tmp_path):
+    """One expert in each, as the changelog says."""
     choices = chosen(layers=3, k=1)[..., 0]
     frame = pd.DataFrame(choices, columns=[f"layer_{j + 2}" for j in range(3)])
     frame.insert(0, "token", range(len(frame)))
     frame.to_csv(tmp_path / "dump.csv", index=False)
+    rows = f"UNPIVOT '{tmp_path}/dump.csv' ON COLUMNS('layer_.*') INTO NAME layer VALUE expert"
+    columns = "token // 64 + 1 AS step, layer, expert, count(*) AS tokens"
 
-    found = read_trace(tmp_path / "dump.csv", options=ReadOptions(tokens=64))
+    found = read_trace(Query(f"SELECT {columns} FROM ({rows}) GROUP BY ALL ORDER BY step"), options=IDLE)
 
     assert np.array_equal(naive(choices[..., None], 64), found.counts)
     assert (2, 3, 4) == found.layers

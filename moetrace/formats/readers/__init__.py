@@ -101,12 +101,9 @@ def sources_in(path: Location) -> list[Location]:
             raise TraceError(where, "does not exist", "check the path")
         if not path.is_file() and not path.is_dir():
             raise TraceError(where, "is neither a file nor a folder", "give a file that was written to a disk")
-    if path.is_file() or _format_of(path) is not None:
-        return [path]
-    try:
+        if path.is_file() or _format_of(path) is not None:
+            return [path]
         children = sorted(path.iterdir())
-    except OSError as error:
-        raise TraceError(where, f"cannot be read: {error.strerror}", "check its permissions") from error
     if found := [child for child in children if child.is_file() and _format_of(child) is not None]:
         return list(found)
     files = {folder: filter(Path.is_file, folder.glob("*")) for folder in children if folder.is_dir()}

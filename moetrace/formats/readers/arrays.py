@@ -112,9 +112,8 @@ def arrays_in(path: Path, key: str | None = None) -> dict[str, Array]:
 
 def stored_arrays(path: Path) -> dict[str, Array]:
     """The arrays of *path* by name, a lone one as counts; raises `TraceError` for objects, and for one cut short."""
-    with path.open("rb") as file:
-        if file.read(2) != ZIP_MAGIC:
-            file.seek(0)
+    if not text.begins_with(path, ZIP_MAGIC):
+        with path.open("rb") as file:
             return {"counts": _described(file, path, None, path.stat().st_size)}
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()

@@ -14,6 +14,7 @@ from moetrace.formats.errors import WRITE_AGAIN, extra, library_errors
 from moetrace.formats.location import step_in_name
 from moetrace.formats.stream.cells import Format, Reading, dense_cells
 from moetrace.formats.stream.columns import Values
+from moetrace.formats.stream.text import begins_with
 
 MAGIC = b"GGUF"
 # The counts of a layer stand beside the sums of each of its three matrices, and are equal: the first there is counts.
@@ -30,10 +31,7 @@ class ImatrixFormat(Format):
     name: ClassVar[str] = "imatrix"
 
     def claims(self, path: Path) -> bool:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            return file.read(4) == MAGIC
+        return begins_with(path, MAGIC)
 
     def read(self, path: Path) -> Reading:
         """The counts of every layer that has several experts."""

@@ -33,8 +33,8 @@ MODELS = ("model", "model_name", "served_model_name")
 Row = tuple[int, int, int, float]
 
 
-def _lines(path: Path) -> Iterator[str]:
-    return (line[:MOST_LINE].decode("utf-8", "replace").rstrip() for line in lines(path))
+def _text(line: bytes) -> str:
+    return line[:MOST_LINE].decode("utf-8", "replace").rstrip()
 
 
 def _batches(rows: Iterator[Row], values: Values, where: str) -> Iterator[Cells]:
@@ -56,15 +56,15 @@ class LogFormat(ValueFormat):
     name: ClassVar[str] = "log"
 
     def claims(self, path: Path) -> bool:
-        return path.is_file() and ends_with(path, ".log", ".txt", ".out") and bool(_fitting(path))
+        return path.is_file() and ends_with(path, ".log", ".txt", ".out") and _usual(path) != ""
 
     def read(self, path: Path) -> Reading:
         """Read the lines; without a pattern, raises `TraceError` that suggests one."""
         where = str(path)
         if self.pattern is None:
-            fits = _fitting(path)
+            usual = _usual(path)
             way_out = "give a --pattern with the groups step, layer, expert and tokens, a number or a list"
-            raise TraceError(where, "is a log of lines", way_out + (f", such as '{fits[0]}'" if fits else ""))
+            raise TraceError(where, "is a log of lines", way_out + (f", such as '{usual}'" if usual else ""))
         pattern = compiled(self.pattern, where)
         if "tokens" not in pattern.groupindex or not GROUPS >= set(pattern.groupindex):
             raise TraceError(where, "--pattern has not the groups of a log", "use step, layer, expert and tokens")
@@ -75,16 +75,16 @@ class LogFormat(ValueFormat):
         return Reading(cells, assumptions=assumed, where=where, collector=values.collector)
 
 
-def _fitting(path: Path) -> list[str]:
-    """The usual patterns that fit a line at the beginning of a file."""
-    return [usual for usual in USUAL if re.search(usual, head_of(path), re.IGNORECASE)]
+def _usual(path: Path) -> str:
+    """The usual pattern that fits a line at the beginning of a file, empty for none."""
+    return next((usual for usual in USUAL if re.search(usual, head_of(path), re.IGNORECASE)), "")
 
 
 def _rows(path: Path, pattern: re.Pattern[str]) -> Iterator[Row]:
     """Step, layer, expert and value of what the *pattern* finds in lines."""
     at = {"step": 1, "layer": 0, "expert": 0}
-    for number, line in enumerate(_lines(path), 1):
-        found = pattern.search(line)
+    for number, line in enumerate(lines(path), 1):
+        found = pattern.search(_text(line))
         texts = {name: text for name, text in found.groupdict().items() if text is not None} if found else {}
         tokens = re.findall(r"-?\d+(?:\.\d+)?", texts.pop("tokens", ""))
         try:
@@ -133,8 +133,8 @@ def _samples(path: Path, tags: Tags, key: str | None, only: dict[str, str]) -> I
     """Step, layer, expert and value of the samples of one metric."""
     where, step, names, models = str(path), 1, set[str](), set[str]()
     seen: set[str] = set()
-    for line in _lines(path):
-        sample = SAMPLE.match(line)
+    for line in lines(path):
+        sample = SAMPLE.match(_text(line))
         place = tags.match(sample["labels"], where) if sample else None
         if sample is None or place is None or key not in (None, sample["name"]):
             continue

@@ -19,7 +19,7 @@ from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.columns import kind_of
 from moetrace.formats.stream.layouts import reading_of
 from moetrace.formats.stream.tables import TableFormat, few_columns, table_of
-from moetrace.formats.stream.text import refuse_empty
+from moetrace.formats.stream.text import begins_with, refuse_empty
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,12 +45,7 @@ class ParquetFormat(TableFormat):
     def claims(self, path: Path) -> bool:
         if path.is_dir():
             return any(child.is_dir() and "=" in child.name for child in path.iterdir())
-        try:
-            with path.open("rb") as file:
-                head = file.read(4)
-        except OSError:
-            return False
-        return head == b"PAR1" or path.suffix.lower() in {".parquet", ".pq"}
+        return path.is_file() and (path.suffix.lower() in {".parquet", ".pq"} or begins_with(path, b"PAR1"))
 
     def read(self, path: Path | Uri) -> Reading:
         """Match the columns to a layout and stream the rows."""
@@ -85,7 +80,7 @@ class ParquetFormat(TableFormat):
             if files and not files[0][2] and any(kind_of(field.type) in ("text", "list") for field in schema):
                 with files[0][0].open_input_file(files[0][1]) as raw:
                     first = next(pq.ParquetFile(raw, pre_buffer=False).iter_batches(WIDE_ROWS), None)
-        table = table_of(schema, first, where, self.values(), self.naming(path))
+        table = table_of(schema, first, where, self.naming(path))
         return reading_of(table, partial(_batches, files, where), rows)
 
 

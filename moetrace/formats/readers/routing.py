@@ -256,9 +256,6 @@ def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool
     beside = [name for name in names if SIDE_BY_SIDE.fullmatch(name)]
     if beside and (token or forced or simple_name(beside[0]).startswith(("top", "choice"))):
         return {**found, "columns": tuple(beside)}
-    by_layer = [name for name in names if LAYER_IN_NAME.fullmatch(name)]
-    if by_layer and token and layer is None:
-        return {**found, "columns": tuple(by_layer), "by_layer": True}
     expert = tables.first_named(named, tables.EXPERT_NAMES)
     if expert and (forced or token or (found["step_column"] is None and layer)):
         return {**found, "columns": (expert,), "one_each": True}
@@ -269,8 +266,7 @@ def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool
 class Table:
     """A file of choices: its *columns* of them, and *step* and *layer* where the file's place names them.
 
-    *one_each* is where each row is one choice of a token, *by_layer* where each column of them is a layer; *apart* are
-    columns whose values are not of one trace.
+    *one_each* is where each row is one choice of a token; *apart* are columns whose values are not of one trace.
     """
 
     path: Path
@@ -282,7 +278,6 @@ class Table:
     step_column: str | None
     layer_column: str | None
     one_each: bool = False
-    by_layer: bool = False
 
     @classmethod
     def of(cls, path: Path, step: int | None = None, layer: int | None = None) -> Table:
@@ -296,13 +291,11 @@ class Table:
         roles = (("step", found["step_column"]), ("layer", found["layer_column"]))
         columns = shown(found["columns"])
         texts = [f"column {name} is the {role}" for role, name in roles if name not in (None, role)]
-        if found.get("by_layer"):
-            texts.append(f"columns {columns} are the choice of a token in each layer")
-        elif found.get("one_each"):
+        if found.get("one_each"):
             texts.append(f"each row is a choice of the expert in column {columns}")
         elif len(found["columns"]) > 1:
             texts.append(f"columns {columns} are the choices of a token")
-        if not found["layer_column"] and not found.get("by_layer"):
+        if not found["layer_column"]:
             texts.append("no layer column: one layer")
         apart = tuple(name for name in names if simple_name(name) in (*tables.PHASE_NAMES, *tables.MODEL_NAMES))
         return cls(path, step, layer, tuple(texts), apart, **found)
@@ -325,10 +318,6 @@ class Table:
             step = None if self.step is None else np.full(len(of_token), self.step)
             if self.step_column is not None and self.step is None:
                 step = rows.numbers(self.step_column)[of_token]
-            if self.by_layer:
-                layer = np.tile([layer_in_name(Path(name)) or 0 for name in self.columns], len(chosen))
-                step = None if step is None else step.repeat(chosen.shape[1])
-                chosen = chosen.reshape(-1, 1)
             yield Choices(step, layer, chosen)
 
     def _batches(self, more: Sequence[str]) -> Iterator[Any]:

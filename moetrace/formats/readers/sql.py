@@ -39,8 +39,8 @@ class SqlFormat(ValueFormat):
         if absent:
             problem = f"has no column {absent[0]} among {shown(columns)}"
             raise TraceError(str(path), problem, f"name it in the query, as in SELECT NAME AS {absent[0]}, ...")
-        naming = Naming({role: role for role in ROLES})
-        return table_reading(str(path), lambda: _rows(path), self.values(), naming)
+        naming = Naming({role: role for role in ROLES}, values=self.values())
+        return table_reading(str(path), lambda: _rows(path), naming)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors, require
+from moetrace.formats.stream.text import begins_with
 
 ZIP_MAGIC = b"PK"
 TORCH_ENDINGS = {".pt", ".pth"}
@@ -136,10 +137,7 @@ class _Reader(pickle._Unpickler):
 
 def is_torch(path: Path) -> bool:
     """Whether *path* is called as torch's files are and is an archive."""
-    if not path.is_file() or path.suffix.lower() not in TORCH_ENDINGS:
-        return False
-    with path.open("rb") as file:
-        return file.read(2) == ZIP_MAGIC
+    return path.suffix.lower() in TORCH_ENDINGS and begins_with(path, ZIP_MAGIC)
 
 
 def keys_of(path: Path) -> bytes:

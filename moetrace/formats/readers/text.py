@@ -61,7 +61,7 @@ class CsvFormat(TableFormat):
         if len(names) < 2:
             way_out = "begin it with the names of its columns, in UTF-8"
             raise TraceError(where, "has no header with columns", way_out)
-        reading = table_reading(where, partial(text.csv_batches, path), self.values(), self.naming(path))
+        reading = table_reading(where, partial(text.csv_batches, path), self.naming(path))
         assumed = () if delimiter == "," else (f"columns are separated by {delimiter!r}",)
         return replace(reading, assumptions=(*assumed, *reading.assumptions), findings=text.cut_findings(path))
 
@@ -93,7 +93,7 @@ class JsonLinesFormat(TableFormat):
             if self.key is not None:
                 reading = self._keyed_lines(path)
             else:
-                reading = table_reading(str(path), partial(text.json_batches, path), self.values(), self.naming(path))
+                reading = table_reading(str(path), partial(text.json_batches, path), self.naming(path))
         except TraceError:
             first = text.json_of(text.head_of(path).partition("\n")[0])
             if self.key or self.column or self.pattern or not isinstance(first, dict):
@@ -165,7 +165,7 @@ class JsonFormat(TableFormat):
             with library_errors(where, "holds no table", "give the same columns in every row"):
                 every = dict.fromkeys(name for row in rows for name in row)  # not each row need have them all
                 table = pa.table({name: [row.get(name) for row in rows] for name in every})
-            return table_reading(where, table.to_reader, self.values(), self.naming(path))
+            return table_reading(where, table.to_reader, self.naming(path))
         if not isinstance(document, dict) and not (isinstance(document, list) and document):
             raise TraceError(where, f"is a {type(document).__name__}", NEEDS)
         document = document if isinstance(document, dict) else {"counts": document}

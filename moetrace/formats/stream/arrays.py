@@ -151,7 +151,8 @@ def _numbers(
 ) -> tuple[NDArray[np.int64], str] | None:
     """The *n* numbers in the array that we call *ours*, or in one of these *names*, and which one that is."""
     shapes = ((n,), ()) if n == 1 else ((n,),)
-    fit = (name for name, array in arrays.items() if array.shape in shapes and _simple(name) in names)
+    simple = {name: simple_name(name).removesuffix("s") for name, array in arrays.items() if array.shape in shapes}
+    fit = (name for name in simple if simple[name] in names)
     key = ours if ours in arrays else next(fit, None)
     if key is None:
         return None
@@ -160,14 +161,10 @@ def _numbers(
     return found.astype(np.int64), "" if key == ours else f"array {key} has the numbers of the {ours}"
 
 
-def _simple(name: str) -> str:
-    return simple_name(name).removesuffix("s")
-
-
 def _axes_of(arrays: Mapping[str, Array], shape: tuple[int, ...], path: Location, given: str | None) -> tuple[str, ...]:
     """The axes of an array, as given, or by arrays beside it, by the name of the file, or by how many there are."""
     if given is None and len(shape) == 2:
-        beside = {_simple(name) for name, array in arrays.items() if array.shape == shape[:1]}
+        beside = {simple_name(name).removesuffix("s") for name, array in arrays.items() if array.shape == shape[:1]}
         given = next((f"{ours},experts" for ours, names in NUMBERS.items() if beside & set(names)), None)
     by_name = next((axes for name, axes in AXES_BY_NAME.items() if path.name.startswith(name)), "")
     # Where a file is one step, two dimensions are not.

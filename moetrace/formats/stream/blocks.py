@@ -37,11 +37,12 @@ class OutOfOrder(Exception):
 
 @dataclass(frozen=True)
 class Grid:
-    """The layers' numbers, the number of experts, and that of the first one, as the first steps have them."""
+    """The layers' numbers, the number of experts, and that of the first one, as the first steps of *where* have."""
 
     layers: NDArray[np.int64]
     experts: int
-    first_expert: int = 0
+    first_expert: int
+    where: str
 
     @property
     def cells(self) -> int:
@@ -162,7 +163,7 @@ def _grid_of(layers: NDArray[np.int64], experts: NDArray[np.int64], where: str, 
         way_out += "take experts without a row as idle with --idle-experts (and --experts N for the last), "
         way_out += "or log every expert of every layer in every step"
         raise TraceError(where, f"expert {missing} is missing", way_out)
-    grid = Grid(layers, width, start)
+    grid = Grid(layers, width, start, where)
     # Complete steps have as many cells as the grid, so only a made-up file wants much here.
     require(grid.cells * 32, where, f"a step of {len(layers):,} layers of {width:,} experts", "check its rows")
     return grid
@@ -264,14 +265,10 @@ class Run:
         whole = len(before.layers) * len(before.experts)
         again = {step for step in before.steps if self.first <= step <= self.last}
         mine = {step for step in self.steps if step <= before.last}
-        return (
-            bool(mine)
-            and again == mine
-            and (self.layers, self.experts) == (before.layers, before.experts)
-            and all(self.steps[step] == whole for step in mine)
-            # A run that was killed may have left its last step half written.
-            and all(n == whole for step, n in before.steps.items() if step != before.last)
-        )
+        alike = (self.layers, self.experts) == (before.layers, before.experts) and again == mine
+        # A run that was killed may have left its last step half written.
+        complete = all(n == whole for step, n in before.steps.items() if step != before.last)
+        return bool(mine) and alike and complete and all(self.steps[step] == whole for step in mine)
 
 
 def in_order(source: Source) -> Source:
@@ -285,12 +282,8 @@ def in_order(source: Source) -> Source:
     runs = _runs_of(source.cells())
     if len(runs) == 1:
         return source
-    if (
-        not source.adds
-        and not source.apart
-        and len(runs) <= MOST_RUNS
-        and all(after.repeats(before) for before, after in pairwise(runs))
-    ):
+    is_one_run = not source.adds and not source.apart and len(runs) <= MOST_RUNS
+    if is_one_run and all(after.repeats(before) for before, after in pairwise(runs)):
         return replace(source, cells=lambda: _resumed(source, runs))
     return replace(source, cells=lambda: _sorted(source))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
-from moetrace.errors import TraceError, shown
 from moetrace.trace import Counts, Finding, Steps
 
 if TYPE_CHECKING:
@@ -182,55 +181,6 @@ def dense_cells(steps: Steps, layers: Sequence[int] | NDArray[np.int64], counts:
         np.tile(np.arange(experts), len(steps) * counts.shape[1]),
         counts.ravel(),
     )
-
-
-class NothingSelected(TraceError):
-    """A source has none of the layers, or of the steps, that were asked for."""
-
-
-def no_layer(where: str, layer: int, layers: set[int]) -> NothingSelected:
-    """The error that *where* lacks this layer, with those that it has."""
-    return NothingSelected(where, f"has no layer {layer}", f"choose --layers among {shown(sorted(layers), 20)}")
-
-
-def selected(source: Source, options: ReadOptions, available: set[int]) -> Source:
-    """The same source with the layers and steps of *options* alone; *available* gets the layers that there are.
-
-    No first step is cut off where counters are subtracted: the one after it needs it.
-    """
-    first = None if options.difference else options.first
-    if not options.layers and first is None and options.last is None:
-        return source
-    if isinstance(source, Merged):
-        return replace(source, parts=tuple(selected(part, options, available) for part in source.parts))
-
-    def cells() -> Iterator[Cells]:
-        mine: set[int] = set()
-        steps: list[int] = []
-        kept = False
-        for piece in source.cells():
-            if not len(piece.step):
-                continue
-            layers = np.unique(piece.layer).tolist()
-            mine.update(layers)
-            available.update(layers)
-            steps = [min([*steps, int(piece.step.min())]), max([*steps, int(piece.step.max())])]
-            inside = np.isin(piece.layer, options.layers) if options.layers else np.ones(len(piece.step), bool)
-            if first is not None:
-                inside &= piece.step >= first
-            if options.last is not None:
-                inside &= piece.step <= options.last
-            if inside.any():
-                kept = True
-                yield piece if inside.all() else Cells(*(column[inside] for column in piece))
-        if kept or not mine:
-            return
-        if options.layers and mine.isdisjoint(options.layers):
-            raise no_layer(source.where, min(options.layers), mine)
-        way_out = f"choose other --steps: it has {steps[0]} to {steps[1]}"
-        raise NothingSelected(source.where, "has no step left", way_out)
-
-    return replace(source, cells=cells, rows=None)
 
 
 # Numbers between NumPy and Arrow, without a copy and without pandas, which Arrow's own ways load.

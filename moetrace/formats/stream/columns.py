@@ -263,6 +263,11 @@ class Rows(NamedTuple):
         with library_errors(self.place(name), "holds lists that are not of numbers", "write counts in them"):
             return pa.array(lists)
 
+    def doubt(self, name: str) -> str:
+        """What the lists in a column may be instead of counts, by its first rows."""
+        there = self.batch.filter(self.batch.column(name).is_valid()).slice(0, LEAST_ROWS)
+        return doubt_of(self._replace(batch=there).lists(name).to_pylist())
+
 
 def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
     """Numbers of bfloat16, which NumPy holds as two bytes each, as those of 32 bits."""

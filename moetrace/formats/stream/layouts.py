@@ -18,7 +18,7 @@ from moetrace.errors import SettingError, TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.stream import columns, tables
 from moetrace.formats.stream.cells import Cells, Reading, to_numpy
-from moetrace.formats.stream.columns import Rows, Values, kind_of, one_kind, tags_by, template
+from moetrace.formats.stream.columns import Rows, kind_of, one_kind, tags_by, template
 from moetrace.formats.stream.tables import Naming, Table, first_named
 
 if TYPE_CHECKING:
@@ -73,10 +73,10 @@ class Layout:
         return [*texts, self.text] if self.text else texts
 
 
-def table_reading(where: str, open_batches: Callable[[], Any], values: Values, naming: Naming) -> Reading:
+def table_reading(where: str, open_batches: Callable[[], Any], naming: Naming) -> Reading:
     """The reading of a table that *open_batches* opens anew each time, as an Arrow batch reader."""
     with library_errors(where, "cannot be read", WRITE_AGAIN), open_batches() as batches:
-        found = tables.table_of(batches.schema, next(iter(batches), None), where, values, naming)
+        found = tables.table_of(batches.schema, next(iter(batches), None), where, naming)
 
     def every(*_: Any) -> Iterator[Any]:
         with open_batches() as batches:
@@ -163,7 +163,7 @@ def _long(found: Table) -> Layout:
         found = found.by_total(rows.column(value)[(steps == steps[0]) & (layers == layers[0])].sum())
 
     def cells(rows: Rows) -> Cells:
-        counts = found.counts(rows, rows.column(value), value, found.kind)
+        counts = found.values.counts(rows.column(value), value, rows.first, rows.where, found.kind)
         return Cells(found.steps(rows), found.layers(rows), rows.numbers(expert), counts)
 
     return Layout(found, [expert, value], cells)
@@ -179,7 +179,7 @@ def _nested(found: Table, value: str) -> Layout:
         if kind_of(inner) == "list" and kind_of(inner.value_type) == "list":
             problem = f"holds lists of lists of lists in the column {value}, as the experts of the tokens of requests"
             raise TraceError(found.where, problem, "count them with --from routing --tokens N")
-        doubt = tables.doubt_in(found.first, value, found.where)
+        doubt = Rows(found.first, 0, found.where).doubt(value)
 
     def flattened(rows: Rows, lists: Any) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
         """The values one after the other, how many each list holds, and the place of each value in its list."""
@@ -210,11 +210,11 @@ def _nested(found: Table, value: str) -> Layout:
         of_list = np.repeat(np.arange(len(sizes)), sizes)
         numbers = flat.to_numpy(zero_copy_only=False)
         try:
-            counts = found.counts(rows, numbers, value, found.kind)
+            counts = found.values.counts(numbers, value, rows.first, rows.where, found.kind)
         except TraceError:
             for i in range(len(lists)):  # once more row by row, only to name the first bad one
-                at = rows._replace(first=rows.first + i)
-                found.counts(at, numbers[row_of[of_list] == i][None], value, found.kind)
+                one = numbers[row_of[of_list] == i][None]
+                found.values.counts(one, value, rows.first + i, rows.where, found.kind)
             raise
         return Cells(steps[of_list], layers[of_list], place, counts)
 
@@ -276,7 +276,7 @@ def _wide(found: Table, places: Mapping[str, tuple[int | None, int]], text: str)
         counts = np.zeros(there.shape, np.int64)
         for i, (name, values) in enumerate(zip(names, raw)):
             whole = values if there[:, i].all() else np.where(there[:, i], values, 0)
-            counts[:, i] = found.counts(rows, whole, name, kind)
+            counts[:, i] = found.values.counts(whole, name, rows.first, rows.where, kind)
         if found.step is None or not rows.batch.column(found.step).null_count:
             steps = found.steps(rows)
         else:  # rows without any value need have no step
@@ -307,7 +307,7 @@ def _keyed(found: Table, key: str, value: str) -> Layout:
         matched = np.array([match is not None for match in matches], bool)[indices]
         at = np.array([match or (0, 0) for match in matches], np.int64).reshape(-1, 2)[indices][matched]
         inside = rows._replace(batch=rows.batch.filter(pa.array(matched)))
-        counts = found.counts(inside, inside.column(value), value, kind)
+        counts = found.values.counts(inside.column(value), value, rows.first, rows.where, kind)
         return Cells(found.steps(inside), at[:, 0], at[:, 1], counts)
 
     return Layout(found, [key, value], cells)

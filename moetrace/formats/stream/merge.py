@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,17 +16,7 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import readable
 from moetrace.formats.location import Location, check_ranks, layer_in_name, rank_in_name, step_in_name
 from moetrace.formats.stream.blocks import Grid, assemble
-from moetrace.formats.stream.cells import (
-    Block,
-    Cells,
-    Merge,
-    Merged,
-    NothingSelected,
-    Reading,
-    ReadOptions,
-    Source,
-    readings_of,
-)
+from moetrace.formats.stream.cells import Block, Cells, Merge, Merged, Reading, ReadOptions, Source, readings_of
 from moetrace.trace import Counts, Finding, Steps, check_sums
 
 # Roughness is measured on the first steps alone: so many cells of them, and at least so many steps.
@@ -37,6 +28,55 @@ LEAST_EXPERTS = 8
 Stream = tuple[Grid, Iterator[Block]]
 Report = Callable[[int], None]
 """Called with the number of cells of each piece as it is read."""
+
+
+class NothingSelected(TraceError):
+    """A source has none of the layers, or of the steps, that were asked for."""
+
+
+def no_layer(where: str, layer: int, layers: set[int]) -> NothingSelected:
+    """The error that *where* lacks this layer, with those that it has."""
+    return NothingSelected(where, f"has no layer {layer}", f"choose --layers among {shown(sorted(layers), 20)}")
+
+
+def selected(source: Source, options: ReadOptions, available: set[int]) -> Source:
+    """The same source with the layers and steps of *options* alone; *available* gets the layers that there are.
+
+    No first step is cut off where counters are subtracted: the one after it needs it.
+    """
+    first = None if options.difference else options.first
+    if not options.layers and first is None and options.last is None:
+        return source
+    if isinstance(source, Merged):
+        return replace(source, parts=tuple(selected(part, options, available) for part in source.parts))
+
+    def cells() -> Iterator[Cells]:
+        mine: set[int] = set()
+        steps: list[int] = []
+        kept = False
+        for piece in source.cells():
+            if not len(piece.step):
+                continue
+            layers = np.unique(piece.layer).tolist()
+            mine.update(layers)
+            available.update(layers)
+            steps = [min([*steps, int(piece.step.min())]), max([*steps, int(piece.step.max())])]
+            inside = np.isin(piece.layer, options.layers) if options.layers else np.ones(len(piece.step), bool)
+            if first is not None:
+                inside &= piece.step >= first
+            if options.last is not None:
+                inside &= piece.step <= options.last
+            if inside.any():
+                kept = True
+                yield piece if inside.all() else Cells(*(column[inside] for column in piece))
+        if kept or not mine:
+            return
+        if options.layers and mine.isdisjoint(options.layers):
+            raise no_layer(source.where, min(options.layers), mine)
+        way_out = f"choose other --steps: it has {steps[0]} to {steps[1]}"
+        raise NothingSelected(source.where, "has no step left", way_out)
+
+    return replace(source, cells=cells, rows=None)
 
 
 def blocks_of(source: Source, options: ReadOptions, report: Report) -> Stream:
@@ -56,22 +96,19 @@ def blocks_of(source: Source, options: ReadOptions, report: Report) -> Stream:
         return assemble(cells, source, options)
     # A part has as many experts as the whole, unless they are side by side.
     of_parts = replace(options, experts=None) if source.how == "experts" else options
-    parts: list[tuple[Stream, str]] = []
-    nothing: list[NothingSelected] = []
+    parts: list[Stream] = []
     for part in source.parts:
         try:
-            parts.append((blocks_of(part, of_parts, report), readings_of(part)[0].where))
-        except NothingSelected as error:
-            nothing.append(error)
-    if nothing and (source.how != "layers" or not parts):
-        raise nothing[0]
+            parts.append(blocks_of(part, of_parts, report))
+        except NothingSelected:
+            if source.how != "layers" or (part is source.parts[-1] and not parts):
+                raise
     if source.how == "layers":
-        parts.sort(key=lambda part: int(part[0][0].layers[0]))
-    names = [name for _, name in parts]
-    grid = _grid([grid for (grid, _), _ in parts], names, source.how)
+        parts.sort(key=lambda part: int(part[0].layers[0]))
+    grids, streams = zip(*parts)
     idle = source.how == "sum" and (source.idle or options.idle_experts)
-    collector = readings_of(source)[0].collector
-    return grid, _together([blocks for (_, blocks), _ in parts], names, source.how, idle, collector)
+    names, collector = [grid.where for grid in grids], readings_of(source)[0].collector
+    return _grid(grids, source.how), _together(streams, names, source.how, idle, collector)
 
 
 def merged(sources: Sequence[Source], paths: Sequence[Location], how: Merge) -> Source:
@@ -152,33 +189,29 @@ def concatenate_segments(sources: Sequence[Source], where: str, assumptions: tup
     )
 
 
-def _grid(grids: Sequence[Grid], names: Sequence[str], how: Merge) -> Grid:
+def _grid(grids: Sequence[Grid], how: Merge) -> Grid:
     """The grid of parts put together; raises `TraceError` naming the part that does not fit."""
     first = grids[0]
-    if how != "experts" and len({grid.first_expert for grid in grids}) > 1:
-        odd = next(i for i, grid in enumerate(grids) if grid.first_expert != first.first_expert)
-        problem = f"numbers experts from {grids[odd].first_expert}, and {names[0]} from {first.first_expert}"
-        raise TraceError(names[odd], problem, "say which with --first-expert")
-    for grid, name in zip(grids[1:], names[1:]):
+    for before, grid in pairwise(grids):
+        if how != "experts" and grid.first_expert != first.first_expert:
+            problem = f"numbers experts from {grid.first_expert}, and {first.where} from {first.first_expert}"
+            raise TraceError(grid.where, problem, "say which with --first-expert")
         if how != "layers" and not np.array_equal(grid.layers, first.layers):
-            problem = f"has layers {shown(grid.layers)}, and {names[0]} has {shown(first.layers)}"
+            problem = f"has layers {shown(grid.layers)}, and {first.where} has {shown(first.layers)}"
             way_out = "parts need the same layers here; pipeline stages are put together with --merge layers, those of "
-            raise TraceError(name, problem, way_out + "Megatron-LM in one folder with --stages N")
+            raise TraceError(grid.where, problem, way_out + "Megatron-LM in one folder with --stages N")
         if how != "experts" and grid.experts != first.experts:
-            problem = f"has {grid.experts} experts, and {names[0]} has {first.experts}"
+            problem = f"has {grid.experts} experts, and {first.where} has {first.experts}"
             way_out = "parts need the same experts here; expert-parallel ranks are merged by experts"
-            raise TraceError(name, problem, way_out)
-    if how == "experts":
-        return replace(first, experts=sum(grid.experts for grid in grids))
-    if how != "layers":
-        return first
-    for before, grid, name in zip(grids, grids[1:], names[1:]):
-        if grid.layers[0] <= before.layers[-1]:
+            raise TraceError(grid.where, problem, way_out)
+        if how == "layers" and grid.layers[0] <= before.layers[-1]:
             layers = f"with layers up to {before.layers[-1]}"
             problem = f"has layer {grid.layers[0]}, and so has the part before it, {layers}"
             way_out = "number the layers through the whole model; replicas are merged by sum"
-            raise TraceError(name, problem, way_out)
-    return replace(first, layers=np.concatenate([grid.layers for grid in grids]))
+            raise TraceError(grid.where, problem, way_out)
+    if how == "experts":
+        return replace(first, experts=sum(grid.experts for grid in grids))
+    return replace(first, layers=np.concatenate([grid.layers for grid in grids])) if how == "layers" else first
 
 
 def _together(

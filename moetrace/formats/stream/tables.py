@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,17 +13,7 @@ from numpy.typing import NDArray
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.location import Location, layer_in_name, step_in_name
 from moetrace.formats.stream.cells import Format
-from moetrace.formats.stream.columns import (
-    COUNT_NAMES,
-    LEAST_ROWS,
-    VALUE_NAMES,
-    Rows,
-    Values,
-    doubt_of,
-    kind_of,
-    simple_name,
-)
-from moetrace.trace import Counts
+from moetrace.formats.stream.columns import COUNT_NAMES, VALUE_NAMES, Rows, Values, kind_of, simple_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,7 +76,8 @@ class TableFormat(ValueFormat):
                 known = "--column is role=name with step, layer, expert, tokens or share"
                 raise SettingError(f"{known}, not {role + '=' * bool(name) + name!r}")
         roles = {simple_name(role): name for role, name in pairs.items()}
-        return Naming(roles, self.pattern, step_in_name(path), layer_in_name(path), only, self.sum_over, self.phase)
+        of_file = step_in_name(path), layer_in_name(path)
+        return Naming(roles, self.pattern, *of_file, only, self.sum_over, self.phase, self.values())
 
 
 def pairs_of(given: str | Mapping[str, str] | None) -> dict[str, str]:
@@ -98,7 +89,8 @@ def pairs_of(given: str | Mapping[str, str] | None) -> dict[str, str]:
 class Naming:
     """What is known of the columns of a table: the *roles* that were given, and what the file's name says.
 
-    *only* is the value that the rows have in some columns, *sum_over* a column that counts are added up over.
+    *only* is the value that the rows have in some columns, *sum_over* a column that counts are added up over, *values*
+    is how they become counts.
     """
 
     roles: dict[str, str] = field(default_factory=dict)
@@ -108,6 +100,7 @@ class Naming:
     only: dict[str, str] = field(default_factory=dict)
     sum_over: str | None = None
     phase: str | None = None
+    values: Values = field(default_factory=Values)
 
 
 @dataclass(frozen=True)
@@ -148,10 +141,6 @@ class Table:
         """The layers of the rows, shape (rows,)."""
         return np.full(rows.batch.num_rows, self.naming.layer or 0) if self.layer is None else rows.layers(self.layer)
 
-    def counts(self, rows: Rows, values: NDArray[Any], column: str, kind: str | None) -> Counts:
-        """*values* of a *column* as counts."""
-        return self.values.counts(values, column, rows.first, rows.where, kind)
-
     def by_total(self, total: float) -> Table:
         """The same where the shares of a layer in a step have this *total*: of about 100 they are percentages."""
         if self.values.tokens is None or not 99 <= total <= 101:
@@ -164,7 +153,7 @@ def first_named(named: Mapping[str, str], wanted: Sequence[str]) -> str | None:
     return next((named[name] for name in wanted if name in named), None)
 
 
-def table_of(schema: pa.Schema, first: pa.RecordBatch | None, where: str, values: Values, naming: Naming) -> Table:
+def table_of(schema: pa.Schema, first: pa.RecordBatch | None, where: str, naming: Naming) -> Table:
     """The columns by their roles; raises `TraceError` for one that is not there, or there twice, or two of counts."""
     try:
         names = schema.names
@@ -199,7 +188,8 @@ def table_of(schema: pa.Schema, first: pa.RecordBatch | None, where: str, values
         candidates = [name for name in dict.fromkeys(names) if name not in taken and simple_name(name) in COUNT_NAMES]
         if lists and not (expert and value and value not in lists):
             candidates = [name for name in candidates if name in lists] or lists
-        chosen = [name for name in candidates if name in lists and first is not None and doubt_in(first, name, where)]
+        head = None if first is None else Rows(first, 0, where)
+        chosen = [name for name in candidates if name in lists and head and head.doubt(name)]
         candidates = chosen[:1] or candidates
         if len(candidates) > 1:
             ways = " or ".join(f"--column tokens={name}" for name in candidates[:2])
@@ -212,16 +202,8 @@ def table_of(schema: pa.Schema, first: pa.RecordBatch | None, where: str, values
     if kind is None and expert and value and value not in lists and first is not None:
         text = first.column(value)[0].as_py()
         kind = "share" if isinstance(text, str) and text.strip().endswith("%") else None
-    others = tuple(steps[1:])
-    return Table(
-        where, names, first, naming, values, step, layer, expert, value, kind, others, tuple(lists), clock=clock
-    )
-
-
-def doubt_in(first: pa.RecordBatch, name: str, where: str) -> str:
-    """What the lists in a column may be instead of counts, by its first rows."""
-    there = first.filter(first.column(name).is_valid()).slice(0, LEAST_ROWS)
-    return doubt_of(Rows(there, 0, where).lists(name).to_pylist())
+    found = (step, layer, expert, value, kind, tuple(steps[1:]), tuple(lists))
+    return Table(where, names, first, naming, naming.values, *found, clock=clock)
 
 
 def no_layout(found: Table) -> TraceError:

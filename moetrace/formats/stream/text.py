@@ -32,11 +32,17 @@ def ends_with(path: Path, *suffixes: str) -> bool:
     return path.name.lower().endswith(endings)
 
 
+def begins_with(path: Path, magic: bytes) -> bool:
+    """Whether *path* is a file that begins so."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
 def compression_of(path: Path) -> str | None:
     """``gzip`` or ``zstd`` where the file begins as such a file does."""
-    with path.open("rb") as file:
-        head = file.read(4)
-    return next((name for magic, name in MAGIC.items() if head.startswith(magic)), None)
+    return next((name for magic, name in MAGIC.items() if begins_with(path, magic)), None)
 
 
 # JSON nested deeper than that ends the process in Arrow's parser (30,000 deep, measured) and holds no counts.
