@@ -20,18 +20,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from moetrace.errors import MoetraceError, SettingError, TraceError
 from moetrace.record import arguments
-from moetrace.record.arguments import (
-    LAYERS,
-    MOST_BYTES,
-    MOST_IN_A_STEP,
-    SIZES,
-    STEPS,
-    integer,
-    plain_notes,
-    shortened,
-    step_counts,
-    text,
-)
 from moetrace.record.backlog import Backlog, Block, steps_text
 from moetrace.record.folder import PartsFolder
 from moetrace.trace import Counts, LoadTrace, TraceInfo
@@ -78,16 +66,16 @@ class Recorder:
         if resume and force:
             raise SettingError("resume continues a trace and force replaces it: give one of them")
         if on_error not in get_args(OnError):
-            raise SettingError(f"on_error={shortened(on_error)}: must be 'warn' or 'raise'")
+            raise SettingError(f"on_error={arguments.shortened(on_error)}: must be 'warn' or 'raise'")
         self.path = arguments.trace_path(path)
         self._info = TraceInfo(
             name=self.path.stem if name is None else arguments.trace_name(name),
-            model=None if model is None else text(model, "model"),
-            top_k=None if top_k is None else integer(top_k, "top_k", *SIZES),
+            model=None if model is None else arguments.text(model, "model"),
+            top_k=None if top_k is None else arguments.integer(top_k, "top_k", *arguments.SIZES),
             format="recorder",
         )
-        self._describe({} if notes is None else plain_notes(notes), ())
-        self._block_steps = integer(block, "block", *SIZES)
+        self._describe({} if notes is None else arguments.plain_notes(notes), ())
+        self._block_steps = arguments.integer(block, "block", *arguments.SIZES)
         self._raises = on_error == "raise"
         self._owner = os.getpid()
         self._adding: dict[int, Counts] = {}
@@ -125,9 +113,9 @@ class Recorder:
         """
         self._check_open()
         where = f"{self.path}, " + ("the first step" if self._last is None else f"the step after {self._last}")
-        number = integer(layer, "layer", *LAYERS, where)
+        number = arguments.integer(layer, "layer", *arguments.LAYERS, where)
         earlier = self._adding.get(number)
-        self._adding[number] = step_counts(counts, f"{where}, layer {number}", self._experts, earlier)
+        self._adding[number] = arguments.step_counts(counts, f"{where}, layer {number}", self._experts, earlier)
         self._experts = len(self._adding[number])
 
     def add_layers(self, layers: Sequence[int], counts: NDArray[np.int64]) -> None:
@@ -136,7 +124,7 @@ class Recorder:
         Raises `TraceError` as `add` does.
         """
         whole = counts.dtype == np.int64 and counts.shape[1] == self._experts and not self._adding and not self._closed
-        if whole and self._is_mine() and counts.min() >= 0 and counts.sum() <= MOST_IN_A_STEP:
+        if whole and self._is_mine() and counts.min() >= 0 and counts.sum() <= arguments.MOST_IN_A_STEP:
             self._adding = dict(zip(layers, counts.copy()))
             return
         for layer, tokens in zip(layers, counts):  # the first of all, or one with a mistake to name
@@ -149,14 +137,13 @@ class Recorder:
         an integer after the last one.
         """
         self._check_open()
-        number = integer((self._last or 0) + 1 if step is None else step, "step", *STEPS, str(self.path))
+        number = arguments.integer(
+            (self._last or 0) + 1 if step is None else step, "step", *arguments.STEPS, str(self.path)
+        )
         where = f"{self.path}, step {number}"
         if self._last is not None and number <= self._last:
-            raise TraceError(
-                str(self.path),
-                f"step {number} comes after step {self._last}",
-                f"steps must increase; after a restart from a checkpoint call resume_from({number - 1}) first",
-            )
+            way_out = f"steps must increase; after a restart from a checkpoint call resume_from({number - 1}) first"
+            raise TraceError(str(self.path), f"step {number} comes after step {self._last}", way_out)
         layers = tuple(sorted(self._adding))
         expected = self._layers or layers
         if not layers:
@@ -181,7 +168,7 @@ class Recorder:
         first new block is written.
         """
         self._check_open()
-        number = integer(step, "step", *STEPS, f"{self.path}, resume_from")
+        number = arguments.integer(step, "step", *arguments.STEPS, f"{self.path}, resume_from")
         self._end_block()
         self._adding, self._last, self._after_restart = {}, number, True
         self.flush()
@@ -195,20 +182,20 @@ class Recorder:
         Raises `SettingError` for what cannot be stored as JSON, and beyond 16 MiB.
         """
         self._check_open()
-        self._describe(self._info.notes | plain_notes(notes), self._info.assumptions)
+        self._describe(self._info.notes | arguments.plain_notes(notes), self._info.assumptions)
 
     def assume(self, assumption: str) -> None:
         """Record in the trace's metadata what is assumed about its counts."""
         self._check_open()
-        assumed = text(assumption, "assumption")
+        assumed = arguments.text(assumption, "assumption")
         self._describe(self._info.notes, tuple(dict.fromkeys((*self._info.assumptions, assumed))))
 
     def _describe(self, notes: dict[str, Any], assumptions: tuple[str, ...]) -> None:
         """Make them the metadata; raises `SettingError` where they are too large for the metadata of a file."""
         size = len(json.dumps([notes, assumptions]))
-        if size > MOST_BYTES:
+        if size > arguments.MOST_BYTES:
             raise SettingError(
-                f"notes and assumptions take {size >> 20} MiB, and a trace has room for {MOST_BYTES >> 20}: "
+                f"notes and assumptions take {size >> 20} MiB, and a trace has room for {arguments.MOST_BYTES >> 20}: "
                 "keep long curves in a file of their own"
             )
         self._info = replace(self._info, notes=notes, assumptions=assumptions)
@@ -327,8 +314,5 @@ class Recorder:
         if self._closed:
             raise TraceError(str(self.path), "is closed", "continue it with Recorder(path, resume=True)")
         if not self._is_mine():
-            raise TraceError(
-                str(self.path),
-                f"was opened by process {self._owner}, and this is its child {os.getpid()}",
-                "record in the process that opens the recorder",
-            )
+            problem = f"was opened by process {self._owner}, and this is its child {os.getpid()}"
+            raise TraceError(str(self.path), problem, "record in the process that opens the recorder")

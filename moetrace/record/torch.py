@@ -38,12 +38,9 @@ Context = Callable[[Module, tuple[Any, ...], dict[str, Any], Any], Any]
 # Counts of one forward pass, summed over the local tokens unless the name says global. The names
 # are those of Megatron-Core, torchtitan (two versions) and OLMo-core.
 BUFFERS = (
-    "local_tokens_per_expert",
-    "tokens_per_expert",
-    "tokens_per_expert_E",
-    "batch_size_per_expert",
+    "local_tokens_per_expert", "tokens_per_expert", "tokens_per_expert_E", "batch_size_per_expert",
     "global_tokens_per_expert",
-)
+)  # fmt: skip
 
 
 class Hook:
@@ -208,18 +205,12 @@ class Watch:
         Raises `TraceError` when nothing was counted, or not exactly.
         """
         if not self._counts:
-            raise TraceError(
-                "the watched modules",
-                "no pass was counted in this step",
-                "call model.train(), or give evaluation=True to count passes without training",
-            )
+            way_out = "call model.train(), or give evaluation=True to count passes without training"
+            raise TraceError("the watched modules", "no pass was counted in this step", way_out)
         largest, self._largest = self._largest, []
         if largest and float(torch.stack(largest).max()) >= FLOAT32_EXACT:
-            raise TraceError(
-                "a watched buffer",
-                f"has reached {FLOAT32_EXACT:,}, from where float32 does not count exactly",
-                "set it back to zero after every step",
-            )
+            problem = f"has reached {FLOAT32_EXACT:,}, from where float32 does not count exactly"
+            raise TraceError("a watched buffer", problem, "set it back to zero after every step")
         layers = sorted(self._counts)
         sizes = [len(self._counts[layer]) for layer in layers]
         together = sum_over_ranks(torch.cat([self._counts[layer] for layer in layers]), self._group)
@@ -272,11 +263,8 @@ def watch_buffers(model: Module, recorder: Recorder | None, **settings: Any) -> 
         for name in [name for name in BUFFERS if isinstance(getattr(module, name, None), torch.Tensor)][:1]
     }
     if not buffers:
-        raise TraceError(
-            type(model).__name__,
-            f"has no buffer named {', '.join(BUFFERS)}",
-            "watch the routers by hand with Watch.indices, Watch.chosen or Watch.counts",
-        )
+        way_out = "watch the routers by hand with Watch.indices, Watch.chosen or Watch.counts"
+        raise TraceError(type(model).__name__, f"has no buffer named {', '.join(BUFFERS)}", way_out)
     layers = layers_of({path: module for path, (module, _) in buffers.items()})
     for path, (module, name) in buffers.items():
         watch.buffer(module, layers[path], name, summed=name.startswith("global"))
@@ -296,10 +284,7 @@ def layers_of(modules: dict[str, Module]) -> dict[str, int]:
         if number is None and not numbers:
             raise TraceError(path or type(module).__name__, "has no layer number in its name", "watch it by hand")
         layer = int(numbers[-1] if number is None else number)
-        for other, taken in layers.items():
-            if taken == layer:
-                raise TraceError(
-                    path, f"is layer {layer}, as is {other}", "watch one part of the model, or each by hand"
-                )
+        for other in (other for other, taken in layers.items() if taken == layer):
+            raise TraceError(path, f"is layer {layer}, as is {other}", "watch one part of the model, or each by hand")
         layers[path] = layer
     return layers

@@ -30,6 +30,7 @@ INDEX_ARGUMENTS = ("top_k_index", "router_indices")
 EXPERT_NUMBERS = ("num_experts", "n_routed_experts", "num_routed_experts")
 # What a mask adds to the scores of pairs that may attend to each other is above this; models use -1e4 and less.
 LOWEST_BIAS = -9000
+BY_HAND = "watch its routers by hand with moetrace.record.torch.Watch"
 Place = tuple[str, Module, int, Pick]
 """The name of a module, the module, the number of its experts, and how to take the chosen indices."""
 
@@ -86,9 +87,7 @@ def _routers_giving_indices(model: Module) -> list[Place]:
         for part in output if isinstance(output, tuple) else (output,):
             if isinstance(part, torch.Tensor) and not part.is_floating_point() and part.dtype != torch.bool:
                 return part
-        raise TraceError(
-            type(module).__name__, "gives back no expert indices", "watch it by hand with moetrace.record.torch.Watch"
-        )
+        raise TraceError(type(module).__name__, "gives back no expert indices", BY_HAND)
 
     named = [(path, module) for path, module in model.named_modules()]
     routers = [(path, m, _size(m)) for path, m in named if type(m).__name__.lower().endswith(("router", "gate"))]
@@ -143,11 +142,7 @@ def _watch_logits(model: Module, watching: Watch) -> None:
     """Count the top-k of the `router_logits` that *model* gives back, layers numbered from 0."""
     top_k = next((getattr(model.config, name, None) for name in ("num_experts_per_tok", "top_k")), None)
     if top_k is None:
-        raise TraceError(
-            type(model).__name__,
-            "has no known experts, router or top-k",
-            "watch its routers by hand with moetrace.record.torch.Watch",
-        )
+        raise TraceError(type(model).__name__, "has no known experts, router or top-k", BY_HAND)
 
     def count(_model: Module, _args: Any, output: Any) -> None:
         if getattr(output, "router_logits", None) is None:
