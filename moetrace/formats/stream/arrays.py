@@ -70,27 +70,7 @@ def array_reading(
 ) -> Reading:
     """The counts among the *arrays* of one file, with the *axes* that were given; raises `TraceError` for none."""
     where = str(path)
-    key = next((name for name in COUNTS_KEYS if name in arrays), None)
-    if key is None and path.name.startswith("mcore_ep_loads_") and "loads" in arrays:
-        key = "loads"
-    in_names = {name: OF_LAYER.search(name) or re.fullmatch(r"(\d{1,15})", name) for name in arrays}
-    by_layer = dict(sorted((int(found[1]), arrays[name]) for name, found in in_names.items() if found))
-    if key is None and by_layer and len(by_layer) == len(arrays):
-        if axes is not None:
-            raise SettingError(f"{path.name} holds an array for each layer, and has no use for --axes")
-        key, first = "counts", next(iter(by_layer.values()))
-        cube, texts = _of_layers(list(by_layer.values()), where)
-    else:
-        by_layer = {}
-        texts = [] if key else [f"array {next(iter(arrays), '')} is the counts"]
-        key = key or (next(iter(arrays)) if len(arrays) == 1 else None)
-        if key is None:
-            problem = f"holds {shown(arrays) or 'no array'}, and none is the counts"
-            way_out = "name it `counts`, or one array for each layer"
-            raise TraceError(where, problem, f"{way_out}; or {keys_in(arrays)}" if arrays else way_out)
-        first = arrays[key]
-        cube, text = _arranged(first, _axes_of(arrays, first.shape, path, axes))
-        texts.append(text)
+    key, first, cube, by_layer, texts = _counts_among(arrays, path, axes)
     n_steps, n_layers, experts = cube.shape
     in_name, layer = step_in_name(path), layer_in_name(path)
     digits = path.stem.removeprefix("moe_load_")
@@ -107,7 +87,7 @@ def array_reading(
         _numbers(arrays, ours, names, n, where) for (ours, names), n in zip(NUMBERS.items(), (n_steps, n_layers))
     )
     steps, of_steps = named_steps or (steps, of_steps)
-    layers, of_layers = (np.array(list(by_layer)), "") if by_layer else named_layers or (layers, of_layers)
+    layers, of_layers = (np.array(by_layer), "") if by_layer else named_layers or (layers, of_layers)
     head = first.head()
     head = as_float32(head) if head.dtype.kind == "V" else head
     _refuse_scores(head, values, where)
@@ -132,6 +112,32 @@ def array_reading(
         # With experts in another place, its last axis is none of choices.
         doubt=doubt_of(head, by_token=True) if axes is None or axes.replace(" ", "").endswith("experts") else "",
     )
+
+
+def _counts_among(
+    arrays: Mapping[str, Array], path: Location, axes: str | None
+) -> tuple[str, Array, Array, list[int], list[str]]:
+    """The counts among *arrays*, one array or one for each layer: what it is called, its first array, all of it as
+    (steps, layers, experts), the numbers of the layers where there is an array for each, and what is assumed.
+    """
+    key = next((name for name in COUNTS_KEYS if name in arrays), None)
+    if key is None and path.name.startswith("mcore_ep_loads_") and "loads" in arrays:
+        key = "loads"
+    in_names = {name: OF_LAYER.search(name) or re.fullmatch(r"(\d{1,15})", name) for name in arrays}
+    by_layer = dict(sorted((int(found[1]), arrays[name]) for name, found in in_names.items() if found))
+    if key is None and by_layer and len(by_layer) == len(arrays):
+        if axes is not None:
+            raise SettingError(f"{path.name} holds an array for each layer, and has no use for --axes")
+        each = list(by_layer.values())
+        cube, text = _of_layers(each, str(path))
+        return "counts", each[0], cube, list(by_layer), [text]
+    if key is None and len(arrays) != 1:
+        problem = f"holds {shown(arrays) or 'no array'}, and none is the counts"
+        way_out = "name it `counts`, or one array for each layer"
+        raise TraceError(str(path), problem, f"{way_out}; or {keys_in(arrays)}" if arrays else way_out)
+    own = key or next(iter(arrays))
+    cube, text = _arranged(arrays[own], _axes_of(arrays, arrays[own].shape, path, axes))
+    return own, arrays[own], cube, [], [*([] if key else [f"array {own} is the counts"]), text]
 
 
 def _refuse_scores(head: NDArray[Any], values: Values, where: str) -> None:
@@ -186,7 +192,7 @@ def _axes_of(arrays: Mapping[str, Array], shape: tuple[int, ...], path: Location
     return axes
 
 
-def _of_layers(arrays: Sequence[Array], where: str) -> tuple[Array, list[str]]:
+def _of_layers(arrays: Sequence[Array], where: str) -> tuple[Array, str]:
     """Arrays (steps, experts) or (experts,) of each layer as one (steps, layers, experts)."""
     shapes = {array.shape for array in arrays}
     if len(shapes) > 1:
@@ -198,9 +204,9 @@ def _of_layers(arrays: Sequence[Array], where: str) -> tuple[Array, list[str]]:
     axes = "steps, experts" if len(shape) == 2 else "experts"
     text = f"an array for each layer, {axes}: {' x '.join(map(str, shape))}"
     if len(shape) == 1:
-        return Array.held(np.stack([array.whole() for array in arrays])[None]), [text]
+        return Array.held(np.stack([array.whole() for array in arrays])[None]), text
     rows = lambda n: (np.stack(parts, axis=1) for parts in zip(*(array.rows(n) for array in arrays)))  # noqa: E731
-    return Array((shape[0], len(arrays), shape[1]), arrays[0].dtype, rows), [text]
+    return Array((shape[0], len(arrays), shape[1]), arrays[0].dtype, rows), text
 
 
 def _arranged(array: Array, axes: Sequence[str]) -> tuple[Array, str]:
