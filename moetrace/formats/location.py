@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import extra, library_errors
+from moetrace.formats.errors import extra, library_errors, readable
 
 # A file for each layer, its number in the name; for each step, or range of steps; for each rank.
 LAYER_IN_NAME = re.compile(r"^(?:.*[_.-])?layer[_=.-]?(\d{1,15})$", re.IGNORECASE)
@@ -144,15 +144,12 @@ def fingerprint(*paths: Location) -> str:
         elsewhere = any("://" in text for text in path.sources) or not local
         marks = [f"{file} {fingerprint(file)}" for file in local if file.is_file()]
         return _digest([path.sql, *marks, *([uuid.uuid4().hex] if elsewhere else [])])
-    try:
+    with readable(str(path)):
         if path.is_file():
             with path.open("rb") as file:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         children = [child for child in sorted(path.rglob("*")) if child.is_file()]
         return _digest(f"{child.relative_to(path)} {fingerprint(child)}" for child in children)
-    except OSError as error:
-        way_out = "check the file and its permissions"
-        raise TraceError(str(error.filename or path), f"cannot be read: {error.strerror}", way_out) from error
 
 
 def _digest(lines: Iterable[str]) -> str:
