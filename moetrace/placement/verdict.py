@@ -279,7 +279,7 @@ def _savings_of(
     window = min(policy.window, length)
     sentence = system.sentence.format(**known | {"window": window})
     if policy.interval and row["moved_per_1000"] == 0:  # no later plan was worth its moves
-        sentence = f"one plan from the load of the last {window:,} steps, which {policy.system}'s rule never changes,"
+        sentence = f"a single plan from the last {window:,} steps, which {policy.system} would never change,"
     if policy.threshold is not None:
         sentence += f" unless utilisation is above {policy.threshold:.0%},"
     if planning.redundant:

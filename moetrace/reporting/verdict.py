@@ -88,9 +88,9 @@ def first_answer(trace: str, bound: Any) -> str:
 
 
 def _saved(verdict: Mapping[str, Any], name: str) -> str:
-    """A saving with its interval."""
-    low, high = (f"{100 * verdict[f'{name}_{end}']:.1f}" for end in ("low", "high"))
-    return f"{100 * verdict[name]:.1f}% (95% interval {low} to {high}%)"
+    """A saving with its interval, unless both ends are the same in the digits shown."""
+    low, high, saved = (f"{100 * verdict[key]:.1f}" for key in (f"{name}_low", f"{name}_high", name))
+    return f"{saved}%" if low == high == saved else f"{saved}% (95% interval {low} to {high}%)"
 
 
 def tokens_of(verdict: Mapping[str, Any]) -> str:

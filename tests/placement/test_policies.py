@@ -547,4 +547,4 @@ def test_a_policy_that_never_moves_is_one_plan():
     found = place_trace(trace, [WindowMean()], Planning(4), cutoffs=[5000], systems=["vllm-ascend"]).verdict
 
     assert ("vllm-ascend", 0.0) == (found.system, found.moved_per_1000)
-    assert "one plan from the load of the last 200 steps, which vllm-ascend's rule never changes," == found.policy
+    assert "a single plan from the last 200 steps, which vllm-ascend would never change," == found.policy

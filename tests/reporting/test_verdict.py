@@ -26,6 +26,8 @@ def test_the_verdict_is_one_sentence_with_one_saving():
     assert "25% of the slots (14 GB) move" in worth(VERDICT | {"moved_bytes": 14e9}).evidence
     assert "No experts move after the first plan." in worth(VERDICT | {"moved_per_1000": 0.0}).evidence
     assert "default placement with 16 redundant experts" in worth(VERDICT | {"plain_redundant": 16}).evidence
+    same = worth(VERDICT | {"saved": 0.1101, "saved_high": 0.1104}).sentence
+    assert same.endswith("cuts expert time per step by 11.0%.")  # no interval where its ends are shown alike
     short = worth(VERDICT | {"verdict": "not enough evidence", "system": None, "steps": 400}).sentence
     assert "(a verdict needs 2,500 steps, this trace has 400): the plan is made from its mean load" in short
 
