@@ -24,8 +24,7 @@ from moetrace.formats.stream import merge
 from moetrace.formats.stream.blocks import Grid, OutOfOrder, in_order
 from moetrace.formats.stream.cells import Block, Format, Reading, ReadOptions, Source, readings_of
 from moetrace.formats.stream.columns import Values
-from moetrace.formats.stream.layouts import table_reading
-from moetrace.formats.stream.tables import Naming
+from moetrace.formats.stream.tables import Naming, table_reading
 from moetrace.settings import with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
 

@@ -19,8 +19,7 @@ from moetrace.formats.readers.tensors import ZIP_MAGIC, is_torch, loaded, tensor
 from moetrace.formats.stream import text
 from moetrace.formats.stream.arrays import Array, array_reading, dig, keys_in
 from moetrace.formats.stream.cells import Cells, Format, Reading
-from moetrace.formats.stream.columns import Values
-from moetrace.formats.stream.tables import ValueFormat
+from moetrace.formats.stream.columns import ValueFormat, Values
 
 MOST_NAMES = 10_000
 # How errors of the libraries are put.

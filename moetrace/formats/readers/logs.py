@@ -13,8 +13,7 @@ import numpy as np
 
 from moetrace.errors import TraceError, shown
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import Tags, Values, compiled, tags_by
-from moetrace.formats.stream.tables import ValueFormat, pairs_of
+from moetrace.formats.stream.columns import Tags, ValueFormat, Values, compiled, pairs_of, tags_by
 from moetrace.formats.stream.text import ends_with, head_of, lines
 
 # What lines with the counts of a layer, or of an expert below the name of its layer, mostly have.

@@ -20,8 +20,7 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import check_ranks, rank_files, rank_or_last_number
 from moetrace.formats.stream.cells import Cells, Format, Merged, Reading, dense_cells
-from moetrace.formats.stream.columns import Values
-from moetrace.formats.stream.tables import few_columns
+from moetrace.formats.stream.columns import Values, few_columns
 from moetrace.formats.stream.text import BLOCK_BYTES, opened
 
 CONFIG = "model_gen_config.json"

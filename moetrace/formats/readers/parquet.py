@@ -16,9 +16,8 @@ from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
 from moetrace.formats.location import Uri
 from moetrace.formats.readers.parts import phase_of
 from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.columns import kind_of
-from moetrace.formats.stream.layouts import reading_of
-from moetrace.formats.stream.tables import TableFormat, few_columns, table_of
+from moetrace.formats.stream.columns import few_columns, kind_of
+from moetrace.formats.stream.tables import TableFormat, reading_of, table_of
 from moetrace.formats.stream.text import begins_with, refuse_empty
 
 if TYPE_CHECKING:

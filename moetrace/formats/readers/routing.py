@@ -27,7 +27,7 @@ from moetrace.formats.stream import tables, text
 from moetrace.formats.stream.arrays import COUNTS_KEYS, Array, dig, keys_in
 from moetrace.formats.stream.cells import Format, Reading
 from moetrace.formats.stream.choices import Choices, choices_reading, side_by_side
-from moetrace.formats.stream.columns import OF_LAYER, VALUE_NAMES, Rows, doubt_of, kind_of, simple_name
+from moetrace.formats.stream.columns import OF_LAYER, VALUE_NAMES, Rows, doubt_of, kind_of, pairs_of, simple_name
 from moetrace.trace import FLOAT64_EXACT
 
 # What people call choices, the batch and the token that they are of.
@@ -114,7 +114,7 @@ class RoutingFormat(Format):
         else:
             tokens = None
         top_k = top_k or (0 if table.one_each else None)
-        rows = partial(table.choices, tables.pairs_of(self.where))
+        rows = partial(table.choices, pairs_of(self.where))
         return choices_reading(rows, where, assumed, tokens=tokens, top_k=top_k, **asked)
 
     def _by_tokens(self, where: str) -> str:

@@ -11,8 +11,8 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import extra, library_errors
 from moetrace.formats.location import Query
 from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.layouts import table_reading
-from moetrace.formats.stream.tables import Naming, ValueFormat
+from moetrace.formats.stream.columns import ValueFormat
+from moetrace.formats.stream.tables import Naming, table_reading
 
 if TYPE_CHECKING:
     import pyarrow as pa

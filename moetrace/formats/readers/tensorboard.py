@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 
 from moetrace.formats.errors import WRITE_AGAIN, extra, library_errors
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import Tags, Values, no_match, one_kind, tags_by
-from moetrace.formats.stream.tables import ValueFormat
+from moetrace.formats.stream.columns import Tags, ValueFormat, Values, no_match, one_kind, tags_by
 from moetrace.formats.stream.text import refuse_empty
 
 MARK = ".tfevents."

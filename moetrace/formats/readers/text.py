@@ -20,9 +20,8 @@ from moetrace.formats.readers.routing import choice_columns
 from moetrace.formats.stream import text
 from moetrace.formats.stream.arrays import COUNTS_KEYS, PART, Array, array_reading, dig, keys_in
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import BARE, COUNT_NAMES, OF_LAYER, Values, doubt_of, simple_name
-from moetrace.formats.stream.layouts import table_reading
-from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, TableFormat, few_columns
+from moetrace.formats.stream.columns import BARE, COUNT_NAMES, OF_LAYER, Values, doubt_of, few_columns, simple_name
+from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, TableFormat, table_reading
 from moetrace.trace import FLOAT64_EXACT
 
 # Keys of lists of windows, each a mapping with its counts.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import HALVES, Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
-from moetrace.formats.stream.cells import to_numpy
+from moetrace.formats.stream.cells import Format, to_numpy
 from moetrace.formats.stream.text import json_of
 from moetrace.trace import FLOAT64_EXACT, Counts, whole_counts
 
@@ -41,6 +41,8 @@ TWICE = 0.02
 # Totals of steps may differ by so much of their mean: dropped tokens and ragged batches move them by a few percent,
 # numbers of experts that are added up by far more.
 TOTALS_VARY = 0.1
+# 256 layers of 512 experts side by side.
+MOST_COLUMNS = 1 << 17
 # In seconds since 1970 the spring of 1973: lower numbers are how long something took.
 LEAST_SECONDS = 10**8
 WHOLE_ROWS = "every row needs a value; --where COLUMN=VALUE takes some rows alone"
@@ -326,6 +328,26 @@ class Values:
 
 
 @dataclass(frozen=True)
+class ValueFormat(Format):
+    """The settings of a format whose values may be shares or utilisation.
+
+    *tokens_per_step* turns shares into counts, and with the *experts* of a layer utilisation as well.
+    """
+
+    tokens_per_step: int | None = None
+    experts: int | None = None
+
+    def values(self) -> Values:
+        """How the values of one dump become counts."""
+        return Values(self.tokens_per_step, self.experts)
+
+
+def pairs_of(given: str | Mapping[str, str] | None) -> dict[str, str]:
+    """A mapping written as ``a=b,c=d``, or as it is."""
+    return dict(part.partition("=")[::2] for part in given.split(",")) if isinstance(given, str) else dict(given or {})
+
+
+@dataclass(frozen=True)
 class Tags:
     """How tags are matched: the first of *patterns* that is found in one gives its layer and its expert."""
 
@@ -406,3 +428,42 @@ def no_match(tags: Sequence[str], what: str, where: str) -> TraceError:
         way_out = f"give a pattern such as --pattern '{''.join(map(str.__add__, parts, groups))}'"
     seen = shown(sorted(set(map(template, tags))), 5) if tags else "none"
     return TraceError(where, f"holds no rows: no {what} names a layer and an expert; there are {seen}", way_out)
+
+
+def no_layout(names: list[str], known: dict[str, str | None], where: str) -> TraceError:
+    """The error that columns of these *names* make no table of counts, with the line that takes them as one.
+
+    *known* are the columns of the step, the layer, the expert and the tokens, as far as they are there.
+    """
+    step = known["step"]
+    if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names):
+        way_out = "begin it with the names of its columns, such as layer,expert_0,expert_1"
+        return TraceError(where, "has no header: its first line holds numbers", way_out)
+    names = [name or "(unnamed)" for name in names]
+    left = [name for name in names if name not in known.values()]
+    unknown = [role for role, name in known.items() if name is None and role != "layer"]
+    if len(left) == len(unknown) == 1:
+        known[unknown[0]] = left[0]
+    columns = []
+    for role, name in known.items():
+        text = name or ("0" if role == "layer" else role.upper())  # in capitals what is to be filled in
+        text = text if re.fullmatch(r"\w+", text) else '"' + text.replace('"', '""') + '"'
+        columns.append(text if text == role else f"{text} AS {role}")
+    sql = f'SELECT {", ".join(columns)} FROM "{where}"'
+    query = f"rows of any form go with --sql {sql!r} (docs/recipes.md)"
+    if step is None:
+        problem = f"has no column for the step among {shown(names)}"
+        return TraceError(where, problem, f"name one `step`, or say --column step=NAME; {query}")
+    return TraceError(
+        where,
+        f"no layout fits its columns {shown(names)}",
+        "long needs step, layer, expert, tokens; wide step, layer, expert_0 ...; nested step, layer, counts; "
+        f"--column tokens=NAME says which is which; choices of tokens go with --from routing; {query}",
+    )
+
+
+def few_columns(n: int, where: str) -> None:
+    """Raise `TraceError` for a table of more than `MOST_COLUMNS` columns, before each of them costs time and memory."""
+    if n > MOST_COLUMNS:
+        problem = f"has {n:,} columns, and at most {MOST_COLUMNS:,} are read"
+        raise TraceError(where, problem, "log one row for each step and layer")

@@ -1,19 +1,22 @@
-"""Tables as loggers write them: which column is what, and which rows are of one trace."""
+"""Tables, as Arrow batches of any file: which column is what, how rows become cells, and which are of one trace."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
+from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import Location, layer_in_name, step_in_name
-from moetrace.formats.stream.cells import Format
-from moetrace.formats.stream.columns import COUNT_NAMES, VALUE_NAMES, Rows, Values, kind_of, simple_name
+from moetrace.formats.stream import columns
+from moetrace.formats.stream.cells import Cells, Reading, to_numpy
+from moetrace.formats.stream.columns import Rows, ValueFormat, Values, kind_of, simple_name, template
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,26 +34,20 @@ EXPERT_NAMES = tuple(f"expert{number}" for number in NUMBERED)
 # Of a clock, whose times are numbered where there is no step.
 CLOCK_NAMES = ("time", "timestamp", "datetime", "date", "walltime")
 ROLES = {"step": STEP_NAMES, "layer": LAYER_NAMES, "expert": EXPERT_NAMES}
+# Of tables with the name of a scalar in each row, such as MLflow's: key, value, step.
+KEY_NAMES = ("key", "tag", "metric", "metricname", "name")
+# Columns of an expert of the layer that each row names: a word and its number, that alone, or as in tokens_expert_3.
+OF_EXPERT = re.compile(
+    r"^(?:expert|exp|e)_?(?P<expert>\d{1,15})$|^(?P<bare>\d{1,15})$|experts?[_/.\-\[ ]?(?P<also>\d{1,15})(?!\d)",
+    re.IGNORECASE,
+)
 # Columns whose values are not of one trace, unless they are said to be.
 PHASE_NAMES = ("phase", "forwardmode", "mode", "stage")
 MODEL_NAMES = ("model", "modelname")
-# 256 layers of 512 experts side by side.
-MOST_COLUMNS = 1 << 17
-
-
-@dataclass(frozen=True)
-class ValueFormat(Format):
-    """The settings of a format whose values may be shares or utilisation.
-
-    *tokens_per_step* turns shares into counts, and with the *experts* of a layer utilisation as well.
-    """
-
-    tokens_per_step: int | None = None
-    experts: int | None = None
-
-    def values(self) -> Values:
-        """How the values of one dump become counts."""
-        return Values(self.tokens_per_step, self.experts)
+APART_NAMES = (
+    *PHASE_NAMES, "rank", "eprank", "dprank", "tprank", "pprank", "globalrank", "localrank", "gpu", "gpuid",
+    "device", "deviceid", "worker", "workerid", "replica", "engine", "host", "hostname", "node", *MODEL_NAMES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,9 @@ class TableFormat(ValueFormat):
 
     def naming(self, path: Location) -> Naming:
         """What the columns of the file at *path* are called; raises `SettingError` for an unknown role."""
-        pairs, only = pairs_of(self.column), pairs_of(self.where)
+        pairs, only = columns.pairs_of(self.column), columns.pairs_of(self.where)
         for role, name in pairs.items():
-            if not name or simple_name(role) not in {*ROLES, *VALUE_NAMES, "key", "value"}:
+            if not name or simple_name(role) not in {*ROLES, *columns.VALUE_NAMES, "key", "value"}:
                 known = "--column is role=name with step, layer, expert, tokens or share"
                 raise SettingError(f"{known}, not {role + '=' * bool(name) + name!r}")
         roles = {simple_name(role): name for role, name in pairs.items()}
@@ -80,17 +77,11 @@ class TableFormat(ValueFormat):
         return Naming(roles, self.pattern, *of_file, only, self.sum_over, self.phase, self.values())
 
 
-def pairs_of(given: str | Mapping[str, str] | None) -> dict[str, str]:
-    """A mapping written as ``a=b,c=d``, or as it is."""
-    return dict(part.partition("=")[::2] for part in given.split(",")) if isinstance(given, str) else dict(given or {})
-
-
 @dataclass(frozen=True)
 class Naming:
     """What is known of the columns of a table: the *roles* that were given, and what the file's name says.
 
-    *only* is the value that the rows have in some columns, *sum_over* a column that counts are added up over, *values*
-    is how they become counts.
+    *only* is the value that the rows have in some columns, *sum_over* a column that counts are added up over.
     """
 
     roles: dict[str, str] = field(default_factory=dict)
@@ -107,12 +98,13 @@ class Naming:
 class Table:
     """What is known of the table *where* with the columns *names*: the columns by their roles, None for others.
 
-    *kind* is what the values are, *others* are columns that could be the step as well, *lists* those that hold lists.
-    *first* are the first rows, None where there are none.
+    *named* are the columns by their simple names, *kind* is what the values are, *others* are columns that could be the
+    step as well, *lists* those that hold lists. *first* are the first rows, None where there are none.
     """
 
     where: str
     names: list[str]
+    named: Mapping[str, str]
     first: pa.RecordBatch | None
     naming: Naming
     values: Values
@@ -125,11 +117,6 @@ class Table:
     lists: tuple[str, ...] = ()
     percent: bool = False
     clock: bool = False
-
-    @property
-    def named(self) -> dict[str, str]:
-        """The columns by their simple names."""
-        return {simple_name(name): name for name in reversed(self.names)}
 
     def steps(self, rows: Rows) -> NDArray[np.int64]:
         """The steps of the rows, shape (rows,)."""
@@ -159,8 +146,8 @@ def table_of(schema: pa.Schema, first: pa.RecordBatch | None, where: str, naming
         names = schema.names
     except UnicodeDecodeError as error:
         raise TraceError(where, "has a column whose name is not UTF-8", "save it as UTF-8") from error
-    for option, columns in (("column", naming.roles.values()), ("where", naming.only), ("sum-over", [naming.sum_over])):
-        absent = [name for name in columns if name is not None and name not in names]
+    for option, asked in (("column", naming.roles.values()), ("where", naming.only), ("sum-over", [naming.sum_over])):
+        absent = [name for name in asked if name is not None and name not in names]
         if absent:
             raise TraceError(where, f"has no column {absent[0]} among {shown(names)}", f"check --{option}")
     named = {simple_name(name): name for name in reversed(names)}
@@ -181,11 +168,13 @@ def table_of(schema: pa.Schema, first: pa.RecordBatch | None, where: str, naming
         texts = first.column(i).slice(0, 100).to_pylist() if first is not None and kind_of(type_) == "text" else []
         if kind_of(type_) == "list" or next((text for text in texts if text), "").lstrip().startswith("["):
             lists.append(name)
-    kind = next((role for role in naming.roles if role in VALUE_NAMES), None)
-    value = naming.roles[kind] if kind else first_named(named, VALUE_NAMES)
+    kind = next((role for role in naming.roles if role in columns.VALUE_NAMES), None)
+    value = naming.roles[kind] if kind else first_named(named, columns.VALUE_NAMES)
     if kind is None and (expert or lists):
         taken = {step, layer, expert, *steps}
-        candidates = [name for name in dict.fromkeys(names) if name not in taken and simple_name(name) in COUNT_NAMES]
+        candidates = [
+            name for name in dict.fromkeys(names) if name not in taken and simple_name(name) in columns.COUNT_NAMES
+        ]
         if lists and not (expert and value and value not in lists):
             candidates = [name for name in candidates if name in lists] or lists
         head = None if first is None else Rows(first, 0, where)
@@ -203,41 +192,307 @@ def table_of(schema: pa.Schema, first: pa.RecordBatch | None, where: str, naming
         text = first.column(value)[0].as_py()
         kind = "share" if isinstance(text, str) and text.strip().endswith("%") else None
     found = (step, layer, expert, value, kind, tuple(steps[1:]), tuple(lists))
-    return Table(where, names, first, naming, naming.values, *found, clock=clock)
+    return Table(where, names, named, first, naming, naming.values, *found, clock=clock)
 
 
-def no_layout(found: Table) -> TraceError:
-    """The error that the columns make no table of counts, with the line that takes them as one."""
-    names = found.names
-    known = {"step": found.step, "layer": found.layer, "expert": found.expert, "tokens": found.value}
-    if all(re.fullmatch(r"-?\d+(\.\d+)?", name) for name in names):
-        way_out = "begin it with the names of its columns, such as layer,expert_0,expert_1"
-        return TraceError(found.where, "has no header: its first line holds numbers", way_out)
-    names = [name or "(unnamed)" for name in names]
-    left = [name for name in names if name not in known.values()]
-    unknown = [role for role, name in known.items() if name is None and role != "layer"]
-    if len(left) == len(unknown) == 1:
-        known[unknown[0]] = left[0]
-    columns = []
-    for role, name in known.items():
-        text = name or ("0" if role == "layer" else role.upper())  # in capitals what is to be filled in
-        text = text if re.fullmatch(r"\w+", text) else '"' + text.replace('"', '""') + '"'
-        columns.append(text if text == role else f"{text} AS {role}")
-    sql = f'SELECT {", ".join(columns)} FROM "{found.where}"'
-    query = f"rows of any form go with --sql {sql!r} (docs/recipes.md)"
-    if found.step is None:
-        problem = f"has no column for the step among {shown(names)}"
-        return TraceError(found.where, problem, f"name one `step`, or say --column step=NAME; {query}")
-    return TraceError(
-        found.where,
-        f"no layout fits its columns {shown(names)}",
-        "long needs step, layer, expert, tokens; wide step, layer, expert_0 ...; nested step, layer, counts; "
-        f"--column tokens=NAME says which is which; choices of tokens go with --from routing; {query}",
+@dataclass(frozen=True)
+class Layout:
+    """How rows of the table *found* become cells, of *width* cells a row, by its *columns* besides step and layer.
+
+    *text* is assumed, *of_layers* whether layers are in the columns; *doubt* is what the numbers may be but counts.
+    """
+
+    found: Table
+    columns: list[str]
+    cells: Callable[[Rows], Cells]
+    width: int = 1
+    text: str = ""
+    of_layers: bool = False
+    doubt: str = ""
+
+    def assumptions(self) -> list[str]:
+        """What is assumed of the columns, such as those of other names."""
+        found, naming = self.found, self.found.naming
+        roles = (("step", found.step), ("layer", found.layer), ("expert", found.expert))
+        texts = [f"column {name} is the {role}" for role, name in roles if name and name != role]
+        texts += [f"column {found.value} holds the counts"] if found.value else []
+        texts += ["shares are percentages"] if found.percent else []
+        texts += [f"{found.step} is a clock, so steps are numbered from 1"] if found.clock else []
+        texts += [f"column {name} is left out, since {found.step} is the step" for name in found.others]
+        if found.step is None:
+            of_name = "the step is the number in the name of the file"
+            texts.append("no step column: one step" if naming.step is None else of_name)
+        if found.layer is None and not self.of_layers:
+            none = "no layer column: one layer, number 0"
+            texts.append(none if naming.layer is None else f"layer {naming.layer}, by the name of the file")
+        return [*texts, self.text] if self.text else texts
+
+
+def table_reading(where: str, open_batches: Callable[[], Any], naming: Naming) -> Reading:
+    """The reading of a table that *open_batches* opens anew each time, as an Arrow batch reader."""
+    with library_errors(where, "cannot be read", WRITE_AGAIN), open_batches() as batches:
+        found = table_of(batches.schema, next(iter(batches), None), where, naming)
+
+    def every(*_: Any) -> Iterator[Any]:
+        with open_batches() as batches:
+            yield from batches
+
+    return reading_of(found, every)
+
+
+def reading_of(
+    found: Table, batches: Callable[[list[str], int], Iterator[pa.RecordBatch]], rows: int | None = None
+) -> Reading:
+    """The reading of the table *found*, of *rows* in all; *batches* of some columns are opened anew each time.
+
+    They also get the number of cells of a row. Rows are of one phase, rank or model, or of all, as was asked; a
+    rank of experts says which experts its rows have. Raises `TraceError` where no layout fits.
+    """
+    layout, naming, ranks = _layout_of(found), found.naming, found.named.get("eprank")
+    found, where = layout.found, found.where
+    if ranks is not None and naming.sum_over == ranks:
+        problem = f"holds other experts in each {ranks}, which are not added up"
+        raise TraceError(where, problem, f"leave out --sum-over {ranks}")
+    own = list(dict.fromkeys(name for name in (found.step, found.layer, *layout.columns) if name))
+    known = {*naming.only, naming.sum_over, *own}
+    apart = [name for name in found.names if simple_name(name) in APART_NAMES and name not in known]
+    read, varying = list(dict.fromkeys([*own, *naming.only, *apart])), set[str]()
+    width, part = _ranks(layout, own, ranks) if ranks is not None and ranks in apart else (0, "")
+    texts = [f"rows with {name} {value} alone" for name, value in naming.only.items()]
+    texts += [f"experts of ranks lie side by side, {width} of each {ranks}"] if width else []
+    texts += [f"counts are added up over {naming.sum_over}"] if naming.sum_over else []
+    seen: dict[str, set[str]] = {name: set() for name in apart if not (width and name == ranks)}
+
+    def cells() -> Iterator[Cells]:
+        row = 0
+        with library_errors(where, lambda: f"cannot be read after row {row}", WRITE_AGAIN):
+            for batch in batches(read, layout.width):
+                rows = Rows(batch.select(read), row, where).of(naming.only)
+                row += batch.num_rows
+                _check_one_trace(rows, found, seen, varying)
+                inside = layout.cells(rows._replace(batch=rows.batch.select(own)))
+                if ranks and width and rows.batch.num_rows:
+                    rank = np.repeat(rows.numbers(ranks), len(inside.step) // rows.batch.num_rows)
+                    inside = inside._replace(expert=inside.expert + rank * width)
+                yield inside
+
+    return Reading(
+        cells,
+        rows=None if rows is None else rows * layout.width,
+        assumptions=(*layout.assumptions(), *texts),
+        where=where,
+        collector=found.values.collector,
+        steps_are_implicit=found.step is None and naming.step is None,
+        doubt=layout.doubt,
+        part=part,
+        apart=varying,
+        adds=naming.sum_over is not None,
+        clock=found.clock,
     )
 
 
-def few_columns(n: int, where: str) -> None:
-    """Raise `TraceError` for a table of more than `MOST_COLUMNS` columns, before each of them costs time and memory."""
-    if n > MOST_COLUMNS:
-        problem = f"has {n:,} columns, and at most {MOST_COLUMNS:,} are read"
-        raise TraceError(where, problem, "log one row for each step and layer")
+def _layout_of(found: Table) -> Layout:
+    """The layout whose columns are there; raises `TraceError` when none is."""
+    naming, named = found.naming, found.named
+    if found.value and (found.expert or found.value in found.lists):
+        if naming.pattern:
+            raise SettingError(f"{found.where} names experts in rows, and has no use for --pattern")
+        return _nested(found, found.value) if found.value in found.lists else _long(found)
+    experts, text = _wide_columns(found)
+    if experts and (found.step or found.layer):
+        return _wide(found, experts, text)
+    key = naming.roles.get("key") or first_named(named, KEY_NAMES)
+    value = naming.roles.get("value") or first_named(named, ["value"])
+    if key and value and found.step:
+        return _keyed(found, key, value)
+    tagged = [name for name in found.names if len(re.findall(r"\d+", name)) >= 2]
+    if found.step and tagged:
+        raise columns.no_match(tagged, "column", found.where)
+    known = {"step": found.step, "layer": found.layer, "expert": found.expert, "tokens": found.value}
+    raise columns.no_layout(found.names, known, found.where)
+
+
+def _long(found: Table) -> Layout:
+    """The layout of a row for each step, layer and expert."""
+    expert, value = found.expert or "", found.value or ""
+    if simple_name(found.kind or value) in columns.SHARE_NAMES and found.first is not None:
+        rows = Rows(found.first, 0, found.where)
+        steps, layers = found.steps(rows), found.layers(rows)
+        found = found.by_total(rows.column(value)[(steps == steps[0]) & (layers == layers[0])].sum())
+
+    def cells(rows: Rows) -> Cells:
+        counts = found.values.counts(rows.column(value), value, rows.first, rows.where, found.kind)
+        return Cells(found.steps(rows), found.layers(rows), rows.numbers(expert), counts)
+
+    return Layout(found, [expert, value], cells)
+
+
+def _nested(found: Table, value: str) -> Layout:
+    """The layout of lists of experts, or of layers of experts, in the rows."""
+    of_layers, doubt = False, ""
+    if found.first is not None:
+        there = found.first.filter(found.first.column(value).is_valid()).slice(0, 1)
+        inner = Rows(there, 0, found.where).lists(value).type.value_type
+        of_layers = found.layer is None and kind_of(inner) == "list"
+        if kind_of(inner) == "list" and kind_of(inner.value_type) == "list":
+            problem = f"holds lists of lists of lists in the column {value}, as the experts of the tokens of requests"
+            raise TraceError(found.where, problem, "count them with --from routing --tokens N")
+        doubt = Rows(found.first, 0, found.where).doubt(value)
+
+    def flattened(rows: Rows, lists: Any) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
+        """The values one after the other, how many each list holds, and the place of each value in its list."""
+        import pyarrow.compute as pc
+
+        rows.refuse_nulls(value, lists)
+        flat = lists.flatten()
+        sizes = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
+        if (sizes == 0).any():
+            at = rows.place(value, int(np.argmax(sizes == 0)))
+            raise TraceError(at, "is an empty list", "log a count for each expert")
+        if flat.null_count:
+            null = flat.is_null().to_numpy(zero_copy_only=False).argmax()
+            at = rows.place(value, int(np.searchsorted(np.cumsum(sizes), null, "right")))
+            raise TraceError(at, "holds a null", "counts are whole numbers")
+        return flat, sizes, np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+
+    def cells(rows: Rows) -> Cells:
+        lists, steps, layers = rows.lists(value), found.steps(rows), found.layers(rows)
+        row_of = np.arange(len(lists))
+        flat, sizes, place = flattened(rows, lists)
+        if kind_of(flat.type) == "list":  # layers by experts
+            if found.layer is not None:
+                raise TraceError(rows.place(value), "holds lists of lists and a layer", "log one list a layer")
+            row_of = np.repeat(row_of, sizes)
+            steps, layers = steps[row_of], place
+            flat, sizes, place = flattened(rows, flat)
+        of_list = np.repeat(np.arange(len(sizes)), sizes)
+        numbers = flat.to_numpy(zero_copy_only=False)
+        try:
+            counts = found.values.counts(numbers, value, rows.first, rows.where, found.kind)
+        except TraceError:
+            for i in range(len(lists)):  # once more row by row, only to name the first bad one
+                one = numbers[row_of[of_list] == i][None]
+                found.values.counts(one, value, rows.first + i, rows.where, found.kind)
+            raise
+        return Cells(steps[of_list], layers[of_list], place, counts)
+
+    text = "lists of lists are layers of experts, numbered from 0" if of_layers else ""
+    return Layout(found, [value], cells, text=text, of_layers=of_layers, doubt=doubt)
+
+
+def _wide_columns(found: Table) -> tuple[Mapping[str, tuple[int | None, int]], str]:
+    """The columns with an expert in their names: its layer, None where rows have them, and its number; and why."""
+    names, pattern = [name for name in found.names if not name.endswith(columns.OF_CHARTS)], found.naming.pattern
+    tags = columns.tags_by(pattern, found.where)
+    tagged = {name: place for name in names if (place := tags.match(name, found.where))}
+    if pattern is not None:
+        return {**tagged}, tags.assumption.replace("tags", "columns")
+    matches = {name: match for name in names if name not in tagged and (match := OF_EXPERT.search(name))}
+    alone = {name: (None, int(match["expert"])) for name, match in matches.items() if match["expert"]}
+    if tagged or alone:
+        like = template(next(iter([*tagged, *alone])))
+        return {**tagged, **alone}, f"columns like {like} hold the counts of experts"
+    others = {name: (None, int(match["also"] or match["bare"])) for name, match in matches.items()}
+    if len(others) < 2:
+        return {}, ""
+    like = next(iter(others))
+    return {**others}, f"columns {'with bare numbers' if like.isdecimal() else 'like ' + template(like)} are experts"
+
+
+def _wide(found: Table, places: Mapping[str, tuple[int | None, int]], text: str) -> Layout:
+    """The layout of a column for each expert, and for each layer unless the rows have them."""
+    kind, doubt = found.kind or columns.one_kind(list(places), set(), found.where), ""
+    again = [place for place, n in Counter(places.values()).items() if n > 1]
+    if again:
+        both = [name for name, place in places.items() if place == again[0]]
+        raise TraceError(found.where, f"columns {both[0]} and {both[1]} are of one expert", "choose with --pattern")
+    names, of_rows = list(places), any(layer is None for layer, _ in places.values())
+    layers, experts = np.array([(layer or 0, expert) for layer, expert in places.values()]).T
+    found = replace(found, value=None, layer=found.layer if of_rows else None)
+    fractions = kind in (*columns.SHARE_NAMES, *columns.UTILISATION_NAMES)
+    if found.first is not None:
+        rows = Rows(found.first.slice(0, 1 << 10), 0, found.where)
+        own = [name for name, layer in zip(names, layers) if layer == layers[0]]
+        head = np.stack([rows.column(name, gaps=True) for name in own], axis=1)  # (rows, experts)
+        if head.dtype.kind in "iuf":
+            head = head[(head == head).all(axis=1)]
+            doubt = columns.doubt_of(head)
+            found = found.by_total(head[0].sum()) if kind in columns.SHARE_NAMES and len(head) else found
+
+    def cells(rows: Rows) -> Cells:
+        import pyarrow as pa
+
+        raw = [rows.column(name, gaps=True) for name in names]
+        # Rows of other metrics have empty cells here, and so may rows of other layers.
+        there = np.stack([values == values for values in raw], axis=1)  # (rows, columns), False for NaN
+        for layer in np.unique(layers) if fractions and not there.all() else ():
+            own = there[:, layers == layer]
+            for row in np.flatnonzero(own.any(axis=1) & ~own.all(axis=1))[:1]:
+                problem = f"holds {own[row].sum()} of {own.shape[1]} experts of layer {layer}, and others are not in "
+                way_out = "log every expert in every step: what is left out is not zero"
+                raise TraceError(f"{rows.where}, row {rows.first + row}", f"{problem}the log", way_out)
+        counts = np.zeros(there.shape, np.int64)
+        for i, (name, values) in enumerate(zip(names, raw)):
+            whole = values if there[:, i].all() else np.where(there[:, i], values, 0)
+            counts[:, i] = found.values.counts(whole, name, rows.first, rows.where, kind)
+        if found.step is None or not rows.batch.column(found.step).null_count:
+            steps = found.steps(rows)
+        else:  # rows without any value need have no step
+            with_value = there.any(axis=1)
+            steps = np.zeros(len(there), np.int64)
+            steps[with_value] = found.steps(rows._replace(batch=rows.batch.filter(pa.array(with_value))))
+        at = found.layers(rows)[:, None] if of_rows else layers
+        every = slice(None) if there.all() else there.ravel()
+        parts = (np.broadcast_to(part, there.shape).ravel() for part in (steps[:, None], at, experts, counts))
+        return Cells(*(part[every] for part in parts))
+
+    return Layout(found, names, cells, len(names), text, not of_rows, doubt)
+
+
+def _keyed(found: Table, key: str, value: str) -> Layout:
+    """The layout of a scalar in each row, its name in the column *key*."""
+    tags = columns.tags_by(found.naming.pattern, found.where)
+    seen: set[str] = set()
+
+    def cells(rows: Rows) -> Cells:
+        import pyarrow as pa
+
+        encoded = rows.batch.column(key).cast(pa.string()).dictionary_encode()
+        rows.refuse_nulls(key, encoded)
+        texts, indices = encoded.dictionary.to_pylist(), to_numpy(encoded.indices)
+        matches = [tags.match(text, rows.where) for text in texts]
+        kind = columns.one_kind([text for text, match in zip(texts, matches) if match], seen, rows.where)
+        matched = np.array([match is not None for match in matches], bool)[indices]
+        at = np.array([match or (0, 0) for match in matches], np.int64).reshape(-1, 2)[indices][matched]
+        inside = rows._replace(batch=rows.batch.filter(pa.array(matched)))
+        counts = found.values.counts(inside.column(value), value, rows.first, rows.where, kind)
+        return Cells(found.steps(inside), at[:, 0], at[:, 1], counts)
+
+    return Layout(found, [key, value], cells)
+
+
+def _ranks(layout: Layout, read: list[str], ranks: str) -> tuple[int, str]:
+    """The experts of a rank, 0 where all rows are of one; and what says that they are of one of several ranks."""
+    first, size = layout.found.first, layout.found.named.get("epsize")
+    if first is None:
+        return 0, ""
+    there = sorted(set(first.column(ranks).drop_null().to_pylist()))
+    if len(there) > 1:
+        return int(layout.cells(Rows(first.select(read), 0, layout.found.where)).expert.max()) + 1, ""
+    all_ranks = first.column(size)[0].as_py() if there and size is not None else None
+    return 0, "" if all_ranks in (None, 1) else f"{ranks} is {there[0]} of {size} {all_ranks}: a part of the experts"
+
+
+def _check_one_trace(rows: Rows, found: Table, seen: dict[str, set[str]], varying: set[str]) -> None:
+    """Raise `TraceError` where a column that sets rows apart has another value than those *seen* so far.
+
+    One that tells rows of one step apart goes to *varying*: two rows of one expert are an error of their own.
+    """
+    for name in list(seen) if rows.batch.num_rows else ():
+        values, codes = rows.coded(name)
+        steps = found.steps(rows)
+        if len(np.unique((steps - steps.min()) * len(values) + codes)) > len(np.unique(steps)):
+            varying.add(name)
+            del seen[name]
+        else:
+            rows.check_one(name, seen[name], f", or add them up with --sum-over {name}")
