@@ -20,7 +20,7 @@ COMMANDS = {
     "ingest": ("ingest", "settled.parquet", "--quiet"),
     "list": ("list",),
     "check": ("check", "--quiet"),
-    "states": ("states",),
+    "states": ("states", "--experts", "--sensitivity"),
     "predict": ("predict", "--horizon", "700", *QUICK),
     "predictors": ("predict", "--list-predictors"),
     "place": ("place", "--gpus", "4", "--horizon", "700", *QUICK),
@@ -31,7 +31,7 @@ COMMANDS = {
     "remove": ("remove", "settled"),
 }
 # Tables with columns that the documents have not.
-TABLES = {"predict": ("summary", "scores", "means"), "states": ("experts", "sensitivity", "movement", "fluctuation")}
+TABLES = {"predict": ("summary", "scores", "means"), "states": ("movement", "fluctuation")}
 # Fields whose values have the names of traces, of settings, or of whatever a dump says, for keys.
 OPEN = ("forecasts", "means", "settings")
 

@@ -17,9 +17,9 @@ from moetrace.cli import app
 TRACE = mt.synthetic_trace([mt.settling(500, steps=3000), mt.settling(900, steps=3000)], name="run")
 GROUP: Any = typer.main.get_command(app)
 COMMANDS = GROUP.commands
-# What only a terminal or a shell needs: how to print, where to, whether to ask, and to watch a run (`mt.follow`).
+# What only a terminal or a shell needs: what and how to print, where to, whether to ask, to watch a run (`mt.follow`).
 TERMINAL = {"help", "all", "show", "format", "json", "table", "output", "force", "quiet", "no_progress", "yes"}
-TERMINAL |= {"list_predictors", "list_formats", "follow", "poll", "until_settled", "timeout"}
+TERMINAL |= {"experts", "sensitivity", "list_predictors", "list_formats", "follow", "poll", "until_settled", "timeout"}
 # Each with one of the traces that a command takes, and settings that make it quick.
 QUICK = {
     "states": {},

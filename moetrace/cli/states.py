@@ -49,13 +49,17 @@ TABLES: dict[str, Callable[[pd.DataFrame], Table]] = {
     "peaks": lambda frame: Table("Course of the hottest expert over the mean", frame),
     "hottest": lambda frame: Table("Course of the hottest experts, and quantiles of the others", frame),
 }
-# Those of the JSON document; `--format csv --table NAME` has the others, which are long.
+# Those of every JSON document; `--format csv --table NAME` has the others, too, which are long.
 DOCUMENT = ("layers", "windows", "depth", "shape", "distinct")
 
 
 def states(
     shared: Shared,
     traces: Traces = None,
+    experts: Annotated[bool, typer.Option("--experts", help="Add every expert to the JSON document.")] = False,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Add other windows and thresholds to the JSON document.")
+    ] = False,
     follow: Annotated[
         bool,
         typer.Option("--follow", help="Watch one trace that is still being recorded; print a line for each change."),
@@ -107,7 +111,8 @@ def states(
 
     done = shared.each_trace(traces, "states of", "layers", one)
     tables = Later({name: partial(table, name) for name in TABLES})
-    document = Later({name: partial(record, name) for name in DOCUMENT})
+    added = [name for name, wanted in (("experts", experts), ("sensitivity", sensitivity)) if wanted]
+    document = Later({name: partial(record, name) for name in (*DOCUMENT, *added)})
     screens = [own.screen(every=shared.all) for own in done]
     shared.emit(tables, document, screens, then=["predict", *(traces or [])])
 
