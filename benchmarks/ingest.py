@@ -41,6 +41,20 @@ import pandas as pd
 frame = pd.read_parquet(sys.argv[1])
 frame.pivot(index=["step", "layer"], columns="expert", values="tokens").to_numpy()
 """
+POLARS = """
+import sys
+import polars as pl
+frame = pl.read_parquet(sys.argv[1], columns=["step", "layer", "expert", "tokens"])
+frame.pivot(on="expert", index=["step", "layer"], values="tokens").drop("step", "layer").to_numpy()
+"""
+# A row for each step and layer with a list of counts, as in the file that moetrace writes.
+DUCKDB = """
+import sys
+import duckdb
+rows = f"SELECT step, layer, list(tokens ORDER BY expert) AS counts FROM '{sys.argv[1]}' GROUP BY ALL ORDER BY ALL"
+duckdb.sql(f"COPY ({rows}) TO '{sys.argv[2]}/duckdb.parquet' (COMPRESSION zstd)")
+"""
+FRAMES = {"pandas, read and pivot": PANDAS, "Polars, read and pivot": POLARS, "DuckDB, lists, written": DUCKDB}
 # The same columns read and the same data written as plainly as the library allows.
 BARE = """
 import sys
@@ -114,7 +128,7 @@ def main() -> None:
             "| million rows | way | times as long | lowest to highest | peak memory, MiB |\n|---:|---|---:|---:|---:|"
         )
         for steps in PANDAS_STEPS:
-            print("\n".join(compared(steps, {"pandas, read and pivot": PANDAS}, Path(name))))
+            print("\n".join(compared(steps, FRAMES, Path(name))))
         print("\n".join(compared(options.steps, {"pyarrow, read and write": BARE}, Path(name))))
 
 
