@@ -13,6 +13,7 @@ import subprocess
 import sys
 from datetime import date
 from importlib.metadata import version
+from typing import NamedTuple
 
 import pandas as pd
 from figures import draw
@@ -43,6 +44,33 @@ SECTIONS = {
 }
 
 
+class Guard(NamedTuple):
+    """A ratio that must not be lost: a *column* of a *table*, in rows that name a *rival* (in all if empty)."""
+
+    table: str
+    column: str
+    rival: str
+    least: float = 0.0
+    most: float = float("inf")
+
+    def missed(self) -> list[str]:
+        """A line for each row that is beyond."""
+        frame = read(self.table)
+        rows = frame[frame.astype(str).apply(" ".join, axis=1).str.contains(self.rival, regex=False)]
+        values = rows[self.column].astype(float)
+        bad = values[~values.between(self.least, self.most)]
+        limits = f"{self.least:g} to {self.most:g}"
+        return [f"{self.table}: {self.column} is {value:g} of {self.rival}, not {limits}" for value in bad]
+
+
+# About half of what was measured: machines differ.
+GUARDS = (
+    Guard("ingest", "times as long", "pandas", least=2.0),
+    Guard("speed_arima", "times as long", "statsforecast", least=50.0),
+    Guard("planners", "time over SGLang's", "", most=1.0),
+)
+
+
 def run(section: str) -> str:
     """Run the script of a *section* and write its tables; why not, where it failed."""
     more = ["--rivals", os.environ["MOETRACE_RIVALS"]] if section in RIVALS and "MOETRACE_RIVALS" in os.environ else []
@@ -67,7 +95,7 @@ def run(section: str) -> str:
 
 
 def main() -> int:
-    """Run the sections that are named, or all of them, and renew the page; 1 where one failed."""
+    """Run the sections that are named, or all of them, and renew the page; 1 where one failed, or lost a ratio of `GUARDS`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SECTIONS))
     parser.add_argument("--page", action="store_true", help="run nothing: tables and figures of the page alone")
@@ -81,6 +109,7 @@ def main() -> int:
         PAGE.write_text(filled(PAGE.read_text()))
     draw(RESULTS)
     PAGE.write_text(filled(PAGE.read_text()))
+    failed += [line for guard in GUARDS for line in guard.missed()]
     print(*failed, sep="\n", file=sys.stderr)
     return bool(failed)
 

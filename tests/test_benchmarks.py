@@ -1,14 +1,14 @@
 """The page of the benchmarks: its tables stand in the files of results, and no file is forgotten."""
 
-import importlib.util
+import importlib
 import re
+import sys
 
 import pytest
 from conftest import ROOT
 
-spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
-tables = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tables)
+sys.path.append(str(ROOT / "benchmarks"))
+tables, run = (importlib.import_module(name) for name in ("tables", "run"))
 PAGE = (ROOT / "benchmarks" / "README.md").read_text()
 FILES = sorted(tables.RESULTS.glob("*.csv"))
 
@@ -49,3 +49,13 @@ def test_pictures_of_the_page_are_small():
 
     assert pictures
     assert all(0 < path.stat().st_size < 40_000 for path in pictures)
+
+
+@pytest.mark.parametrize("guard", run.GUARDS, ids=lambda guard: guard.table)
+def test_a_lost_ratio_is_noticed(guard):
+    """The recorded ones hold; a bound on the other side of them is missed by every row."""
+    beyond = guard._replace(least=guard.most if guard.most < 9 else 1e9)
+
+    assert [] == guard.missed()
+    assert 0 < len(beyond.missed()) == len(guard._replace(least=1e9).missed())
+    assert beyond.missed()[0].startswith(f"{guard.table}: {guard.column} is ")
