@@ -16,7 +16,6 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import pandas as pd
-from figures import draw
 from tables import HERE, RESULTS, filled, printed, read
 
 PAGE = HERE / "README.md"
@@ -107,6 +106,8 @@ def main() -> int:
         print(f"{name} ...", flush=True)
         failed += filter(None, [run(name)])
         PAGE.write_text(filled(PAGE.read_text()))
+    from figures import draw  # and matplotlib with it
+
     draw(RESULTS)
     PAGE.write_text(filled(PAGE.read_text()))
     failed += [line for guard in GUARDS for line in guard.missed()]

@@ -6,9 +6,6 @@ import os
 import pytest
 from conftest import ROOT
 
-nbclient = pytest.importorskip("nbclient")
-nbformat = pytest.importorskip("nbformat")
-
 CELLS = (
     "import moetrace as mt\ntrace = mt.synthetic_trace([mt.settling(500, steps=3000)], name='run')\nmt.states(trace)",
     "found = mt.predict(trace, horizon=500, predictor=['window_mean'])\nfound",
@@ -25,6 +22,7 @@ def test_a_notebook_shows_what_is_found(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     for folder in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(folder, str(tmp_path))
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
     nbclient.NotebookClient(
         notebook, timeout=60, kernel_name="python3", allow_errors=True, resources={"metadata": {"path": str(tmp_path)}}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.signal import lfilter
+import scipy  # its modules are loaded when they are used
 
 from moetrace import Course, LoadTrace, horizon_noise, synthetic_trace
 from moetrace.analysis import noise
@@ -23,7 +23,7 @@ def still(kind, stride, rows, *, varying=False, seed=0):
         shares = rng.dirichlet(SHARE * 640, size=rows)
     if kind == "lasting":
         keep = np.exp(-stride / 5)
-        topics = lfilter([(1 - keep**2) ** 0.5], [1, -keep], rng.normal(size=(rows, len(SHARE))), axis=0)
+        topics = scipy.signal.lfilter([(1 - keep**2) ** 0.5], [1, -keep], rng.normal(size=(rows, len(SHARE))), axis=0)
         shares = SHARE * np.maximum(0, 1 + 0.2 * topics)
         shares = shares / shares.sum(axis=1, keepdims=True)
     counts = rng.multinomial(tokens, shares)

@@ -3,15 +3,16 @@
 import signal
 import threading
 import time
+from importlib.util import find_spec
 
 import pytest
 from test_tasks import assert_same, computed, path  # noqa: F401 - `path` is a fixture
 
 from moetrace import ResultFolder, WorkspaceError
 
-pytest.importorskip("distributed", reason="Dask is not installed: pip install 'moetrace[dask]'")
 # Of the libraries, about sockets and loops they leave to be collected.
 pytestmark = [
+    pytest.mark.skipif(not find_spec("distributed"), reason="Dask is not installed: pip install 'moetrace[dask]'"),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
