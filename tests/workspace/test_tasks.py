@@ -1,11 +1,11 @@
 """Kept results: equal to those computed in memory, never computed twice, and none the worse for a kill."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -291,7 +291,7 @@ def test_damage_is_the_same_line_from_every_process(path, tmp_path, store, jobs)
 RUN = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[4])
+sys.path += sys.argv[4:]
 from test_tasks import computed
 from moetrace import ResultFolder
 
@@ -302,8 +302,8 @@ computed(Path(sys.argv[1]), "sw_avg", "arima", "level", ahead=True, results=stor
 
 def started(path, store, jobs):
     """A run in a process of its own."""
-    here = os.path.dirname(__file__)  # noqa: PTH120 - as text, for the command line
-    return subprocess.Popen([sys.executable, "-c", RUN, path, store.root, str(jobs), here])
+    here = Path(__file__).parent
+    return subprocess.Popen([sys.executable, "-c", RUN, path, store.root, str(jobs), here, here.parent])
 
 
 def killed(path, store, jobs, parts):
