@@ -218,7 +218,7 @@ def test_resume_without_anything_there_begins(path):
 
 
 def test_an_error_leaves_the_parts(path):
-    """When training fails, what was recorded stays readable and can be gone on with."""
+    """When training fails, what was recorded stays readable and can be resumed."""
     with pytest.raises(TraceError, match="step 25 comes after"), Recorder(path, block=10) as recorder:
         record(recorder, 1, 25) or record(recorder, 25, 25)
 
@@ -227,7 +227,7 @@ def test_an_error_leaves_the_parts(path):
 
 
 def test_what_is_there_is_not_overwritten(path):
-    """A trace or its parts are only gone on with, or replaced, when told so."""
+    """A trace or its parts are only continued or replaced when asked."""
     with Recorder(path) as recorder:
         record(recorder, 1, 3)
     with pytest.raises(WorkspaceError, match=r"run\.parquet exists: .*resume=True.*force=True"):

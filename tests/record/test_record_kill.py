@@ -133,7 +133,7 @@ def test_what_another_machine_left_is_swept(tmp_path):
 
 
 def test_a_replacement_killed_before_its_first_block_still_replaces(tmp_path):
-    """`force=True`, a kill, `resume=True`: the trace that was to be replaced is not gone on with."""
+    """`force=True`, a kill, `resume=True`: the trace that was to be replaced is not continued."""
     path = tmp_path / "run.parquet"
     for value in (1, 2):
         with Recorder(path, force=True) as recorder:
