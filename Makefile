@@ -175,8 +175,9 @@ format: $(VENV)/.installed-dev ## Put the code into shape
 	@touch $@
 
 .PHONY: site
-site: .venv-site/.installed ## Build the documentation site into site/, without a warning
+site: .venv-site/.installed $(VENV)/.installed-dev ## Build the documentation site into site/, without a warning, and run axe on it
 	NO_MKDOCS_2_WARNING=1 .venv-site/bin/mkdocs build --quiet --strict
+	$(BIN)/python docs/accessibility.py site
 	@echo "The site is in site/: open site/index.html, or run .venv-site/bin/mkdocs serve"
 
 .PHONY: docs

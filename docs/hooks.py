@@ -12,6 +12,9 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 INCLUDED = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
 EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
+# A wide table scrolls, also by the keyboard; a heading without a word is none.
+WIDE = re.compile(r"<table>(?=\s*<thead>\s*<tr>(?:\s*<th[^>]*>.*?</th>){6})", re.DOTALL)
+EMPTY = re.compile(r"<th( [^>]*)?></th>")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -28,7 +31,8 @@ def on_page_markdown(markdown: str, **_more: object) -> str:
 
 
 def on_page_content(html: str, **_more: object) -> str:
-    """Formulas, which browsers draw themselves."""
+    """Tables that everybody can read, and formulas, which browsers draw themselves."""
+    html = EMPTY.sub(r"<td\1></td>", WIDE.sub('<table tabindex="0">', html))
     return FORMULA.sub(
         lambda found: convert(unescape(found[2]), display="block" if found[1] == "div" else "inline"), html
     )
