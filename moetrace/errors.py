@@ -92,6 +92,6 @@ def shown(items: Collection[object], most: int = 8) -> str:
 
 
 def check_several(given: object, what: str, example: str) -> None:
-    """Raise `SettingError` where one thing was given for several, as in ``horizons=1000``."""
+    """Raise `SettingError` if a single value was given for a list, as in ``horizons=1000``."""
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise SettingError(f"{what} are several, such as {example}, not {given!r}")

@@ -214,7 +214,7 @@ def output(path: Path, *, force: bool) -> Iterator[Path]:
 def check_output(path: Path, *, force: bool) -> bool:
     """Whether *path*, which a user gave, is a regular file or free, and not a device or a pipe.
 
-    Raises `WorkspaceError` for a folder, for a socket, and for a file where not *force*.
+    Raises `WorkspaceError` for a folder, for a socket, and for an existing file without *force*.
     """
     with writing(path):
         try:

@@ -32,7 +32,7 @@ def explain(
         str | None, typer.Argument(help="Name of a finding. [default: all of them]", autocompletion=finding_names)
     ] = None,
 ) -> None:
-    """Say what a finding means and what to do about it.
+    """Explain what a finding means and what to do about it.
 
     \b
     Example: moetrace explain imbalance
@@ -73,7 +73,7 @@ COMMANDS = {
     "remove": Listed("Remove traces and their results from the workspace.", "traces", "remove"),
     "check": Listed("Check traces for damage, gaps and idle experts.", "traces", "check"),
     "export": Listed("Export a trace to another format.", "export", "export"),
-    "explain": Listed("Say what a finding means and what to do about it.", "", "explain"),
+    "explain": Listed("Explain what a finding means and what to do about it.", "", "explain"),
     "help": Listed("Show the help of a command.", "", "help_"),
 }
 # Shared options that a command does all it can do without.

@@ -19,20 +19,23 @@ def compare(
     b: Annotated[str, typer.Argument(metavar="B", help=SIDE)],
     gpus: Annotated[
         int | None,
-        typer.Option(min=2, metavar="N", help="Score a plan from A on B: GPUs that share a layer's experts."),
+        typer.Option(
+            min=2, metavar="N", help="Score a plan from A on B, for N GPUs that share the experts of a layer."
+        ),
     ] = None,
     redundant: Annotated[int, typer.Option(min=0, help="Redundant experts, with --gpus.")] = 0,
     slots: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Score a resident set from A on B: experts of every layer.")
+        int | None,
+        typer.Option(min=1, metavar="N", help="Score a resident set from A on B, with N experts of every layer."),
     ] = None,
 ) -> None:
     """Compare the loads of two traces: does a plan transfer?
 
-    The distance of a layer is the part of the token choices that go to other experts, on average over
-    all steps, compared with that of two samples of one load (the noise floor).
+    The distance of a layer is the fraction of the token choices that go to other experts, averaged
+    over all steps. The noise floor is the distance of two samples of one load.
 
-    With --gpus or --slots, a plan or a resident set made from the last steps of A is scored on the
-    second half of B, beside the one that the first half of B gives.
+    With --gpus or --slots, a plan or a resident set is made from the last steps of A. It is scored on
+    the second half of B, and compared with one from the first half of B.
 
     \b
     Example: moetrace compare gpt-moe-8e-a:1-6000 gpt-moe-8e-a:6001-12000 --gpus 4

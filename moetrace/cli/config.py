@@ -15,7 +15,7 @@ def defaults(commands: Callable[[], dict[str, set[str]]]) -> dict[str, dict[str,
     """The defaults of each command, from the first of `FILES` that has any; *commands* gives the options of each.
 
     A name such as ``gpus = 8`` is for every command that has the option, a table ``[place]`` for one.
-    Raises `SettingError` for a file that is no TOML, and for an option that there is not.
+    Raises `SettingError` for invalid TOML, and for an unknown option.
     """
     for name, tables in FILES:
         try:

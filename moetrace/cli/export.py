@@ -41,8 +41,9 @@ def export(
 ) -> None:
     """Export a trace to another format.
 
-    long, wide and nested are Parquet with step, layer and expert, tokens; expert_0 ...; or counts.
-    forecasting is Parquet with unique_id, ds, y: one series for each expert, sorted. csv is long.
+    Layouts in Parquet: long has step, layer, expert, tokens; wide has step, layer, expert_0, ...; nested
+    has step, layer, counts. forecasting has unique_id, ds, y, a sorted series for each expert. csv is
+    long as CSV, and npz has arrays of NumPy.
 
     \b
     Example: moetrace export gpt-moe-8e-a --to long -o a.parquet

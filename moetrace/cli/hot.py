@@ -35,43 +35,45 @@ def hot(
     shared: Shared,
     traces: Traces = None,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Experts to keep in every layer.  [default: the knee of the curve]")
+        int | None, typer.Option(min=1, help="Experts to keep in every layer  [default: the knee of the curve]")
     ] = None,
     total: Annotated[
         int | None, typer.Option(min=1, help="Experts to keep in all layers together, divided by load.", metavar="N")
     ] = None,
     cover: Annotated[
         float | None,
-        typer.Option(help="Keep as few experts as cover this part of token choices, such as 0.9.", metavar="FRACTION"),
+        typer.Option(
+            help="Keep the fewest experts that cover this fraction of token choices, such as 0.9.", metavar="FRACTION"
+        ),
     ] = None,
-    cold: Annotated[int, typer.Option(min=0, help="Also name the N coldest experts of every layer.")] = 0,
+    cold: Annotated[int, typer.Option(min=0, help="Also list the N coldest experts of every layer.")] = 0,
     horizon: Annotated[
-        int | None, typer.Option(min=1, help="Steps that a set stays.  [default: 1000, less if the trace is short]")
+        int | None, typer.Option(min=1, help="Steps for which a set stays  [default: 1000, less if the trace is short]")
     ] = None,
     refresh: Annotated[
-        int | None, typer.Option(min=1, help="Steps between two choices of a refreshed set.  [default: 100]")
+        int | None, typer.Option(min=1, help="Steps between two refreshes of the refreshed set  [default: 100]")
     ] = None,
     expert_bytes: Annotated[
         float | None, typer.Option(parser=bytes_of, help="Size of one expert, such as 18MB.", metavar="B")
     ] = None,
     bandwidth: Annotated[
         float | None,
-        typer.Option(parser=bandwidth_of, help="Loading speed, such as 25GB/s, for milliseconds.", metavar="B/S"),
+        typer.Option(parser=bandwidth_of, help="Loading speed, such as 25GB/s, to report milliseconds.", metavar="B/S"),
     ] = None,
     model_layers: Annotated[
-        int, typer.Option(min=0, help="Layers of the model: files have a row for those without a set.")
+        int, typer.Option(min=0, help="Layers of the model; files get a row for layers without a set.")
     ] = 0,
     first_layer: FirstLayer = None,
 ) -> None:
     """Choose the experts to keep in fast memory.
 
-    At every cutoff, a set by each predictor's forecast is scored on the load that followed: the hit rate of
-    token choices, which is work that stays on the fast device, and of the experts active in a step, the
-    rest of which have to be loaded. LRU and LFU caches, a set that is chosen anew, the best set in
-    hindsight and a cache with perfect foresight (Belady's) show what else is possible.
+    At every cutoff, a set is chosen by the forecast of each predictor and scored on the load that
+    followed. There are two hit rates. That of token choices is the work that stays on the fast device.
+    That of active experts shows how many need not be loaded. For comparison there are LRU and LFU
+    caches, a set that is refreshed, the best set in hindsight, and a cache with perfect foresight.
 
-    The sets for the steps after the end are written as lists and in the formats of ExLlamaV3,
-    KTransformers, a fork of llama.cpp, and ESFT.
+    The sets for the steps after the end of the trace are written as lists and in the formats of
+    ExLlamaV3, KTransformers, a fork of llama.cpp, and ESFT.
 
     \b
     Example: moetrace hot gpt-moe-8e-a --slots 2 --cold 1

@@ -40,7 +40,7 @@ Merges = Annotated[
     Merge | None,
     typer.Option(help="One trace of all files: replicas (sum), ranks (experts, layers), segments (steps)."),
 ]
-Bin = Annotated[int | None, typer.Option("--bin", min=1, help="Add N passes up into one step.", metavar="N")]
+Bin = Annotated[int | None, typer.Option("--bin", min=1, help="Add N passes up to one step.", metavar="N")]
 Sql = Annotated[
     str | None,
     typer.Option(help="DuckDB query instead of sources: SELECT step, layer, expert, tokens FROM ...", metavar="QUERY"),
@@ -51,10 +51,10 @@ Accept = Annotated[
 ]
 TokensPerStep = Annotated[
     int | None,
-    typer.Option(min=1, help="Tokens routed in one layer in one step, times top-k; turns shares into counts."),
+    typer.Option(min=1, help="Token choices per layer and step (tokens times top-k); turns shares into counts."),
 ]
 Tokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens of one step, before top-k; cuts token-level dumps into steps.")
+    int | None, typer.Option(min=1, help="Tokens per step, before top-k; divides token-level dumps into steps.")
 ]
 Ignore = Annotated[int | None, typer.Option(min=0, help="Expert number to ignore, such as padding.", metavar="ID")]
 FirstExpert = Annotated[int | None, typer.Option(min=0, help="Number of the first expert.")]
@@ -63,24 +63,25 @@ Difference = Annotated[
     bool, typer.Option("--difference", help="Values are cumulative counters: use the increase per step.")
 ]
 Axes = Annotated[
-    str | None, typer.Option(help="Axes of an array, such as layers,steps,experts; or with ranks.", metavar="AXES")
+    str | None,
+    typer.Option(help="Axes of an array, such as layers,steps,experts or steps,layers,ranks,experts.", metavar="AXES"),
 ]
 Column = Annotated[
     list[str] | None,
-    typer.Option(help="Which column is what, such as tokens=routed (repeatable).", metavar="ROLE=NAME"),
+    typer.Option(help="Meaning of a column, such as tokens=routed (repeatable).", metavar="ROLE=NAME"),
 ]
 Where = Annotated[
     list[str] | None,
     typer.Option(help="Only rows with this value, such as phase=decode (repeatable).", metavar="COLUMN=VALUE"),
 ]
 SumOver = Annotated[
-    str | None, typer.Option(help="Add counts up over the values of a column, such as a rank.", metavar="COLUMN")
+    str | None, typer.Option(help="Sum counts over the values of a column, such as rank.", metavar="COLUMN")
 ]
 Key = Annotated[
-    str | None, typer.Option(help="Where the counts or choices are in a document, such as stats.counts.", metavar="KEY")
+    str | None, typer.Option(help="Key of the counts or choices in a document, such as stats.counts.", metavar="KEY")
 ]
 TopK = Annotated[int | None, typer.Option(min=1, help="Experts that each token is sent to.")]
-Experts = Annotated[int | None, typer.Option(min=1, help="Experts of a layer, where the dump does not show it.")]
+Experts = Annotated[int | None, typer.Option(min=1, help="Experts per layer, if the dump does not show it.")]
 Stages = Annotated[int | None, typer.Option(min=1, help="Pipeline stages of the run (Megatron-LM ranks).")]
 Pattern = Annotated[
     str | None, typer.Option(help="Regular expression for tags, with (?P<layer>) and (?P<expert>).", metavar="REGEX")
@@ -90,14 +91,14 @@ Pattern = Annotated[
 def ingest(
     shared: Shared,
     sources: Annotated[
-        list[str] | None, typer.Argument(help="Files, folders, or URIs of Parquet; ./sample_traces if none.")
+        list[str] | None, typer.Argument(help="Files, folders, or URIs of Parquet files.  [default: ./sample_traces]")
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the trace, for a single source.")] = None,
     from_: Annotated[
         str | None,
         typer.Option(
             "--from",
-            help="Format of the sources, NAME or NAME:setting=value; [default: recognised from the files].",
+            help="Format of the sources, NAME or NAME:setting=value  [default: recognised from the files]",
             metavar="FORMAT",
             autocompletion=format_names,
         ),
@@ -105,7 +106,9 @@ def ingest(
     sql: Sql = None,
     merge: Merges = None,
     bin_: Bin = None,
-    phase: Annotated[Phase | None, typer.Option(help="Only these passes, where the dump distinguishes them.")] = None,
+    phase: Annotated[
+        Phase | None, typer.Option(help="Only these passes or tokens, if the dump distinguishes them.")
+    ] = None,
     tokens_per_step: TokensPerStep = None,
     tokens: Tokens = None,
     top_k: TopK = None,
@@ -127,9 +130,9 @@ def ingest(
 ) -> None:
     """Read dumps and logs into traces, and check them.
 
-    Reads any known format, and writes canonical traces. One file is one trace, named by its stem; a
-    folder imports every trace file in it, or one trace if the files are its ranks; - is the standard
-    input, with --from. Importing an unchanged source again has no effect.
+    One file becomes one trace, named after the file. A folder becomes one trace for each trace file
+    in it, or one in total if the files are its ranks. The source - is the standard input and needs
+    --from. Importing an unchanged source again has no effect.
 
     \b
     Example: moetrace ingest sample_traces/gpt-moe-8e-a.parquet --name mine

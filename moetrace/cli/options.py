@@ -44,7 +44,9 @@ SIZE = re.compile(r"(\d+\.?\d*(?:e\d{1,2})?) ?(?:([kmgt])(i?))?b?", re.IGNORECAS
 T = TypeVar("T")
 FirstLayer = Annotated[
     int | None,
-    typer.Option(min=0, help="The model's number, from 0, of the trace's first layer: for files.", metavar="N"),
+    typer.Option(
+        min=0, help="Number, from 0, that the first layer of the trace has in the model; for files.", metavar="N"
+    ),
 ]
 Traces = Annotated[
     list[str] | None, typer.Argument(help="Names or paths.  [default: all traces]", autocompletion=trace_names)
@@ -142,7 +144,9 @@ class Shared:
     show: Annotated[
         str | None,
         typer.Option(
-            help="Print these detail tables instead of the summary, or `all`.", metavar="TABLES", rich_help_panel=OUTPUT
+            help="Print these detail tables, or `all`, instead of the summary.",
+            metavar="TABLES",
+            rich_help_panel=OUTPUT,
         ),
     ] = None
     format: Annotated[
@@ -155,13 +159,13 @@ class Shared:
     ] = None
     json: Annotated[bool, typer.Option("--json", help="Short for --format json.", rich_help_panel=OUTPUT)] = False
     table: Annotated[
-        str | None, typer.Option(help="Which table --format csv prints.", metavar="NAME", rich_help_panel=OUTPUT)
+        str | None, typer.Option(help="Table that --format csv prints.", metavar="NAME", rich_help_panel=OUTPUT)
     ] = None
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write the result to a file.", rich_help_panel=OUTPUT)
     ] = None
     force: Annotated[
-        bool, typer.Option("--force", help="Replace a taken name or an existing file.", rich_help_panel=OUTPUT)
+        bool, typer.Option("--force", help="Replace an existing trace or file.", rich_help_panel=OUTPUT)
     ] = False
     quiet: Annotated[
         bool, typer.Option("--quiet", "-q", help="Suppress notes and progress.", rich_help_panel=OUTPUT)
@@ -362,7 +366,7 @@ class Shared:
 def predictor_option(default: Iterable[str]) -> Any:
     """The option for predictors, which are the *default* ones where it is not given."""
     return typer.Option(
-        help=f"NAME or NAME:setting=value, repeatable  [default: {', '.join(default)}]",
+        help=f"NAME or NAME:setting=value (repeatable)  [default: {', '.join(default)}]",
         metavar="SPEC",
         autocompletion=predictor_names,
         rich_help_panel=PROTOCOL,
@@ -394,7 +398,7 @@ class Protocol:
     ] = None
     train_on: Annotated[
         list[str] | None,
-        typer.Option(metavar="TRACE", help="Another run for lstm to learn from, repeatable.", rich_help_panel=PROTOCOL),
+        typer.Option(metavar="TRACE", help="Train lstm on another run (repeatable).", rich_help_panel=PROTOCOL),
     ] = None
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of predictors and of the bootstrap.", rich_help_panel=PROTOCOL)
@@ -403,7 +407,9 @@ class Protocol:
     dask: Annotated[
         str | None,
         typer.Option(
-            help="Use the Dask cluster there, such as tcp://host:8786.", metavar="ADDRESS", rich_help_panel=PROTOCOL
+            help="Use the Dask cluster at this address, such as tcp://host:8786.",
+            metavar="ADDRESS",
+            rich_help_panel=PROTOCOL,
         ),
     ] = None
 
@@ -441,13 +447,17 @@ class Hardware:
     ridge: Annotated[
         float | None,
         typer.Option(
-            min=0, help="Tokens per expert below which it is memory-bound; 0: time follows tokens.", metavar="TOKENS",
+            min=0, help="Tokens per expert below which a GPU is memory-bound; 0: never.", metavar="TOKENS",
             rich_help_panel=HARDWARE,
         ),
     ] = None  # fmt: skip
     expert_time: Annotated[
         Path | None,
-        typer.Option(help="Measured curve, a CSV tokens,microseconds.", metavar="FILE", rich_help_panel=HARDWARE),
+        typer.Option(
+            help="Measured time of an expert: a CSV file with tokens,microseconds.",
+            metavar="FILE",
+            rich_help_panel=HARDWARE,
+        ),
     ] = None
     passes_per_step: Annotated[
         int, typer.Option(min=1, help="Forward passes in a step of the trace.", metavar="N", rich_help_panel=HARDWARE)

@@ -83,7 +83,7 @@ def csv_text(tables: Mapping[str, Table], name: str | None) -> str:
 
 
 def named(tables: Mapping[str, Table], name: str) -> Table:
-    """The table of that *name*; a usage error that has the names of all where there is none."""
+    """The table of that *name*; a usage error with all names if it does not exist."""
     if name not in tables:
         raise typer.BadParameter(f"there is no table {name!r}; there are {', '.join(tables)}")
     return tables[name]
@@ -117,7 +117,7 @@ def to_stdout(text: str | None, screens: Sequence[Screen], tables: Mapping[str, 
 def while_read() -> Iterator[None]:
     """Write to stdout in the block, which ends where nobody reads any more.
 
-    Raises `WorkspaceError` where stdout cannot be written to.
+    Raises `WorkspaceError` if stdout cannot be written.
     """
     try:
         yield

@@ -56,21 +56,21 @@ def place(
     ] = 0.0,
     tolerance: Annotated[
         float,
-        typer.Option(min=0, help="Keep a plan whose predicted peak is this close to the lowest.", metavar="FRACTION"),
+        typer.Option(min=0, help="Keep a plan if its predicted peak is this close to the lowest.", metavar="FRACTION"),
     ] = 0.01,
     dispatch: Annotated[
         Literal["even", "nearest", "lp", "fewest"],
         typer.Option(
-            help="How an expert's tokens are split: evenly, to the nearest replica, or anew in each step so that GPUs "
-            "are even in tokens (lp) or wake few replicas (fewest)."
+            help="How the tokens of an expert are split among its replicas: evenly, to the nearest, or for each step "
+            "with the lowest peak (lp) or the fewest active replicas (fewest)."
         ),
     ] = "even",
-    nodes: Annotated[int, typer.Option(min=1, help="Nodes that the GPUs are on.")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="Nodes that hold the GPUs.")] = 1,
     groups: Annotated[
         int, typer.Option(min=1, help="Groups of experts in group-limited routing; each stays on one node.")
     ] = 1,
     top_groups: Annotated[
-        int | None, typer.Option(min=1, help="Groups that a token takes. [default: half of them]")
+        int | None, typer.Option(min=1, help="Groups that a token uses.  [default: half of them]")
     ] = None,
     plan: Annotated[
         Path | None,
@@ -83,26 +83,26 @@ def place(
         list[str] | None,
         typer.Option(
             envvar="MOETRACE_SYSTEM",
-            help="Serving system, such as sglang, whose policies, files and flags count; repeatable.",
+            help="Only the policies, files and flags of this system, such as sglang (repeatable).",
             metavar="NAME",
         ),
     ] = None,
     model_layers: Annotated[
-        int, typer.Option(min=0, help="Layers of the model: files have a row for those without a plan.")
+        int, typer.Option(min=0, help="Layers of the model; files get a row for layers without a plan.")
     ] = 0,
     first_layer: FirstLayer = None,
 ) -> None:
     """Decide whether balancing is worth it, and place experts.
 
-    Places experts on GPUs using the forecast, and scores each plan on the load that followed. At every
-    cutoff each predictor's forecast becomes a plan, and so do the load of the last 1,000 steps, which
-    serving systems plan by (window_mean), and the load that followed (oracle). The score is the load of
-    the busiest GPU divided by the mean GPU load over the whole horizon (peak_over_mean; 1 is even), and
-    the mean over the busiest where every step waits for its own (balance). The verdict compares the
-    rebalancing policies of serving systems, replayed step by step.
+    At every cutoff, a plan is made from the forecast of each predictor and scored on the load that
+    followed. It is compared with plans from the last 1,000 steps, as serving systems make them
+    (window_mean), and from the load that followed (oracle). peak_over_mean is the load of the busiest
+    GPU over the whole horizon, divided by the mean GPU load; 1 is even. balance is the mean GPU load
+    divided by that of the busiest GPU of each step. The verdict compares the rebalancing policies of
+    serving systems, replayed step by step.
 
-    The plan for the steps after the end uses the predictor whose plans were best. It is written in the
-    formats of vllm-ascend, MindIE, SGLang and TensorRT-LLM.
+    The plan for the steps after the end of the trace uses the predictor with the best plans. It is
+    written in the formats of vllm-ascend, MindIE, SGLang and TensorRT-LLM.
 
     \b
     Example: moetrace place gpt-moe-8e-a --gpus 4 --predictor auto --predictor sw_avg

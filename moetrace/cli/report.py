@@ -37,19 +37,21 @@ def report(
             min=1,
             envvar="MOETRACE_GPUS",
             metavar="N",
-            help="GPUs that share the experts of a layer; 1 leaves placement out  [default: 8, or what divides them]",
+            help="GPUs that share the experts of a layer; 1 omits placement  [default: 8, or 4 or 2 for few experts]",
         ),
     ] = None,
     redundant: Annotated[int, typer.Option(min=0, help="Redundant experts, with --gpus.")] = 0,
     figures: Annotated[
-        str, typer.Option(help="Formats of the figures: png, svg, pdf; or none.", metavar="KINDS")
+        str, typer.Option(help="Formats of the figure files: png, svg, pdf; or none.", metavar="KINDS")
     ] = "png",
     figure_width: Annotated[
-        str | None, typer.Option(help="Width of these figures, such as 3.3in or 84mm.", metavar="WIDTH")
+        str | None, typer.Option(help="Width of the figure files, such as 3.3in or 84mm.", metavar="WIDTH")
     ] = None,
-    figure_titles: Annotated[bool, typer.Option("--figure-titles", help="Their message above these figures.")] = False,
+    figure_titles: Annotated[
+        bool, typer.Option("--figure-titles", help="Write the message of each figure above it.")
+    ] = False,
     style: Annotated[
-        str | None, typer.Option(help="Style of these figures: of matplotlib, by its name or file.", metavar="STYLE")
+        str | None, typer.Option(help="Matplotlib style of the figure files, by name or file.", metavar="STYLE")
     ] = None,
     folder: Annotated[
         Path | None, typer.Option(help="Folder of the report  [default: report in the workspace]")
@@ -57,7 +59,7 @@ def report(
 ) -> None:
     """Generate an HTML report with figures and data.
 
-    report.html is self-contained; the folders figures and data hold its figures and data as files.
+    report.html is self-contained. Its figures and data are also files, in the folders figures and data.
 
     \b
     Example: moetrace report gpt-moe-8e-a --predictor sw_avg --predictor arima

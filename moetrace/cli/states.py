@@ -70,19 +70,19 @@ def states(
     ] = False,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0, help="Exit when nothing new came for so many seconds (with --follow).", metavar="SECONDS"),
+        typer.Option(min=0, help="Exit after this many seconds without a new step (with --follow).", metavar="SECONDS"),
     ] = None,
 ) -> None:
     """Show when the load of each layer became stable.
 
     Finds the transient and stable windows of each layer, and the step where it settles.
     Movement is the change of the load from one window of 200 steps to the next, minus sampling
-    noise. A layer settles where its mean over 500 steps stays below 4%, and is transient again
-    above 6%. A second detector uses the order of the experts alone. Variance and range are the
-    paper's.
+    noise. A layer settles when the mean movement over 500 steps stays below 4%, and is transient again
+    above 6%. A second test uses only the order of the experts. Variance and range are those of
+    arXiv 2404.16914.
 
-    With --follow, TRACE is the path that a recorder writes to. Exit codes then: 0 if every layer is
-    stable at the end, 4 if one is not, 5 if the router of a layer has collapsed.
+    With --follow, TRACE is the path that a recorder writes to. The exit code is then 0 if every layer
+    is stable at the end, 4 if one is not, and 5 if the router of a layer has collapsed.
 
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4

@@ -44,7 +44,7 @@ def remove(
 ) -> None:
     """Remove traces and their results from the workspace.
 
-    The files they were read from stay. On a terminal it asks first.
+    The source files stay. On a terminal, moetrace asks first.
 
     \b
     Example: moetrace remove gpt-moe-8e-a --yes
@@ -72,8 +72,8 @@ def check(
 ) -> None:
     """Check traces for damage, gaps and idle experts.
 
-    Checks damage, order, totals, gaps, idle experts and drift. Exit code 1 if any finding is an
-    error that was not accepted at ingest, or is named by --fail-on.
+    Checks damage, order, totals, gaps, idle experts and drift. The exit code is 1 if a finding is an
+    error that was not accepted at ingest, or if --fail-on names it.
 
     \b
     Example: moetrace check gpt-moe-8e-a --fail-on collapse,dead,drift

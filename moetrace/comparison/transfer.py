@@ -34,7 +34,7 @@ def transfer_of(
     """What plans as of *planning*, and sets of *slots* experts, from *a* do on *b*: ``transfer`` of ``compare --json``.
 
     Either may be None: not asked. Plans are of `spread` layers; *progress* counts layers.
-    Raises `SettingError` where *b* is too short, slots do not fill the GPUs evenly, or a layer has fewer experts.
+    Raises `SettingError` if *b* is too short, slots do not fill the GPUs evenly, or a layer has fewer experts.
     """
     if len(b.steps) < 2:
         raise SettingError(

@@ -89,7 +89,7 @@ KINDS: dict[str, Kind] = {
 
 
 def check_known(names: Iterable[str]) -> None:
-    """Raise `SettingError` for the first of *names* that is no finding, with those that there are."""
+    """Raise `SettingError` for the first of *names* that is not a finding, with the known ones."""
     for name in names:
         if name not in KINDS:
             raise unknown("finding", name, KINDS)

@@ -90,7 +90,7 @@ def checked_cutoffs(
 ) -> list[int]:
     """*cutoffs*, each of which some of *horizons* can be scored at, if they were asked for explicitly.
 
-    Raises `SettingError` naming what would work where one of them cannot, or no horizon can be scored at any.
+    Raises `SettingError`, with what would work, if one of them cannot be scored, or no horizon at any.
     """
     first, last, shortest = int(trace.steps[0]), _end(trace), min(horizons)
     scored = {cutoff for horizon in horizons for cutoff in scorable(trace, cutoffs, horizon)}

@@ -295,7 +295,7 @@ def _read_layer(
 
 
 def _read_document(path: Path, footer: FileMetaData) -> dict[str, Any]:
-    """The document in *footer*, its texts made printable; raises `TraceError` for none, damage, or a later version."""
+    """The document in *footer*, its texts made printable; raises `TraceError` for a missing, damaged or later one."""
     keys = footer.metadata or {}
     text, digest = keys.get(DOCUMENT_KEY.encode()), keys.get(DIGEST_KEY.encode())
     if text is None and digest is None:

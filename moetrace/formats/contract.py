@@ -18,7 +18,7 @@ def check_format(format: Format, path: str | Path, options: ReadOptions = ReadOp
     """The trace that *format* reads of the dump at *path*; raises `AssertionError` where it breaks what reading needs.
 
     It has a line on what it needs, and its text makes it again; it claims the dump, and nothing that is empty or not
-    there; its cells come out the same each time. Raises `TraceError` where the dump is no trace.
+    there; its cells come out the same each time. Raises `TraceError` if the dump is not a trace.
 
     >>> import moetrace as mt
     >>> from moetrace.formats import FORMATS

@@ -130,7 +130,7 @@ def from_frame(
     *step*, *layer*, *expert* and *tokens* name its columns; without a *layer* there is one, number 0. Rows may come
     in any order. *tokens_per_step*, what a layer routes in a step, turns shares into counts, and counts are checked
     against it; *top_k* is how many experts a token is sent to. With *idle_experts*, an expert without a row had no
-    tokens. Raises `TraceError` naming the column and the first bad row, and `SettingError` for what is not a frame.
+    tokens. Raises `TraceError` naming the column and the first bad row, and `SettingError` for anything but a frame.
 
     >>> import moetrace as mt
     >>> import pandas as pd
@@ -207,7 +207,7 @@ def _ask(source: Source, format: str, options: ReadOptions) -> None:
 def reader_of(path: Location, options: ReadOptions, format: str | None) -> Format:
     """The format that reads *path*, with the settings in the spec *format* and those that *options* imply.
 
-    Raises `SettingError` for what it does not take, `TraceError` if *path* is in no known format.
+    Raises `SettingError` for an option that the format lacks, `TraceError` for an unknown format.
     """
     reader = with_settings(chosen_format(path, format), options.settings)
     has = {field.name for field in fields(reader)}
@@ -257,7 +257,7 @@ class Dump:
         """Start the stream: its blocks, and what is known of the trace once they have passed, given its steps.
 
         Counters are subtracted, passes added up, the steps of a clock numbered. Findings of an earlier try are removed.
-        Raises `TraceError` for what does not fit the options.
+        Raises `TraceError` if the dump does not fit the options.
         """
         options, where, readings = self.options, self.source.where, readings_of(self.source)
         for reading in readings:

@@ -123,7 +123,7 @@ def fingerprint(*paths: Location) -> str:
     """SHA-256 of a file's content, or of the names and contents of several files or a folder's.
 
     Of a URI the names, sizes and times of its files count; of a query its text and the local files in it, and with
-    others it is new each time. Raises `TraceError` for what cannot be read.
+    others it is new each time. Raises `TraceError` if it cannot be read.
     """
     if len(paths) > 1:
         return _digest(f"{path.name} {fingerprint(path)}" for path in paths)

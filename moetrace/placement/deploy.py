@@ -48,7 +48,7 @@ def read_plan(
 
     SGLang and TensorRT-LLM number the layers as the model does, where the first of *layers* is *first_layer*, its own
     number if None; the rows of the others are the MoE layers in order.
-    Raises `TraceError` where the file is of no known system, misses a layer or an expert, or does not fill the GPUs.
+    Raises `TraceError` for an unknown kind of file, and if it lacks a layer or an expert, or does not fill the GPUs.
     """
     names = renumbered(layers, first_layer)
     found = _slots_in(path, gpus)

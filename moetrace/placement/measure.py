@@ -38,7 +38,7 @@ def measured(
 
     An expert has the matrices (*hidden*, 2 * *ffn*) and (*ffn*, *hidden*) of torch's *dtype*. *device* is torch's, CUDA
     where there is one by default; so many *experts* run at once, by default as many as no cache holds.
-    Raises `SettingError` where torch is missing, or has no such dtype or device.
+    Raises `SettingError` if torch is missing, or lacks the dtype or device.
     """
     try:
         import torch

@@ -120,7 +120,7 @@ def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY
     Planned from scratch: a single step as `planner.planned` does, several as `lowered` does from there, also from
     replicas by mean and scatter; the best is taken where tokens are split as *dispatch* does. Where its time does not
     follow tokens, that plan, EPLB's and the default placement compete with plans by time, see `_by_time`.
-    Raises `SettingError` where the slots are not as many on every GPU, or are too many.
+    Raises `SettingError` if the GPUs have unequal numbers of slots, or too many.
     """
     wanted = steps_of(load)
     experts = len(wanted.mean)

@@ -35,7 +35,7 @@ def rebalance_experts(
 
     ``phy2log`` (layers, num_replicas) is the expert in each slot, GPU after GPU; ``log2phy`` (layers, experts, most
     replicas) are the slots of each expert, padded with -1; ``logcnt`` (layers, experts) its replicas.
-    Raises `SettingError` where the numbers do not fit together, or a weight is negative or no number.
+    Raises `SettingError` if the numbers do not fit together, or a weight is negative or not finite.
 
     >>> import moetrace as mt
     >>> phy2log, log2phy, logcnt = mt.rebalance_experts([[4, 1, 1, 2]], 6, 1, 1, 3)

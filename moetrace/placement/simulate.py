@@ -46,7 +46,7 @@ def simulate(
     the part of the slots that change from the plan of the cutoff before, at the first from ``default``, or from the
     *deployed* plan, by layer, which is then scored as ``deployed``. Of a trace with more than `MOST_LAYERS` layers so
     many are scored. A layer is a task for *run*; *progress* gets how many are done.
-    Raises `SettingError` where the slots do not fill the GPUs evenly.
+    Raises `SettingError` if the slots do not fill the GPUs evenly.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])

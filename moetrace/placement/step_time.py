@@ -144,7 +144,7 @@ BY_TOKENS = StepTime()
 def read_curve(path: Path, passes: int = 1) -> StepTime:
     """The measured curve in a CSV with the columns `CURVE_COLUMNS`, as `placement.measure` writes it.
 
-    Raises `TraceError` with the row where it is no curve: tokens have to rise, times must not be negative.
+    Raises `TraceError` with the first bad row: tokens have to rise, and times must not be negative.
 
     >>> import moetrace as mt
     >>> from pathlib import Path

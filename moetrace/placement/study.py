@@ -107,7 +107,7 @@ def place(
     are those of `fitted` if None. Where no predictor is able to learn from the trace, plans are made by its mean.
     Only policies of these *systems* compete where they are named, beside one plan and ours.
     *train_on*, *results* and *run* are those of `evaluate`; *progress* gets percent.
-    Raises `SettingError` where the slots do not fill the GPUs evenly.
+    Raises `SettingError` if the slots do not fill the GPUs evenly.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])

@@ -179,7 +179,7 @@ class Recorder:
         """Add *notes* to the trace's metadata; the latest of a name counts.
 
         Arrays and tensors become lists, paths and dates texts; NaN and infinity become null.
-        Raises `SettingError` for what cannot be stored as JSON, and beyond 16 MiB.
+        Raises `SettingError` for values that JSON cannot store, and beyond 16 MiB.
         """
         self._check_open()
         self._describe(self._info.notes | arguments.plain_notes(notes), self._info.assumptions)

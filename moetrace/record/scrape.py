@@ -27,7 +27,7 @@ SECONDS = 10.0  # to wait for an answer
 def scraped(url: str) -> list[str]:
     """The lines of one scrape of *url* that are about experts, and the types of their metrics.
 
-    Raises `TraceError` where nothing answers, and where no sample has labels for a layer and an expert.
+    Raises `TraceError` if nothing answers, or no sample has labels for a layer and an expert.
     """
     try:
         with urllib.request.urlopen(url, timeout=SECONDS) as answer:

@@ -254,7 +254,7 @@ def watch_buffers(model: Module, recorder: Recorder | None, **settings: Any) -> 
     """Watch every module of *model* that keeps counts in a buffer of a known name (`BUFFERS`).
 
     The layer is the module's `layer_number` where it has one, as in Megatron-Core, otherwise the last
-    number in its name. *settings* are those of `Watch`. Raises `TraceError` when there is none.
+    number in its name. *settings* are those of `Watch`. Raises `TraceError` if no module has such a buffer.
     """
     watch = Watch(recorder, **settings)
     buffers = {
@@ -275,7 +275,7 @@ def watch_buffers(model: Module, recorder: Recorder | None, **settings: Any) -> 
 def layers_of(modules: dict[str, Module]) -> dict[str, int]:
     """The layer of each of *modules*, by their names in the model: its `layer_number` or the last number in its name.
 
-    Raises `TraceError` where neither is there, and when two are the same layer: their counts would be added up.
+    Raises `TraceError` if the model has neither, or if two are one layer: their counts would be added up.
     """
     layers: dict[str, int] = {}
     for path, module in modules.items():

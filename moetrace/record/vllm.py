@@ -55,7 +55,7 @@ class Settings:
     def of_environment(cls) -> Settings | None:
         """From MOETRACE_RECORD, MOETRACE_RECORD_EVERY and MOETRACE_RECORD_MB, None without the first.
 
-        Raises `SettingError` for what is no path, or no positive integer.
+        Raises `SettingError` for an invalid path or number.
         """
 
         def number(name: str) -> int | None:
@@ -187,7 +187,7 @@ class Recording:
     def of_worker(cls, worker: Any, settings: Settings) -> Self | None:
         """Attach to the routers of *worker*, whose model is loaded; None on ranks that see the tokens of another.
 
-        Raises `SettingError` for a model without experts, and for what is not supported.
+        Raises `SettingError` for a model without experts, and for an unsupported setting.
         """
         import vllm
         from vllm.distributed.parallel_state import get_pp_group, get_tp_group

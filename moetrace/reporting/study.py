@@ -73,7 +73,7 @@ def write_report(
     *studies* has the frames of each trace by its name, as `moetrace.study` makes them; *facts* are what the page
     says of how it was made; *kinds* are the files that each figure becomes, of ``png``, ``svg`` and ``pdf``.
     *pairs* says how far apart the loads of each two traces are, a row for each pair (`Comparison.as_row`); *look* is
-    how the files of figures look, not the page. Raises `WorkspaceError` where a file cannot be written.
+    how the files of figures look, not the page. Raises `WorkspaceError` if a file cannot be written.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])

@@ -79,7 +79,7 @@ class Look:
     def of(cls, width: float | str | None, style: str | Path | None, *, titles: bool = False) -> Look:
         """A look by a *width* such as ``3.3in``, ``8.4cm`` or ``84mm``, and the name or the file of a *style*.
 
-        Raises `SettingError` for what is no width, or no style.
+        Raises `SettingError` for an unknown width or style.
         """
         match = WIDTH.fullmatch(f"{width}".strip()) if width is not None else None
         inches = float(match[1]) / INCH[match[2] or "in"] if match else None

@@ -234,7 +234,7 @@ def default_horizon(trace: LoadTrace) -> int:
 def _windows(trace: LoadTrace, horizon: int | None, cutoffs: Sequence[int] | None) -> tuple[int, list[int]]:
     """*horizon* and *cutoffs*, or those that *trace* is long enough for.
 
-    Raises `SettingError` where no cutoff can be scored, naming the longest horizon.
+    Raises `SettingError`, with the longest horizon, if no cutoff can be scored.
     """
     start, end = int(trace.steps[0]), int(trace.steps[-1])
     horizon = horizon or default_horizon(trace)

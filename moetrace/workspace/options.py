@@ -69,7 +69,7 @@ class Selection:
     workspace: Workspace | str | Path | None = None
 
     def open(self, trace: Traced) -> LoadTrace:
-        """That part of *trace*; raises `SettingError` for what is no trace, and for one that is not there."""
+        """That part of *trace*; raises `SettingError` if it is not a trace or unknown."""
         if isinstance(trace, str | Path):
             trace = self._there(trace)
         if not isinstance(trace, LoadTrace):
@@ -141,7 +141,7 @@ class Backtesting:
         """The horizons and the cutoffs; the *default* ones where no *horizons* are given, fitted to a short trace.
 
         *note* gets a line where they were fitted, which names the *option* for horizons, and where cutoffs are further
-        apart than usual. Raises `SettingError` where a horizon or cutoff that was asked for cannot be scored.
+        apart than usual. Raises `SettingError` if a given horizon or cutoff cannot be scored.
         """
         check_several(self.cutoffs or (), "cutoffs", "[3000, 4000]")
         asked = list(self.cutoffs) if self.cutoffs else None

@@ -107,7 +107,7 @@ class Workspace:
         return path.parent.resolve() / path.name
 
     def chosen(self, traces: Iterable[str]) -> list[str]:
-        """*traces*, or the names of all there are when none is given; raises when there are none."""
+        """*traces*, or the names of all if none is given; raises `WorkspaceError` if there are none."""
         given = list(dict.fromkeys(traces)) or self.names()
         if not given:
             raise WorkspaceError(f"{self.root} holds no traces: run `moetrace ingest` first")
@@ -134,7 +134,7 @@ class Workspace:
     def parts(self, traces: Sequence[str]) -> list[LoadTrace]:
         """Each of *traces*, by name or path; ``name:FIRST-LAST`` has these steps alone, and is called so.
 
-        Raises `SettingError` where there is no such trace, or no such step in it.
+        Raises `SettingError` if the trace does not exist or lacks the step.
         """
         split = [None if Path(text).is_file() else PART.fullmatch(text) for text in traces]
         names = [text if match is None else match[1] for text, match in zip(traces, split)]

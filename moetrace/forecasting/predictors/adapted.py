@@ -133,7 +133,7 @@ def from_forecaster(forecaster: object, name: str | None = None, *, block: int =
     steps over the last *history* steps, in mean loads of an expert (1 is even); *name* is that of its class unless
     given. Shares are clipped and normalised. Results are cached by its parameters (``get_params``); where one is a
     function or an array, which cannot be recognised, they are computed anew in each run.
-    Raises `SettingError` for what has none of these interfaces, and for the name of a predictor of moetrace.
+    Raises `SettingError` for any other interface, and for a name that moetrace uses itself.
 
     >>> import moetrace as mt
     >>> class Last:

@@ -32,7 +32,7 @@ def made(plugin: Plugin, taken: Collection[str] = ()) -> Predictor:
 
 
 def check_predictor(predictor: Predictor) -> None:
-    """Raise `AssertionError` where a *predictor* breaks what the backtest relies on; for the tests of a plug-in.
+    """Raise `AssertionError` if a *predictor* breaks what the backtest relies on; for the tests of a plug-in.
 
     A forecast has a row of finite shares for every step, the same each time; it changes nothing that it was given,
     applies to a newer history and to another number of experts, holds a load that never moved, and the forecast of a

@@ -89,7 +89,7 @@ REASONS = (
 def sources_in(path: Location) -> list[Location]:
     """The sources that *path* stands for: itself, its parts until it is closed, or every trace file in the folder.
 
-    Raises `TraceError` for none.
+    Raises `TraceError` if no format claims it.
     """
     if not isinstance(path, Path):
         return [path]

@@ -86,7 +86,7 @@ def open_parts(folder: Path) -> tuple[list[LoadTrace], tuple[Finding, ...]]:
 
 
 def read_parts(folder: str | Path) -> LoadTrace:
-    """The trace in a folder of parts, read one layer at a time; raises `TraceError` for none, or a damaged one."""
+    """The trace in a folder of parts, read one layer at a time; raises `TraceError` if it is not one, or damaged."""
     pieces, findings = open_parts(Path(folder))
     steps = np.concatenate([piece.steps for piece in pieces])
     latest = pieces[-1]
@@ -103,7 +103,7 @@ def read_parts(folder: str | Path) -> LoadTrace:
 def phase_of(path: Path, phase: str) -> Reading:
     """One *phase* of a recording of passes, a trace or its parts: ``-decode`` beside it has the decode tokens.
 
-    Raises `TraceError` where that is missing, or not a part of the other.
+    Raises `TraceError` if that is missing, or not a part of the other.
     """
     beside = path.with_name(f"{path.stem}-decode{path.suffix}")
     if not beside.exists():

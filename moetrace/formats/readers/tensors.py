@@ -152,7 +152,7 @@ def keys_of(path: Path) -> bytes:
 def loaded(path: Path) -> Any:
     """What is in a `.pt` file, tensors as arrays (bfloat16 as two bytes each).
 
-    Raises `TraceError` where it is damaged, or holds anything but tensors, numbers, text and plain containers.
+    Raises `TraceError` if it is damaged, or holds anything but tensors, numbers, text and plain containers.
     """
     unpacked = 0
     with suppress(OSError, zipfile.BadZipFile, NotImplementedError, ValueError), zipfile.ZipFile(path) as archive:

@@ -68,7 +68,7 @@ class Array:
 def array_reading(
     arrays: Mapping[str, Array], path: Location, axes: str | None, values: Values, assumed: tuple[str, ...] = ()
 ) -> Reading:
-    """The counts among the *arrays* of one file, with the *axes* that were given; raises `TraceError` for none."""
+    """The counts among the *arrays* of one file, with the given *axes*; raises `TraceError` if there are none."""
     where = str(path)
     key, first, cube, by_layer, texts = _counts_among(arrays, path, axes)
     n_steps, n_layers, experts = cube.shape

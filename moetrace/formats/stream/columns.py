@@ -195,7 +195,7 @@ class Rows(NamedTuple):
     def numbers(self, name: str, in_text: Callable[[str], int | None] | None = None) -> NDArray[np.int64]:
         """A column of steps, layers or experts (rows,): whole numbers, or texts with one each, like ``expert_3``.
 
-        *in_text* finds the number of a text, if it is another one. Raises `TraceError` for what is no whole number.
+        *in_text* finds the number of a text, if it is another one. Raises `TraceError` for anything but whole numbers.
         """
 
         def only_number(text: str) -> int | None:
@@ -371,7 +371,7 @@ class Tags:
 
 
 def compiled(pattern: str, where: str) -> re.Pattern[str]:
-    """The *pattern* of a user, without regard to case; raises `TraceError` where it is none."""
+    """The *pattern* of a user, without regard to case; raises `TraceError` for an invalid one."""
     try:
         return re.compile(pattern, re.IGNORECASE)
     except re.error as error:

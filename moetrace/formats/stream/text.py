@@ -168,7 +168,7 @@ def json_objects(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def document(path: Path) -> Any:
-    """The JSON document in a file, held whole; raises `TraceError` where it does not fit, or is none."""
+    """The JSON document in a file, held whole; raises `TraceError` if it does not fit or is not JSON."""
     require(IN_MEMORY * path.stat().st_size, str(path), "the document, which is held whole,", "log JSON lines")
     with library_errors(str(path), "cannot be read", WRITE_AGAIN):
         if compression_of(path) == "gzip":

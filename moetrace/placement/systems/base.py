@@ -73,7 +73,7 @@ class Deployment:
     def every_layer(self, first: int) -> range:
         """The numbers of all layers from *first* to the last of the model.
 
-        Raises `SettingError` where layers have numbers that no model, or not this one, has.
+        Raises `SettingError` for numbers of layers that no model, or not this one, has.
         """
         last = max(self.slots)
         if last > MOST_LAYERS:

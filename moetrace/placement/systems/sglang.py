@@ -47,7 +47,7 @@ def slots(plan: Deployment) -> bytes:
     """What ``--init-expert-location`` reads: a row for every layer from 0, the slots GPU after GPU.
 
     A layer that is not in the plan, such as a dense one, or one after it up to the last of the model, gets the
-    default placement. Raises `SettingError` where layers have numbers that no model has.
+    default placement. Raises `SettingError` for numbers of layers that no model has.
     """
     return json.dumps({"physical_to_logical_map": [*plan.every_row(0).values()]}).encode()
 
