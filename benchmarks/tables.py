@@ -23,7 +23,7 @@ SEVERAL = {
 }
 # A table of the page, below the name of its file: `rows` is a query, `columns` are `name as heading`, `pivot` is index,
 # columns and values.
-MARKED = re.compile(r"(<!-- table (?P<name>\w+)(?P<how>.*) -->\n\n)(?:\|.*\n)*")
+MARKED = re.compile(r"(<!-- table (?P<name>\w+)(?P<how>.*) -->\n\n)(?:\|.*\n)*\n*")
 
 
 def printed(text: str) -> list[pd.DataFrame]:
@@ -80,7 +80,7 @@ def read(name: str) -> pd.DataFrame:
 
 def filled(page: str) -> str:
     """The *page* with all its tables made anew from the files."""
-    return MARKED.sub(lambda mark: mark[1] + _table(mark["name"], mark["how"]), page)
+    return MARKED.sub(lambda mark: f"{mark[1]}{_table(mark['name'], mark['how'])}\n", page)
 
 
 def _table(name: str, how: str) -> str:

@@ -120,7 +120,8 @@ def fit(name: str, shares: Shares, seed: int = 0) -> dict[str, float]:
     """The parameter of a family for *shares* (experts,), none of them 0, with its 95% interval, and how well it fits.
 
     *NAME_fit* is the distance of the shares from those of the family, *NAME_p* how often a load drawn from the family
-    is as far from what is fitted to it: below 0.05, the load is not of that family.
+    is as far from what is fitted to it: below 0.05, the load is not of that family. Fewer than three experts have no
+    shape: all are NaN.
 
     >>> load = np.random.default_rng(1).dirichlet(np.full(64, 2.0))
     >>> found = fit("dirichlet", load)
@@ -128,18 +129,15 @@ def fit(name: str, shares: Shares, seed: int = 0) -> dict[str, float]:
     (True, True)
     """
     family, experts = FAMILIES[name], len(shares)
+    names = family.parameter, f"{family.parameter}_low", f"{family.parameter}_high", f"{name}_fit", f"{name}_p"
+    if experts < 3:
+        return dict.fromkeys(names, float("nan"))
     (value,), (error,) = fitted(name, -np.sort(-shares)[None])
     drawn = family.drawn(np.random.default_rng(seed), max(float(value), 1e-6), (DRAWS, experts))
     again, errors = fitted(name, -np.sort(-_normalised(drawn), axis=1))
     low, high = np.quantile(again, [0.025, 0.975])
     ends = [float(value**2 / end) if end > 0 else float("nan") for end in (high, low)]
-    return {
-        family.parameter: float(value),
-        f"{family.parameter}_low": ends[0],
-        f"{family.parameter}_high": ends[1],
-        f"{name}_fit": float(error),
-        f"{name}_p": float((errors >= error).mean()),
-    }
+    return dict(zip(names, (float(value), *ends, float(error), float((errors >= error).mean()))))
 
 
 def shape_row(load: LayerLoad) -> dict[str, Any]:
@@ -153,9 +151,9 @@ def shape_row(load: LayerLoad) -> dict[str, Any]:
     # An expert without load has half a token, as its share is not 0 but less than one in all.
     positive = np.maximum(recent.counts.sum(axis=0), 0.5) / tokens
     row: dict[str, Any] = {"trace": load.trace, "layer": load.layer}
-    for name in FAMILIES if load.experts > 2 else ():
+    for name in FAMILIES:
         row |= fit(name, positive / positive.sum())
-    errors = {name: row[f"{name}_fit"] for name in FAMILIES if f"{name}_fit" in row}
+    errors = {name: error for name in FAMILIES if (error := row[f"{name}_fit"]) == error}
     best = min(errors.items(), key=lambda fit: round(fit[1], 9), default=(None, float("nan")))
     row |= dict(zip(("best_fit", "best_fit_error"), best))
     row |= {"entropy": entropy(shares), "distinct": float((recent.counts > 0).sum(axis=1).mean())}

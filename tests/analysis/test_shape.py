@@ -89,6 +89,8 @@ def test_two_experts_have_no_shape_to_fit():
     shares = np.array([160, 80, 40, 0.5]) / 280.5
 
     assert two["best_fit"].isna().all()
+    assert two["exponent"].isna().all()
+    assert [*two] == [*idle]
     assert np.log(shares).std(ddof=1) == pytest.approx(idle["sigma"][0], rel=1e-3)
 
 
