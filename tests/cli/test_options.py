@@ -308,7 +308,7 @@ def test_a_usage_error_names_the_help_of_its_command(moetrace):
     """Also where the last option lacks its value, which is noticed before the command is."""
     assert "(see moetrace place -h)" in moetrace("place", "--gpus").err
     assert "(see moetrace place -h)" in moetrace("place", "--gpsu", 4).err
-    assert "(see moetrace -h)" in moetrace("plcae").err
+    assert "(see moetrace -h)" in moetrace("plac").err
 
 
 @pytest.mark.parametrize("name", COMMANDS)
