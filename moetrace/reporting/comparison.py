@@ -34,7 +34,7 @@ def distance_sentence(row: Mapping[str, Any]) -> str:
         + {
             "same": "",
             "permuted": f" The experts are in another order: {by_rank}, which is noise.",
-            "different": f" Expert numbers mean other experts in each, as with two seeds; {by_rank}.",
+            "different": f" Expert numbers mean different experts in each, as with two seeds; {by_rank}.",
             "unknown": f" Whether expert numbers mean the same in both is unknown; {by_rank}.",
         }[row["order"]]
     )
@@ -104,8 +104,8 @@ def comparison_notes(document: Mapping[str, Any]) -> list[str]:
         )
     if found:
         notes.append(
-            f"Scored on the steps {found['from_step']:,} to {found['to_step']:,} of {b}. Its own plan or set is made "
-            f"from the 1,000 steps before them, that of {a} from its last 1,000, or as many as there are."
+            f"Scored on steps {found['from_step']:,} to {found['to_step']:,} of {b}. Its own plan or set is made from "
+            f"the 1,000 steps before these, and that of {a} from its last 1,000 steps, or all if it has fewer."
         )
     return notes
 

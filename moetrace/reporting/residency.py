@@ -24,9 +24,7 @@ METHODS = {
     "oracle_static": "best set in hindsight",
     "oracle": "cache with perfect foresight",
 }
-ORDER = (
-    "Steps have several tokens, whose order is not known: caches are replayed by the set of active experts of a step."
-)
+ORDER = "The order of the tokens in a step is unknown, so that caches are replayed by the experts active in each step."
 ELSEWHERE = "An expert that is cold in this trace may be one that another workload needs: record that workload, too."
 
 
@@ -64,7 +62,7 @@ def kept(answer: Mapping[str, Any]) -> Answer:
 
 def kept_notes(answer: Mapping[str, Any], cold: pd.DataFrame, curve: pd.DataFrame) -> list[str]:
     """What stands below the table, a paragraph each: knee, how long a set holds, what more would gain, what is left."""
-    knee = f"Up to {answer['above_mean']:,} experts per layer each has more than the mean load (the knee of the curve)."
+    knee = f"About {answer['above_mean']:,} experts per layer have more than the mean load (the knee of the curve)."
     if answer["worth"] == "untested":
         return [knee, *([ELSEWHERE] if len(cold) else [])]
     notes = [f"{knee} {lasting(answer)}"]

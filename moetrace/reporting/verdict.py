@@ -74,7 +74,9 @@ def worthwhile(verdict: Mapping[str, Any]) -> str:
     if ridge:
         on = f" on {verdict['hardware'].upper()}" if verdict["hardware"] else ""
         return f"A plan saves 5% or more from about {ratio * ridge:,.0f} tokens per expert and pass{on}."
-    return f"A plan saves 5% or more from about {ratio:.2g} times the ridge of the GPU in tokens per expert and pass."
+    return (
+        f"A plan saves 5% or more where an expert gets at least about {ratio:.2g} times the ridge of the GPU per pass."
+    )
 
 
 def first_answer(trace: str, bound: Any) -> str:

@@ -397,7 +397,7 @@ def balanced_plan(trace):
     [
         ({"worth_from": None}, ""),
         ({"worth_from": 0.5, "ridge": 206.0, "hardware": "h200"}, "from about 103 tokens per expert and pass on H200."),
-        ({"worth_from": 0.5, "ridge": None, "hardware": ""}, "from about 0.5 times the ridge of the GPU in tokens"),
+        ({"worth_from": 0.5, "ridge": None, "hardware": ""}, "at least about 0.5 times the ridge of the GPU per pass"),
     ],
 )
 def test_the_knee_in_words(more, told):

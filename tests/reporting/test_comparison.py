@@ -19,7 +19,7 @@ PLAN = {
     [
         ({}, NOTED),
         ({"order": "permuted"}, f"{NOTED} The experts are in another order: by rank, the shares differ by 5.4%, which is noise."),
-        ({"order": "different"}, f"{NOTED} Expert numbers mean other experts in each, as with two seeds; by rank, the shares differ by 5.4%."),
+        ({"order": "different"}, f"{NOTED} Expert numbers mean different experts in each, as with two seeds; by rank, the shares differ by 5.4%."),
         ({"order": "unknown"}, f"{NOTED} Whether expert numbers mean the same in both is unknown; by rank, the shares differ by 5.4%."),
         ({"same": None}, "The loads of x and y differ by 16.2% of the token choices; noise floor unknown (too few steps)."),
         (
@@ -78,4 +78,4 @@ def test_of_many_layers_those_that_differ_most_are_shown():
     assert NOTED == screen.notes[0]
     assert "+1.0% to +7.0% compared with its own plan, +0.0% to +4.0% compared with none" in screen.notes[1]
     assert "memory-bound, +0.2% and -0.1%: add --hardware." in screen.notes[1]
-    assert "Scored on the steps 501 to 1,000 of y." in screen.notes[2]
+    assert "Scored on steps 501 to 1,000 of y." in screen.notes[2]

@@ -62,13 +62,13 @@ def test_notes_say_how_long_a_set_holds_and_what_is_left():
     """The knee, the gains with their sign, and the bound for every forecast."""
     knee, gains, left, order = kept_notes(ANSWER, NONE, NONE)
 
-    assert "Up to 38 experts per layer" in knee
+    assert "About 38 experts per layer" in knee
     assert "A set chosen while stable covers within 1 point of a new one for 4,000 steps." in knee
     assert "every 100 steps +0.0 points, an LRU cache +2.1 points" in gains
     assert "unequally over the layers +0.2 points" in gains
     assert "covers 68.4%: no forecast of a set for 1,000 steps can gain more than 0.7 points." in left
     assert "26.0% in an LRU cache, 28.0% with perfect foresight" in left
-    assert "whose order is not known" in order
+    assert "order of the tokens in a step is unknown" in order
     assert "for 9,500 steps, as far as the trace shows" in kept_notes(ANSWER | {"holds": None}, NONE, NONE)[0]
     assert "A set covers" in kept_notes(ANSWER | {"ends": "unknown"}, NONE, NONE)[0]
     assert "unequally" not in kept_notes(ANSWER | {"by_load_adds": None}, NONE, NONE)[1]
