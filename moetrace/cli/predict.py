@@ -64,7 +64,7 @@ def predict(
             backtesting=backtesting,
         )  # fmt: skip
         shared.note_reused(trace.name, found.computed, found.reused)
-        return found  # type: ignore[no-any-return]
+        return found
 
     done = shared.each_trace(traces, "forecasts of", "results", one)
     frames = {name: stacked([found.frames[name] for found in done]) for name in done[0].frames}

@@ -63,8 +63,7 @@ class Dispatch:
         """
         if self.kind == NEAREST and self.nodes > 1:
             return _nearest_parts(held > 0, self.nodes)
-        parts: Shares = held / held.sum(axis=0)
-        return parts
+        return held / held.sum(axis=0)
 
     def loads(self, held: Held, counts: Tokens) -> Shares:
         """The load of each GPU in steps of *counts* (steps, experts), shape (steps, gpus)."""
@@ -73,27 +72,23 @@ class Dispatch:
         if self.kind == LP:
             return least_loads(held, counts, self.time)
         if self.kind == EVEN and not self.time.linear:  # all replicas of an expert take as long
-            found: Shares = self.time.cost(counts / held.sum(axis=0)) @ held.T
-            return found
+            return self.time.cost(counts / held.sum(axis=0)) @ held.T
         parts = _chosen_parts(held, self.nodes) if self.kind == NEAREST else self.expected_parts(held)
         if self.time.linear:
-            loads: Shares = counts @ parts.T
-            return loads
+            return counts @ parts.T
         return np.stack([self.time.cost(counts * own).sum(axis=1) for own in parts], axis=1)
 
     def peaks(self, held: Held, counts: Tokens) -> Shares:
         """The load of the busiest GPU in steps of *counts* (steps, experts), shape (steps,)."""
         if self.kind == LP and self.time.linear:
             return least_peaks(held, counts)
-        peaks: Shares = self.loads(held, counts).max(axis=1)
-        return peaks
+        return self.loads(held, counts).max(axis=1)
 
     def alone(self, copies: Ints, tokens: Tokens) -> Shares:
         """What *copies* (experts,) replicas of each expert take together for *tokens* (steps, experts), same shape."""
         if self.kind == FEWEST:
             return self.time.cost(tokens)
-        every: Shares = self.time.cost(tokens / copies) * copies
-        return every
+        return self.time.cost(tokens / copies) * copies
 
 
 EVENLY = Dispatch()
@@ -163,8 +158,7 @@ def _nearest_parts(held: NDArray[np.bool_], nodes: int) -> Shares:
     first = by_node & (by_node.cumsum(axis=1) == 1)
     near = by_node + first * (some * others)[:, None]
     far = np.where(some, 0, others).sum(axis=0) / copies
-    parts: Shares = (near.reshape(held.shape) + held * far) / gpus
-    return parts
+    return (near.reshape(held.shape) + held * far) / gpus
 
 
 def least_peaks(held: Held, counts: Tokens) -> Shares:
@@ -175,8 +169,7 @@ def least_peaks(held: Held, counts: Tokens) -> Shares:
     """
     gpus = len(held)
     if gpus > MOST_TRIED:
-        busiest: Shares = least_loads(held, counts).max(axis=1)
-        return busiest
+        return least_loads(held, counts).max(axis=1)
     homes, expert = np.unique((held > 0).T @ (1 << np.arange(gpus)), return_inverse=True)  # sets of GPUs as bits
     inside = np.zeros((1 << gpus, len(counts)))
     inside[homes] = np.eye(len(homes))[:, expert] @ counts.T
@@ -185,8 +178,7 @@ def least_peaks(held: Held, counts: Tokens) -> Shares:
         pairs[:, 1] += pairs[:, 0]
     sizes = (np.arange(1, 1 << gpus)[:, None] >> np.arange(gpus) & 1).sum(axis=1)
     inside[1:] /= sizes[:, None]
-    peaks: Shares = inside.max(axis=0)
-    return peaks
+    return inside.max(axis=0)
 
 
 def least_loads(held: Held, counts: Tokens, time: StepTime = BY_TOKENS) -> Shares:
@@ -261,5 +253,4 @@ def _filled_up(loads: Shares, tokens: Shares) -> Shares:
     """
     many = np.arange(1, len(loads) + 1)[:, None]
     level = ((np.sort(loads, axis=0).cumsum(axis=0) + tokens) / many).min(axis=0)
-    found: Shares = np.maximum(level - loads, 0)
-    return found
+    return np.maximum(level - loads, 0)

@@ -60,14 +60,12 @@ class Packing:
     @property
     def loads(self) -> Shares:
         """The load of each GPU, shape (rows, gpus)."""
-        loads: Shares = picked(self.weight, self.slots).sum(axis=2)
-        return loads
+        return picked(self.weight, self.slots).sum(axis=2)
 
     @property
     def peaks(self) -> Shares:
         """The load of the busiest GPU, shape (rows,)."""
-        peaks: Shares = self.loads.max(axis=1)
-        return peaks
+        return self.loads.max(axis=1)
 
 
 def exchanged(packing: Packing, until: Shares | None = None) -> Packing:
@@ -136,8 +134,7 @@ def _sets(size: int, number: int) -> Ints:
 def _sets_with(size: int, number: int) -> Ints:
     """Which of them have each slot, shape (size, sets with it)."""
     has = (_sets(size, number) == np.arange(size)[:, None, None]).any(axis=1)
-    found: Ints = np.nonzero(has)[1].reshape(size, -1)
-    return found
+    return np.nonzero(has)[1].reshape(size, -1)
 
 
 def _nearest(

@@ -232,8 +232,7 @@ def matched(common: Ints) -> Ints:
     from scipy.optimize import linear_sum_assignment
 
     new, old = linear_sum_assignment(common, maximize=True)
-    found: Ints = new[np.argsort(old)]
-    return found
+    return new[np.argsort(old)]
 
 
 def matched_on_nodes(common: Ints, nodes: int) -> Ints:
@@ -243,8 +242,7 @@ def matched_on_nodes(common: Ints, nodes: int) -> Ints:
     ways = np.array([[matched(pair) for pair in row] for row in pairs])  # (new node, old node, old in it)
     shared = np.take_along_axis(pairs, ways[:, :, None], axis=2).sum(axis=(2, 3))
     new = matched(shared)  # of each old node
-    found: Ints = (new[:, None] * size + ways[new, np.arange(nodes)]).ravel()
-    return found
+    return (new[:, None] * size + ways[new, np.arange(nodes)]).ravel()
 
 
 def slots_of(experts: int, gpus: int, redundant: int) -> int:

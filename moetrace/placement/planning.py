@@ -217,8 +217,7 @@ def homes_of(load: StepLoad, groups: int, nodes: int) -> Ints:
     size = load.steps.shape[1] // groups
     summed = StepLoad(load.steps.reshape(len(load.steps), groups, size).sum(axis=2))
     own = place(summed, nodes).slots  # (nodes, groups of a node)
-    homes: Ints = np.sort((own[..., None] * size + np.arange(size)).reshape(nodes, -1), axis=1)
-    return homes
+    return np.sort((own[..., None] * size + np.arange(size)).reshape(nodes, -1), axis=1)
 
 
 def replan_within_nodes(

@@ -236,5 +236,4 @@ def _window_shares(load: LayerLoad, before: Counts, due: Sequence[int], window: 
     last = np.searchsorted(load.steps, np.array(due, np.int64), "right")
     first = np.searchsorted(load.steps, np.array(due, np.int64) - window, "right")
     counts = before[last] - before[np.maximum(np.minimum(first, last - min(window, LEAST_ROWS)), 0)]
-    shares: Shares = counts / counts.sum(axis=1, keepdims=True)
-    return shares
+    return counts / counts.sum(axis=1, keepdims=True)

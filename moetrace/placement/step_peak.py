@@ -82,8 +82,7 @@ class StepLoad:
     @cached_property
     def mean(self) -> Shares:
         """The share of each expert of the whole load, shape (experts,)."""
-        mean: Shares = self.steps.sum(axis=0) / self.steps.sum()
-        return mean
+        return self.steps.sum(axis=0) / self.steps.sum()
 
     @property
     def in_one_step(self) -> StepLoad:
@@ -95,8 +94,7 @@ class StepLoad:
         """The covariance of the experts' shares over the steps, each step by its load, shape (experts, experts)."""
         weight = self.steps.sum(axis=1, keepdims=True)
         apart = (self.steps / weight - self.mean) * np.sqrt(weight / weight.sum())
-        found: Shares = apart.T @ apart
-        return found
+        return apart.T @ apart
 
     def peak(self, held: Held, dispatch: Dispatch = EVENLY) -> float:
         """The load of the busiest GPU of each step, added up, as a part of all of it; see `comparable`.
@@ -148,14 +146,12 @@ class StepPeak:
     @cached_property
     def with_experts(self) -> Shares:
         """The covariance of the load of each GPU with the share of each expert, shape (gpus, experts)."""
-        found: Shares = self.parts @ self.load.covariance
-        return found
+        return self.parts @ self.load.covariance
 
     @cached_property
     def variances(self) -> Shares:
         """The variance of the load of each GPU, shape (gpus,)."""
-        found: Shares = (self.with_experts * self.parts).sum(axis=1)
-        return found
+        return (self.with_experts * self.parts).sum(axis=1)
 
     @cached_property
     def exponents(self) -> Shares:
@@ -168,8 +164,7 @@ class StepPeak:
 
     def exponent(self, mean: Shares, variance: Shares) -> Shares:
         """b m + b^2 v / 2."""
-        found: Shares = self.sharpness * mean + self.sharpness**2 / 2 * variance
-        return found
+        return self.sharpness * mean + self.sharpness**2 / 2 * variance
 
     @property
     def peak(self) -> float:
@@ -182,8 +177,7 @@ class StepPeak:
 
     def terms(self, exponents: Shares) -> Shares:
         """What is summed in the bound for *exponents*, over its largest term as it is now."""
-        terms: Shares = np.exp(np.minimum(exponents - self.exponents.max(), MOST_EXPONENT))
-        return terms
+        return np.exp(np.minimum(exponents - self.exponents.max(), MOST_EXPONENT))
 
     def changed(self, slots: Ints) -> StepPeak:
         """The same with experts in other *slots*."""
@@ -315,5 +309,4 @@ def _after(now: StepPeak, first: Ints, less: Shares, second: Ints, more: Shares)
     variances = less * (2 * reach[first][:, None] + less * alone[first][:, None])
     variances = variances + more * (2 * reach[second] + more * alone[second])
     variances += 2 * less * more * covariance[np.ix_(first, second)][:, :, None]
-    found: Shares = now.terms(now.exponents + now.exponent(means, variances)).sum(axis=2)
-    return found
+    return now.terms(now.exponents + now.exponent(means, variances)).sum(axis=2)

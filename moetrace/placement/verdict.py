@@ -344,8 +344,7 @@ def _enough_redundant(trace: LoadTrace, planning: Planning) -> tuple[int, float]
 def _is(replay: pd.DataFrame, policy: pd.Series[Any]) -> pd.Series[bool]:
     """Which rows are those of *policy*."""
     own = replay[POLICY[1:]].astype(object)
-    same: pd.Series[bool] = (own.fillna(-1) == policy[POLICY[1:]].astype(object).fillna(-1)).all(axis=1)
-    return same
+    return (own.fillna(-1) == policy[POLICY[1:]].astype(object).fillna(-1)).all(axis=1)
 
 
 def _holds(replay: pd.DataFrame, best: pd.Series[Any]) -> int | None:

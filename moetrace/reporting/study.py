@@ -242,8 +242,7 @@ def _sections(frames: Mapping[str, Any], pictures: Mapping[str, Picture]) -> lis
     """What stands behind the answers, folded."""
 
     def own(name: str) -> pd.DataFrame:
-        frame: pd.DataFrame = frames[name].drop(columns="trace")
-        return frame
+        return frames[name].drop(columns="trace")
 
     imbalance = own("imbalance").pivot_table(index="layer", columns="definition", values="value", sort=False)
     whose = own("imbalance").drop_duplicates("definition")

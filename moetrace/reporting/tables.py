@@ -153,8 +153,7 @@ def csv(frame: pd.DataFrame) -> str:
     words = {
         name: [_harmless(value) for value in frame[name]] for name in frame.columns if frame[name].dtype.kind in "OT"
     }
-    text: str = frame.assign(**words).to_csv(index=False, lineterminator="\n")
-    return text
+    return frame.assign(**words).to_csv(index=False, lineterminator="\n")
 
 
 def _harmless(value: Any) -> Any:

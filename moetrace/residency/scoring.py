@@ -143,5 +143,4 @@ def _covered(after: Windows, forecast: Shares) -> Shares:
 
 def _best(after: Windows) -> Shares:
     """What the best set in hindsight covers, see `_covered`: for each of the two rates the best by itself."""
-    curves: Shares = np.cumsum(-np.sort(-np.array([after.shares, after.active]), axis=2), axis=2)
-    return curves
+    return np.cumsum(-np.sort(-np.array([after.shares, after.active]), axis=2), axis=2)

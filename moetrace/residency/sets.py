@@ -67,8 +67,7 @@ class Budget:
 
 def ranked(shares: Shares) -> NDArray[np.int64]:
     """The experts from the most to the least loaded along the last axis of *shares*; the first of equal ones first."""
-    order: NDArray[np.int64] = np.argsort(-shares.round(DIGITS), axis=-1, kind="stable")
-    return order
+    return np.argsort(-shares.round(DIGITS), axis=-1, kind="stable")
 
 
 def knee(shares: Shares) -> int:

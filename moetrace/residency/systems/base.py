@@ -58,8 +58,7 @@ class ResidentSets:
         """A number for each expert of a layer, by which the resident ones come first, in their order."""
         scores = np.rint(np.array(self.shares[layer]) * TOKENS).astype(int)
         scores[list(self.sets[layer])] = 2 * TOKENS + np.arange(len(self.sets[layer]))[::-1]
-        found: list[int] = scores.tolist()
-        return found
+        return scores.tolist()
 
     def every_layer(self) -> range:
         """The numbers of all layers of the model; raises `SettingError` for one that it cannot have."""
