@@ -5,6 +5,8 @@ Rows and slots are those of `packing`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +43,24 @@ def greedy(shares: Shares, gpus: int, redundant: int) -> Ints:
     load = in_units(shares)
     copies = replicas_of(load, redundant, gpus)
     return _packed(np.rint(load / copies), copies, gpus)
+
+
+def members(groups: Ints, size: int) -> Ints:
+    """The experts of *groups* (..., n), each of so many neighbours, shape (..., experts)."""
+    return (groups[..., None] * size + np.arange(size)).reshape(*groups.shape[:-1], -1)
+
+
+def within_nodes(
+    shares: Shares, homes: Ints, gpus: int, redundant: int, plan: Callable[[Shares, int, int], Ints]
+) -> Ints:
+    """Slots (rows, gpus, slots) with the experts of each node in *homes* (rows, nodes, experts), as *plan* places them.
+
+    *plan* takes shares, GPUs and redundant experts as `greedy` does.
+    """
+    rows, nodes, own = homes.shape
+    homes = homes.reshape(rows * nodes, own)
+    of_node = picked(np.repeat(shares, nodes, axis=0), homes)
+    return picked(homes, plan(of_node, gpus // nodes, redundant // nodes)).reshape(rows, gpus, -1)
 
 
 def replicas_of(shares: Shares, redundant: int, gpus: int) -> Ints:

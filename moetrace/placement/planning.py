@@ -23,6 +23,7 @@ from moetrace.placement.plan import (
     replan,
     slots_of,
 )
+from moetrace.placement.planner import members
 from moetrace.placement.step_peak import StepLoad
 from moetrace.placement.step_time import BY_TOKENS, StepTime
 from moetrace.trace import Counts, Shares
@@ -135,30 +136,44 @@ class Planning:
         if not self.on_nodes:
             plan = place(load, self.gpus, self.redundant, self.split)
         else:  # every group on one of the nodes, and its replicas too, as EPLB does
-            own = [
-                home[
-                    place(
-                        load.of_experts(home), self.gpus // self.nodes, self.redundant // self.nodes, self._local
-                    ).slots
-                ]
-                for home in homes_of(load, self.groups, self.nodes)
-            ]
+            own = [self._on_node(load, home) for home in homes_of(load, self.groups, self.nodes)]
             plan = Plan.of(np.concatenate(own), len(load.mean))
         return plan if before is None else plan.aligned(before, self.nodes)
 
     def replan(self, before: Plan, load: StepLoad, tolerance: float | None = None) -> Plan:
         """The plan *before*, changed for *load*, see `plan.replan`; with another *tolerance* where it is given.
 
-        Where groups stay on nodes it is changed node by node; groups move where that makes the nodes more even.
+        Where groups stay on nodes it is changed node by node; experts stay on their nodes where those are whole groups
+        and even enough.
         """
         near = self.tolerance if tolerance is None else tolerance
         if not self.on_nodes:
             return replan(before, load, self.redundant, self.least_gain, near, self.split)
         if before.held.sum() != len(load.mean) + self.redundant:
             return self.place(load, before)
-        fresh = homes_of(load, self.groups, self.nodes)
-        slots = replan_within_nodes(before.slots, load, fresh, self.groups, self._local, self.least_gain, near)
-        return Plan.of(slots, len(load.mean))
+        fresh, experts = homes_of(load, self.groups, self.nodes), len(load.mean)
+        by_node = before.held.reshape(self.nodes, -1, experts)  # (nodes, gpus of a node, experts)
+        own, size = [np.flatnonzero(held.any(axis=0)) for held in by_node], experts // self.groups
+        whole = all(len(home) == fresh.shape[1] and np.isin(np.bincount(home // size), (0, size)).all() for home in own)
+        busiest = [load.mean[np.array(homes)].sum(axis=1).max() for homes in (own if whole else fresh, fresh)]
+        if whole and busiest[0] <= busiest[1] + near / self.nodes:
+            homes = np.array(own)
+        else:
+            homes = fresh[matched(np.array([[len(np.intersect1d(new, old)) for old in own] for new in fresh]))]
+        slots = []
+        for held, was, home in zip(by_node, own, homes):
+            if np.array_equal(was, home):
+                few = self.redundant // self.nodes
+                plan = replan(Plan(held[:, home]), load.of_experts(home), few, self.least_gain, near, self._local)
+                slots.append(home[plan.slots])
+            else:
+                slots.append(Plan.of(self._on_node(load, home), experts).aligned(Plan(held)).slots)
+        return Plan.of(np.concatenate(slots), experts)
+
+    def _on_node(self, load: StepLoad, home: Ints) -> Ints:
+        """The experts of *home* in the slots of one node, planned from scratch, shape (gpus of a node, slots)."""
+        gpus, redundant = self.gpus // self.nodes, self.redundant // self.nodes
+        return home[place(load.of_experts(home), gpus, redundant, self._local).slots]
 
     @property
     def _local(self) -> Dispatch:
@@ -216,44 +231,7 @@ def homes_of(load: StepLoad, groups: int, nodes: int) -> Ints:
     """The experts of each node, whole groups, as even as possible, shape (nodes, experts of a node)."""
     size = load.steps.shape[1] // groups
     summed = StepLoad(load.steps.reshape(len(load.steps), groups, size).sum(axis=2))
-    own = place(summed, nodes).slots  # (nodes, groups of a node)
-    return np.sort((own[..., None] * size + np.arange(size)).reshape(nodes, -1), axis=1)
-
-
-def replan_within_nodes(
-    current: Ints,
-    load: StepLoad,
-    fresh: Ints,
-    groups: int,
-    within: Dispatch = EVENLY,
-    least_gain: float = 0.0,
-    tolerance: float = TOLERANCE,
-) -> Ints:
-    """The slots of one layer, changed node by node from the *current* ones (gpus, slots), see `replan`.
-
-    *fresh* (nodes, experts of a node) are the homes planned from scratch, whole ones of so many *groups*; *within* is
-    the dispatch on a node. Experts stay on their nodes where those are whole groups and even enough.
-    """
-    (nodes, experts), all_experts = fresh.shape, len(load.mean)
-    size, redundant = all_experts // groups, current.size // nodes - experts
-    by_node = current.reshape(nodes, len(current) // nodes, -1)
-    own = [np.unique(node) for node in by_node]
-    whole = all(len(home) == experts and np.isin(np.bincount(home // size), (0, size)).all() for home in own)
-    busiest = [load.mean[np.array(homes)].sum(axis=1).max() for homes in (own if whole else fresh, fresh)]
-    if whole and busiest[0] <= busiest[1] + tolerance / nodes:
-        homes = np.array(own)
-    else:
-        homes = fresh[matched(np.array([[len(np.intersect1d(new, old)) for old in own] for new in fresh]))]
-    parts = []
-    for node, was, home in zip(by_node, own, homes):
-        if np.array_equal(was, home):
-            before = Plan.of(np.searchsorted(home, node), experts)
-            plan = replan(before, load.of_experts(home), redundant, least_gain, tolerance, within)
-            parts.append(home[plan.slots])
-        else:
-            moved = home[place(load.of_experts(home), len(node), redundant, within).slots]
-            parts.append(Plan.of(moved, all_experts).aligned(Plan.of(node, all_experts)).slots)
-    return np.concatenate(parts)
+    return np.sort(members(place(summed, nodes).slots, size), axis=1)
 
 
 def nodes_per_token(

@@ -10,9 +10,8 @@ import numpy as np
 
 from moetrace.analysis.outlook import since_jump
 from moetrace.analysis.states import state_at
-from moetrace.placement.packing import Ints
 from moetrace.placement.plan import Plan, replan
-from moetrace.placement.planner import greedy
+from moetrace.placement.planner import greedy, members, within_nodes
 from moetrace.placement.planning import Planning
 from moetrace.trace import Counts, LayerLoad, Shares, Steps
 from moetrace.words import STABLE
@@ -116,13 +115,10 @@ def plan_as_eplb(seen: Observed, before: Plan, planning: Planning) -> Iterator[P
         yield from plan_from_scratch(seen, before, planning)
         return
     for shares in _in_parts(seen.shares):
-        (rows, experts), nodes = shares.shape, planning.nodes
-        size = experts // planning.groups
-        groups = greedy(shares.reshape(rows, planning.groups, size).sum(axis=2), nodes, 0)  # (rows, nodes, groups)
-        homes = (groups[..., None] * size + np.arange(size)).reshape(rows * nodes, -1)
-        own = np.take_along_axis(np.repeat(shares, nodes, axis=0), homes, axis=1)
-        local = greedy(own, planning.gpus // nodes, planning.redundant // nodes).reshape(rows * nodes, -1)
-        slots: Ints = np.take_along_axis(homes, local, axis=1).reshape(rows, planning.gpus, -1)
+        rows, experts = shares.shape
+        by_group = shares.reshape(rows, planning.groups, -1)
+        homes = members(greedy(by_group.sum(axis=2), planning.nodes, 0), by_group.shape[2])
+        slots = within_nodes(shares, homes, planning.gpus, planning.redundant, greedy)
         yield from (Plan.of(row, experts) for row in slots)
 
 

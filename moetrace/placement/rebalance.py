@@ -7,9 +7,9 @@ from numpy.typing import ArrayLike
 
 from moetrace.errors import SettingError
 from moetrace.placement.packing import Ints
-from moetrace.placement.plan import TOLERANCE
-from moetrace.placement.planner import planned
-from moetrace.placement.planning import Planning, check_nodes, homes_of, replan_within_nodes
+from moetrace.placement.plan import TOLERANCE, Plan
+from moetrace.placement.planner import members, planned, within_nodes
+from moetrace.placement.planning import Planning, check_nodes
 from moetrace.placement.step_peak import StepLoad
 from moetrace.trace import Shares
 
@@ -48,7 +48,9 @@ def rebalance_experts(
     groups = num_groups if nodes > 1 else 1
     check_nodes(experts, num_replicas, groups, nodes, num_gpus)
     if before is None and steps is None:
-        slots = _within_nodes(load, _experts_of_nodes(load, groups, nodes), num_replicas, num_gpus)
+        by_group = load.reshape(layers, groups, -1)
+        homes = np.sort(members(planned(by_group.sum(axis=2), nodes, 0).slots, by_group.shape[2]), axis=2)
+        slots = within_nodes(load, homes, num_gpus, num_replicas - experts, lambda *own: planned(*own).slots)
         return _arrays(slots.reshape(layers, num_replicas), experts)
     planning = Planning(num_gpus, num_replicas - experts, tolerance=tolerance, nodes=nodes, groups=groups)
     current = None if before is None else _current(before, layers, num_replicas, experts)
@@ -59,8 +61,7 @@ def rebalance_experts(
             rows.append(planning.place(wanted).slots)
         else:
             was = current[layer].reshape(num_gpus, -1)
-            new = replan_within_nodes(was, wanted, homes_of(wanted, groups, nodes), groups, tolerance=tolerance)
-            rows.append(_in_their_slots(new, was))
+            rows.append(_in_their_slots(planning.replan(Plan.of(was, experts), wanted).slots, was))
     return _arrays(np.stack(rows).reshape(layers, num_replicas), experts)
 
 
@@ -76,22 +77,6 @@ def _loads(weight: ArrayLike) -> tuple[Shares, Shares | None]:
     total = summed.sum(axis=1, keepdims=True)
     shares = np.where(total > 0, summed / np.where(total > 0, total, 1), 1 / summed.shape[1])
     return shares, load if load.ndim == 3 else None
-
-
-def _experts_of_nodes(load: Shares, groups: int, nodes: int) -> Ints:
-    """The experts of each node, whole groups, shape (layers, nodes, experts of a node)."""
-    layers, experts = load.shape
-    size = experts // groups
-    own = planned(load.reshape(layers, groups, size).sum(axis=2), nodes, 0).slots  # (layers, nodes, groups of a node)
-    return np.sort((own[..., None] * size + np.arange(size)).reshape(layers, nodes, -1), axis=2)
-
-
-def _within_nodes(load: Shares, experts: Ints, replicas: int, gpus: int) -> Ints:
-    layers, nodes, own = experts.shape
-    of_node = np.take_along_axis(load, experts.reshape(layers, -1), axis=1).reshape(layers * nodes, own)
-    local = planned(of_node, gpus // nodes, replicas // nodes - own).slots
-    named = np.take_along_axis(experts.reshape(layers * nodes, own), local.reshape(layers * nodes, -1), axis=1)
-    return named.reshape(layers, gpus, -1)
 
 
 def _current(before: ArrayLike, layers: int, replicas: int, experts: int) -> Ints:

@@ -386,6 +386,7 @@ def test_systems_that_have_a_choice_split_tokens_as_they_are_told():
     policy = SYSTEMS["SGLang"].policies(1)[0]
     assert "--ep-dispatch-algorithm static" in launch(policy, Planning(8, 32, dispatch="nearest"), 128)
     assert "--ep-dispatch" not in launch(policy, Planning(8, dispatch="nearest"), 128)
+    assert "--ep-dispatch" not in launch(policy, Planning(8, 32, dispatch="fewest"), 128)  # SGLang has no such way
 
 
 def test_a_gate_keeps_all_plans_while_gpus_are_busy_on_average():

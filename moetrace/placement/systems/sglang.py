@@ -12,7 +12,7 @@ from moetrace.placement.planning import Planning
 from moetrace.placement.policies import Policy, plan_as_eplb
 from moetrace.placement.systems.base import TOKENS, Deployment, PlanFile, System
 
-# What SGLang calls the ways to split tokens; by default an all-to-all backend takes the nearest replica.
+# What SGLang calls the ways to split tokens that it has; by default an all-to-all backend takes the nearest replica.
 DISPATCH = {EVEN: "dynamic", NEAREST: "static", LP: "lp"}
 
 
@@ -35,7 +35,7 @@ def _launch(policy: Policy, planning: Planning, _experts: int) -> str:
 
 def sizes(gpus: int, redundant: int, dispatch: str) -> str:
     """The flags for the number of GPUs and of redundant experts, and for how tokens are split among replicas."""
-    split = f" --ep-dispatch-algorithm {DISPATCH[dispatch]}" if redundant else ""
+    split = f" --ep-dispatch-algorithm {DISPATCH[dispatch]}" if redundant and dispatch in DISPATCH else ""
     return f"--ep-size {gpus} --ep-num-redundant-experts {redundant}{split}"
 
 
