@@ -124,6 +124,14 @@ def in_turn(tasks: Sequence[Task[T]]) -> Iterator[T]:
     return (task.run() for task in tasks)
 
 
+def counted(run: Run, tasks: Sequence[Task[T]], progress: Progress | None) -> Iterator[T]:
+    """What comes of *tasks* that *run* does; *progress* gets how many are done."""
+    for done, found in enumerate(run(tasks), 1):
+        yield found
+        if progress is not None:
+            progress(done, len(tasks))
+
+
 def evaluate(
     trace: LoadTrace,
     predictors: Sequence[Predictor],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.forecasting.backtest import Progress, Run, in_turn
+from moetrace.forecasting.backtest import Progress, Run, counted, in_turn
 from moetrace.placement.dispatch import Dispatch
 from moetrace.placement.plan import Plan, least_redundant
 from moetrace.placement.planning import Planning
@@ -68,11 +68,7 @@ def replayed(
     )
     gates = _gates([_Utilisation(replay, number) for number in trace.layers], run)
     tasks = [_Layer(replay, number, gates) for number in trace.layers]
-    rows: dict[int, list[tuple[Any, ...]]] = {}
-    for number, own in run(tasks):
-        rows[number] = own
-        if progress:
-            progress(len(rows), len(tasks))
+    rows = dict(counted(run, tasks, progress))
     every = [row for number in trace.layers for row in rows[number]]
     return pd.DataFrame(every, columns=REPLAY_COLUMNS).astype({"interval": "Int64", "threshold": "Float64"})
 

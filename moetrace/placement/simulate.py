@@ -8,7 +8,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from moetrace.analysis.states import state_at
-from moetrace.forecasting.backtest import Backtest, Progress, Run, in_turn
+from moetrace.forecasting.backtest import Backtest, Progress, Run, counted, in_turn
 from moetrace.forecasting.summary import DIFFERENCE, summarise
 from moetrace.placement.plan import Plan
 from moetrace.placement.planning import ByNode, Planning, spread
@@ -59,18 +59,13 @@ def simulate(
     planning.check(trace.experts)
     states = test.scores.drop_duplicates(["layer", "cutoff"]).set_index(["layer", "cutoff"])["state"]
     layers = spread(trace.layers) if len(test.shares) else []
+    plans = deployed or {}
     tasks = [
-        LayerPlans(
-            trace, layer, forecasts_of(test, layer), states[layer].to_dict(), planning, (deployed or {}).get(layer)
-        )
+        LayerPlans(trace, layer, forecasts_of(test, layer), states[layer].to_dict(), planning, plans.get(layer))
         for layer in layers
     ]
-    rows: dict[int, list[tuple[Any, ...]]] = {}
-    for layer, own in run(tasks):
-        rows[layer] = own
-        if progress:
-            progress(len(rows), len(tasks))
-    return pd.DataFrame([row for layer in layers for row in rows.get(layer, ())], columns=SCORE_COLUMNS)
+    rows = dict(counted(run, tasks, progress))
+    return pd.DataFrame([row for layer in layers for row in rows[layer]], columns=SCORE_COLUMNS)
 
 
 def forecasts_of(test: Backtest, layer: int) -> Forecasts:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moetrace.errors import SettingError, check_several
-from moetrace.forecasting.backtest import Backtest, Progress, Run, Stages, evaluate, in_turn
+from moetrace.forecasting.backtest import Backtest, Progress, Run, Stages, counted, evaluate, in_turn
 from moetrace.forecasting.predictors import predictor
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.results import Results
@@ -130,12 +130,8 @@ def hot(
     )
     means = means_frame(test.forecasts(), horizon)
     size = budget.size(_shares(trace, means, means["predictor"].iloc[0]))
-    found, report = [], stages.next()
-    for own in run(_tasks(trace, test, horizon, size, refresh)):
-        found.append(own)
-        if report:
-            report(len(found), layers)
-    found.sort(key=lambda own: own.layer)
+    tasks = _tasks(trace, test, horizon, size, refresh)
+    found = sorted(counted(run, tasks, stages.next()), key=lambda own: own.layer)
     asked = {"trace": trace.name, "slots": size / layers, "layers": layers, "experts": trace.experts}
     asked |= {"allocation": budget.allocation, "horizon": horizon, "refresh": refresh}
     return _residency(trace, test, means, found, asked, cold, transfer, seed)
