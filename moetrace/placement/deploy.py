@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,31 +13,31 @@ from moetrace.errors import SettingError, TraceError
 from moetrace.files import write_bytes
 from moetrace.placement.plan import Plan
 from moetrace.placement.systems import SYSTEMS
-from moetrace.placement.systems.base import Deployment, System, renumbered
+from moetrace.placement.systems.base import File, renumbered
+
+T = TypeVar("T")
 
 FORMS = "SGLang's physical_to_logical_map, vllm-ascend's layer_list, TensorRT-LLM's YAML, or EPLB's phy2log as .npy"
 
 
-def write_plans(
-    plan: Deployment, stem: Path, systems: Sequence[System] = tuple(SYSTEMS.values())
+def write_files(
+    plan: T, stem: Path, files: Iterable[File[T]], what: str = "plan"
 ) -> tuple[list[dict[str, str]], list[str]]:
-    """Write *plan* beside *stem* in every format that a system reads.
+    """Write *plan* beside *stem* as each of *files*.
 
-    Returns for each system the ``path`` of its file, its name as ``system``, and the ``flags`` it needs; and a sentence
-    for each file that cannot be written.
+    Returns for each its ``path``, its name as ``system``, and the ``flags`` it needs; and a sentence for each that
+    cannot be written, about the *what* that is missing. Of two files with one ending the first is that of both.
     """
-    written, failed, paths = list[dict[str, str]](), [], dict[str, str]()
-    for system in systems:
-        for file in system.files:
-            name = f"{system.name}, {file.use}" if file.use else system.name
-            try:
-                if file.ending not in paths:
-                    paths[file.ending] = str(write_bytes(stem.with_name(stem.name + file.ending), file.content(plan)))
-            except SettingError as error:
-                failed.append(f"no plan for {name}: {error}")
-                continue
+    written, failed, paths = list[dict[str, str]](), list[str](), dict[str, str]()
+    for file in files:
+        try:
+            if file.ending not in paths:
+                paths[file.ending] = str(write_bytes(stem.with_name(stem.name + file.ending), file.content(plan)))
+        except SettingError as error:
+            failed.append(f"no {what} for {file.name}: {error}")
+        else:
             path = paths[file.ending]
-            written.append({"path": path, "system": name, "flags": file.flags(plan, path)})
+            written.append({"path": path, "system": file.name, "flags": file.flags(plan, path)})
     return written, failed
 
 

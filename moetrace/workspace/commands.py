@@ -28,7 +28,7 @@ from moetrace.forecasting.keys import key_of
 from moetrace.forecasting.predictors import QUICK
 from moetrace.forecasting.summary import means_frame, summary_frame
 from moetrace.frames import Later
-from moetrace.placement.deploy import read_plan, write_plans
+from moetrace.placement.deploy import read_plan, write_files
 from moetrace.placement.planning import Planning
 from moetrace.placement.study import Placement
 from moetrace.placement.study import place as place_trace
@@ -45,7 +45,7 @@ from moetrace.reporting.tables import csv
 from moetrace.reporting.verdict import first_answer, verdict_notes, worth
 from moetrace.residency.study import HORIZON, Residency, default_horizon
 from moetrace.residency.study import hot as keep
-from moetrace.residency.systems import write_sets
+from moetrace.residency.systems import RUNTIMES
 from moetrace.residency.systems.base import ResidentSets
 from moetrace.trace import Finding, LoadTrace
 from moetrace.workspace.found import Found, command, whole
@@ -273,7 +273,9 @@ def place(
         notes.append(f"{own.name}: no plan is written, which needs all layers: leave out --layers")
     elif folder is not None and len(placed.frames["plans"]):
         deployment = placed.deployment(model_layers, first_layer)
-        deploy, failed = write_plans(deployment, Path(folder) / f"{gpus}-gpus", systems)
+        deploy, failed = write_files(
+            deployment, Path(folder) / f"{gpus}-gpus", [file for s in systems for file in s.files]
+        )
         replicas = f", {placed.redundant:,} redundant experts" if placed.redundant else ""
         what = f"the plan for the next {asked[0]:,} steps (forecast: {placed.best}{replicas})"
         notes += _saved(what, folder, deploy, min(placed.slots) if deployment.slots == placed.slots else 0)
@@ -353,7 +355,7 @@ def hot(
     notes, failed, deploy = list[str](), list[str](), list[dict[str, str]]()
     if folder is not None:
         sets = ResidentSets(found.sets, found.shares, model_layers).with_first_layer(first_layer)
-        deploy, failed = write_sets(sets, Path(folder) / "experts")
+        deploy, failed = write_files(sets, Path(folder) / "experts", RUNTIMES, "file")
         what = f"the experts to keep for the steps after the end (forecast: {found.best})"
         notes += _saved(what, folder, deploy, 0 if first_layer is not None else min(sets.sets))
     answer = found.answer.as_row()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from moetrace import SettingError
-from moetrace.residency.systems import RUNTIMES, write_sets
+from moetrace.placement.deploy import write_files
+from moetrace.residency.systems import RUNTIMES
 from moetrace.residency.systems.base import ResidentSets
 from moetrace.residency.systems.ktransformers import KTRANSFORMERS, saved
 
@@ -22,7 +23,7 @@ def written(tmp_path):
     """The files of sets by the name of the system, as its content and its flags."""
 
     def write(sets):
-        files, failed = write_sets(sets, tmp_path / "experts")
+        files, failed = write_files(sets, tmp_path / "experts", RUNTIMES, "file")
         return {file["system"]: (Path(file["path"]).read_bytes(), file["flags"]) for file in files}, failed
 
     return write

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from moetrace.errors import SettingError
 from moetrace.placement.dispatch import EVEN
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import Policy
+
+T = TypeVar("T")
 
 # Layers of a model; larger numbers are something else.
 MOST_LAYERS = 10_000
@@ -41,8 +43,7 @@ class Deployment:
     def with_first_layer(self, first_layer: int | None) -> Deployment:
         """The same with *first_layer* as the number of its first layer, the others as far from it as they were."""
         names = renumbered(sorted(self.slots), first_layer)
-        slots = {names[layer]: own for layer, own in self.slots.items()}
-        loads = {names[layer]: own for layer, own in self.loads.items()}
+        slots, loads = ({names[layer]: own[layer] for layer in own} for own in (self.slots, self.loads))
         return replace(self, slots=slots, loads=loads)
 
     @property
@@ -102,13 +103,13 @@ def renumbered(layers: Sequence[int], first_layer: int | None) -> dict[int, int]
 
 
 @dataclass(frozen=True)
-class PlanFile:
-    """A file that a system reads: its *ending*, its *content*, and the *flags* for a plan and the path of the file."""
+class File(Generic[T]):
+    """A file that a program reads: its *name*, *ending* and *content*, and the *flags* for its path."""
 
+    name: str
     ending: str
-    content: Callable[[Deployment], bytes]
-    flags: Callable[[Deployment, str], str]
-    use: str = ""  # what the system does with it, where it has several
+    content: Callable[[T], bytes]
+    flags: Callable[[T, str], str]
 
 
 @dataclass(frozen=True)
@@ -127,5 +128,5 @@ class System:
     policies: Callable[[int], list[Policy]] = lambda _: []
     launch: Callable[[Policy, Planning, int], str] | None = None
     planned: bool = False
-    files: tuple[PlanFile, ...] = ()
+    files: tuple[File[Deployment], ...] = ()
     read: Callable[[Any, int], Mapping[int, Any] | Sequence[Any]] | None = None

@@ -4,7 +4,7 @@ import io
 
 import numpy as np
 
-from moetrace.placement.systems.base import TOKENS, Deployment, PlanFile, System
+from moetrace.placement.systems.base import TOKENS, Deployment, File, System
 
 
 def weight(plan: Deployment) -> bytes:
@@ -21,4 +21,4 @@ def _flags(plan: Deployment, path: str) -> str:
     )
 
 
-EPLB = System("DeepSeek's EPLB", files=(PlanFile(".eplb-weight.npy", weight, _flags),))
+EPLB = System("DeepSeek's EPLB", files=(File("DeepSeek's EPLB", ".eplb-weight.npy", weight, _flags),))

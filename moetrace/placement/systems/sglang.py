@@ -10,7 +10,7 @@ import numpy as np
 from moetrace.placement.dispatch import EVEN, LP, NEAREST
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import Policy, plan_as_eplb
-from moetrace.placement.systems.base import TOKENS, Deployment, PlanFile, System
+from moetrace.placement.systems.base import TOKENS, Deployment, File, System
 
 # What SGLang calls the ways to split tokens that it has; by default an all-to-all backend takes the nearest replica.
 DISPATCH = {EVEN: "dynamic", NEAREST: "static", LP: "lp"}
@@ -71,8 +71,8 @@ SGLANG = System(
     policies=_policies,
     launch=_launch,
     files=(
-        PlanFile(".sglang.json", slots, _flags),
-        PlanFile(".sglang-counts.json", loads, _flags, use="planning by itself"),
+        File("SGLang", ".sglang.json", slots, _flags),
+        File("SGLang, planning by itself", ".sglang-counts.json", loads, _flags),
     ),
     read=_read,
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import Policy, plan_from_scratch
-from moetrace.placement.systems.base import Deployment, PlanFile, System
+from moetrace.placement.systems.base import Deployment, File, System
 
 
 def _policies(layers: int) -> list[Policy]:
@@ -46,6 +46,6 @@ TENSORRT_LLM = System(
     "TensorRT-LLM",
     policies=_policies,
     launch=_launch,
-    files=(PlanFile(".tensorrt-llm.yaml", load_balancer, _flags),),
+    files=(File("TensorRT-LLM", ".tensorrt-llm.yaml", load_balancer, _flags),),
     read=_read,
 )

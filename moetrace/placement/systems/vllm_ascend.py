@@ -7,7 +7,7 @@ from typing import Any
 
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import Policy, replan_above_min_gain
-from moetrace.placement.systems.base import Deployment, PlanFile, System
+from moetrace.placement.systems.base import Deployment, File, System
 
 # vllm-ascend collects loads for 600 passes, plans so many passes later, then changes a layer in each pass.
 PLANNING_DELAY = 50
@@ -60,7 +60,7 @@ VLLM_ASCEND = System(
     "vllm-ascend",
     policies=_policies,
     launch=_launch,
-    files=(PlanFile(".ascend.json", expert_map, _flags),),
+    files=(File("vllm-ascend", ".ascend.json", expert_map, _flags),),
     read=_read,
 )
-MINDIE = System("MindIE", files=(PlanFile(".ascend.json", expert_map, _mindie_flags),))
+MINDIE = System("MindIE", files=(File("MindIE", ".ascend.json", expert_map, _mindie_flags),))

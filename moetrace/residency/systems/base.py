@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from moetrace.errors import SettingError
-
-# Scores are written as whole numbers: so many for the whole load of a layer.
-TOKENS = 1_000_000
-# Layers of a model; larger numbers are something else.
-MOST_LAYERS = 10_000
+from moetrace.placement.systems.base import MOST_LAYERS, TOKENS, renumbered
 
 
 @dataclass(frozen=True)
@@ -30,9 +26,9 @@ class ResidentSets:
 
     def with_first_layer(self, first_layer: int | None) -> ResidentSets:
         """The same with *first_layer* as the number of its first layer, the others as far from it as they were."""
-        apart = 0 if first_layer is None or not self.sets else first_layer - min(self.sets)
-        sets = {layer + apart: own for layer, own in self.sets.items()}
-        return replace(self, sets=sets, shares={layer + apart: own for layer, own in self.shares.items()})
+        names = renumbered(sorted(self.sets), first_layer)
+        sets, shares = ({names[layer]: own[layer] for layer in own} for own in (self.sets, self.shares))
+        return replace(self, sets=sets, shares=shares)
 
     @property
     def experts(self) -> int:
@@ -67,16 +63,6 @@ class ResidentSets:
             known = f"one of the {self.model_layers} layers of the model" if self.model_layers else "a layer of a model"
             raise SettingError(f"layer {last} is not {known}: check --model-layers and --first-layer")
         return range(max(last + 1, self.model_layers))
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """A program that reads such a file: its *name*, the *ending* of the file, its *content*, and the *flags* for it."""
-
-    name: str
-    ending: str
-    content: Callable[[ResidentSets], bytes]
-    flags: Callable[[ResidentSets, str], str]
 
 
 def lists(sets: ResidentSets) -> dict[str, list[Any]]:

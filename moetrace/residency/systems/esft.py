@@ -7,11 +7,12 @@ Read in deepseek-ai/ESFT at 579a7711: ``to_esft`` in esft.py, which takes ``expe
 import json
 from shlex import quote
 
-from moetrace.residency.systems.base import ResidentSets, Runtime, lists
+from moetrace.placement.systems.base import File
+from moetrace.residency.systems.base import ResidentSets, lists
 
 
 def _content(sets: ResidentSets) -> bytes:
     return json.dumps({"experts": lists(sets), "shared_experts": False, "non_expert_modules": False}).encode()
 
 
-ESFT = Runtime("ESFT", ".esft.json", _content, lambda _, path: f"train.py --expert_config={quote(path)}")
+ESFT = File("ESFT", ".esft.json", _content, lambda _, path: f"train.py --expert_config={quote(path)}")

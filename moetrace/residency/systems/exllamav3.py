@@ -9,7 +9,8 @@ import json
 from shlex import quote
 
 from moetrace.errors import SettingError
-from moetrace.residency.systems.base import ResidentSets, Runtime
+from moetrace.placement.systems.base import File
+from moetrace.residency.systems.base import ResidentSets
 
 # The module of the experts of a layer in most of its architectures (exllamav3/architecture at cc29572f); the reader
 # looks its own key up and leaves the others alone.
@@ -26,4 +27,4 @@ def _flags(sets: ResidentSets, path: str) -> str:
     return f"EXL3_MOE_CPU_SWAP=0 EXL3_MOE_CPU_SPLIT_STATS={quote(path)} with -mcs {sets.experts - sets.most}"
 
 
-EXLLAMAV3 = Runtime("ExLlamaV3", ".exllamav3.json", _content, _flags)
+EXLLAMAV3 = File("ExLlamaV3", ".exllamav3.json", _content, _flags)

@@ -14,7 +14,8 @@ from shlex import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.residency.systems.base import ResidentSets, Runtime
+from moetrace.placement.systems.base import File
+from moetrace.residency.systems.base import ResidentSets
 
 
 def _content(sets: ResidentSets) -> bytes:
@@ -66,4 +67,4 @@ def _flags(sets: ResidentSets, path: str) -> str:
     return f"{start} --kt-gpu-experts-ratio {(sets.total + 0.5) / (len(sets.sets) * sets.experts):.8f}"
 
 
-KTRANSFORMERS = Runtime("KTransformers", ".ktransformers.pt", _content, _flags)
+KTRANSFORMERS = File("KTransformers", ".ktransformers.pt", _content, _flags)

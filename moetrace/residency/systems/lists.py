@@ -2,7 +2,8 @@
 
 import json
 
-from moetrace.residency.systems.base import ResidentSets, Runtime, lists
+from moetrace.placement.systems.base import File
+from moetrace.residency.systems.base import ResidentSets, lists
 
 
 def _json(sets: ResidentSets) -> bytes:
@@ -18,5 +19,5 @@ def _csv(sets: ResidentSets) -> bytes:
     return "\n".join(["layer,rank,expert,share", *rows, ""]).encode()
 
 
-JSON = Runtime("JSON", ".json", _json, lambda _, path: path)
-CSV = Runtime("CSV", ".csv", _csv, lambda _, path: path)
+JSON = File("JSON", ".json", _json, lambda _, path: path)
+CSV = File("CSV", ".csv", _csv, lambda _, path: path)

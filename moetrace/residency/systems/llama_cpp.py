@@ -7,7 +7,8 @@ layer. The cache in ggml-org/llama.cpp (src/llama-moe-cache.cpp at 4b060f27) is 
 
 from shlex import quote
 
-from moetrace.residency.systems.base import ResidentSets, Runtime
+from moetrace.placement.systems.base import File
+from moetrace.residency.systems.base import ResidentSets
 
 # The reader's buffer: a longer line would be taken for two.
 LONGEST = 4095
@@ -29,4 +30,4 @@ def _flags(sets: ResidentSets, path: str) -> str:
     return f"-ncmoe 99 --moe-cache-profile {quote(path)} --moe-cache-slots {sets.most}"
 
 
-LLAMA_CPP = Runtime("llama.cpp (thecodacus, branch perf)", ".llama-cpp.csv", _content, _flags)
+LLAMA_CPP = File("llama.cpp (thecodacus, branch perf)", ".llama-cpp.csv", _content, _flags)
