@@ -167,20 +167,21 @@ def verdict(
     if len(steps) < 2:
         return about
     rest = replay[replay["step"] >= steps[len(steps) // 2]]
-    plain = planning.with_redundant(int(rest["redundant"].min()))
+    few = int(rest["redundant"].min())
+    default = rest[(rest["system"] == "none") & (rest["redundant"] == few)]
     best, stock = (policies[policies[name]].iloc[0] for name in ("recommended", "stock"))
-    savings = _savings_of(trace, rest, best, plain, seed)
+    savings = _savings_of(trace, best, rest, default, planning, seed)
     enough, floor = _enough_redundant(trace, planning.with_redundant(savings["redundant"]))
     return replace(
         about,
         verdict=_judged(savings) if about.steps >= EVIDENCE else NO_EVIDENCE,
         **savings,
-        plain_redundant=plain.redundant,
-        by_redundant=_by_redundant(policies, rest, plain),
+        plain_redundant=few,
+        by_redundant=_by_redundant(policies, rest, default),
         enough_redundant=enough,
         floor=floor,
         holds=_holds(replay, best),
-        stock=None if stock["recommended"] else _savings_of(trace, rest, stock, plain, seed),
+        stock=None if stock["recommended"] else _savings_of(trace, stock, rest, default, planning, seed),
     )
 
 
@@ -233,21 +234,14 @@ def at_most(trace: LoadTrace, planning: Planning) -> Bound:
         for end, own in enumerate(ends):
             even[end] += own.cost(counts).sum() / planning.gpus
             busiest[end] += replace(planning, time=own).evenly.peaks(default.held, counts).sum()
-    found = [float(part) for part in 1 - even / busiest]
+    saved, bound = (*map(float, 1 - even / busiest), float("nan"))[:2]
     ridge = time.bound if time.known else None
-    return Bound(
-        found[0],
-        found[1] if len(ends) > 1 else float("nan"),
-        float(np.mean(tokens)) / time.passes,
-        ridge,
-        time.hardware,
-    )
+    return Bound(saved, bound, float(np.mean(tokens)) / time.passes, ridge, time.hardware)
 
 
-def _by_redundant(policies: pd.DataFrame, rest: pd.DataFrame, plain: Planning) -> list[dict[str, Any]]:
+def _by_redundant(policies: pd.DataFrame, rest: pd.DataFrame, default: pd.DataFrame) -> list[dict[str, Any]]:
     """For each number of redundant experts that was asked for the best policy of the first half, and what it saves."""
     found = []
-    default = rest[(rest["system"] == "none") & (rest["redundant"] == plain.redundant)]
     for _, own in policies.groupby("redundant"):
         if own["system"].nunique() > 1:
             best = own.loc[_best(own.assign(balance=own["chosen_by"]))]
@@ -257,26 +251,26 @@ def _by_redundant(policies: pd.DataFrame, rest: pd.DataFrame, plain: Planning) -
 
 
 def _savings_of(
-    trace: LoadTrace, rest: pd.DataFrame, row: pd.Series[Any], plain: Planning, seed: int
+    trace: LoadTrace, row: pd.Series[Any], rest: pd.DataFrame, default: pd.DataFrame, planning: Planning, seed: int
 ) -> dict[str, Any]:
-    """The policy in a *row* of the policies, and what it saves compared with the default placement of *plain*."""
+    """The policy in a *row* of the policies, and what it saves of the *rest* compared with the *default* placement."""
     import pandas as pd
 
     settings = tuple(None if pd.isna(value) else value for value in row[list(SETTINGS)])
     policy = next(own for own in known_policies(len(trace.layers)) if own.settings == settings)
-    system, planning = SYSTEMS[policy.system], plain.with_redundant(int(row["redundant"]))
-    default, mine = rest[(rest["system"] == "none") & (rest["redundant"] == plain.redundant)], rest[_is(rest, row)]
-    saved = [
-        float(value)
-        for name in ("peak_load", "peak_memory_bound")
-        for value in saved_compared(default, mine, seed, name)
-    ]
+    system, planning = SYSTEMS[policy.system], planning.with_redundant(int(row["redundant"]))
+    mine = rest[_is(rest, row)]
+    loads = {"saved": "peak_load", "saved_memory_bound": "peak_memory_bound"}
+    saved = {
+        f"{name}{end}": value
+        for name, load in loads.items()
+        for end, value in zip(("", "_low", "_high"), saved_compared(default, mine, seed, load))
+    }
     block, begin = block_of(rest), int(rest["step"].min())
     logged = int(np.isin(begin + (trace.steps - begin - 1) // block * block, rest["step"]).sum())
     each = float(default["peak_load"].sum() - mine["peak_load"].sum()) / logged / len(trace.layers)
     known = {**dict(zip(SETTINGS, policy.settings)), "redundant": planning.redundant}
-    length = int(trace.steps[-1] - trace.steps[0]) + 1
-    window = min(policy.window, length)
+    window = min(policy.window, int(trace.steps[-1] - trace.steps[0]) + 1)
     sentence = system.sentence.format(**known | {"window": window})
     if policy.interval and row["moved_per_1000"] == 0:  # no later plan was worth its moves
         sentence = f"a single plan from the last {window:,} steps, which {policy.system} would never change,"
@@ -284,20 +278,15 @@ def _savings_of(
         sentence += f" unless utilisation is above {policy.threshold:.0%},"
     if planning.redundant:
         sentence += f"{'' if sentence.endswith(',') else ','} with {planning.redundant:,} redundant experts,"
-    if policy.interval == 0:
-        start = "nothing"
-    else:
-        start = "replanning" if system.planned else "file" if system.launch is None else "flags"
+    start = "replanning" if system.planned else "file" if system.launch is None else "flags"
     return {
         **known,
-        **dict(
-            zip((f"{name}{end}" for name in ("saved", "saved_memory_bound") for end in ("", "_low", "_high")), saved)
-        ),
-        "microseconds": plain.time.microseconds(each),
+        **saved,
+        "microseconds": planning.time.microseconds(each),
         "moved_per_1000": float(row["moved_per_1000"]),
         "moved_bytes": float(row["moved_bytes"]),
         "policy": sentence,
-        "start": start,
+        "start": "nothing" if policy.interval == 0 else start,
         "launch": launch(policy, planning, trace.experts),
     }
 

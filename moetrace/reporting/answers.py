@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetrace.reporting.phrases import SAME, Answer, capitalised, count_of, listed, percent, percent_whole, points
+from moetrace.reporting.phrases import SAME, Answer, capitalised, count_of, listed, percent, points
 from moetrace.reporting.residency import kept
 from moetrace.reporting.tables import rows_of
 from moetrace.reporting.verdict import verdict_in, worth
@@ -59,12 +59,12 @@ def balanced(balance: pd.DataFrame, advice: Mapping[str, str] = ADVICE) -> Answe
     """How bad the imbalance is now, of the worst layer first, from the frame ``balance``, one row for each layer."""
     rows = sorted(rows_of(balance), key=lambda row: (-SEVERITIES.index(row["severity"]), -row["max_over_mean"]))
     worst, idle = rows[0], int(balance["idle"].sum())
-    share = f"{worst['max_over_mean']:.1f}x the mean load ({percent_whole(worst['hottest_share'])} of the tokens)"
+    share = f"{worst['max_over_mean']:.1f}x the mean load ({percent(worst['hottest_share'], 0)} of the tokens)"
     expert = f"expert {worst['hottest']} gets {share}"
     since = f", since step {int(worst['since']):,}" if worst["since"] == worst["since"] and worst["since"] else ""
     alike = [row["layer"] for row in rows if row["severity"] == worst["severity"]]
     others = f" So {'has' if len(alike) == 2 else 'have'} layer{'' if len(alike) == 2 else 's'} {listed(alike[1:])}."
-    used = percent_whole(worst["in_use"])
+    used = percent(worst["in_use"], 0)
     busiest = f"the busiest expert (layer {worst['layer']}, expert {worst['hottest']}) gets {share}"
     sentence = {
         OK: f"The load is balanced: {busiest}.",
@@ -176,7 +176,7 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     first = next(iter(parts))
     best = best_of(parts[first])
     scored = " and ".join(f"{int(rows['scored'].max()):,} {state}" for state, rows in parts.items())
-    covered = " and ".join(percent_whole(best_of(rows)["coverage_80"]) for rows in parts.values())
+    covered = " and ".join(percent(best_of(rows)["coverage_80"], 0) for rows in parts.values())
     evidence = (
         f"{scored} evaluations; the 80% prediction intervals contained the actual load in {covered}"
         f"{' of them' if len(parts) > 1 else ''}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetrace.reporting.phrases import percent
-from moetrace.reporting.screens import MOST_ROWS, Screen
-from moetrace.reporting.tables import NOTHING, rows_of
+from moetrace.reporting.phrases import NOTHING, percent
+from moetrace.reporting.screens import MOST_ROWS, Screen, table_screen
+from moetrace.reporting.tables import rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,9 +46,8 @@ def plan_sentence(document: Mapping[str, Any]) -> list[str]:
     if found.get("slower_than_own") is None:
         return []
     own, default = found["slower_than_own"], found["slower_than_default"]
-    sentence = (
-        f"A plan from {a} is {_pace(own)} on {b} {_than(own)} its own plan and {_pace(default)} {_than(default)} none:"
-    )
+    (pace, than), (beside, default_than) = map(_pace, (own, default))
+    sentence = f"A plan from {a} is {pace} on {b} {than} its own plan and {beside} {default_than} none:"
     gain = 1 - (1 + default) / (1 + own)  # what its own plan saves
     if gain < WORTH:
         advice = f"the plan of {b} saves only {percent(max(gain, 0.0))}: leave the default placement."
@@ -61,14 +60,11 @@ def plan_sentence(document: Mapping[str, Any]) -> list[str]:
     return [f"{sentence} {advice}"]
 
 
-def _pace(slower: float) -> str:
+def _pace(slower: float) -> tuple[str, str]:
+    """How fast, and the word before what it is compared with."""
     if abs(slower) < 0.0005:
-        return "as fast"
-    return f"{100 * abs(slower):.1f}% {'slower' if slower > 0 else 'faster'}"
-
-
-def _than(slower: float) -> str:
-    return "as" if abs(slower) < 0.0005 else "than"
+        return "as fast", "as"
+    return f"{percent(abs(slower), 1)} {'slower' if slower > 0 else 'faster'}", "than"
 
 
 def set_sentence(document: Mapping[str, Any]) -> list[str]:
@@ -86,7 +82,11 @@ def comparison_notes(document: Mapping[str, Any]) -> list[str]:
     """What stands below the table: intervals, the other end where the hardware is not known, and how it was scored."""
     found, a, b, notes = document["transfer"], document["a"], document["b"], []
     if found.get("slower_than_own") is not None:
-        ends = [_change(found[f"slower_than_{name}_{end}"]) for name in ("own", "default") for end in ("low", "high")]
+        ends = [
+            f"{100 * found[f'slower_than_{name}_{end}']:+z.1f}%"
+            for name in ("own", "default")
+            for end in ("low", "high")
+        ]
         notes = [
             f"Expert time per step on {found['gpus']} GPUs, 95% intervals: {ends[0]} to {ends[1]} compared with its "
             f"own plan, {ends[2]} to {ends[3]} compared with none."
@@ -94,8 +94,8 @@ def comparison_notes(document: Mapping[str, Any]) -> list[str]:
         bound = [found[f"slower_than_{name}_memory_bound"] for name in ("own", "default")]
         if bound[0] is not None:
             notes[0] += (
-                f" That is where time follows tokens; where experts are memory-bound, {_change(bound[0])} and "
-                f"{_change(bound[1])}: add --hardware."
+                f" That is where time follows tokens; where experts are memory-bound, {100 * bound[0]:+z.1f}% and "
+                f"{100 * bound[1]:+z.1f}%: add --hardware."
             )
     if found.get("hit_rate") is not None:
         notes.append(
@@ -112,28 +112,19 @@ def comparison_notes(document: Mapping[str, Any]) -> list[str]:
 
 def comparison_screen(document: Mapping[str, Any], layers: pd.DataFrame, *, every: bool) -> Screen:
     """The answer and a row for each layer; of many layers those that differ most."""
-    shown = layers if every or len(layers) <= MOST_ROWS else layers.sort_values("distance", ascending=False)[:MOST_ROWS]
+    shown = layers if every or len(layers) <= MOST_ROWS else layers.sort_values("distance", ascending=False)
     rows = [
         {
             "layer": str(row["layer"]),
-            "differs by": _points(row["distance"]),
-            "noise floor": _points(row["noise"]),
-            "halves of one": _points(row["halves"]),
-            "by rank": _points(row["sorted_distance"]),
+            "differs by": percent(row["distance"], 2),
+            "noise floor": percent(row["noise"], 2),
+            "halves of one": percent(row["halves"], 2),
+            "by rank": percent(row["sorted_distance"], 2),
             "rank correlation": f"{row['rank_correlation']:.2f}".replace("nan", NOTHING),
             f"top {document['top']} in common": f"{100 * row['overlap']:.0f}%",
         }
         for row in rows_of(shown)
     ]
-    columns = [(heading, [row[heading] for row in rows]) for heading in rows[0]]
     apart, asked = distance_sentence(document), [*plan_sentence(document), *set_sentence(document)]
     notes = [*([apart] if asked else []), *comparison_notes(document)]
-    return Screen(" ".join(asked) or apart, columns, hidden=len(layers) - len(rows), notes=notes)
-
-
-def _change(slower: float) -> str:
-    return f"{round(100 * slower, 1) + 0.0:+.1f}%"
-
-
-def _points(fraction: float) -> str:
-    return f"{100 * fraction:.2f}%" if fraction == fraction else NOTHING
+    return table_screen(" ".join(asked) or apart, rows, every=every, notes=notes)

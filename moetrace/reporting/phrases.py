@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SAME = "about the same"
+NOTHING = "-"  # where there is no number
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class Answer:
     fine: bool = False
 
 
-def percent(fraction: float) -> str:
-    """A fraction as people read it: 0.0162 is ``1.62 %``, 0.187 is ``18.7 %``."""
-    return f"{100 * fraction:.2f}%" if abs(fraction) < 0.03 else f"{100 * fraction:.1f}%"
+def percent(fraction: float, digits: int | None = None) -> str:
+    """A fraction with so many *digits*, or as people read it: 0.0162 is ``1.62%``, 0.187 is ``18.7%``."""
+    if fraction != fraction:
+        return NOTHING
+    return f"{100 * fraction:.{(2 if abs(fraction) < 0.03 else 1) if digits is None else digits}f}%"
 
 
 def points(middle: float, low: float, high: float) -> str:
     """A difference of two errors in percentage points, with its interval; ``about the same`` where that holds 0."""
     if middle != middle:
-        return "-"
+        return NOTHING
     if low != low:
         return f"{100 * middle:+.2f} points"
     if low <= 0 <= high:
@@ -58,11 +61,6 @@ def listed(names: Sequence[Any], most: int = 4) -> str:
 def capitalised(text: str) -> str:
     """*text* with a capital first letter; the rest stays as it is."""
     return text[:1].upper() + text[1:]
-
-
-def percent_whole(fraction: float) -> str:
-    """A fraction in whole percent."""
-    return f"{100 * fraction:.0f}%" if fraction == fraction else "-"
 
 
 def bytes_of(size: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetrace.reporting.phrases import Answer, percent_whole
+from moetrace.reporting.phrases import Answer, percent
 from moetrace.reporting.style import BLUE, FAINT, GREEN, GREY, INK, STATE, one_legend, one_panel
 from moetrace.reporting.tables import rows_of
 
@@ -34,29 +34,26 @@ def kept(answer: Mapping[str, Any]) -> Answer:
     what = f"{per_layer:,.0f} of {experts:,} experts per layer"
     if answer["allocation"] == "by_load":
         what = f"{per_layer * layers:,.0f} of {experts * layers:,} experts, divided over the layers by load,"
-    interval = interval_of(answer, " (95% interval {:.1f} to {:.1f}%)")
-    sentence = f"Keeping {what} covers {rate_text(answer['hit_rate'])} of token choices{interval}"
-    active = f"{rate_text(answer['active_hit_rate'])} of the experts active in a step"
-    if answer["worth"] == "untested":
-        sentence += " of this trace. Not tested: it has too few steps, or steps too far apart, to score a set on what "
-        sentence += "followed."
-    elif answer["worth"] == "unknown":
-        sentence += f" and {active}. Not enough evidence for a verdict: record more steps."
-    elif answer["worth"] == "cache":
-        sentence += f" and {active}. An LRU cache of that size has {rate_text(answer['lru'])} of them: the hot experts "
-        sentence += "change too fast for a fixed set."
-    elif answer["worth"] == "neither":
-        chance = f"as many experts taken at random would cover {rate_text(per_layer / experts)}"
-        sentence += f" and {active}; {chance}. Not worth it: no experts are hot enough."
-    elif answer["worth"] == "compute":
-        nearly = answer["active"] > NEARLY_ALL * experts
-        why = f": with {_tokens(answer['tokens'])} per expert and step, nearly all are" if nearly else ""
-        sentence += f", but only {active}{why}. Worth it for computing the rest on a CPU, not for loading."
-    else:
-        missed = answer["active"] * (1 - answer["active_hit_rate"])
-        sentence += f" and {active}. Worth it: a step loads {missed:,.1f} instead of {answer['active']:,.1f} experts "
-        sentence += "per layer."
-    number = f"{percent_whole(answer['hit_rate'])} of token choices"
+    active = f"{percent(answer['active_hit_rate'], 1)} of the experts active in a step"
+    tokens = f"{answer['tokens']:,.0f}" if answer["tokens"] >= 2 else f"{answer['tokens']:.2g}"
+    nearly = answer["active"] > NEARLY_ALL * experts
+    why = f": with {tokens} tokens per expert and step, nearly all are" if nearly else ""
+    missed = answer["active"] * (1 - answer["active_hit_rate"])
+    worth = {
+        "untested": " of this trace. Not tested: it has too few steps, or steps too far apart, to score a set on what "
+        "followed.",
+        "unknown": f" and {active}. Not enough evidence for a verdict: record more steps.",
+        "cache": f" and {active}. An LRU cache of that size has {percent(answer['lru'], 1)} of them: the hot experts "
+        "change too fast for a fixed set.",
+        "neither": f" and {active}; as many experts taken at random would cover {percent(per_layer / experts, 1)}. "
+        "Not worth it: no experts are hot enough.",
+        "compute": f", but only {active}{why}. Worth it for computing the rest on a CPU, not for loading.",
+        "loading": f" and {active}. Worth it: a step loads {missed:,.1f} instead of {answer['active']:,.1f} experts "
+        "per layer.",
+    }[answer["worth"]]
+    covers = f"{percent(answer['hit_rate'], 1)} of token choices"
+    sentence = f"Keeping {what} covers {covers}{interval_of(answer, ' (95% interval {:.1f} to {:.1f}%)')}{worth}"
+    number = f"{percent(answer['hit_rate'], 0)} of token choices"
     return Answer(QUESTION, number, sentence, fine=answer["worth"] in ("neither", "unknown", "untested"))
 
 
@@ -66,23 +63,23 @@ def kept_notes(answer: Mapping[str, Any], cold: pd.DataFrame, curve: pd.DataFram
     if answer["worth"] == "untested":
         return [knee, *([ELSEWHERE] if len(cold) else [])]
     notes = [f"{knee} {lasting(answer)}"]
-    gains = [f"choosing the set anew every {answer['refresh']:,} steps {_gain(answer['refresh_adds'])}"]
-    gains.append(f"an LRU cache {_gain(answer['lru_adds'])}")
+    gains = [f"choosing the set anew every {answer['refresh']:,} steps {100 * answer['refresh_adds']:+z.1f} points"]
+    gains.append(f"an LRU cache {100 * answer['lru_adds']:+z.1f} points")
     if answer["by_load_adds"] is not None:
-        gains.append(f"dividing the same slots unequally over the layers {_gain(answer['by_load_adds'])}")
+        gains.append(f"dividing the same slots unequally over the layers {100 * answer['by_load_adds']:+z.1f} points")
     notes.append(f"Token choices compared with this set: {', '.join(gains)}.")
     left = max(0.0, answer["hindsight"] - answer["hit_rate"])
     notes.append(
-        f"The best set in hindsight covers {rate_text(answer['hindsight'])}: no forecast of a set for "
+        f"The best set in hindsight covers {percent(answer['hindsight'], 1)}: no forecast of a set for "
         f"{answer['horizon']:,} steps can gain more than {100 * left:.1f} points. Active experts resident: "
-        f"{rate_text(answer['lru'])} in an LRU cache, {rate_text(answer['oracle'])} with perfect foresight."
+        f"{percent(answer['lru'], 1)} in an LRU cache, {percent(answer['oracle'], 1)} with perfect foresight."
     )
     if answer["tokens"] * answer["experts"] > answer["active"]:
         notes.append(ORDER)
     if len(cold):
         number = int(cold.groupby("layer").size().iloc[0])
         (row,) = rows_of(curve[curve["slots"] == answer["experts"] - number])
-        cost, worst = rate_text(1 - row["hit_rate"]), rate_text(1 - row["worst_layer"])
+        cost, worst = percent(1 - row["hit_rate"], 1), percent(1 - row["worst_layer"], 1)
         notes.append(
             f"Removing the {number:,} coldest experts of every layer would have cost {cost} of the token choices that "
             f"followed, {worst} in the worst layer. {ELSEWHERE}"
@@ -96,18 +93,6 @@ def lasting(answer: Mapping[str, Any]) -> str:
     holds = answer["holds"] or answer["reach"]
     end = "" if answer["holds"] else ", as far as the trace shows"
     return f"A set{when} covers within 1 point of a new one for {holds:,} steps{end}."
-
-
-def rate_text(rate: float) -> str:
-    return f"{100 * rate:.1f}%"
-
-
-def _gain(rate: float) -> str:
-    return f"{round(100 * rate, 1) + 0.0:+.1f} points"
-
-
-def _tokens(tokens: float) -> str:
-    return f"{tokens:,.0f} tokens" if tokens >= 2 else f"{tokens:.2g} tokens"
 
 
 def interval_of(row: Mapping[str, Any], form: str) -> str:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from moetrace.reporting.answers import alarm, answers_of, balanced, expected, predictable, settled
-from moetrace.reporting.phrases import bytes_of, count_of, listed, percent, percent_whole, points
-from moetrace.reporting.residency import METHODS, interval_of, kept, kept_notes, rate_text
-from moetrace.reporting.tables import NOTHING, rows_of
+from moetrace.reporting.answers import FROM_START, alarm, answers_of, balanced, expected, predictable, settled
+from moetrace.reporting.phrases import NOTHING, bytes_of, capitalised, count_of, listed, percent, points
+from moetrace.reporting.residency import METHODS, interval_of, kept, kept_notes
+from moetrace.reporting.tables import rows_of
 from moetrace.words import BASELINE, COLLAPSED, DEFAULT, DEPLOYED, ORACLE, SEVERE, SEVERITIES, STABLE, STATES, UNKNOWN
 
 if TYPE_CHECKING:
@@ -61,9 +61,10 @@ def rendered(screen: Screen, *, ascii_only: bool = False) -> list[Any]:
 FOLDED = ("trace", "evidence", "findings", "answer", "settings", "needs")
 
 
-def _screen(
+def table_screen(
     sentence: str, rows: Sequence[dict[str, str]], words: Sequence[str] = (), *, every: bool, notes: Sequence[str] = ()
 ) -> Screen:
+    """A screen of *rows*, each a text by heading, the first `MOST_ROWS` of them unless *every* is asked for."""
     kept = rows if every else rows[:MOST_ROWS]
     columns = [(heading, [row[heading] for row in kept]) for heading in rows[0]] if rows else []
     return Screen(sentence, columns, words, len(rows) - len(kept), notes)
@@ -93,7 +94,7 @@ def traces_screen(traces: pd.DataFrame, sentence: str, *, every: bool) -> Screen
         }
         for trace in rows_of(traces)
     ]
-    return _screen(sentence, rows, ("format", "imbalance", "findings"), every=every)
+    return table_screen(sentence, rows, ("format", "imbalance", "findings"), every=every)
 
 
 def _imbalanced(traces: pd.DataFrame) -> str:
@@ -132,7 +133,7 @@ def findings_screen(findings: pd.DataFrame, traces: int, *, every: bool) -> Scre
         {name: str(row[name]) for name in ("trace", "severity", "name", "place", "evidence")}
         for row in rows_of(findings)
     ]
-    return _screen(sentence, rows, ("severity", "name", "place", "evidence"), every=every)
+    return table_screen(sentence, rows, ("severity", "name", "place", "evidence"), every=every)
 
 
 # --- states --------------------------------------------------------------------------------------------------------
@@ -144,19 +145,31 @@ def states_screen(layers: pd.DataFrame, *, every: bool) -> Screen:
     shown = layers if every or len(layers) <= MOST_ROWS else _by_need(layers)
     rows = [layer_cells(layer) for layer in rows_of(shown)]
     sentence = f"{trace}: {balanced(layers.assign(steps=1000)).sentence} {settled(layers).sentence}"
-    return _screen(sentence, rows, ("imbalance", "ranks"), every=every)
+    return table_screen(sentence, rows, ("imbalance", "ranks"), every=every)
 
 
 def layer_cells(layer: dict[str, Any]) -> dict[str, str]:
     """What is said of one layer, a row of a layers frame."""
+    between, change = NOTHING, percent(layer["movement_before"], 1)
+    if layer["state"] == STABLE:
+        change += f" -> {percent(layer['movement_after'], 1)}"
+        settles = "from the start"
+        if layer["outcome"] != FROM_START:
+            settles = _number(layer["settle_step"])
+            between = f"{_number(layer['settle_step_low'])} - {_number(layer['settle_step_high'])}"
+    elif layer["state"] == UNKNOWN:
+        settles = "unknown"
+    else:
+        again = layer["outcome"] == "unsettled again"
+        settles = f"unstable since {_number(layer['unsettled_step'])}" if again else "never"
     return {
         "layer": str(layer["layer"]),
         "imbalance": layer["severity"],
         "busiest": f"{layer['hottest']}: {layer['max_over_mean']:.1f}x",
         "idle": _number(layer["idle"]),
-        "settles": _settles(layer),
-        "between": _between(layer),
-        "change": _movement(layer),
+        "settles": settles,
+        "between": between,
+        "change": change,
         "ranks": layer["detectors"] if layer["state"] != UNKNOWN else NOTHING,
     }
 
@@ -167,31 +180,6 @@ def _by_need(layers: pd.DataFrame) -> pd.DataFrame:
     by = layers.assign(late=-settled_at, agree=layers["detectors"] == "agree", done=layers["state"] == STABLE)
     by = by.assign(bad=[-SEVERITIES.index(severity) for severity in layers["severity"]])
     return by.sort_values(["bad", "done", "agree", "late"], kind="stable")
-
-
-def _settles(layer: dict[str, Any]) -> str:
-    """When a layer settles, in a word or a step."""
-    if layer["state"] == STABLE:
-        return "from the start" if layer["outcome"] == "stable from the start" else _number(layer["settle_step"])
-    if layer["state"] == UNKNOWN:
-        return "unknown"
-    return f"unstable since {_number(layer['unsettled_step'])}" if layer["outcome"] == "unsettled again" else "never"
-
-
-def _between(layer: dict[str, Any]) -> str:
-    if layer["state"] != STABLE or layer["outcome"] == "stable from the start":
-        return NOTHING
-    return f"{_number(layer['settle_step_low'])} - {_number(layer['settle_step_high'])}"
-
-
-def _movement(layer: dict[str, Any]) -> str:
-    if layer["state"] != STABLE:
-        return _moved(layer["movement_before"])
-    return f"{_moved(layer['movement_before'])} -> {_moved(layer['movement_after'])}"
-
-
-def _moved(movement: float) -> str:
-    return f"{100 * movement:.1f}%" if movement == movement else NOTHING
 
 
 # --- predictions ---------------------------------------------------------------------------------------------------
@@ -217,27 +205,19 @@ def predict_screen(
     sentence = f"{own['trace'].iloc[0]}: {'' if balance is None else alarm(balance)}{answer.sentence}"
     if not states:
         return Screen(sentence)
-    by_state = {state: _by_predictor(scored[scored["state"] == state]) for state in states}
-    names = sorted(own["predictor"].unique(), key=lambda name: by_state[states[0]].get(name, UNSCORED)["error_rate"])
+    by_state = {state: {row["predictor"]: row for row in rows_of(scored[scored["state"] == state])} for state in states}
+    first = by_state[states[0]]
+    names = sorted(
+        own["predictor"].unique(), key=lambda name: first[name]["error_rate"] if name in first else float("inf")
+    )
     kept = [str(name) for name in (names if every else names[:MOST_ROWS])]
     columns = [("predictor", kept)]
     for state, rows in by_state.items():
-        columns += [(state, [_error(rows.get(name)) for name in kept])]
-        columns += [(f"vs {BASELINE}", [_apart(rows.get(name), name) for name in kept])]
-    notes = [f"{answer.evidence[:1].upper()}{answer.evidence[1:]}."]
+        errors = [percent(rows[name]["error_rate"]) if name in rows else "too short" for name in kept]
+        columns += [(state, errors), (f"vs {BASELINE}", [_apart(rows.get(name), name) for name in kept])]
+    notes = [f"{capitalised(answer.evidence)}."]
     notes += [expected(ahead, own, horizon)] if ahead is not None and len(ahead) else []
     return Screen(sentence, columns, hidden=len(names) - len(kept), notes=notes)
-
-
-UNSCORED = {"error_rate": float("inf")}
-
-
-def _by_predictor(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    return {row["predictor"]: row for row in rows_of(rows)}
-
-
-def _error(row: dict[str, Any] | None) -> str:
-    return "too short" if row is None else percent(row["error_rate"])
 
 
 def _apart(row: dict[str, Any] | None, name: str) -> str:
@@ -273,7 +253,7 @@ def place_screen(
         )
         notes = [legend, *notes]
     trace = f"{summary['trace'].iloc[0]}: " if len(summary) else ""
-    return _screen(f"{trace}{sentence}", rows, every=every, notes=notes)
+    return table_screen(f"{trace}{sentence}", rows, every=every, notes=notes)
 
 
 def _peak(rows: pd.DataFrame, name: str, measure: str) -> str:
@@ -283,7 +263,7 @@ def _peak(rows: pd.DataFrame, name: str, measure: str) -> str:
     if measure != "moved":
         return f"{value:.2f}x"
     size = rows["moved_bytes"].get(name) if "moved_bytes" in rows else None
-    return percent_whole(value) + (f", {bytes_of(size)}" if size is not None and size == size else "")
+    return percent(value, 0) + (f", {bytes_of(size)}" if size is not None and size == size else "")
 
 
 # --- report --------------------------------------------------------------------------------------------------------
@@ -312,13 +292,12 @@ def kept_screen(answer: Mapping[str, Any], frames: Mapping[str, pd.DataFrame]) -
         {
             "experts kept": METHODS.get(row["method"], f"set by {row['method']}").format(**answer)
             + (", unequal slots" if row["allocation"] == "by_load" else ""),
-            "token choices": rate_text(row["hit_rate"]) + interval_of(row, " [{:.1f}, {:.1f}]"),
-            "active experts": rate_text(row["active_hit_rate"]),
+            "token choices": percent(row["hit_rate"], 1) + interval_of(row, " [{:.1f}, {:.1f}]"),
+            "active experts": percent(row["active_hit_rate"], 1),
             "loads/step, layer": f"{row['loads']:,.1f}",
         }
         | ({"ms/step": f"{row['ms_per_step']:,.3g}"} if row["ms_per_step"] == row["ms_per_step"] else {})
         for row in rows
     ]
-    columns = [(heading, [cell[heading] for cell in cells]) for heading in cells[0]] if cells else []
     notes = kept_notes(answer, frames["cold"], frames["curve"])
-    return Screen(f"{answer['trace']}: {kept(answer).sentence}", columns, notes=notes)
+    return table_screen(f"{answer['trace']}: {kept(answer).sentence}", cells, every=True, notes=notes)

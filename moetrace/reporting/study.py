@@ -16,10 +16,10 @@ from moetrace.reporting.answers import answers_of
 from moetrace.reporting.comparison import distance_sentence
 from moetrace.reporting.figures import possible
 from moetrace.reporting.pages import Layer, Picture, Section, Topic, TracePage, as_html, as_markdown
-from moetrace.reporting.phrases import percent
+from moetrace.reporting.phrases import NOTHING, percent
 from moetrace.reporting.screens import layer_cells
 from moetrace.reporting.style import USUAL, Look, inline, picture, styled
-from moetrace.reporting.tables import NOTHING, csv, records, rows_of
+from moetrace.reporting.tables import csv, records, rows_of
 from moetrace.reporting.values import values_of
 from moetrace.words import OK, SCHEMA_VERSION, SEVERITIES
 

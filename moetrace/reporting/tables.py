@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from moetrace.errors import printable
+from moetrace.reporting.phrases import NOTHING
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,7 +20,6 @@ PERCENT = {
     "window_mean_error_rate", "share", "error", "part_of_error", "noise_part", "coverage_80", "coverage_95",
     "above_oracle", "moved", "moved_per_1000", "expected", "expected_error",
 }  # fmt: skip
-NOTHING = "-"
 # Characters of a cell above which it may be folded.
 LONG_TEXT = 40
 # What is left to a folded column, and what a column takes besides its text.

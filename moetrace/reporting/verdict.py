@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moetrace.reporting.phrases import Answer, bytes_of, capitalised, percent_whole
+from moetrace.reporting.phrases import Answer, bytes_of, capitalised, percent
 from moetrace.reporting.tables import rows_of
 from moetrace.words import DEPENDS, NOT_WORTH_IT
 
@@ -40,7 +40,7 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
     if verdict["moved_per_1000"] > 0:
         size = verdict["moved_bytes"]
         amount = f" ({bytes_of(size)})" if size == size else ""
-        moves = f"{percent_whole(verdict['moved_per_1000'])} of the slots{amount} move per 1,000 steps."
+        moves = f"{percent(verdict['moved_per_1000'], 0)} of the slots{amount} move per 1,000 steps."
     evidence = f"Savings are relative to {plain} and {MODEL} {moves}"
     saved = _saved(verdict, "saved")
     if known:
@@ -53,7 +53,7 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
             sentence = f"{bound}. The best policy, {verdict['policy'].rstrip(',')}, {how}"
         else:
             sentence = f"{bound}. {capitalised(verdict['policy'])} {how}"
-        return Answer(QUESTION, f"{percent_whole(verdict['saved'])} saved", sentence, evidence, fine=fine)
+        return Answer(QUESTION, f"{percent(verdict['saved'], 0)} saved", sentence, evidence, fine=fine)
     sentence = (
         f"{answer}: {verdict['policy']} cuts expert time per step by {saved} where time follows tokens, and by "
         f"{_saved(verdict, 'saved_memory_bound')} on a GPU that is memory-bound below "

@@ -43,8 +43,8 @@ class Deployment:
     def with_first_layer(self, first_layer: int | None) -> Deployment:
         """The same with *first_layer* as the number of its first layer, the others as far from it as they were."""
         names = renumbered(sorted(self.slots), first_layer)
-        slots, loads = ({names[layer]: own[layer] for layer in own} for own in (self.slots, self.loads))
-        return replace(self, slots=slots, loads=loads)
+        slots = {names[layer]: own for layer, own in self.slots.items()}
+        return replace(self, slots=slots, loads={names[layer]: own for layer, own in self.loads.items()})
 
     @property
     def gpus(self) -> int:

@@ -27,8 +27,8 @@ class ResidentSets:
     def with_first_layer(self, first_layer: int | None) -> ResidentSets:
         """The same with *first_layer* as the number of its first layer, the others as far from it as they were."""
         names = renumbered(sorted(self.sets), first_layer)
-        sets, shares = ({names[layer]: own[layer] for layer in own} for own in (self.sets, self.shares))
-        return replace(self, sets=sets, shares=shares)
+        sets = {names[layer]: own for layer, own in self.sets.items()}
+        return replace(self, sets=sets, shares={names[layer]: own for layer, own in self.shares.items()})
 
     @property
     def experts(self) -> int:
