@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+import timeit
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -55,13 +55,20 @@ def measured(
     except RuntimeError as error:
         raise SettingError(f"{number} experts do not run on {where!r}: {str(error).splitlines()[0]}") from None
 
+    def run(x: Any) -> None:
+        if x.is_cuda:
+            expert(x, up, down)
+            torch.cuda.synchronize()
+        else:
+            for own in zip(x, up, down):  # one expert after the other
+                expert(*own)
+
     found = []
     with torch.inference_mode():
         for n in tokens:
             x = torch.randn(number, n, hidden, device=where).to(kind)
-            wait = torch.cuda.synchronize if x.is_cuda else lambda: None
-            run = partial(expert, x, up, down) if x.is_cuda else partial(_in_turn, x, up, down)
-            found.append((n, 1e6 * _median_seconds(run, wait, repeats) / number))
+            seconds = timeit.repeat(partial(run, x), number=1, repeat=repeats + 2)
+            found.append((n, 1e6 * statistics.median(seconds[2:]) / number))
     return found
 
 
@@ -71,24 +78,6 @@ def expert(x: Any, up: Any, down: Any) -> Any:
 
     gate, value = (x @ up).chunk(2, dim=-1)
     return (torch.nn.functional.silu(gate) * value) @ down
-
-
-def _in_turn(x: Any, up: Any, down: Any) -> None:
-    """One expert after the other."""
-    for own in zip(x, up, down):
-        expert(*own)
-
-
-def _median_seconds(run: Callable[[], Any], wait: Callable[[], None], repeats: int) -> float:
-    """The median of so many runs, each waited for."""
-    seconds = []
-    for _ in range(repeats + 2):
-        wait()
-        began = time.perf_counter()
-        run()
-        wait()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[2:])
 
 
 def main(argv: Sequence[str] | None = None) -> int:

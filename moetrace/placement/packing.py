@@ -100,7 +100,8 @@ def _exchange(
         keys = own * gpus + np.arange(gpus)
         others = np.sort(np.argpartition(keys, partners - 1, axis=1)[:, :partners], axis=1)
     else:
-        others = _others(peak, gpus)
+        others = np.arange(gpus - 1)[None]  # all but the busiest, shape (rows, gpus - 1)
+        others = others + (others >= peak[:, None])
     ours, theirs = slots[rows, peak], slots[rows[:, None], others].reshape(len(rows), -1)  # (n, size), (n, all theirs)
     begin = (rows * weight.shape[1])[:, None]
     sets, our_weight, their_weight = _sets(size, number), weight.take(begin + ours), weight.take(begin + theirs)
@@ -187,12 +188,6 @@ def _nearest_of_many(
         found[row] = min(found[row], (worst[side, best], int(mine[near[side, best]]), int(other[best])))
     worst, one, another = zip(*found)
     return np.array(worst), np.array(one, np.int64), np.array(another, np.int64)
-
-
-def _others(peak: Ints, gpus: int) -> Ints:
-    """All GPUs but the busiest, shape (rows, gpus - 1)."""
-    every = np.arange(gpus - 1)[None]
-    return every + (every >= peak[:, None])
 
 
 def picked(values: NDArray[Any], index: Ints) -> NDArray[Any]:

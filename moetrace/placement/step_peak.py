@@ -75,10 +75,6 @@ class StepLoad:
         """The load of these *experts* alone."""
         return StepLoad(self.steps[:, experts], self.tokens)
 
-    def in_time(self, copies: Ints, dispatch: Dispatch) -> StepLoad:
-        """The time that *copies* (experts,) replicas of each expert take together, as a load that they share evenly."""
-        return StepLoad.of(dispatch.alone(copies, self.steps * self.tokens))
-
     @cached_property
     def mean(self) -> Shares:
         """The share of each expert of the whole load, shape (experts,)."""
@@ -190,9 +186,9 @@ def lowered(slots: Ints, load: StepLoad, least: float = LEAST_CHANGE, dispatch: 
     Each time by more than *least*, a part of the mean GPU's load; first bluntly, then as sharply as can be. Where time
     does not follow tokens, experts are only exchanged: another number of replicas would change what all of them take.
     """
-    if not dispatch.time.linear:
+    if not dispatch.time.linear:  # the load is the time that all replicas of an expert take, which they share evenly
         copies = np.bincount(slots.ravel(), minlength=len(load.mean))
-        load = load.in_time(copies, dispatch)
+        load = StepLoad.of(dispatch.alone(copies, load.steps * load.tokens))
     enough = least / len(slots)
     for factor in SHARPNESS:
         slots = _settled(StepPeak.of(slots, load, dispatch, factor), enough).slots

@@ -169,7 +169,10 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     parts = {state: own[own["state"] == state] for state in STATES}
     parts = {state: rows for state, rows in parts.items() if len(rows)}
     if not parts:
-        return Answer(PREDICTABLE, "not measured", f"Not measured: {_why_not(summary, horizon)}.", fine=True)
+        why = f"no cutoff of this trace can be evaluated {horizon:,} steps ahead"
+        if summary[summary["horizon"] == horizon]["too_short"].sum():
+            why = "every cutoff has less history than any of the predictors needs"
+        return Answer(PREDICTABLE, "not measured", f"Not measured: {why}.", fine=True)
     sentence = " ".join(_state_sentence(state, rows) for state, rows in parts.items())
     if STABLE not in parts:
         sentence += " Nothing could be evaluated in a stable phase."
@@ -183,14 +186,6 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     )
     number = f"{percent(best['error_rate'])} error{OTHERWISE[first]}"
     return Answer(PREDICTABLE, number, sentence, evidence, fine=best["predictor"] == BASELINE)
-
-
-def _why_not(summary: pd.DataFrame, horizon: int) -> str:
-    """What kept every forecast of the next *horizon* steps from being scored."""
-    own = summary[summary["horizon"] == horizon]
-    if own["too_short"].sum():
-        return "every cutoff has less history than any of the predictors needs"
-    return f"no cutoff of this trace can be evaluated {horizon:,} steps ahead"
 
 
 def expected(ahead: pd.DataFrame, summary: pd.DataFrame, horizon: int) -> str:

@@ -14,6 +14,20 @@ if TYPE_CHECKING:
 
 # Rows of a table on the page: nobody reads more, and the files have them all.
 MOST_ROWS = 1000
+DEFINITIONS = {
+    "share": "the tokens of an expert over all tokens of its layer in a step",
+    "error rate": "the sum over experts of |predicted - actual| share of the load of the whole horizon",
+    "noise": "the error of a forecast that knew the slowly moving load exactly: no forecast can do better",
+    "difference": "from the mean of the last 1,000 steps (window_mean), over the same layers and cutoffs, with a 95% "
+    "interval from a paired bootstrap: where it includes 0, the two cannot be told apart",
+    "movement": "the relative change of the load from one window of 200 steps to the next, noise taken off",
+    "settle step": "where the movement, averaged over 500 steps, falls below 4% for good; above 6% a layer is "
+    "transient again",
+    "interval of the settle step": "from where movement was last clearly above the rule to where it first is clearly "
+    "below",
+    "expert order": "whether a second detector, which sees the order of the experts alone, settles within 1,000 steps",
+    "variance, range": "the paper's sliding measures of the share of an expert",
+}
 
 
 @dataclass(frozen=True)
@@ -98,12 +112,7 @@ def grid(frame: pd.DataFrame) -> Grid:
 
 
 def as_html(
-    title: str,
-    traces: Sequence[TracePage],
-    definitions: Mapping[str, str],
-    facts: Mapping[str, str],
-    files: Sequence[str],
-    apart: Sequence[str] = (),
+    title: str, traces: Sequence[TracePage], facts: Mapping[str, str], apart: Sequence[str], files: Sequence[str]
 ) -> str:
     """The page as one HTML file; *facts* say how it was made, *files* lie beside it, *apart* how traces differ."""
     from jinja2 import Environment, PackageLoader
@@ -113,19 +122,13 @@ def as_html(
     )
     environment.filters["grid"] = grid
     questions = list(dict.fromkeys(answer.question for trace in traces for answer in trace.answers))
-    page = environment.get_template("page.html")
-    return page.render(
-        title=title, traces=traces, questions=questions, definitions=definitions, facts=facts, files=files, apart=apart
-    ).lstrip()
+    page = environment.get_template("page.html").render(
+        title=title, traces=traces, questions=questions, definitions=DEFINITIONS, facts=facts, files=files, apart=apart
+    )
+    return page.lstrip()
 
 
-def as_markdown(
-    title: str,
-    traces: Sequence[TracePage],
-    definitions: Mapping[str, str],
-    facts: Mapping[str, str],
-    apart: Sequence[str] = (),
-) -> str:
+def as_markdown(title: str, traces: Sequence[TracePage], facts: Mapping[str, str], apart: Sequence[str]) -> str:
     """The same answers and tables in Markdown."""
     lines = [f"# {markdown_text(title)}", ""]
     lines += ["## Do they have the same load?", "", *(f"- {markdown_text(own)}" for own in apart), ""] if apart else []
@@ -134,7 +137,9 @@ def as_markdown(
         for answer in trace.answers:
             said = markdown_text(f"{answer.sentence} ({answer.evidence})" if answer.evidence else answer.sentence)
             lines += [f"- **{answer.question}** {markdown_text(answer.number)}. {said}"]
-        lines += [f"- {markdown_text(_finding_text(row))}" for row in trace.findings]
+        for row in trace.findings:
+            what, where = f"Finding {row['name']} ({row['severity']})", f"{row['place']}: {row['evidence']}"
+            lines += ["- " + markdown_text(f"{what}, {where}. Advice: {row['advice']}.")]
         lines += [""]
         for section in trace.sections:
             lines += [f"### {markdown_text(section.title)}", ""]
@@ -143,10 +148,6 @@ def as_markdown(
                 more = len(frame) - MOST_ROWS
                 lines += [f"**{caption}**", "", markdown(frame.head(MOST_ROWS))]
                 lines += [f"And {more:,} more rows, in the files.", ""] if more > 0 else []
-    lines += ["## Definitions", "", *(f"- **{word}**: {meaning}" for word, meaning in definitions.items()), ""]
+    lines += ["## Definitions", "", *(f"- **{word}**: {meaning}" for word, meaning in DEFINITIONS.items()), ""]
     lines += ["## How this was made", "", *(f"- {name}: {markdown_text(value)}" for name, value in facts.items())]
     return "\n".join(lines) + "\n"
-
-
-def _finding_text(row: Mapping[str, str]) -> str:
-    return f"Finding {row['name']} ({row['severity']}), {row['place']}: {row['evidence']}. Advice: {row['advice']}."

@@ -183,14 +183,9 @@ def predicted(frames: Frames) -> Figure:
         for name in part.columns:
             style = PREDICTORS.get(str(name).partition(":")[0], {"color": INK, "marker": "x"})
             if str(name).partition(":")[0] in (*PREDICTORS, BASELINE):
-                marks = style | {
-                    "linestyle": "",
-                    "markersize": size,
-                    "fillstyle": "none",
-                    "label": name,
-                    "rasterized": many,
-                }
-                axes.plot(at, 100 * part[name].reindex(actual.index), **marks)
+                own_shares = 100 * part[name].reindex(actual.index)
+                marks = style | {"linestyle": "", "markersize": size, "fillstyle": "none"}
+                axes.plot(at, own_shares, label=name, rasterized=many, **marks)
         every = -(-len(actual) // 16)
         axes.set_xticks(at[::every], [str(expert) for expert in actual.index[::every]], fontsize=7)
     one_legend(figure, axes)

@@ -27,20 +27,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-DEFINITIONS = {
-    "share": "the tokens of an expert over all tokens of its layer in a step",
-    "error rate": "the sum over experts of |predicted - actual| share of the load of the whole horizon",
-    "noise": "the error of a forecast that knew the slowly moving load exactly: no forecast can do better",
-    "difference": "from the mean of the last 1,000 steps (window_mean), over the same layers and cutoffs, with a 95% "
-    "interval from a paired bootstrap: where it includes 0, the two cannot be told apart",
-    "movement": "the relative change of the load from one window of 200 steps to the next, noise taken off",
-    "settle step": "where the movement, averaged over 500 steps, falls below 4% for good; above 6% a layer is "
-    "transient again",
-    "interval of the settle step": "from where movement was last clearly above the rule to where it first is clearly "
-    "below",
-    "expert order": "whether a second detector, which sees the order of the experts alone, settles within 1,000 steps",
-    "variance, range": "the paper's sliding measures of the share of an expert",
-}
 SUMMARY = [
     "predictor", "horizon", "state", "error_rate", "error_noise", "step_error_rate", "step_noise", "mape",
     "difference", "difference_low", "difference_high", "cutoffs", "scored", "too_short", "fallbacks",
@@ -111,8 +97,8 @@ def files_of(
     traces.sort(key=lambda trace: -max(SEVERITIES.index(answer.severity or OK) for answer in trace.answers))
     apart = [] if pairs is None else [distance_sentence(row) for row in rows_of(pairs)]
     title = f"Expert load of {', '.join(studies)}"
-    yield "report.md", as_markdown(title, traces, DEFINITIONS, facts, apart).encode("utf-8", "backslashreplace")
-    yield "report.html", as_html(title, traces, DEFINITIONS, facts, names, apart).encode("utf-8", "backslashreplace")
+    yield "report.md", as_markdown(title, traces, facts, apart).encode("utf-8", "backslashreplace")
+    yield "report.html", as_html(title, traces, facts, apart, names).encode("utf-8", "backslashreplace")
 
 
 def _texts(frames: Mapping[str, pd.DataFrame]) -> dict[str, bytes]:

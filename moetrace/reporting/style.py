@@ -56,15 +56,14 @@ WIDTH = re.compile(r"(\d+\.?\d*) ?(in|cm|mm)?")
 INCH = {"in": 1, "cm": 2.54, "mm": 25.4}
 
 
-def settings() -> dict[str, Any]:
-    """How matplotlib draws here."""
-    return {
-        "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
-        "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.grid.axis": "y", "grid.color": FAINT, "grid.linewidth": 0.5, "font.size": 9, "axes.titlesize": 9,
-        "legend.frameon": False, "legend.fontsize": 8, "figure.titlesize": 11, "svg.fonttype": "none",
-        "pdf.fonttype": 42,  # TrueType: publishers refuse the outlines of Type 3
-    }  # fmt: skip
+SETTINGS: dict[str, Any] = {
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": GREY, "xtick.color": GREY, "ytick.color": GREY,
+    "xtick.labelcolor": INK, "ytick.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.grid.axis": "y", "grid.color": FAINT, "grid.linewidth": 0.5, "font.size": 9, "axes.titlesize": 9,
+    "legend.frameon": False, "legend.fontsize": 8, "figure.titlesize": 11, "svg.fonttype": "none",
+    "pdf.fonttype": 42,  # TrueType: publishers refuse the outlines of Type 3
+}  # fmt: skip
+"""How matplotlib draws here."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def styled(look: Look = USUAL) -> Iterator[None]:
 
     outer = LOOK.set(look)
     try:
-        with matplotlib.rc_context(settings()):  # type: ignore[arg-type]
+        with matplotlib.rc_context(SETTINGS):  # type: ignore[arg-type]
             if look.style is not None:
                 try:
                     style.use(look.style)
@@ -183,7 +182,7 @@ def picture(figure: Figure, kind: str, title: str = "") -> bytes:
     from matplotlib.transforms import Bbox
 
     width, height = figure.get_size_inches()
-    lines = textwrap.wrap(literally(title), int(width * LETTERS)) if title else []
+    lines = textwrap.wrap(title.replace("$", r"\$"), int(width * LETTERS))  # a dollar sign begins no formula
     head = LINE * (len(lines) + 1) if lines else 0.0
     above = figure.text(0.5, 1 + LINE / 2 / height, "\n".join(lines), ha="center", va="bottom", fontsize=11)
     above.set_in_layout(False)
@@ -241,11 +240,6 @@ SLIMMER: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...
     (re.compile(r"\n\s*"), "\n"),
 )
 """What a page does not need of an SVG file, and what stands in its place."""
-
-
-def literally(text: str) -> str:
-    """A text in which a dollar sign begins no formula."""
-    return text.replace("$", r"\$")
 
 
 def predictor_style(name: str, best: str | None) -> dict[str, Any]:

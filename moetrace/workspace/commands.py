@@ -286,8 +286,8 @@ def place(
         drawings[f"{gpus}-gpus"] = functools.partial(plan_course, placed.frames["scores"], placed.best)
     if len(placed.frames["knee"]):
         drawings[f"{gpus}-gpus.knee"] = functools.partial(knee, placed.frames["knee"], verdict)
-    pictures = _drawn(drawings, folder)
-    notes += [*launch, *_charts(pictures), *(f"{own.name}: {left_out}" for left_out in placed.notes)]
+    pictures, charts = _drawn(drawings, folder)
+    notes += [*launch, *charts, *(f"{own.name}: {left_out}" for left_out in placed.notes)]
     answer = alarm(placed.frames["balance"], ADVICE_BESIDE_A_PLAN) + worth(verdict).sentence
     screen = functools.partial(
         place_screen, placed.frames["summary"], answer,
@@ -363,10 +363,10 @@ def hot(
         "curve": functools.partial(coverage, found.frames["curve"], answer["slots"]),
         "ages": functools.partial(ages, found.frames["ages"], found.best),
     }
-    pictures = _drawn(drawings, folder)
+    pictures, charts = _drawn(drawings, folder)
     screen = functools.partial(whole, kept_screen(answer, found.frames))
     return Found(
-        "hot", own.name, screen, found.frames, found, drawings, pictures, deploy, [*notes, *_charts(pictures)],
+        "hot", own.name, screen, found.frames, found, drawings, pictures, deploy, [*notes, *charts],
         {"failed": failed},
     )  # fmt: skip
 
@@ -382,15 +382,12 @@ def _saved(what: str, folder: str | Path, written: Sequence[Mapping[str, str]], 
     return lines
 
 
-def _drawn(drawings: Mapping[str, Callable[..., Figure]], folder: str | Path | None) -> list[str]:
-    """Write *drawings* into the *folder*, if there is one; the files."""
-    if folder is None:
-        return []
+def _drawn(drawings: Mapping[str, Callable[..., Figure]], folder: str | Path | None) -> tuple[list[str], list[str]]:
+    """Write *drawings* into the *folder*, if there is one; the files, and a line on them."""
+    if folder is None or not drawings:
+        return [], []
     with styled():
-        return [
+        paths = [
             str(write_bytes(Path(folder) / f"{name}.png", picture(draw(), "png"))) for name, draw in drawings.items()
         ]
-
-
-def _charts(paths: Sequence[str]) -> list[str]:
-    return [f"Saved the charts to {', '.join(paths)}"] if paths else []
+    return paths, [f"Saved the charts to {', '.join(paths)}"]

@@ -21,8 +21,8 @@ from moetrace.reporting.screens import ingested_sentence, listed_sentence, trace
 from moetrace.trace import LoadTrace
 from moetrace.words import EXPORTED
 from moetrace.workspace.found import Found, command
-from moetrace.workspace.options import Note, Selection, Workspaces, silent, workspace_of
-from moetrace.workspace.traces import Ingested, described, described_frame, names_apart
+from moetrace.workspace.options import Note, Selection, silent, workspace_of
+from moetrace.workspace.traces import Ingested, Workspace, described, described_frame, names_apart
 
 if TYPE_CHECKING:
     from moetrace.workspace.options import Traced
@@ -167,23 +167,25 @@ def ingest(
     return Found("ingest", names, partial(traces_screen, frame, sentence), {"traces": frame}, done, files=files)
 
 
-@command(Workspaces)
-def list(*, workspaces: Workspaces) -> Found[builtins.list[LoadTrace]]:
+@command()
+def list(*, workspace: Workspace | str | Path | None = None) -> Found[builtins.list[LoadTrace]]:
     """The traces of the workspace: ``moetrace list``.
 
     >>> import moetrace as mt
     >>> mt.list()
     <moetrace.list: No trace in moetrace-out.>
     """
-    into = workspace_of(workspaces.workspace)
+    into = workspace_of(workspace)
     opened = [into.open(name) for name in into.names()]
     frame = described_frame(described(trace, into.trace_path(trace.name)) for trace in opened)
     screen = partial(traces_screen, frame, listed_sentence(frame, str(into.root)))
     return Found("list", ", ".join(into.names()), screen, {"traces": frame}, opened)
 
 
-@command(Workspaces)
-def remove(names: Sequence[str] | str, *, dry_run: bool = False, workspaces: Workspaces) -> builtins.list[Path]:
+@command()
+def remove(
+    names: Sequence[str] | str, *, dry_run: bool = False, workspace: Workspace | str | Path | None = None
+) -> builtins.list[Path]:
     """Remove traces and their results from the workspace: ``moetrace remove``; the files, which stay with *dry_run*.
 
     >>> import moetrace as mt
@@ -194,7 +196,7 @@ def remove(names: Sequence[str] | str, *, dry_run: bool = False, workspaces: Wor
     >>> mt.remove("run") == [path]
     True
     """
-    into, given = workspace_of(workspaces.workspace), [names] if isinstance(names, str) else names
+    into, given = workspace_of(workspace), [names] if isinstance(names, str) else names
     return [into.path_of(name) if dry_run else into.remove(name) for name in dict.fromkeys(given)]
 
 

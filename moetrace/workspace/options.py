@@ -54,13 +54,6 @@ def workspace_of(workspace: Workspace | str | Path | None) -> Workspace:
 
 
 @dataclass(frozen=True)
-class Workspaces:
-    """The *workspace*: a folder, ``./moetrace-out`` by default."""
-
-    workspace: Workspace | str | Path | None = None
-
-
-@dataclass(frozen=True)
 class Selection:
     """Which part of a trace: some *layers*, and *steps* as a pair of the first and the last, None where not limited."""
 
