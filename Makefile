@@ -111,19 +111,19 @@ LOWEST := --resolution lowest-direct
 NEWEST := --prerelease allow --upgrade
 
 .PHONY: test-lowest
-test-lowest: ## Run the quick tests with the lowest versions that are declared
-	$(call quick,.venv-lowest,$(LOWEST))
+test-lowest: ## Run the tests with the lowest versions that are declared
+	$(call tested,.venv-lowest,$(LOWEST))
 
 .PHONY: test-newest
-test-newest: ## Run the quick tests with the newest versions, pre-releases included
-	$(call quick,.venv-newest,$(NEWEST))
+test-newest: ## Run the tests with the newest versions, pre-releases included
+	$(call tested,.venv-newest,$(NEWEST))
 
-define quick
+define tested
 	$(PYTHON) -m venv $(1)
 	$(1)/bin/python -m pip install --quiet uv
 	$(1)/bin/uv pip install --quiet --python $(1)/bin/python $(2) --editable ".[sql]"
 	$(1)/bin/uv pip install --quiet --python $(1)/bin/python $(UV_TESTS)
-	$(1)/bin/python -m pytest $(PARALLEL) -m "not slow and not thorough" -W default::DeprecationWarning
+	$(1)/bin/python -m pytest $(PARALLEL) -m "not thorough" -W default::DeprecationWarning
 endef
 
 .PHONY: lock

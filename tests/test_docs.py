@@ -113,6 +113,7 @@ def test_the_gallery_has_every_figure_and_its_rows():
 
 
 @pytest.mark.parametrize("code", re.findall(r"```python\n(.*?)```", README, re.DOTALL))
+@pytest.mark.slow
 def test_python_blocks_run(code, monkeypatch):
     """As they stand, from the root of a checkout."""
     monkeypatch.chdir(ROOT)

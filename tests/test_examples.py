@@ -18,6 +18,7 @@ def test_every_public_name_is_there_and_listed():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.slow
 def test_the_example_of_a_function_runs(name, tmp_path, monkeypatch):
     """In an empty folder, with nothing but what it imports itself."""
     monkeypatch.chdir(tmp_path)

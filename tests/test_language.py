@@ -26,6 +26,7 @@ PAGES = sorted(
 
 
 @pytest.mark.parametrize("pattern", WORSE)
+@pytest.mark.slow
 def test_words_that_readers_stumble_over(pattern):
     """Each with the words that take its place."""
     found = [

@@ -101,6 +101,7 @@ def test_the_listing_is_the_order():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
+@pytest.mark.slow
 def test_a_room_imports_only_from_rooms_above(path):
     """By the order of the list."""
     room = name_of(path).partition(".")[0]
@@ -165,6 +166,7 @@ def test_help_waits_for_no_heavy_library(argv):
     assert "[]\n" == done.stderr
 
 
+@pytest.mark.slow
 def test_ingesting_for_json_waits_for_no_pandas(tmp_path):
     """It takes as long to load as a small trace to read."""
     code = (

@@ -68,6 +68,7 @@ def test_a_trace_is_a_path_a_name_a_trace_or_a_frame(name, monkeypatch, tmp_path
 
 
 @pytest.mark.parametrize("name", QUICK)
+@pytest.mark.slow
 def test_a_result_shows_itself(name, monkeypatch):
     """In a line, in a notebook, as a table, and as a picture where there is one."""
     monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})
@@ -110,6 +111,7 @@ def test_what_a_notebook_shows_is_no_live_html():
     assert "&lt;script&gt;" in mt.states(trace)._repr_html_()
 
 
+@pytest.mark.slow
 def test_a_result_has_the_attributes_of_what_it_is_made_from():
     """And no others."""
     found = mt.hot(TRACE, slots=2)
@@ -202,6 +204,7 @@ def test_a_workspace_is_filled_listed_and_emptied(tmp_path):
         (lambda: mt.explain("ded"), "did you mean 'dead'"),
     ],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_wrong_argument_is_refused_by_its_name(wrong, said):
     """As on the command line, but with the name that the function has for it."""
     with pytest.raises(mt.MoetraceError, match=said) as refused:
@@ -211,6 +214,7 @@ def test_a_wrong_argument_is_refused_by_its_name(wrong, said):
 
 
 @pytest.mark.parametrize("name", ["place", "hot", "report"])
+@pytest.mark.slow
 def test_the_progress_of_several_stages_only_grows(name, monkeypatch):
     """In percent of the whole, from the first call to 100."""
     monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})

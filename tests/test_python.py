@@ -36,6 +36,7 @@ def test_a_wrong_argument_is_a_sentence(wrong, said):
         wrong()
 
 
+@pytest.mark.slow
 def test_a_path_may_be_a_text(tmp_path, monkeypatch):
     """Wherever one is given: what is written there is read from there."""
     monkeypatch.chdir(tmp_path)

@@ -35,6 +35,7 @@ def mlflow(monkeypatch):
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
 @pytest.mark.usefixtures("mlflow")
+@pytest.mark.slow
 def test_a_recipe_gives_the_counts_of_its_sample(section, moetrace, tmp_path, monkeypatch):
     """As it stands on the page, in a folder that holds the sample."""
     monkeypatch.chdir(tmp_path)

@@ -63,6 +63,7 @@ def test_movement_is_no_noise():
 
 
 @pytest.mark.parametrize("stride", [300, 1000])
+@pytest.mark.slow
 def test_rows_that_the_load_moves_between_tell_nothing(stride):
     """Neither the noise of a step nor that of a mean: what differs there is movement above all."""
     course = Course(steps=60 * stride, experts=32, tokens=50_000, changes=((1, 0.003),))

@@ -16,6 +16,7 @@ KNOWN = {
 
 @pytest.mark.parametrize("name", KNOWN)
 @pytest.mark.parametrize("experts", [16, 128])
+@pytest.mark.slow
 def test_a_known_parameter_lies_in_its_interval(name, experts):
     """In 95% of cases, of which 40 of 50 are certain; and a load of the family is not called another one."""
     truth, draw = KNOWN[name]

@@ -46,6 +46,7 @@ def layer_of(course, seed=0):
 
 @pytest.mark.parametrize("tokens", [2000, 500_000])
 @pytest.mark.parametrize("experts", [8, 64])
+@pytest.mark.slow
 def test_a_known_settle_step_is_found(experts, tokens):
     """Within 200 steps, whatever the number of experts and tokens."""
     found = layer_of(settling(3000, experts=experts, tokens=tokens))
@@ -131,6 +132,7 @@ def test_what_is_short_and_moves_is_transient(steps, state):
         (1000, 11, UNKNOWN),
     ],
 )
+@pytest.mark.slow
 def test_steps_logged_far_apart_are_judged_in_rows(stride, rows, state):
     """Five of them are a window, and five borders a hold; further apart than 200 steps nothing can be told."""
     course = Course(steps=stride * rows, experts=32, tokens=10**6, changes=((1, 1e-5),))
@@ -400,6 +402,7 @@ def test_a_jump_is_where_the_level_changes():
 
 @pytest.mark.parametrize("stride", change_points.STRIDES)
 @pytest.mark.parametrize("size", change_points.SIZES)
+@pytest.mark.slow
 def test_jumps_of_the_level_are_located(stride, size):
     """Within a block in 90% of cases, intervals right in 95%, however sparsely steps were logged."""
     found = change_points.located(range(20), stride, size)
@@ -527,6 +530,7 @@ def naive_rank_losses(load, block=50, k=4):
 
 
 @pytest.mark.parametrize("seed", range(4))
+@pytest.mark.slow
 def test_states_by_rank_equal_their_naive_twin(seed):
     """Judged by the mean loss over 1,000 steps, with a lower and an upper threshold."""
     changes = ((1, LOUD), (2500, QUIET), (5500, LOUD))

@@ -170,6 +170,7 @@ def test_windows_of_the_layers_table_slide():
     assert found["variance_100_before"] == fluctuation(trace.layer(0).until(3050), [10, 100])[1].variance.mean()
 
 
+@pytest.mark.slow
 def test_a_layer_that_never_settles_has_no_after(settled):
     """All of its steps are before; whole numbers stay whole numbers where some are missing."""
     load = settled.layer(1)
@@ -235,6 +236,7 @@ def test_the_movement_frame_is_what_the_rule_judges(settled):
     }
 
 
+@pytest.mark.slow
 def test_curves_of_long_traces_are_thinned_evenly():
     """At most 600 moments, each so many after the one before, from the first on."""
     counts = np.random.default_rng(0).multinomial(100, [0.6, 0.4], size=(31_000, 1))
@@ -444,6 +446,7 @@ def test_noise_levels_are_those_of_a_load_that_stands_still():
     assert (means["threshold_variance"] > means["noise_variance"]).all()
 
 
+@pytest.mark.slow
 def test_score_frames_of_no_scores_are_empty(settled):
     """And have all their columns."""
     frames = score_frames(evaluate(settled, [predictor("ema")], [99_999]))

@@ -106,6 +106,7 @@ MALFORMED = {
 
 
 @pytest.mark.parametrize("fault", MALFORMED)
+@pytest.mark.slow
 def test_a_malformed_file_is_one_line_and_exit_code_1(moetrace, small, tmp_path, fault):
     """With the file and the place; nothing on stdout, nothing in the workspace."""
     change, place = MALFORMED[fault]
@@ -131,6 +132,7 @@ def test_states_promises_its_fields(ingested):
     assert (None, "transient") == (second["settle_step"], second["state"])
 
 
+@pytest.mark.slow
 def test_predict_promises_its_fields_and_writes_the_forecast(ingested):
     """Scores, summary, and a forecast of the steps after the end, shares summing to 1."""
     done = ingested("predict", "--horizon", 700, *QUICK, "--json")
@@ -152,6 +154,7 @@ def test_predict_promises_its_fields_and_writes_the_forecast(ingested):
     assert 2 * 2 * 700 == len(forecast)
 
 
+@pytest.mark.slow
 def test_predict_says_how_sure_it_is_of_each_expert(ingested):
     """The mean share over the horizon with its intervals, in a file beside the forecast."""
     document = ingested("predict", "--horizon", 700, *QUICK, "--json").json
@@ -234,6 +237,7 @@ def test_report_prints_the_rows_of_a_figure_and_draws_it_for_a_column(ingested, 
     )
 
 
+@pytest.mark.slow
 def test_report_writes_everything_into_one_folder(ingested, tmp_path):
     """Tables as Markdown, CSV and JSON, figures as PNG, and one page that loads nothing."""
     done = ingested("report", *QUICK, "--horizons", "300,700", "--folder", tmp_path / "r", "--json")
@@ -289,6 +293,7 @@ def test_a_damaged_trace_is_one_line(ingested):
         (("nonsense",), "nonsense"),
     ],
 )
+@pytest.mark.slow
 def test_usage_errors_have_exit_code_2(ingested, argv, said):
     """And say what is wrong, on stderr."""
     done = ingested(*argv)
@@ -308,6 +313,7 @@ def test_usage_errors_have_exit_code_2(ingested, argv, said):
         (("ingest", "nothing"), 1, "does not exist"),
     ],
 )
+@pytest.mark.slow
 def test_mistakes_are_one_line(ingested, argv, code, said):
     """Naming what could have been meant; the wrong call of a command has exit code 2."""
     done = ingested(*argv)
@@ -317,6 +323,7 @@ def test_mistakes_are_one_line(ingested, argv, code, said):
     assert 1 == done.err.count("\n") or "Usage:" in done.err
 
 
+@pytest.mark.slow
 def test_output_goes_to_a_file_that_is_not_replaced_unasked(ingested, tmp_path):
     """--force replaces it."""
     path = tmp_path / "states.json"
@@ -337,6 +344,7 @@ def test_output_goes_to_a_file_that_is_not_replaced_unasked(ingested, tmp_path):
         ("a.txt", (), "settled: "),
     ],
 )
+@pytest.mark.slow
 def test_the_ending_of_the_output_says_its_format(ingested, tmp_path, name, more, begins):
     """Unless the format is given."""
     assert 0 == ingested("states", "-o", tmp_path / name, *more).code
@@ -370,11 +378,13 @@ def test_a_plan_that_cannot_be_written_is_not_said_to_be(ingested, tmp_path):
     assert (1, False) == (done.code, "wrote the plan" in done.err)
 
 
+@pytest.mark.slow
 def test_quiet_leaves_stderr_empty(ingested):
     """No notes and no progress."""
     assert "" == ingested("predict", "--horizon", 700, *QUICK, "-q", "--json").err
 
 
+@pytest.mark.slow
 def test_tables_show_percentages_and_every_row(ingested):
     """Rounded for people; a column of numbers in percent says so."""
     out = ingested("predict", "--horizon", 700, *QUICK).out
@@ -432,6 +442,7 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
     os.close(write)
 
 
+@pytest.mark.slow
 def test_blas_has_one_thread_unless_told():
     """The matrices are small: more threads are in each other's way."""
     script = """

@@ -49,6 +49,7 @@ def test_the_report_finds_what_predict_computed(ingested):
     assert "settled: reusing 2 of 4 cached results\n" in report.err
 
 
+@pytest.mark.slow
 def test_removing_a_trace_removes_its_results(ingested, tmp_path):
     """The same trace read again starts anew."""
     ingested("predict", *QUICK)

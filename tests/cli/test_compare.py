@@ -83,6 +83,7 @@ def test_layers_and_steps_are_chosen_on_both_sides(compare):
         (("a.parquet",), "missing argument 'B'"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_done_is_a_usage_error(compare, argv, message):
     """With what would work."""
     found = compare(*argv)

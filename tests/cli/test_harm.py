@@ -313,6 +313,7 @@ def test_two_commands_at_a_time_give_a_result_or_a_line(ingested, tmp_path, a, b
     ],
     ids=lambda argv: argv[0],
 )
+@pytest.mark.slow
 def test_a_working_directory_whose_name_is_not_utf8_is_named(ingested, tmp_path, monkeypatch, argv):
     """One line with what to do, and nothing is left; what needs no path there works."""
     odd = tmp_path / os.fsdecode(b"odd\xff")
@@ -379,6 +380,7 @@ def test_a_full_standard_output_is_named(ingested, tmp_path, argv):
 
 @pytest.mark.parametrize("to", ["csv", "npz", "long"])
 @pytest.mark.parametrize("output", ["x.out", "-", "/dev/null"])
+@pytest.mark.slow
 def test_an_export_to_a_full_disk_names_no_temporary_file(ingested, monkeypatch, tmp_path, to, output):
     """But the file that was asked for, or the folder of temporary files where that is full."""
 

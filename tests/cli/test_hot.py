@@ -21,6 +21,7 @@ def served(moetrace, tmp_path):
     return lambda *argv: moetrace("hot", tmp_path / "served.parquet", *argv)
 
 
+@pytest.mark.slow
 def test_the_answer_comes_first(served):
     """Then the methods, then what else there is to say."""
     lines = served("--slots", "3", *QUICK).out.splitlines()
@@ -67,6 +68,7 @@ def test_a_total_is_divided_and_layers_are_renumbered(served):
     assert "Layers are numbered from 3" in served("--cover", "0.8", "--horizon", "100").err
 
 
+@pytest.mark.slow
 def test_a_short_trace_is_scored_over_less(served):
     """Which is said."""
     found = served("--slots", "2")
@@ -100,6 +102,7 @@ def test_bytes_and_bandwidth_give_milliseconds(served):
         (("--cutoffs", "9000"), "cutoff 9,000 cannot be scored"),
     ],
 )
+@pytest.mark.slow
 def test_what_cannot_be_done_is_a_usage_error(served, argv, message):
     """With what would work, and nothing is written."""
     found = served(*argv)
@@ -109,6 +112,7 @@ def test_what_cannot_be_done_is_a_usage_error(served, argv, message):
     assert not Path("moetrace-out/hot").exists()
 
 
+@pytest.mark.slow
 def test_a_step_alone_is_no_history(served):
     """Sets are made from it and written, and the answer says that they were not tested; a horizon cannot be had."""
     found, asked = served("--steps", "1:1"), served("--steps", "1:1", "--horizon", "5")

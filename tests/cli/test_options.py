@@ -243,6 +243,7 @@ def test_nothing_given_is_a_wish_for_help(moetrace):
         ("moetrace explain col", ["collapse"]),
     ],
 )
+@pytest.mark.slow
 def test_values_are_completed(moetrace, small, words, found):
     """As bash asks for it, in a process of its own: traces, predictors, formats, findings."""
     save_trace(small, Path("run.parquet"))

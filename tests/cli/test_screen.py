@@ -71,6 +71,7 @@ def test_a_report_says_which_horizon_can_be_scored(ingested, tmp_path):
     assert (2, True) == (asked.code, "one: a horizon of 1,400 steps cannot be scored at cutoffs from" in asked.err)
 
 
+@pytest.mark.slow
 def test_show_prints_the_tables_behind_an_answer(ingested):
     """Those named, or all; an unknown one is a usage error that names them; not with CSV."""
     windows, everything = ingested("states", "one", "--show", "windows"), ingested("states", "one", "--show", "all")

@@ -60,6 +60,7 @@ def test_two_samples_of_one_load_are_called_the_same(kind):
 
 
 @pytest.mark.parametrize("kind", ["multinomial", "dirichlet", "correlated", "topics"])
+@pytest.mark.slow
 def test_a_known_shift_of_one_layer_is_found(kind):
     """Of 5% of its token choices, in one of three layers, and its size is measured."""
     found = [distance_between(*pair(kind, seed, rows=(3000, 3000), shift=0.05)) for seed in range(4)]

@@ -210,6 +210,7 @@ def test_accepted_errors_do_not_fail_a_check(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_check_fails_for_what_is_named(moetrace, tmp_path):
     """For watch-dogs and CI."""
     np.save(tmp_path / "run.npy", drawn(0.95, 0.03, 0.02, steps=100))

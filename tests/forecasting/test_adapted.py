@@ -70,6 +70,7 @@ class Failing(Mean):
 
 
 @pytest.mark.parametrize("kind", [Mean, Told, Nixtla])
+@pytest.mark.slow
 def test_a_forecaster_is_a_predictor(kind):
     """It keeps what every predictor has to, and the mean of all blocks is the mean of the window that they make."""
     made = mt.from_forecaster(kind(), block=20, history=1000)

@@ -269,6 +269,7 @@ def test_a_trace_too_short_for_every_predictor_is_an_error(even):
 
 
 @pytest.mark.parametrize("name", ["level", "sw_avg"])
+@pytest.mark.slow
 def test_without_intervals_the_errors_are_the_same(name):
     """And nothing is told before, or of single experts."""
     trace = synthetic_trace([settling(500, steps=2500)])
@@ -301,6 +302,7 @@ def test_a_constant_forecast_is_scored_like_any_other(rows):
 
 
 @pytest.mark.parametrize("name", ["level", "level:trend=0.2", "auto", "sw_avg"])
+@pytest.mark.slow
 def test_horizons_scored_together_are_those_scored_alone(name):
     """Also where steps are missing, and where a shorter forecast is not the beginning of a longer one."""
     trace = synthetic_trace([settling(500, steps=2500)])

@@ -156,6 +156,7 @@ def naive_deviation(load, cutoff, horizon):
 
 
 @pytest.mark.parametrize(("cutoff", "horizon"), [(3000, 1000), (1750, 100), (600, 400), (3480, 800)])
+@pytest.mark.slow
 def test_what_was_found_scales_what_is_told(cutoff, horizon):
     """The deviation equals its naive twin, and the level is the forecast of `level`; in a load that grows lively."""
     course = Course(steps=4000, experts=8, tokens=2000, changes=((1, 0.002), (2400, 0.02)))

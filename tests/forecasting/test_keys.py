@@ -44,6 +44,7 @@ def test_comments_and_docstrings_do_not_count(copy):
 
 
 @pytest.mark.parametrize("module", thorough_but(["trace", "forecasting.layers"], USED))
+@pytest.mark.slow
 def test_code_counts(module, copy):
     """A constant more in each module that matters is another key."""
     path = path_of(copy, module)
@@ -57,6 +58,7 @@ def test_code_counts(module, copy):
 
 
 @pytest.mark.parametrize("constant", ["LEAST_ROWS = 5", "MOST_DISTANCES = 100_000"])
+@pytest.mark.slow
 def test_a_number_of_the_trace_counts(constant, copy):
     """On which windows and strides, and so results, depend."""
     path = path_of(copy, "trace")

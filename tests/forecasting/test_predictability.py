@@ -49,6 +49,7 @@ def test_several_evaluations_at_once_are_those_one_by_one(settled):
         assert (alone.computed, 0) == (found.computed, found.reused)
 
 
+@pytest.mark.slow
 def test_histories_are_compared_at_the_same_cutoffs(frames):
     """Every length is scored as often as the others of its state."""
     by_history = frames["by_history"]

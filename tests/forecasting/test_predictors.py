@@ -28,6 +28,7 @@ def history():
 
 
 @pytest.mark.parametrize("spec", ALL)
+@pytest.mark.slow
 def test_a_forecast_has_a_row_for_every_step(history, spec):
     """Shape, finite, close to shares."""
     found = predictor(spec).fit([history]).forecast(history, 130)
@@ -70,6 +71,7 @@ def test_a_constant_history_goes_on(spec):
 
 
 @pytest.mark.parametrize("spec", ALL)
+@pytest.mark.slow
 def test_no_predictor_sees_a_step_after_its_cutoff(spec):
     """A trace whose load turns around right after the cutoff has the same forecast there, in a backtest of both."""
     trace = synthetic_trace([settling(800, steps=2000, tokens=3000)], seed=4)
@@ -94,6 +96,7 @@ def test_what_was_fitted_applies_to_a_newer_history(history, spec):
 
 
 @pytest.mark.parametrize("spec", ALL)
+@pytest.mark.slow
 def test_steps_logged_every_tenth_time_are_forecast_for_every_step(spec):
     """Windows and horizons count steps."""
     long = synthetic_trace([settling(800, steps=20_000, tokens=30_000)], seed=4).layer(0)

@@ -78,6 +78,7 @@ NAIVE = {
 
 @pytest.mark.parametrize("name", IMBALANCE)
 @given(load=hnp.arrays(np.float64, st.integers(2, 9), elements=st.floats(0, 100)).filter(lambda x: x.sum() > 1e-3))
+@pytest.mark.slow
 def test_imbalance_equals_its_naive_twin(name, load):
     """Every definition agrees with a loop."""
     measure, _ = IMBALANCE[name]

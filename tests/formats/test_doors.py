@@ -105,6 +105,7 @@ def rows(small, moetrace, tmp_path, monkeypatch):  # which changes the folder, t
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_query_is_a_trace(small, rows, moetrace):
     """Named by its first file; unchanged files have no effect, and changed ones are another source."""
     argv = ("ingest", "--sql", "SELECT step, layer, expert, sum(tokens) AS tokens FROM 'part*.csv' GROUP BY ALL")
@@ -138,6 +139,7 @@ def test_a_query_from_python(small, rows):
         ("SELECT step, layer, expert, -tokens AS tokens FROM 'part1.csv'", "column tokens, row 0: -.* is negative"),
     ],
 )
+@pytest.mark.slow
 def test_a_query_that_gives_no_counts_is_one_line(rows, moetrace, query, said):
     """With the first line of DuckDB's error."""
     done = moetrace("ingest", "--sql", query, "-w", rows)
@@ -146,6 +148,7 @@ def test_a_query_that_gives_no_counts_is_one_line(rows, moetrace, query, said):
     assert re.search(said, done.err), done.err
 
 
+@pytest.mark.slow
 def test_without_duckdb_the_extra_is_named(rows, moetrace, monkeypatch):
     """It is optional."""
     monkeypatch.setitem(sys.modules, "duckdb", None)

@@ -25,6 +25,7 @@ READABLE = [kind for kind in KINDS if kind != "forecasting"]
     start=st.integers(0, 10**9),
     cells=st.sampled_from([1, 20, 1 << 25]),
 )
+@pytest.mark.slow
 def test_what_is_exported_comes_back(tmp_path, kind, counts, start, cells):
     """Written, and ingested again: the same counts, steps and layers, whatever the size of the blocks."""
     layers = range(3, 3 + counts.shape[1])

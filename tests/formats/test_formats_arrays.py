@@ -258,6 +258,7 @@ def test_tensors_are_read_like_arrays(small, tmp_path, form):
     assert "torch" == found.info.format
 
 
+@pytest.mark.slow
 def test_counters_of_one_run_in_many_files_are_subtracted(small, tmp_path):
     """LMDeploy's dumps, which do not reset what they count."""
     torch = pytest.importorskip("torch")

@@ -29,6 +29,7 @@ def test_every_format_has_a_dump_to_read():
 
 
 @pytest.mark.parametrize("name", DUMPS)
+@pytest.mark.slow
 def test_a_dump_is_sniffed_and_its_counts_are_those_of_the_source(small, tmp_path, name):
     """Counts, steps and layers come back without being told the format."""
     path = DUMPS[name](small, tmp_path)
@@ -54,6 +55,7 @@ def test_other_forms_of_a_format_are_sniffed_and_their_counts_are_those_of_the_s
 
 
 @pytest.mark.parametrize("name", DUMPS)
+@pytest.mark.slow
 def test_a_clean_dump_has_no_finding(small, tmp_path, name):
     """The doctor is silent where there is nothing to say."""
     path = DUMPS[name](small, tmp_path)
@@ -95,6 +97,7 @@ def test_what_is_no_dump_is_refused_in_one_line(tmp_path, name, content):
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.99])
 @pytest.mark.parametrize("name", DUMPS)
+@pytest.mark.slow
 def test_a_truncated_dump_is_refused_or_whole(small, tmp_path, name, share):
     """A file cut short never gives other counts for a step that it holds, and never a traceback."""
     path = DUMPS[name](small, tmp_path)
@@ -120,6 +123,7 @@ def test_a_truncated_dump_is_refused_or_whole(small, tmp_path, name, share):
         elements=st.integers(1, 50),
     )
 )
+@pytest.mark.slow
 def test_any_counts_survive(tmp_path_factory, name, counts):
     """What Hypothesis makes up comes back from every format."""
     counts[..., -1] += counts.sum(axis=2).max() - counts.sum(axis=2)
@@ -160,6 +164,7 @@ def test_a_setting_of_a_format_is_taken_and_one_that_it_has_not_is_refused(tmp_p
 
 
 @pytest.mark.parametrize("name", DUMPS)
+@pytest.mark.slow
 def test_a_setting_without_a_name_is_of_the_format_that_is_told(small, tmp_path, name):
     """So that only what the dump does not say has to be said."""
     path = DUMPS[name](small, tmp_path)

@@ -8,6 +8,7 @@ from moetrace import read_trace
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
+@pytest.mark.slow
 def test_a_defect_is_refused_in_one_line(moetrace, tmp_path, defect):
     """Exit code 1, the file is named, nothing is left."""
     (tmp_path / "x.parquet").write_bytes(DEFECTS[defect]())

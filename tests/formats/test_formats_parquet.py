@@ -192,6 +192,7 @@ def test_what_is_no_parquet_is_refused(tmp_path, content):
     layout=st.sampled_from(sorted(LAYOUTS)),
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_any_trace_survives_any_layout(tmp_path, counts, layout, seed):
     """Counts written and read again are the same, 64-bit ones too, in any order of rows."""
     if layout == "nested":

@@ -143,6 +143,7 @@ def test_tokens_are_counted_into_steps(small, tmp_path, kind):
         read_trace(path)
 
 
+@pytest.mark.slow
 def test_layers_of_a_token_table_are_counted_apart(small, tmp_path):
     """A row for each token and layer, layers in turn."""
     rows = [

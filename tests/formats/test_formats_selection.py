@@ -209,6 +209,7 @@ def test_a_layer_that_begins_late_can_be_left_out(small, tmp_path):
     assert np.array_equal(small.counts[10:], later.counts)
 
 
+@pytest.mark.slow
 def test_plans_name_experts_as_the_source_does(tmp_path):
     """Systems that read the plan count from 0 all the same."""
     counts = np.random.default_rng(0).multinomial(400, [0.4, 0.3, 0.2, 0.1], size=(300, 1))

@@ -39,6 +39,7 @@ def between(frame, step="step"):
 
 @pytest.mark.parametrize("tag", TAGS)
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.slow
 def test_columns_named_like_tags_are_experts(small, tmp_path, tag, kind):
     """With rows of other metrics between, whose cells are empty here."""
     frame = between(tagged(small, TAGS[tag]))
@@ -232,6 +233,7 @@ def test_percentages_are_shares(tmp_path):
     assert [[[1, 7]]] == found.counts.tolist()
 
 
+@pytest.mark.slow
 def test_the_step_and_the_layer_may_stand_in_the_name_of_the_file(small, tmp_path):
     """A file for each; without a step in their names files are counted on."""
     frame = long_table(small).to_pandas()

@@ -237,6 +237,7 @@ CASES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_it_is_read_or_asked(moetrace, tmp_path, case):
     """Never numbers that are no counts, a part for the whole, or one value of several."""
     write, runs = CASES[case]

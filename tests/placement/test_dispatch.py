@@ -284,6 +284,7 @@ def test_a_plan_where_a_gpu_holds_an_expert_twice_is_scored():
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(2, 6))
+@pytest.mark.slow
 def test_tokens_fill_the_emptiest_gpus_up_to_one_level(seed, gpus):
     """A naive twin: a drop at a time on the emptiest; of two GPUs and of more the same."""
     rng = np.random.default_rng(seed)

@@ -28,6 +28,7 @@ def step_counts(experts, steps=60, seed=0):
 
 
 @pytest.mark.parametrize("dispatch", ["even", "nearest", "lp"])
+@pytest.mark.slow
 def test_whole_groups_stay_on_nodes(dispatch):
     """From nothing, changed from experts in order, and changed again; no expert is twice on a GPU."""
     planning = Planning(8, 8, nodes=4, groups=8, dispatch=dispatch)
@@ -77,6 +78,7 @@ def test_groups_that_are_busy_in_the_same_steps_are_put_on_other_nodes():
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 2), (6, 3), (8, 4)]))
+@pytest.mark.slow
 def test_gpus_are_renamed_within_nodes(seed, shape):
     """As few slots move as can be when nodes stay together, against every way; with one node any GPU may be any."""
     gpus, nodes = shape

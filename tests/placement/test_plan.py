@@ -328,6 +328,7 @@ def test_the_command_scores_plans_and_writes_one(moetrace, settled, tmp_path):
     assert "Worth it on 4 GPUs: " in moetrace(*argv).out
 
 
+@pytest.mark.slow
 def test_no_expert_moves_where_no_plan_gains_enough(moetrace, settled, tmp_path):
     """With --least-gain, and some without it."""
     from moetrace import save_trace

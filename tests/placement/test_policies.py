@@ -69,6 +69,7 @@ ALL = [policy for policy in policies(3) if policy.interval != 0]
 
 @pytest.mark.parametrize("policy", ALL, ids=lambda policy: "-".join(map(str, policy.settings)))
 @pytest.mark.parametrize("planning", [Planning(4), Planning(4, 4), Planning(4, 4, nodes=2, groups=4)])
+@pytest.mark.slow
 def test_every_policy_fills_every_slot_and_no_gpu_twice(policy, planning):
     """A plan after each look, for all experts, as many slots on each GPU and no two replicas of an expert on one."""
     load = trace_of([UNEVEN, TURNED], 3000).layer(0)
@@ -87,6 +88,7 @@ def test_every_policy_fills_every_slot_and_no_gpu_twice(policy, planning):
 
 
 @pytest.mark.parametrize("policy", ALL, ids=lambda policy: "-".join(map(str, policy.settings)))
+@pytest.mark.slow
 def test_no_policy_sees_a_step_after_its_look(policy):
     """Another future changes no plan made before it."""
     load = trace_of([UNEVEN, TURNED], 3000).layer(0)
@@ -104,6 +106,7 @@ def test_no_policy_sees_a_step_after_its_look(policy):
 
 
 @pytest.mark.parametrize("policy", policies(1), ids=lambda policy: "-".join(map(str, policy.settings)))
+@pytest.mark.slow
 def test_moves_are_those_from_each_plan_to_the_next(policy, replay):
     """Whatever the policy; the first plan is made before anything counts."""
     trace, frame = replay
@@ -515,6 +518,7 @@ def test_plans_in_parts_are_the_same_plans(monkeypatch):
     assert 626 == len(whole)
 
 
+@pytest.mark.slow
 def test_layers_are_replayed_in_any_order(replay):
     """Whoever runs the tasks, the rows are by layer, equal to the bit, and the gate is that of the mean over layers."""
     counts = np.concatenate([replay[0].counts[:2000] * factor for factor in (1, 3, 7)], axis=1)

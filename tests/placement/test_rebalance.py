@@ -45,6 +45,7 @@ def test_groups_stay_on_a_node():
 
 
 @pytest.mark.parametrize(("groups", "nodes"), [(1, 1), (8, 4)])
+@pytest.mark.slow
 def test_few_slots_change_from_a_plan_in_force(groups, nodes):
     """None where the load is the same; an expert that stays on its GPU stays in its slot."""
     weight = loads(4, 64)

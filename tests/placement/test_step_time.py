@@ -216,6 +216,7 @@ def test_few_replicas_are_awake_where_memory_decides():
 @given(
     st.integers(0, 1000), st.sampled_from([0.5, 2.0, 8.0]), st.sampled_from([0, 4]), st.sampled_from(["even", "fewest"])
 )
+@pytest.mark.slow
 def test_a_plan_by_time_is_never_worse_where_it_was_made(seed, ratio, redundant, kind):
     """Than the plan by tokens, EPLB's and the default placement, for the steps that it was made from."""
     counts, _ = some_load(16, 4, redundant, seed)
@@ -342,6 +343,7 @@ def test_without_hardware_the_answer_has_both_ends(moetrace, served):
     assert f"Not worth it on 4 GPUs: {regime(known)}" in " ".join(shown.out.split())
 
 
+@pytest.mark.slow
 def test_the_command_reads_a_curve(moetrace, served, tmp_path):
     """And refuses it beside other hardware."""
     path = tmp_path / "curve.csv"

@@ -36,6 +36,7 @@ def changes_of(trace, tmp_path, size=500):
     return [change for snapshot in snapshots for change in snapshot.changes], snapshots[-1]
 
 
+@pytest.mark.slow
 def test_a_layer_that_settles_is_told_once(tmp_path):
     """When it can be told, with the step since when; the snapshot of the closed trace is the last."""
     changes, last = changes_of(synthetic_trace([settling(1500, steps=4000)], seed=5), tmp_path)
@@ -46,6 +47,7 @@ def test_a_layer_that_settles_is_told_once(tmp_path):
     assert (True, 4000, "stable") == (last.closed, last.step, last.layers[0].state)
 
 
+@pytest.mark.slow
 def test_a_layer_that_is_unsettled_again_is_told_too(tmp_path):
     """Settled first, then unsettled."""
     course = Course(steps=6000, changes=((1, LOUD), (1000, QUIET), (3500, LOUD)))
@@ -54,6 +56,7 @@ def test_a_layer_that_is_unsettled_again_is_told_too(tmp_path):
     assert ["settled", "unsettled"] == [change.what for change in changes]
 
 
+@pytest.mark.slow
 def test_a_collapse_is_told(tmp_path):
     """And that it is over."""
     even, taken = [1, 1, 1, 1], [200, 1, 1, 1]
@@ -88,6 +91,7 @@ def test_nothing_is_seen_before_the_first_block(tmp_path):
 @pytest.mark.parametrize(
     ("course", "code"), [(settling(800, steps=2500), 0), (Course(steps=2500, changes=((1, LOUD),)), 4)]
 )
+@pytest.mark.slow
 def test_the_command_prints_a_line_a_change_and_has_exit_codes(moetrace, tmp_path, course, code):
     """0 where every layer is stable at the end, 4 where one is not."""
     path = tmp_path / "run.parquet"

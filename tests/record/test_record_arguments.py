@@ -118,6 +118,7 @@ NOT_SERIALISABLE = [
 
 
 @pytest.mark.parametrize(("given", "said"), NOTES, ids=[str(said)[:20] for _, said in NOTES])
+@pytest.mark.slow
 def test_a_note_becomes_plain_json(path, given, said):
     """Numbers, arrays and tensors, paths and dates, sets; NaN and infinity are null; in the file as on the way."""
     notes = recorded(path, notes={"x": given}).info.notes
@@ -129,6 +130,7 @@ def test_a_note_becomes_plain_json(path, given, said):
 
 
 @pytest.mark.parametrize("value", NOT_SERIALISABLE, ids=lambda value: type(value).__name__)
+@pytest.mark.slow
 def test_a_note_that_json_cannot_hold_is_refused_at_once(path, value):
     """By its name, in the constructor and in `note`; the recording goes on without it."""
     with pytest.raises(SettingError, match=r"note 'loss' cannot be stored as JSON|assumptions take 17 MiB"):
@@ -197,6 +199,7 @@ def test_a_layer_that_is_none_is_refused(path, layer):
 
 @pytest.mark.parametrize("step", [2**53 + 1, 2**63, -(2**60), float("nan"), float("inf"), 1.5, "x", True, [1]])
 @pytest.mark.parametrize("method", ["step", "resume_from"])
+@pytest.mark.slow
 def test_a_step_that_is_none_is_refused(path, method, step):
     """Steps are whole numbers up to 2**53; the recorder is as it was before."""
     recorder = Recorder(path)

@@ -140,6 +140,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_that_outlives_a_killed_run_does_not_keep_its_lock(path):
     """`resume=True` goes on while it still lives."""
     run = subprocess.Popen([sys.executable, "-c", KILLED, path], stdout=subprocess.PIPE, text=True)

@@ -102,6 +102,7 @@ def left_by_the_dead(folder):
 
 
 @pytest.mark.parametrize("by", ["recorder", "ingest"])
+@pytest.mark.slow
 def test_what_a_kill_left_is_swept(tmp_path, moetrace, by):
     """Half-written files in the folder of parts and beside the trace, by the next recorder or `ingest` of the place."""
     path = tmp_path / "run.parquet"

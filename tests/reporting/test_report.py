@@ -57,6 +57,7 @@ def labels(figure):
 
 
 @pytest.mark.parametrize("name", ALL)
+@pytest.mark.slow
 def test_every_figure_has_a_message_and_names_its_axes(frames, name):
     """The legend is the figure's, so it hides no data."""
     figure = drawn(name, frames)
@@ -287,6 +288,7 @@ def test_markdown_says_what_the_page_says(files, frames):
     assert "### Everybody's imbalance" in text
 
 
+@pytest.mark.slow
 def test_several_traces_are_compared_on_the_page(frames, monkeypatch):
     """Each two of them in a sentence, on both pages; one trace is compared with nothing."""
     monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})
@@ -464,6 +466,7 @@ def test_a_page_of_very_many_layers_stays_one_that_opens(many, monkeypatch):
     assert 14 == len(pd.read_csv(io.BytesIO(files["data/many-layers.csv"])))
 
 
+@pytest.mark.slow
 def test_names_and_findings_are_no_live_markdown(frames, monkeypatch):
     """A viewer fetches no picture and follows no link that the name of a trace would make."""
     name = "![x](http://host/a.png) [y](http://host) `z` *w* <b>"

@@ -62,6 +62,7 @@ def small_blocks():
 @pytest.mark.parametrize(("cache", "loop"), [(lru, by_lru), (lfu, by_lfu), (belady, by_belady)])
 @settings(max_examples=60)
 @given(counts=TRACES)
+@pytest.mark.slow
 def test_caches_equal_a_plain_loop(cache, loop, counts):
     """At every step, for every number of slots."""
     sizes = range(1, counts.shape[1] + 1)

@@ -99,6 +99,7 @@ def test_caches_are_warm_at_the_cutoff(found, counts, layer, cutoff):
 
 
 @pytest.mark.parametrize("total", [3, 4, 5, 7])
+@pytest.mark.slow
 def test_slots_divided_by_load_are_those_of_what_was_known(trace, counts, total):
     """The experts with the largest shares, of whichever layer: of the history, or of what followed in hindsight."""
     scores = hot(trace, total=total, horizon=HORIZON, cutoffs=CUTOFFS).frames["scores"]
@@ -161,6 +162,7 @@ def test_age_is_the_distance_of_two_cutoffs(found, counts):
     assert [0, 80, 160] == ages.loc[(ages["method"] == "ema") & (ages["state"] == "all"), "age"].tolist()
 
 
+@pytest.mark.slow
 def test_ages_are_whole_horizons(trace):
     """A first cutoff between the others has no ages of its own."""
     ages = hot(trace, slots=2, horizon=100, cutoffs=[50, 100, 200, 300]).frames["ages"]
@@ -181,6 +183,7 @@ def test_the_curve_is_that_of_the_best_sets(found):
     assert [1.0] * 5 == pytest.approx(curve.loc[curve["slots"] == 6, curve.columns[3:]].to_numpy()[0].tolist())
 
 
+@pytest.mark.slow
 def test_sets_are_those_of_the_forecast_after_the_end(found, trace, counts):
     """Numbered as in the source, and from 0 for runtimes; the best predictor covered most."""
     history = counts[:, 0].sum(axis=0) / counts[:, 0].sum()
@@ -216,6 +219,7 @@ def test_the_coldest_experts_are_named_with_how_often_they_were(found, counts):
     assert ordered[:2] == pytest.approx(cold[cold["layer"] == 2]["share"].tolist())
 
 
+@pytest.mark.slow
 def test_one_token_makes_both_rates_the_same():
     """Where every active expert has one token, what is covered of either is the same number."""
     rng = np.random.default_rng(0)
@@ -243,6 +247,7 @@ def test_a_total_and_a_part_to_cover_are_divided_by_load(trace, found):
     ("shares", "tokens", "worth"),
     [([0.5, 0.3, 0.1, 0.1], 200, COMPUTE), ([0.6, 0.3, 0.05, 0.05], 2, LOADING), ([0.25] * 4, 200, NEITHER)],
 )
+@pytest.mark.slow
 def test_what_a_set_is_worth(shares, tokens, worth):
     """Many tokens make every expert active; an even load has no hot experts."""
     counts = np.random.default_rng(0).multinomial(tokens, shares, size=(400, 2))
@@ -279,6 +284,7 @@ def test_how_long_a_set_holds():
 
 
 @pytest.mark.parametrize("steps", [40, 400, 1500, 4000])
+@pytest.mark.slow
 def test_windows_fit_the_trace(steps):
     """Three cutoffs at least, and the usual ones where it is long."""
     counts = np.random.default_rng(0).multinomial(50, [0.4, 0.3, 0.2, 0.1], size=(steps, 1))

@@ -33,6 +33,7 @@ def failing(moetrace):
 
 
 @pytest.mark.parametrize("fault", FILES)
+@pytest.mark.slow
 def test_a_bad_file_is_one_line(failing, tmp_path, fault):
     """The line names the file and what is wrong with it; no pickle is opened."""
     name, content, said = FILES[fault]
@@ -45,6 +46,7 @@ def test_a_bad_file_is_one_line(failing, tmp_path, fault):
 
 
 @pytest.mark.parametrize("byte", range(4, len(PAGED), 499))
+@pytest.mark.slow
 def test_a_corrupt_page_is_refused_or_harmless(moetrace, tmp_path, byte):
     """Of a dump with page checksums, as moetrace itself exports it."""
     (tmp_path / "x.parquet").write_bytes(flipped(PAGED, byte))
@@ -70,6 +72,7 @@ def test_what_would_not_fit_in_memory_is_refused_with_the_amount(failing, tmp_pa
     assert "GiB of memory, and there are 0.1 GiB" in line
 
 
+@pytest.mark.slow
 def test_what_is_held_whole_is_refused_where_it_does_not_fit(tmp_path, monkeypatch):
     """`read_trace` holds a trace in memory; ingesting the same source streams."""
     counts = np.ones((3000, 10, 400), np.int32)
@@ -131,6 +134,7 @@ def test_a_file_that_vanishes_is_named(moetrace, tmp_path, monkeypatch):
     assert f"{tmp_path / 'x.csv'}" in done.err
 
 
+@pytest.mark.slow
 def test_a_known_file_is_read_whatever_it_is_called(moetrace, tmp_path):
     """By its content: a Parquet file with the name of another kind."""
     for name in ("a.csv", "b.jsonl", "c.npy"):

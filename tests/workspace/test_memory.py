@@ -20,6 +20,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have no such settings")
+@pytest.mark.slow
 def test_pages_are_asked_for_once():
     """The same 64 MB, taken and given back 30 times, touch a fraction of the pages."""
     plain, kept = (

@@ -84,6 +84,7 @@ def test_names_stay_inside_the_folder(name):
 
 
 @given(st.text(), st.text())
+@pytest.mark.slow
 def test_two_names_never_become_one(a, b):
     """Nor does one become two."""
     assert (a == b) == (file_name(a) == file_name(b))
@@ -139,6 +140,7 @@ def test_the_same_forecast_file_is_not_written_again(tmp_path):
     assert {"b"} == set(pq.read_table(path)["trace"].to_pylist())
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_in_a_forecast_file_is_repaired(tmp_path):
     """The same forecast writes the file again where a byte of its pages differs, and leaves a sound one as it is."""
     path = tmp_path / "forecast.parquet"

@@ -190,6 +190,7 @@ def test_other_counts_under_the_same_name_are_computed(path, store, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["code_digest", "library_versions"])
+@pytest.mark.slow
 def test_other_code_and_other_libraries_are_other_results(path, store, monkeypatch, what):
     """Whoever changes a predictor, or installs another NumPy, is not shown kept numbers."""
     computed(path, results=store)
@@ -198,6 +199,7 @@ def test_other_code_and_other_libraries_are_other_results(path, store, monkeypat
     assert 12 == computed(path, results=store).computed
 
 
+@pytest.mark.slow
 def test_a_kept_fit_is_not_made_again(path, store):
     """Not even when every score has to be."""
     first = computed(path, Pooling(), results=store)

@@ -42,6 +42,7 @@ def _kill_at_first_result(store, worker):
     worker.kill()
 
 
+@pytest.mark.slow
 def test_a_cluster_that_is_not_there_is_one_line(path, tmp_path, monkeypatch):  # noqa: F811
     """With the address."""
     monkeypatch.setattr("moetrace.workspace.tasks.PATIENCE", 1)
