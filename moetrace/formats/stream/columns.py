@@ -210,7 +210,8 @@ class Rows(NamedTuple):
                 by_text: NDArray[np.int64] = np.array(found, np.int64)[to_numpy(encoded.indices)]
                 return by_text
         array = self.column(name)
-        if array.dtype.kind == "O":  # hive partitions and dictionaries arrive as text
+        # Hive partitions and dictionaries arrive as text; lists of one number are none.
+        if array.dtype.kind == "O" and not values.type.num_fields:
             with suppress(TypeError, ValueError, OverflowError):
                 array = array.astype(np.int64)
         if array.dtype.kind not in "iuf":
