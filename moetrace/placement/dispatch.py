@@ -104,13 +104,13 @@ def _chosen_parts(held: Held, nodes: int) -> Shares:
     return parts
 
 
-def nearest_table(phy2log: Ints, gpus: int, nodes: int = 1, *, from_file: bool = True, seed: int = SEED) -> Ints:
+def nearest_table(phy2log: Ints, gpus: int, nodes: int = 1, seed: int = SEED) -> Ints:
     """The slot to which each GPU sends its tokens of each expert, shape (gpus, layers, experts).
 
     *phy2log* (layers, slots) is the expert in each slot, GPU after GPU. An expert of the same GPU comes first, then
     the first one on the same node, unless all are there, then a fair choice that is made once, layer after layer, as
-    SGLang 0.5.23 does with ``--ep-dispatch-algorithm static``. Where the plan is *from_file*, each rank draws for
-    itself, so that choices are fair only on average; where SGLang plans by itself, all share what one draws.
+    SGLang 0.5.23 does with ``--ep-dispatch-algorithm static`` for a plan from a file: each rank draws for itself, so
+    that choices are fair only on average.
 
     >>> nearest_table(np.array([[0, 1, 0, 2]]), gpus=2).tolist()
     [[[0, 1, 3]], [[2, 1, 3]]]
@@ -124,11 +124,12 @@ def nearest_table(phy2log: Ints, gpus: int, nodes: int = 1, *, from_file: bool =
             slots = np.flatnonzero(row == expert).tolist()
             near = [_nearest(slots, gpu, size, gpus // nodes) for gpu in range(gpus)]
             far = [gpu for gpu, slot in enumerate(near) if slot < 0]
-            if from_file:
-                chosen = {gpu: _fair_choices(slots, len(far), draws[gpu])[at] for at, gpu in enumerate(far)}
-            else:
-                chosen = dict(zip(far, _fair_choices(slots, len(far), draws[0]) if far else ()))
-            table[:, layer, expert] = [chosen.get(gpu, slot) for gpu, slot in enumerate(near)]
+            times, rest = divmod(len(far), len(slots))
+            for at, gpu in enumerate(far):  # each slot as often as any other but for the rest, in an order drawn
+                choices = slots * times + draws[gpu].sample(slots, k=rest)
+                draws[gpu].shuffle(choices)
+                near[gpu] = choices[at]
+            table[:, layer, expert] = near
     return table
 
 
@@ -139,14 +140,6 @@ def _nearest(slots: list[int], gpu: int, size: int, node: int) -> int:
     if here or len(slots) == 1:
         return (here or slots)[0]
     return there[0] if 0 < len(there) < len(slots) else -1
-
-
-def _fair_choices(slots: list[int], number: int, draw: Random) -> list[int]:
-    """So many of *slots*, each as often as any other but for the rest, in an order drawn."""
-    times, rest = divmod(number, len(slots))
-    choices = slots * times + draw.sample(slots, k=rest)
-    draw.shuffle(choices)
-    return choices
 
 
 def _nearest_parts(held: NDArray[np.bool_], nodes: int) -> Shares:

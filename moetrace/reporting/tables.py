@@ -96,11 +96,8 @@ def fitting(frame: pd.DataFrame, width: int) -> pd.DataFrame:
         used += max(heading, longest if longest <= LONG_TEXT else LEAST_TEXT) + GAP
         kept += used <= width or kept == 0
     shown_names = [str(name).removesuffix(" %") for name in text.columns[:kept]]
-    return frame[[name for name in frame.columns if _base(str(name)) in shown_names]]
-
-
-def _base(name: str) -> str:
-    return name.removesuffix("_low").removesuffix("_high")
+    ends = {str(name): str(name).removesuffix("_low").removesuffix("_high") for name in frame.columns}
+    return frame[[name for name, base in ends.items() if base in shown_names]]
 
 
 def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:

@@ -5,9 +5,9 @@ The command line calls the same functions, with the groups of options that it ha
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,11 +84,11 @@ def states(
     own = selection.open(trace)
     made = states_tables(own, progress=progress)
     frames = Later(
-        {name: functools.partial(made.__getitem__, name) for name in made}
-        | {"shape": functools.partial(shape_frame, own)}
-        | {name: functools.partial(table_by_layer, own, name) for name in BY_LAYER}
+        {name: partial(made.__getitem__, name) for name in made}
+        | {"shape": partial(shape_frame, own)}
+        | {name: partial(table_by_layer, own, name) for name in BY_LAYER}
     )
-    screen, drawing = functools.partial(states_screen, made["layers"]), functools.partial(settling, made)
+    screen, drawing = partial(states_screen, made["layers"]), partial(settling, made)
     return Found("states", own.name, screen, frames, own, {"settling": drawing})
 
 
@@ -107,7 +107,7 @@ def check(trace: Traced, *, fail_on: Sequence[str] = (), selection: Selection) -
     findings = examine(own)
     frame, fails = findings_frame(own.name, findings), failing(findings, own, tuple(fail_on))
     return Found(
-        "check", own.name, functools.partial(findings_screen, frame, 1), {"findings": frame}, findings,
+        "check", own.name, partial(findings_screen, frame, 1), {"findings": frame}, findings,
         facts={"failing": fails},
     )  # fmt: skip
 
@@ -138,7 +138,7 @@ def compare(
     found = compare_traces(
         one, other, gpus=gpus, redundant=redundant, slots=slots, time=device.time(), progress=progress
     )
-    screen = functools.partial(comparison_screen, found.as_row() | {"transfer": found.transfer}, found.frames["layers"])
+    screen = partial(comparison_screen, found.as_row() | {"transfer": found.transfer}, found.frames["layers"])
     notes = [f"Layers are compared in order: {list(one.layers)} of {one.name} with {list(other.layers)}"]
     return Found(
         "compare", one.name, screen, found.frames, found, notes=notes if one.layers != other.layers else (),
@@ -194,13 +194,13 @@ def predict(
     frames = {"summary": summary_frame(test.scores, backtesting.seed), "scores": test.scores, "means": means}
     drawings: dict[str, Callable[..., Figure]] = {}
     if (frames["summary"]["scored"] > 0).any():
-        drawings["predictors"] = functools.partial(comparison, {"summary": frames["summary"]})
+        drawings["predictors"] = partial(comparison, {"summary": frames["summary"]})
     if len(frames["summary"]):
-        screen: Callable[..., Screen] = functools.partial(predict_screen, frames["summary"], over, known, balance)
+        screen: Callable[..., Screen] = partial(predict_screen, frames["summary"], over, known, balance)
     else:
         done = "made" if folder is None else "saved"
         text = f"Forecasts of the next {count_of(over, 'step')} are {done}, but not scored: the trace is too short."
-        screen = functools.partial(whole, Screen(f"{own.name}: {alarm(balance)}{text}"))
+        screen = partial(whole, Screen(f"{own.name}: {alarm(balance)}{text}"))
     return Found(
         "predict", own.name, screen, frames | {"statuses": known}, test, drawings, files, facts={"horizon": over},
     )  # fmt: skip
@@ -283,13 +283,13 @@ def place(
     verdict = placed.verdict.as_row() | {"gpus": gpus}
     drawings: dict[str, Callable[..., Figure]] = {}
     if len(placed.frames["scores"]):
-        drawings[f"{gpus}-gpus"] = functools.partial(plan_course, placed.frames["scores"], placed.best)
+        drawings[f"{gpus}-gpus"] = partial(plan_course, placed.frames["scores"], placed.best)
     if len(placed.frames["knee"]):
-        drawings[f"{gpus}-gpus.knee"] = functools.partial(knee, placed.frames["knee"], verdict)
+        drawings[f"{gpus}-gpus.knee"] = partial(knee, placed.frames["knee"], verdict)
     pictures, charts = _drawn(drawings, folder)
     notes += [*launch, *charts, *(f"{own.name}: {left_out}" for left_out in placed.notes)]
     answer = alarm(placed.frames["balance"], ADVICE_BESIDE_A_PLAN) + worth(verdict).sentence
-    screen = functools.partial(
+    screen = partial(
         place_screen, placed.frames["summary"], answer,
         notes=verdict_notes(verdict, files=whole), of="Load" if planning.time.linear else "Expert time",
     )  # fmt: skip
@@ -360,11 +360,11 @@ def hot(
         notes += _saved(what, folder, deploy, 0 if first_layer is not None else min(sets.sets))
     answer = found.answer.as_row()
     drawings = {
-        "curve": functools.partial(coverage, found.frames["curve"], answer["slots"]),
-        "ages": functools.partial(ages, found.frames["ages"], found.best),
+        "curve": partial(coverage, found.frames["curve"], answer["slots"]),
+        "ages": partial(ages, found.frames["ages"], found.best),
     }
     pictures, charts = _drawn(drawings, folder)
-    screen = functools.partial(whole, kept_screen(answer, found.frames))
+    screen = partial(whole, kept_screen(answer, found.frames))
     return Found(
         "hot", own.name, screen, found.frames, found, drawings, pictures, deploy, [*notes, *charts],
         {"failed": failed},

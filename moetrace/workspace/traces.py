@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from moetrace.workspace.results import ResultFolder
 
-# The folder, unless the variable names another.
 # Cached results, and the commands that write results of their own.
 KEPT = "parts"
 COMMANDS = ("predict", "place", "hot")

@@ -32,7 +32,7 @@ def shares_of(rows, experts, spread=1.0, seed=0):
     return found / found.sum(axis=1, keepdims=True)
 
 
-def slow_row(phy2log, rank, gpus, nodes, from_file):
+def slow_row(phy2log, rank, gpus, nodes):
     """Where *rank* sends each expert, in loops over layers, experts and ranks, with the candidates a rank keeps."""
     draw, size, row = random.Random(42), phy2log.shape[1] // gpus, []
 
@@ -49,7 +49,7 @@ def slow_row(phy2log, rank, gpus, nodes, from_file):
         row.append([])
         for expert in range(max(layer) + 1):
             candidates = [slot for slot, held in enumerate(layer) if held == expert]
-            if from_file and near(candidates, rank) is not None:
+            if near(candidates, rank) is not None:
                 candidates = [near(candidates, rank)]
             chosen = [near(candidates, gpu) for gpu in range(gpus)]
             left = chosen.count(None)
@@ -67,17 +67,17 @@ def test_the_table_is_that_of_sglang():
 
 
 @settings(deadline=None, max_examples=30)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 1, 8, 4), (4, 2, 8, 8), (8, 4, 16, 8)]), st.booleans())
+@given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 1, 8, 4), (4, 2, 8, 8), (8, 4, 16, 8)]))
 @pytest.mark.slow
-def test_the_table_equals_its_slow_twin(seed, shape, from_file):
-    """Rank by rank, on one node and on several, for a map from a file and for one that SGLang plans by itself."""
+def test_the_table_equals_its_slow_twin(seed, shape):
+    """Rank by rank, on one node and on several."""
     gpus, nodes, experts, redundant = shape
     phy2log = planned(shares_of(3, experts, seed=seed), gpus, redundant).slots.reshape(3, -1)
 
-    table = nearest_table(phy2log, gpus, nodes, from_file=from_file)
+    table = nearest_table(phy2log, gpus, nodes)
 
     for rank in range(gpus):
-        assert table[rank].tolist() == slow_row(phy2log, rank, gpus, nodes, from_file)
+        assert table[rank].tolist() == slow_row(phy2log, rank, gpus, nodes)
 
 
 def test_expected_parts_are_the_mean_over_seeds():

@@ -97,19 +97,3 @@ def test_the_nearest_replica_is_the_one_that_sglang_sends_tokens_to(monkeypatch,
     theirs = np.array([own.logical_to_rank_dispatch_physical_map.numpy() for own in found])
     phy2log = found[0].physical_to_logical_map.numpy()
     assert np.array_equal(theirs, nearest_table(phy2log, GPUS, nodes))
-
-
-@pytest.mark.parametrize("nodes", [1, 2])
-def test_where_sglang_plans_by_itself_all_ranks_share_its_choices(monkeypatch, plan, tmp_path, nodes):
-    """What one rank draws is for all."""
-    _, flags = written(plan, tmp_path)
-    module = loader(monkeypatch, flags, LAYERS, EXPERTS, nodes=nodes)
-    phy2log = module.compute_initial_expert_location_metadata(None, 0).physical_to_logical_map
-    slots = module._compute_logical_to_all_physical_map(phy2log, EXPERTS, GPUS, None)
-
-    theirs = [
-        module.compute_logical_to_rank_dispatch_physical_map(slots, GPUS, EXPERTS + REDUNDANT, rank).numpy()
-        for rank in range(GPUS)
-    ]
-
-    assert np.array_equal(theirs, nearest_table(phy2log.numpy(), GPUS, nodes, from_file=False))

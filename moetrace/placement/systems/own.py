@@ -1,19 +1,13 @@
 """Ways to plan that belong to no serving system: none, one plan from a file, and moetrace's own."""
 
-from moetrace.placement.planning import Planning
 from moetrace.placement.policies import MOVING, Policy, plan_once_for_balance, replan_by_state, replan_by_steps
 from moetrace.placement.systems.base import System
-
-
-def _launch_nothing(_policy: Policy, _planning: Planning, _experts: int) -> str:
-    return ""
-
 
 NONE = System(
     "none",
     "the default placement",
     lambda _: [Policy("none", 0, 0, replan_by_steps)],
-    _launch_nothing,
+    launch=lambda *_: "",  # needs nothing
 )
 STATIC = System(
     "static",

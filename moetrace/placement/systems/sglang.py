@@ -1,9 +1,7 @@
 """SGLang 0.5.23: plans by itself with EPLB's rule every 1,000 iterations, or starts from a file of slots or loads."""
 
 import json
-from collections.abc import Mapping
 from shlex import quote
-from typing import Any
 
 import numpy as np
 
@@ -14,11 +12,6 @@ from moetrace.placement.systems.base import TOKENS, Deployment, File, System
 
 # What SGLang calls the ways to split tokens that it has; by default an all-to-all backend takes the nearest replica.
 DISPATCH = {EVEN: "dynamic", NEAREST: "static", LP: "lp"}
-
-
-def _policies(_layers: int) -> list[Policy]:
-    own = [Policy("SGLang", every, every, plan_as_eplb) for every in (1000, 250, 3000)]
-    return [*own, Policy("SGLang", 1000, 1000, plan_as_eplb, threshold=0.9)]
 
 
 def _launch(policy: Policy, planning: Planning, _experts: int) -> str:
@@ -62,17 +55,16 @@ def loads(plan: Deployment) -> bytes:
     return json.dumps({"logical_count": np.rint(np.array(shares) * TOKENS).astype(int).tolist()}).encode()
 
 
-def _read(document: Any, _gpus: int) -> Mapping[int, Any]:
-    return dict(enumerate(document["physical_to_logical_map"]))
-
-
 SGLANG = System(
     "SGLang",
-    policies=_policies,
+    policies=lambda _: [
+        *(Policy("SGLang", every, every, plan_as_eplb) for every in (1000, 250, 3000)),
+        Policy("SGLang", 1000, 1000, plan_as_eplb, threshold=0.9),
+    ],
     launch=_launch,
     files=(
         File("SGLang", ".sglang.json", slots, _flags),
         File("SGLang, planning by itself", ".sglang-counts.json", loads, _flags),
     ),
-    read=_read,
+    read=lambda document, _gpus: dict(enumerate(document["physical_to_logical_map"])),
 )

@@ -1,16 +1,8 @@
 """TensorRT-LLM: changes one layer in each iteration by itself, or reads an assignment as YAML."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from moetrace.placement.planning import Planning
 from moetrace.placement.policies import Policy, plan_from_scratch
 from moetrace.placement.systems.base import Deployment, File, System
-
-
-def _policies(layers: int) -> list[Policy]:
-    # A layer an iteration, then one without; older loads decay by 0.9 a step, as scattered as a mean of 19 steps.
-    return [Policy("TensorRT-LLM", min(layers + 1, 19), layers + 1, plan_from_scratch, even=True)]
 
 
 def _launch(_policy: Policy, planning: Planning, experts: int) -> str:
@@ -38,14 +30,11 @@ def _flags(plan: Deployment, path: str) -> str:
     )
 
 
-def _read(document: Any, _gpus: int) -> Mapping[int, Any]:
-    return {int(layer): row for layer, row in document["initial_global_assignments"].items()}
-
-
 TENSORRT_LLM = System(
     "TensorRT-LLM",
-    policies=_policies,
+    # A layer an iteration, then one without; older loads decay by 0.9 a step, as scattered as a mean of 19 steps.
+    policies=lambda layers: [Policy("TensorRT-LLM", min(layers + 1, 19), layers + 1, plan_from_scratch, even=True)],
     launch=_launch,
     files=(File("TensorRT-LLM", ".tensorrt-llm.yaml", load_balancer, _flags),),
-    read=_read,
+    read=lambda document, _: {int(layer): row for layer, row in document["initial_global_assignments"].items()},
 )

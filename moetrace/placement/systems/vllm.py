@@ -7,10 +7,8 @@ from moetrace.placement.planning import Planning
 from moetrace.placement.policies import Policy, plan_as_eplb
 from moetrace.placement.systems.base import System
 
-
-def _policies(_layers: int) -> list[Policy]:
-    grid = dict.fromkeys([(1000, 3000), *product((1000, 250), (1000, 250))])
-    return [Policy("vLLM", window, every, plan_as_eplb, even=True) for window, every in grid]
+# Its default first.
+GRID = ((1000, 3000), *product((1000, 250), (1000, 250)))
 
 
 def _launch(policy: Policy, planning: Planning, _experts: int) -> str:
@@ -19,4 +17,8 @@ def _launch(policy: Policy, planning: Planning, _experts: int) -> str:
     return f"--enable-expert-parallel --enable-eplb --eplb-config '{json.dumps(settings)}'"
 
 
-VLLM = System("vLLM", policies=_policies, launch=_launch)
+VLLM = System(
+    "vLLM",
+    policies=lambda _: [Policy("vLLM", window, every, plan_as_eplb, even=True) for window, every in GRID],
+    launch=_launch,
+)
