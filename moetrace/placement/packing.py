@@ -68,14 +68,14 @@ class Packing:
         return self.loads.max(axis=1)
 
 
-def exchanged(packing: Packing, until: Shares | None = None) -> Packing:
+def exchanged(packing: Packing) -> Packing:
     """Experts exchanged between the busiest GPU and another, the best pair at a time, while the peak falls.
 
-    Then two for two. Until every peak is at most *until* (rows,), or even.
+    Then two for two. Until every peak is even.
     """
     slots, (gpus, size) = packing.slots.copy(), packing.slots.shape[1:]
     load = packing.loads
-    enough = load.mean(axis=1) * (1 + EVEN) if until is None else until
+    enough = load.mean(axis=1) * (1 + EVEN)
     ways = [(1, few) for few in (*PARTNERS, gpus)] + [(2, few) for few in TWO_PARTNERS if 3 < size <= MOST_PAIRED]
     for number, partners in dict.fromkeys((number, min(few, gpus - 1)) for number, few in ways):
         rows = np.flatnonzero(load.max(axis=1) > enough)

@@ -12,17 +12,7 @@ from moetrace.analysis.imbalance import max_over_mean
 from moetrace.errors import SettingError
 from moetrace.placement.dispatch import EVEN, EVENLY, Dispatch, Held
 from moetrace.placement.packing import Ints
-from moetrace.placement.plan import (
-    TOLERANCE,
-    Evenness,
-    Plan,
-    default_plan,
-    evenness,
-    matched,
-    place,
-    replan,
-    slots_of,
-)
+from moetrace.placement.plan import TOLERANCE, Evenness, Plan, default_plan, evenness, matched, place, replan, slots_of
 from moetrace.placement.planner import members
 from moetrace.placement.step_peak import StepLoad
 from moetrace.placement.step_time import BY_TOKENS, StepTime

@@ -18,13 +18,7 @@ from moetrace.placement.knee import knee_frame, worth_from
 from moetrace.placement.plan import Plan
 from moetrace.placement.planning import MOST_LAYERS, Planning
 from moetrace.placement.replay import MOST_REPLAYED, replayed
-from moetrace.placement.simulate import (
-    best_strategy,
-    ending_states,
-    placement_summary,
-    plans_frame,
-    simulate,
-)
+from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
 from moetrace.placement.systems.base import Deployment
 from moetrace.placement.verdict import Verdict, policies_frame, verdict
 from moetrace.trace import LoadTrace
@@ -127,17 +121,9 @@ def place(
     policies = policies_frame(replay, trace, expert_bytes)
     judged = verdict(trace, replay, policies, planning, seed)
     planning = planning.with_redundant(redundants[0] if judged.redundant is None else judged.redundant)
-    able = [own for own in predictors if has_history(own, trace.steps, int(trace.steps[-1]))]
+    able = [own for own in predictors if has_history(own, trace.steps, int(trace.steps[-1]))] or [WindowMean()]
     test = evaluate(
-        trace,
-        able or [WindowMean()],
-        [horizon],
-        cutoffs,
-        stages.next(),
-        ahead=True,
-        train_on=train_on,
-        results=results,
-        run=run,
+        trace, able, [horizon], cutoffs, stages.next(), ahead=True, train_on=train_on, results=results, run=run
     )
     scores = simulate(trace, test, planning, deployed=deployed, progress=stages.next(), run=run)
     means = means_frame(test.forecasts(), horizon)

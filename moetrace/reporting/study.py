@@ -206,9 +206,7 @@ def _layers(anchor: str, frames: Mapping[str, Any]) -> tuple[list[str], list[Lay
         if number not in listed:
             continue
         hot = balance[number]
-        cells = layer_cells(state) | {
-            "error, stable": percent(errors[number]) if number in errors else NOTHING,
-        }
+        cells = layer_cells(state) | {"error, stable": percent(errors[number]) if number in errors else NOTHING}
         rows.append(cells)
         message = (
             f"Layer {number}: expert {hot['hottest']} is the hottest, at {hot['max_over_mean']:.1f}x the mean load"

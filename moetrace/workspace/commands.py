@@ -66,12 +66,7 @@ STATUS = ("trace", "predictor", "layer", "status", "expected_error")
 
 
 @command(Selection)
-def states(
-    trace: Traced,
-    *,
-    progress: Progress | None = None,
-    selection: Selection,
-) -> Found[LoadTrace]:
+def states(trace: Traced, *, progress: Progress | None = None, selection: Selection) -> Found[LoadTrace]:
     """When the load of each layer became stable, how unbalanced it is, and its shape: ``moetrace states``.
 
     Tables of experts, of other settings, of the shape and of the course of the load are made when they are asked for.

@@ -11,14 +11,7 @@ from typing import TYPE_CHECKING, Any
 from moetrace.errors import SettingError, TraceError, check_several
 from moetrace.forecasting.predictors import PREDICTORS, predictor
 from moetrace.forecasting.predictors.base import Predictor
-from moetrace.forecasting.windows import (
-    FIRST_CUTOFF,
-    checked_cutoffs,
-    cutoffs_apart,
-    default_cutoffs,
-    fitted,
-    thinned,
-)
+from moetrace.forecasting.windows import FIRST_CUTOFF, checked_cutoffs, cutoffs_apart, default_cutoffs, fitted, thinned
 from moetrace.formats import from_frame, read_trace
 from moetrace.placement.step_time import StepTime, read_curve
 from moetrace.trace import LoadTrace

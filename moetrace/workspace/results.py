@@ -36,12 +36,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # How the names of the files of each kind of results end.
-ENDINGS = {
-    "scores": ["scores.parquet"],
-    "shares": ["shares.parquet"],
-    "forecast": ["forecast.parquet"],
-    "fit": ["npz", "json"],
-}
+ENDINGS = {kind: [f"{kind}.parquet"] for kind in ("scores", "shares", "forecast")} | {"fit": ["npz", "json"]}
 FORECAST_KEY = b"moetrace.forecast"
 DIGITS = 16
 # For files of a few rows, read whole: in a third of the time, and smaller, than with what serves large ones.
@@ -197,15 +192,8 @@ def writing_forecast(path: Path, forecasts: Iterable[EndForecast], key: str = ""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema(
-        {
-            "trace": pa.string(),
-            "predictor": pa.string(),
-            "layer": pa.int32(),
-            "step": pa.int64(),
-            "shares": pa.list_(pa.float64()),
-        }
-    )
+    names = {"trace": pa.string(), "predictor": pa.string(), "layer": pa.int32(), "step": pa.int64()}
+    schema = pa.schema(names | {"shares": pa.list_(pa.float64())})
     if key and path.exists() and _is_sound(path, key, schema):
         yield from forecasts
         return

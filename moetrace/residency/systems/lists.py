@@ -6,10 +6,6 @@ from moetrace.placement.systems.base import File
 from moetrace.residency.systems.base import ResidentSets, lists
 
 
-def _json(sets: ResidentSets) -> bytes:
-    return json.dumps(lists(sets)).encode()
-
-
 def _csv(sets: ResidentSets) -> bytes:
     rows = [
         f"{layer},{rank},{expert},{sets.shares[layer][expert]:.9g}"
@@ -19,5 +15,5 @@ def _csv(sets: ResidentSets) -> bytes:
     return "\n".join(["layer,rank,expert,share", *rows, ""]).encode()
 
 
-JSON = File("JSON", ".json", _json, lambda _, path: path)
+JSON = File[ResidentSets]("JSON", ".json", lambda sets: json.dumps(lists(sets)).encode(), lambda _, path: path)
 CSV = File("CSV", ".csv", _csv, lambda _, path: path)
