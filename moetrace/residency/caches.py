@@ -12,11 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moetrace.trace import Counts
-
-Bools = NDArray[np.bool_]
 
 # A step that never comes: what is not used again.
 NEVER = np.iinfo(np.int64).max

@@ -48,7 +48,7 @@ from moetrace.residency.study import hot as keep
 from moetrace.residency.systems import RUNTIMES
 from moetrace.residency.systems.base import ResidentSets
 from moetrace.trace import Finding, LoadTrace
-from moetrace.workspace.found import Found, command, whole
+from moetrace.workspace.found import Found, command
 from moetrace.workspace.options import Backtesting, Device, Note, Selection, decode_of, silent
 from moetrace.workspace.results import writing_forecast
 
@@ -191,11 +191,11 @@ def predict(
     if (frames["summary"]["scored"] > 0).any():
         drawings["predictors"] = partial(comparison, {"summary": frames["summary"]})
     if len(frames["summary"]):
-        screen: Callable[..., Screen] = partial(predict_screen, frames["summary"], over, known, balance)
+        screen: Screen | Callable[..., Screen] = partial(predict_screen, frames["summary"], over, known, balance)
     else:
         done = "made" if folder is None else "saved"
         text = f"Forecasts of the next {count_of(over, 'step')} are {done}, but not scored: the trace is too short."
-        screen = partial(whole, Screen(f"{own.name}: {alarm(balance)}{text}"))
+        screen = Screen(f"{own.name}: {alarm(balance)}{text}")
     return Found(
         "predict", own.name, screen, frames | {"statuses": known}, test, drawings, files, facts={"horizon": over},
     )  # fmt: skip
@@ -359,10 +359,9 @@ def hot(
         "ages": partial(ages, found.frames["ages"], found.best),
     }
     pictures, charts = _drawn(drawings, folder)
-    screen = partial(whole, kept_screen(answer, found.frames))
     return Found(
-        "hot", own.name, screen, found.frames, found, drawings, pictures, deploy, [*notes, *charts],
-        {"failed": failed},
+        "hot", own.name, kept_screen(answer, found.frames), found.frames, found, drawings, pictures, deploy,
+        [*notes, *charts], {"failed": failed},
     )  # fmt: skip
 
 

@@ -33,12 +33,12 @@ class Found(Generic[T]):
     *frames* are its tables by the names that ``--show`` has, the main one first; *value* is what they are made from,
     whose attributes are its own, too, and so are *facts*. *files* were written, *deploy* says which system reads them
     with which flags, and *notes* what else there is to know. In a notebook it shows its answer and a table. *shown* is
-    what a terminal shows, and *spoken* puts it in words of Python.
+    what a terminal shows, or gives it with *every* row if asked for, and *spoken* puts it in words of Python.
     """
 
     command: str
     trace: str
-    shown: Callable[..., Screen]
+    shown: Screen | Callable[..., Screen]
     frames: Mapping[str, pd.DataFrame]
     value: T
     drawings: Mapping[str, Callable[..., Figure]] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class Found(Generic[T]):
 
     def screen(self, *, every: bool = False) -> Screen:
         """The answer, a table, with *every* row if asked for, and notes below it."""
-        own = self.shown(every=every)
+        own = self.shown if isinstance(self.shown, Screen) else self.shown(every=every)
         return replace(own, sentence=self.spoken(own.sentence), notes=[self.spoken(note) for note in own.notes])
 
     @property
@@ -92,11 +92,6 @@ class Found(Generic[T]):
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>" if head else ""
         notes = "".join(f"<p>{escape(note)}</p>" for note in screen.notes)
         return f"<p><strong>{escape(screen.sentence)}</strong></p>{table}{notes}"
-
-
-def whole(screen: Screen, *, every: bool) -> Screen:  # noqa: ARG001 - nothing of it is ever left out
-    """*screen* as it is, however much is asked for."""
-    return screen
 
 
 def _one_of(known: Mapping[str, T], what: str, name: str | None) -> T:

@@ -25,7 +25,7 @@ from moetrace.reporting.study import DRAWN, write_report
 from moetrace.reporting.style import Look
 from moetrace.residency.study import hot, residency_frames
 from moetrace.trace import LoadTrace
-from moetrace.workspace.found import Found, command, whole
+from moetrace.workspace.found import Found, command
 from moetrace.workspace.options import Backtesting, Device, Note, Selection, reused_line, silent
 
 if TYPE_CHECKING:
@@ -114,9 +114,7 @@ def written(
 
     frames = Later({name: partial(together, name) for name in names} | {"comparisons": lambda: pairs})
     screen = replace(report_screen(*next(iter(studies.items()))), sentence=f"{', '.join(studies)}: {files[-1]}")
-    return Found(
-        "report", ", ".join(studies), partial(whole, screen), frames, studies, files=files,
-    )  # fmt: skip
+    return Found("report", ", ".join(studies), screen, frames, studies, files=files)
 
 
 def studied(
