@@ -31,11 +31,12 @@ def compare(
 ) -> None:
     """Compare the loads of two traces: does a plan transfer?
 
-    The distance of a layer is the fraction of the token choices that go to other experts, averaged
-    over all steps. The noise floor is the distance of two samples of one load.
+    The distance of a layer is the fraction of token choices that A and B send to different experts,
+    on loads averaged over all steps. The noise floor is the distance that sampling alone would cause
+    if A and B had the same load.
 
     With --gpus or --slots, a plan or a resident set is made from the last steps of A. It is scored on
-    the second half of B, and compared with one from the first half of B.
+    the second half of B, and compared with a plan or set from the first half of B.
 
     \b
     Example: moetrace compare gpt-moe-8e-a:1-6000 gpt-moe-8e-a:6001-12000 --gpus 4

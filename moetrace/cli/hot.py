@@ -35,10 +35,13 @@ def hot(
     shared: Shared,
     traces: Traces = None,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Experts to keep in every layer  [default: the knee of the curve]")
+        int | None, typer.Option(min=1, help="Experts to keep in every layer  [default: the knee of hit rate by slots]")
     ] = None,
     total: Annotated[
-        int | None, typer.Option(min=1, help="Experts to keep in all layers together, divided by load.", metavar="N")
+        int | None,
+        typer.Option(
+            min=1, help="Experts to keep over all layers together. Layers get their part by load.", metavar="N"
+        ),
     ] = None,
     cover: Annotated[
         float | None,
@@ -61,15 +64,19 @@ def hot(
         typer.Option(parser=bandwidth_of, help="Loading speed, such as 25GB/s, to report milliseconds.", metavar="B/S"),
     ] = None,
     model_layers: Annotated[
-        int, typer.Option(min=0, help="Layers of the model; files get a row for layers without a set.")
+        int,
+        typer.Option(
+            min=0,
+            help="Number of layers of the model. Files then have a row for layers that are not in the trace, too.",
+        ),
     ] = 0,
     first_layer: FirstLayer = None,
 ) -> None:
     """Choose the experts to keep in fast memory.
 
     At every cutoff, a set is chosen by the forecast of each predictor and scored on the load that
-    followed. There are two hit rates. That of token choices is the work that stays on the fast device.
-    That of active experts shows how many need not be loaded. For comparison there are LRU and LFU
+    followed. The hit rate of token choices is the fraction of work on the fast device. The hit rate of
+    active experts is the fraction that need not be loaded. For comparison there are LRU and LFU
     caches, a set that is refreshed, the best set in hindsight, and a cache with perfect foresight.
 
     The sets for the steps after the end of the trace are written as lists and in the formats of

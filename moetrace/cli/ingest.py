@@ -51,10 +51,12 @@ Accept = Annotated[
 ]
 TokensPerStep = Annotated[
     int | None,
-    typer.Option(min=1, help="Token choices per layer and step (tokens times top-k); turns shares into counts."),
+    typer.Option(
+        min=1, help="Token choices per layer and step (tokens times top-k), to convert shares of the load into counts."
+    ),
 ]
 Tokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens per step, before top-k; divides token-level dumps into steps.")
+    int | None, typer.Option(min=1, help="Tokens in a step, before top-k, to split token-level dumps into steps.")
 ]
 Ignore = Annotated[int | None, typer.Option(min=0, help="Expert number to ignore, such as padding.", metavar="ID")]
 FirstExpert = Annotated[int | None, typer.Option(min=0, help="Number of the first expert.")]
@@ -130,9 +132,9 @@ def ingest(
 ) -> None:
     """Read dumps and logs into traces, and check them.
 
-    One file becomes one trace, named after the file. A folder becomes one trace for each trace file
-    in it, or one in total if the files are its ranks. The source - is the standard input and needs
-    --from. Importing an unchanged source again has no effect.
+    One file becomes one trace, named after the file. Each trace file in a folder becomes one trace.
+    Files of the ranks of one run become one trace together. To read standard input, give - as the
+    source and set --from. Importing an unchanged source again has no effect.
 
     \b
     Example: moetrace ingest sample_traces/gpt-moe-8e-a.parquet --name mine

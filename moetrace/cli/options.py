@@ -45,7 +45,7 @@ T = TypeVar("T")
 FirstLayer = Annotated[
     int | None,
     typer.Option(
-        min=0, help="Number, from 0, that the first layer of the trace has in the model; for files.", metavar="N"
+        min=0, help="Index in the model, from 0, of the first layer of the trace. Used only in files.", metavar="N"
     ),
 ]
 Traces = Annotated[

@@ -56,13 +56,17 @@ def place(
     ] = 0.0,
     tolerance: Annotated[
         float,
-        typer.Option(min=0, help="Keep a plan if its predicted peak is this close to the lowest.", metavar="FRACTION"),
+        typer.Option(
+            min=0,
+            help="Keep the current plan if its predicted peak is at most this fraction above the lowest.",
+            metavar="FRACTION",
+        ),
     ] = 0.01,
     dispatch: Annotated[
         Literal["even", "nearest", "lp", "fewest"],
         typer.Option(
-            help="How the tokens of an expert are split among its replicas: evenly, to the nearest, or for each step "
-            "with the lowest peak (lp) or the fewest active replicas (fewest)."
+            help="How tokens are split among replicas of an expert: equally (even), to the nearest (nearest), with the "
+            "lowest peak in each step (lp), or to the fewest active replicas in each step (fewest)."
         ),
     ] = "even",
     nodes: Annotated[int, typer.Option(min=1, help="Nodes that hold the GPUs.")] = 1,
@@ -88,18 +92,22 @@ def place(
         ),
     ] = None,
     model_layers: Annotated[
-        int, typer.Option(min=0, help="Layers of the model; files get a row for layers without a plan.")
+        int,
+        typer.Option(
+            min=0,
+            help="Number of layers of the model. Files then have a row for layers that are not in the trace, too.",
+        ),
     ] = 0,
     first_layer: FirstLayer = None,
 ) -> None:
     """Decide whether balancing is worth it, and place experts.
 
     At every cutoff, a plan is made from the forecast of each predictor and scored on the load that
-    followed. It is compared with plans from the last 1,000 steps, as serving systems make them
-    (window_mean), and from the load that followed (oracle). peak_over_mean is the load of the busiest
-    GPU over the whole horizon, divided by the mean GPU load; 1 is even. balance is the mean GPU load
-    divided by that of the busiest GPU of each step. The verdict compares the rebalancing policies of
-    serving systems, replayed step by step.
+    followed. There are two reference plans: window_mean uses the last 1,000 steps, as serving
+    systems do; oracle uses the load that followed. peak_over_mean is the load of the busiest GPU over
+    the whole horizon, divided by the mean GPU load; 1 is even. balance is the mean GPU load divided
+    by that of the busiest GPU of each step. The verdict stands above the table. For it, the
+    rebalancing policies of serving systems are replayed step by step.
 
     The plan for the steps after the end of the trace uses the predictor with the best plans. It is
     written in the formats of vllm-ascend, MindIE, SGLang and TensorRT-LLM.

@@ -34,7 +34,7 @@ SHAPE = (
 )  # fmt: skip
 TABLES: dict[str, Callable[[pd.DataFrame], Table]] = {
     "layers": lambda frame: Table("Layers", frame, LAYERS, by=("trace",)),
-    "windows": lambda frame: Table("Windows of one state", frame),
+    "windows": lambda frame: Table("Ranges of steps in one state", frame),
     "depth": lambda frame: Table("By depth, means over layers", frame),
     # The paper's measures are columns of the layers, too many for one table on a terminal.
     "paper": lambda frame: Table("Sliding variance and range, windows of 100 steps", frame, FLUCTUATION),
@@ -58,7 +58,10 @@ def states(
     traces: Traces = None,
     experts: Annotated[bool, typer.Option("--experts", help="Add every expert to the JSON document.")] = False,
     sensitivity: Annotated[
-        bool, typer.Option("--sensitivity", help="Add other windows and thresholds to the JSON document.")
+        bool,
+        typer.Option(
+            "--sensitivity", help="Repeat the analysis with other windows and thresholds, in the JSON document."
+        ),
     ] = False,
     follow: Annotated[
         bool,
@@ -78,11 +81,11 @@ def states(
     Finds the transient and stable windows of each layer, and the step where it settles.
     Movement is the change of the load from one window of 200 steps to the next, minus sampling
     noise. A layer settles when the mean movement over 500 steps stays below 4%, and is transient again
-    above 6%. A second test uses only the order of the experts. Variance and range are those of
-    arXiv 2404.16914.
+    above 6%. A second test uses only the order of the experts. The table paper has the sliding
+    variance and range of arXiv 2404.16914.
 
-    With --follow, TRACE is the path that a recorder writes to. The exit code is then 0 if every layer
-    is stable at the end, 4 if one is not, and 5 if the router of a layer has collapsed.
+    With --follow, give one path: the file that the recorder is writing. The exit code is then 0 if
+    every layer is stable at the end, 4 if one is not, and 5 if the router of a layer has collapsed.
 
     \b
     Example: moetrace states gpt-moe-8e-a --layers 2,4

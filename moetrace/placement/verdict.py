@@ -272,8 +272,6 @@ def _savings_of(
     known = {**dict(zip(SETTINGS, policy.settings)), "redundant": planning.redundant}
     window = min(policy.window, int(trace.steps[-1] - trace.steps[0]) + 1)
     sentence = system.sentence.format(**known | {"window": window})
-    if policy.interval and row["moved_per_1000"] == 0:  # no later plan was worth its moves
-        sentence = f"a single plan from the last {window:,} steps, which {policy.system} would never change,"
     if policy.threshold is not None:
         sentence += f" unless utilisation is above {policy.threshold:.0%},"
     if planning.redundant:

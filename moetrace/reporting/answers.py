@@ -139,18 +139,23 @@ def _not_settled(layers: pd.DataFrame) -> list[str]:
     sentences = []
     if len(never):
         all_of_many = len(never) == len(layers) > 1
-        sentences.append("No layer settles." if all_of_many else f"{_layers_named(never)} never settled.")
+        sentences.append("No layer settles." if all_of_many else f"{_layers_named(never, len(layers))} never settled.")
     if len(again):
         by = int(again["unsettled_step_high"].astype(float).max())
-        sentences.append(f"{_layers_named(again)} settled, then became unstable again by step {by:,}.")
+        sentences.append(f"{_layers_named(again, len(layers))} settled, then became unstable again by step {by:,}.")
     if len(unknown):
-        sentences.append(f"{_layers_named(unknown)}: stability unknown ({TOO_FEW}).")
+        sentences.append(f"{_layers_named(unknown, len(layers))}: stability unknown ({TOO_FEW}).")
     return sentences
 
 
-def _layers_named(some: pd.DataFrame) -> str:
-    """*some* layers by their numbers."""
-    return f"Layer{'' if len(some) == 1 else 's'} {listed(some['layer'].tolist())}"
+def _layers_named(some: pd.DataFrame, n: int) -> str:
+    """*some* of *n* layers: all, or a few by their numbers, or how many and the first of them."""
+    count, names = len(some), some["layer"].tolist()
+    if count == n > 1:
+        return "Both layers" if n == 2 else f"All {n} layers"
+    if count > 4:
+        return f"{count} layers ({', '.join(map(str, names[:4]))} and others)"
+    return f"Layer{'' if count == 1 else 's'} {listed(names)}"
 
 
 def _in_words(number: int) -> str:

@@ -254,7 +254,7 @@ def _sections(frames: Mapping[str, Any], pictures: Mapping[str, Picture]) -> lis
             [own for name, own in drawn.items() if name not in behind],
         ),
         Section(
-            "States in detail", tables={"Layers": own("layers"), "Windows of one state": own("windows")},
+            "States in detail", tables={"Layers": own("layers"), "Ranges of steps in one state": own("windows")},
             pictures=[drawn["movement"]] if "movement" in drawn else [],
         ),
         Section(

@@ -22,42 +22,39 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
     """The answer of a *verdict* of ``place --json``, with ``gpus``; without one, the *command* that would give it."""
     if verdict is None:
         return Answer(QUESTION, "not evaluated", f"Not evaluated. Run {command}.", fine=True)
-    answer = f"{capitalised(verdict['verdict'])} on {verdict['gpus']} GPUs"
+    answer, best = f"{capitalised(verdict['verdict'])} on {verdict['gpus']} GPUs", "The best policy is"
+    if verdict["verdict"] == DEPENDS:
+        answer = f"Whether balancing is worth it on {verdict['gpus']} GPUs depends on the hardware"
     if verdict["steps"] < verdict["evidence_steps"]:
         answer += f" (a verdict needs {verdict['evidence_steps']:,} steps, this trace has {verdict['steps']:,})"
-        if verdict["system"] is not None:
-            answer += ". Best estimate"
+        best = "On this short trace, the best policy is"
     if verdict["system"] is None:
         return Answer(QUESTION, verdict["verdict"], f"{answer}: the plan is made from its mean load, and not tested.")
     known = verdict["ridge"] is not None
     bound = f"{answer}: {regime(verdict)}" if verdict["ridge"] else answer
     fine = verdict["verdict"] == NOT_WORTH_IT
     if verdict["start"] == "nothing":
-        return Answer(QUESTION, verdict["verdict"], f"{bound}: {NO_GAIN}.", f"Savings {MODEL}", fine=fine)
+        none = f"{bound}. {capitalised(NO_GAIN)}." if verdict["ridge"] else f"{answer}: {NO_GAIN}."
+        return Answer(QUESTION, verdict["verdict"], none, f"Savings {MODEL}", fine=fine)
     replicas = verdict["plain_redundant"]
     plain = "the default placement" + (f" with {replicas:,} redundant experts" if replicas else "")
-    moves = "No experts move after the first plan."
+    moves = "In the second half, no experts move."
     if verdict["moved_per_1000"] > 0:
         size = verdict["moved_bytes"]
         amount = f" ({bytes_of(size)})" if size == size else ""
         moves = f"{percent(verdict['moved_per_1000'], 0)} of the slots{amount} move per 1,000 steps."
     evidence = f"Savings are relative to {plain} and {MODEL} {moves}"
-    saved = _saved(verdict, "saved")
+    cuts = (
+        f"{bound}. {best} {verdict['policy'].rstrip(',')}. It cuts expert time per step by {_saved(verdict, 'saved')}"
+    )
     if known:
         time = verdict["microseconds"]
         amount = "" if time is None else f", {time:,.1f} µs per layer and step"
-        how = f"cuts expert time per step by {saved}{amount}."
-        if not verdict["ridge"]:
-            sentence = f"{answer}: {verdict['policy']} {how}"
-        elif verdict["verdict"] == NOT_WORTH_IT:
-            sentence = f"{bound}. The best policy, {verdict['policy'].rstrip(',')}, {how}"
-        else:
-            sentence = f"{bound}. {capitalised(verdict['policy'])} {how}"
-        return Answer(QUESTION, f"{percent(verdict['saved'], 0)} saved", sentence, evidence, fine=fine)
+        return Answer(QUESTION, f"{percent(verdict['saved'], 0)} saved", f"{cuts}{amount}.", evidence, fine=fine)
     sentence = (
-        f"{answer}: {verdict['policy']} cuts expert time per step by {saved} where time follows tokens, and by "
-        f"{_saved(verdict, 'saved_memory_bound')} on a GPU that is memory-bound below "
-        f"{verdict['memory_bound_ridge']:,.0f} tokens per expert; here an expert gets {tokens_of(verdict)} per pass."
+        f"{cuts} if expert time is proportional to tokens. On a GPU that is memory-bound below "
+        f"{verdict['memory_bound_ridge']:,.0f} tokens per expert, it cuts {_saved(verdict, 'saved_memory_bound')}. "
+        f"Here an expert gets {tokens_of(verdict)} per pass."
     )
     if verdict["verdict"] == DEPENDS:
         sentence += " Add --hardware to decide."
@@ -72,10 +69,11 @@ def worthwhile(verdict: Mapping[str, Any]) -> str:
     if ratio is None:
         return ""
     if ridge:
-        on = f" on {verdict['hardware'].upper()}" if verdict["hardware"] else ""
-        return f"A plan saves 5% or more from about {ratio * ridge:,.0f} tokens per expert and pass{on}."
+        plan = f"On {verdict['hardware'].upper()}, a plan" if verdict["hardware"] else "A plan"
+        return f"{plan} saves 5% or more if an expert gets at least about {ratio * ridge:,.0f} tokens per pass."
     return (
-        f"A plan saves 5% or more where an expert gets at least about {ratio:.2g} times the ridge of the GPU per pass."
+        "A plan saves 5% or more if an expert gets at least about "
+        f"{ratio:.2g} times the ridge of the GPU in tokens per pass."
     )
 
 
@@ -83,7 +81,10 @@ def first_answer(trace: str, bound: Any) -> str:
     """What balancing can save at most on a *trace*, before any policy is replayed; *bound* is that of `at_most`."""
     about, most = f"an expert gets {tokens_of(bound._asdict())} per pass", f"{100 * bound.saved:.1f}%"
     if bound.ridge is None:
-        most += f" where time follows tokens and {100 * bound.saved_memory_bound:.1f}% where experts are memory-bound"
+        most += (
+            f" if expert time is proportional to tokens, and by {100 * bound.saved_memory_bound:.1f}% if experts are "
+            "memory-bound"
+        )
     elif bound.ridge:
         about = regime(bound._asdict())
     return f"{trace}: {about}. Perfectly even GPUs would cut expert time per step by {most}."
@@ -108,7 +109,9 @@ def regime(verdict: Mapping[str, Any]) -> str:
         return "time follows tokens"
     passes = verdict["tokens_per_expert"] / ridge
     which = "memory-bound" if passes < 0.5 else "compute-bound" if passes > 2 else "partly memory-bound"
-    return f"experts are {which}{on}, with {tokens_of(verdict)} per expert and pass and a ridge of {ridge:,.0f}"
+    return (
+        f"experts are {which}{on}, because an expert gets {tokens_of(verdict)} per pass and the ridge is {ridge:,.0f}"
+    )
 
 
 def verdict_in(frames: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -126,44 +129,54 @@ def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str
     if verdict["system"] is None:
         return [deployment(verdict)] if files else []
     enough, floor = verdict["enough_redundant"], verdict["floor"]
-    more = f"More than {enough:,} redundant experts" if enough else "Redundant experts"
-    limits = f"{more} would gain less than 1%."
+    limits = "Redundant experts would save less than 1%."
+    if enough:
+        limits = f"Beyond {enough:,} redundant experts, further ones would save less than 1% more."
     tried = verdict["by_redundant"] or ()
     if len(tried) > 1:
         each = (f"{own['redundant']:,} save {100 * own['saved']:.1f}%" for own in tried)
         limits = f"Of the numbers of redundant experts asked for, {', '.join(each)}. {limits}"
     if floor >= HOT:
-        limits += f" The hottest expert limits the busiest GPU to {floor:.2f}x at best."
+        limits += f" Because of the hottest expert, no placement brings the busiest GPU below {floor:.2f}x."
     if verdict["start"] == "nothing":
         return [answer.evidence, limits]
     best = "the best re-planning policy" if verdict["start"] == "file" else "this policy"
-    holds = "to the end of the trace"
+    holds = ", to the end of the trace"
     if verdict["holds"] is not None:
-        holds = f"for {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
+        holds = f", for the first {verdict['holds']:,} steps" if verdict["holds"] else ", for less than 250 steps"
     limits = " ".join([limits, worthwhile(verdict)]).strip()
-    lasting = f"A plan made once stays within 1% of {best} {holds}."
+    lasting = f"A plan that is never updated costs at most about 1% more expert time than {best}{holds}."
     return [answer.evidence, f"{lasting} {limits}", *([deployment(verdict)] if files else [])]
 
 
 def deployment(verdict: Mapping[str, Any]) -> str:
     """What to start or which file to deploy, and whether that is the recommended policy."""
+    from_file = 'start your serving system with its flags from the list "Saved the plan" above'
     if verdict["system"] is None:
-        return "To deploy the plan, start your serving system with its file and flags listed above."
+        return f"To deploy the plan, {from_file}."
+    wish = "If you still want this policy" if verdict["verdict"] == NOT_WORTH_IT else "To deploy this policy"
     if verdict["start"] == "file":
-        return "To deploy this policy, start your serving system with its file and flags listed above."
+        return f"{wish}, {from_file}."
     if verdict["start"] == "flags":
         return (
-            f"To deploy this policy, start {verdict['system']} with the policy flags above and no placement file. "
-            "The files hold a fixed plan, for systems that load one; they do not implement this policy."
+            f"{wish}, {_started(verdict)}. The plan files hold one fixed plan, for systems that can load a plan. "
+            "They do not implement this policy."
         )
     stock = verdict["stock"]
     how = {
         "nothing": "it needs nothing",
-        "file": "start your serving system with its file and flags listed above",
-        "flags": f"start {stock['system']} with the policy flags above and no placement file",
+        "file": from_file,
+        "flags": _started(stock),
     }[stock["start"]]
     return (
         "This policy needs a system that takes plans while it runs: `moetrace.rebalance_experts` makes them, with "
         f"`before`. Without changes to a system, {stock['policy']} cuts expert time per step by "
         f"{100 * stock['saved']:.1f}%: {how}."
+    )
+
+
+def _started(policy: Mapping[str, Any]) -> str:
+    """How a system is started that plans by itself."""
+    return (
+        f'start {policy["system"]} with the flags from the line "Policy of {policy["system"]}" above and no plan file'
     )

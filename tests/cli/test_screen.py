@@ -76,8 +76,8 @@ def test_show_prints_the_tables_behind_an_answer(ingested):
     """Those named, or all; an unknown one is a usage error that names them; not with CSV."""
     windows, everything = ingested("states", "one", "--show", "windows"), ingested("states", "one", "--show", "all")
 
-    assert windows.out.startswith("Windows of one state")
-    assert all(title in everything.out for title in ("Layers", "Windows of one state", "By depth"))
+    assert windows.out.startswith("Ranges of steps in one state")
+    assert all(title in everything.out for title in ("Layers", "Ranges of steps in one state", "By depth"))
     assert (2, True) == (lambda d: (d.code, "layers, windows" in d.err))(ingested("states", "--show", "nothing"))
     assert 2 == ingested("states", "--show", "windows", "--format", "csv").code
 

@@ -292,8 +292,8 @@ def test_the_most_that_can_be_saved_is_that_of_even_gpus():
 @pytest.mark.parametrize(
     ("tokens", "ridge", "told"),
     [
-        (33, 206, "are memory-bound on H200, with 33 tokens per expert and pass and a ridge of 206"),
-        (4.25, 206, "with 4.2 tokens"),
+        (33, 206, "are memory-bound on H200, because an expert gets 33 tokens per pass and the ridge is 206"),
+        (4.25, 206, "gets 4.2 tokens per pass"),
         (150, 206, "are partly memory-bound"),
         (500, 206, "are compute-bound"),
         (33, 0, "time follows tokens"),
@@ -334,7 +334,7 @@ def test_without_hardware_the_answer_has_both_ends(moetrace, served):
     assert (None, None) == (tokens["saved_memory_bound"], tokens["microseconds"])
     assert known["microseconds"] == pytest.approx(0.0, abs=1.0)
     sentence = worth(unknown | {"gpus": 4}).sentence
-    assert "Depends on the hardware on 4 GPUs: " in sentence
+    assert "Whether balancing is worth it on 4 GPUs depends on the hardware. The best policy is" in sentence
     assert "Add --hardware to decide." in sentence
     assert sentence in " ".join(moetrace("place", served, *ARGV).out.split())
     card = worth(known | {"gpus": 4})
@@ -398,8 +398,14 @@ def balanced_plan(trace):
     ("more", "told"),
     [
         ({"worth_from": None}, ""),
-        ({"worth_from": 0.5, "ridge": 206.0, "hardware": "h200"}, "from about 103 tokens per expert and pass on H200."),
-        ({"worth_from": 0.5, "ridge": None, "hardware": ""}, "at least about 0.5 times the ridge of the GPU per pass"),
+        (
+            {"worth_from": 0.5, "ridge": 206.0, "hardware": "h200"},
+            "On H200, a plan saves 5% or more if an expert gets at least about 103 tokens per pass.",
+        ),
+        (
+            {"worth_from": 0.5, "ridge": None, "hardware": ""},
+            "at least about 0.5 times the ridge of the GPU in tokens per pass.",
+        ),
     ],
 )
 def test_the_knee_in_words(more, told):

@@ -18,18 +18,20 @@ def test_the_verdict_is_one_sentence_with_one_saving():
     answer = worth(VERDICT)
 
     assert answer.sentence == (
-        "Worth it on 8 GPUs: a plan every 3,000 steps, with 32 redundant experts, cuts expert time per step by 12.3% "
-        "(95% interval 11.0 to 13.1%)."
+        "Worth it on 8 GPUs. The best policy is a plan every 3,000 steps, with 32 redundant experts. It cuts expert time "
+        "per step by 12.3% (95% interval 11.0 to 13.1%)."
     )
     assert answer.evidence.startswith("Savings are relative to the default placement and assume that step time")
     assert answer.evidence.endswith("25% of the slots move per 1,000 steps.")
     assert "25% of the slots (14 GB) move" in worth(VERDICT | {"moved_bytes": 14e9}).evidence
-    assert "No experts move after the first plan." in worth(VERDICT | {"moved_per_1000": 0.0}).evidence
+    assert "In the second half, no experts move." in worth(VERDICT | {"moved_per_1000": 0.0}).evidence
     assert "default placement with 16 redundant experts" in worth(VERDICT | {"plain_redundant": 16}).evidence
     same = worth(VERDICT | {"saved": 0.1101, "saved_high": 0.1104}).sentence
     assert same.endswith("cuts expert time per step by 11.0%.")  # no interval where its ends are shown alike
     short = worth(VERDICT | {"verdict": "not enough evidence", "system": None, "steps": 400}).sentence
     assert "(a verdict needs 2,500 steps, this trace has 400): the plan is made from its mean load" in short
+    brief = worth(VERDICT | {"verdict": "not enough evidence", "steps": 2000}).sentence
+    assert "this trace has 2,000). On this short trace, the best policy is a plan every 3,000 steps" in brief
 
 
 def test_without_a_number_of_gpus_the_command_is_named():
@@ -44,14 +46,17 @@ def test_where_nothing_is_better_than_the_default_placement_nothing_is_saved():
     assert found.sentence.startswith("Not worth it on 8 GPUs: no policy improves the balance of the default placement")
     assert found.evidence.startswith("Savings assume that step time follows the busiest GPU")
     notes = verdict_notes(VERDICT | {"system": "none", "start": "nothing", "holds": None})
-    assert not any("plan made once" in note for note in notes)
+    assert not any("never updated" in note for note in notes)
 
 
 @pytest.mark.parametrize(
     ("start", "todo"),
     [
-        ("file", "start your serving system with its file and flags listed above."),
-        ("flags", "start vLLM with the policy flags above and no placement file"),
+        (
+            "file",
+            'To deploy this policy, start your serving system with its flags from the list "Saved the plan" above.',
+        ),
+        ("flags", 'start vLLM with the flags from the line "Policy of vLLM" above and no plan file.'),
         ("replanning", "`moetrace.rebalance_experts` makes them"),
     ],
 )
@@ -60,12 +65,22 @@ def test_what_to_deploy_is_the_recommended_policy(start, todo):
     assert todo in deployment(VERDICT | {"start": start, "stock": STOCK})
 
 
+def test_a_policy_that_is_not_worth_it_is_not_urged():
+    """Whoever wants it nevertheless learns how."""
+    assert deployment(VERDICT | {"verdict": "not worth it"}).startswith(
+        "If you still want this policy, start vLLM with"
+    )
+
+
 @pytest.mark.parametrize(
     ("stock", "todo"),
     [
         ({"system": "none", "start": "nothing", "policy": "the default placement,"}, "by 5.0%: it needs nothing."),
-        ({}, "a single plan, cuts expert time per step by 5.0%: start your serving system with its file"),
-        ({"system": "vLLM", "start": "flags"}, "start vLLM with the policy flags above and no placement file."),
+        ({}, "a single plan, cuts expert time per step by 5.0%: start your serving system with its flags from"),
+        (
+            {"system": "vLLM", "start": "flags"},
+            'start vLLM with the flags from the line "Policy of vLLM" above and no plan file.',
+        ),
     ],
 )
 def test_where_a_system_has_to_be_changed_the_best_without_is_named(stock, todo):
@@ -77,20 +92,23 @@ def test_without_files_nothing_is_to_be_deployed():
     """A plan of some layers is not written, so no file is above."""
     whole, part = (verdict_notes(VERDICT | {"start": "file"}, files=files) for files in (True, False))
 
-    assert "file and flags" in whole[-1]
+    assert "Saved the plan" in whole[-1]
     assert whole[:-1] == part
 
 
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        ({}, "A plan made once stays within 1% of this policy for 750 steps."),
-        ({}, "More than 32 redundant experts would gain less than 1%."),
-        ({"enough_redundant": 0}, "Redundant experts would gain less than 1%."),
-        ({"holds": None}, "to the end of the trace."),
+        (
+            {},
+            "A plan that is never updated costs at most about 1% more expert time than this policy, for the first 750 steps.",
+        ),
+        ({}, "Beyond 32 redundant experts, further ones would save less than 1% more."),
+        ({"enough_redundant": 0}, "Redundant experts would save less than 1%."),
+        ({"holds": None}, "this policy, to the end of the trace."),
         ({"holds": 0}, "for less than 250 steps."),
-        ({"start": "file"}, "within 1% of the best re-planning policy for"),
-        ({"floor": 1.31}, "limits the busiest GPU to 1.31x at best."),
+        ({"start": "file"}, "1% more expert time than the best re-planning policy, for"),
+        ({"floor": 1.31}, "no placement brings the busiest GPU below 1.31x."),
     ],
 )
 def test_how_long_a_plan_holds_and_how_many_replicas_are_enough(more, expected):
