@@ -137,7 +137,7 @@ def test_every_command_has_an_answer_or_one_line(moetrace, tmp_path, name, reque
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [1, 2, 10])
+@pytest.mark.parametrize("steps", thorough_but([2], [1, 2, 10]))
 def test_a_short_recording_has_an_answer_or_one_line(moetrace, tmp_path, steps):
     """As it lies where it was recorded, and ingested; while it is recorded, too."""
     path = tmp_path / "run.parquet"

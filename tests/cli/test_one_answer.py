@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import ROOT, thorough_but
 
 from moetrace import LoadTrace, TraceInfo, save_trace
 
@@ -15,7 +15,7 @@ HOT = np.array([5, 60, 5, 5, 5, 10, 5, 5])
 QUICK = ("--predictor", "window_mean", "--cutoffs", "1000,2000")
 
 
-@pytest.fixture(params=[0, 1])
+@pytest.fixture(params=thorough_but([1], [0, 1]))
 def numbered(request, moetrace, tmp_path):
     """Commands on a trace whose experts are numbered from 0 or 1, one of them hot and one idle; and that number."""
     rng = np.random.default_rng(3)
@@ -69,7 +69,7 @@ def test_every_command_calls_an_expert_by_one_number(numbered, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gpt-moe-8e-a", "gpt-moe-8e-b"])
+@pytest.mark.parametrize("name", thorough_but(["gpt-moe-8e-a"], ["gpt-moe-8e-a", "gpt-moe-8e-b"]))
 @pytest.mark.usefixtures("undrawn")
 def test_place_and_report_have_one_verdict(name, moetrace, tmp_path):
     """On every small sample trace: the sentence of the screen is that of the page, with its figures."""

@@ -116,7 +116,7 @@ def test_an_expert_that_fails_keeps_its_mean(how, said):
     assert np.allclose(layer.last(1000).mean_shares[busy], found.shares[0, busy])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_it_is_scored_beside_ours_by_many_processes(tmp_path):
     """With the same result as by one, and cached by its parameters."""
     asked = {"horizon": 500, "workspace": tmp_path}

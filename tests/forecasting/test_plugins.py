@@ -82,7 +82,7 @@ def scored(folder, *argv, also=("--predictor", "window_mean")):
     return [row for row in rows if row[1] == "drift_aware"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_an_installed_one_has_a_name_also_in_workers(site, tmp_path):
     """With two processes; the cache knows its source, and `--list-predictors` shows it."""
     both = scored(tmp_path, "predict", "--jobs", "2")

@@ -326,7 +326,7 @@ def test_a_trace_without_two_blocks_has_no_policy(steps):
     assert (0, True) == (len(found), "recommended" in found.columns)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_steps_far_apart_are_replayed_by_the_rows_that_there_are():
     """Time stamps for steps, and a gap of a thousand million of them, take no longer and say something."""
     counts = trace_of([UNEVEN], 400).counts

@@ -358,7 +358,7 @@ def test_the_command_reads_a_curve(moetrace, served, tmp_path):
     assert 2 == moetrace("place", served, *ARGV, "--hardware", "abacus").code
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_numbers_of_redundant_experts_are_compared(moetrace, served):
     """A saving for each that was asked for."""
     found = moetrace("place", served, *ARGV, "--redundant", "0,4", "--ridge", "0", "--json").json

@@ -10,7 +10,6 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import thorough_but
 
 from moetrace import Planning, SettingError, predictor, study
 from moetrace.placement.study import place, placement_frames
@@ -68,10 +67,8 @@ def test_every_figure_has_a_message_and_names_its_axes(frames, name):
     assert not any(axes.get_legend() for axes in figure.axes)
 
 
-@pytest.mark.parametrize(
-    "name", thorough_but(["load", "peaks"], [name for name in ALL if name not in ("placement", "knee", "kept", "ages")])
-)
-@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALL if name not in ("placement", "knee", "kept", "ages")])
+@pytest.mark.thorough
 def test_many_layers_and_experts_still_fit(many, name):
     """At most twelve panels, and an axis says so; nobody's name is left out of a legend by accident."""
     figure = drawn(name, many)
