@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT, long_table
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.thorough
 # Of each row of the page: the field, its unit and its meaning.
 ROWS = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*) \|$", (ROOT / "docs" / "fields.md").read_text(), re.MULTILINE)
 FIELDS = {name for name, unit, meaning in ROWS if unit and meaning}

@@ -17,6 +17,7 @@ CELLS = (
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of the libraries, about sockets and loops
+@pytest.mark.thorough
 def test_a_notebook_shows_what_is_found(tmp_path, monkeypatch):
     """An answer and its table as HTML, a figure as a picture; an error names the argument."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))

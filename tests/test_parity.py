@@ -130,7 +130,7 @@ def test_parts_are_chosen_as_on_the_command_line():
     assert 500 == mt.states(TRACE, steps=(None, 500)).steps[-1]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_files_are_written_where_a_folder_is_given(tmp_path):
     """Forecasts, plans, sets and pictures, and nothing without one."""
     predicted = mt.predict(TRACE, 500, predictor=["window_mean"], folder=tmp_path / "p")

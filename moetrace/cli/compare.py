@@ -39,7 +39,7 @@ def compare(
     the second half of B, and compared with a plan or set from the first half of B.
 
     \b
-    Example: moetrace compare gpt-moe-8e-a:1-6000 gpt-moe-8e-a:6001-12000 --gpus 4
+    Example: moetrace compare gpt-moe-8e-a:0-5999 gpt-moe-8e-a:6000-11999 --gpus 4
     """
     from inspect import unwrap
 

@@ -40,7 +40,7 @@ def hot(
     total: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Experts to keep over all layers together. Layers get their part by load.", metavar="N"
+            min=1, help="Experts to keep over all layers together. They are divided among layers by load.", metavar="N"
         ),
     ] = None,
     cover: Annotated[
@@ -54,7 +54,7 @@ def hot(
         int | None, typer.Option(min=1, help="Steps for which a set stays  [default: 1000, less if the trace is short]")
     ] = None,
     refresh: Annotated[
-        int | None, typer.Option(min=1, help="Steps between two refreshes of the refreshed set  [default: 100]")
+        int | None, typer.Option(min=1, help="Steps between updates of the set that is chosen anew  [default: 100]")
     ] = None,
     expert_bytes: Annotated[
         float | None, typer.Option(parser=bytes_of, help="Size of one expert, such as 18MB.", metavar="B")
@@ -67,7 +67,7 @@ def hot(
         int,
         typer.Option(
             min=0,
-            help="Number of layers of the model. Files then have a row for layers that are not in the trace, too.",
+            help="Number of layers of the model. Files then have a row for each, also where it is not in the trace.",
         ),
     ] = 0,
     first_layer: FirstLayer = None,
@@ -75,9 +75,10 @@ def hot(
     """Choose the experts to keep in fast memory.
 
     At every cutoff, a set is chosen by the forecast of each predictor and scored on the load that
-    followed. The hit rate of token choices is the fraction of work on the fast device. The hit rate of
-    active experts is the fraction that need not be loaded. For comparison there are LRU and LFU
-    caches, a set that is refreshed, the best set in hindsight, and a cache with perfect foresight.
+    followed. The hit rate of token choices is the fraction of work on the fast device. The hit rate
+    of active experts is the fraction of the experts used in a step that are in fast memory already.
+    For comparison there are LRU and LFU caches, a set that is refreshed, the best set in hindsight,
+    and a cache with perfect foresight.
 
     The sets for the steps after the end of the trace are written as lists and in the formats of
     ExLlamaV3, KTransformers, a fork of llama.cpp, and ESFT.

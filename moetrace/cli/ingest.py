@@ -38,9 +38,9 @@ class Phase(StrEnum):
 
 Merges = Annotated[
     Merge | None,
-    typer.Option(help="One trace of all files: replicas (sum), ranks (experts, layers), segments (steps)."),
+    typer.Option(help="Combine all files into one trace: add counts (sum), or join along experts, layers or steps."),
 ]
-Bin = Annotated[int | None, typer.Option("--bin", min=1, help="Add N passes up to one step.", metavar="N")]
+Bin = Annotated[int | None, typer.Option("--bin", min=1, help="Sum every N passes into one step.", metavar="N")]
 Sql = Annotated[
     str | None,
     typer.Option(help="DuckDB query instead of sources: SELECT step, layer, expert, tokens FROM ...", metavar="QUERY"),
@@ -60,7 +60,9 @@ Tokens = Annotated[
 ]
 Ignore = Annotated[int | None, typer.Option(min=0, help="Expert number to ignore, such as padding.", metavar="ID")]
 FirstExpert = Annotated[int | None, typer.Option(min=0, help="Number of the first expert.")]
-IdleExperts = Annotated[bool, typer.Option("--idle-experts", help="An expert without a row had no tokens.")]
+IdleExperts = Annotated[
+    bool, typer.Option("--idle-experts", help="Take an expert without a row as one without tokens.")
+]
 Difference = Annotated[
     bool, typer.Option("--difference", help="Values are cumulative counters: use the increase per step.")
 ]

@@ -95,7 +95,7 @@ def place(
         int,
         typer.Option(
             min=0,
-            help="Number of layers of the model. Files then have a row for layers that are not in the trace, too.",
+            help="Number of layers of the model. Files then have a row for each, also where it is not in the trace.",
         ),
     ] = 0,
     first_layer: FirstLayer = None,
@@ -103,11 +103,11 @@ def place(
     """Decide whether balancing is worth it, and place experts.
 
     At every cutoff, a plan is made from the forecast of each predictor and scored on the load that
-    followed. There are two reference plans: window_mean uses the last 1,000 steps, as serving
-    systems do; oracle uses the load that followed. peak_over_mean is the load of the busiest GPU over
-    the whole horizon, divided by the mean GPU load; 1 is even. balance is the mean GPU load divided
-    by that of the busiest GPU of each step. The verdict stands above the table. For it, the
-    rebalancing policies of serving systems are replayed step by step.
+    followed. There are two reference plans: window_mean uses the last 1,000 steps, as serving systems
+    do; oracle uses the load that followed. peak_over_mean is the load of the busiest GPU over the
+    whole horizon, divided by the mean GPU load; 1 is even. balance is the mean GPU load divided by
+    that of the busiest GPU of each step. The verdict above the table comes from a replay of the
+    rebalancing policies of serving systems, step by step.
 
     The plan for the steps after the end of the trace uses the predictor with the best plans. It is
     written in the formats of vllm-ascend, MindIE, SGLang and TensorRT-LLM.

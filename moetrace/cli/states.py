@@ -56,7 +56,7 @@ DOCUMENT = ("layers", "windows", "depth", "shape", "distinct")
 def states(
     shared: Shared,
     traces: Traces = None,
-    experts: Annotated[bool, typer.Option("--experts", help="Add every expert to the JSON document.")] = False,
+    experts: Annotated[bool, typer.Option("--experts", help="Add each single expert to the JSON document.")] = False,
     sensitivity: Annotated[
         bool,
         typer.Option(
@@ -78,11 +78,11 @@ def states(
 ) -> None:
     """Show when the load of each layer became stable.
 
-    Finds the transient and stable windows of each layer, and the step where it settles.
-    Movement is the change of the load from one window of 200 steps to the next, minus sampling
-    noise. A layer settles when the mean movement over 500 steps stays below 4%, and is transient again
-    above 6%. A second test uses only the order of the experts. The table paper has the sliding
-    variance and range of arXiv 2404.16914.
+    Finds the transient and stable windows of each layer, and the step where it settles. Movement is
+    the change of the load from one window of 200 steps to the next, minus sampling noise. A layer
+    settles when the mean movement over 500 steps stays below 4%, and is transient again above 6%. A
+    second test uses only the order of the experts. `--show paper` prints the sliding variance and
+    range of arXiv 2404.16914.
 
     With --follow, give one path: the file that the recorder is writing. The exit code is then 0 if
     every layer is stable at the end, 4 if one is not, and 5 if the router of a layer has collapsed.

@@ -428,7 +428,7 @@ def test_an_interrupt_leaves_at_once_with_nothing_half_written(moetrace, tmp_pat
     assert not (tmp_path / "w" / "predict").exists() or not list((tmp_path / "w" / "predict").iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_closed_pipe_ends_quietly(tmp_path):
     """As in `moetrace list --json | true`; what is exported is binary, and longer than a pipe."""
     read, write = os.pipe()

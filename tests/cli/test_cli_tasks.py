@@ -72,7 +72,7 @@ def test_a_damaged_result_is_made_anew(ingested, tmp_path):
     assert f"{part.name} was damaged: it is made anew" in done.err
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_long_trace_says_that_its_cutoffs_are_far_apart(moetrace, tmp_path):
     """Once, and not to who asked for a distance."""
     counts = np.tile([3, 1], (60_000, 1, 1))

@@ -54,7 +54,7 @@ def test_the_document_has_what_programs_rely_on(served):
     assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in document["figures"])
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_total_is_divided_and_layers_are_renumbered(served):
     """Files that need as many experts in every layer are named as missing, in one line."""
     found = served("--total", "5", "--first-layer", "0", "--model-layers", "4", "--json", "--horizon", "100")
@@ -78,7 +78,7 @@ def test_a_short_trace_is_scored_over_less(served):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_bytes_and_bandwidth_give_milliseconds(served):
     """So many missing experts in both layers, each in a millisecond."""
     found = served("--slots", "3", "--expert-bytes", "25MB", "--bandwidth", "25GB/s", "--json", *QUICK).json

@@ -59,6 +59,7 @@ def test_the_next_command_can_be_copied(ingested, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
+@pytest.mark.thorough
 def test_a_report_says_which_horizon_can_be_scored(ingested, tmp_path):
     """Where none of the usual ones can, a quarter of the trace; one longer than the trace is refused."""
     done = ingested(
@@ -71,7 +72,7 @@ def test_a_report_says_which_horizon_can_be_scored(ingested, tmp_path):
     assert (2, True) == (asked.code, "one: a horizon of 1,400 steps cannot be scored at cutoffs from" in asked.err)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_show_prints_the_tables_behind_an_answer(ingested):
     """Those named, or all; an unknown one is a usage error that names them; not with CSV."""
     windows, everything = ingested("states", "one", "--show", "windows"), ingested("states", "one", "--show", "all")

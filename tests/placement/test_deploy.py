@@ -224,7 +224,7 @@ def test_a_file_that_is_no_plan_is_one_line(name, text, said, tmp_path):
     assert name in str(error.value)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_plan_that_runs_today_is_scored_and_changed(moetrace, settled, tmp_path):
     """It has a row of its own; moves are counted from it, and the plan to deploy is near it."""
     from moetrace import save_trace

@@ -252,7 +252,7 @@ def test_plans_are_scored_as_tokens_are_split():
     assert isinstance(Planning(4, dispatch="lp").load(after, after[0] / after[0].sum()), StepLoad)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_command_splits_tokens_as_told(moetrace, tmp_path):
     """--dispatch and --nodes; what does not fit is one line before anything is computed."""
     rng = np.random.default_rng(2)

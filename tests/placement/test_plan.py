@@ -357,7 +357,7 @@ def test_the_best_is_judged_where_all_were_scored():
     assert ["level", "arima"] == [best_strategy(tied, names) for names in (["level", "arima"], ["arima", "level"])]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_plan_stays_in_the_workspace(moetrace, settled, tmp_path):
     """Whatever a trace is called; two traces of one name have plans of their own, and part of the layers is no plan."""
     from dataclasses import replace

@@ -448,7 +448,7 @@ def test_a_layer_that_moves_is_planned_by_its_last_steps():
     assert plan.peak_over_mean(TURNED) < 1.05 * place(TURNED, 4).peak_over_mean(TURNED)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_command_judges(moetrace, settled, tmp_path):
     """A verdict, the policies with several numbers of replicas, and notes on the screen."""
     from moetrace import save_trace

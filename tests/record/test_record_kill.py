@@ -46,7 +46,7 @@ def killed_after(path, seconds):
     return int(said[-1]) if said else 0
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_kill_loses_at_most_one_block(tmp_path):
     """`kill -9` at 6 random moments: every time a readable trace, at most five steps short, and right."""
     rng = np.random.default_rng(0)
