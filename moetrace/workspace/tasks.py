@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -63,7 +64,11 @@ def _on_cores(jobs: int, tasks: Sequence[Task[T]]) -> Iterator[T]:
         return
     from joblib import Parallel, delayed, parallel_config
 
-    with parallel_config("loky", n_jobs=min(jobs, len(tasks)), inner_max_num_threads=1, initializer=_follow_parent):
+    workers = parallel_config("loky", n_jobs=min(jobs, len(tasks)), inner_max_num_threads=1, initializer=_follow_parent)
+    with warnings.catch_warnings(), workers:
+        # A worker that has grown by 300 MB, as by compiling the LSTM, is replaced, and a thread of loky's warns of it:
+        # where warnings are errors that thread would end, and nobody would hand out tasks any more.
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
         # One task at a time to each: what is handed out in advance would be lost work after a kill.
         parallel = Parallel(return_as="generator_unordered", batch_size=1, pre_dispatch="n_jobs")
         yield from parallel(delayed(_run)(task) for task in tasks)
