@@ -12,7 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).parent.parent
 INCLUDED = re.compile(r'^--8<-- "(.+)"$', re.MULTILINE)
 EXAMPLE = re.compile(r"^>>> .*(?:\n.+)*", re.MULTILINE)
-# A wide table scrolls, also by the keyboard; a heading without a word is none.
+# Wide tables scroll, with the keyboard too. An empty table heading becomes a plain cell.
 WIDE = re.compile(r"<table>(?=\s*<thead>\s*<tr>(?:\s*<th[^>]*>.*?</th>){6})", re.DOTALL)
 EMPTY = re.compile(r"<th( [^>]*)?></th>")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)

@@ -15,7 +15,6 @@ ORDER = [
     "words",
     "files",
     "settings",
-    "plugins",
     "frames",
     "trace",
     "synthetic",

@@ -143,9 +143,8 @@ def options(
         os.environ["MOETRACE_DEBUG"] = "1"
 
 
-def options_of() -> dict[str, set[str]]:
-    """The names of the options of each command."""
-    group: Any = typer.main.get_command(app)
+def options_of(group: Any) -> dict[str, set[str]]:
+    """The names of the options of each command in the *group*."""
     return {name: {own.name for own in command.params} for name, command in group.commands.items()}
 
 
@@ -158,7 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         group = typer.main.get_command(app)
-        code = group(args=given, prog_name="moetrace", default_map=defaults(options_of), standalone_mode=False)
+        code = group(
+            args=given, prog_name="moetrace", default_map=defaults(partial(options_of, group)), standalone_mode=False
+        )
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except typer.Abort:

@@ -27,7 +27,7 @@ def predictor_names(incomplete: str) -> list[str]:
     """Our predictors, and those of installed packages."""
     from moetrace.forecasting.predictors import PREDICTORS
     from moetrace.forecasting.predictors.plugins import GROUP
-    from moetrace.plugins import installed
+    from moetrace.settings import installed
 
     return _beginning([*PREDICTORS, *installed(GROUP)], incomplete)
 

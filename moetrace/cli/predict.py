@@ -89,8 +89,7 @@ def predict(
 def _list_predictors(shared: Shared) -> None:
     from moetrace.forecasting.predictors import PREDICTORS, predictor
     from moetrace.forecasting.predictors.plugins import GROUP
-    from moetrace.plugins import installed
-    from moetrace.settings import setting_types
+    from moetrace.settings import installed, setting_types
 
     rows = []
     for name in [*PREDICTORS, *installed(GROUP)]:

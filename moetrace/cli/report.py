@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moetrace.cli.options import Hardware, Protocol, Shared, Traces, steps_of
+from moetrace.cli.output import Table
 from moetrace.cli.predict import score_tables
 from moetrace.cli.progress import PERCENT, Report
 
@@ -66,7 +67,6 @@ def report(
     """
     from functools import partial
 
-    from moetrace.cli.output import Table
     from moetrace.frames import Later
     from moetrace.reporting.screens import report_screen
     from moetrace.reporting.style import Look

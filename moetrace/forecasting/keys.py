@@ -17,7 +17,7 @@ from moetrace.forecasting.predictors.base import Predictor
 # Where results are computed: these modules, and all of the package that they import.
 ROOTS = ("forecasting.layers", "forecasting.predictors")
 # Modules that hold no number that a result depends on, only messages.
-MESSAGES = ("errors", "settings", "plugins")
+MESSAGES = ("errors", "settings")
 LIBRARIES = ("numpy", "pandas", "scipy", "statsmodels", "jax", "equinox", "optax")
 
 

@@ -12,7 +12,7 @@ from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
 from moetrace.formats.location import Location
 from moetrace.formats.stream.cells import Cells, Format, Merged, Source
-from moetrace.plugins import installed
+from moetrace.settings import installed
 
 GROUP = "moetrace.formats"
 

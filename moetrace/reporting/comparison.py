@@ -82,11 +82,7 @@ def comparison_notes(document: Mapping[str, Any]) -> list[str]:
     """What stands below the table: intervals, the other end where the hardware is not known, and how it was scored."""
     found, a, b, notes = document["transfer"], document["a"], document["b"], []
     if found.get("slower_than_own") is not None:
-        ends = [
-            f"{100 * found[f'slower_than_{name}_{end}']:+z.1f}%"
-            for name in ("own", "default")
-            for end in ("low", "high")
-        ]
+        ends = [_change(found[f"slower_than_{name}_{end}"]) for name in ("own", "default") for end in ("low", "high")]
         notes = [
             f"Expert time per step on {found['gpus']} GPUs, 95% intervals: {ends[0]} to {ends[1]} compared with its "
             f"own plan, {ends[2]} to {ends[3]} compared with none."
@@ -94,8 +90,8 @@ def comparison_notes(document: Mapping[str, Any]) -> list[str]:
         bound = [found[f"slower_than_{name}_memory_bound"] for name in ("own", "default")]
         if bound[0] is not None:
             notes[0] += (
-                f" That is where time follows tokens; where experts are memory-bound, {100 * bound[0]:+z.1f}% and "
-                f"{100 * bound[1]:+z.1f}%: add --hardware."
+                f" That is where time follows tokens; where experts are memory-bound, {_change(bound[0])} and "
+                f"{_change(bound[1])}: add --hardware."
             )
     if found.get("hit_rate") is not None:
         notes.append(
@@ -108,6 +104,10 @@ def comparison_notes(document: Mapping[str, Any]) -> list[str]:
             f"the 1,000 steps before these, and that of {a} from its last 1,000 steps, or all if it has fewer."
         )
     return notes
+
+
+def _change(slower: float) -> str:
+    return f"{100 * slower:+z.1f}%"
 
 
 def comparison_screen(document: Mapping[str, Any], layers: pd.DataFrame, *, every: bool) -> Screen:

@@ -190,7 +190,7 @@ def picture(figure: Figure, kind: str, title: str = "") -> bytes:
     box = Bbox([[0, 0], [width, height + head]])
     try:
         figure.savefig(buffer, format=kind, bbox_inches=box, **FILES[kind])
-    except RuntimeError as error:  # such as that of a style with TeX where there is none
+    except RuntimeError as error:  # such as a style that needs TeX, which is not installed
         if (style := LOOK.get().style) is None:
             raise
         said = str(error).partition("\n")[0]

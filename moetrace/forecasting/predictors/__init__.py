@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
-from moetrace.settings import label, unknown, with_settings
+from moetrace.settings import Plugin, installed, label, unknown, with_settings
 
 if TYPE_CHECKING:
     from moetrace.forecasting.predictors.base import Predictor
@@ -41,7 +41,6 @@ def predictor(spec: str, seed: int | None = None) -> Predictor:
     SwAvg(window=300)
     """
     from moetrace.forecasting.predictors.plugins import GROUP, made
-    from moetrace.plugins import Plugin, installed
 
     name, _, settings = spec.partition(":")
     if name in PREDICTORS:

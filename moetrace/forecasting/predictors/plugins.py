@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moetrace.forecasting.predictors.base import Predictor
-from moetrace.plugins import Plugin
+from moetrace.settings import Plugin
 from moetrace.trace import LayerLoad
 
 if TYPE_CHECKING:

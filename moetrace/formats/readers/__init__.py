@@ -25,8 +25,7 @@ from moetrace.formats.readers.tensorrt import TensorrtFormat
 from moetrace.formats.readers.text import CsvFormat, JsonFormat, JsonLinesFormat
 from moetrace.formats.stream.cells import Format
 from moetrace.formats.stream.text import head_of
-from moetrace.plugins import installed
-from moetrace.settings import unknown, with_settings
+from moetrace.settings import installed, unknown, with_settings
 
 FORMATS: dict[str, Format] = {
     format.name: format
