@@ -6,7 +6,7 @@ import atexit
 import shutil
 import sys
 import tempfile
-from enum import StrEnum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,120 +15,102 @@ import typer
 from moetrace.cli.completion import finding_names, format_names
 from moetrace.cli.options import Shared
 from moetrace.cli.output import Format, Table, say
+from moetrace.words import Merge, Phase
 
 if TYPE_CHECKING:
     from moetrace.workspace.traces import Ingested
 
 
-class Merge(StrEnum):
-    """How several files become one trace."""
+@dataclass(frozen=True)
+class Dumps:
+    """What dumps hold and how they become traces: the options of `moetrace.workspace.contents.Dumps`."""
 
-    SUM = "sum"
-    EXPERTS = "experts"
-    LAYERS = "layers"
-    STEPS = "steps"
-
-
-class Phase(StrEnum):
-    """Which passes of a serving dump."""
-
-    PREFILL = "prefill"
-    DECODE = "decode"
-
-
-Merges = Annotated[
-    Merge | None,
-    typer.Option(help="Combine all files into one trace: add counts (sum), or join along experts, layers or steps."),
-]
-Bin = Annotated[int | None, typer.Option("--bin", min=1, help="Sum every N passes into one step.", metavar="N")]
-Sql = Annotated[
-    str | None,
-    typer.Option(help="DuckDB query instead of sources: SELECT step, layer, expert, tokens FROM ...", metavar="QUERY"),
-]
-Accept = Annotated[
-    list[str] | None,
-    typer.Option(help="Import despite this finding (repeatable).", metavar="FINDING", autocompletion=finding_names),
-]
-TokensPerStep = Annotated[
-    int | None,
-    typer.Option(
-        min=1, help="Token choices per layer and step (tokens times top-k), to convert shares of the load into counts."
-    ),
-]
-Tokens = Annotated[
-    int | None, typer.Option(min=1, help="Tokens in a step, before top-k, to split token-level dumps into steps.")
-]
-Ignore = Annotated[int | None, typer.Option(min=0, help="Expert number to ignore, such as padding.", metavar="ID")]
-FirstExpert = Annotated[int | None, typer.Option(min=0, help="Number of the first expert.")]
-IdleExperts = Annotated[
-    bool, typer.Option("--idle-experts", help="Take an expert without a row as one without tokens.")
-]
-Difference = Annotated[
-    bool, typer.Option("--difference", help="Values are cumulative counters: use the increase per step.")
-]
-Axes = Annotated[
-    str | None,
-    typer.Option(help="Axes of an array, such as layers,steps,experts or steps,layers,ranks,experts.", metavar="AXES"),
-]
-Column = Annotated[
-    list[str] | None,
-    typer.Option(help="Meaning of a column, such as tokens=routed (repeatable).", metavar="ROLE=NAME"),
-]
-Where = Annotated[
-    list[str] | None,
-    typer.Option(help="Only rows with this value, such as phase=decode (repeatable).", metavar="COLUMN=VALUE"),
-]
-SumOver = Annotated[
-    str | None, typer.Option(help="Sum counts over the values of a column, such as rank.", metavar="COLUMN")
-]
-Key = Annotated[
-    str | None, typer.Option(help="Key of the counts or choices in a document, such as stats.counts.", metavar="KEY")
-]
-TopK = Annotated[int | None, typer.Option(min=1, help="Experts that each token is sent to.")]
-Experts = Annotated[int | None, typer.Option(min=1, help="Experts per layer, if the dump does not show it.")]
-Stages = Annotated[int | None, typer.Option(min=1, help="Pipeline stages of the run (Megatron-LM ranks).")]
-Pattern = Annotated[
-    str | None, typer.Option(help="Regular expression for tags, with (?P<layer>) and (?P<expert>).", metavar="REGEX")
-]
+    name: Annotated[str | None, typer.Option(help="Name of the trace, for a single source.")] = None
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="FORMAT", autocompletion=format_names,
+            help="Format of the sources, NAME or NAME:setting=value  [default: recognised from the files]",
+        ),
+    ] = None  # fmt: skip
+    sql: Annotated[
+        str | None,
+        typer.Option(
+            metavar="QUERY", help="DuckDB query instead of sources: SELECT step, layer, expert, tokens FROM ..."
+        ),
+    ] = None
+    merge: Annotated[
+        Merge | None,
+        typer.Option(
+            help="Combine all files into one trace: add counts (sum), or join along experts, layers or steps."
+        ),
+    ] = None
+    bin_: Annotated[int | None, typer.Option("--bin", min=1, metavar="N", help="Sum every N passes into one step.")] = (
+        None
+    )
+    phase: Annotated[
+        Phase | None, typer.Option(help="Only these passes or tokens, if the dump distinguishes them.")
+    ] = None
+    tokens_per_step: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Token choices per layer and step (tokens times top-k), to convert shares of the load into counts.",
+        ),
+    ] = None
+    tokens: Annotated[
+        int | None, typer.Option(min=1, help="Tokens in a step, before top-k, to split token-level dumps into steps.")
+    ] = None
+    top_k: Annotated[int | None, typer.Option(min=1, help="Experts that each token is sent to.")] = None
+    experts: Annotated[int | None, typer.Option(min=1, help="Experts per layer, if the dump does not show it.")] = None
+    stages: Annotated[int | None, typer.Option(min=1, help="Pipeline stages of the run (Megatron-LM ranks).")] = None
+    pattern: Annotated[
+        str | None,
+        typer.Option(metavar="REGEX", help="Regular expression for tags, with (?P<layer>) and (?P<expert>)."),
+    ] = None
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ROLE=NAME", help="Meaning of a column, such as tokens=routed (repeatable)."),
+    ] = None
+    axes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="AXES", help="Axes of an array, such as layers,steps,experts or steps,layers,ranks,experts."
+        ),
+    ] = None
+    key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Key of the counts or choices in a document, such as stats.counts."),
+    ] = None
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN=VALUE", help="Only rows with this value, such as phase=decode (repeatable)."),
+    ] = None
+    sum_over: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Sum counts over the values of a column, such as rank.")
+    ] = None
+    idle_experts: Annotated[
+        bool, typer.Option("--idle-experts", help="Take an expert without a row as one without tokens.")
+    ] = False
+    first_expert: Annotated[int | None, typer.Option(min=0, help="Number of the first expert.")] = None
+    ignore: Annotated[
+        int | None, typer.Option(min=0, metavar="ID", help="Expert number to ignore, such as padding.")
+    ] = None
+    difference: Annotated[
+        bool, typer.Option("--difference", help="Values are cumulative counters: use the increase per step.")
+    ] = False
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FINDING", autocompletion=finding_names, help="Import despite this finding (repeatable)."),
+    ] = None
 
 
 def ingest(
     shared: Shared,
+    dumps: Dumps,
     sources: Annotated[
         list[str] | None, typer.Argument(help="Files, folders, or URIs of Parquet files.  [default: ./sample_traces]")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the trace, for a single source.")] = None,
-    from_: Annotated[
-        str | None,
-        typer.Option(
-            "--from",
-            help="Format of the sources, NAME or NAME:setting=value  [default: recognised from the files]",
-            metavar="FORMAT",
-            autocompletion=format_names,
-        ),
-    ] = None,
-    sql: Sql = None,
-    merge: Merges = None,
-    bin_: Bin = None,
-    phase: Annotated[
-        Phase | None, typer.Option(help="Only these passes or tokens, if the dump distinguishes them.")
-    ] = None,
-    tokens_per_step: TokensPerStep = None,
-    tokens: Tokens = None,
-    top_k: TopK = None,
-    experts: Experts = None,
-    stages: Stages = None,
-    pattern: Pattern = None,
-    column: Column = None,
-    axes: Axes = None,
-    key: Key = None,
-    where: Where = None,
-    sum_over: SumOver = None,
-    idle_experts: IdleExperts = False,
-    first_expert: FirstExpert = None,
-    ignore: Ignore = None,
-    difference: Difference = False,
-    accept: Accept = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before --force replaces a trace.")] = False,
     list_formats: Annotated[bool, typer.Option("--list-formats", help="List the known formats and exit.")] = False,
 ) -> None:
@@ -144,28 +126,17 @@ def ingest(
     if list_formats:
         _list_formats(shared)
         return
-    from moetrace.workspace.contents import reading
+    from moetrace.workspace import contents
 
-    layers, first, last = shared.selection()
-    given = _with_standard_input(sources or [], from_)
-    asked = reading(
-        given, name=name, from_=from_, sql=sql, merge=merge.value if merge else None, column=column or (),
-        where=where or (), accept=accept or (), note=shared.note, stages=stages, phase=phase and phase.value, axes=axes,
-        ignore=ignore, pattern=pattern, key=key, sum_over=sum_over, tokens_per_step=tokens_per_step, tokens=tokens,
-        top_k=top_k, bin=bin_, layers=tuple(layers or ()), first=first, last=last, experts=experts,
-        first_expert=first_expert, idle_experts=idle_experts, difference=difference,
-    )  # fmt: skip
-
+    given = _with_standard_input(sources or [], dumps.from_)
+    asked = contents.Dumps(**vars(dumps)).reading(given, shared.choice(), shared.note)
     taken = sorted({*asked.names.values()} & {*shared.folder().names()}) if shared.force else []
     if taken and not yes and sys.stdin is not None and sys.stdin.isatty():
         typer.confirm(f"Replace {', '.join(taken)} in {shared.workspace}?", abort=True, err=True)
 
     def one(key: str) -> Ingested:
         with shared.progress(key, "rows") as progress:
-            return shared.folder().ingest(
-                asked.groups[key], name=asked.names[key], options=asked.options, format=from_, force=shared.force,
-                progress=progress,
-            )  # fmt: skip
+            return asked.into(shared.folder(), key, force=shared.force, progress=progress)
 
     _show(shared, shared.each(list(asked.groups), one))
 

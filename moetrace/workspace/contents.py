@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,12 +15,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from moetrace.doctor.catalogue import KINDS, check_known
 from moetrace.errors import SettingError, TraceError
 from moetrace.files import output as writing_output
-from moetrace.formats import Location, Query, ReadOptions, location, merge_hint, reader_of, source_label, sources_in
+from moetrace.formats import (
+    Location,
+    Progress,
+    Query,
+    ReadOptions,
+    location,
+    merge_hint,
+    reader_of,
+    source_label,
+    sources_in,
+)  # fmt: skip
 from moetrace.formats.export import export_trace
-from moetrace.formats.stream.cells import Merge
 from moetrace.reporting.screens import ingested_sentence, listed_sentence, traces_screen
 from moetrace.trace import LoadTrace
-from moetrace.words import EXPORTED
+from moetrace.words import EXPORTED, Merge, Phase
 from moetrace.workspace.found import Found, command
 from moetrace.workspace.options import Note, Selection, silent, workspace_of
 from moetrace.workspace.traces import Ingested, Workspace, described, described_frame, names_apart
@@ -29,6 +39,90 @@ if TYPE_CHECKING:
 
 # What is read without sources.
 DEFAULT_SOURCE = "sample_traces"
+# Options of some formats alone.
+SETTINGS = ("stages", "phase", "axes", "ignore", "pattern", "key", "sum_over", "column", "where")
+
+
+@dataclass(frozen=True)
+class Dumps:
+    """What the dumps of an ingest hold, and how they become traces: its options, which travel as one.
+
+    *column* and *where* are mappings, or texts such as ``tokens=routed``.
+    """
+
+    name: str | None = None
+    from_: str | None = None
+    sql: str | None = None
+    merge: Merge | None = None
+    bin_: int | None = None
+    phase: Phase | None = None
+    tokens_per_step: int | None = None
+    tokens: int | None = None
+    top_k: int | None = None
+    experts: int | None = None
+    stages: int | None = None
+    pattern: str | None = None
+    column: Iterable[str] | Mapping[str, str] | None = None
+    axes: str | None = None
+    key: str | None = None
+    where: Iterable[str] | Mapping[str, str] | None = None
+    sum_over: str | None = None
+    idle_experts: bool = False
+    first_expert: int | None = None
+    ignore: int | None = None
+    difference: bool = False
+    accept: Sequence[str] | None = None
+
+    def options(self, selection: Selection) -> ReadOptions:
+        """What readers get: what is of any format, and the settings of some; raises `SettingError` for a finding."""
+        accept = tuple(sorted({*(self.accept or ())}))
+        check_known(accept)
+        given = {**vars(self), "column": _pairs(self.column), "where": _pairs(self.where)}
+        given |= {"bin": self.bin_, "accept": accept}
+        own = {field.name: given[field.name] for field in fields(ReadOptions) if field.name in given}
+        settings = {name: given[name] for name in SETTINGS if given[name] is not None}
+        first, last = selection.steps or (None, None)
+        return ReadOptions(**own, layers=tuple(selection.layers or ()), first=first, last=last, settings=settings)
+
+    def reading(self, sources: Sequence[str | Path] | str | Path, selection: Selection, note: Note = silent) -> Reading:
+        """What an ingest of *sources* would read; a *note* says of what traces the files may be parts.
+
+        Raises `SettingError` for options that do not go together, or that the format of a source does not take.
+        """
+        if self.sql is not None and (sources or self.merge):
+            raise SettingError("--sql goes without sources and without --merge: name all files in the query")
+        options = self.options(selection)
+        groups = self._groups([sources] if isinstance(sources, str | Path) else sources)
+        every = [source for group in groups.values() for source in group]
+        for source in every:  # a setting that a format does not take is an error before anything is written
+            try:
+                reader_of(source, options, self.from_)
+            except SettingError as error:
+                raise SettingError(f"{source}: {error}") from error
+            except TraceError:
+                continue  # raised again when it is read
+        if self.merge is None and (hint := merge_hint(every)):
+            note(hint)
+        names = names_apart(groups) if self.name is None else dict.fromkeys(groups, self.name)
+        return Reading(groups, names, options, self.from_)
+
+    def _groups(self, given: Sequence[str | Path]) -> dict[str, builtins.list[Location]]:
+        """The sources of each trace by what they are called in messages: every file apart, or all merged."""
+        if self.sql is not None:
+            return {str(Query(self.sql)): [Query(self.sql)]}
+        if not given and not Path(DEFAULT_SOURCE).exists():
+            why = f"there is no ./{DEFAULT_SOURCE} here"
+            raise SettingError(f"name what to read, such as moetrace ingest log.csv: {why}")
+        found = [source for text in given or [DEFAULT_SOURCE] for source in sources_in(location(str(text)))]
+        if self.merge and len(found) < 2:
+            raise SettingError(f"--merge goes with several files, and {source_label(found)} is one")
+        if self.merge:
+            return {source_label(found): found}
+        if self.name is not None and len(found) > 1:
+            raise SettingError(
+                f"--name goes with one source, and there are {len(found)}: give --merge to make them one"
+            )
+        return {str(source): [source] for source in found}
 
 
 class Reading(NamedTuple):
@@ -39,102 +133,25 @@ class Reading(NamedTuple):
     options: ReadOptions
     format: str | None
 
-
-def reading(
-    sources: Sequence[str | Path] | str | Path = (),
-    *,
-    name: str | None = None,
-    from_: str | None = None,
-    sql: str | None = None,
-    merge: Merge | None = None,
-    column: Iterable[str] | Mapping[str, str] = (),
-    where: Iterable[str] | Mapping[str, str] = (),
-    accept: Sequence[str] = (),
-    note: Note = silent,
-    **options: Any,
-) -> Reading:
-    """What an ingest of *sources* with these options would read; the *options* are those of `ingest`.
-
-    Raises `SettingError` for options that do not go together, or that the format of a source does not take.
-    """
-    if sql is not None and (sources or merge):
-        raise SettingError("--sql goes without sources and without --merge: name all files in the query")
-    pairs = {"column": column, "where": where}
-    settings = {
-        key: options.pop(key, None) for key in ("stages", "phase", "axes", "ignore", "pattern", "key", "sum_over")
-    }
-    settings |= {key: _pairs(value) or None for key, value in pairs.items()}
-    check_known(accept)
-    given = {key: value for key, value in settings.items() if value is not None}
-    made = ReadOptions(**options, merge=merge, accept=tuple(sorted(set(accept))), settings=given)
-    groups = _groups([sources] if isinstance(sources, str | Path) else sources, sql, merge is not None, name)
-    every = [source for group in groups.values() for source in group]
-    for source in every:  # a setting that a format does not take is an error before anything is written
-        try:
-            reader_of(source, made, from_)
-        except SettingError as error:
-            raise SettingError(f"{source}: {error}") from error
-        except TraceError:
-            continue  # raised again when it is read
-    if merge is None and (hint := merge_hint(every)):
-        note(hint)
-    return Reading(groups, names_apart(groups) if name is None else dict.fromkeys(groups, name), made, from_)
+    def into(
+        self, workspace: Workspace, source: str, *, force: bool = False, progress: Progress | None = None
+    ) -> Ingested:
+        """Read one of the sources into the *workspace*."""
+        how: dict[str, Any] = {"name": self.names[source], "options": self.options, "format": self.format}
+        return workspace.ingest(self.groups[source], **how, force=force, progress=progress)
 
 
-def _pairs(given: Iterable[str] | Mapping[str, str]) -> dict[str, str]:
-    """A mapping as it is, or of texts such as ``tokens=routed``."""
-    return dict(given) if isinstance(given, Mapping) else dict(part.partition("=")[::2] for part in given)
-
-
-def _groups(
-    given: Sequence[str | Path], sql: str | None, merge: bool, name: str | None
-) -> dict[str, builtins.list[Location]]:
-    """The sources of each trace by what they are called in messages: every file apart, or all merged."""
-    if sql is not None:
-        return {str(Query(sql)): [Query(sql)]}
-    if not given and not Path(DEFAULT_SOURCE).exists():
-        raise SettingError(f"name what to read, such as moetrace ingest log.csv: there is no ./{DEFAULT_SOURCE} here")
-    found = [source for text in given or [DEFAULT_SOURCE] for source in sources_in(location(str(text)))]
-    if merge and len(found) < 2:
-        raise SettingError(f"--merge goes with several files, and {source_label(found)} is one")
-    if merge:
-        return {source_label(found): found}
-    if name is not None and len(found) > 1:
-        raise SettingError(f"--name goes with one source, and there are {len(found)}: give --merge to make them one")
-    return {str(source): [source] for source in found}
+def _pairs(given: Iterable[str] | Mapping[str, str] | None) -> dict[str, str] | None:
+    """A mapping as it is, or of texts such as ``tokens=routed``; None for nothing."""
+    return dict(given if isinstance(given, Mapping) else (part.partition("=")[::2] for part in given or ())) or None
 
 
 # --- the commands --------------------------------------------------------------------------------------------------
 
 
-@command(Selection)
+@command(Dumps, Selection)
 def ingest(
-    sources: Sequence[str | Path] | str | Path = (),
-    *,
-    name: str | None = None,
-    from_: str | None = None,
-    sql: str | None = None,
-    merge: Merge | None = None,
-    bin_: int | None = None,
-    phase: str | None = None,
-    tokens_per_step: int | None = None,
-    tokens: int | None = None,
-    top_k: int | None = None,
-    experts: int | None = None,
-    stages: int | None = None,
-    pattern: str | None = None,
-    column: Iterable[str] | Mapping[str, str] = (),
-    axes: str | None = None,
-    key: str | None = None,
-    where: Iterable[str] | Mapping[str, str] = (),
-    sum_over: str | None = None,
-    idle_experts: bool = False,
-    first_expert: int | None = None,
-    ignore: int | None = None,
-    difference: bool = False,
-    accept: Sequence[str] = (),
-    force: bool = False,
-    selection: Selection,
+    sources: Sequence[str | Path] | str | Path = (), *, force: bool = False, dumps: Dumps, selection: Selection
 ) -> Found[builtins.list[Ingested]]:
     """Read dumps and logs into traces of the workspace: ``moetrace ingest``.
 
@@ -147,19 +164,8 @@ def ingest(
     >>> mt.ingest("log.csv").frame()["trace"].tolist()
     ['log']
     """
-    first, last = selection.steps or (None, None)
-    asked = reading(
-        sources, name=name, from_=from_, sql=sql, merge=merge, column=column, where=where, accept=accept,
-        stages=stages, phase=phase, axes=axes, ignore=ignore, pattern=pattern, key=key, sum_over=sum_over,
-        tokens_per_step=tokens_per_step, tokens=tokens, top_k=top_k, bin=bin_, experts=experts,
-        first_expert=first_expert, idle_experts=idle_experts, difference=difference,
-        layers=tuple(selection.layers or ()), first=first, last=last,
-    )  # fmt: skip
-    into = workspace_of(selection.workspace)
-    done = [
-        into.ingest(group, name=asked.names[source], options=asked.options, format=asked.format, force=force)
-        for source, group in asked.groups.items()
-    ]
+    into, asked = workspace_of(selection.workspace), dumps.reading(sources, selection)
+    done = [asked.into(into, source, force=force) for source in asked.groups]
     frame = described_frame(described(item.trace, item.path) for item in done)
     sentence = ingested_sentence(frame, sum(item.unchanged for item in done))
     names = ", ".join(frame["trace"])

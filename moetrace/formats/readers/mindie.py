@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,7 @@ from moetrace.formats.location import check_ranks, rank_files, rank_or_last_numb
 from moetrace.formats.stream.cells import Cells, Format, Merged, Reading, dense_cells
 from moetrace.formats.stream.columns import Values, few_columns
 from moetrace.formats.stream.text import BLOCK_BYTES, opened
+from moetrace.words import Phase
 
 CONFIG = "model_gen_config.json"
 # Forward passes from one matrix to the next, where the configuration does not say: MindIE has no other.
@@ -38,7 +39,7 @@ class MindieFormat(Format):
     <phase>_<rank>.csv; --phase where it holds both.
     """
 
-    phase: Literal["prefill", "decode"] | None = None
+    phase: Phase | None = None
 
     name: ClassVar[str] = "mindie"
 

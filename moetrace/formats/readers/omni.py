@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from moetrace.formats.location import by_rank
 from moetrace.formats.stream.cells import Cells, Format, Reading, dense_cells
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.text import opened
+from moetrace.words import Phase
 
 NAME = re.compile(r"topk_ids_count_.*?_(?P<phase>prefill|decode|all)_step(?P<first>\d{1,15})to(?P<last>\d{1,15})\.csv")
 LAYER = re.compile(r"layer_(\d{1,15})")
@@ -26,7 +27,7 @@ MOST_BYTES = 64 << 20
 class OmniFormat(Format):
     """The folder of topk_ids_count_<time>_<mode>_step<a>to<b>.csv; --phase where it holds prefill and decode."""
 
-    phase: Literal["prefill", "decode"] | None = None
+    phase: Phase | None = None
 
     name: ClassVar[str] = "omni-infer"
 

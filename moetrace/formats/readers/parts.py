@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from moetrace.formats.canonical import open_trace
 from moetrace.formats.errors import require
 from moetrace.formats.stream.cells import Format, Reading, dense_cells
 from moetrace.trace import Counts, Finding, LoadTrace
+from moetrace.words import Phase
 
 MARKER = "moetrace-parts.txt"
 MARKER_TEXT = """\
@@ -139,7 +140,7 @@ class PartsFormat(Format):
     """
 
     name: ClassVar[str] = "parts"
-    phase: Literal["prefill", "decode"] | None = None
+    phase: Phase | None = None
 
     def claims(self, path: Path) -> bool:
         return is_parts(path)

@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,12 +19,12 @@ from moetrace.formats.readers.tensors import is_torch, keys_of, loaded, tensor_a
 from moetrace.formats.stream.cells import Format, Merged, Reading, Source, dense_cells
 from moetrace.formats.stream.columns import Values, as_float32
 from moetrace.formats.stream.merge import concatenate_segments
+from moetrace.words import Phase
 
 RANK = re.compile(r"expert_distribution_recorder_[\d.]+_(\d{1,9})\.pt")
 # Keys of its dumps, as they are in the archive.
 MARKS = (b"logical_count", b"global_physical_count")
 # Forward modes of SGLang, by the numbers in per_token dumps; 3 is a mix of both, 4 an idle pass.
-Phase = Literal["prefill", "decode"]
 MODES: dict[Phase, int] = {"prefill": 1, "decode": 2}
 # SGLang's buffer if nothing else is set; one that is full to the last place may have gone round.
 DEFAULT_BUFFER = 1000

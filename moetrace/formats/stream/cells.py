@@ -6,18 +6,17 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
 from moetrace.trace import Counts, Finding, Steps
+from moetrace.words import Merge
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-Merge = Literal["sum", "experts", "layers", "steps"]
 
 
 class Cells(NamedTuple):

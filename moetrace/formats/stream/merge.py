@@ -16,8 +16,9 @@ from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import readable
 from moetrace.formats.location import Location, check_ranks, layer_in_name, rank_in_name, step_in_name
 from moetrace.formats.stream.blocks import Grid, assemble
-from moetrace.formats.stream.cells import Block, Cells, Merge, Merged, Reading, ReadOptions, Source, readings_of
+from moetrace.formats.stream.cells import Block, Cells, Merged, Reading, ReadOptions, Source, readings_of
 from moetrace.trace import Counts, Finding, Steps, check_sums
+from moetrace.words import Merge
 
 # Roughness is measured on the first steps alone: so many cells of them, and at least so many steps.
 ROUGH_CELLS = 1 << 20

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from moetrace.formats.location import Location, layer_in_name, step_in_name
 from moetrace.formats.stream import columns
 from moetrace.formats.stream.cells import Cells, Reading, to_numpy
 from moetrace.formats.stream.columns import Rows, ValueFormat, Values, kind_of, simple_name, template
+from moetrace.words import Phase
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +64,7 @@ class TableFormat(ValueFormat):
     pattern: str | None = None
     where: str | Mapping[str, str] | None = None
     sum_over: str | None = None
-    phase: Literal["prefill", "decode"] | None = None
+    phase: Phase | None = None
 
     def naming(self, path: Location) -> Naming:
         """What the columns of the file at *path* are called; raises `SettingError` for an unknown role."""
