@@ -30,6 +30,7 @@ from moetrace.reporting.style import (
     STATE,
     level_line,
     log_scale,
+    name_at_ends,
     new_figure,
     one_legend,
     one_panel,
@@ -215,24 +216,21 @@ STRATEGIES = {
 
 
 def plan_course(scores: pd.DataFrame, best: str, axes: Axes | None = None) -> Figure:
-    """The busiest GPU over the run, mean over layers, a curve per strategy: those that matter have a name.
+    """The busiest GPU over the run, mean over layers, a curve per strategy: those that matter in colour.
 
     *scores* are those of the plans of one trace; *best* is the strategy recommended.
     """
     figure, axes = one_panel(WIDTH, 3.0, axes)
     means = scores.groupby(["strategy", "cutoff"], sort=False)["peak_over_mean"].mean().reset_index()
-    others = [name for name in means["strategy"].unique() if name not in STRATEGIES and name != best]
-    for name in dict.fromkeys([*others, best, *STRATEGIES]):  # the best may be one of them
-        colour, label = STRATEGIES.get(name, (BLUE, f"planned by {best}") if name == best else (FAINT, f"_{name}"))
+    named = {str(name): (FAINT, str(name)) for name in means["strategy"].unique()}
+    for name, (colour, label) in (named | {best: (BLUE, f"planned by {best}")} | STRATEGIES).items():
         curve = means[means["strategy"] == name].sort_values("cutoff")
         if len(curve):
             axes.plot(curve["cutoff"], curve["peak_over_mean"], marker=".", color=colour, label=label)
-    if others:
-        axes.plot([], [], color=FAINT, label="other forecasts")
     axes.set(xlabel="cutoff (step)", ylabel="busiest GPU / mean GPU load")
     axes.set_ylim(bottom=1)
     axes.grid(visible=True)
-    one_legend(figure, axes)
+    name_at_ends(figure, axes)
     return figure
 
 
@@ -318,19 +316,19 @@ def _filled(frame: pd.DataFrame | None) -> bool:
 
 def course(hottest: pd.DataFrame) -> Figure:
     """The course of one layer: its five hottest experts in colour, all others as a grey band of quantiles."""
-    figure = new_figure(7.2, 2.2, (0.5, 0.1, 0.72, 0.07))
+    figure = new_figure(7.2, 2.2, (0.5, 1.3, 0.42, 0.07))
     axes = figure.add_subplot()
     series = {str(name): part for name, part in hottest.groupby("series", sort=False)}
     steps = next(iter(series.values()))["step"]
     if "low" in series:
         low, middle, high = (100 * series.pop(name)["share"].to_numpy() for name in ("low", "middle", "high"))
-        axes.fill_between(steps, low, high, color=FAINT, alpha=0.5, linewidth=0, label="80% of the others")
-        axes.plot(steps, middle, color=GREY, linewidth=0.9, label="_median of the others")
+        axes.fill_between(steps, low, high, color=FAINT, alpha=0.5, linewidth=0, label="_80% of the others")
+        axes.plot(steps, middle, color=GREY, linewidth=0.9, label="80% of the others")
     for colour, (expert, part) in zip(HOT, series.items()):
         axes.plot(part["step"], 100 * part["share"], color=colour, linewidth=1.1, label=f"expert {expert}")
     axes.set(xlabel="step", ylabel="share of the load (%)")
     axes.set_ylim(bottom=0)
-    one_legend(figure, axes)
+    name_at_ends(figure, axes)
     return figure
 
 

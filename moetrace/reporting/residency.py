@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from moetrace.reporting.phrases import Answer, percent
-from moetrace.reporting.style import BLUE, FAINT, GREEN, GREY, INK, STATE, one_legend, one_panel
+from moetrace.reporting.style import BLUE, FAINT, GREEN, GREY, INK, STATE, name_at_ends, one_legend, one_panel
 from moetrace.reporting.tables import rows_of
 
 if TYPE_CHECKING:
@@ -134,5 +134,5 @@ def ages(frame: pd.DataFrame, best: str, axes: Axes | None = None) -> Figure:
     axes.axhline(1, color=GREY, linewidth=0.8, linestyle="--")
     axes.set(xlabel="steps since the set was chosen", ylabel="points less than a new set")
     axes.grid(visible=True)
-    one_legend(figure, axes)
+    name_at_ends(figure, axes)
     return figure

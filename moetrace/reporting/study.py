@@ -258,7 +258,8 @@ def _sections(frames: Mapping[str, Any], pictures: Mapping[str, Picture]) -> lis
             pictures=[drawn["movement"]] if "movement" in drawn else [],
         ),
         Section(
-            "Everybody's imbalance", "; ".join(f"{row['definition']}: {row['of']}" for row in rows_of(whose)) + ".",
+            "Imbalance by other tools' definitions",
+            "; ".join(f"{row['definition']}: {row['of']}" for row in rows_of(whose)) + ".",
             {"Load of the last 1,000 steps": imbalance.reset_index()},
         ),
         *(Section("Plans", tables={"By strategy and state": own(name)}) for name in ("placement",) if name in frames),

@@ -50,6 +50,8 @@ FEW_POWERS, MOST_TICKS = 300, 10
 LINE, LETTERS = 0.2, 11
 # The same of a legend, and the inches of the mark before each name.
 LEGEND_LINE, LEGEND_LETTERS, MARK = 0.16, 14, 0.5
+# Inches between two names beside curves, and those of a figure's height that its axis needs.
+LINE_APART, AXIS = 0.15, 0.6
 # Widths that can be asked for, in inches, and of them those that a panel needs.
 NARROWEST, WIDEST, PANEL = 2, 24, 2.5
 WIDTH = re.compile(r"(\d+\.?\d*) ?(in|cm|mm)?")
@@ -266,6 +268,34 @@ def one_legend(figure: Figure, axes: Axes, title: str | None = None, columns: in
         figure.set_figheight(figure.get_figheight() + LEGEND_LINE * more)
     place: Any = "outside lower center" if figure.get_layout_engine() else "lower center"
     figure.legend(handles, labels, title=title, title_fontsize=8, loc=place, ncols=columns)
+
+
+def name_at_ends(figure: Figure, axes: Axes) -> None:
+    """The name of each curve beside its last point; a legend in axes of others, and where a width was asked for."""
+    import numpy as np
+
+    if not isinstance(figure, _shown()) or LOOK.get().width:
+        one_legend(figure, axes)
+        return
+    apart = LINE_APART / (figure.get_figheight() - AXIS)
+    in_panel = axes.transScale + axes.transLimits
+    axes.margins(x=0.01)
+    ends = []
+    for line in axes.lines:
+        points = np.asarray(line.get_xydata(), dtype=float)
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points) and not str(line.get_label()).startswith("_"):
+            ends.append((in_panel.transform(points[-1])[1], points[-1], line))
+    ends.sort(key=lambda end: float(end[0]))
+    steps = apart * np.arange(len(ends))
+    heights = np.maximum.accumulate(np.array([end[0] for end in ends]) - steps) + steps
+    heights -= max(0.0, heights.max(initial=0) - 1)
+    for height, (_, end, line) in zip(heights, ends):
+        axes.annotate(
+            str(line.get_label()), end, (1.03, height), textcoords="axes fraction", fontsize=8, va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": line.get_color(), "linewidth": 0.8},
+        )  # fmt: skip
 
 
 def level_line(axes: Axes, height: float, text: str, **style: Any) -> None:

@@ -4,12 +4,13 @@ import io
 import json
 import re
 from html.parser import HTMLParser
-from itertools import islice
+from itertools import islice, pairwise
 from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from moetrace import Planning, SettingError, predictor, study
 from moetrace.placement.study import place, placement_frames
@@ -51,8 +52,9 @@ def drawn(name, frames):
 
 
 def labels(figure):
-    """What the legends say."""
-    return [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    """What the legends say, and the names beside the curves."""
+    named = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    return named + [text.get_text() for axes in figure.axes for text in axes.texts if text.arrow_patch]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -147,6 +149,26 @@ def test_every_strategy_is_drawn_once(frames):
     assert "planned by window_mean" in named
 
 
+@pytest.mark.parametrize("names", [1, 5, 9])
+def test_names_beside_curves_are_apart(frames, names):
+    """In the order of the last points, none over another, each in the picture; in a column of paper it is a legend."""
+    scores = frames["plan_scores"]
+    one = scores[scores["strategy"] == "sw_avg"]
+    near = [one.assign(strategy=f"own{i}", peak_over_mean=1.2 + i / 1000) for i in range(names)]
+    with styled():
+        figure = figures.plan_course(pd.concat([scores, *near]), "ema")
+        figure.draw_without_rendering()
+    beside = sorted((text for text in figure.axes[0].texts), key=lambda text: text.xy[1])
+    boxes = [Text.get_window_extent(text) for text in beside]
+
+    assert [f"own{i}" for i in range(names)] == [own for text in beside if (own := text.get_text())[:3] == "own"]
+    assert all(lower.y1 <= upper.y0 + 0.5 for lower, upper in pairwise(boxes))
+    assert all(0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1 for box in boxes)
+    assert not figure.legends
+    with styled(Look.of("3.3in", None)):
+        assert names < len(figures.plan_course(pd.concat([scores, *near]), "ema").legends[0].get_texts())
+
+
 def test_the_error_at_a_single_cutoff_goes_nowhere(frames):
     """The heading says where it is, not from where to where."""
     course = frames["course"]
@@ -163,7 +185,7 @@ def test_a_course_shows_the_hottest_experts_and_the_rest_as_a_band(frames):
         figure = figures.course(hottest)
     named = [label for label in labels(figure) if label.startswith("expert ")]
 
-    assert [f"expert {name}" for name in hottest["series"].unique()[:5]] == named
+    assert {f"expert {name}" for name in hottest["series"].unique()[:5]} == set(named)
     assert "80% of the others" in labels(figure)
 
 
@@ -282,7 +304,7 @@ def test_markdown_says_what_the_page_says(files, frames):
     text = files["report.md"].decode()
 
     assert all(answer.question in text for answer in answers_of(frames))
-    assert "### Everybody's imbalance" in text
+    assert "### Imbalance by other tools' definitions" in text
 
 
 @pytest.mark.slow
