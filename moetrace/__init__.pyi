@@ -33,12 +33,12 @@ from .forecasting.study import Study as Study, study as study
 from .forecasting.summary import means_frame as means_frame, summary_frame as summary_frame
 from .formats import (
     ReadOptions as ReadOptions,
+    check_format as check_format,
     from_frame as from_frame,
     open_trace as open_trace,
     read_trace as read_trace,
     save_trace as save_trace,
 )
-from .formats.contract import check_format as check_format
 from .formats.export import export_trace as export_trace
 from .formats.stream.cells import (
     Cells as Cells,

@@ -1,7 +1,7 @@
 """How does a dump become a trace? Readers of every known kind, the stream they feed, the canonical file, and back."""
 
 from moetrace.formats.canonical import open_trace, save_trace
-from moetrace.formats.conversion import Progress, convert, from_frame, read_trace, reader_of
+from moetrace.formats.conversion import Progress, check_format, convert, from_frame, read_trace, reader_of
 from moetrace.formats.location import Location, Query, fingerprint, location, locations, merge_hint, source_label
 from moetrace.formats.readers import FORMATS, sources_in
 from moetrace.formats.stream.cells import ReadOptions
@@ -12,6 +12,7 @@ __all__ = [
     "Progress",
     "Query",
     "ReadOptions",
+    "check_format",
     "convert",
     "fingerprint",
     "from_frame",

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,14 +19,13 @@ from moetrace.formats import canonical
 from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.errors import library_errors, readable, require
 from moetrace.formats.location import Location, by_rank, fingerprinting, locations, source_label
-from moetrace.formats.plugins import source_of
-from moetrace.formats.readers import chosen_format
+from moetrace.formats.readers import chosen_format, source_of
 from moetrace.formats.stream import merge
 from moetrace.formats.stream.blocks import Grid, OutOfOrder, in_order
-from moetrace.formats.stream.cells import Block, Format, Reading, ReadOptions, Source, readings_of
+from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, joined, readings_of
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.tables import Naming, table_reading
-from moetrace.settings import with_settings
+from moetrace.settings import label, with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
 
 # Rows of a data frame looked at at a time.
@@ -36,6 +36,7 @@ ROUNDED = ("rounded", "doubled", "multiplied")
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
 About = Callable[[Steps], dict[str, Any]]
+Result = TypeVar("Result")
 
 
 def convert(
@@ -69,22 +70,20 @@ def convert(
             save_trace(replace(chosen, info=replace(trace.info, **known())), destination)
             return open_trace(destination).info
         dump = _opened(paths, options, format)
+
+        def written(grid: Grid, blocks: Iterator[Block], about: About) -> TraceInfo:
+            def info(steps: Steps) -> TraceInfo:
+                return TraceInfo(versions=versions, **known(), **about(steps))
+
+            return canonical.write_blocks(at, grid.layers, blocks, info, wide=wide)
+
         with replacing(destination) as at:
             wide = False
-            # First as it comes; again in order, or with 64-bit counts, where that fails.
-            for _ in range(3):
-                try:
-                    grid, blocks, about = dump.flow(progress)
-
-                    def info(steps: Steps, about: About = about) -> TraceInfo:
-                        return TraceInfo(versions=versions, **known(), **about(steps))
-
-                    return canonical.write_blocks(at, grid.layers, blocks, info, wide=wide)
-                except OutOfOrder:
-                    dump = replace(dump, source=in_order(dump.source))
-                except canonical.CountsTooLarge:
-                    wide = True
-    raise AssertionError("ordered 64-bit counts always fit")
+            try:
+                return dump.stream(written, progress)
+            except canonical.CountsTooLarge:
+                wide = True
+                return dump.stream(written, progress)
 
 
 def read_trace(
@@ -236,22 +235,28 @@ class Dump:
 
     def trace(self, name: str, source: str | None) -> LoadTrace:
         """The trace, held in memory; raises `TraceError` where it grows beyond that."""
-        blocks: list[Block] = []
-        cells = 0
-        try:
-            grid, stream, about = self.flow(None)
+
+        def held(grid: Grid, stream: Iterator[Block], about: About) -> LoadTrace:
+            blocks: list[Block] = []
+            cells = 0
             for block in stream:
                 cells += block.counts.size
                 # Held once in blocks and once as a whole, and the blocks are here already.
                 what = f"a trace of over {cells:,} counts"
                 require(cells * 8, self.source.where, what, "ingest it, and open what comes of it")
                 blocks.append(block)
+            steps, counts = (np.concatenate(parts) for parts in zip(*blocks))
+            trace = LoadTrace.from_counts(counts, name=name, steps=steps, layers=grid.layers.tolist())
+            return replace(trace, info=replace(trace.info, source=source, **about(trace.steps)))
+
+        return self.stream(held, None)
+
+    def stream(self, into: Callable[[Grid, Iterator[Block], About], Result], progress: Progress | None) -> Result:
+        """What *into* makes of the stream as it comes, or else of the stream in order."""
+        try:
+            return into(*self.flow(progress))
         except OutOfOrder:
-            blocks.clear()
-            return replace(self, source=in_order(self.source)).trace(name, source)
-        steps, counts = (np.concatenate(parts) for parts in zip(*blocks))
-        trace = LoadTrace.from_counts(counts, name=name, steps=steps, layers=grid.layers.tolist())
-        return replace(trace, info=replace(trace.info, source=source, **about(trace.steps)))
+            return into(*replace(self, source=in_order(self.source)).flow(progress))
 
     def flow(self, progress: Progress | None) -> tuple[Grid, Iterator[Block], About]:
         """Start the stream: its blocks, and what is known of the trace once they have passed, given its steps.
@@ -282,7 +287,7 @@ class Dump:
         if options.bin is not None or any(reading.clock for reading in readings):
             blocks = merge.binned(blocks, options.bin or 1, where, collector)
         summary = merge.Summary(grid)
-        whole = merge.complete_steps(blocks, summary, where, collector, options.accept)
+        whole = summary.complete_steps(blocks, where, collector, options.accept)
         return grid, whole, partial(self._about, grid, summary)
 
     def _about(self, grid: Grid, summary: merge.Summary, steps: Steps) -> dict[str, Any]:
@@ -290,8 +295,7 @@ class Dump:
         source, options, where = self.source, self.options, self.source.where
         readings, layers = readings_of(source), grid.layers.tolist()
         raw = [f for r in readings for f in (*r.findings, *r.layer_findings(layers), *r.collector.findings)]
-        if isinstance(source, Reading) and source.part:
-            raw.append(finding("part", "the whole trace", source.part))
+        raw += [finding("part", "the whole trace", r.part) for r in readings if r.part and r is source]
         findings = [*dict.fromkeys(raw), *summary.findings(options)]
         if any(found.name == "rounded" for found in raw):  # their common factor is that of rounding
             findings = [found for found in findings if found in raw or found.name not in ROUNDED]
@@ -304,10 +308,8 @@ class Dump:
         texts = [*source.assumptions, *(text for reading in readings for text in reading.assumptions)]
         if first and options.first_expert is None:
             last = first + grid.experts - 1
-            texts.append(
-                f"experts are numbered from {first} to {last}, and keep their numbers; if they count from 0 and expert "
-                f"0 has no rows, say so with --idle-experts --experts {last + 1}"
-            )
+            numbered = f"experts are numbered from {first} to {last}, and keep their numbers; if they count from 0 and "
+            texts.append(numbered + f"expert 0 has no rows, say so with --idle-experts --experts {last + 1}")
         if options.idle_experts:
             texts.append("an expert without a row had no tokens")
         if options.difference:
@@ -323,6 +325,37 @@ class Dump:
             "first_expert": first,
             "findings": (*findings, *gap_findings(steps)),
             "tokens_per_step": summary.tokens_per_step,
-            **({"top_k": options.top_k} if options.top_k is not None else {}),
-            **readings[0].known,
+            **{"top_k": options.top_k, **readings[0].known},
         }
+
+
+def check_format(format: Format, path: str | Path, options: ReadOptions = ReadOptions()) -> LoadTrace:
+    """The trace that *format* reads of the dump at *path*; raises `AssertionError` where it breaks what reading needs.
+
+    It has a line on what it needs, and its text makes it again; it claims the dump, and nothing that is empty or not
+    there; its cells come out the same each time. Raises `TraceError` if the dump is not a trace.
+
+    >>> import moetrace as mt
+    >>> from moetrace.formats import FORMATS
+    >>> from pathlib import Path
+    >>> _ = Path("log.csv").write_text("step,layer,expert,tokens\\n1,0,0,7\\n1,0,1,5\\n2,0,0,6\\n2,0,1,6\\n")
+    >>> mt.check_format(FORMATS["csv"], "log.csv").experts
+    2
+    """
+    path = Path(path)
+    assert format.needs, "needs says nothing: a line on what it reads"
+    assert "\n" not in format.needs, "needs is more than a line"
+    assert format == with_settings(type(format)(), label(format).partition(":")[2]), f"{label(format)} makes another"
+    assert format.claims(path), f"{path} is not claimed"
+    with tempfile.TemporaryDirectory() as name:
+        empty = Path(name, "empty")
+        empty.touch()
+        for other in (empty, Path(name), Path(name, "missing")):
+            assert not format.claims(other), f"what is empty or missing is claimed: {other.name}"
+    source = source_of(format, path)
+    for reading in readings_of(source):
+        first, again = ([*reading.cells()] for _ in range(2))
+        assert first, "there is no cell"
+        same = again and all(np.array_equal(*columns) for columns in zip(joined(first), joined(again)))
+        assert same, "the cells are others the second time"
+    return Dump.of(source, format.name, options).trace(path.stem, str(path))

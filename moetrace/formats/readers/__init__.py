@@ -1,14 +1,20 @@
-"""The formats by name: one module for each kind of dump. A new one is a module and a line in `FORMATS`."""
+"""The formats by name: one module for each kind of dump. A new one is a module and a line in `FORMATS`.
+
+Those of installed packages (entry points of `GROUP`) are asked and read with each fault by their name.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import readable
+from moetrace.formats.errors import library_errors, readable
 from moetrace.formats.location import Location, Query, Uri
-from moetrace.formats.plugins import GROUP, claimed, format_of
 from moetrace.formats.readers.arrays import NumpyFormat, TensorsFormat
 from moetrace.formats.readers.imatrix import ImatrixFormat
 from moetrace.formats.readers.logs import LogFormat, PrometheusFormat
@@ -23,10 +29,11 @@ from moetrace.formats.readers.sql import SqlFormat
 from moetrace.formats.readers.tensorboard import TensorboardFormat
 from moetrace.formats.readers.tensorrt import TensorrtFormat
 from moetrace.formats.readers.text import CsvFormat, JsonFormat, JsonLinesFormat
-from moetrace.formats.stream.cells import Format
+from moetrace.formats.stream.cells import Cells, Format, Merged, Source
 from moetrace.formats.stream.text import head_of
 from moetrace.settings import installed, unknown, with_settings
 
+GROUP = "moetrace.formats"
 FORMATS: dict[str, Format] = {
     format.name: format
     for format in (
@@ -57,13 +64,23 @@ def formats() -> Iterator[Format]:
     """The formats in the order in which they are asked: those of installed packages, loaded then, before tables."""
     for name, format in FORMATS.items():
         if name == ParquetFormat.name:
-            yield from (format_of(own, FORMATS) for own in installed(GROUP))
+            yield from map(_installed, installed(GROUP))
         yield format
 
 
 def names() -> list[str]:
     """The names of all formats: ours, and those of installed packages."""
     return [*FORMATS, *installed(GROUP)]
+
+
+def _installed(name: str) -> Format:
+    """The format that an installed package calls *name*; raises what `Plugin.made` does."""
+
+    def fits(own: object) -> bool:
+        return is_dataclass(own) and getattr(own, "name", None) == name and isinstance(own, Format)
+
+    found: Format = installed(GROUP)[name].made(f"moetrace.Format called {name}", fits, FORMATS)
+    return found
 
 
 # Endings of what people keep tables in, and no format here reads.
@@ -100,23 +117,28 @@ def sources_in(path: Location) -> list[Location]:
             raise TraceError(where, "does not exist", "check the path")
         if not path.is_file() and not path.is_dir():
             raise TraceError(where, "is neither a file nor a folder", "give a file that was written to a disk")
-        if path.is_file() or _format_of(path) is not None:
+        if path.is_file() or _claiming(path) is not None:
             return [path]
         children = sorted(path.iterdir())
-    if found := [child for child in children if child.is_file() and _format_of(child) is not None]:
+    if found := [child for child in children if child.is_file() and _claiming(child) is not None]:
         return list(found)
     files = {folder: filter(Path.is_file, folder.glob("*")) for folder in children if folder.is_dir()}
-    inside = [folder.name for folder, those in files.items() if _format_of(folder) or any(map(_format_of, those))]
+    inside = [folder.name for folder, those in files.items() if _claiming(folder) or any(map(_claiming, those))]
     if inside:
         raise TraceError(where, f"holds no trace files itself; its folders {shown(inside)} do", "give those")
     raise TraceError(where, "holds no trace files", f"known formats: {', '.join(names())}")
 
 
-def _format_of(path: Path) -> Format | None:
+def _claiming(path: Path) -> Format | None:
+    """The first format that claims *path*; raises `TraceError` naming the package of one that cannot be asked."""
     try:
-        return next((format for format in formats() if claimed(format, path)), None)
+        for format in formats():
+            with _faults(format, str(path), "could not be looked at"):
+                if format.claims(path):
+                    return format
     except OSError:  # a folder that may not be looked into, a file that is gone by now
-        return None
+        pass
+    return None
 
 
 def chosen_format(source: Location, spec: str | None = None) -> Format:
@@ -139,7 +161,7 @@ def chosen_format(source: Location, spec: str | None = None) -> Format:
     for mark, problem, way_out in REASONS:
         if mark in head:
             raise TraceError(str(source), problem, way_out)
-    found = (FORMATS.get(name) or format_of(name, FORMATS)) if name else _format_of(source)
+    found = (FORMATS.get(name) or _installed(name)) if name else _claiming(source)
     if found is not None:
         return with_settings(found, settings)
     ending = source.suffix.lower()
@@ -150,3 +172,42 @@ def chosen_format(source: Location, spec: str | None = None) -> Format:
     way_out = f"known formats: {', '.join(names())}; --from forces one, such as --from log for lines of "
     way_out += "text with a --pattern, and docs/recipes.md has ways for any other"
     raise TraceError(str(source), "unrecognised format", way_out)
+
+
+def source_of(format: Format, path: Location) -> Source:
+    """What *format* reads of *path*; raises `TraceError` naming the package where it is no `Cells` of counts."""
+    where, problem = str(path), "could not be read"
+    with _faults(format, where, problem):
+        source = format.read(path)
+        if isinstance(source, Merged) or _is_ours(format):
+            return source
+        opened = source.cells
+
+    def cells() -> Iterator[Cells]:
+        with _faults(format, where, problem):
+            for piece in opened():
+                if not all(
+                    isinstance(part, np.ndarray) and part.dtype == np.int64 and part.ndim == 1 for part in piece
+                ):
+                    raise ValueError("its cells are not four arrays of int64 with one axis")
+                if len({len(column) for column in piece}) > 1:
+                    raise ValueError("its cells are arrays of different lengths")
+                if piece.count.min(initial=0) < 0:
+                    raise ValueError("a count is negative")
+                yield piece
+
+    return replace(source, cells=cells)
+
+
+def _is_ours(format: Format) -> bool:
+    return type(format).__module__.startswith("moetrace.")
+
+
+@contextmanager
+def _faults(format: Format, where: str, problem: str) -> Iterator[None]:
+    """Whatever an installed *format* raises in the block becomes a `TraceError` that names it and its package."""
+    own = installed(GROUP).get(format.name) if not _is_ours(format) else None
+    by = f"by the format {format.name}" + (f" of {own.package}" if own else "")
+    way_out = f"report it to its authors, or name another format than {format.name} with --from"
+    with nullcontext() if _is_ours(format) else library_errors(where, f"{problem} {by}", way_out):
+        yield

@@ -77,9 +77,21 @@ def _read_file(path: Path, phase: Phase | None) -> Reading:
         raise TraceError(str(path), f"holds {shown(document) or 'nothing'}", "a dump has logical_count or records")
     if phase is not None:
         raise TraceError(str(path), *NO_PHASE)
-    cube = _unpadded(counts if counts.ndim == 3 else counts[None], collector, str(path))
+    cube, where = counts if counts.ndim == 3 else counts[None], str(path)
+    used, whole = np.flatnonzero(cube.any(axis=(1, 2))), len(cube)
+    if not used.size:
+        raise TraceError(where, "has no tokens at all", "record while requests are served")
+    end = int(used[-1]) + 1  # the end of a buffer that was never reached is left out
+    if end < whole:
+        collector.note("padded", f"step {end + 1}", f"{whole - end} of {whole} places of the buffer were not reached")
+    if end == DEFAULT_BUFFER == whole:
+        collector.note("wrapped", "the whole trace", f"all {whole:,} places of the default buffer are used")
+    if len(used) < end:
+        idle = int(np.setdiff1d(np.arange(end), used)[0]) + 1
+        evidence = "places without tokens lie between others: idle passes, or the seam of a buffer that went round"
+        collector.note("wrapped", f"step {idle}", evidence, end - len(used))
     assumptions = ("passes are numbered from 1 in the order of the buffer",)
-    reading = _reading(np.arange(1, len(cube) + 1), cube, collector, str(path), assumptions)
+    reading = _reading(np.arange(1, end + 1), cube[:end], collector, where, assumptions)
     return replace(reading, steps_are_implicit=True)
 
 
@@ -92,24 +104,6 @@ def _array(value: Any, path: Path, collector: Collector) -> NDArray[Any] | None:
     if wide.ndim:
         collector.note_half(wide, 2 ** HALVES["bfloat16"], "bfloat16", "counts", 0)
     return wide
-
-
-def _unpadded(counts: NDArray[Any], collector: Collector, where: str) -> NDArray[Any]:
-    """The passes without the end of a buffer that was never reached; notes where it may have gone round."""
-    used = np.flatnonzero(counts.any(axis=(1, 2)))
-    if not used.size:
-        raise TraceError(where, "has no tokens at all", "record while requests are served")
-    end, whole = int(used[-1]) + 1, len(counts)
-    if end < whole:
-        evidence = f"{whole - end} of {whole} places of the buffer were not reached"
-        collector.note("padded", f"step {end + 1}", evidence)
-    if end == DEFAULT_BUFFER == whole:
-        collector.note("wrapped", "the whole trace", f"all {whole:,} places of the default buffer are used")
-    if len(used) < end:
-        idle = int(np.setdiff1d(np.arange(end), used)[0]) + 1
-        evidence = "places without tokens lie between others: idle passes, or the seam of a buffer that went round"
-        collector.note("wrapped", f"step {idle}", evidence, end - len(used))
-    return counts[:end]
 
 
 def _reading(

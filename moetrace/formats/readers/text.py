@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import library_errors
 from moetrace.formats.location import step_in_name
+from moetrace.formats.readers.arrays import COUNTS_KEYS, PART, Array, array_reading, dig, keys_in
 from moetrace.formats.readers.routing import choice_columns
 from moetrace.formats.stream import text
-from moetrace.formats.stream.arrays import COUNTS_KEYS, PART, Array, array_reading, dig, keys_in
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import BARE, COUNT_NAMES, OF_LAYER, Values, doubt_of, few_columns, simple_name
 from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, TableFormat, table_reading
@@ -60,7 +60,7 @@ class CsvFormat(TableFormat):
         if len(names) < 2:
             way_out = "begin it with the names of its columns, in UTF-8"
             raise TraceError(where, "has no header with columns", way_out)
-        reading = table_reading(where, partial(text.csv_batches, path), self.naming(path))
+        reading = table_reading(where, partial(text.csv_batches, path), self.naming())
         assumed = () if delimiter == "," else (f"columns are separated by {delimiter!r}",)
         return replace(reading, assumptions=(*assumed, *reading.assumptions), findings=text.cut_findings(path))
 
@@ -92,7 +92,7 @@ class JsonLinesFormat(TableFormat):
             if self.key is not None:
                 reading = self._keyed_lines(path)
             else:
-                reading = table_reading(str(path), partial(text.json_batches, path), self.naming(path))
+                reading = table_reading(str(path), partial(text.json_batches, path), self.naming())
         except TraceError:
             first = text.json_of(text.head_of(path).partition("\n")[0])
             if self.key or self.column or self.pattern or not isinstance(first, dict):
@@ -164,7 +164,7 @@ class JsonFormat(TableFormat):
             with library_errors(where, "holds no table", "give the same columns in every row"):
                 every = dict.fromkeys(name for row in rows for name in row)  # not each row need have them all
                 table = pa.table({name: [row.get(name) for row in rows] for name in every})
-            return table_reading(where, table.to_reader, self.naming(path))
+            return table_reading(where, table.to_reader, self.naming())
         if not isinstance(document, dict) and not (isinstance(document, list) and document):
             raise TraceError(where, f"is a {type(document).__name__}", NEEDS)
         document = document if isinstance(document, dict) else {"counts": document}

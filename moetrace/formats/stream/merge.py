@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,12 +131,12 @@ def merged(sources: Sequence[Source], paths: Sequence[Location], how: Merge) -> 
         return concatenate_segments(sources, where, assumptions)
     layers = [layer_in_name(path) for path in paths]
     if how == "sum" and len(set(layers)) > 1 and None not in layers:
-        sums = tuple(Merged(tuple(group), "sum", where) for group in _by_number(layers, sources))
+        sums = tuple(Merged(tuple(group), "sum", where) for group in _grouped(layers, sources))
         return Merged(sums, "layers", where, (*assumptions, "files of one layer are added up"))
     places = [(rank_in_name(path), step_in_name(path)) for path in paths]
     ranks_of = [rank for rank, _ in places]
     if len(set(places)) == len(places) > len(set(ranks_of)) and all(None not in pair for pair in places):
-        rows = tuple(concatenate_segments(group, where, ()) for group in _by_number(ranks_of, sources))
+        rows = tuple(concatenate_segments(group, where, ()) for group in _grouped(ranks_of, sources))
         return Merged(rows, how, where, (*assumptions, "files of one rank follow each other"))
     check_ranks(paths)
     return Merged(tuple(sources), how, where, assumptions)
@@ -144,20 +144,15 @@ def merged(sources: Sequence[Source], paths: Sequence[Location], how: Merge) -> 
 
 def by_layers(ranks: Sequence[tuple[Sequence[int], Source]], where: str, *assumptions: str) -> Merged:
     """Ranks, each with its layers, as one: those with the same layers are added up, others are pipeline stages."""
-    stages: dict[tuple[int, ...], list[Source]] = defaultdict(list)
-    for layers, source in ranks:
-        stages[tuple(layers)].append(source)
+    stages = _grouped([tuple(layers) for layers, _ in ranks], [source for _, source in ranks])
     each = f"{len(ranks)} ranks: tokens are added up, {len(stages)} pipeline stages put together"
-    sums = tuple(Merged(tuple(group), "sum", where) for group in stages.values())
+    sums = tuple(Merged(tuple(group), "sum", where) for group in stages)
     return Merged(sums, "layers", where, (each, *assumptions))
 
 
-def _by_number(numbers: Sequence[int | None], sources: Sequence[Source]) -> list[list[Source]]:
-    """The *sources* of each number, in the order of the numbers."""
-    found: dict[int, list[Source]] = defaultdict(list)
-    for number, source in zip(numbers, sources):
-        found[number or 0].append(source)
-    return [found[number] for number in sorted(found)]
+def _grouped(keys: Sequence[Any], sources: Sequence[Source]) -> list[list[Source]]:
+    """The *sources* of each key, in the order of the keys."""
+    return [[source for own, source in zip(keys, sources) if own == key] for key in sorted(set(keys))]
 
 
 def concatenate_segments(sources: Sequence[Source], where: str, assumptions: tuple[str, ...]) -> Reading:
@@ -238,13 +233,25 @@ def _together(
         if idle:  # up to where the first of them ends, filled with zeros to the same steps
             end = min(int(block.steps[-1]) for block in there)
             steps = np.unique(np.concatenate([block.steps[block.steps <= end] for block in there]))
-            none = Block(steps[:0], there[0].counts[:0])
             sizes = [0 if block is None else int(np.searchsorted(block.steps, end, "right")) for block in held]
-            counts = [_filled(block or none, n, steps, name, collector) for block, n, name in zip(held, sizes, names)]
+            counts = []
+            for block, n, name in zip(held, sizes, names):
+                own, some = (steps[:0], there[0].counts[:0]) if block is None else (block.steps[:n], block.counts[:n])
+                counts.append(np.zeros((len(steps), *some.shape[1:]), np.int64))
+                counts[-1][np.searchsorted(steps, own)] = some
+                if n < len(steps):
+                    lacking = np.setdiff1d(steps, own)
+                    evidence = f"{name} has no record of this step, and counts as idle in it"
+                    collector.note("idle", f"step {lacking[0]}", evidence, len(lacking))
         else:
             steps = min((block.steps for block in there), key=len)
             sizes = [len(steps)] * len(there)
-            _check_same_steps(there, len(steps), names)
+            for block, name in zip(there, names):
+                for at in np.flatnonzero(block.steps[: len(steps)] != there[0].steps[: len(steps)])[:1]:
+                    problem = f"has step {block.steps[at]} where another part has step {there[0].steps[at]}"
+                    way_out = "every part needs the same steps: choose those they share with --steps; if a replica was "
+                    way_out += "idle in them, --idle-experts takes the steps that it lacks as such"
+                    raise TraceError(name, problem, way_out)
             counts = [block.counts[: len(steps)] for block in there]
         if how == "experts" and not apart:
             apart = True
@@ -261,28 +268,6 @@ def _together(
         yield Block(steps, whole)
 
 
-def _check_same_steps(blocks: Sequence[Block], n: int, names: Sequence[str]) -> None:
-    """Raise `TraceError` where the first *n* steps of the blocks differ."""
-    for block, name in zip(blocks, names):
-        other = np.flatnonzero(block.steps[:n] != blocks[0].steps[:n])
-        if other.size:
-            at = other[0]
-            problem = f"has step {block.steps[at]} where another part has step {blocks[0].steps[at]}"
-            way_out = "every part needs the same steps: choose those they share with --steps; if a replica was idle in "
-            raise TraceError(name, problem, way_out + "them, --idle-experts takes the steps that it lacks as such")
-
-
-def _filled(block: Block, n: int, steps: Steps, name: str, collector: Collector) -> Counts:
-    """The counts of the first *n* steps of *block*, and zeros in the other *steps*."""
-    counts = np.zeros((len(steps), *block.counts.shape[1:]), np.int64)
-    counts[np.searchsorted(steps, block.steps[:n])] = block.counts[:n]
-    if n < len(steps):
-        lacking = np.setdiff1d(steps, block.steps[:n])
-        evidence = f"{name} has no record of this step, and counts as idle in it"
-        collector.note("idle", f"step {lacking[0]}", evidence, len(lacking))
-    return counts
-
-
 class Summary:
     """What is needed of the blocks of a trace with this *grid* to find errors in it: totals, and its beginning."""
 
@@ -297,16 +282,36 @@ class Summary:
         self.factor = Factor()
         self.used = np.zeros(grid.experts, bool)
 
-    def add(self, block: Block, totals: Counts, largest: int) -> None:
-        """Add the next block: *totals* (steps, layers) are the tokens over all experts, no count is above *largest*."""
-        if self.rows < self.enough:
-            self.beginning.append(block)
-        self.rows += len(block.steps)
-        self.steps.append(block.steps)
-        self.totals.append(totals)
-        self.factor.add(block.counts, largest)
-        if not self.used.all():
-            self.used |= block.counts.any(axis=(0, 1))
+    def complete_steps(
+        self, blocks: Iterator[Block], where: str, collector: Collector, accept: Sequence[str]
+    ) -> Iterator[Block]:
+        """Blocks in which every layer has tokens in every step; others are refused, or left out if that is accepted."""
+        passed = np.zeros(len(self.layers))
+        for block in blocks:
+            largest = int(block.counts.max(initial=0))
+            check_sums(block.counts, block.steps, self.layers, where, passed, largest)
+            totals = block.counts.sum(axis=2)  # (steps, layers)
+            passed += totals.sum(axis=0)
+            full = totals.all(axis=1)  # (steps,)
+            if not full.all():
+                if "empty" not in accept:
+                    raise _empty(block.steps, totals, self.layers, where)
+                evidence = "a layer has no tokens, and the step is left out"
+                collector.note("empty", f"step {block.steps[np.argmin(full)]}", evidence, int((~full).sum()))
+                block, totals = Block(block.steps[full], block.counts[full]), totals[full]
+            if not len(block.steps):
+                continue
+            if self.rows < self.enough:
+                self.beginning.append(block)
+            self.rows += len(block.steps)
+            self.steps.append(block.steps)
+            self.totals.append(totals)
+            self.factor.add(block.counts, largest)
+            if not self.used.all():
+                self.used |= block.counts.any(axis=(0, 1))
+            yield block
+        if not self.steps:
+            raise TraceError(where, "has no step left", "choose other --steps, or accept fewer findings")
 
     @property
     def tokens_per_step(self) -> int | None:
@@ -374,30 +379,6 @@ def binned(blocks: Iterator[Block], passes: int, where: str, collector: Collecto
     elif held is not None and len(held):
         problem = f"has {len(held):,} passes, which make no step of {passes:,}"
         raise TraceError(where, problem, f"choose --bin {len(held)} or less")
-
-
-def complete_steps(
-    blocks: Iterator[Block], summary: Summary, where: str, collector: Collector, accept: Sequence[str]
-) -> Iterator[Block]:
-    """Blocks in which every layer has tokens in every step; others are refused, or left out if that is accepted."""
-    passed = np.zeros(len(summary.layers))
-    for block in blocks:
-        largest = int(block.counts.max(initial=0))
-        check_sums(block.counts, block.steps, summary.layers, where, passed, largest)
-        totals = block.counts.sum(axis=2)  # (steps, layers)
-        passed += totals.sum(axis=0)
-        full = totals.all(axis=1)  # (steps,)
-        if not full.all():
-            if "empty" not in accept:
-                raise _empty(block.steps, totals, summary.layers, where)
-            evidence = "a layer has no tokens, and the step is left out"
-            collector.note("empty", f"step {block.steps[np.argmin(full)]}", evidence, int((~full).sum()))
-            block, totals = Block(block.steps[full], block.counts[full]), totals[full]
-        if len(block.steps):
-            summary.add(block, totals, largest)
-            yield block
-    if not summary.steps:
-        raise TraceError(where, "has no step left", "choose other --steps, or accept fewer findings")
 
 
 def _empty(steps: Steps, totals: Counts, layers: Sequence[int], where: str) -> TraceError:

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import WRITE_AGAIN, library_errors
-from moetrace.formats.location import Location, layer_in_name, step_in_name
+from moetrace.formats.location import layer_in_name, step_in_name
 from moetrace.formats.stream import columns
 from moetrace.formats.stream.cells import Cells, Reading, to_numpy
 from moetrace.formats.stream.columns import Rows, ValueFormat, Values, kind_of, simple_name, template
@@ -66,29 +67,27 @@ class TableFormat(ValueFormat):
     sum_over: str | None = None
     phase: Phase | None = None
 
-    def naming(self, path: Location) -> Naming:
-        """What the columns of the file at *path* are called; raises `SettingError` for an unknown role."""
-        pairs, only = columns.pairs_of(self.column), columns.pairs_of(self.where)
+    def naming(self) -> Naming:
+        """What the columns are called; raises `SettingError` for an unknown role."""
+        pairs = columns.pairs_of(self.column)
         for role, name in pairs.items():
             if not name or simple_name(role) not in {*ROLES, *columns.VALUE_NAMES, "key", "value"}:
                 known = "--column is role=name with step, layer, expert, tokens or share"
                 raise SettingError(f"{known}, not {role + '=' * bool(name) + name!r}")
         roles = {simple_name(role): name for role, name in pairs.items()}
-        of_file = step_in_name(path), layer_in_name(path)
-        return Naming(roles, self.pattern, *of_file, only, self.sum_over, self.phase, self.values())
+        only = columns.pairs_of(self.where)
+        return Naming(roles, self.pattern, only, self.sum_over, self.phase, values=self.values())
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What is known of the columns of a table: the *roles* that were given, and what the file's name says.
+    """What is known of the columns of a table: the *roles* that were given.
 
     *only* is the value that the rows have in some columns, *sum_over* a column that counts are added up over.
     """
 
     roles: dict[str, str] = field(default_factory=dict)
     pattern: str | None = None
-    step: int | None = None
-    layer: int | None = None
     only: dict[str, str] = field(default_factory=dict)
     sum_over: str | None = None
     phase: str | None = None
@@ -100,7 +99,11 @@ class Table:
     """What is known of the table *where* with the columns *names*: the columns by their roles, None for others.
 
     *named* are the columns by their simple names, *kind* is what the values are, *others* are columns that could be the
-    step as well, *lists* those that hold lists. *first* are the first rows, None where there are none.
+    step as well, *lists* those that hold lists. *first* are the first rows, None where there are none. *at* are the
+    step and the layer in the name of the file.
+
+    Rows become *cells*, *width* of each, by the columns *read* besides step and layer. *text* is assumed, *of_layers*
+    whether layers are in the columns; *doubt* is what the numbers may be but counts.
     """
 
     where: str
@@ -118,22 +121,47 @@ class Table:
     lists: tuple[str, ...] = ()
     percent: bool = False
     clock: bool = False
+    at: tuple[int | None, int | None] = (None, None)
+    cells: Any = None
+    read: Sequence[str] = ()
+    width: int = 1
+    text: str = ""
+    of_layers: bool = False
+    doubt: str = ""
 
     def steps(self, rows: Rows) -> NDArray[np.int64]:
         """The steps of the rows, shape (rows,)."""
         if self.step is not None:
             return rows.times(self.step) if self.clock else rows.numbers(self.step)
-        return np.full(rows.batch.num_rows, 1 if self.naming.step is None else self.naming.step)
+        return np.full(rows.batch.num_rows, 1 if self.at[0] is None else self.at[0])
 
     def layers(self, rows: Rows) -> NDArray[np.int64]:
         """The layers of the rows, shape (rows,)."""
-        return np.full(rows.batch.num_rows, self.naming.layer or 0) if self.layer is None else rows.layers(self.layer)
+        return np.full(rows.batch.num_rows, self.at[1] or 0) if self.layer is None else rows.layers(self.layer)
 
     def by_total(self, total: float) -> Table:
         """The same where the shares of a layer in a step have this *total*: of about 100 they are percentages."""
         if self.values.tokens is None or not 99 <= total <= 101:
             return self
         return replace(self, percent=True, values=replace(self.values, tokens=self.values.tokens / 100))
+
+    def assumptions(self) -> list[str]:
+        """What is assumed of the columns, such as those of other names."""
+        roles = (("step", self.step), ("layer", self.layer), ("expert", self.expert))
+        texts = [f"column {name} is the {role}" for role, name in roles if name and name != role]
+        texts += [f"column {self.value} holds the counts"] if self.value else []
+        texts += ["shares are percentages"] if self.percent else []
+        texts += [f"{self.step} is a clock, so steps are numbered from 1"] if self.clock else []
+        texts += [f"column {name} is left out, since {self.step} is the step" for name in self.others]
+        step, layer = self.at
+        if self.step is None:
+            texts.append(
+                "no step column: one step" if step is None else "the step is the number in the name of the file"
+            )
+        if self.layer is None and not self.of_layers:
+            none = "no layer column: one layer, number 0"
+            texts.append(none if layer is None else f"layer {layer}, by the name of the file")
+        return [*texts, self.text] if self.text else texts
 
 
 def first_named(named: Mapping[str, str], wanted: Sequence[str]) -> str | None:
@@ -158,7 +186,8 @@ def table_of(schema: pa.Schema, first: pa.RecordBatch | None, where: str, naming
             raise SettingError(f"{where} has no column for the phase among {shown(names)}: leave out --phase")
         naming = replace(naming, only={**naming.only, column: naming.phase})
     step, layer, expert = (naming.roles.get(role) or first_named(named, wanted) for role, wanted in ROLES.items())
-    step = step or (first_named(named, CLOCK_NAMES) if naming.step is None else None)
+    at = step_in_name(Path(where)), layer_in_name(Path(where))
+    step = step or (first_named(named, CLOCK_NAMES) if at[0] is None else None)
     # Times are no steps, unless they are numbers and the user says so.
     clock = step is not None and simple_name(step) in CLOCK_NAMES
     clock = clock and not ("step" in naming.roles and kind_of(schema.field(step).type) == "number")
@@ -193,40 +222,7 @@ def table_of(schema: pa.Schema, first: pa.RecordBatch | None, where: str, naming
         text = first.column(value)[0].as_py()
         kind = "share" if isinstance(text, str) and text.strip().endswith("%") else None
     found = (step, layer, expert, value, kind, tuple(steps[1:]), tuple(lists))
-    return Table(where, names, named, first, naming, naming.values, *found, clock=clock)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How rows of the table *found* become cells, of *width* cells a row, by its *columns* besides step and layer.
-
-    *text* is assumed, *of_layers* whether layers are in the columns; *doubt* is what the numbers may be but counts.
-    """
-
-    found: Table
-    columns: list[str]
-    cells: Callable[[Rows], Cells]
-    width: int = 1
-    text: str = ""
-    of_layers: bool = False
-    doubt: str = ""
-
-    def assumptions(self) -> list[str]:
-        """What is assumed of the columns, such as those of other names."""
-        found, naming = self.found, self.found.naming
-        roles = (("step", found.step), ("layer", found.layer), ("expert", found.expert))
-        texts = [f"column {name} is the {role}" for role, name in roles if name and name != role]
-        texts += [f"column {found.value} holds the counts"] if found.value else []
-        texts += ["shares are percentages"] if found.percent else []
-        texts += [f"{found.step} is a clock, so steps are numbered from 1"] if found.clock else []
-        texts += [f"column {name} is left out, since {found.step} is the step" for name in found.others]
-        if found.step is None:
-            of_name = "the step is the number in the name of the file"
-            texts.append("no step column: one step" if naming.step is None else of_name)
-        if found.layer is None and not self.of_layers:
-            none = "no layer column: one layer, number 0"
-            texts.append(none if naming.layer is None else f"layer {naming.layer}, by the name of the file")
-        return [*texts, self.text] if self.text else texts
+    return Table(where, names, named, first, naming, naming.values, *found, clock=clock, at=at)
 
 
 def table_reading(where: str, open_batches: Callable[[], Any], naming: Naming) -> Reading:
@@ -249,16 +245,16 @@ def reading_of(
     They also get the number of cells of a row. Rows are of one phase, rank or model, or of all, as was asked; a
     rank of experts says which experts its rows have. Raises `TraceError` where no layout fits.
     """
-    layout, naming, ranks = _layout_of(found), found.naming, found.named.get("eprank")
-    found, where = layout.found, found.where
+    naming, where, ranks = found.naming, found.where, found.named.get("eprank")
     if ranks is not None and naming.sum_over == ranks:
         problem = f"holds other experts in each {ranks}, which are not added up"
         raise TraceError(where, problem, f"leave out --sum-over {ranks}")
-    own = list(dict.fromkeys(name for name in (found.step, found.layer, *layout.columns) if name))
+    found = _laid_out(found)
+    own = list(dict.fromkeys(name for name in (found.step, found.layer, *found.read) if name))
     known = {*naming.only, naming.sum_over, *own}
     apart = [name for name in found.names if simple_name(name) in APART_NAMES and name not in known]
     read, varying = list(dict.fromkeys([*own, *naming.only, *apart])), set[str]()
-    width, part = _ranks(layout, own, ranks) if ranks is not None and ranks in apart else (0, "")
+    width, part = _ranks(found, own, ranks) if ranks is not None and ranks in apart else (0, "")
     texts = [f"rows with {name} {value} alone" for name, value in naming.only.items()]
     texts += [f"experts of ranks lie side by side, {width} of each {ranks}"] if width else []
     texts += [f"counts are added up over {naming.sum_over}"] if naming.sum_over else []
@@ -267,11 +263,19 @@ def reading_of(
     def cells() -> Iterator[Cells]:
         row = 0
         with library_errors(where, lambda: f"cannot be read after row {row}", WRITE_AGAIN):
-            for batch in batches(read, layout.width):
+            for batch in batches(read, found.width):
                 rows = Rows(batch.select(read), row, where).of(naming.only)
                 row += batch.num_rows
-                _check_one_trace(rows, found, seen, varying)
-                inside = layout.cells(rows._replace(batch=rows.batch.select(own)))
+                steps = found.steps(rows) if seen and rows.batch.num_rows else np.empty(0, np.int64)
+                for name in list(seen) if len(steps) else ():
+                    values, codes = rows.coded(name)
+                    # Where it tells rows of one step apart, two rows of one expert are an error of their own.
+                    if len(np.unique((steps - steps.min()) * len(values) + codes)) > len(np.unique(steps)):
+                        varying.add(name)
+                        del seen[name]
+                    else:
+                        rows.check_one(name, seen[name], f", or add them up with --sum-over {name}")
+                inside = found.cells(rows._replace(batch=rows.batch.select(own)))
                 if ranks and width and rows.batch.num_rows:
                     rank = np.repeat(rows.numbers(ranks), len(inside.step) // rows.batch.num_rows)
                     inside = inside._replace(expert=inside.expert + rank * width)
@@ -279,12 +283,12 @@ def reading_of(
 
     return Reading(
         cells,
-        rows=None if rows is None else rows * layout.width,
-        assumptions=(*layout.assumptions(), *texts),
+        rows=None if rows is None else rows * found.width,
+        assumptions=(*found.assumptions(), *texts),
         where=where,
         collector=found.values.collector,
-        steps_are_implicit=found.step is None and naming.step is None,
-        doubt=layout.doubt,
+        steps_are_implicit=found.step is None and found.at[0] is None,
+        doubt=found.doubt,
         part=part,
         apart=varying,
         adds=naming.sum_over is not None,
@@ -292,8 +296,8 @@ def reading_of(
     )
 
 
-def _layout_of(found: Table) -> Layout:
-    """The layout whose columns are there; raises `TraceError` when none is."""
+def _laid_out(found: Table) -> Table:
+    """The table with the layout whose columns are there; raises `TraceError` when none is."""
     naming, named = found.naming, found.named
     if found.value and (found.expert or found.value in found.lists):
         if naming.pattern:
@@ -313,7 +317,7 @@ def _layout_of(found: Table) -> Layout:
     raise columns.no_layout(found.names, known, found.where)
 
 
-def _long(found: Table) -> Layout:
+def _long(found: Table) -> Table:
     """The layout of a row for each step, layer and expert."""
     expert, value = found.expert or "", found.value or ""
     if simple_name(found.kind or value) in columns.SHARE_NAMES and found.first is not None:
@@ -325,10 +329,10 @@ def _long(found: Table) -> Layout:
         counts = found.values.counts(rows.column(value), value, rows.first, rows.where, found.kind)
         return Cells(found.steps(rows), found.layers(rows), rows.numbers(expert), counts)
 
-    return Layout(found, [expert, value], cells)
+    return replace(found, cells=cells, read=[expert, value])
 
 
-def _nested(found: Table, value: str) -> Layout:
+def _nested(found: Table, value: str) -> Table:
     """The layout of lists of experts, or of layers of experts, in the rows."""
     of_layers, doubt = False, ""
     if found.first is not None:
@@ -378,7 +382,7 @@ def _nested(found: Table, value: str) -> Layout:
         return Cells(steps[of_list], layers[of_list], place, counts)
 
     text = "lists of lists are layers of experts, numbered from 0" if of_layers else ""
-    return Layout(found, [value], cells, text=text, of_layers=of_layers, doubt=doubt)
+    return replace(found, cells=cells, read=[value], text=text, of_layers=of_layers, doubt=doubt)
 
 
 def _wide_columns(found: Table) -> tuple[Mapping[str, tuple[int | None, int]], str]:
@@ -400,7 +404,7 @@ def _wide_columns(found: Table) -> tuple[Mapping[str, tuple[int | None, int]], s
     return {**others}, f"columns {'with bare numbers' if like.isdecimal() else 'like ' + template(like)} are experts"
 
 
-def _wide(found: Table, places: Mapping[str, tuple[int | None, int]], text: str) -> Layout:
+def _wide(found: Table, places: Mapping[str, tuple[int | None, int]], text: str) -> Table:
     """The layout of a column for each expert, and for each layer unless the rows have them."""
     kind, doubt = found.kind or columns.one_kind(list(places), set(), found.where), ""
     again = [place for place, n in Counter(places.values()).items() if n > 1]
@@ -447,10 +451,11 @@ def _wide(found: Table, places: Mapping[str, tuple[int | None, int]], text: str)
         parts = (np.broadcast_to(part, there.shape).ravel() for part in (steps[:, None], at, experts, counts))
         return Cells(*(part[every] for part in parts))
 
-    return Layout(found, names, cells, len(names), text, not of_rows, doubt)
+    layout: dict[str, Any] = {"width": len(names), "text": text, "of_layers": not of_rows, "doubt": doubt}
+    return replace(found, cells=cells, read=names, **layout)
 
 
-def _keyed(found: Table, key: str, value: str) -> Layout:
+def _keyed(found: Table, key: str, value: str) -> Table:
     """The layout of a scalar in each row, its name in the column *key*."""
     tags = columns.tags_by(found.naming.pattern, found.where)
     seen: set[str] = set()
@@ -469,31 +474,16 @@ def _keyed(found: Table, key: str, value: str) -> Layout:
         counts = found.values.counts(inside.column(value), value, rows.first, rows.where, kind)
         return Cells(found.steps(inside), at[:, 0], at[:, 1], counts)
 
-    return Layout(found, [key, value], cells)
+    return replace(found, cells=cells, read=[key, value])
 
 
-def _ranks(layout: Layout, read: list[str], ranks: str) -> tuple[int, str]:
+def _ranks(found: Table, read: list[str], ranks: str) -> tuple[int, str]:
     """The experts of a rank, 0 where all rows are of one; and what says that they are of one of several ranks."""
-    first, size = layout.found.first, layout.found.named.get("epsize")
+    first, size = found.first, found.named.get("epsize")
     if first is None:
         return 0, ""
     there = sorted(set(first.column(ranks).drop_null().to_pylist()))
     if len(there) > 1:
-        return int(layout.cells(Rows(first.select(read), 0, layout.found.where)).expert.max()) + 1, ""
+        return int(found.cells(Rows(first.select(read), 0, found.where)).expert.max()) + 1, ""
     all_ranks = first.column(size)[0].as_py() if there and size is not None else None
     return 0, "" if all_ranks in (None, 1) else f"{ranks} is {there[0]} of {size} {all_ranks}: a part of the experts"
-
-
-def _check_one_trace(rows: Rows, found: Table, seen: dict[str, set[str]], varying: set[str]) -> None:
-    """Raise `TraceError` where a column that sets rows apart has another value than those *seen* so far.
-
-    One that tells rows of one step apart goes to *varying*: two rows of one expert are an error of their own.
-    """
-    for name in list(seen) if rows.batch.num_rows else ():
-        values, codes = rows.coded(name)
-        steps = found.steps(rows)
-        if len(np.unique((steps - steps.min()) * len(values) + codes)) > len(np.unique(steps)):
-            varying.add(name)
-            del seen[name]
-        else:
-            rows.check_one(name, seen[name], f", or add them up with --sum-over {name}")
