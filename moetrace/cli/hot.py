@@ -35,7 +35,8 @@ def hot(
     shared: Shared,
     traces: Traces = None,
     slots: Annotated[
-        int | None, typer.Option(min=1, help="Experts to keep in every layer  [default: the knee of hit rate by slots]")
+        int | None,
+        typer.Option(min=1, help="Experts to keep in every layer  [default: as many as get more than the mean load]"),
     ] = None,
     total: Annotated[
         int | None,

@@ -50,7 +50,8 @@ def place(
         float,
         typer.Option(
             min=0,
-            help="Replan only if the peak falls by more than this fraction of the mean GPU load.",
+            help="Replace the plan in use only if the predicted peak falls by more than this fraction of the mean "
+            "GPU load.",
             metavar="FRACTION",
         ),
     ] = 0.0,
@@ -58,15 +59,16 @@ def place(
         float,
         typer.Option(
             min=0,
-            help="Keep the current plan if its predicted peak is at most this fraction above the lowest.",
+            help="Keep the plan in use if its predicted peak is at most this fraction above that of the best plan.",
             metavar="FRACTION",
         ),
     ] = 0.01,
     dispatch: Annotated[
         Literal["even", "nearest", "lp", "fewest"],
         typer.Option(
-            help="How tokens are split among replicas of an expert: equally (even), to the nearest (nearest), with the "
-            "lowest peak in each step (lp), or to the fewest active replicas in each step (fewest)."
+            help="How the tokens of an expert are split among its replicas: equally (even), to the nearest replica "
+            "(nearest), so that the busiest GPU of each step has as few as possible (lp), or to as few replicas as "
+            "possible (fewest)."
         ),
     ] = "even",
     nodes: Annotated[int, typer.Option(min=1, help="Nodes that hold the GPUs.")] = 1,
@@ -103,7 +105,7 @@ def place(
     """Decide whether balancing is worth it, and place experts.
 
     At every cutoff, a plan is made from the forecast of each predictor and scored on the load that
-    followed. There are two reference plans: window_mean uses the last 1,000 steps, as serving systems
+    followed. There are two reference plans: window_mean uses the last 1,000 steps, as vLLM and SGLang
     do; oracle uses the load that followed. peak_over_mean is the load of the busiest GPU over the
     whole horizon, divided by the mean GPU load; 1 is even. balance is the mean GPU load divided by
     that of the busiest GPU of each step. The verdict above the table comes from a replay of the

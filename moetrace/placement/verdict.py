@@ -51,7 +51,7 @@ class Verdict:
     runs. *saved* is the part of the expert time of a step that it saves on the half of the trace that it was not chosen
     on, if time follows the busiest GPU, compared with the default placement with *plain_redundant* redundant experts,
     as few as fill the GPUs, with a 95% interval from a paired bootstrap over blocks of steps. Where nothing is known of
-    the hardware, that is if time follows tokens, and *saved_memory_bound* is the same at the *memory_bound_ridge*,
+    the hardware, it is proportional to tokens, and *saved_memory_bound* is the same at the *memory_bound_ridge*,
     `HIGHEST_RIDGE`; where the two do not lead to one answer, it depends on the hardware. *tokens_per_expert* are those
     of a pass, *ridge* is where an expert becomes compute-bound on the *hardware*, *microseconds* are saved in each
     layer and step, where that is known. *by_redundant* has the best policy with each number of redundant experts that

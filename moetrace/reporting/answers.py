@@ -183,11 +183,11 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
         sentence += " Nothing could be evaluated in a stable phase."
     first = next(iter(parts))
     best = best_of(parts[first])
-    scored = " and ".join(f"{int(rows['scored'].max()):,} {state}" for state, rows in parts.items())
+    scored = " or ".join(f"{int(rows['scored'].max()):,} ({state})" for state, rows in parts.items())
     covered = " and ".join(percent(best_of(rows)["coverage_80"], 0) for rows in parts.values())
     evidence = (
-        f"{scored} evaluations; the 80% prediction intervals contained the actual load in {covered}"
-        f"{' of them' if len(parts) > 1 else ''}"
+        f"each error is the mean of {scored} scores; the 80% prediction intervals contained the actual load in "
+        f"{covered} of the cases"
     )
     number = f"{percent(best['error_rate'])} error{OTHERWISE[first]}"
     return Answer(PREDICTABLE, number, sentence, evidence, fine=best["predictor"] == BASELINE)
@@ -201,7 +201,7 @@ def expected(ahead: pd.DataFrame, summary: pd.DataFrame, horizon: int) -> str:
     error = ahead.loc[ahead["predictor"] == best, "expected_error"].astype(float).mean()
     if error != error:
         return ""
-    return f"Expected error of {best} over the next {horizon:,} steps: {percent(error)}."
+    return f"Over the {horizon:,} steps after the trace, {best} is expected to have {percent(error)} error."
 
 
 def best_of(rows: pd.DataFrame) -> dict[str, Any]:

@@ -90,8 +90,8 @@ def comparison_notes(document: Mapping[str, Any]) -> list[str]:
         bound = [found[f"slower_than_{name}_memory_bound"] for name in ("own", "default")]
         if bound[0] is not None:
             notes[0] += (
-                f" That is where time follows tokens; where experts are memory-bound, {_change(bound[0])} and "
-                f"{_change(bound[1])}: add --hardware."
+                " That is where expert time is proportional to tokens; where experts are memory-bound, "
+                f"{_change(bound[0])} and {_change(bound[1])}: add --hardware."
             )
     if found.get("hit_rate") is not None:
         notes.append(

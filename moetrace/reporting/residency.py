@@ -24,7 +24,7 @@ METHODS = {
     "oracle_static": "best set in hindsight",
     "oracle": "cache with perfect foresight",
 }
-ORDER = "The order of the tokens in a step is unknown, so that caches are replayed by the experts active in each step."
+ORDER = "Caches are replayed by the experts active in each step, because the order of its tokens is unknown."
 ELSEWHERE = "An expert that is cold in this trace may be one that another workload needs: record that workload, too."
 
 
@@ -37,7 +37,7 @@ def kept(answer: Mapping[str, Any]) -> Answer:
     active = f"{percent(answer['active_hit_rate'], 1)} of the experts active in a step"
     tokens = f"{answer['tokens']:,.0f}" if answer["tokens"] >= 2 else f"{answer['tokens']:.2g}"
     nearly = answer["active"] > NEARLY_ALL * experts
-    why = f": with {tokens} tokens per expert and step, nearly all are" if nearly else ""
+    why = f": with {tokens} tokens per expert and step, nearly all experts are active" if nearly else ""
     missed = answer["active"] * (1 - answer["active_hit_rate"])
     worth = {
         "untested": " of this trace. Not tested: it has too few steps, or steps too far apart, to score a set on what "
@@ -47,7 +47,7 @@ def kept(answer: Mapping[str, Any]) -> Answer:
         "change too fast for a fixed set.",
         "neither": f" and {active}; as many experts taken at random would cover {percent(per_layer / experts, 1)}. "
         "Not worth it: no experts are hot enough.",
-        "compute": f", but only {active}{why}. Worth it for computing the rest on a CPU, not for loading.",
+        "compute": f", but only {active}{why}. Worth it if a CPU computes the other experts, not if they are loaded.",
         "loading": f" and {active}. Worth it: a step loads {missed:,.1f} instead of {answer['active']:,.1f} experts "
         "per layer.",
     }[answer["worth"]]
@@ -59,20 +59,23 @@ def kept(answer: Mapping[str, Any]) -> Answer:
 
 def kept_notes(answer: Mapping[str, Any], cold: pd.DataFrame, curve: pd.DataFrame) -> list[str]:
     """What stands below the table, a paragraph each: knee, how long a set holds, what more would gain, what is left."""
-    knee = f"About {answer['above_mean']:,} experts per layer have more than the mean load (the knee of the curve)."
+    knee = (
+        f"About {answer['above_mean']:,} experts per layer get more than the mean load; each further slot covers less "
+        "than an average expert gets."
+    )
     if answer["worth"] == "untested":
         return [knee, *([ELSEWHERE] if len(cold) else [])]
     notes = [f"{knee} {lasting(answer)}"]
-    gains = [f"choosing the set anew every {answer['refresh']:,} steps {100 * answer['refresh_adds']:+z.1f} points"]
-    gains.append(f"an LRU cache {100 * answer['lru_adds']:+z.1f} points")
+    gains = [f"{100 * answer['refresh_adds']:+z.1f} points by a set chosen anew every {answer['refresh']:,} steps"]
+    gains.append(f"{100 * answer['lru_adds']:+z.1f} by an LRU cache")
     if answer["by_load_adds"] is not None:
-        gains.append(f"dividing the same slots unequally over the layers {100 * answer['by_load_adds']:+z.1f} points")
-    notes.append(f"Token choices compared with this set: {', '.join(gains)}.")
+        gains.append(f"{100 * answer['by_load_adds']:+z.1f} by as many slots, divided unequally over the layers")
+    notes.append(f"Token choices covered, compared with this set: {', '.join(gains)}.")
     left = max(0.0, answer["hindsight"] - answer["hit_rate"])
     notes.append(
-        f"The best set in hindsight covers {percent(answer['hindsight'], 1)}: no forecast of a set for "
-        f"{answer['horizon']:,} steps can gain more than {100 * left:.1f} points. Active experts resident: "
-        f"{percent(answer['lru'], 1)} in an LRU cache, {percent(answer['oracle'], 1)} with perfect foresight."
+        f"The best set in hindsight covers {percent(answer['hindsight'], 1)}, so that a better forecast can "
+        f"gain at most {100 * left:.1f} points. Of the active experts, an LRU cache holds {percent(answer['lru'], 1)}, "
+        f"a cache with perfect foresight {percent(answer['oracle'], 1)}."
     )
     if answer["tokens"] * answer["experts"] > answer["active"]:
         notes.append(ORDER)
@@ -89,10 +92,10 @@ def kept_notes(answer: Mapping[str, Any], cold: pd.DataFrame, curve: pd.DataFram
 
 def lasting(answer: Mapping[str, Any]) -> str:
     """For how long a set is as good as a new one."""
-    when = "" if answer["ends"] == "unknown" else f" chosen while {answer['ends']}"
+    when = "" if answer["ends"] == "unknown" else f" chosen while the load is {answer['ends']}"
     holds = answer["holds"] or answer["reach"]
     end = "" if answer["holds"] else ", as far as the trace shows"
-    return f"A set{when} covers within 1 point of a new one for {holds:,} steps{end}."
+    return f"A set{when} covers at most 1 point less than a new one for {holds:,} steps{end}."
 
 
 def interval_of(row: Mapping[str, Any], form: str) -> str:

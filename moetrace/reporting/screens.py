@@ -231,7 +231,7 @@ def _apart(row: dict[str, Any] | None, name: str) -> str:
 
 
 def place_screen(
-    summary: pd.DataFrame, sentence: str, *, every: bool, notes: Sequence[str] = (), of: str = "Load"
+    summary: pd.DataFrame, sentence: str, *, every: bool, notes: Sequence[str] = (), of: str = "load"
 ) -> Screen:
     """What plans by each forecast leave of the imbalance of one trace, by state; *of* is load, or time."""
     names = {DEFAULT: "default placement", DEPLOYED: "deployed plan", ORACLE: "perfect forecast (oracle)"}
@@ -248,8 +248,8 @@ def place_screen(
     ]
     if rows and states:
         legend = (
-            f"{of} of the busiest GPU relative to the mean (1.00x is perfectly even) over the "
-            f"{int(summary['horizon'].iloc[0]):,} steps after each plan, and share of slots that the plan moved."
+            f"1.05x: over the {int(summary['horizon'].iloc[0]):,} steps after a plan, the busiest GPU has 1.05 times "
+            f"the mean {of} of all GPUs. Moved: the share of slots that a new plan gives to another expert."
         )
         notes = [legend, *notes]
     trace = f"{summary['trace'].iloc[0]}: " if len(summary) else ""

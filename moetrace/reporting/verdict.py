@@ -12,8 +12,8 @@ from moetrace.words import DEPENDS, NOT_WORTH_IT
 QUESTION = "Worth balancing?"
 NO_GAIN = "no policy improves the balance of the default placement by 0.01, which is about 1% of the expert time"
 MODEL = (
-    "assume that step time follows the busiest GPU (modelled, not measured). The policy was chosen on the first half "
-    "of the trace and evaluated on the second."
+    "assume that a step takes as long as its busiest GPU (modelled, not measured). The policy was chosen on the first "
+    "half of the trace and evaluated on the second"
 )
 HOT = 1.005  # of an expert that is below, two digits show no effect
 
@@ -35,15 +35,15 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
     fine = verdict["verdict"] == NOT_WORTH_IT
     if verdict["start"] == "nothing":
         none = f"{bound}. {capitalised(NO_GAIN)}." if verdict["ridge"] else f"{answer}: {NO_GAIN}."
-        return Answer(QUESTION, verdict["verdict"], none, f"Savings {MODEL}", fine=fine)
+        return Answer(QUESTION, verdict["verdict"], none, f"Savings {MODEL}.", fine=fine)
     replicas = verdict["plain_redundant"]
     plain = "the default placement" + (f" with {replicas:,} redundant experts" if replicas else "")
-    moves = "In the second half, no experts move."
+    moves = "" if verdict["start"] == "file" else ", in which it moved no experts"
     if verdict["moved_per_1000"] > 0:
         size = verdict["moved_bytes"]
         amount = f" ({bytes_of(size)})" if size == size else ""
-        moves = f"{percent(verdict['moved_per_1000'], 0)} of the slots{amount} move per 1,000 steps."
-    evidence = f"Savings are relative to {plain} and {MODEL} {moves}"
+        moves = f", in which it moved {percent(verdict['moved_per_1000'], 0)} of the slots{amount} per 1,000 steps"
+    evidence = f"Savings are relative to {plain} and {MODEL}{moves}."
     cuts = (
         f"{bound}. {best} {verdict['policy'].rstrip(',')}. It cuts expert time per step by {_saved(verdict, 'saved')}"
     )
@@ -72,8 +72,8 @@ def worthwhile(verdict: Mapping[str, Any]) -> str:
         plan = f"On {verdict['hardware'].upper()}, a plan" if verdict["hardware"] else "A plan"
         return f"{plan} saves 5% or more if an expert gets at least about {ratio * ridge:,.0f} tokens per pass."
     return (
-        "A plan saves 5% or more if an expert gets at least about "
-        f"{ratio:.2g} times the ridge of the GPU in tokens per pass."
+        "A plan saves 5% or more if the tokens of an expert per pass are at least about "
+        f"{ratio:.2g} times the ridge of the GPU."
     )
 
 
@@ -106,7 +106,7 @@ def regime(verdict: Mapping[str, Any]) -> str:
     """Whether experts are memory-bound or compute-bound on the hardware, and why."""
     ridge, on = verdict["ridge"], f" on {verdict['hardware'].upper()}" if verdict["hardware"] else ""
     if not ridge:
-        return "time follows tokens"
+        return "expert time is proportional to tokens"
     passes = verdict["tokens_per_expert"] / ridge
     which = "memory-bound" if passes < 0.5 else "compute-bound" if passes > 2 else "partly memory-bound"
     return (
@@ -131,27 +131,27 @@ def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str
     enough, floor = verdict["enough_redundant"], verdict["floor"]
     limits = "Redundant experts would save less than 1%."
     if enough:
-        limits = f"Beyond {enough:,} redundant experts, further ones would save less than 1% more."
+        limits = f"More than {enough:,} redundant experts would save less than 1% more."
     tried = verdict["by_redundant"] or ()
     if len(tried) > 1:
         each = (f"{own['redundant']:,} save {100 * own['saved']:.1f}%" for own in tried)
         limits = f"Of the numbers of redundant experts asked for, {', '.join(each)}. {limits}"
     if floor >= HOT:
-        limits += f" Because of the hottest expert, no placement brings the busiest GPU below {floor:.2f}x."
+        limits += f" However experts are placed, the hottest one keeps the busiest GPU at {floor:.2f}x or more."
     if verdict["start"] == "nothing":
         return [answer.evidence, limits]
     best = "the best re-planning policy" if verdict["start"] == "file" else "this policy"
-    holds = ", to the end of the trace"
+    holds = "to the end of the trace"
     if verdict["holds"] is not None:
-        holds = f", for the first {verdict['holds']:,} steps" if verdict["holds"] else ", for less than 250 steps"
+        holds = f"for the first {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
     limits = " ".join([limits, worthwhile(verdict)]).strip()
-    lasting = f"A plan that is never updated costs at most about 1% more expert time than {best}{holds}."
+    lasting = f"A plan that is kept unchanged stays within about 1% of the expert time of {best} {holds}."
     return [answer.evidence, f"{lasting} {limits}", *([deployment(verdict)] if files else [])]
 
 
 def deployment(verdict: Mapping[str, Any]) -> str:
     """What to start or which file to deploy, and whether that is the recommended policy."""
-    from_file = 'start your serving system with its flags from the list "Saved the plan" above'
+    from_file = "start your serving system with the flags listed for its plan file"
     if verdict["system"] is None:
         return f"To deploy the plan, {from_file}."
     wish = "If you still want this policy" if verdict["verdict"] == NOT_WORTH_IT else "To deploy this policy"
@@ -177,6 +177,4 @@ def deployment(verdict: Mapping[str, Any]) -> str:
 
 def _started(policy: Mapping[str, Any]) -> str:
     """How a system is started that plans by itself."""
-    return (
-        f'start {policy["system"]} with the flags from the line "Policy of {policy["system"]}" above and no plan file'
-    )
+    return f"start {policy['system']} with the flags listed for its policy, and without a plan file"

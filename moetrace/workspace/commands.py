@@ -286,7 +286,7 @@ def place(
     answer = alarm(placed.frames["balance"], ADVICE_BESIDE_A_PLAN) + worth(verdict).sentence
     screen = partial(
         place_screen, placed.frames["summary"], answer,
-        notes=verdict_notes(verdict, files=whole), of="Load" if planning.time.linear else "Expert time",
+        notes=verdict_notes(verdict, files=whole), of="load" if planning.time.linear else "expert time",
     )  # fmt: skip
     return Found(
         "place", own.name, screen, placed.frames, placed, drawings, pictures, deploy,

@@ -47,7 +47,7 @@ def test_all_plans_are_scored_on_the_second_half_of_the_other(turned):
 
 
 def test_without_hardware_both_ends_are_known(turned):
-    """Where time follows tokens, and where every expert is memory-bound."""
+    """Where expert time is proportional to tokens, and where every expert is memory-bound."""
     found = mt.compare(*turned, gpus=2).transfer
     bound = mt.compare(*turned, gpus=2, ridge=HIGHEST_RIDGE).transfer
 

@@ -296,7 +296,7 @@ def test_the_most_that_can_be_saved_is_that_of_even_gpus():
         (4.25, 206, "gets 4.2 tokens per pass"),
         (150, 206, "are partly memory-bound"),
         (500, 206, "are compute-bound"),
-        (33, 0, "time follows tokens"),
+        (33, 0, "expert time is proportional to tokens"),
     ],
 )
 def test_the_regime_is_named(tokens, ridge, told):
@@ -404,7 +404,7 @@ def balanced_plan(trace):
         ),
         (
             {"worth_from": 0.5, "ridge": None, "hardware": ""},
-            "at least about 0.5 times the ridge of the GPU in tokens per pass.",
+            "the tokens of an expert per pass are at least about 0.5 times the ridge of the GPU.",
         ),
     ],
 )

@@ -116,7 +116,7 @@ def test_the_number_of_scores_is_the_evidence():
     answer = predictable(summary(BASE, UNCLEAR, EARLY), 1000)
 
     assert (
-        "35 stable and 9 transient evaluations; the 80% prediction intervals contained the actual load in 79% and 79% of them"
+        "each error is the mean of 35 (stable) or 9 (transient) scores; the 80% prediction intervals contained the actual load in 79% and 79% of the cases"
         == answer.evidence
     )
 

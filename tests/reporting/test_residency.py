@@ -23,13 +23,13 @@ NONE = pd.DataFrame(columns=["layer"])
         (
             {},
             "Keeping 32 of 128 experts per layer covers 67.7% of token choices (95% interval 60.0 to 75.0%), but only "
-            "26.7% of the experts active in a step: with 33 tokens per expert and step, nearly all are. Worth it for "
-            "computing the rest on a CPU, not for loading.",
+            "26.7% of the experts active in a step: with 33 tokens per expert and step, nearly all experts are active. "
+            "Worth it if a CPU computes the other experts, not if they are loaded.",
         ),
         (
             {"active": 90.0, "hit_rate_low": NAN},
             "Keeping 32 of 128 experts per layer covers 67.7% of token choices, but only 26.7% of the experts active "
-            "in a step. Worth it for computing the rest on a CPU, not for loading.",
+            "in a step. Worth it if a CPU computes the other experts, not if they are loaded.",
         ),
         (
             {"worth": "loading", "active": 8.0, "active_hit_rate": 0.6, "hit_rate_low": NAN},
@@ -63,12 +63,12 @@ def test_notes_say_how_long_a_set_holds_and_what_is_left():
     knee, gains, left, order = kept_notes(ANSWER, NONE, NONE)
 
     assert "About 38 experts per layer" in knee
-    assert "A set chosen while stable covers within 1 point of a new one for 4,000 steps." in knee
-    assert "every 100 steps +0.0 points, an LRU cache +2.1 points" in gains
-    assert "unequally over the layers +0.2 points" in gains
-    assert "covers 68.4%: no forecast of a set for 1,000 steps can gain more than 0.7 points." in left
-    assert "26.0% in an LRU cache, 28.0% with perfect foresight" in left
-    assert "order of the tokens in a step is unknown" in order
+    assert "A set chosen while the load is stable covers at most 1 point less than a new one for 4,000 steps." in knee
+    assert "+0.0 points by a set chosen anew every 100 steps, +2.1 by an LRU cache" in gains
+    assert "+0.2 by as many slots, divided unequally over the layers." in gains
+    assert "covers 68.4%, so that a better forecast can gain at most 0.7 points." in left
+    assert "an LRU cache holds 26.0%, a cache with perfect foresight 28.0%." in left
+    assert "the order of its tokens is unknown" in order
     assert "for 9,500 steps, as far as the trace shows" in kept_notes(ANSWER | {"holds": None}, NONE, NONE)[0]
     assert "A set covers" in kept_notes(ANSWER | {"ends": "unknown"}, NONE, NONE)[0]
     assert "unequally" not in kept_notes(ANSWER | {"by_load_adds": None}, NONE, NONE)[1]
