@@ -21,19 +21,19 @@ from contextlib import closing, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pyarrow.parquet import FileMetaData
 
 from moetrace.errors import TraceError, printable
 from moetrace.files import replacing
 from moetrace.formats.errors import damaged, reporting_damage, require, version_of
 from moetrace.formats.stream.cells import Block, to_arrow, to_lists, to_numpy
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import FileMetaData
 
 SCHEMA_VERSION = 1
 DOCUMENT_KEY = "moetrace.trace"
@@ -65,8 +65,6 @@ class CountsTooLarge(Exception):
 
 def is_canonical(path: Path) -> bool:
     """Whether *path* is a Parquet file with moetrace's metadata, whole or damaged."""
-    import pyarrow.parquet as pq
-
     try:
         keys = pq.read_metadata(path).metadata or {}
     except Exception:  # noqa: BLE001 - pyarrow raises a dozen types for other files
@@ -82,9 +80,6 @@ class CanonicalWriter:
     """Writes one canonical file, a layer over a block of steps at a time; without `finish` it is no trace."""
 
     def __init__(self, path: Path, layers: Iterable[int], *, wide: bool) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         self._counts_type = np.dtype("<i8" if wide else "<i4")
         element = pa.field("element", pa.from_numpy_dtype(self._counts_type), nullable=False)
         columns = {"step": pa.int64(), "layer": pa.int32(), "counts": pa.list_(element)}
@@ -115,8 +110,6 @@ class CanonicalWriter:
 
     def write(self, groups: Iterable[RowGroup]) -> None:
         """Compress and write row groups in the order in which they were made."""
-        import pyarrow as pa
-
         for layer, steps, stored in groups:
             self._steps[layer].append(steps)
             self._layers.append(layer)
@@ -230,8 +223,6 @@ def open_trace(path: str | Path) -> LoadTrace:
     >>> mt.open_trace("run.parquet").layer(0).counts.shape
     (2000, 8)
     """
-    import pyarrow.parquet as pq
-
     path = Path(path)
     version = version_of(path)
     with reporting_damage(path, version):
@@ -259,8 +250,6 @@ def open_trace(path: str | Path) -> LoadTrace:
 @lru_cache(maxsize=8)
 def _footer(path: Path, *_version: int) -> FileMetaData:
     """The footer of this version of the file, parsed once in a process: with many layers it is long."""
-    import pyarrow.parquet as pq
-
     return pq.read_metadata(path)
 
 
@@ -268,8 +257,6 @@ def _read_layer(
     path: Path, version: tuple[int, ...], number: int, groups: list[int], steps: Steps, experts: int, digest: str
 ) -> Counts:
     """The counts of a layer, row group by row group, so that nothing but they is held whole."""
-    import pyarrow.parquet as pq
-
     counts, found, row = np.empty((len(steps), experts), np.int64), hashlib.sha256(), 0
     changed = damaged(path, f"layer {number} is not as it was written")
     checked = {"page_checksum_verification": True}

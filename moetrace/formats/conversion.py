@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from moetrace.doctor.catalogue import finding, gap_findings, raise_for_errors
 from moetrace.errors import SettingError, TraceError, shown
@@ -137,8 +138,6 @@ def from_frame(
     >>> mt.from_frame(frame, step="it", layer=None, tokens="n").counts.tolist()
     [[[5, 3]], [[4, 4]]]
     """
-    import pyarrow as pa
-
     where = "data frame"
     if not hasattr(frame, "__arrow_c_stream__"):
         way_out = "give one of pandas, Polars or Arrow; LoadTrace.from_counts makes a trace of an array"

@@ -6,18 +6,18 @@ import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moetrace.files import replacing
 from moetrace.formats.stream.cells import Block, dense_cells, to_lists
 from moetrace.settings import unknown
 from moetrace.trace import LoadTrace
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # Cells held at a time (256 MB of counts). Every layer is read once for each such block of steps, so
 # blocks are as large as memory allows, and rows still come in the order of their steps.
@@ -41,9 +41,6 @@ def export_trace(trace: LoadTrace, path: str | Path, kind: str) -> None:
     """
     if kind not in KINDS:
         raise unknown("kind of export", kind, KINDS)
-    import pyarrow.csv as pc
-    import pyarrow.parquet as pq
-
     with replacing(Path(path)) as at:
         rows = KINDS[kind]
         if rows is None:
@@ -70,8 +67,6 @@ def _blocks(trace: LoadTrace) -> Iterator[Block]:
 
 
 def _long(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
-    import pyarrow as pa
-
     for steps, counts in _blocks(trace):
         rows = max(1, ROWS // counts[0].size)
         for a in range(0, len(steps), rows):
@@ -83,8 +78,6 @@ def _long(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
 
 def _rows(trace: LoadTrace, lists: bool) -> Iterator[pa.RecordBatch]:
     """A row for each step and layer, in the order of the steps, its counts in a list or in a column for each expert."""
-    import pyarrow as pa
-
     names = [f"expert_{trace.info.first_expert + i}" for i in range(trace.experts)]
     at_once = max(1, ROWS // trace.experts)
     for steps, whole in _blocks(trace):
@@ -99,8 +92,6 @@ def _rows(trace: LoadTrace, lists: bool) -> Iterator[pa.RecordBatch]:
 
 def _forecasting(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
     """One series for each expert, as forecasting libraries have them: sorted by series, then by step."""
-    import pyarrow as pa
-
     for load in trace.by_layer():
         for expert in range(trace.experts):
             name = f"layer_{load.layer}/expert_{trace.info.first_expert + expert}"

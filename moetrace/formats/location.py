@@ -17,6 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+import pyarrow.fs as pf
+
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.errors import extra, library_errors, readable
 
@@ -53,9 +56,6 @@ class Uri:
 
     def opened(self) -> tuple[Any, str]:
         """Its file system and the path on that: pyarrow's own, or else one of fsspec."""
-        import pyarrow as pa
-        import pyarrow.fs as pf
-
         try:
             system, path = pf.FileSystem.from_uri(self.text)
             return system, path
@@ -129,8 +129,6 @@ def fingerprint(*paths: Location) -> str:
         return _digest(f"{path.name} {fingerprint(path)}" for path in paths)
     (path,) = paths
     if isinstance(path, Uri):
-        import pyarrow.fs as pf
-
         system, inside = path.opened()
         with library_errors(str(path), "cannot be read", "check the URI and access"):
             there = system.get_file_info(inside)

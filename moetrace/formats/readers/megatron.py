@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
@@ -31,9 +33,6 @@ def records(path: Path, schema: dict[str, Any]) -> Iterator[tuple[int, Any]]:
 
     Those of multi-token prediction, which numbers its layers anew, are left out.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     row = 0
     with (
         library_errors(str(path), lambda: f"cannot be read after row {row}", WRITE_AGAIN),
@@ -98,8 +97,6 @@ class MegatronFormat(Format):
 
 def _cells(path: Path, shift: int = 0) -> Iterator[Cells]:
     """The counts of a rank's experts, its micro-batches added up; its layers are numbered from *shift*."""
-    import pyarrow as pa
-
     for row, batch in records(path, {"iter": pa.int64(), "layer": pa.int64(), "tpe": pa.list_(pa.list_(pa.int64()))}):
         if not batch.num_rows:
             continue
@@ -153,8 +150,6 @@ class MegatronRouterFormat(Format):
 
 
 def _choices(path: Path) -> Iterator[Choices]:
-    import pyarrow as pa
-
     lists = pa.list_(pa.list_(pa.int64()))
     for row, batch in records(path, {"step": pa.int64(), "layer": pa.int64(), "top_indices": lists}):
         rows = Rows(batch, row, str(path))

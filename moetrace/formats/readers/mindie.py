@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
@@ -201,9 +203,6 @@ def _cells(
     *experts* (layers, width) is what the columns hold, None where they are the experts. An unfinished matrix is left
     out.
     """
-    import pyarrow as pa
-    import pyarrow.csv as pc
-
     layers, values, done, row = config.layers, Values(), 0, 0
     at_once = max(1, RANK_CELLS // (layers * config.experts))
     read = pc.ReadOptions(block_size=block, use_threads=False, autogenerate_column_names=True)

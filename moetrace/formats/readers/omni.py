@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pc
 
 from moetrace.errors import TraceError
 from moetrace.formats.errors import library_errors
@@ -57,9 +59,6 @@ def _files(path: Path) -> list[tuple[re.Match[str], Path]]:
 
 
 def _cells(path: Path, step: int, values: Values) -> Cells:
-    import pyarrow as pa
-    import pyarrow.csv as pc
-
     with library_errors(str(path), "is no matrix of layers by experts", "rows layer_0 ..., columns ep_0 ..."):
         with opened(path) as stream:
             text = stream.read(MOST_BYTES + 1)

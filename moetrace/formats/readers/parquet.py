@@ -6,9 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pf
+import pyarrow.parquet as pq
 
 from moetrace.errors import TraceError
 from moetrace.formats.canonical import is_canonical
@@ -19,10 +22,6 @@ from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.columns import few_columns, kind_of
 from moetrace.formats.stream.tables import TableFormat, reading_of, table_of
 from moetrace.formats.stream.text import begins_with, refuse_empty
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
 # Cells handed on at a time: 6 MiB in NumPy, which also fits the caches. Not a power of two: where it is one,
 # pyarrow's reader finds its memory a little too small, doubles it and copies, which takes a third of its time.
@@ -48,9 +47,6 @@ class ParquetFormat(TableFormat):
 
     def read(self, path: Path | Uri) -> Reading:
         """Match the columns to a layout and stream the rows."""
-        import pyarrow.fs as pf
-        import pyarrow.parquet as pq
-
         where = str(path)
         if isinstance(path, Path) and path.is_file():
             refuse_empty(path)
@@ -90,9 +86,6 @@ def _batches(
 
     Not by a scan of the data set: that decodes whole row groups, which may be of any size, and several ahead.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     for system, path, inside in files:
         columns = [name for name in wanted if name not in inside]
         buffer = max(1 << 12, min(COLUMN_BYTES, BUFFER_BYTES // len(wanted)))

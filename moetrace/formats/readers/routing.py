@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
@@ -227,8 +228,6 @@ def _layer_files(folder: Path) -> list[tuple[int, int, Path]]:
 
 def _columns_of(path: Path) -> tuple[list[str], list[str]]:
     """The columns of a Parquet file, of a header, or the keys of the first JSON line; and those that hold lists."""
-    import pyarrow.parquet as pq
-
     if text.ends_with(path, ".parquet", ".pq"):
         schema = pq.read_schema(path)
         return list(schema.names), [name for name, kind in zip(schema.names, schema.types) if kind_of(kind) == "list"]
@@ -311,7 +310,7 @@ class Table:
                 rows.check_one(name, values)
             of_token, chosen, layer = self._chosen(rows)
             if self.layer_column is not None and self.layer is None:
-                layer = rows.layers(self.layer_column)[of_token]
+                layer = rows.numbers(self.layer_column, of_layers=True)[of_token]
             elif layer is None:
                 layer = np.full(len(of_token), of_file)
             step = None if self.step is None else np.full(len(of_token), self.step)
@@ -321,8 +320,6 @@ class Table:
 
     def _batches(self, more: Sequence[str]) -> Iterator[Any]:
         """The Arrow batches of the file, with *more* columns; raises `TraceError` where it is damaged."""
-        import pyarrow.parquet as pq
-
         names = [*dict.fromkeys(name for name in (self.step_column, self.layer_column, *self.columns, *more) if name)]
         with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
             if text.ends_with(self.path, ".parquet", ".pq"):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
+
+import pyarrow as pa
 
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import extra, library_errors
@@ -13,9 +15,6 @@ from moetrace.formats.location import Query
 from moetrace.formats.stream.cells import Reading
 from moetrace.formats.stream.columns import ValueFormat
 from moetrace.formats.stream.tables import Naming, table_reading
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 ROLES = ("step", "layer", "expert", "tokens")
 # Rows handed on at a time.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
@@ -159,8 +160,6 @@ class JsonFormat(TableFormat):
         if rows is not None:
             if rows and choice_columns(list(rows[0])):
                 raise TraceError(where, "holds choices of tokens", "write them as JSON lines, one object a line")
-            import pyarrow as pa
-
             with library_errors(where, "holds no table", "give the same columns in every row"):
                 every = dict.fromkeys(name for row in rows for name in row)  # not each row need have them all
                 table = pa.table({name: [row.get(name) for row in rows] for name in every})
@@ -175,8 +174,13 @@ class JsonFormat(TableFormat):
         key, axes = next((key for key in COUNTS_KEYS if key in document), None), None
         history = next((document[key] for key in WINDOWS if isinstance(document.get(key), list)), None)
         if history is not None:
+            window = history[0] if history and isinstance(history[0], dict) else {}
+            of_window = next((key for key in COUNTS_KEYS if key in window), None)
+            if window and of_window is None:
+                way_out = "each needs logical_expert_load or expert_load"
+                raise TraceError(f"{where}, load_history", f"has windows with {shown(list(window))}", way_out)
             key, axes = "counts", "steps,layers,experts"
-            document = {key: [_load_of(window, where) for window in history]}
+            document = {key: dig(history, of_window, where)}
         if key is None or isinstance(document[key], dict):
             self._refuse(path, "axes")
             inside = document if key is None else document[key]
@@ -194,17 +198,6 @@ class JsonFormat(TableFormat):
         for name in settings:
             if getattr(self, name) is not None:
                 raise SettingError(f"{path.name} is a document that has no use for --{name}")
-
-
-def _load_of(window: Any, where: str) -> Any:
-    """The counts of one window of a history."""
-    if not isinstance(window, dict):
-        return window
-    key = next((key for key in COUNTS_KEYS if key in window), None)
-    if key is None:
-        way_out = "each needs logical_expert_load or expert_load"
-        raise TraceError(f"{where}, load_history", f"has windows with {shown(list(window))}", way_out)
-    return window[key]
 
 
 def _numbers_in(value: Any, where: str) -> NDArray[Any]:

@@ -6,17 +6,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import Collector
 from moetrace.trace import Counts, Finding, Steps
 from moetrace.words import Merge
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 class Cells(NamedTuple):
@@ -187,8 +185,6 @@ def dense_cells(steps: Steps, layers: Sequence[int] | NDArray[np.int64], counts:
 
 def to_numpy(array: Any) -> NDArray[Any]:
     """An Arrow array of numbers, or a chunked one, without nulls; read-only where it was one chunk."""
-    import pyarrow as pa
-
     whole = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
     values: NDArray[Any] = np.from_dlpack(whole)
     return values
@@ -196,16 +192,12 @@ def to_numpy(array: Any) -> NDArray[Any]:
 
 def to_arrow(values: NDArray[Any]) -> pa.Array:
     """A one-dimensional array of numbers."""
-    import pyarrow as pa
-
     kind = pa.from_numpy_dtype(values.dtype)
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(np.ascontiguousarray(values))])
 
 
 def to_lists(values: NDArray[Any], kind: pa.DataType | None = None) -> pa.Array:
     """The rows of *values* (rows, columns) as lists of the Arrow type *kind*, which may forbid nulls."""
-    import pyarrow as pa
-
     rows, columns = values.shape
     kind = kind or pa.list_(pa.from_numpy_dtype(values.dtype))
     offsets = np.arange(rows + 1, dtype=np.int32) * columns

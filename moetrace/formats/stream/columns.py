@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.types as types
 from numpy.typing import NDArray
 
 from moetrace.doctor.collector import HALVES, Collector
@@ -17,9 +19,6 @@ from moetrace.formats.errors import library_errors
 from moetrace.formats.stream.cells import Format, to_numpy
 from moetrace.formats.stream.text import json_of
 from moetrace.trace import FLOAT64_EXACT, Counts, whole_counts
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 COUNT_NAMES = (
     "tokens", "count", "counts", "load", "ntokens", "numtokens", "tokencount", "tokensperexpert", "expertcount",
@@ -102,8 +101,6 @@ def doubt_of(head: NDArray[Any] | list[Any], by_token: bool = False) -> str:
 
 def kind_of(kind: Any) -> str:
     """Whether an Arrow type is one of ``text``, ``number`` or ``list``, else an empty text."""
-    import pyarrow.types as types
-
     if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind):
         return "text"
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
@@ -135,8 +132,6 @@ class Rows(NamedTuple):
 
     def of(self, only: Mapping[str, str]) -> Rows:
         """The rows with these values alone, by column."""
-        import pyarrow as pa
-
         keep = np.ones(self.batch.num_rows, bool)
         for name, value in only.items():
             texts, codes = self.coded(name)
@@ -153,8 +148,6 @@ class Rows(NamedTuple):
 
     def column(self, name: str, gaps: bool = False) -> NDArray[Any]:
         """A column (rows,), texts that are numbers as such, nulls as NaN if there may be *gaps*; else `TraceError`."""
-        import pyarrow as pa
-
         values = self.batch.column(name)
         if not gaps:
             self.refuse_nulls(name, values)
@@ -192,20 +185,23 @@ class Rows(NamedTuple):
             return texts
         return np.array(numbers) / (100 if percents.any() else 1)
 
-    def numbers(self, name: str, in_text: Callable[[str], int | None] | None = None) -> NDArray[np.int64]:
+    def numbers(self, name: str, of_layers: bool = False) -> NDArray[np.int64]:
         """A column of steps, layers or experts (rows,): whole numbers, or texts with one each, like ``expert_3``.
 
-        *in_text* finds the number of a text, if it is another one. Raises `TraceError` for anything but whole numbers.
+        Texts *of_layers* may be names of modules such as ``model.layers.3.mlp`` with experts. Raises `TraceError` for
+        anything but whole numbers.
         """
-
-        def only_number(text: str) -> int | None:
-            every = [text] if re.fullmatch(r"-\d{1,15}", text) else BARE.findall(text)
-            return int(every[0]) if len(every) == 1 else None
-
         values = self.batch.column(name)
         if kind_of(values.type) == "text" and not values.null_count:
             encoded = values.dictionary_encode()  # each different text is looked at once
-            found = [(in_text or only_number)(text) for text in encoded.dictionary.to_pylist()]
+            found: list[int | None] = []
+            for text in encoded.dictionary.to_pylist():
+                every = [text] if re.fullmatch(r"-\d{1,15}", text) else BARE.findall(text)
+                if of_layers and (named := OF_LAYER.search(text)):
+                    every = [named[1]]
+                elif of_layers and len(every) != 1:
+                    raise TraceError(self.place(name), f"names no layer in {text[:60]!r}", "name layers by numbers")
+                found.append(int(every[0]) if len(every) == 1 else None)
             if None not in found:
                 by_text: NDArray[np.int64] = np.array(found, np.int64)[to_numpy(encoded.indices)]
                 return by_text
@@ -235,22 +231,8 @@ class Rows(NamedTuple):
             raise TraceError(self.place(name, row), problem, "say which column is the step with --column step=NAME")
         return seconds
 
-    def layers(self, name: str) -> NDArray[np.int64]:
-        """A column of layers (rows,), numbers or names of modules such as ``model.layers.3.mlp``."""
-
-        def layer(text: str) -> int:
-            found = OF_LAYER.search(text)
-            every = BARE.findall(text)
-            if found is None and len(every) != 1:
-                raise TraceError(self.place(name), f"names no layer in {text[:60]!r}", "name layers by numbers")
-            return int(found[1] if found else every[0])
-
-        return self.numbers(name, layer)
-
     def lists(self, name: str) -> pa.Array:
         """A column of lists; texts such as ``[3, 0, 5]`` become lists. Raises `TraceError` for any other text."""
-        import pyarrow as pa
-
         values = self.batch.column(name)
         self.refuse_nulls(name, values)
         if kind_of(values.type) == "list":

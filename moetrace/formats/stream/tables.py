@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
@@ -19,9 +21,6 @@ from moetrace.formats.stream import columns
 from moetrace.formats.stream.cells import Cells, Reading, to_numpy
 from moetrace.formats.stream.columns import Rows, ValueFormat, Values, kind_of, simple_name, template
 from moetrace.words import Phase
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # Names are matched in lower case without punctuation; the first that is there is taken.
 STEP_NAMES = (
@@ -137,7 +136,9 @@ class Table:
 
     def layers(self, rows: Rows) -> NDArray[np.int64]:
         """The layers of the rows, shape (rows,)."""
-        return np.full(rows.batch.num_rows, self.at[1] or 0) if self.layer is None else rows.layers(self.layer)
+        if self.layer is None:
+            return np.full(rows.batch.num_rows, self.at[1] or 0)
+        return rows.numbers(self.layer, of_layers=True)
 
     def by_total(self, total: float) -> Table:
         """The same where the shares of a layer in a step have this *total*: of about 100 they are percentages."""
@@ -346,8 +347,6 @@ def _nested(found: Table, value: str) -> Table:
 
     def flattened(rows: Rows, lists: Any) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
         """The values one after the other, how many each list holds, and the place of each value in its list."""
-        import pyarrow.compute as pc
-
         rows.refuse_nulls(value, lists)
         flat = lists.flatten()
         sizes = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
@@ -425,8 +424,6 @@ def _wide(found: Table, places: Mapping[str, tuple[int | None, int]], text: str)
             found = found.by_total(head[0].sum()) if kind in columns.SHARE_NAMES and len(head) else found
 
     def cells(rows: Rows) -> Cells:
-        import pyarrow as pa
-
         raw = [rows.column(name, gaps=True) for name in names]
         # Rows of other metrics have empty cells here, and so may rows of other layers.
         there = np.stack([values == values for values in raw], axis=1)  # (rows, columns), False for NaN
@@ -461,8 +458,6 @@ def _keyed(found: Table, key: str, value: str) -> Table:
     seen: set[str] = set()
 
     def cells(rows: Rows) -> Cells:
-        import pyarrow as pa
-
         encoded = rows.batch.column(key).cast(pa.string()).dictionary_encode()
         rows.refuse_nulls(key, encoded)
         texts, indices = encoded.dictionary.to_pylist(), to_numpy(encoded.indices)

@@ -11,6 +11,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.json as pj
+
 from moetrace.doctor.catalogue import finding
 from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
@@ -52,8 +56,6 @@ NO_BRACKETS, ONE_KIND = bytes(set(range(256)) - set(b"[]{}\n")), bytes.maketrans
 
 def opened(path: Path) -> Any:
     """An Arrow input stream of the text of *path*, decompressed, and without a last line that was cut off."""
-    import pyarrow as pa
-
     raw = pa.OSFile(str(path))
     name = compression_of(path)
     if name:
@@ -130,8 +132,6 @@ def header_of(path: Path) -> tuple[list[str], str]:
 
 def csv_batches(path: Path) -> Any:
     """The Arrow batches of delimited text with a header."""
-    import pyarrow.csv as pc
-
     read = pc.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
     # Cells may go over several lines, which costs time where they do not.
     broken = re.search(r'"[^",;]*\n', head_of(path)) is not None
@@ -141,8 +141,6 @@ def csv_batches(path: Path) -> Any:
 
 def json_batches(path: Path, schema: Any = None, block: int = BLOCK_BYTES) -> Any:
     """The Arrow batches of JSON lines; with a *schema* of its columns alone."""
-    import pyarrow.json as pj
-
     behavior = "infer" if schema is None else "ignore"
     parse = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior=behavior)
     # Read twice, as a wrapper in Python around each read would cost more: Arrow ends the process on what is too deep.
