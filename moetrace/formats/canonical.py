@@ -17,9 +17,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import asdict
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,76 +73,74 @@ def is_canonical(path: Path) -> bool:
     return DOCUMENT_KEY.encode() in keys or DIGEST_KEY.encode() in keys
 
 
-# Consecutive steps of one layer: its number, the steps (steps,), the counts (steps, experts) as they are stored.
-RowGroup = tuple[int, Steps, NDArray[Any]]
+# Consecutive steps of one layer: its number, the steps (steps,), the counts in pieces (steps, experts).
+Piece = tuple[int, Steps, Sequence[Counts]]
 
 
-class CanonicalWriter:
-    """Writes one canonical file, a layer over a block of steps at a time; without `finish` it is no trace."""
+def _write(
+    path: Path, layers: Sequence[int], pieces: Iterator[list[Piece]], about: Callable[[Steps], TraceInfo], *, wide: bool
+) -> TraceInfo:
+    """Write *pieces* of *layers* as row groups of a canonical file, and what *about* says of their steps.
 
-    def __init__(self, path: Path, layers: Iterable[int], *, wide: bool) -> None:
-        self._counts_type = np.dtype("<i8" if wide else "<i4")
-        element = pa.field("element", pa.from_numpy_dtype(self._counts_type), nullable=False)
-        columns = {"step": pa.int64(), "layer": pa.int32(), "counts": pa.list_(element)}
-        self._schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
-        packed = "DELTA_BINARY_PACKED"
-        self._writer = pq.ParquetWriter(
-            path,
-            self._schema,
-            compression="zstd",
-            compression_level=-1,  # counts split by byte come out no smaller at a higher level
-            use_dictionary=False,
-            write_statistics=["step", "layer"],
-            column_encoding={"step": packed, "layer": packed, "counts.list.element": "BYTE_STREAM_SPLIT"},
-            write_page_checksum=True,
-        )
-        self._digests = {layer: hashlib.sha256() for layer in layers}
-        self._steps: dict[int, list[Steps]] = {layer: [] for layer in self._digests}
-        self._layers: list[int] = []  # of each row group
-        self._experts = 0
+    Raises `CountsTooLarge` where a count needs 64 bits and it is not *wide*. What is written half is no trace.
+    """
+    kind = np.dtype("<i8" if wide else "<i4")
+    lists = pa.list_(pa.field("element", pa.from_numpy_dtype(kind), nullable=False))
+    columns = {"step": pa.int64(), "layer": pa.int32(), "counts": lists}
+    schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in columns.items()])
+    packed = "DELTA_BINARY_PACKED"
+    digests = {layer: hashlib.sha256() for layer in layers}
+    steps: list[Steps] = []
+    of_groups: list[int] = []  # the layer of each
+    experts = 0
 
-    def group(self, layer: int, steps: Steps, counts: Sequence[Counts]) -> RowGroup:
-        """A row group to be written next, its *counts* in pieces (steps, experts); raises `CountsTooLarge`."""
-        if max(part.max() for part in counts) > np.iinfo(self._counts_type).max:
-            raise CountsTooLarge
-        stored = np.concatenate(counts, dtype=self._counts_type, casting="same_kind")
-        self._digests[layer].update(stored.data)
-        return layer, steps, stored
+    def stored(pieces: list[Piece]) -> list[tuple[int, Steps, NDArray[Any]]]:
+        """The same, the counts together as they are stored."""
+        groups = []
+        for layer, steps, counts in pieces:
+            if max(part.max() for part in counts) > np.iinfo(kind).max:
+                raise CountsTooLarge
+            whole = np.concatenate(counts, dtype=kind, casting="same_kind")
+            digests[layer].update(whole.data)
+            groups.append((layer, steps, whole))
+        return groups
 
-    def write(self, groups: Iterable[RowGroup]) -> None:
-        """Compress and write row groups in the order in which they were made."""
-        for layer, steps, stored in groups:
-            self._steps[layer].append(steps)
-            self._layers.append(layer)
-            self._experts = stored.shape[1]
-            columns = [
-                to_arrow(steps.astype(np.int64, copy=False)),
-                to_arrow(np.full(len(steps), layer, np.int32)),
-                to_lists(stored, self._schema.field("counts").type),
-            ]
-            self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=len(steps))
-
-    def finish(self, about: Callable[[Steps], TraceInfo]) -> TraceInfo:
-        """Write the metadata, which *about* gives for the steps that were written, and the footer."""
-        steps = np.concatenate(next(iter(self._steps.values())))
-        info = about(steps)
+    writer = pq.ParquetWriter(
+        path,
+        schema,
+        compression="zstd",
+        compression_level=-1,  # counts split by byte come out no smaller at a higher level
+        use_dictionary=False,
+        write_statistics=["step", "layer"],
+        column_encoding={"step": packed, "layer": packed, "counts.list.element": "BYTE_STREAM_SPLIT"},
+        write_page_checksum=True,
+    )
+    try:
+        # Decoding, digesting and compressing share the cores, each in a thread.
+        for layer, own, counts in chain.from_iterable(prefetch(map(stored, pieces))):
+            steps += [own] if layer == layers[0] else []
+            of_groups.append(layer)
+            experts = counts.shape[1]
+            place = to_arrow(own.astype(np.int64, copy=False)), to_arrow(np.full(len(own), layer, np.int32))
+            table = pa.Table.from_arrays([*place, to_lists(counts, lists)], schema=schema)
+            writer.write_table(table, row_group_size=len(own))
+        whole = np.concatenate(steps)
+        info = about(whole)
         document = {
             "schema_version": SCHEMA_VERSION,
             "info": asdict(info),
-            "experts": self._experts,
-            "steps": {"rows": len(steps), "digest": _digest_of(steps)},
-            "row_groups": self._layers,
-            "layers": [{"layer": layer, "digest": digest.hexdigest()} for layer, digest in self._digests.items()],
+            "experts": experts,
+            "steps": {"rows": len(whole), "digest": _digest_of(whole)},
+            "row_groups": of_groups,
+            "layers": [{"layer": layer, "digest": digest.hexdigest()} for layer, digest in digests.items()],
         }
         text = json.dumps(document)
-        self._writer.add_key_value_metadata({DOCUMENT_KEY: text, DIGEST_KEY: _digest_of(text.encode())})
-        self._writer.close()
+        writer.add_key_value_metadata({DOCUMENT_KEY: text, DIGEST_KEY: _digest_of(text.encode())})
+        writer.close()
         return info
-
-    def close(self) -> None:
-        """Let go of the file. Where it is not finished, that writes a footer, which may not fit on the disk either."""
+    finally:  # where it is not closed, that writes a footer, which may not fit on the disk either
         with suppress(OSError):
-            self._writer.close()
+            writer.close()
 
 
 def write_blocks(
@@ -153,27 +152,18 @@ def write_blocks(
     """
     numbers = [int(n) for n in layers]
 
-    def held() -> Iterator[list[Block]]:
+    def pieces() -> Iterator[list[Piece]]:
         together: list[Block] = []
         cells = 0
-        for block in blocks:
-            together.append(block)
-            cells += block.counts.size
-            if cells >= GROUP_CELLS:
-                yield together
+        for block in chain(blocks, (None,)):
+            together += [] if block is None else [block]
+            cells += 0 if block is None else block.counts.size
+            if together and (block is None or cells >= GROUP_CELLS):
+                steps = np.concatenate([own.steps for own in together])
+                yield [(n, steps, [own.counts[:, i] for own in together]) for i, n in enumerate(numbers)]
                 together, cells = [], 0
-        if together:
-            yield together
 
-    def groups(together: list[Block]) -> list[RowGroup]:
-        steps = np.concatenate([block.steps for block in together])
-        return [writer.group(n, steps, [block.counts[:, i] for block in together]) for i, n in enumerate(numbers)]
-
-    with closing(CanonicalWriter(path, numbers, wide=wide)) as writer:
-        # Decoding, digesting and compressing share the cores, each in a thread.
-        for made in prefetch(map(groups, prefetch(held()))):
-            writer.write(made)
-        return writer.finish(about)
+    return _write(path, numbers, prefetch(pieces()), about, wide=wide)
 
 
 def save_trace(trace: LoadTrace, path: str | Path) -> None:
@@ -189,12 +179,14 @@ def save_trace(trace: LoadTrace, path: str | Path) -> None:
     """
     wide = any(load.counts.max() > np.iinfo(np.int32).max for load in trace.by_layer())
     rows = max(1, GROUP_CELLS // trace.experts)
-    with replacing(Path(path)) as partial, closing(CanonicalWriter(partial, trace.layers, wide=wide)) as writer:
+
+    def pieces() -> Iterator[list[Piece]]:
         for load in trace.by_layer():
             for a in range(0, len(load.steps), rows):
-                part = slice(a, a + rows)
-                writer.write([writer.group(load.layer, load.steps[part], [load.counts[part]])])
-        writer.finish(lambda _: trace.info)
+                yield [(load.layer, load.steps[a : a + rows], [load.counts[a : a + rows]])]
+
+    with replacing(Path(path)) as at:
+        _write(at, trace.layers, pieces(), lambda _: trace.info, wide=wide)
 
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:

@@ -22,7 +22,7 @@ from moetrace.formats.errors import library_errors, require
 from moetrace.formats.location import Location, layer_in_name, step_in_name
 from moetrace.formats.readers.tensors import ZIP_MAGIC, is_torch, loaded, tensor_array
 from moetrace.formats.stream import text
-from moetrace.formats.stream.cells import Cells, Format, Reading, dense_cells
+from moetrace.formats.stream.cells import Cells, Reading, dense_cells
 from moetrace.formats.stream.columns import OF_LAYER, ValueFormat, Values, as_float32, doubt_of, simple_name
 from moetrace.formats.stream.tables import LAYER_NAMES, STEP_NAMES
 from moetrace.trace import check_steps
@@ -55,17 +55,15 @@ MOST_SHOWN, MOST_LEVELS = 6, 6
 
 
 @dataclass(frozen=True)
-class NumpyFormat(Format):
+class NumpyFormat(ValueFormat):
     """.npy (steps, layers, experts), or (steps, experts) in layer_<N>.npy; or .npz with counts and, where they are not
     1, 2, ..., steps and layers, or an array for each layer; --axes says which axis is what.
 
     *tokens_per_step* turns shares into counts, *axes* says what the axes are, such as ``layers,steps,experts``.
     """
 
-    tokens_per_step: int | None = None
     axes: str | None = None
     key: str | None = None
-
     name: ClassVar[str] = "numpy"
 
     def claims(self, path: Path) -> bool:
@@ -74,8 +72,11 @@ class NumpyFormat(Format):
     def read(self, path: Path) -> Reading:
         """Look at the headers; what is streamed later is read from the file in pieces."""
         with library_errors(str(path), *NO_DATA):
-            arrays = arrays_in(path, self.key)
-            reading = array_reading(arrays, path, self.axes, Values(self.tokens_per_step))
+            arrays, axes = arrays_in(path, self.key), self.axes
+            of_lmdeploy = is_torch(path) and {"counts", "total_tokens"} <= set(arrays)
+            if of_lmdeploy and axes is None and len(arrays["counts"].shape) == 2:
+                axes = "layers,experts"
+            reading = array_reading(arrays, path, axes, self.values())
 
         def cells() -> Iterator[Cells]:
             with library_errors(reading.where, *NO_DATA):
@@ -85,28 +86,17 @@ class NumpyFormat(Format):
 
 
 @dataclass(frozen=True)
-class TensorsFormat(ValueFormat):
+class TensorsFormat(NumpyFormat):
     """A .pt file with a tensor (steps, layers, experts), a dict with counts and steps, or tensors by layer; --axes
     says which axis is what.
 
     *axes* says what the axes are, such as ``layers,steps,experts``; *tokens_per_step* turns shares into counts.
     """
 
-    axes: str | None = None
-    key: str | None = None
-
     name: ClassVar[str] = "torch"
 
     def claims(self, path: Path) -> bool:
         return is_torch(path)
-
-    def read(self, path: Path) -> Reading:
-        """Take the tensor that is the counts, or those of all layers."""
-        arrays = arrays_in(path, self.key)
-        axes = self.axes
-        if {"counts", "total_tokens"} <= set(arrays) and axes is None and len(arrays["counts"].shape) == 2:
-            axes = "layers,experts"  # LMDeploy's
-        return array_reading(arrays, path, axes, self.values())
 
 
 def arrays_in(path: Path, key: str | None = None) -> dict[str, Array]:

@@ -51,7 +51,6 @@ class LogFormat(ValueFormat):
     """
 
     pattern: str | None = None
-
     name: ClassVar[str] = "log"
 
     def claims(self, path: Path) -> bool:
@@ -105,7 +104,6 @@ class PrometheusFormat(ValueFormat):
     key: str | None = None
     pattern: str | None = None
     where: str | dict[str, str] | None = None
-
     name: ClassVar[str] = "prometheus"
 
     def claims(self, path: Path) -> bool:

@@ -53,7 +53,6 @@ class MegatronFormat(Format):
 
     stages: int = 1
     experts: int | None = None
-
     name: ClassVar[str] = "megatron"
 
     def claims(self, path: Path) -> bool:
@@ -127,7 +126,6 @@ class MegatronRouterFormat(Format):
 
     experts: int | None = None
     ignore: int | None = None
-
     name: ClassVar[str] = "megatron-router"
 
     def claims(self, path: Path) -> bool:

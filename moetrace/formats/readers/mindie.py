@@ -42,7 +42,6 @@ class MindieFormat(Format):
     """
 
     phase: Phase | None = None
-
     name: ClassVar[str] = "mindie"
 
     def claims(self, path: Path) -> bool:

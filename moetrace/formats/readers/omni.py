@@ -30,7 +30,6 @@ class OmniFormat(Format):
     """The folder of topk_ids_count_<time>_<mode>_step<a>to<b>.csv; --phase where it holds prefill and decode."""
 
     phase: Phase | None = None
-
     name: ClassVar[str] = "omni-infer"
 
     def claims(self, path: Path) -> bool:

@@ -63,7 +63,6 @@ class RoutingFormat(Format):
     ignore: int | None = None
     key: str | None = None
     where: str | Mapping[str, str] | None = None
-
     name: ClassVar[str] = "routing"
 
     def claims(self, path: Path) -> bool:

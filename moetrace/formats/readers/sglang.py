@@ -39,7 +39,6 @@ class SglangFormat(Format):
     """
 
     phase: Phase | None = None
-
     name: ClassVar[str] = "sglang"
 
     def claims(self, path: Path) -> bool:

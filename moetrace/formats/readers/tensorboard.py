@@ -32,7 +32,6 @@ class TensorboardFormat(ValueFormat):
     """
 
     pattern: str | None = None
-
     name: ClassVar[str] = "tensorboard"
 
     def claims(self, path: Path) -> bool:

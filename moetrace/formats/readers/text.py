@@ -74,7 +74,6 @@ class JsonLinesFormat(TableFormat):
     """
 
     key: str | None = None
-
     name: ClassVar[str] = "jsonl"
 
     def claims(self, path: Path) -> bool:
@@ -145,7 +144,6 @@ class JsonFormat(TableFormat):
 
     axes: str | None = None
     key: str | None = None
-
     name: ClassVar[str] = "json"
 
     def claims(self, path: Path) -> bool:
