@@ -173,10 +173,9 @@ def _judged(load: LayerLoad, rule: Rule) -> _Judged:
     if not judged.size:
         moves = squared.size > 0 and squared.mean() > high
         runs = (Run(int(load.steps[0]), int(load.steps[-1]), TRANSIENT if moves else UNKNOWN),)
-    elif uncertainty(load, rule.window, rule.hold, noise) > low:
-        runs = _runs(load, steps, np.empty(0, np.bool_))
     else:
-        runs = _runs(load, steps, _hysteresis(judged, low, high))
+        unknown = uncertainty(load, rule.window, rule.hold, noise) > low
+        runs = _runs(load, steps, np.empty(0, np.bool_) if unknown else _hysteresis(judged, low, high))
     return _Judged(steps, squared, judged, runs)
 
 

@@ -259,6 +259,23 @@ def test_curves_of_long_traces_are_thinned_evenly():
     assert trace.layer(0).shares[8:60, 1].mean() == pytest.approx(load[load["expert"] == 1]["share"].iloc[0])
 
 
+def test_the_hottest_frame_has_five_experts_and_what_lies_among_the_others():
+    """The hottest of the last 1,000 steps first; of the others the tenth, middle and ninetieth percentile of a block."""
+    share = np.array([2, 5, 4, 1, 3, 8, 7, 6]) / 36
+    counts = np.concatenate([np.full((1000, 8), 9), np.rint(np.tile(share * 3600, (1000, 1)))])
+    load = LoadTrace.from_counts(counts[:, None]).layer(0)
+
+    frame = states_tables(LoadTrace.from_counts(counts[:, None]), COURSES)["hottest"]
+
+    assert ["5", "6", "7", "1", "2", "low", "middle", "high"] == list(dict.fromkeys(frame["series"]))
+    for name, own in frame.groupby("series"):
+        assert list(range(50, 2001, 50)) == own["step"].tolist()
+        few = np.array([1, 2, 3]) / 36
+        late = {"low": few[0] * 0.8 + few[1] * 0.2, "middle": few[1], "high": few[1] * 0.2 + few[2] * 0.8}
+        last = late[name] if name in late else load.last(1000).mean_shares[int(name)]
+        assert [1 / 8, last] == pytest.approx(own["share"].iloc[[0, -1]].tolist())
+
+
 def test_the_load_frame_has_the_mean_of_every_block(small, settled):
     """Of 50 steps, or half of a shorter trace; one row per expert and moment."""
     frame = states_tables(settled.select(layers=[0]), COURSES)["load"]
@@ -453,6 +470,15 @@ def test_score_frames_of_no_scores_are_empty(settled):
 
     assert {"summary", "scores", "course", "shares", "last_shares"} == set(frames)
     assert [0] * 5 == [len(frame) for frame in frames.values()]
+
+
+def test_the_traces_frame_says_how_large_a_trace_is(small):
+    """And from which step to which it goes."""
+    (row,) = traces_frame([small]).to_dict("records")
+
+    assert (60, 10, 69, 1, 2, 4) == tuple(
+        row[k] for k in ("steps", "first_step", "last_step", "stride", "layers", "experts")
+    )
 
 
 def test_the_traces_frame_of_nothing_is_empty():

@@ -177,6 +177,22 @@ def test_a_fused_shared_expert_is_named_and_left_out_by_option(tmp_path):
     assert [] == names(without)
 
 
+def test_a_few_tokens_have_no_shared_expert(tmp_path):
+    """31 tokens may all have chosen the last expert; of 32 somebody is to know."""
+    for tokens, found in ((31, []), (32, ["every-token"])):
+        choices = np.array([[[i % 4, 4]] for i in range(tokens)])
+        assert found == names(read(choices, tmp_path, tokens=tokens, idle_experts=True))
+
+
+def test_more_numbers_than_any_model_has_experts_are_refused(tmp_path, monkeypatch):
+    """They are in another column; as many as the limit are read."""
+    monkeypatch.setattr("moetrace.formats.stream.choices.MOST_EXPERTS", 16)
+
+    assert 16 == read(np.arange(16).reshape(4, 1, 4), tmp_path, tokens=4).experts
+    with pytest.raises(TraceError, match="chooses over 16 different experts; is it the right column"):
+        read(np.arange(17).reshape(17, 1, 1), tmp_path, tokens=17, top_k=1)
+
+
 def test_clean_choices_have_no_finding(tmp_path):
     """Whatever k is."""
     for k in (1, 2, 8):

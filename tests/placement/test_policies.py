@@ -374,6 +374,14 @@ def test_every_system_has_policies_of_its_own_name():
     assert "--eplb-min-rebalancing-utilization-threshold 0.9 --expert-balancedness-report-mode server_log" in started
 
 
+def test_vllm_ascend_plans_50_passes_after_it_collected_loads():
+    """Then it changes a layer in each pass, and collects loads again when all are changed."""
+    found = SYSTEMS["vllm-ascend"].policies(12)
+
+    assert [(600, 662, 62), (200, 262, 62)] == [(policy.window, policy.interval, policy.late) for policy in found]
+    assert '"algorithm_execution_interval": 50' in launch(found[0], Planning(8), 128)
+
+
 def test_systems_that_have_a_choice_split_tokens_as_they_are_told():
     """The others evenly; what starts SGLang says how, and without replicas there is nothing to split."""
     trace = trace_of([UNEVEN], 1500)

@@ -35,6 +35,8 @@ UNKNOWN = ("unknown", "unknown", None, None, None)
             "3 of 3 layers",
             "All 3 layers are stable by the end. Two settled by step 900. Layer 6 settled gradually, around step 2,250 (plausible range 400 to 8,850).",
         ),
+        ([("stable", "settled", 2250, 400, 2400)], "1 of 1 layers", "Layer 2 settled at step 2,250."),
+        ([("stable", "settled", 2250, 400, 2401)], "1 of 1 layers", "Layer 2 settled gradually, around step 2,250 (plausible range 400 to 2,401)."),
         ([LATE], "1 of 1 layers", "The only layer is stable by the end. Layer 2 settled at step 2,250."),
         ([SETTLED, START, SETTLED], "3 of 3 layers", "All 3 layers are stable by the end. Layer 2 settled by step 900. Layer 6 settled at step 900."),
         ([START, START], "2 of 2 layers", "Both layers are stable from the start."),
