@@ -7,6 +7,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
 # From the ground up; a room may import from those before it, and from itself.
@@ -181,3 +182,11 @@ def test_ingesting_for_json_waits_for_no_pandas(tmp_path):
 def test_every_module_is_short():
     """No file of the package is longer than 500 lines."""
     assert [] == [name_of(path) for path in MODULES if len(path.read_text().splitlines()) > 500]
+
+
+def test_every_package_is_changed_in_small_ways_each_week():
+    """One that is missing there would have no floor; the modules outside of packages count as one."""
+    packages = {path.parent.name for path in (ROOT / "moetrace").glob("*/__init__.py")}
+    weekly = yaml.safe_load((ROOT / ".github" / "workflows" / "weekly.yml").read_text())
+
+    assert {"moetrace", *packages} == set(weekly["jobs"]["mutants"]["strategy"]["matrix"]["package"])
