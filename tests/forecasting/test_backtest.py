@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from moetrace import LoadTrace, SettingError, TooShortError, evaluate, predictor
+from moetrace.forecasting.backtest import check_able
 from moetrace.forecasting.layers import matched, repaired
 from moetrace.forecasting.predictors import PREDICTORS, base
-from moetrace.forecasting.results import InMemory
+from moetrace.forecasting.results import FIT, InMemory
 from moetrace.forecasting.scoring import predicted_shares, step_errors
 from moetrace.forecasting.windows import (
     checked_cutoffs,
@@ -259,10 +260,36 @@ def test_the_forecast_after_the_end_starts_with_the_next_step(even):
     assert np.allclose([[0.75, 0.25]] * 7, found[0].shares)
 
 
+def test_the_forecast_after_the_end_is_by_one_fit_of_all_layers(even):
+    """Each layer is learned from once."""
+    assert 2 == len(list(evaluate(even, [WatchingAll()], [5], [], ahead=True).forecasts()))
+    assert [("fit", 0, 100), ("fit", 1, 100)] == [seen for seen in SEEN if seen[0] == "fit"]
+
+
+@pytest.mark.parametrize("intervals", [True, False])
+def test_results_that_are_there_are_not_computed_again(even, intervals):
+    """And without intervals no shares are missed."""
+    kept = InMemory()
+    found = [evaluate(even, [Saying()], [5], [50], intervals=intervals, results=kept) for _ in range(2)]
+
+    assert [(2, 0), (0, 2)] == [(test.computed, test.reused) for test in found]
+
+
+def test_layers_share_the_seconds_of_their_fit(even):
+    """All cutoffs of all layers together take as long as the fits did."""
+    kept = InMemory()
+    scores = evaluate(even, [WatchingAll()], [5], [50, 90], results=kept).scores
+    seconds = [fit.seconds for (kind, _), fit in kept.cached.items() if kind == FIT.name]
+
+    assert len(seconds) >= 1
+    assert sum(seconds) == pytest.approx(scores["fit_seconds"].sum())
+
+
 def test_a_trace_too_short_for_every_predictor_is_an_error(even):
     """With what is needed; one that can do it is enough."""
     short = even.select(last=20)
 
+    check_able(even, [Demanding()])
     with pytest.raises(TooShortError, match="needs 40"):
         evaluate(short, [Demanding()], [5], [], ahead=True)
     assert 2 == len(list(evaluate(short, [Demanding(), Saying()], [5], [], ahead=True).forecasts()))

@@ -11,7 +11,7 @@ from moetrace import LoadTrace, SettingError, evaluate, predictor
 from moetrace.analysis.outlook import since_jump
 from moetrace.analysis.variogram import block_means, gain_of, last_level, levels
 from moetrace.forecasting.predictors import PREDICTORS, label
-from moetrace.forecasting.predictors.arima import FittedArima
+from moetrace.forecasting.predictors.arima import FittedArima, _estimate
 from moetrace.forecasting.predictors.auto import weights
 from moetrace.forecasting.predictors.lstm import FittedLstm, TrainingCourse, drawn_windows, window_at
 from moetrace.forecasting.predictors.sw_avg import slide
@@ -170,6 +170,31 @@ def test_a_failed_fit_is_a_named_fallback(history, monkeypatch):
 
     assert found.status == "fallback:window_mean:8/8:failed"
     assert np.allclose(history.last(1000).mean_shares, found.shares)
+
+
+def test_shared_parameters_of_arima_weigh_a_new_block_as_the_variogram_does():
+    """The moving average of (0, 1, 1) is the gain of the local level, less 1; both are estimates."""
+    load = synthetic_trace([Course(steps=4000, tokens=2000, changes=((1, 0.002),))]).layer(0)
+
+    assert [gain_of(load) - 1] == pytest.approx(predictor("arima").fit([load]).parameters.tolist(), abs=0.2)
+
+
+def test_each_expert_has_an_autoregression_of_its_own():
+    """Its forecast is that of statsmodels; one whose fit has its root at the border is named with the kind of root."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 300, 60)
+    series = 5000 + np.array([sum(0.7**k * noise[i - k] for k in range(i + 1)) for i in range(60)])
+    trace = LoadTrace.from_counts(np.rint(np.repeat(np.stack([series, 10_000 - series], axis=1), 50, axis=0))[:, None])
+    load = trace.layer(0)
+    means = load.shares[500::50]
+    fit = ARIMA(means[:, 0] - means[:, 0].mean(), order=(1, 0, 0)).fit()
+
+    found = predictor("arima:order=1,0,0").fit([load]).forecast(load, 150)
+
+    assert "ok" == found.status
+    expected = means[:, 0].mean() + fit.forecast(3)
+    assert expected == pytest.approx(found.shares[::50, 0].tolist(), abs=0.002)
+    assert (None, "not_stationary") == _estimate(np.arange(60.0), (1, 0, 0))
 
 
 @pytest.mark.parametrize(
