@@ -124,6 +124,18 @@ def test_a_later_schema_is_refused(saved, small, monkeypatch):
 
 
 @pytest.mark.slow
+def test_other_readers_notice_a_flipped_bit_of_the_counts(saved):
+    """Pages have checksums, which pyarrow verifies when it is told to."""
+    with pq.ParquetFile(saved) as file:
+        column = file.metadata.row_group(0).column(2)
+    content = bytearray(saved.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size - 1] ^= 1
+    saved.write_bytes(content)
+
+    with pq.ParquetFile(saved, page_checksum_verification=True) as file, pytest.raises(OSError, match="CRC"):
+        file.read()
+
+
 def test_no_flipped_bit_gives_a_wrong_answer(saved, tmp_path):
     """1,500 flips over data, page headers and footer: refused or harmless. `make fuzz` flips every bit."""
     rng = np.random.default_rng(0)

@@ -10,6 +10,7 @@ import pytest
 
 from moetrace import ReadOptions, SettingError, TraceError, read_trace
 from moetrace.formats import Query
+from moetrace.formats.stream.choices import Census, Choices
 
 IDLE = ReadOptions(idle_experts=True)
 
@@ -125,12 +126,23 @@ def test_rows_of_zeros_are_found_and_left_out_by_option(tmp_path):
     with pytest.raises(TraceError, match=said):
         read(choices, tmp_path)
     found = read(choices, tmp_path, format=":ignore=0")
+    assert "tokens that choose 0 alone are left out, by --ignore" in found.info.assumptions
     accepted = read(choices, tmp_path, accept=("repeated-choice",))
 
     assert np.array_equal(naive(choices[:192], 64), found.counts)
     assert [] == names(found)
     assert np.array_equal(naive(choices, 64), accepted.counts)
     assert ["repeated-choice"] == names(accepted)
+
+
+def test_experts_chosen_twice_are_counted_over_all_parts_of_a_log():
+    """However it is cut into pieces."""
+    twice, once = np.array([[2, 2], [0, 1], [3, 3]]), np.array([[0, 1], [1, 2]])
+    pieces = [Choices(None, np.full(len(rows), 7), rows) for rows in (twice, once, twice)]
+
+    (found,) = Census.of(iter(pieces), "log").findings([7])
+
+    assert "in layers 7 4 of 8 tokens choose one expert twice" == found.evidence
 
 
 def test_a_token_that_chooses_expert_0_among_others_keeps_it(tmp_path):
@@ -175,6 +187,7 @@ def test_a_fused_shared_expert_is_named_and_left_out_by_option(tmp_path):
     assert ["every-token"] == names(found)
     assert np.array_equal(naive(chosen(), 64), without.counts)
     assert [] == names(without)
+    assert "16 is left out, 512 times, by --ignore" in without.info.assumptions
 
 
 def test_a_few_tokens_have_no_shared_expert(tmp_path):

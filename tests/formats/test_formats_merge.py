@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from conftest import long_table
@@ -44,6 +45,23 @@ SPLITS = {
     "layers": lambda t: [t.counts[:, :1], t.counts[:, 1:]],
     "steps": lambda t: [t.counts[:25], t.counts[25:]],
 }
+
+
+def test_parts_that_number_experts_differently_are_a_question(small, tmp_path):
+    """From 0 and from 1; expert-parallel ranks have numbers of their own."""
+    first, second = SPLITS["experts"](small)
+    for name, counts in (("a", small.counts), ("b", small.counts), ("c", first), ("d", second)):
+        table = long_table(LoadTrace.from_counts(counts, steps=small.steps))
+        numbers = pc.add(table["expert"], {"b": 1, "d": 1}.get(name, 0))
+        pq.write_table(table.set_column(2, "expert", numbers), tmp_path / f"{name}.parquet")
+    paths = {name: tmp_path / f"{name}.parquet" for name in "abcd"}
+
+    with pytest.raises(
+        TraceError, match=r"b.parquet: numbers experts from 1, and .*a.parquet from 0; .*--first-expert"
+    ):
+        read_trace([paths["a"], paths["b"]], options=ReadOptions(merge="sum"))
+    found = read_trace([paths["c"], paths["d"]], options=ReadOptions(merge="experts"))
+    assert np.array_equal(small.counts, found.counts)
 
 
 @pytest.mark.parametrize("how", SPLITS)

@@ -28,6 +28,10 @@ def test_the_unused_end_of_a_buffer_is_left_out(small, tmp_path):
     found = read_trace(stat(tmp_path, np.concatenate([small.counts, 0 * small.counts])))
 
     assert ["padded"] == names(found)
+    assert ("step 61", "60 of 120 places of the buffer were not reached") == (
+        found.info.findings[0].place,
+        found.info.findings[0].evidence,
+    )
     assert np.array_equal(small.counts, found.counts)
 
 

@@ -223,6 +223,17 @@ def test_shares_with_three_decimals_stay_shares(tmp_path):
     assert [[[1, 7]]] == found.counts.tolist()
 
 
+def test_counts_of_1_among_others_are_no_shares(tmp_path):
+    """Fractional columns are shares only where no number is above 1, though the tokens of a step are known."""
+    (tmp_path / "dump.csv").write_text("step,expert,tokens\n1,0,1.0\n1,1,7.0\n")
+    (tmp_path / "shares.csv").write_text("step,expert,tokens\n1,0,0.125\n1,1,0.875\n2,0,0.0\n2,1,1.0\n")
+
+    options = ReadOptions(tokens_per_step=8)
+
+    assert [[[1, 7]]] == read_trace(tmp_path / "dump.csv", options=options).counts.tolist()
+    assert [[[1, 7]], [[0, 8]]] == read_trace(tmp_path / "shares.csv", options=options).counts.tolist()
+
+
 def test_percentages_are_shares(tmp_path):
     """Which need the tokens of a step."""
     (tmp_path / "dump.csv").write_text("step,expert,tokens\n1,0,12.5%\n1,1,87.5%\n")

@@ -112,7 +112,7 @@ def _cells(path: Path, shift: int = 0) -> Iterator[Cells]:
         if values.dtype.kind != "i" or (values < 0).any():
             raise TraceError(at, "has counts that are negative or not whole", "they are whole numbers of tokens")
         experts = int(sizes[0])
-        counts: NDArray[np.int64] = np.add.reduceat(values.reshape(-1, experts), np.cumsum(passes) - passes, axis=0)
+        counts: NDArray[np.int64] = np.add.reduceat(values.reshape(-1, experts), np.cumsum(passes) - passes)
         numbers = np.tile(np.arange(experts), len(step))
         yield Cells(np.repeat(step, experts), np.repeat(layer + shift, experts), numbers, counts.ravel())
 
