@@ -6,8 +6,9 @@ Those of installed packages (entry points of `GROUP`) are asked and read with ea
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import is_dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -176,19 +177,17 @@ def chosen_format(source: Location, spec: str | None = None) -> Format:
 
 def source_of(format: Format, path: Location) -> Source:
     """What *format* reads of *path*; raises `TraceError` naming the package where it is no `Cells` of counts."""
-    where, problem = str(path), "could not be read"
-    with _faults(format, where, problem):
+    faults = partial(_faults, format, str(path), "could not be read")
+    with faults():
         source = format.read(path)
         if isinstance(source, Merged) or _is_ours(format):
             return source
         opened = source.cells
 
     def cells() -> Iterator[Cells]:
-        with _faults(format, where, problem):
+        with faults():
             for piece in opened():
-                if not all(
-                    isinstance(part, np.ndarray) and part.dtype == np.int64 and part.ndim == 1 for part in piece
-                ):
+                if any(type(part) is not np.ndarray or part.dtype != np.int64 or part.ndim != 1 for part in piece):
                     raise ValueError("its cells are not four arrays of int64 with one axis")
                 if len({len(column) for column in piece}) > 1:
                     raise ValueError("its cells are arrays of different lengths")
@@ -203,11 +202,11 @@ def _is_ours(format: Format) -> bool:
     return type(format).__module__.startswith("moetrace.")
 
 
-@contextmanager
-def _faults(format: Format, where: str, problem: str) -> Iterator[None]:
+def _faults(format: Format, where: str, problem: str) -> AbstractContextManager[None]:
     """Whatever an installed *format* raises in the block becomes a `TraceError` that names it and its package."""
-    own = installed(GROUP).get(format.name) if not _is_ours(format) else None
+    if _is_ours(format):
+        return nullcontext()
+    own = installed(GROUP).get(format.name)
     by = f"by the format {format.name}" + (f" of {own.package}" if own else "")
     way_out = f"report it to its authors, or name another format than {format.name} with --from"
-    with nullcontext() if _is_ours(format) else library_errors(where, f"{problem} {by}", way_out):
-        yield
+    return library_errors(where, f"{problem} {by}", way_out)

@@ -229,21 +229,19 @@ def array_reading(
     key, first, cube, by_layer, texts = _counts_among(arrays, path, axes)
     n_steps, n_layers, experts = cube.shape
     in_name, layer = step_in_name(path), layer_in_name(path)
-    digits = path.stem.removeprefix("moe_load_")
-    if in_name is None and path.name.startswith("moe_load_") and digits.isdecimal() and len(digits) <= 15:
-        in_name = int(digits)
-    steps, of_steps = np.arange(1, n_steps + 1), "steps are numbered from 1"
-    by_name = in_name is not None and n_steps == 1
-    if by_name:
-        steps, of_steps = np.array([in_name]), "the step is the number in the name of the file"
-    layers, of_layers = np.arange(n_layers), "layers are numbered from 0"
-    if n_layers == 1 and layer is not None:
-        layers, of_layers = np.array([layer]), f"layer {layer}, by the name of the file"
-    named_steps, named_layers = (
-        _numbers(arrays, ours, names, n, where) for (ours, names), n in zip(NUMBERS.items(), (n_steps, n_layers))
-    )
-    steps, of_steps = named_steps or (steps, of_steps)
-    layers, of_layers = (np.array(by_layer), "") if by_layer else named_layers or (layers, of_layers)
+    if in_name is None and (window := re.fullmatch(r"moe_load_(\d{1,15})", path.stem)):
+        in_name = int(window[1])
+    steps = _numbers(arrays, "steps", n_steps, where)
+    implicit = steps is None and (in_name is None or n_steps > 1)
+    if implicit:
+        steps = np.arange(1, n_steps + 1), "steps are numbered from 1"
+    elif steps is None:
+        steps = np.array([in_name]), "the step is the number in the name of the file"
+    layers = (np.array(by_layer), "") if by_layer else _numbers(arrays, "layers", n_layers, where)
+    if layers is None and n_layers == 1 and layer is not None:
+        layers = np.array([layer]), f"layer {layer}, by the name of the file"
+    elif layers is None:
+        layers = np.arange(n_layers), "layers are numbered from 0"
     head = first.head()
     head = as_float32(head) if head.dtype.kind == "V" else head
     _refuse_scores(head, values, where)
@@ -253,7 +251,7 @@ def array_reading(
         for part in cube.rows(max(1, BATCH_CELLS // (n_layers * experts))):
             part = part.astype(np.int8) if part.dtype == bool else part
             counts = values.counts(part, key, start, where)
-            yield dense_cells(steps[start : start + len(part)], layers, counts)
+            yield dense_cells(steps[0][start : start + len(part)], layers[0], counts)
             start += len(part)
 
     rank, size = (int(arrays[name].whole()) if name in arrays and not arrays[name].shape else 1 for name in PART)
@@ -261,10 +259,10 @@ def array_reading(
         cells,
         part=f"{PART[0]} is {rank} of {PART[1]} {size}: a part of the experts" if size > 1 else "",
         rows=math.prod(cube.shape),
-        assumptions=tuple(text for text in (*assumed, *texts, of_steps, of_layers) if text),
+        assumptions=tuple(text for text in (*assumed, *texts, steps[1], layers[1]) if text),
         where=where,
         collector=values.collector,
-        steps_are_implicit=named_steps is None and not by_name,
+        steps_are_implicit=implicit,
         # With experts in another place, its last axis is none of choices.
         doubt=doubt_of(head, by_token=True) if axes is None or axes.replace(" ", "").endswith("experts") else "",
     )
@@ -308,14 +306,11 @@ def _refuse_scores(head: NDArray[Any], values: Values, where: str) -> None:
         raise TraceError(where, problem, f"{way_out}; for shares give --tokens-per-step N")
 
 
-def _numbers(
-    arrays: Mapping[str, Array], ours: str, names: Sequence[str], n: int, where: str
-) -> tuple[NDArray[np.int64], str] | None:
-    """The *n* numbers in the array that we call *ours*, or in one of these *names*, and which one that is."""
+def _numbers(arrays: Mapping[str, Array], ours: str, n: int, where: str) -> tuple[NDArray[np.int64], str] | None:
+    """The *n* numbers in the array that we call *ours*, or by another name of `NUMBERS`, and which one that is."""
     shapes = ((n,), ()) if n == 1 else ((n,),)
     simple = {name: simple_name(name).removesuffix("s") for name, array in arrays.items() if array.shape in shapes}
-    fit = (name for name in simple if simple[name] in names)
-    key = ours if ours in arrays else next(fit, None)
+    key = ours if ours in arrays else next((name for name in simple if simple[name] in NUMBERS[ours]), None)
     if key is None:
         return None
     found = np.atleast_1d(arrays[key].whole())
