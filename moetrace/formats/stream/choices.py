@@ -38,7 +38,7 @@ class Choices(NamedTuple):
     layer: NDArray[np.int64]
     expert: NDArray[np.int64]
 
-    def part(self, rows: NDArray[np.bool_] | NDArray[np.intp] | slice) -> Choices:
+    def part(self, rows: NDArray[np.bool_] | NDArray[np.intp]) -> Choices:
         """These *rows* of it."""
         return Choices(None if self.step is None else self.step[rows], self.layer[rows], self.expert[rows])
 
@@ -196,7 +196,7 @@ def choices_reading(
 
     def cells() -> Iterator[Cells]:
         kept = (piece.part((piece.expert >= 0).any(axis=1) & np.isin(piece.layer, layers)) for piece in chosen())
-        return counted(with_steps(kept, tokens or 1), np.array(layers, np.int64), n)
+        return counted(kept, tokens or 1, np.array(layers, np.int64), n)
 
     return Reading(
         cells,
@@ -208,39 +208,32 @@ def choices_reading(
     )
 
 
-def with_steps(pieces: Iterable[Choices], tokens: int) -> Iterator[Choices]:
-    """The choices with their steps; where none are named, every so many *tokens* of each layer are one, from 1 on."""
-    done: Counter[int] = Counter()
-    for piece in pieces:
-        if piece.step is not None:
-            yield piece
-            continue
-        places = np.empty(len(piece.layer), np.int64)
-        for number in np.unique(piece.layer).tolist():
-            rows = np.flatnonzero(piece.layer == number)
-            places[rows] = done[number] + np.arange(len(rows))
-            done[number] += len(rows)
-        step = places // tokens + 1
-        yield piece._replace(step=step).part(np.argsort(step, kind="stable"))
+def counted(pieces: Iterable[Choices], tokens: int, layers: NDArray[np.int64], experts: int) -> Iterator[Cells]:
+    """The counts of each step over *layers* of so many *experts*; a step ends where another begins.
 
-
-def counted(pieces: Iterable[Choices], layers: NDArray[np.int64], experts: int) -> Iterator[Cells]:
-    """The counts of each step over *layers* of so many *experts*; a step ends where another begins."""
+    Where none are named, every so many *tokens* of each layer are one, from 1 on.
+    """
     size = len(layers) * experts
     most = max(1, BLOCK_CELLS // size)  # steps counted at a time
+    done: Counter[int] = Counter()
     held: tuple[int, NDArray[np.int64]] | None = None
     for whole in pieces:
-        assert whole.step is not None
-        borders = [*starts_of(whole.step)[::most].tolist(), len(whole.step)] if len(whole.step) else []
-        for a, b in pairwise(borders):
-            piece = whole.part(slice(a, b))
-            assert piece.step is not None
-            starts = starts_of(piece.step)
-            steps = piece.step[starts]  # (steps,), as often as one begins
-            row = np.repeat(np.arange(len(steps)), np.diff(starts, append=len(piece.step)))
-            first = (row * len(layers) + np.searchsorted(layers, piece.layer)) * experts
-            chosen = piece.expert >= 0  # -1 stands for no choice: padding, or a token that was dropped
-            counts = np.bincount((first[:, None] + piece.expert)[chosen], minlength=len(steps) * size)
+        step = whole.step
+        if step is None:
+            step = np.empty(len(whole.layer), np.int64)
+            for number in np.unique(whole.layer).tolist():
+                rows = np.flatnonzero(whole.layer == number)
+                step[rows] = (done[number] + np.arange(len(rows))) // tokens + 1
+                done[number] += len(rows)
+            order = np.argsort(step, kind="stable")
+            step, whole = step[order], whole.part(order)
+        for a, b in pairwise([*starts_of(step)[::most].tolist(), len(step)] if len(step) else []):
+            starts = starts_of(step[a:b])
+            steps = step[a:b][starts]  # (steps,), as often as one begins
+            row = np.repeat(np.arange(len(steps)), np.diff(starts, append=b - a))
+            first = (row * len(layers) + np.searchsorted(layers, whole.layer[a:b])) * experts
+            chosen = whole.expert[a:b] >= 0  # -1 stands for no choice: padding, or a token that was dropped
+            counts = np.bincount((first[:, None] + whole.expert[a:b])[chosen], minlength=len(steps) * size)
             counts = counts.reshape(len(steps), len(layers), experts).astype(np.int64)
             if held is not None and held[0] == steps[0]:
                 counts[0] += held[1]
