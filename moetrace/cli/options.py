@@ -392,7 +392,7 @@ class Protocol:
         int | None,
         typer.Option(
             min=1,
-            help="Steps between cutoffs  [default: 1,000, or more to stay within 50 cutoffs]",
+            help="The next cutoffs are multiples of this  [default: 1,000, or more to stay within 50 cutoffs]",
             rich_help_panel=PROTOCOL,
         ),
     ] = None

@@ -46,36 +46,37 @@ class Kind:
 
 
 KINDS: dict[str, Kind] = {
-    "restart": Kind(NOTE, "nothing to do: the steps recorded last are the ones that count"),
+    "restart": Kind(NOTE, "nothing to do: of repeated steps, the last are used"),
     "repeated": Kind(
-        ERROR, "replicas in one file have to be added up (--merge sum on one file each); accept a run that starts again"
+        ERROR, "for several replicas in one log, write one file each and use --merge sum; accept a run started again"
     ),
-    "gap": Kind(WARNING, "windows and horizons count steps, so those across a gap hold fewer rows"),
+    "gap": Kind(WARNING, "windows and horizons are counted in steps: those across a gap have fewer rows"),
     "part": Kind(
-        ERROR, "put all ranks together: --merge experts where each has its own alone, --merge sum where others are 0"
+        ERROR,
+        "combine all ranks: --merge experts if each logs only its own experts, --merge sum if it logs 0 for the others",
     ),
-    "empty": Kind(ERROR, "log no idle steps, accept it to leave them out here, or add passes up with --bin"),
-    "incomplete": Kind(ERROR, "log every layer in every step, or accept it to leave such steps out"),
-    "unfinished": Kind(WARNING, "nothing to do where a run was killed; else look for what is missing"),
-    "cut": Kind(NOTE, "nothing to do where a run was killed; else copy the file again"),
-    "idle": Kind(NOTE, "nothing to do where a data-parallel rank had no requests; else look for what is missing"),
-    "reset": Kind(NOTE, "nothing to do: counters begin at 0 again after a reset"),
+    "empty": Kind(ERROR, "do not log idle steps, sum passes with --bin, or accept it: then such steps are left out"),
+    "incomplete": Kind(ERROR, "log every layer in every step, or accept it: then such steps are left out"),
+    "unfinished": Kind(WARNING, "nothing to do if the run was killed; otherwise look for the missing part"),
+    "cut": Kind(NOTE, "nothing to do if the run was killed; otherwise copy the file again"),
+    "idle": Kind(NOTE, "nothing to do if a data-parallel rank had no requests; otherwise look for the missing part"),
+    "reset": Kind(NOTE, "nothing to do: after a reset, counters start at 0 again"),
     "wrapped": Kind(WARNING, "record with an unlimited buffer, or dump before it is full"),
     "padded": Kind(NOTE, "nothing to do: the unused end of the buffer is left out"),
     "smoothed": Kind(ERROR, "log the counts of single steps, not averages or sums over overlapping windows"),
-    "cumulative": Kind(ERROR, "take what counters grew by with --difference, or log what a step adds"),
-    "physical": Kind(ERROR, "add up the replicas of each expert by the physical-to-logical map"),
-    "rounded": Kind(WARNING, "count in 32-bit integers: half-precision numbers do not hold every whole number"),
-    "repeated-choice": Kind(ERROR, "leave rows of padding out with --ignore and their number; hash routing may repeat"),
-    "one-expert": Kind(WARNING, "a dense layer, or padding: leave it out with --layers"),
-    "every-token": Kind(WARNING, "a fused shared expert is not routed to: leave it out with --ignore and its number"),
+    "cumulative": Kind(ERROR, "use --difference, or log the increase in each step"),
+    "physical": Kind(ERROR, "sum the replicas of each expert, using the physical-to-logical map"),
+    "rounded": Kind(WARNING, "count in 32-bit integers: half-precision floats cannot represent every integer"),
+    "repeated-choice": Kind(ERROR, "leave out padding with --ignore N; accept it for hash routing, which may repeat"),
+    "one-expert": Kind(WARNING, "probably a dense layer or padding: leave it out with --layers"),
+    "every-token": Kind(WARNING, "probably a fused shared expert, not routed to: leave it out with --ignore N"),
     "float32": Kind(WARNING, "count in 64-bit integers, and reset the counter in every step"),
-    "tokens-differ": Kind(ERROR, "check the tokens and top-k that were given, dropped tokens, and missing ranks"),
-    "doubled": Kind(WARNING, "count in the first forward pass only, not in its recomputation; shares are not affected"),
-    "multiplied": Kind(WARNING, "count on one replica, or add up before the reduction; shares are not affected"),
-    "batch-change": Kind(WARNING, "choose the steps of one batch size with --steps, or compare shares only"),
-    "tokens-vary": Kind(NOTE, "shares are weighted by tokens; check the batch size, dropped tokens or a missing rank"),
-    "dead": Kind(WARNING, "the router ignores them: look at the balancing loss, or drop them from the placement"),
+    "tokens-differ": Kind(ERROR, "check --tokens and --top-k, and look for dropped tokens and missing ranks"),
+    "doubled": Kind(WARNING, "count only the first forward pass, not its recomputation; shares are not affected"),
+    "multiplied": Kind(WARNING, "count on one replica only, or before the all-reduce; shares are not affected"),
+    "batch-change": Kind(WARNING, "select the steps of one batch size with --steps, or compare shares only"),
+    "tokens-vary": Kind(NOTE, "shares are weighted by tokens; if totals should not vary, look for dropped tokens"),
+    "dead": Kind(WARNING, "the router does not choose them: check the balancing loss, or leave them out of plans"),
     "collapse": Kind(
         ERROR,
         "the router has collapsed: go back to a checkpoint before it, with a larger balancing loss or bias rate, "
@@ -84,7 +85,7 @@ KINDS: dict[str, Kind] = {
     "imbalance": Kind(
         WARNING, "in training, raise the weight of the balancing loss; in serving, see what `moetrace place` saves"
     ),
-    "drift": Kind(WARNING, "the load still moves: plan for short horizons, and plan again often"),
+    "drift": Kind(WARNING, "the load still changes: plan for short horizons, and replan often"),
 }  # fmt: skip
 
 

@@ -96,6 +96,12 @@ def sglang(value):
     return {"meta_info": {**meta, "routed_experts": base64.b64encode(value.astype(np.int32).tobytes()).decode()}}
 
 
+def request(*passes):
+    """A request as MoE_expert_selection_trace has it: layers 1, 3 and 5 of six are MoE layers."""
+    layers = [{str(2 * j + 1): rows[:, j].tolist() for j in range(3)} for rows in passes]
+    return [{**dict.fromkeys(("0", "2", "4")), **own} for own in layers]
+
+
 def text(path, lines):
     path.write_text("\n".join(lines) + "\n")
     return path
@@ -230,6 +236,14 @@ CASES: dict[str, Any] = {
         (["--tokens", 480, "--top-k", 4], "row 2880: is the header again")]),
     "idle experts that were not": (lambda p: csv(p / "x.csv", long()[long()["expert"] < 12]), [
         (["--idle-experts", "--experts", 16, "--tokens-per-step", 4096, "--accept", "tokens-differ"], "were not idle")]),
+    "a request": (lambda p: document(p / "0.json", request(*HALVES)), [
+        ([], EACH), (["--phase", "prefill"], EACH[:1]), (["--phase", "decode"], EACH[1:])]),
+    "a request without a number": (lambda p: document(p / "0.json", [*request(*HALVES), {"layer": [[1, 2]]}]), [
+        ([], "pass 3: is no object with layers")]),
+    "a request of other k": (lambda p: document(p / "0.json", [*request(*HALVES), {"1": [[1, 2], [3]]}]), [
+        ([], "pass 3, layer 1: holds no choices (tokens, k)")]),
+    "a phase of none": (lambda p: npy(p / "routed_experts.npy", CHOICES), [
+        (["--phase", "decode", "--tokens", 480], "--phase")]),
     "answers, nested": (lambda p: jsonl(p / "x.jsonl", [{"meta": {"routed_experts": half.tolist()}} for half in HALVES]), [([], EACH)]),
     "answers of vLLM": (lambda p: jsonl(p / "x.jsonl", [{"choices": [{"routed_experts": per_token(half)}]} for half in HALVES]), [([], EACH)]),
     "answers of SGLang": (lambda p: jsonl(p / "x.jsonl", map(sglang, HALVES)), [([], "--top-k K"), (["--top-k", 4], EACH)]),
@@ -280,6 +294,22 @@ def test_scrapes_of_a_folder_follow_each_other(moetrace, tmp_path):
     done = moetrace("ingest", folder, "--merge", "steps", "--difference", "--json")
 
     assert np.array_equal(COUNTS, open_trace(done.json["traces"][0]["path"]).counts)
+
+
+def test_requests_follow_each_other(moetrace, tmp_path):
+    """A file each, in the order of their numbers; or side by side, as a batch."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for number in range(11):
+        document(folder / f"{number}.json", request(*HALVES if number != 10 else HALVES[::-1]))
+
+    done = moetrace("ingest", folder, "--merge", "steps", "--json")
+    batch = moetrace("ingest", folder, "--merge", "sum", "--name", "batch", "--json")
+
+    found = open_trace(done.json["traces"][0]["path"])
+    assert np.array_equal(np.concatenate([*[EACH] * 10, EACH[::-1]]), found.counts)
+    assert [1, 3, 5] == list(found.layers)
+    assert np.array_equal(10 * EACH + EACH[::-1], open_trace(batch.json["traces"][0]["path"]).counts)
 
 
 def test_ranks_with_zeros_for_others_are_added_up(moetrace, tmp_path):

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -39,6 +39,8 @@ BATCH_NAMES = (*tables.STEP_NAMES, "batchid", "batch", "forwardpassid")
 TOKEN_NAMES = ("token", "tok", "tokenid", "tokenidx", "tokenindex", "tokenpos", "tokenposition", "position")
 # Where answers of servers have the experts of their tokens.
 ANSWER_KEY = "routed_experts"
+# How a request begins: a list of passes, each an object with the choices of layers by number.
+REQUEST = re.compile(r'\s*\[\s*\{\s*(?:"\d+"\s*:\s*null\s*,\s*)*"\d+"\s*:\s*\[\s*\[')
 # Columns of the first, second, ... choice.
 SIDE_BY_SIDE = re.compile(r"(?:topk|top|choice|expert|expertid)_?(\d{1,3})", re.IGNORECASE)
 # Rows, and choices, that are counted at a time.
@@ -50,15 +52,17 @@ MOST_CHOICES, BATCH_CHOICES = 1 << 20, 1 << 18
 class RoutingFormat(Format):
     """Chosen experts per token: Parquet, CSV or JSON lines with topk_ids, indices, ..., or a row for each token and
     expert; arrays (tokens, layers, k) named so or with --from routing, (tokens, layers) with --top-k 1; answers of
-    servers with routed_experts; folders iter_<N>/layer_<N>.parquet; --tokens N where there is no step.
+    servers with routed_experts; JSON of a request, a list of passes; folders iter_<N>/layer_<N>.parquet; --tokens N
+    where there is no step.
 
     *tokens* of a layer are a step where the log names none; *experts* is how many a layer has, *top_k* how many a
     token chooses, *ignore* a number that is not a routed expert, *key* where the choices are in a document,
-    *where* takes rows with one value in a column alone.
+    *where* takes rows with one value in a column alone, *phase* the first pass of a request or the others.
     """
 
     tokens: int | None = None
     experts: int | None = None
+    phase: str | None = None
     top_k: int | None = None
     ignore: int | None = None
     key: str | None = None
@@ -78,7 +82,7 @@ class RoutingFormat(Format):
                     return doubt_of(arrays["counts"].head(), by_token=True) == "choices"
                 named = any(map(_names_choices, arrays)) and not {*arrays} & {*COUNTS_KEYS}
                 return named or path.suffix.lower() == ".npy"
-            return _is_answers(path) or choice_columns(*_columns_of(path)) is not None
+            return _is_answers(path) or _is_request(path) or choice_columns(*_columns_of(path)) is not None
         except Exception:  # noqa: BLE001 - whatever cannot be read is no log of choices
             return False
 
@@ -86,6 +90,13 @@ class RoutingFormat(Format):
         """Count the choices into the steps that the log names, or into steps of so many tokens."""
         where = str(path)
         asked: dict[str, Any] = {"experts": self.experts, "ignore": self.ignore}
+        if not path.is_dir() and _is_request(path):
+            assumption = "each object is a forward pass, and a step; keys are layers, of which null are no MoE layers"
+            passes = partial(_passes, path, self.phase)
+            reading = choices_reading(passes, where, (assumption,), top_k=self.top_k, **asked)
+            return replace(reading, steps_are_implicit=True)
+        if self.phase is not None:
+            raise SettingError(f"{path.name} does not tell phases apart, and has no use for --phase")
         if path.is_dir():
             files = [Table.of(file, step, layer) for step, layer, file in _layer_files(path)]
             if not files:
@@ -204,6 +215,34 @@ def _answers(path: Path, key: str | None, top_k: int | None) -> Iterator[Choices
             _, layers, k = array.shape
             rows = array.astype(np.int64).reshape(-1, k)
             yield Choices(np.full(len(rows), line), np.tile(np.arange(layers), len(array)), rows)
+
+
+def _is_request(path: Path) -> bool:
+    """Whether a document is one request of MoE_expert_selection_trace, published with arXiv 2510.05497."""
+    return text.ends_with(path, ".json") and bool(REQUEST.match(text.head_of(path)))
+
+
+def _passes(path: Path, phase: str | None) -> Iterator[Choices]:
+    """The choices of a request: objects with the choices (tokens, k) of each layer, the first of its prefill."""
+    found: list[Choices] = []
+    passes = text.document(path)
+    kept = passes[:1] if phase == "prefill" else passes[1:] if phase == "decode" else passes
+    for step, layers in enumerate(kept, 1):
+        where = f"{path}, pass {step + (phase == 'decode')}"
+        if not isinstance(layers, dict) or not all(map(str.isdecimal, layers)):
+            raise TraceError(where, "is no object with layers", "give each layer by its number")
+        for layer, tokens in layers.items():
+            if tokens is None:
+                continue
+            with library_errors(
+                f"{where}, layer {layer}", "holds no choices (tokens, k)", "write them as nested lists"
+            ):
+                rows = np.asarray(tokens)
+                if rows.ndim != 2 or rows.dtype.kind not in "iu":
+                    raise ValueError(f"an array {rows.dtype} of shape {rows.shape}")
+            found.append(Choices(np.full(len(rows), step), np.full(len(rows), int(layer)), rows.astype(np.int64)))
+    with library_errors(str(path), "holds tokens with unlike numbers of experts", "give k for each"):
+        yield Choices(*map(np.concatenate, zip(*found)))
 
 
 def _answer_in(value: Any) -> Any:

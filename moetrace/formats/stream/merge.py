@@ -119,7 +119,7 @@ def merged(sources: Sequence[Source], paths: Sequence[Location], how: Merge) -> 
     files of one layer are added up and layers put side by side. Raises `TraceError` naming missing or duplicate ranks.
     """
     where = f"{paths[0]} and {len(paths) - 1} more"
-    assumptions = (f"{len(paths)} files merged by {how}: {', '.join(path.name for path in paths)}",)
+    assumptions = (f"{len(paths)} files merged by {how}: {shown([path.name for path in paths])}",)
     if how == "sum" and any(reading.part for source in sources for reading in readings_of(source)):
         raise TraceError(where, "are of ranks with other experts each, which are not added up", "use --merge experts")
     if how == "steps":
