@@ -25,10 +25,16 @@ from mutmut.stats import status_by_exit_code
 FLOOR = 0.85
 FOLDER = Path("mutants")  # mutmut's own
 PACKAGES = sorted(path.parent.name for path in Path("moetrace").glob("*/__init__.py"))
-# The name for the modules that are in no package, and their tests in no folder.
+# The name for the modules that are in no package; what they do is seen where they are used.
 ROOT = "moetrace"
 TESTS = {
-    ROOT: [f"tests/test_{name}.py" for name in ("settings", "synthetic", "trace")],
+    ROOT: [
+        *(f"tests/test_{name}.py" for name in ("settings", "synthetic", "trace")),
+        "tests/workspace",
+        "tests/analysis",
+        "tests/forecasting/test_plugins.py",
+    ],
+    "placement": ["tests/placement", "tests/with_torch/test_measure.py"],
     "record": ["tests/record", "tests/with_torch"],
     "workspace": ["tests/workspace", "tests/cli"],  # what a command does is seen at its output
 }

@@ -1,12 +1,16 @@
 """The trace: what it refuses, and how it is cut."""
 
+import hashlib
 import pickle
 from dataclasses import replace
+from importlib.metadata import version
 
 import numpy as np
 import pytest
 
-from moetrace import LoadTrace, SettingError, TraceError
+import moetrace
+from moetrace import LoadTrace, SettingError, TraceError, TraceInfo
+from moetrace.errors import shown
 from moetrace.trace import stride_of
 
 
@@ -35,6 +39,9 @@ def test_mean_shares_weigh_steps_by_their_tokens():
         (np.zeros((0, 1, 2)), "shape"),
         ([[1, 2]], "shape"),
         ([[["a", "b"]]], "not numbers"),
+        ([[[1, 2]], [[1, -1]]], "bad, column counts, row 1: -1 is negative"),
+        (np.array([[[2**63, 1]]], np.uint64), f"row 0: {2**63} is beyond 64 bits"),
+        ([[[1, 2]], [[2**62, 2**62]]], "bad, step 2, layer 0: the counts up to here add up to"),
     ],
 )
 def test_what_is_no_trace_is_refused(counts, said):
@@ -59,6 +66,39 @@ def test_windows_count_steps_not_rows():
     assert load.last(50).steps.tolist() == [950, 960, 970, 980, 990]
     assert load.after(500, 20).steps.tolist() == [510, 520]
     assert load.until(505).steps[-1] == 500
+
+
+def test_a_window_of_few_rows_is_all_of_them():
+    """However far apart they are."""
+    load = LoadTrace.from_counts(np.ones((3, 1, 2)), steps=[0, 1000, 2000]).layer(0)
+
+    assert [0, 1000, 2000] == load.last(50).steps.tolist()
+    assert [2000] == load.last(1).steps.tolist()
+
+
+def test_a_layer_is_read_by_its_number():
+    """It knows it, and the number of its first expert; what is too large is named with step and layer."""
+    counts = {3: np.array([[1, 2], [3, 4]]), 5: np.array([[5, 6], [2**62, 2**62]])}
+    trace = LoadTrace(TraceInfo("t", first_expert=1), np.array([10, 20]), (3, 5), 2, counts.__getitem__)
+
+    load = trace.layer(3)
+
+    assert ("t", 3, [1, 2]) == (load.trace, load.layer, list(load.expert_numbers))
+    assert [[1, 2], [3, 4]] == load.counts.tolist()
+    assert hashlib.sha256(counts[5].astype("<i8").tobytes()).hexdigest() == trace.digest(5)
+    with pytest.raises(TraceError, match=r"t, step 20, layer 5: the counts up to here"):
+        trace.layer(5)
+
+
+def test_of_many_things_the_first_are_shown():
+    """And how many there are, where that is not all."""
+    assert ("a, b", "a, b, ... (3)") == (shown("ab", 2), shown("abc", 2))
+
+
+def test_the_version_is_that_of_the_installed_package():
+    """Every other name is one of the public ones."""
+    assert version("moetrace") == moetrace.__version__
+    assert moetrace.LoadTrace is LoadTrace
 
 
 def test_select_keeps_layers_and_steps(small):

@@ -76,6 +76,17 @@ def test_groups_that_are_busy_in_the_same_steps_are_put_on_other_nodes():
     assert [[0, 1, 6, 7], [2, 3, 4, 5]] == sorted(homes.tolist())
 
 
+def test_a_plan_on_nodes_with_more_slots_is_made_from_scratch():
+    """Its GPUs are renamed, so that few experts move."""
+    load, few, more = StepLoad.of(step_counts(8)), Planning(4, nodes=2, groups=4), Planning(4, 4, nodes=2, groups=4)
+    before = few.place(load, few.default(8))
+
+    found = more.replan(before, load)
+
+    assert 12 == found.held.sum()
+    assert np.array_equal(more.place(load, before).held, found.held)
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(4, 2), (6, 3), (8, 4)]))
 @pytest.mark.slow

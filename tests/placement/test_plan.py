@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor, state_at
 from moetrace.placement import packing, planner
+from moetrace.placement.dispatch import Dispatch
 from moetrace.placement.plan import Plan, default_plan, evenness, place, replan, slots_of
 from moetrace.placement.planning import Planning
-from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, simulate
+from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
+from moetrace.placement.step_peak import StepLoad
 from moetrace.synthetic import settling, synthetic_trace
 
 
@@ -214,6 +216,26 @@ def test_a_plan_is_kept_unless_a_new_one_gains_enough():
     assert 9 == replan(before, hot, redundant=3, least_gain=9.0).held.sum()
 
 
+def test_a_changed_plan_is_as_good_as_one_from_scratch():
+    """To the tolerance: where few changes do not lead there, the one from scratch is taken."""
+    rng, before = np.random.default_rng(0), default_plan(12, 4)
+    for _ in range(60):
+        share = rng.dirichlet(np.full(12, 0.7))
+        found, fresh = replan(before, share, tolerance=0.01), place(share, 4)
+        assert found.peak_over_mean(share) <= fresh.peak_over_mean(share) + 0.01
+
+
+def test_a_plan_with_other_slots_is_made_for_the_dispatch():
+    """From scratch, its GPUs renamed so that few experts move."""
+    rng, before, best_split = np.random.default_rng(0), default_plan(12, 4), Dispatch("lp")
+    load = StepLoad.of(rng.integers(1, 100, (50, 12)) * rng.integers(1, 9, 12))
+
+    found = replan(before, load, 4, dispatch=best_split)
+
+    assert np.array_equal(place(load, 4, 4, best_split).aligned(before).held, found.held)
+    assert not np.array_equal(place(load, 4, 4).aligned(before).held, found.held)
+
+
 @pytest.mark.parametrize(
     ("experts", "gpus", "redundant", "said"),
     [
@@ -390,6 +412,17 @@ def test_gpus_that_do_not_fit_are_one_line(moetrace, settled, tmp_path):
 
     assert (2, 1) == (done.code, done.err.count("\n"))
     assert "8 experts and 0 replicas do not fill 3 GPUs evenly" in done.err
+
+
+def test_plans_of_nothing_are_an_empty_frame(small):
+    """With the columns of one."""
+    means = pd.DataFrame({"trace": ["other"], "predictor": ["window_mean"], "layer": [3], "share": [1.0]})
+    found = plans_frame(small, means, "window_mean", Planning(2))
+
+    assert ([], ["trace", "layer", "predictor", "gpu", "experts", "expected"]) == (
+        found.to_dict("records"),
+        list(found),
+    )
 
 
 def test_in_order_keeps_neighbours_together():

@@ -488,6 +488,16 @@ def test_how_long_a_plan_holds_is_told_beside_another_policy():
 
 
 @pytest.mark.slow
+def test_policies_are_scored_after_the_first_steps_of_what_is_replayed(monkeypatch):
+    """Of a longer trace only the last logged steps are scored; steps are counted by their numbers."""
+    monkeypatch.setattr(room, "MOST_REPLAYED", 100)
+    whole = LoadTrace.from_counts(np.ones((100, 1, 2), int), steps=10 * np.arange(1, 101))
+    longer = LoadTrace.from_counts(np.ones((101, 1, 2), int), steps=10 * np.arange(1, 102))
+
+    assert [9, 209] == [room.replayed_from(whole, first) for first in (0, 200)]
+    assert [10, 209] == [room.replayed_from(longer, first) for first in (0, 200)]
+
+
 def test_of_a_long_trace_the_end_is_replayed(replay, monkeypatch):
     """As from that step on, and it is said; of a shorter one all."""
     trace, _ = replay
