@@ -19,7 +19,7 @@ from moetrace.formats.errors import WRITE_AGAIN, library_errors
 from moetrace.formats.location import check_ranks, rank_files
 from moetrace.formats.stream.cells import Cells, Format, Merged, Reading, Source
 from moetrace.formats.stream.choices import Census, Choices, choices_reading, side_by_side
-from moetrace.formats.stream.columns import Rows
+from moetrace.formats.stream.columns import Rows, flattened
 from moetrace.formats.stream.merge import by_layers
 from moetrace.formats.stream.text import BLOCK_BYTES, cut_findings, head_of, json_batches
 
@@ -101,13 +101,9 @@ def _cells(path: Path, shift: int = 0) -> Iterator[Cells]:
             continue
         rows = Rows(batch, row, str(path))
         step, layer = rows.numbers("iter"), rows.numbers("layer")
-        lists, at = batch.column("tpe"), f"{path}, after row {row}"
-        passes = lists.value_lengths().to_numpy(zero_copy_only=False)
-        inner = lists.flatten()
-        sizes = inner.value_lengths().to_numpy(zero_copy_only=False)
-        values = inner.flatten().to_numpy(zero_copy_only=False)
-        nulls = lists.null_count or inner.null_count
-        if nulls or not len(sizes) or (passes == 0).any() or (sizes != sizes[0]).any():
+        (flat, (passes, sizes), _), at = flattened(batch.column("tpe")), f"{path}, after row {row}"
+        values = flat.to_numpy(zero_copy_only=False)
+        if not passes.all() or not sizes.all() or (sizes != sizes[0]).any():
             raise TraceError(at, "has micro-batches of unlike length", "is it a rank file of Megatron-LM?")
         if values.dtype.kind != "i" or (values < 0).any():
             raise TraceError(at, "has counts that are negative or not whole", "they are whole numbers of tokens")
@@ -152,11 +148,8 @@ def _choices(path: Path) -> Iterator[Choices]:
     for row, batch in records(path, {"step": pa.int64(), "layer": pa.int64(), "top_indices": lists}):
         rows = Rows(batch, row, str(path))
         step, layer = rows.numbers("step"), rows.numbers("layer")
-        tokens = batch.column("top_indices")
-        inner = tokens.flatten()
-        of_token = np.repeat(np.arange(batch.num_rows), tokens.fill_null([]).value_lengths().to_numpy())
-        sizes = inner.value_lengths().to_numpy(zero_copy_only=False)
-        flat = inner.flatten().to_numpy(zero_copy_only=False)
-        if flat.dtype.kind != "i" or (flat < -1).any() or len(sizes) != len(of_token):
+        values, (tokens, sizes), _ = flattened(batch.column("top_indices"))
+        of_token, flat = np.repeat(np.arange(batch.num_rows), tokens), values.to_numpy(zero_copy_only=False)
+        if flat.dtype.kind != "i" or (flat < -1).any():
             raise TraceError(f"{path}, after row {row}", "has choices that are not experts", "number experts from 0")
         yield Choices(step[of_token], layer[of_token], side_by_side(flat, sizes))

@@ -27,7 +27,17 @@ from moetrace.formats.readers.tensors import is_torch, keys_of
 from moetrace.formats.stream import tables, text
 from moetrace.formats.stream.cells import Format, Reading
 from moetrace.formats.stream.choices import Choices, choices_reading, side_by_side
-from moetrace.formats.stream.columns import OF_LAYER, VALUE_NAMES, Rows, doubt_of, kind_of, pairs_of, simple_name
+from moetrace.formats.stream.columns import (
+    OF_LAYER,
+    VALUE_NAMES,
+    Rows,
+    doubt_of,
+    flattened,
+    kind_of,
+    pairs_of,
+    places,
+    simple_name,
+)  # fmt: skip
 from moetrace.trace import FLOAT64_EXACT
 
 # What people call choices, the batch and the token that they are of.
@@ -379,21 +389,18 @@ class Table:
         if len(self.columns) > 1 or self.one_each:
             chosen = np.stack([rows.numbers(column) for column in self.columns], axis=1)
         else:
-            lists, last = rows.lists(name), of_token
-            levels: list[NDArray[np.int64]] = [of_token]
-            while kind_of(lists.type) == "list":
-                if lists.null_count:
-                    raise TraceError(at, "holds a null", "every token needs its choices")
-                levels.append(np.asarray(lists.value_lengths().to_numpy(zero_copy_only=False)).astype(np.int64))
-                last, of_token, lists = of_token, np.repeat(of_token, levels[-1]), lists.flatten()
-            sizes = levels[-1]
-            if len(levels) > 3 and self.layer_column is None:
-                layers = np.arange(len(sizes)) - np.repeat(np.cumsum(levels[2]) - levels[2], levels[2])
-            of_token, values = last, lists.to_numpy(zero_copy_only=False)
+            flat, (*outer, sizes), nulls = flattened(rows.lists(name))
+            if nulls:
+                raise TraceError(at, "holds a null", "every token needs its choices")
+            for level in outer:
+                of_token = np.repeat(of_token, level)
+            if len(outer) > 1 and self.layer_column is None:
+                layers = places(outer[1])
+            values = flat.to_numpy(zero_copy_only=False)
             if values.dtype.kind == "f" and ((np.abs(values) <= FLOAT64_EXACT) & (values == np.floor(values))).all():
                 values = values.astype(np.int64)
             if values.dtype.kind not in "iu":
-                raise TraceError(at, f"holds {lists.type}", "give a list of expert numbers for each token")
+                raise TraceError(at, f"holds {flat.type}", "give a list of expert numbers for each token")
             if len(sizes) and (sizes != sizes[0]).any():
                 raise TraceError(at, "has tokens with another number of experts", "give k for each")
             chosen = side_by_side(values, sizes)

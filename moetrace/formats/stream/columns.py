@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as types
 from numpy.typing import NDArray
 
@@ -106,6 +107,20 @@ def kind_of(kind: Any) -> str:
     if types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind):
         return "list"
     return "number" if types.is_integer(kind) or types.is_floating(kind) else ""
+
+
+def flattened(lists: Any) -> tuple[Any, list[NDArray[np.int64]], bool]:
+    """The values of nested Arrow *lists*, the sizes of the lists of each level, and whether some are null, of size 0."""
+    levels, nulls = [], False
+    while kind_of(lists.type) == "list":
+        levels.append(pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False).astype(np.int64))
+        lists, nulls = lists.flatten(), nulls or lists.null_count > 0
+    return lists, levels, nulls
+
+
+def places(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place of each value in its list, of lists of *sizes* one after the other."""
+    return np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
 
 
 class Rows(NamedTuple):

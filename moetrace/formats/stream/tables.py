@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
@@ -345,40 +344,27 @@ def _nested(found: Table, value: str) -> Table:
             raise TraceError(found.where, problem, "count them with --from routing --tokens N")
         doubt = Rows(found.first, 0, found.where).doubt(value)
 
-    def flattened(rows: Rows, lists: Any) -> tuple[Any, NDArray[np.int64], NDArray[np.int64]]:
-        """The values one after the other, how many each list holds, and the place of each value in its list."""
-        rows.refuse_nulls(value, lists)
-        flat = lists.flatten()
-        sizes = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
-        if (sizes == 0).any():
-            at = rows.place(value, int(np.argmax(sizes == 0)))
-            raise TraceError(at, "is an empty list", "log a count for each expert")
-        if flat.null_count:
-            null = flat.is_null().to_numpy(zero_copy_only=False).argmax()
-            at = rows.place(value, int(np.searchsorted(np.cumsum(sizes), null, "right")))
-            raise TraceError(at, "holds a null", "counts are whole numbers")
-        return flat, sizes, np.arange(len(flat)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-
     def cells(rows: Rows) -> Cells:
         lists, steps, layers = rows.lists(value), found.steps(rows), found.layers(rows)
-        row_of = np.arange(len(lists))
-        flat, sizes, place = flattened(rows, lists)
-        if kind_of(flat.type) == "list":  # layers by experts
-            if found.layer is not None:
-                raise TraceError(rows.place(value), "holds lists of lists and a layer", "log one list a layer")
-            row_of = np.repeat(row_of, sizes)
-            steps, layers = steps[row_of], place
-            flat, sizes, place = flattened(rows, flat)
-        of_list = np.repeat(np.arange(len(sizes)), sizes)
+        flat, levels, _ = columns.flattened(lists)
+        of_row = np.arange(len(lists))  # the row of each list, and at last of each value
+        for sizes in levels:
+            for i in np.flatnonzero(sizes == 0)[:1]:
+                raise TraceError(rows.place(value, of_row[i]), "is an empty list", "log a count for each expert")
+            of_row = np.repeat(of_row, sizes)
+        for i in np.flatnonzero(flat.is_null()) if flat.null_count else ():
+            raise TraceError(rows.place(value, of_row[i]), "holds a null", "counts are whole numbers")
+        if len(levels) > 1 and found.layer is not None:
+            raise TraceError(rows.place(value), "holds lists of lists and a layer", "log one list a layer")
+        layers = np.repeat(columns.places(levels[0]), levels[1]) if len(levels) > 1 else layers[of_row]
         numbers = flat.to_numpy(zero_copy_only=False)
         try:
             counts = found.values.counts(numbers, value, rows.first, rows.where, found.kind)
         except TraceError:
             for i in range(len(lists)):  # once more row by row, only to name the first bad one
-                one = numbers[row_of[of_list] == i][None]
-                found.values.counts(one, value, rows.first + i, rows.where, found.kind)
+                found.values.counts(numbers[of_row == i][None], value, rows.first + i, rows.where, found.kind)
             raise
-        return Cells(steps[of_list], layers[of_list], place, counts)
+        return Cells(steps[of_row], layers, columns.places(levels[-1]), counts)
 
     text = "lists of lists are layers of experts, numbered from 0" if of_layers else ""
     return replace(found, cells=cells, read=[value], text=text, of_layers=of_layers, doubt=doubt)
