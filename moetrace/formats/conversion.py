@@ -58,24 +58,19 @@ def convert(
     `SettingError` for a setting that the format has not.
     """
     paths = [source] if isinstance(source, Location) else list(source)
-    settings = options.as_settings(format)
-    versions = {package: version(package) for package in ("moetrace", "pyarrow", "numpy")}
+    known: dict[str, Any] = {"name": name, "source": source_label(paths), "settings": options.as_settings(format)}
     with fingerprinting(paths) as mark:
-
-        def known() -> dict[str, Any]:
-            return {"name": name, "source": source_label(paths), "settings": settings, "fingerprint": mark.result()}
-
         if format is None and _is_already_canonical(paths, options):
             trace = open_trace(str(paths[0]))
+            info = replace(trace.info, **known, fingerprint=mark.result())
             chosen = trace.select(options.layers or None, options.first, options.last)
-            save_trace(replace(chosen, info=replace(trace.info, **known())), destination)
+            save_trace(replace(chosen, info=info), destination)
             return open_trace(destination).info
         dump = _opened(paths, options, format)
+        known["versions"] = {package: version(package) for package in ("moetrace", "pyarrow", "numpy")}
 
         def written(grid: Grid, blocks: Iterator[Block], about: About) -> TraceInfo:
-            def info(steps: Steps) -> TraceInfo:
-                return TraceInfo(versions=versions, **known(), **about(steps))
-
+            info = lambda steps: TraceInfo(**known, fingerprint=mark.result(), **about(steps))  # noqa: E731
             return canonical.write_blocks(at, grid.layers, blocks, info, wide=wide)
 
         with replacing(destination) as at:
@@ -178,28 +173,23 @@ def _opened(paths: Sequence[Location], options: ReadOptions, format: str | None)
         with readable(str(path)):
             reader = reader_of(path, options, format)
             source = source_of(reader, path)
-            if not (format or "").partition(":")[0]:
-                _ask(source, reader.name, options)
+            forced, known = (format or "").partition(":")[0], f"or say --from {reader.name} if "
+            for reading in () if forced else readings_of(source):  # numbers that need not be counts are a question
+                if reading.counters and not options.difference:
+                    way_out = "take what they grew by with --difference, from file to file with --merge steps as well"
+                    raise TraceError(reading.where, "holds counters", way_out)
+                if reading.doubt == "choices":
+                    problem = "holds numbers that may be experts that were chosen, as their sums vary too much for "
+                    way_out = f"count them with --from routing, and --tokens N where no step is named, {known}they are "
+                    raise TraceError(reading.where, f"{problem}counts", f"{way_out}counts")
+                if reading.doubt == "map" and options.bin is None:
+                    problem = "holds zeros and ones, as many ones in every row, as a map of the experts of each token "
+                    way_out = f"add N tokens up into a step with --bin N, {known}each row is a step"
+                    raise TraceError(reading.where, f"{problem}does", way_out)
         sources.append(source if source.where else replace(source, where=str(path)))
         names.append(reader.name)
     together = merge.merged(sources, paths, options.merge) if options.merge and len(paths) > 1 else sources[0]
     return Dump.of(together, ", ".join(dict.fromkeys(names)), options)
-
-
-def _ask(source: Source, format: str, options: ReadOptions) -> None:
-    """Raise `TraceError` with the question what numbers are that need not be counts."""
-    for reading in readings_of(source):
-        if reading.counters and not options.difference:
-            way_out = "take what they grew by with --difference, from file to file with --merge steps as well"
-            raise TraceError(reading.where, "holds counters", way_out)
-        if reading.doubt == "choices":
-            problem = "holds numbers that may be experts that were chosen, as their sums vary too much for counts"
-            way_out = "count them with --from routing, and --tokens N where no step is named, "
-            raise TraceError(reading.where, problem, way_out + f"or say --from {format} if they are counts")
-        if reading.doubt == "map" and options.bin is None:
-            problem = "holds zeros and ones, as many ones in every row, as a map of the experts of each token does"
-            way_out = f"add N tokens up into a step with --bin N, or say --from {format} if each row is a step"
-            raise TraceError(reading.where, problem, way_out)
 
 
 def reader_of(path: Location, options: ReadOptions, format: str | None) -> Format:

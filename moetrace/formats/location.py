@@ -46,13 +46,8 @@ class Uri:
         parts = urlsplit(self.text)
         return PurePosixPath(parts.path if parts.path.strip("/") else parts.netloc)
 
-    @property
-    def name(self) -> str:
-        return self.path.name
-
-    @property
-    def stem(self) -> str:
-        return self.path.stem
+    name = property(lambda self: self.path.name)
+    stem = property(lambda self: self.path.stem)
 
     def opened(self) -> tuple[Any, str]:
         """Its file system and the path on that: pyarrow's own, or else one of fsspec."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -108,12 +108,12 @@ class RoutingFormat(Format):
         if self.phase is not None:
             raise SettingError(f"{path.name} does not tell phases apart, and has no use for --phase")
         if path.is_dir():
-            files = [Table.of(file, step, layer) for step, layer, file in _layer_files(path)]
+            files = [partial(_choices, file, ChoiceColumns.of(file), {}, *at) for *at, file in _layer_files(path)]
             if not files:
                 problem = "holds no folders iter_<N> with files layer_<N>.parquet"
                 raise TraceError(where, problem, "give the folder above")
             assumption = "the step is the number in the name of the folder, the layer that in the name of the file"
-            pieces = lambda: chain.from_iterable(file.choices({}) for file in files)  # noqa: E731
+            pieces = lambda: chain.from_iterable(file() for file in files)  # noqa: E731
             return choices_reading(pieces, where, (assumption,), **asked)
         if path.suffix.lower() in (".npy", ".npz") or is_torch(path) or text.ends_with(path, ".json"):
             return self._read_array(path, asked)
@@ -121,9 +121,16 @@ class RoutingFormat(Format):
             assumption = "each line is an answer, and a step; layers are numbered from 0"
             answers = partial(_answers, path, self.key, self.top_k)
             return choices_reading(answers, where, (assumption,), top_k=self.top_k, **asked)
-        table, tokens, top_k = Table.of(path), self.tokens, self.top_k
-        assumed = table.assumptions
-        if table.step_column is None:
+        table, tokens, top_k = ChoiceColumns.of(path), self.tokens, self.top_k
+        assumed = tuple(
+            f"column {name} is the {role}" for role, name in table.roles.items() if name not in (None, role)
+        )
+        if table.one_each:
+            assumed += (f"each row is a choice of the expert in column {table.columns[0]}",)
+        elif len(table.columns) > 1:
+            assumed += (f"columns {shown(table.columns)} are the choices of a token",)
+        assumed += () if table.roles["layer"] else ("no layer column: one layer",)
+        if table.roles["step"] is None:
             if table.one_each and top_k is None and tokens is not None:
                 raise TraceError(where, "has a row for each choice", "give the choices of a token with --top-k K")
             assumed = (*assumed, self._by_tokens(where))
@@ -134,7 +141,7 @@ class RoutingFormat(Format):
         else:
             tokens = None
         top_k = top_k or (0 if table.one_each else None)
-        rows = partial(table.choices, pairs_of(self.where))
+        rows = partial(_choices, path, table, pairs_of(self.where))
         return choices_reading(rows, where, assumed, tokens=tokens, top_k=top_k, **asked)
 
     def _by_tokens(self, where: str) -> str:
@@ -285,125 +292,113 @@ def _columns_of(path: Path) -> tuple[list[str], list[str]]:
     return list(first), [key for key, value in first.items() if isinstance(value, list)]
 
 
-def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool = False) -> dict[str, Any] | None:
-    """The columns of `Table` among *names*, None where there are no choices; *forced* is whether there should be.
-
-    *lists* are columns that hold lists, which choices are where each row is a token.
-    """
-    named = {simple_name(name): name for name in reversed(names)}
-    token, layer = tables.first_named(named, TOKEN_NAMES), tables.first_named(named, tables.LAYER_NAMES)
-    found = {"step_column": tables.first_named(named, BATCH_NAMES), "layer_column": layer}
-    counts = [named[name] for name in VALUE_NAMES if name in named and named[name] != token]
-    if counts and not (token and set(map(simple_name, counts)) <= {"prob", "share", "fraction"}):
-        return None
-    chosen = [name for name in lists if simple_name(name).startswith("expert")] or lists
-    if listed := tables.first_named(named, CHOICE_NAMES) or next(iter(chosen if token or forced else ()), None):
-        return {**found, "columns": (listed,)}
-    beside = [name for name in names if SIDE_BY_SIDE.fullmatch(name)]
-    if beside and (token or forced or simple_name(beside[0]).startswith(("top", "choice"))):
-        return {**found, "columns": tuple(beside)}
-    expert = tables.first_named(named, tables.EXPERT_NAMES)
-    if expert and (forced or token or (found["step_column"] is None and layer)):
-        return {**found, "columns": (expert,), "one_each": True}
-    return None
-
-
-@dataclass(frozen=True)
-class Table:
-    """A file of choices: its *columns* of them, and *step* and *layer* where the file's place names them.
+class ChoiceColumns(NamedTuple):
+    """Which *columns* of a table hold the choices of tokens, and which, by their *roles*, their step and layer.
 
     *one_each* is where each row is one choice of a token; *apart* are columns whose values are not of one trace.
     """
 
-    path: Path
-    step: int | None
-    layer: int | None
-    assumptions: tuple[str, ...]
-    apart: tuple[str, ...]
     columns: tuple[str, ...]
-    step_column: str | None
-    layer_column: str | None
-    one_each: bool = False
+    roles: Mapping[str, str | None]
+    apart: tuple[str, ...]
+    one_each: bool
 
     @classmethod
-    def of(cls, path: Path, step: int | None = None, layer: int | None = None) -> Table:
-        """By the names of the columns; raises `TraceError` when none are choices."""
+    def of(cls, path: Path) -> ChoiceColumns:
+        """By the names of the columns of a file; raises `TraceError` when none are choices."""
         with library_errors(str(path), "cannot be read", WRITE_AGAIN):
             names, lists = _columns_of(path)
         found = choice_columns(names, lists, forced=True)
         if found is None:
             problem = f"has no column of chosen experts among {shown(names) or 'nothing'}"
             raise TraceError(str(path), problem, "name it topk_ids, a list for each token")
-        roles = (("step", found["step_column"]), ("layer", found["layer_column"]))
-        columns = shown(found["columns"])
-        texts = [f"column {name} is the {role}" for role, name in roles if name not in (None, role)]
-        if found.get("one_each"):
-            texts.append(f"each row is a choice of the expert in column {columns}")
-        elif len(found["columns"]) > 1:
-            texts.append(f"columns {columns} are the choices of a token")
-        if not found["layer_column"]:
-            texts.append("no layer column: one layer")
-        apart = tuple(name for name in names if simple_name(name) in (*tables.PHASE_NAMES, *tables.MODEL_NAMES))
-        return cls(path, step, layer, tuple(texts), apart, **found)
+        return found
 
-    def choices(self, only: Mapping[str, str]) -> Iterator[Choices]:
-        """The choices of the tokens, row by row, of rows with these values alone, by column."""
-        of_file = self.layer if self.layer is not None else (layer_in_name(self.path) or 0)
-        row = 0
-        seen: dict[str, set[str]] = {name: set() for name in self.apart if name not in only}
-        for batch in self._batches([*self.apart, *only]):
-            rows = Rows(batch, row, str(self.path)).of(only)
-            row += batch.num_rows
-            for name, values in seen.items():
-                rows.check_one(name, values)
-            of_token, chosen, layer = self._chosen(rows)
-            if self.layer_column is not None and self.layer is None:
-                layer = rows.numbers(self.layer_column, of_layers=True)[of_token]
-            elif layer is None:
-                layer = np.full(len(of_token), of_file)
-            step = None if self.step is None else np.full(len(of_token), self.step)
-            if self.step_column is not None and self.step is None:
-                step = rows.numbers(self.step_column)[of_token]
-            yield Choices(step, layer, chosen)
 
-    def _batches(self, more: Sequence[str]) -> Iterator[Any]:
-        """The Arrow batches of the file, with *more* columns; raises `TraceError` where it is damaged."""
-        names = [*dict.fromkeys(name for name in (self.step_column, self.layer_column, *self.columns, *more) if name)]
-        with library_errors(str(self.path), "cannot be read", WRITE_AGAIN):
-            if text.ends_with(self.path, ".parquet", ".pq"):
-                reading = {"pre_buffer": False, "buffer_size": COLUMN_BYTES, "page_checksum_verification": True}
-                with pq.ParquetFile(self.path, **reading) as file:
-                    rows = max(1, MOST_CHOICES // longest_list(file.metadata, str(self.path)))
-                    yield from file.iter_batches(min(BATCH_ROWS, rows), columns=names)
-                return
-            is_csv = text.ends_with(self.path, ".csv", ".tsv")
-            json_lines = partial(text.json_batches, block=4 * text.BLOCK_BYTES)
-            with (text.csv_batches if is_csv else json_lines)(self.path) as batches:
-                yield from (batch.select(names) for batch in batches)
+def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool = False) -> ChoiceColumns | None:
+    """Those among *names*, None where there are no choices; *forced* is whether there should be.
 
-    def _chosen(self, rows: Rows) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64] | None]:
-        """The row of each token and its choices (tokens, k); and its layer, where cells are lists of three levels."""
-        name = self.columns[0]
-        at = rows.place(name)
-        of_token, layers = np.arange(rows.batch.num_rows), None
-        if len(self.columns) > 1 or self.one_each:
-            chosen = np.stack([rows.numbers(column) for column in self.columns], axis=1)
-        else:
-            flat, (*outer, sizes), nulls = flattened(rows.lists(name))
-            if nulls:
-                raise TraceError(at, "holds a null", "every token needs its choices")
-            for level in outer:
-                of_token = np.repeat(of_token, level)
-            if len(outer) > 1 and self.layer_column is None:
-                layers = places(outer[1])
-            values = flat.to_numpy(zero_copy_only=False)
-            if values.dtype.kind == "f" and ((np.abs(values) <= FLOAT64_EXACT) & (values == np.floor(values))).all():
-                values = values.astype(np.int64)
-            if values.dtype.kind not in "iu":
-                raise TraceError(at, f"holds {flat.type}", "give a list of expert numbers for each token")
-            if len(sizes) and (sizes != sizes[0]).any():
-                raise TraceError(at, "has tokens with another number of experts", "give k for each")
-            chosen = side_by_side(values, sizes)
-        if chosen.size and chosen.min() < -1:
-            raise TraceError(at, f"holds expert {chosen.min()}", "number experts from 0")
-        return of_token, chosen, layers
+    *lists* are columns that hold lists, which choices are where each row is a token.
+    """
+    named = {simple_name(name): name for name in reversed(names)}
+    token, layer = tables.first_named(named, TOKEN_NAMES), tables.first_named(named, tables.LAYER_NAMES)
+    roles = {"step": tables.first_named(named, BATCH_NAMES), "layer": layer}
+    counts = [named[name] for name in VALUE_NAMES if name in named and named[name] != token]
+    if counts and not (token and set(map(simple_name, counts)) <= {"prob", "share", "fraction"}):
+        return None
+    chosen = [name for name in lists if simple_name(name).startswith("expert")] or lists
+    listed = tables.first_named(named, CHOICE_NAMES) or next(iter(chosen if token or forced else ()), None)
+    beside = [name for name in names if SIDE_BY_SIDE.fullmatch(name)]
+    beside = beside if beside and (token or forced or simple_name(beside[0]).startswith(("top", "choice"))) else []
+    expert = tables.first_named(named, tables.EXPERT_NAMES)
+    expert = expert if forced or token or (roles["step"] is None and layer) else None
+    columns = tuple([listed] if listed else beside or ([expert] if expert else []))
+    apart = tuple(name for name in names if simple_name(name) in (*tables.PHASE_NAMES, *tables.MODEL_NAMES))
+    return ChoiceColumns(columns, roles, apart, not listed and not beside) if columns else None
+
+
+def _choices(
+    path: Path, table: ChoiceColumns, only: Mapping[str, str], at_step: int | None = None, at_layer: int | None = None
+) -> Iterator[Choices]:
+    """The choices of the tokens, row by row, of rows with these values alone, by column.
+
+    The step and the layer are those of the columns, unless the place of the file names them.
+    """
+    step_column = None if at_step is not None else table.roles["step"]
+    layer_column = None if at_layer is not None else table.roles["layer"]
+    seen: dict[str, set[str]] = {name: set() for name in table.apart if name not in only}
+    every = (*table.roles.values(), *table.columns, *table.apart, *only)
+    row = 0
+    for batch in _batches(path, [*dict.fromkeys(name for name in every if name)]):
+        rows = Rows(batch, row, str(path)).of(only)
+        row += batch.num_rows
+        for name, values in seen.items():
+            rows.check_one(name, values)
+        of_token, chosen, layer = _chosen(rows, table)
+        if layer_column is not None:
+            layer = rows.numbers(layer_column, of_layers=True)[of_token]
+        elif layer is None:
+            layer = np.full(len(of_token), at_layer if at_layer is not None else layer_in_name(path) or 0)
+        step = None if at_step is None else np.full(len(of_token), at_step)
+        yield Choices(step if step_column is None else rows.numbers(step_column)[of_token], layer, chosen)
+
+
+def _batches(path: Path, names: list[str]) -> Iterator[Any]:
+    """The Arrow batches of the columns *names* of the file; raises `TraceError` where it is damaged."""
+    with library_errors(str(path), "cannot be read", WRITE_AGAIN):
+        if text.ends_with(path, ".parquet", ".pq"):
+            reading = {"pre_buffer": False, "buffer_size": COLUMN_BYTES, "page_checksum_verification": True}
+            with pq.ParquetFile(path, **reading) as file:
+                rows = max(1, MOST_CHOICES // longest_list(file.metadata, str(path)))
+                yield from file.iter_batches(min(BATCH_ROWS, rows), columns=names)
+            return
+        is_csv = text.ends_with(path, ".csv", ".tsv")
+        json_lines = partial(text.json_batches, block=4 * text.BLOCK_BYTES)
+        with (text.csv_batches if is_csv else json_lines)(path) as batches:
+            yield from (batch.select(names) for batch in batches)
+
+
+def _chosen(rows: Rows, table: ChoiceColumns) -> tuple[NDArray[np.intp], NDArray[np.int64], NDArray[np.int64] | None]:
+    """The row of each token and its choices (tokens, k); and its layer, where cells are lists of three levels."""
+    of_token, layers, at = np.arange(rows.batch.num_rows), None, rows.place(table.columns[0])
+    if len(table.columns) > 1 or table.one_each:
+        chosen = np.stack([rows.numbers(column) for column in table.columns], axis=1)
+    else:
+        flat, (*outer, sizes), nulls = flattened(rows.lists(table.columns[0]))
+        if nulls:
+            raise TraceError(at, "holds a null", "every token needs its choices")
+        for level in outer:
+            of_token = np.repeat(of_token, level)
+        if len(outer) > 1 and table.roles["layer"] is None:
+            layers = places(outer[1])
+        values = flat.to_numpy(zero_copy_only=False)
+        if values.dtype.kind == "f" and ((np.abs(values) <= FLOAT64_EXACT) & (values == np.floor(values))).all():
+            values = values.astype(np.int64)
+        if values.dtype.kind not in "iu":
+            raise TraceError(at, f"holds {flat.type}", "give a list of expert numbers for each token")
+        if len(sizes) and (sizes != sizes[0]).any():
+            raise TraceError(at, "has tokens with another number of experts", "give k for each")
+        chosen = side_by_side(values, sizes)
+    if chosen.size and chosen.min() < -1:
+        raise TraceError(at, f"holds expert {chosen.min()}", "number experts from 0")
+    return of_token, chosen, layers

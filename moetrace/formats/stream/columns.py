@@ -110,7 +110,7 @@ def kind_of(kind: Any) -> str:
 
 
 def flattened(lists: Any) -> tuple[Any, list[NDArray[np.int64]], bool]:
-    """The values of nested Arrow *lists*, the sizes of the lists of each level, and whether some are null, of size 0."""
+    """The values of nested Arrow *lists*, the sizes of lists by level, 0 for nulls, and whether there are any nulls."""
     levels, nulls = [], False
     while kind_of(lists.type) == "list":
         levels.append(pc.fill_null(lists.value_lengths(), 0).to_numpy(zero_copy_only=False).astype(np.int64))
