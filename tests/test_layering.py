@@ -113,6 +113,7 @@ def test_a_room_imports_only_from_rooms_above(path):
             assert ORDER.index(other) <= ORDER.index(room), f"{room} imports {module}"
 
 
+@pytest.mark.slow
 def test_no_module_is_in_a_circle():
     """Imports inside functions and for type checkers count too."""
     graph = {

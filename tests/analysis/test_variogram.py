@@ -29,6 +29,7 @@ def test_multinomial_noise_is_experts_less_one_over_tokens():
     assert pytest.approx(noise_and_drift(load).noise, rel=0.1) == 7 / 5000
 
 
+@pytest.mark.slow
 def test_drift_is_that_of_a_random_walk():
     """A wandering load moves by what its volatility says, and its noise stays that of sampling."""
     course = Course(steps=20_000, experts=64, tokens=50_000, changes=((1, 0.003),))

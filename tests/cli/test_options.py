@@ -258,6 +258,7 @@ def test_values_are_completed(moetrace, small, words, found):
     assert found == done.stdout.split(), done.stderr
 
 
+@pytest.mark.slow
 def test_a_horizon_alone_is_scored_where_the_trace_allows_it(moetrace):
     """Also after fewer than the usual 500 steps; one that is longer than the trace is refused."""
     counts = np.random.default_rng(0).multinomial(500, [0.4, 0.3, 0.2, 0.1], size=(300, 1))

@@ -45,6 +45,7 @@ def test_an_answer_fits_100_columns_and_names_the_next_command(ingested, argv, t
     assert (done.out, "") == (quiet.out, quiet.err)
 
 
+@pytest.mark.slow
 def test_the_next_command_can_be_copied(ingested, tmp_path, monkeypatch):
     """Names with spaces are one word, and it is for the same workspace."""
     assert 0 == ingested("ingest", tmp_path / "one.parquet", "--name", "run A").code

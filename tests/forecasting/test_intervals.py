@@ -102,6 +102,7 @@ def test_a_load_that_never_moves_is_known():
     assert [0.0, 0.0] == spread(load, 1).tolist()
 
 
+@pytest.mark.slow
 def test_intervals_see_nothing_after_the_cutoff():
     """A load that turns around in every later step changes neither forecast nor interval."""
     trace = wandering(1, 8, 2000, 0.001, None)
@@ -167,6 +168,7 @@ def test_what_was_found_scales_what_is_told(cutoff, horizon):
     assert predictor("level").fit([]).forecast(load.until(cutoff), 1).shares[0] == pytest.approx(found.level)
 
 
+@pytest.mark.slow
 def test_what_is_told_of_a_load_that_goes_on_as_before_hardly_changes():
     """Half as much from one cutoff to the next as the variogram of that moment says."""
     experience = ErrorCalibration(wandering(8, 8, 2000, 0.001, None).layer(0))
@@ -184,6 +186,7 @@ def test_horizons_are_halved_down_to_a_block():
     ]
 
 
+@pytest.mark.slow
 def test_an_interval_grows_by_a_step_for_each_look_that_missed():
     """Adaptive conformal inference: by 0.15 and 0.3 of how much more was missed than promised, in the logarithm."""
     load = wandering(5, 8, 2000, 0.002, None).layer(0)
@@ -204,6 +207,7 @@ def test_an_interval_grows_by_a_step_for_each_look_that_missed():
     assert [1.2816 * np.exp(log[80][-1]), 1.96 * np.exp(log[95][-1])] == pytest.approx([reach[80], reach[95]])
 
 
+@pytest.mark.slow
 def test_expectations_see_nothing_after_the_cutoff():
     """Also where later ones were asked for before, and where the load turns around in every later step."""
     load = wandering(1, 8, 2000, 0.002, None).layer(0)
@@ -217,6 +221,7 @@ def test_expectations_see_nothing_after_the_cutoff():
         assert (expected.reach, expected.deviation.tolist()) == (found.reach, found.deviation.tolist())
 
 
+@pytest.mark.slow
 def test_one_shock_does_not_spoil_what_follows():
     """3,000 steps after a jump intervals are no more than twice as wide as without it."""
     load = wandering(2, 8, 20_000, 0.0005, None).layer(0)
@@ -277,6 +282,7 @@ def test_bounds_stay_within_0_and_1():
     assert [1, 1] == [ends["high_80"][1], ends["high_95"][1]]
 
 
+@pytest.mark.slow
 def test_the_forecast_after_the_end_expects_what_a_score_there_would():
     """Error and intervals, whether cutoffs were scored before or not; in the frame of the means, too."""
     trace = wandering(3, 8, 2000, 0.001, None)
@@ -303,6 +309,7 @@ def test_looks_that_are_not_remembered_change_nothing_in_a_trace_as_long_as_the_
         assert every.deviation == pytest.approx(some.deviation, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_long_past_is_not_looked_at(monkeypatch):
     """The looks of a cutoff are bounded wherever it lies, and without what came before them it expects the same."""
     monkeypatch.setattr(intervals, "MAX_LOOKS", 20)

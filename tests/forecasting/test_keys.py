@@ -31,6 +31,7 @@ def test_what_results_depend_on_is_used():
     assert not [name for name in USED if name.startswith(("report", "cli", "placement", "workspace", "formats"))]
 
 
+@pytest.mark.slow
 def test_comments_and_docstrings_do_not_count(copy):
     """In whatever module; the key is that of the code."""
     texts = {path_of(copy, module): path_of(copy, module).read_text() for module in USED}

@@ -16,6 +16,8 @@ from moetrace.forecasting.predictability import (
     worst_experts_frame,
 )
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def frames(settled):
@@ -24,7 +26,6 @@ def frames(settled):
     return predictability_frames(*evaluate_all([asked, *predictability_evaluations(settled)]))
 
 
-@pytest.mark.slow
 def test_errors_are_compared_by_horizon(frames):
     """One row per horizon and state; the noise of the mean falls as the horizon grows."""
     stable = frames["by_horizon"][frames["by_horizon"]["state"] == "stable"].set_index("horizon")
@@ -34,7 +35,6 @@ def test_errors_are_compared_by_horizon(frames):
     assert (stable["step_noise"] / stable["step_error_rate"]).tolist() == pytest.approx(stable["noise_part"].tolist())
 
 
-@pytest.mark.slow
 def test_several_evaluations_at_once_are_those_one_by_one(settled):
     """Each layer read once, with the same scores and counts of results."""
     asked = [evaluation(settled, [predictor("window_mean")], [500, 1000]), *predictability_evaluations(settled)]
@@ -49,7 +49,6 @@ def test_several_evaluations_at_once_are_those_one_by_one(settled):
         assert (alone.computed, 0) == (found.computed, found.reused)
 
 
-@pytest.mark.slow
 def test_histories_are_compared_at_the_same_cutoffs(frames):
     """Every length is scored as often as the others of its state."""
     by_history = frames["by_history"]

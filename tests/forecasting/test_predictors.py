@@ -17,7 +17,7 @@ from moetrace.forecasting.predictors.lstm import FittedLstm, TrainingCourse, dra
 from moetrace.forecasting.predictors.sw_avg import slide
 from moetrace.synthetic import Course, settling, synthetic_trace
 
-FAST = {"lstm": "lstm:updates=5"}
+FAST = {"lstm": pytest.param("lstm:updates=5", marks=pytest.mark.slow)}
 ALL = [FAST.get(name, name) for name in PREDICTORS]
 
 
@@ -40,6 +40,7 @@ def test_a_forecast_has_a_row_for_every_step(history, spec):
 
 
 @pytest.mark.parametrize("spec", ALL)
+@pytest.mark.slow
 def test_a_shorter_horizon_is_the_beginning_of_a_longer_one(history, spec):
     """So one forecast serves all horizons, except for a predictor that says otherwise."""
     made = predictor(spec)
@@ -241,6 +242,7 @@ def test_settings_are_documented_and_immutable(name):
         setattr(made, "needs_nothing", 1)  # noqa: B010 - a checker refuses the plain way, too
 
 
+@pytest.mark.slow
 def test_weights_are_saved_and_loaded_without_pickle(history, tmp_path):
     """The same forecast comes back; any other file is refused by name."""
     fitted = predictor("lstm:updates=5").fit([history])
@@ -274,6 +276,7 @@ def test_training_windows_are_those_that_were_drawn(history):
         assert every[number][1] == pytest.approx(found.targets[i, 0], rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_to_learn_from_leaves_the_level(history):
     """Runs too short for a single window give an untrained network, which forecasts the level."""
     found = predictor("lstm").fit([history.until(100)]).forecast(history, 10)

@@ -111,6 +111,7 @@ def test_score_frames_of_no_scores_are_empty(settled):
     assert [0] * 5 == [len(frame) for frame in frames.values()]
 
 
+@pytest.mark.slow
 def test_a_study_keeps_the_results_of_all_that_it_evaluates(small):
     """Scores, what errors depend on, the states and the trace itself; nothing is computed twice."""
     kept = InMemory()

@@ -308,7 +308,7 @@ def test_counters_are_told_in_few_rows_and_between_resets(tmp_path, rows, resets
     parts = np.split(large((rows, 1)), resets)
     np.save(tmp_path / "dump.npy", np.concatenate([part.cumsum(axis=0) for part in parts]))
 
-    with pytest.raises(TraceError, match=r"\(cumulative\); take what counters grew by with --difference"):
+    with pytest.raises(TraceError, match=r"\(cumulative\); use --difference"):
         read_trace(tmp_path / "dump.npy")
 
 

@@ -34,6 +34,7 @@ def saved(small, tmp_path):
     counts=hnp.arrays(np.int64, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7), elements=st.integers(1, 2**40)),
     start=st.integers(-5, 10**12),
 )
+@pytest.mark.slow
 def test_what_is_saved_comes_back(tmp_path, counts, start):
     """Counts, steps, layers and metadata survive the round trip."""
     trace = LoadTrace.from_counts(counts, name="round trip", steps=np.arange(start, start + len(counts)))
@@ -136,6 +137,7 @@ def test_other_readers_notice_a_flipped_bit_of_the_counts(saved):
         file.read()
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_gives_a_wrong_answer(saved, tmp_path):
     """1,500 flips over data, page headers and footer: refused or harmless. `make fuzz` flips every bit."""
     rng = np.random.default_rng(0)

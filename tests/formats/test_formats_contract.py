@@ -73,6 +73,7 @@ def test_a_format_claims_its_own_dump(small, tmp_path, name):
 
 
 @pytest.mark.parametrize("name", DUMPS)
+@pytest.mark.slow
 def test_our_own_keep_what_plug_ins_have_to(small, tmp_path, name):
     """The function that a plug-in is tested with."""
     options = OPTIONS.get(name, ReadOptions())

@@ -296,6 +296,7 @@ def test_scrapes_of_a_folder_follow_each_other(moetrace, tmp_path):
     assert np.array_equal(COUNTS, open_trace(done.json["traces"][0]["path"]).counts)
 
 
+@pytest.mark.slow
 def test_requests_follow_each_other(moetrace, tmp_path):
     """A file each, in the order of their numbers; or side by side, as a batch."""
     folder = tmp_path / "run"

@@ -304,6 +304,7 @@ def test_what_needs_a_change_of_the_system_is_told_beside_what_does_not():
     assert "FLAGS" == static.stock["launch"]
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_beside_experts_in_order_without_replicas():
     """Also where only policies with replicas were asked for."""
     trace = trace_of([UNEVEN], 4000)
@@ -382,6 +383,7 @@ def test_vllm_ascend_plans_50_passes_after_it_collected_loads():
     assert '"algorithm_execution_interval": 50' in launch(found[0], Planning(8), 128)
 
 
+@pytest.mark.slow
 def test_systems_that_have_a_choice_split_tokens_as_they_are_told():
     """The others evenly; what starts SGLang says how, and without replicas there is nothing to split."""
     trace = trace_of([UNEVEN], 1500)
@@ -498,6 +500,7 @@ def test_policies_are_scored_after_the_first_steps_of_what_is_replayed(monkeypat
     assert [10, 209] == [room.replayed_from(longer, first) for first in (0, 200)]
 
 
+@pytest.mark.slow
 def test_of_a_long_trace_the_end_is_replayed(replay, monkeypatch):
     """As from that step on, and it is said; of a shorter one all."""
     trace, _ = replay
@@ -512,6 +515,7 @@ def test_of_a_long_trace_the_end_is_replayed(replay, monkeypatch):
     assert (("policies are replayed on the last 2,000 of 6,000 logged steps",), ()) == (told, placed.notes)
 
 
+@pytest.mark.slow
 def test_what_policies_never_look_at_changes_nothing(monkeypatch):
     """Steps before the longest look back are not kept in memory."""
     trace = trace_of([UNEVEN, TURNED], 12_000)
@@ -550,6 +554,7 @@ def test_layers_are_replayed_in_any_order(replay):
     )
 
 
+@pytest.mark.slow
 def test_progress_is_percent_of_the_whole(replay):
     """The layers that are replayed, then the results, then the layers that are planned."""
     counts = np.concatenate([replay[0].counts[:2000]] * 3, axis=1)

@@ -170,6 +170,7 @@ def test_a_child_may_record_to_a_path_of_its_own(path):
     recorder.close()
 
 
+@pytest.mark.slow
 def test_of_many_that_begin_at_once_one_records(path):
     """Ranks that were given the same path: one has it, the others are told."""
     gate = time.time() + 0.3

@@ -22,6 +22,8 @@ from moetrace.reporting.tables import csv, fitting, markdown, records, shown
 from moetrace.residency.study import hot, residency_frames
 from moetrace.synthetic import settling, synthetic_trace
 
+pytestmark = pytest.mark.slow
+
 
 def frames_of(trace, horizons=(300, 1000), gpus=None):
     """What the report of a trace is drawn from."""
@@ -58,7 +60,6 @@ def labels(figure):
 
 
 @pytest.mark.parametrize("name", ALL)
-@pytest.mark.slow
 def test_every_figure_has_a_message_and_names_its_axes(frames, name):
     """The legend is the figure's, so it hides no data."""
     figure = drawn(name, frames)
@@ -237,7 +238,6 @@ def test_the_papers_errors_are_drawn_only_at_its_horizons(frames):
     assert 1.3 not in [line.get_ydata()[0] for line in short.lines]
 
 
-@pytest.mark.slow
 def test_a_figure_without_data_is_left_out(settled):
     """A trace too short to score has no error figures."""
     possible = figures.possible(ALL, frames_of(settled, [99_999]))
@@ -268,7 +268,6 @@ class Page(HTMLParser):
         ]
 
 
-@pytest.mark.slow
 def test_the_page_loads_nothing_and_escapes_what_it_is_told(files):
     """One small file, every figure inside it; the only links lead to the files beside it."""
     page = Page()
@@ -290,7 +289,6 @@ def test_a_page_of_many_layers_stays_small(many):
     assert b'<details class="explorer">' in page
 
 
-@pytest.mark.slow
 def test_the_page_shows_few_numbers_when_it_opens(files):
     """At most 200 cells of a trace outside of what is folded; the rest is one click away."""
     folded = re.sub(r"<details>.*?</details>", "", files["report.html"].decode(), flags=re.DOTALL)
@@ -298,7 +296,6 @@ def test_the_page_shows_few_numbers_when_it_opens(files):
     assert folded.count("<td") + folded.count("<th") <= 200
 
 
-@pytest.mark.slow
 def test_markdown_says_what_the_page_says(files, frames):
     """The same answers and the same tables."""
     text = files["report.md"].decode()
@@ -307,7 +304,6 @@ def test_markdown_says_what_the_page_says(files, frames):
     assert "### Imbalance by other tools' definitions" in text
 
 
-@pytest.mark.slow
 def test_several_traces_are_compared_on_the_page(frames, monkeypatch):
     """Each two of them in a sentence, on both pages; one trace is compared with nothing."""
     monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})
@@ -328,7 +324,6 @@ def test_several_traces_are_compared_on_the_page(frames, monkeypatch):
     assert "same load?" not in alone["report.md"].decode() + alone["report.html"].decode()
 
 
-@pytest.mark.slow
 def test_saved_tables_hold_what_the_frames_hold(files, frames, monkeypatch):
     """CSV and JSON in full precision, the JSON with the version of its schema; a large one is Parquet."""
     saved = json.loads(files["data/settled-scores.json"])
@@ -417,7 +412,6 @@ def test_a_style_that_needs_what_is_not_there_is_refused(tmp_path, monkeypatch):
             picture(figure, "png")
 
 
-@pytest.mark.slow
 def test_figures_come_in_the_kinds_that_papers_take(files, frames, monkeypatch):
     """PNG, SVG and PDF of each, if asked for; the paper's figures among them."""
     monkeypatch.setattr("moetrace.reporting.study.possible", lambda known, _: {"load_share": known["load_share"]})
@@ -467,7 +461,6 @@ def test_a_narrow_terminal_shows_fewer_columns_and_never_half_a_number():
     assert ["predictor"] == list(fitting(frame, 5).columns)
 
 
-@pytest.mark.slow
 def test_a_page_of_very_many_layers_stays_one_that_opens(many, monkeypatch):
     """It lists and draws the layers with the hottest experts, says so, and cuts long tables."""
     monkeypatch.setattr("moetrace.reporting.study.MOST_LAYERS", 5)
@@ -485,7 +478,6 @@ def test_a_page_of_very_many_layers_stays_one_that_opens(many, monkeypatch):
     assert 14 == len(pd.read_csv(io.BytesIO(files["data/many-layers.csv"])))
 
 
-@pytest.mark.slow
 def test_names_and_findings_are_no_live_markdown(frames, monkeypatch):
     """A viewer fetches no picture and follows no link that the name of a trace would make."""
     name = "![x](http://host/a.png) [y](http://host) `z` *w* <b>"

@@ -44,6 +44,7 @@ def test_states_have_one_line_for_each_layer_and_one_for_the_headings():
     assert all(len(line) <= 100 for line in text.splitlines())
 
 
+@pytest.mark.slow
 def test_of_many_layers_those_that_need_a_look_come_first():
     """The unsettled first; twelve rows, the rest is counted, and --all shows them."""
     frame = moved(layers(*[SETTLED] * 19, NEVER))

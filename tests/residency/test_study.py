@@ -72,6 +72,7 @@ def test_a_set_covers_what_a_loop_counts(found, counts, layer, cutoff, slots):
 
 @pytest.mark.parametrize("layer", [2, 4])
 @pytest.mark.parametrize("cutoff", CUTOFFS)
+@pytest.mark.slow
 def test_caches_are_warm_at_the_cutoff(found, counts, layer, cutoff):
     """An LRU cache and a refreshed set have seen all steps before the horizon that they are scored on."""
     own, resident, hits = counts[:, layer // 2 - 1], [], []
@@ -117,6 +118,7 @@ def test_slots_divided_by_load_are_those_of_what_was_known(trace, counts, total)
             )
 
 
+@pytest.mark.slow
 def test_a_predictor_is_scored_where_its_history_is_long_enough():
     """Others, and caches, at every cutoff."""
     counts = np.random.default_rng(0).multinomial(50, [0.4, 0.3, 0.2, 0.1], size=(700, 2))
@@ -257,6 +259,7 @@ def test_what_a_set_is_worth(shares, tokens, worth):
     assert UNKNOWN == hot(trace, slots=2, cutoffs=[100, 200], horizon=100).answer.worth
 
 
+@pytest.mark.slow
 def test_a_cache_is_worth_more_where_hot_experts_change():
     """Four experts at a time have the load, others every 20 steps: no fixed set covers it, what was used last does."""
     rng = np.random.default_rng(0)
@@ -298,6 +301,7 @@ def test_windows_fit_the_trace(steps):
         assert [500, 1000, 2000, 3000] == sorted(scores["cutoff"].unique())
 
 
+@pytest.mark.slow
 def test_layers_may_come_in_any_order(trace, found):
     """Whoever runs the tasks."""
     turned = hot(
@@ -308,6 +312,7 @@ def test_layers_may_come_in_any_order(trace, found):
     assert found.frames["scores"].equals(turned.frames["scores"])
 
 
+@pytest.mark.slow
 def test_progress_is_percent_of_forecasts_and_then_of_sets(trace):
     """Each layer is counted in both, of which the first take more."""
     seen = []

@@ -127,6 +127,7 @@ def test_processes_hand_over_what_is_kept_in_memory(path):
     assert_same(computed(path, *asked, ahead=True), computed(path, *asked, ahead=True, jobs=2))
 
 
+@pytest.mark.slow
 def test_progress_counts_fits_and_layers(path, store):
     """Two fits for all layers are tasks, and so are three layers, whoever does them."""
     told = []
@@ -170,6 +171,7 @@ def test_a_change_makes_what_depends_on_it(path, store, change, made):
     assert made == computed(path, *asked.pop("specs", ()), results=store, **asked).computed
 
 
+@pytest.mark.slow
 def test_another_layer_is_computed_alone(path, store):
     """Except by a predictor that learns from all layers."""
     computed(path, "ema", Pooling(), layers=(0, 1), results=store)
@@ -178,6 +180,7 @@ def test_another_layer_is_computed_alone(path, store):
     assert 6 == computed(path, Pooling(), results=store).computed
 
 
+@pytest.mark.slow
 def test_other_counts_under_the_same_name_are_computed(path, store, tmp_path):
     """Only the layer that changed; the trace knows its digests."""
     computed(path, results=store)
