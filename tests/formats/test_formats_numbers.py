@@ -7,8 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from moetrace import TraceError, read_trace
-from moetrace.formats.location import check_ranks
+from moetrace import ReadOptions, TraceError, read_trace
 
 LOWEST, HIGHEST = -(2**63), 2**63 - 1
 
@@ -32,8 +31,11 @@ def test_numbers_at_the_end_of_64_bits_are_refused(tmp_path, column, numbers, fi
 
 def test_a_rank_far_away_names_only_the_first_missing(tmp_path):
     """Not a million millions of them."""
+    paths = [tmp_path / "rank0.csv", tmp_path / "rank999999999999.csv"]
+    for path in paths:
+        path.write_text("step,expert,tokens\n1,0,5\n")
     with pytest.raises(TraceError, match=r"rank 1, 2, 3, 4, 5, 6, 7, 8, \.\.\. \(999999999998\) is missing"):
-        check_ranks([tmp_path / "rank0.csv", tmp_path / "rank999999999999.csv"])
+        read_trace(paths, options=ReadOptions(merge="experts"))
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl", "json"])

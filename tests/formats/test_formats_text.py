@@ -10,7 +10,6 @@ from conftest import long_table
 from test_formats_parquet import nested, wide, wide_by_layer
 
 from moetrace import ReadOptions, TraceError, read_trace
-from moetrace.formats.stream.text import check_depth
 
 LAYOUTS = {"long": long_table, "wide by layer": wide_by_layer, "wide": wide}
 
@@ -148,4 +147,5 @@ def test_json_lines_nested_too_deep_are_one_line(line, before, tmp_path):
     with pytest.raises(TraceError, match=rf"line {before.count(chr(10)) + 1}: is nested more than 200 deep"):
         read_trace(path, format="jsonl")
     path.write_text('{"step": 1, "layer": 0, "note": "[[[", "tokens_per_expert": [1, 2]}\n' * 300)
-    check_depth(path)
+    with pytest.raises(TraceError, match="is there 300 times"):  # brackets in texts nest nothing
+        read_trace(path, format="jsonl")

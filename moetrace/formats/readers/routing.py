@@ -39,6 +39,7 @@ from moetrace.formats.stream.columns import (
     simple_name,
 )  # fmt: skip
 from moetrace.trace import FLOAT64_EXACT
+from moetrace.words import Phase
 
 # What people call choices, the batch and the token that they are of.
 CHOICE_NAMES = (
@@ -72,7 +73,7 @@ class RoutingFormat(Format):
 
     tokens: int | None = None
     experts: int | None = None
-    phase: str | None = None
+    phase: Phase | None = None
     top_k: int | None = None
     ignore: int | None = None
     key: str | None = None
