@@ -36,7 +36,8 @@ TESTS = {
     ],
     "placement": ["tests/placement", "tests/with_torch/test_measure.py"],
     "record": ["tests/record", "tests/with_torch"],
-    "workspace": ["tests/workspace", "tests/cli"],  # what a command does is seen at its output
+    # What a command does is seen at its output, there and in Python.
+    "workspace": ["tests/workspace", "tests/cli", "tests/test_parity.py", "tests/test_python.py"],
 }
 # What tests read beside the package and themselves.
 READ = ["sample_traces", "docs", "benchmarks", "README.md", "Makefile"]
