@@ -1,14 +1,17 @@
 """The trace doctor: for each finding the smallest input that triggers it, and clean traces that do not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import SAMPLE, long_table
 
-from moetrace import LoadTrace, ReadOptions, TraceError, examine, read_trace
-from moetrace.doctor.catalogue import ERROR, KINDS, gap_findings
+from moetrace import ReadOptions, TraceError, examine, read_trace
+from moetrace.doctor.catalogue import ERROR, KINDS, gap_findings, totals_findings
 from moetrace.doctor.checks import failing
+from moetrace.doctor.collector import Collector
 from moetrace.synthetic import Course, synthetic_trace
 
 ACCEPT_ALL = tuple(KINDS)
@@ -133,6 +136,55 @@ def test_the_smallest_trigger_makes_the_finding(tmp_path, name):
     assert finding.evidence
 
 
+@pytest.mark.parametrize(
+    ("name", "place", "evidence"),
+    [
+        ("batch-change", "step 6", "tokens per step go from 100 to 150"),
+        ("tokens-vary", "the whole trace", "tokens per step and layer go from 3 to 4"),
+        ("tokens-differ", "step 1, layer 0", "3 tokens where 6 were expected; so it is in 1 of 1 totals"),
+        ("doubled", "layer 1", "the totals of layers 1 are twice those of the others in every step"),
+        ("multiplied", "the whole trace", "every one of 32 counts is a multiple of 4"),
+        ("dead", "layer 0", "no token in the last 1000 steps for experts 1"),
+        ("collapse", "layer 0", "expert 0 has 91% of the load of the last 1000 steps, 2.7x the mean, and 48% of the experts are in use"),
+        ("drift", "layer 0", "the shares of the last 1000 steps differ by 20% from those of the 1000 before"),
+    ],
+)  # fmt: skip
+def test_the_evidence_says_what_was_found_and_where(tmp_path, name, place, evidence):
+    """With the numbers that anyone can check."""
+    (found,) = [found for found in examine(TRIGGERS[name](tmp_path)) if found.name == name]
+
+    assert (place, evidence) == (found.place, found.evidence)
+
+
+def test_levels_of_tokens_last_for_five_steps():
+    """On both sides, and are a fifth apart; a batch size that changes all the time has none."""
+
+    def changes(*totals):
+        found = totals_findings(np.array(totals)[:, None], np.arange(1, len(totals) + 1), [0])
+        return [(own.name, own.place) for own in found]
+
+    assert [("batch-change", "step 6")] == changes(*[100] * 5, *[120] * 5)
+    assert [("batch-change", "step 6")] == changes(*[120] * 5, *[100] * 5)
+    assert [("batch-change", "step 6"), ("batch-change", "step 11")] == changes(*[100] * 5, *[150] * 5, *[90] * 5)
+    varying = [("tokens-vary", "the whole trace")]
+    assert varying == changes(*[100] * 5, *[119] * 5) == changes(*[100] * 4, *[150] * 6) == changes(100, 150, 90, 140)
+
+
+def test_what_a_stream_shows_is_counted(tmp_path):
+    """The first place of each finding, and how often it came up, also of several streams together."""
+    one, other = Collector(), Collector()
+    one.note_half(np.array([1.0, 300.0, 301.0]), 256, "bfloat16", "tokens", 7)
+    other.check_precision(np.array([1, 2049, 4096], np.float16), "tokens", 0)
+    other.check_precision(np.array([1, 2**24], np.float32), "tokens", 5)
+    one.merge(other)
+
+    assert [
+        ("rounded", "column tokens, row 8", "a bfloat16 count above 256 is rounded, and lost tokens; and 2 more"),
+        ("float32", "column tokens, row 6", "a float32 count beyond 2^24 no longer counts every token"),
+    ] == [(found.name, found.place, found.evidence) for found in one.findings]
+    assert () == other.findings
+
+
 # An error of the router, not of the log: the trace is read, and `check` fails.
 OF_THE_MODEL = {"collapse"}
 
@@ -202,12 +254,13 @@ def test_a_finding_of_the_reader_is_not_made_again(small, tmp_path):
 def test_accepted_errors_do_not_fail_a_check(tmp_path):
     """Whoever accepted them knows."""
     trace = array(np.cumsum(drawn(0.5, 0.5, steps=20), axis=0), tmp_path)
-    accepted = LoadTrace.from_counts(trace.counts).info
     findings = examine(trace)
 
-    assert ["cumulative"] == [
-        found.name for found in failing(findings, LoadTrace.from_counts(trace.counts, info=accepted))
-    ]
+    accepted = replace(trace, info=replace(trace.info, settings={"accept": ["cumulative"]}))
+
+    assert ["cumulative"] == [found.name for found in failing(findings, trace)]
+    assert [] == failing(findings, accepted)
+    assert ["cumulative"] == [found.name for found in failing(findings, accepted, ("cumulative", "gap"))]
 
 
 @pytest.mark.slow
