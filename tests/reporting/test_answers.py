@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from moetrace.reporting.answers import balanced, predictable, settled
+from moetrace.reporting.answers import balanced, expected, predictable, settled
 from moetrace.reporting.phrases import count_of, listed, percent, points
 
 
@@ -171,3 +171,15 @@ def test_lists_and_counts_read_as_english():
     assert ("one layer", "1,200 layers") == (count_of(1, "layer").replace("1", "one"), count_of(1200, "layer"))
     assert ("2", "2 and 4", "2, 4 and 6") == (listed([2]), listed([2, 4]), listed([2, 4, 6]))
     assert "2, 4, 6, 8 and 2 more" == listed([2, 4, 6, 8, 10, 12])
+
+
+def test_the_expected_error_is_that_of_the_best_predictor():
+    """The best while the load is stable; the mean over layers at that horizon. Nothing is said where it is unknown."""
+    rows = [("a", 1000, "stable", 5, 0.02), ("b", 1000, "stable", 5, 0.01), ("b", 1000, "transient", 5, 0.2),
+            ("a", 1000, "transient", 5, 0.1), ("a", 2000, "stable", 5, 0.001), ("c", 1000, "stable", 0, 0.001)]  # fmt: skip
+    summary = pd.DataFrame(rows, columns=["predictor", "horizon", "state", "scored", "error_rate"])
+    ahead = pd.DataFrame({"predictor": list("aabb"), "expected_error": [0.5, 0.5, 0.03, 0.05]})
+
+    assert "Over the 1,000 steps after the trace, b is expected to have 4.0% error." == expected(ahead, summary, 1000)
+    assert "a is expected to have 50" in expected(ahead, summary, 3000)
+    assert "" == expected(ahead.assign(expected_error=float("nan")), summary, 1000)

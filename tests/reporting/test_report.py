@@ -4,6 +4,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from io import StringIO
 from itertools import islice, pairwise
 from urllib.parse import quote
 
@@ -11,14 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.text import Text
+from rich.console import Console
 
 from moetrace import Planning, SettingError, predictor, study
 from moetrace.placement.study import place, placement_frames
 from moetrace.reporting import figures, paper
 from moetrace.reporting.answers import answers_of
+from moetrace.reporting.figures import knee
 from moetrace.reporting.study import files_of
 from moetrace.reporting.style import BLUE, GREEN, INK, Look, log_scale, new_figure, picture, styled
-from moetrace.reporting.tables import csv, fitting, markdown, records, shown
+from moetrace.reporting.tables import GAP, csv, fitting, markdown, records, shown, terminal
 from moetrace.residency.study import hot, residency_frames
 from moetrace.synthetic import settling, synthetic_trace
 
@@ -459,6 +462,32 @@ def test_a_narrow_terminal_shows_fewer_columns_and_never_half_a_number():
     assert list(frame.columns) == list(fitting(frame, 80).columns)
     assert ["predictor", "difference", "difference_low", "difference_high"] == list(fitting(frame, 40).columns)
     assert ["predictor"] == list(fitting(frame, 5).columns)
+
+
+def test_a_heading_is_as_wide_as_its_longest_word():
+    """It is broken at words, on a terminal, and room is kept for the widest of them."""
+    frame = pd.DataFrame({"a": [1], "is_extraordinarily_so": [2], "b": [3]})
+    lines = StringIO()
+    Console(file=lines, width=60).print(terminal(frame, "numbers"))
+
+    assert ["a", "is_extraordinarily_so"] == list(fitting(frame, 1 + 15 + 2 * GAP).columns)
+    assert ["a"] == list(fitting(frame, 15 + 2 * GAP).columns)
+    said = [line.split() for line in lines.getvalue().splitlines()]
+    assert [["numbers"], ["is"], ["extraordinarily"], ["a", "so", "b"]] == [words for words in said if words][:4]
+
+
+def test_the_knee_shows_percent_saved_and_where_the_trace_is():
+    """Without hardware, at the highest ridge that is asked about."""
+    saving = pd.DataFrame({"tokens_over_ridge": [0.5, 1.0, 2.0], "saved": [0.0, 0.01, 0.2]})
+    verdict = {"ridge": None, "memory_bound_ridge": 400.0, "tokens_per_expert": 300.0}
+    (axes,) = knee(saving, verdict).axes
+    curve, *_, here = axes.lines
+
+    assert [0.5, 1.0, 2.0] == list(curve.get_xdata())
+    assert [0, 1, 20] == pytest.approx(list(curve.get_ydata()))
+    assert (0.75, "this trace at a ridge of 400") == (here.get_xdata()[0], here.get_label())
+    (axes,) = knee(saving, verdict | {"ridge": 100.0}).axes
+    assert (3.0, "this trace") == (axes.lines[-1].get_xdata()[0], axes.lines[-1].get_label())
 
 
 def test_a_page_of_very_many_layers_stays_one_that_opens(many, monkeypatch):
