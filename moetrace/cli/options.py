@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, get_args
 
 import typer
 from typer.core import TyperCommand
@@ -82,9 +82,9 @@ def with_options(command: Callable[..., None], without: Sequence[str] = ()) -> C
     own = inspect.signature(command, eval_str=True).parameters.values()
     groups = {p.name: p.annotation for p in own if isinstance(p.annotation, type) and is_dataclass(p.annotation)}
     spread = {name: inspect.signature(group, eval_str=True).parameters for name, group in groups.items()}
-    shared = [p for group in spread.values() for p in group.values() if p.name not in without]
-    options = [*(p for p in own if p.name not in groups), *shared]
-    options = [p.replace(kind=p.KEYWORD_ONLY) for p in options]
+    every = [shared for p in own for shared in (spread[p.name].values() if p.name in groups else [p])]
+    options = [p.replace(kind=p.KEYWORD_ONLY) for p in every if p.name not in without]
+    options.sort(key=lambda p: getattr(get_args(p.annotation)[-1], "rich_help_panel", None) is not None)
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
