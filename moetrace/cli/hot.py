@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moetrace.cli.options import FirstLayer, QuickProtocol, Shared, Traces, bytes_of
+from moetrace.cli.options import FirstLayer, ModelLayers, QuickProtocol, Shared, Traces, bytes_of
 from moetrace.cli.output import Table
 from moetrace.cli.progress import PERCENT, Report
 
@@ -41,7 +41,9 @@ def hot(
     total: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Experts to keep over all layers together. They are divided among layers by load.", metavar="N"
+            min=1,
+            help="Experts to keep in all layers together, more of them in layers where they cover more.",
+            metavar="N",
         ),
     ] = None,
     cover: Annotated[
@@ -55,7 +57,8 @@ def hot(
         int | None, typer.Option(min=1, help="Steps for which a set stays  [default: 1000, less if the trace is short]")
     ] = None,
     refresh: Annotated[
-        int | None, typer.Option(min=1, help="Steps between updates of the set that is chosen anew  [default: 100]")
+        int | None,
+        typer.Option(min=1, help="Also score a set that is chosen anew every N steps  [default: 100]", metavar="N"),
     ] = None,
     expert_bytes: Annotated[
         float | None, typer.Option(parser=bytes_of, help="Size of one expert, such as 18MB.", metavar="B")
@@ -64,13 +67,7 @@ def hot(
         float | None,
         typer.Option(parser=bandwidth_of, help="Loading speed, such as 25GB/s, to report milliseconds.", metavar="B/S"),
     ] = None,
-    model_layers: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Number of layers of the model. Files then have a row for each, also where it is not in the trace.",
-        ),
-    ] = 0,
+    model_layers: ModelLayers = 0,
     first_layer: FirstLayer = None,
 ) -> None:
     """Choose the experts to keep in fast memory.

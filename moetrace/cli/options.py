@@ -45,8 +45,12 @@ T = TypeVar("T")
 FirstLayer = Annotated[
     int | None,
     typer.Option(
-        min=0, help="Index in the model, from 0, of the first layer of the trace. Used only in files.", metavar="N"
+        min=0, help="Number, from 0, of the trace's first layer in the model. Used only in files.", metavar="N"
     ),
+]
+ModelLayers = Annotated[
+    int,
+    typer.Option(min=0, help="Layers of the whole model. Files then have a row for each, not only for those traced."),
 ]
 Traces = Annotated[
     list[str] | None, typer.Argument(help="Names or paths.  [default: all traces]", autocompletion=trace_names)

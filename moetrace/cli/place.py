@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from moetrace.cli.options import FirstLayer, Hardware, QuickProtocol, Shared, Traces, steps_of
+from moetrace.cli.options import FirstLayer, Hardware, ModelLayers, QuickProtocol, Shared, Traces, steps_of
 from moetrace.cli.output import Table
 from moetrace.cli.progress import PERCENT, Report
 
@@ -93,13 +93,7 @@ def place(
             metavar="NAME",
         ),
     ] = None,
-    model_layers: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Number of layers of the model. Files then have a row for each, also where it is not in the trace.",
-        ),
-    ] = 0,
+    model_layers: ModelLayers = 0,
     first_layer: FirstLayer = None,
 ) -> None:
     """Decide whether balancing is worth it, and place experts.
