@@ -83,3 +83,9 @@ def test_a_budget_beyond_the_model_is_refused(budget, message):
         budget.check(2, 8)
 
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("budget", [Budget(slots=8), Budget(total=16), Budget(cover=1.0), Budget(slots=1)])
+def test_all_experts_may_be_resident(budget):
+    """The most is allowed, as one is."""
+    budget.check(layers=2, experts=8)

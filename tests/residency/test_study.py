@@ -356,3 +356,21 @@ def test_a_trace_that_cannot_be_scored_has_sets_all_the_same(counts, steps, apar
     assert [np.mean([own[top(own, n)].sum() for own in means]) for n in range(1, 7)] == pytest.approx(curve["hit_rate"])
     assert found.frames["scores"].empty
     assert found.frames["summary"].empty
+
+
+def test_what_dividing_the_slots_by_load_adds(found, trace):
+    """The hit rate of as many slots, divided over the layers, less that of two in each; of the best forecast."""
+    table = found.frames["summary"].query("slots == 2 and state == 'all'")
+    rates = table.set_index(["allocation", "method"])["hit_rate"]
+
+    assert rates["equal", "window_mean"] > rates["equal", "ema"]
+    assert "window_mean" == found.best
+    assert rates["by_load", "window_mean"] - rates["equal", "window_mean"] == pytest.approx(found.answer.by_load_adds)
+
+
+def test_the_mean_of_the_window_is_asked_once(trace):
+    """Though it always is, and may be asked for."""
+    scores = hot(trace, [mt.WindowMean()], slots=2, horizon=HORIZON, cutoffs=[120]).frames["scores"]
+    key = (scores["method"] == "window_mean") & (scores["allocation"] == "equal") & (scores["slots"] == 2)
+
+    assert [2, 4] == scores[key]["layer"].tolist()
