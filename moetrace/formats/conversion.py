@@ -151,7 +151,7 @@ def from_frame(
     with library_errors(where, "holds columns that are not numbers", "give whole numbers"):
         table = pa.Table.from_pandas(frame[columns], preserve_index=False) if is_pandas else frame.select(columns)
     opened = partial(table.to_reader, max_chunksize=BATCH_ROWS)
-    reading = table_reading(where, opened, Naming(wanted, values=Values(tokens_per_step)))
+    reading = table_reading(where, opened, Naming(Values(where, tokens_per_step), wanted))
     options = ReadOptions(tokens_per_step=tokens_per_step, top_k=top_k, idle_experts=idle_experts)
     return Dump.of(reading, "frame", options).trace(name, None)
 

@@ -76,7 +76,7 @@ class NumpyFormat(ValueFormat):
             of_lmdeploy = is_torch(path) and {"counts", "total_tokens"} <= set(arrays)
             if of_lmdeploy and axes is None and len(arrays["counts"].shape) == 2:
                 axes = "layers,experts"
-            reading = array_reading(arrays, path, axes, self.values())
+            reading = array_reading(arrays, path, axes, self.values(path))
 
         def cells() -> Iterator[Cells]:
             with library_errors(reading.where, *NO_DATA):
@@ -250,18 +250,16 @@ def array_reading(
         start = 0
         for part in cube.rows(max(1, BATCH_CELLS // (n_layers * experts))):
             part = part.astype(np.int8) if part.dtype == bool else part
-            counts = values.counts(part, key, start, where)
+            counts = values.counts(part, key, start)
             yield dense_cells(steps[0][start : start + len(part)], layers[0], counts)
             start += len(part)
 
     rank, size = (int(arrays[name].whole()) if name in arrays and not arrays[name].shape else 1 for name in PART)
-    return Reading(
+    return values.reading(
         cells,
         part=f"{PART[0]} is {rank} of {PART[1]} {size}: a part of the experts" if size > 1 else "",
         rows=math.prod(cube.shape),
         assumptions=tuple(text for text in (*assumed, *texts, steps[1], layers[1]) if text),
-        where=where,
-        collector=values.collector,
         steps_are_implicit=implicit,
         # With experts in another place, its last axis is none of choices.
         doubt=doubt_of(head, by_token=True) if axes is None or axes.replace(" ", "").endswith("experts") else "",

@@ -44,4 +44,4 @@ class ImatrixFormat(Format):
                     by_layer.setdefault(match[1], Array.held(np.asarray(tensor.data, np.float64).ravel()))
         if not by_layer:
             raise TraceError(where, "has no counts of experts", "give what llama-imatrix writes for an MoE model")
-        return array_reading(by_layer, path, None, Values(), ("all of the text is one step",))
+        return array_reading(by_layer, path, None, Values(where), ("all of the text is one step",))

@@ -36,11 +36,11 @@ def _text(line: bytes) -> str:
     return line[:MOST_LINE].decode("utf-8", "replace").rstrip()
 
 
-def _batches(rows: Iterator[Row], values: Values, where: str) -> Iterator[Cells]:
+def _batches(rows: Iterator[Row], values: Values) -> Iterator[Cells]:
     """Rows of step, layer, expert and value as cells, so many at a time."""
     while held := list(islice(rows, BATCH)):
         step, layer, expert, value = (np.array(part) for part in zip(*held))
-        yield Cells(step, layer, expert, values.counts(value, "tokens", 0, where))
+        yield Cells(step, layer, expert, values.counts(value, "tokens"))
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ class LogFormat(ValueFormat):
         pattern = compiled(self.pattern, where)
         if "tokens" not in pattern.groupindex or not GROUPS >= set(pattern.groupindex):
             raise TraceError(where, "--pattern has not the groups of a log", "use step, layer, expert and tokens")
-        values = self.values()
+        values = self.values(path)
         one = () if "step" in pattern.groupindex else ("no group for the step: one step",)
         assumed = (f"lines are taken apart by {self.pattern}", *one)
-        cells = lambda: _batches(_rows(path, pattern), values, where)  # noqa: E731
-        return Reading(cells, assumptions=assumed, where=where, collector=values.collector)
+        cells = lambda: _batches(_rows(path, pattern), values)  # noqa: E731
+        return values.reading(cells, assumptions=assumed)
 
 
 def _usual(path: Path) -> str:
@@ -111,15 +111,13 @@ class PrometheusFormat(ValueFormat):
 
     def read(self, path: Path) -> Reading:
         """Each scrape is a step; counts are added up over other labels."""
-        values, tags = self.values(), tags_by(self.pattern, str(path))
+        values, tags = self.values(path), tags_by(self.pattern, str(path))
         only, head = pairs_of(self.where), head_of(path)
         names = [found["name"] for line in head.split("\n") if (found := SAMPLE.match(line)) and tags.match(line, "")]
         name = self.key or next(iter(names), "")
-        return Reading(
-            lambda: _batches(_samples(path, tags, self.key, only), values, str(path)),
+        return values.reading(
+            lambda: _batches(_samples(path, tags, self.key, only), values),
             assumptions=("each scrape is a step; counts are added up over all labels but layer and expert",),
-            where=str(path),
-            collector=values.collector,
             steps_are_implicit=True,
             adds=True,
             counters=name.endswith("_total") or f"# TYPE {name} counter" in head,

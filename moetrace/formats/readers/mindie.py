@@ -202,7 +202,7 @@ def _cells(
     *experts* (layers, width) is what the columns hold, None where they are the experts. An unfinished matrix is left
     out.
     """
-    layers, values, done, row = config.layers, Values(), 0, 0
+    layers, values, done, row = config.layers, Values(str(path)), 0, 0
     at_once = max(1, RANK_CELLS // (layers * config.experts))
     read = pc.ReadOptions(block_size=block, use_threads=False, autogenerate_column_names=True)
     # A blank line would be skipped, and shift what follows by a layer; only whole numbers are counters.
@@ -212,7 +212,7 @@ def _cells(
     with _rank_errors(path), pc.open_csv(opened(path), read, parse, convert) as batches:
         for batch in batches:
             stacked = np.stack([column.to_numpy(zero_copy_only=False) for column in batch.columns], axis=1)
-            rows = np.concatenate([rest, values.counts(stacked, "counter", row, str(path))])
+            rows = np.concatenate([rest, values.counts(stacked, "counter", row)])
             row += len(stacked)
             whole = rows[: len(rows) // layers * layers].reshape(-1, layers, width)
             rest = rows[whole.shape[0] * layers :]

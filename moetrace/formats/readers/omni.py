@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -47,9 +47,9 @@ class OmniFormat(Format):
         spans = {int(match["last"]) - int(match["first"]) for match, _ in files}
         assumptions = ["each file is one step, the sum over its range, numbered by the last step of it"]
         assumptions += [f"ranges are of {min(spans) + 1} to {max(spans) + 1} steps"] if len(spans) > 1 else []
-        values = Values()
+        values = Values(str(path))
         cells = lambda: (_cells(file, int(match["last"]), values) for match, file in files)  # noqa: E731
-        return Reading(cells, assumptions=tuple(assumptions), where=str(path), collector=values.collector)
+        return values.reading(cells, assumptions=tuple(assumptions))
 
 
 def _files(path: Path) -> list[tuple[re.Match[str], Path]]:
@@ -67,4 +67,4 @@ def _cells(path: Path, step: int, values: Values) -> Cells:
         labels = table.column(0).to_pylist()
         counts = np.stack([column.to_numpy() for column in table.columns[1:]], axis=1)  # (layers, experts)
         layers = [int(LAYER.fullmatch(label)[1]) for label in labels]  # type: ignore[index]
-    return dense_cells(np.array([step]), layers, values.counts(counts, "ep", 0, str(path))[None])
+    return dense_cells(np.array([step]), layers, replace(values, where=str(path)).counts(counts, "ep")[None])

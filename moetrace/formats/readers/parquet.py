@@ -75,7 +75,7 @@ class ParquetFormat(TableFormat):
             if files and not files[0][2] and any(kind_of(field.type) in ("text", "list") for field in schema):
                 with files[0][0].open_input_file(files[0][1]) as raw:
                     first = next(pq.ParquetFile(raw, pre_buffer=False).iter_batches(WIDE_ROWS), None)
-        table = table_of(schema, first, where, self.naming())
+        table = table_of(schema, first, where, self.naming(where))
         return reading_of(table, partial(_batches, files, where), rows)
 
 

@@ -113,14 +113,12 @@ def _reading(
     dense = np.setdiff1d(np.arange(counts.shape[1]), layers)
     if dense.size:
         assumptions = (*assumptions, f"layers without any token are dense ones and left out: {shown(dense)}")
-    values = Values(collector=collector)
-    return Reading(
-        lambda: iter([dense_cells(steps, layers, values.counts(counts[:, layers], "logical_count", 0, where))]),
+    values = Values(where, collector=collector)
+    return values.reading(
+        lambda: iter([dense_cells(steps, layers, values.counts(counts[:, layers], "logical_count"))]),
         rows=len(steps) * len(layers) * counts.shape[2],
         assumptions=assumptions,
         findings=collector.findings,
-        where=where,
-        collector=collector,
     )
 
 

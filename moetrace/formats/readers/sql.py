@@ -38,7 +38,7 @@ class SqlFormat(ValueFormat):
         if absent:
             problem = f"has no column {absent[0]} among {shown(columns)}"
             raise TraceError(str(path), problem, f"name it in the query, as in SELECT NAME AS {absent[0]}, ...")
-        naming = Naming({role: role for role in ROLES}, values=self.values())
+        naming = Naming(self.values(path), {role: role for role in ROLES})
         return table_reading(str(path), lambda: _rows(path), naming)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -39,9 +39,9 @@ class TensorboardFormat(ValueFormat):
 
     def read(self, path: Path) -> Reading:
         """Stream the scalars whose tags match; several files of a folder follow each other by name."""
-        tags, values = tags_by(self.pattern, str(path)), self.values()
+        tags, values = tags_by(self.pattern, str(path)), self.values(path)
         cells = partial(_cells, path, tags, values)
-        return Reading(cells, assumptions=(tags.assumption,), where=str(path), collector=values.collector)
+        return values.reading(cells, assumptions=(tags.assumption,))
 
 
 def _files(path: Path) -> list[Path]:
@@ -65,7 +65,8 @@ def _cells(path: Path, tags: Tags, values: Values) -> Iterator[Cells]:
         step, layer, expert, value = (np.array(part) for part in zip(*rows))
         rows.clear()
         name = next(iter(seen))
-        counts = values.counts(value.astype(np.float32), name, 0, f"{where}, tags {name}", kind)
+        own = replace(values, where=f"{where}, tags {name}")
+        counts = own.counts(value.astype(np.float32), name, kind=kind)
         return Cells(step, layer, expert, counts)
 
     for file in _files(path):

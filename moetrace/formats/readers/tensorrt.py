@@ -16,7 +16,7 @@ import numpy as np
 from moetrace.errors import TraceError
 from moetrace.formats.errors import WRITE_AGAIN, extra, library_errors
 from moetrace.formats.location import check_ranks, rank_files
-from moetrace.formats.stream.cells import Cells, Format, Reading, Source, dense_cells
+from moetrace.formats.stream.cells import Cells, Format, Source, dense_cells
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.merge import by_layers
 
@@ -54,9 +54,9 @@ class TensorrtFormat(Format):
                 problem = f"has {other[0]!r} among its tensors" if other else "holds no tensors"
                 raise TraceError(str(file), problem, "statistics have tensors named {iteration}_{layer}")
             keys = sorted((int(step), int(layer)) for step, layer in (name.split("_") for name in names))
-            values, known = Values(), {"top_k": top_k} if isinstance(top_k, int) else {}
+            values, known = Values(str(file)), {"top_k": top_k} if isinstance(top_k, int) else {}
             cells = partial(_cells, file, keys, values)
-            reading = Reading(cells, where=str(file), known=known, collector=values.collector)
+            reading = values.reading(cells, known=known)
             ranks.append((sorted({layer for _, layer in keys}), reading))
         return by_layers(ranks, str(path))
 
@@ -73,5 +73,5 @@ def _cells(path: Path, keys: list[tuple[int, int]], values: Values) -> Iterator[
     with library_errors(str(path), "cannot be read", WRITE_AGAIN), _opened(path) as file:
         for step, layer in keys:
             raw = file.get_tensor(f"{step}_{layer}").reshape(1, 1, -1)
-            counts = values.counts(raw, f"{step}_{layer}", 0, str(path))
+            counts = values.counts(raw, f"{step}_{layer}")
             yield dense_cells(np.array([step]), [layer], counts)

@@ -61,7 +61,7 @@ class CsvFormat(TableFormat):
         if len(names) < 2:
             way_out = "begin it with the names of its columns, in UTF-8"
             raise TraceError(where, "has no header with columns", way_out)
-        reading = table_reading(where, partial(text.csv_batches, path), self.naming())
+        reading = table_reading(where, partial(text.csv_batches, path), self.naming(path))
         assumed = () if delimiter == "," else (f"columns are separated by {delimiter!r}",)
         return replace(reading, assumptions=(*assumed, *reading.assumptions), findings=text.cut_findings(path))
 
@@ -92,7 +92,7 @@ class JsonLinesFormat(TableFormat):
             if self.key is not None:
                 reading = self._keyed_lines(path)
             else:
-                reading = table_reading(str(path), partial(text.json_batches, path), self.naming())
+                reading = table_reading(str(path), partial(text.json_batches, path), self.naming(path))
         except TraceError:
             first = text.json_of(text.head_of(path).partition("\n")[0])
             if self.key or self.column or self.pattern or not isinstance(first, dict):
@@ -131,7 +131,7 @@ class JsonLinesFormat(TableFormat):
                 yield tuple(row[name] for name in outer), held
 
         needs = LINES_NEED if key else keys or LINES_NEED
-        return _keyed(rows, path, self.values(), needs, f"the counts are in {key or shown(parts)}")
+        return _keyed(rows, path, self.values(path), needs, f"the counts are in {key or shown(parts)}")
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ class JsonFormat(TableFormat):
             with library_errors(where, "holds no table", "give the same columns in every row"):
                 every = dict.fromkeys(name for row in rows for name in row)  # not each row need have them all
                 table = pa.table({name: [row.get(name) for row in rows] for name in every})
-            return table_reading(where, table.to_reader, self.naming())
+            return table_reading(where, table.to_reader, self.naming(path))
         if not isinstance(document, dict) and not (isinstance(document, list) and document):
             raise TraceError(where, f"is a {type(document).__name__}", NEEDS)
         document = document if isinstance(document, dict) else {"counts": document}
@@ -182,14 +182,14 @@ class JsonFormat(TableFormat):
         if key is None or isinstance(document[key], dict):
             self._refuse(path, "axes")
             inside = document if key is None else document[key]
-            return _keyed(lambda: iter([((), inside)]), path, self.values(), keys_in(document) or NEEDS)
+            return _keyed(lambda: iter([((), inside)]), path, self.values(path), keys_in(document) or NEEDS)
         lists = (name for name in (key, "steps", "step", "layers", *PART) if name in document)
         arrays = {name: Array.held(_numbers_in(document[name], where)) for name in lists}
         by_layer = key == "logical_count" or (self.key or "").startswith("layers.")
         if by_layer and len(arrays[key].shape) == 2:  # one window
             axes = "layers,experts"
         assumption = () if key == "counts" else (f"{key} holds the counts",)
-        return array_reading(arrays, path, self.axes or axes, self.values(), assumption)
+        return array_reading(arrays, path, self.axes or axes, self.values(path), assumption)
 
     def _refuse(self, path: Path, *settings: str) -> None:
         """Raise `SettingError` for a setting that this kind of document has no use for."""
@@ -256,16 +256,14 @@ def _keyed(
             at = {axis: np.array([_number(keys[i], where, needs) for keys, _ in found]) for i, axis in enumerate(axes)}
             step = at.get("step", np.full(len(raw), 1 if in_name is None else in_name))
             layer = at.get("layer", np.zeros(len(raw), np.int64))
-            yield Cells(step, layer, at["expert"], values.counts(raw, "counts", 0, where))
+            yield Cells(step, layer, at["expert"], values.counts(raw, "counts"))
 
     sample = part
     while isinstance(sample, dict) and sample:
         sample = next(iter(sample.values()))
-    return Reading(
+    return values.reading(
         cells,
         assumptions=(assumption or f"keys are {', '.join(axes)}" + ("" if "step" in axes else ": one step"),),
-        where=where,
-        collector=values.collector,
         steps_are_implicit="step" not in axes and in_name is None,
         doubt=doubt_of(sample) if isinstance(sample, list) else "",
     )

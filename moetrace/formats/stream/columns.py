@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from moetrace.doctor.collector import HALVES, Collector
 from moetrace.errors import TraceError, shown
 from moetrace.formats.errors import library_errors
-from moetrace.formats.stream.cells import Format, to_numpy
+from moetrace.formats.stream.cells import Cells, Format, Reading, to_numpy
 from moetrace.formats.stream.text import json_of
 from moetrace.trace import FLOAT64_EXACT, Counts, whole_counts
 
@@ -276,22 +276,27 @@ def as_float32(values: NDArray[Any]) -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Values:
-    """How the values of a dump become counts; *collector* gets the findings about them.
+    """How the values of the dump *where* become counts; *collector* gets the findings about them.
 
     *tokens* is what a layer routes in a step, *experts* how many a layer has, where they are known.
     """
 
+    where: str
     tokens: float | None = None
     experts: int | None = None
     collector: Collector = field(default_factory=Collector)
 
-    def counts(self, values: NDArray[Any], column: str, row: int, where: str, kind: str | None = None) -> Counts:
+    def reading(self, cells: Callable[[], Iterator[Cells]], **known: Any) -> Reading:
+        """What streams the *cells* of the dump, with what else is *known* of it."""
+        return Reading(cells, where=self.where, collector=self.collector, **known)
+
+    def counts(self, values: NDArray[Any], column: str, row: int = 0, kind: str | None = None) -> Counts:
         """*values* as counts of the same shape; shares become counts where the tokens of a step are known.
 
         *row* is the number of the first of them, for the `TraceError` that names the first bad one, and *kind* says
         what they are where the name of their column does not.
         """
-        simple, at = simple_name(kind or column), f"{where}, column {column}"
+        simple, at = simple_name(kind or column), f"{self.where}, column {column}"
         if values.dtype.kind in "OUS":
             raise TraceError(at, "holds text, not numbers", "give counts of tokens, as docs/recipes.md shows")
         if values.dtype.kind == "V" and values.dtype.itemsize == 2:  # as NumPy has bfloat16
@@ -312,7 +317,7 @@ class Values:
         look_like_shares = values.dtype.kind == "f" and values.size and values.max() <= 1
         if self.tokens is None or not (named or look_like_shares):
             self.collector.check_precision(values, column, row)
-            return whole_counts(values, where, column, row)
+            return whole_counts(values, self.where, column, row)
         tokens_per_unit = self.tokens / (self.experts or 1) if simple in UTILISATION_NAMES else self.tokens
         scaled = values.astype(np.float64) * tokens_per_unit
         near = np.rint(scaled)
@@ -335,9 +340,9 @@ class ValueFormat(Format):
     tokens_per_step: int | None = None
     experts: int | None = None
 
-    def values(self) -> Values:
+    def values(self, where: object) -> Values:
         """How the values of one dump become counts."""
-        return Values(self.tokens_per_step, self.experts)
+        return Values(str(where), self.tokens_per_step, self.experts)
 
 
 def pairs_of(given: str | Mapping[str, str] | None) -> dict[str, str]:

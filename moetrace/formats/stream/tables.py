@@ -65,7 +65,7 @@ class TableFormat(ValueFormat):
     sum_over: str | None = None
     phase: Phase | None = None
 
-    def naming(self) -> Naming:
+    def naming(self, where: object) -> Naming:
         """What the columns are called; raises `SettingError` for an unknown role."""
         pairs = columns.pairs_of(self.column)
         for role, name in pairs.items():
@@ -74,7 +74,7 @@ class TableFormat(ValueFormat):
                 raise SettingError(f"{known}, not {role + '=' * bool(name) + name!r}")
         roles = {simple_name(role): name for role, name in pairs.items()}
         only = columns.pairs_of(self.where)
-        return Naming(roles, self.pattern, only, self.sum_over, self.phase, values=self.values())
+        return Naming(self.values(where), roles, self.pattern, only, self.sum_over, self.phase)
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ class Naming:
     *only* is the value that the rows have in some columns, *sum_over* a column that counts are added up over.
     """
 
-    roles: dict[str, str] = field(default_factory=dict)
+    values: Values
+    roles: dict[str, str]
     pattern: str | None = None
     only: dict[str, str] = field(default_factory=dict)
     sum_over: str | None = None
     phase: str | None = None
-    values: Values = field(default_factory=Values)
 
 
 @dataclass(frozen=True)
@@ -281,12 +281,10 @@ def reading_of(
                     inside = inside._replace(expert=inside.expert + rank * width)
                 yield inside
 
-    return Reading(
+    return found.values.reading(
         cells,
         rows=None if rows is None else rows * found.width,
         assumptions=(*found.assumptions(), *texts),
-        where=where,
-        collector=found.values.collector,
         steps_are_implicit=found.step is None and found.at[0] is None,
         doubt=found.doubt,
         part=part,
@@ -326,7 +324,7 @@ def _long(found: Table) -> Table:
         found = found.by_total(rows.column(value)[(steps == steps[0]) & (layers == layers[0])].sum())
 
     def cells(rows: Rows) -> Cells:
-        counts = found.values.counts(rows.column(value), value, rows.first, rows.where, found.kind)
+        counts = found.values.counts(rows.column(value), value, rows.first, found.kind)
         return Cells(found.steps(rows), found.layers(rows), rows.numbers(expert), counts)
 
     return replace(found, cells=cells, read=[expert, value])
@@ -359,10 +357,10 @@ def _nested(found: Table, value: str) -> Table:
         layers = np.repeat(columns.places(levels[0]), levels[1]) if len(levels) > 1 else layers[of_row]
         numbers = flat.to_numpy(zero_copy_only=False)
         try:
-            counts = found.values.counts(numbers, value, rows.first, rows.where, found.kind)
+            counts = found.values.counts(numbers, value, rows.first, found.kind)
         except TraceError:
             for i in range(len(lists)):  # once more row by row, only to name the first bad one
-                found.values.counts(numbers[of_row == i][None], value, rows.first + i, rows.where, found.kind)
+                found.values.counts(numbers[of_row == i][None], value, rows.first + i, found.kind)
             raise
         return Cells(steps[of_row], layers, columns.places(levels[-1]), counts)
 
@@ -422,7 +420,7 @@ def _wide(found: Table, places: Mapping[str, tuple[int | None, int]], text: str)
         counts = np.zeros(there.shape, np.int64)
         for i, (name, values) in enumerate(zip(names, raw)):
             whole = values if there[:, i].all() else np.where(there[:, i], values, 0)
-            counts[:, i] = found.values.counts(whole, name, rows.first, rows.where, kind)
+            counts[:, i] = found.values.counts(whole, name, rows.first, kind)
         if found.step is None or not rows.batch.column(found.step).null_count:
             steps = found.steps(rows)
         else:  # rows without any value need have no step
@@ -452,7 +450,7 @@ def _keyed(found: Table, key: str, value: str) -> Table:
         matched = np.array([match is not None for match in matches], bool)[indices]
         at = np.array([match or (0, 0) for match in matches], np.int64).reshape(-1, 2)[indices][matched]
         inside = rows._replace(batch=rows.batch.filter(pa.array(matched)))
-        counts = found.values.counts(inside.column(value), value, rows.first, rows.where, kind)
+        counts = found.values.counts(inside.column(value), value, rows.first, kind)
         return Cells(found.steps(inside), at[:, 0], at[:, 1], counts)
 
     return replace(found, cells=cells, read=[key, value])
