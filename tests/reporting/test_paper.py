@@ -1,0 +1,55 @@
+"""The paper's figures: each curve and line at the height that its frame has, in percent where the axis says so."""
+
+import pandas as pd
+import pytest
+
+from moetrace.reporting.paper import error_course, fluctuation, movement
+
+LAYERS = pd.DataFrame({"layer": [3], "settle_step": [200], "settle_step_low": [150], "settle_step_high": [250]})
+AT = {"trace": "t", "layer": 3, "step": [100, 200, 300]}
+
+
+def heights(figure):
+    """By its label the height of each line of the only panel, at its end; of vertical lines the step."""
+    (axes,) = [axes for axes in figure.axes if axes.lines]
+    vertical = {line.get_label(): line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1}
+    return axes, {line.get_label(): line.get_ydata()[-1] for line in axes.lines} | vertical
+
+
+def test_movement_is_drawn_in_percent_with_its_thresholds():
+    """And the interval of the settle step."""
+    course = pd.DataFrame({**AT, "movement": [0.1, 0.05, 0.01], "unsettle_above": 0.08, "settle_below": 0.04})
+
+    axes, lines = heights(movement({"movement": course, "layers": LAYERS}))
+
+    assert 1.0 == pytest.approx(lines["mean over the hold"])
+    assert [4.0, 8.0] == sorted(line.get_ydata()[0] for line in axes.lines if line.get_label() == "_")
+    assert 200 in lines.values()
+    assert {"transient above 8%", "stable below 4%"} <= {text.get_text() for text in axes.texts}
+    (span,) = axes.patches
+    assert (150, 250) == (span.get_x(), span.get_x() + span.get_width())
+
+
+def test_fluctuation_has_the_noise_of_the_longest_window():
+    """A curve for each window; the range in percent of a share."""
+    parts = [
+        pd.DataFrame({**AT, "window": window, "range": [0.3, 0.2, value], "noise_range": value / 2})
+        for window, value in ((10, 0.02), (200, 0.06))
+    ]
+
+    _, lines = heights(fluctuation({"fluctuation": pd.concat(parts), "layers": LAYERS}, "range"))
+
+    named = {label: height for label, height in lines.items() if "window" in label or "steps" in label}
+    assert {"10 steps": 2.0, "200 steps": 6.0, "sampling noise, longest window": 3.0} == pytest.approx(named)
+    assert 200 in lines.values()
+
+
+def test_errors_are_drawn_beside_their_noise():
+    """At each cutoff, in percent."""
+    rows = [("sw_avg", 1000, 500, 0.2, 0.01), ("sw_avg", 1000, 1500, 0.1, 0.02), ("lstm", 1000, 1500, 0.3, 0.04)]
+    course = pd.DataFrame(rows, columns=["predictor", "horizon", "cutoff", "error_rate", "error_noise"])
+
+    axes, lines = heights(error_course({"course": course}))
+
+    assert {"sw_avg": 10.0, "noise": 3.0}.items() <= {label: round(h, 9) for label, h in lines.items()}.items()
+    assert "next 1,000 steps" == axes.get_title()
