@@ -1,12 +1,14 @@
 """How far apart two loads are, and when they are called the same: 95% of the time, for loads of several kinds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
 import moetrace as mt
 from moetrace.comparison.distance import Sample, distance_of, samples_of
-from moetrace.comparison.study import pairs_frame
+from moetrace.comparison.study import check_comparable, pairs_frame
 
 
 def wandering(rng, rows, width, deviation):
@@ -147,3 +149,47 @@ def test_all_pairs_are_those_two_by_two(small):
     assert [("t0", "t1"), ("t0", "t2"), ("t1", "t2")] == list(zip(frame["a"], frame["b"]))
     assert distance_between(traces[0], traces[2]).distance == frame["distance"][1]
     assert 0 == len(pairs_frame([small]))
+
+
+def parts(trace, *spans, **info):
+    """Parts of a *trace* by the steps that each spans, named as on the command line."""
+    whole = replace(trace, info=replace(trace.info, **info))
+    cut = [whole.select(first=first, last=last) for first, last in spans]
+    return [replace(own, info=replace(own.info, name=f"run:{a}-{b}")) for own, (a, b) in zip(cut, spans)]
+
+
+@pytest.mark.parametrize(
+    "known", [{"source": "dump", "fingerprint": "f"}, {"fingerprint": "f", "settings": {"bin": 2}}]
+)
+def test_parts_of_a_trace_that_share_steps_are_refused(known):
+    """With parts that share none, which are compared; traces of another source, or none, may have the same steps."""
+    trace = mt.LoadTrace.from_counts(np.ones((100, 1, 4), int))
+    a, b = parts(trace, (10, 60), (60, 99), **known)
+
+    with pytest.raises(mt.SettingError, match=r"share the steps 60 to 60: .* such as run:10-54 run:55-99"):
+        check_comparable(a, b)
+    with pytest.raises(mt.SettingError, match=r"share the steps 20 to 60: .* such as run:10-54 run:55-99"):
+        check_comparable(*parts(trace, (20, 99), (10, 60), **known))
+    check_comparable(*parts(trace, (10, 60), (61, 99), **known))
+    check_comparable(a, replace(b, info=replace(b.info, fingerprint="g")))
+    check_comparable(a, replace(b, info=replace(b.info, settings={"bin": 4})))
+    check_comparable(*parts(trace, (10, 60), (60, 99)))
+
+
+def test_one_trace_is_known_by_the_digests_of_its_layers():
+    """Whatever it was read from."""
+    trace = replace(mt.LoadTrace.from_counts(np.ones((9, 1, 4), int)), digests={0: "d"})
+
+    with pytest.raises(mt.SettingError, match="are one trace"):
+        check_comparable(trace, replace(trace, info=mt.TraceInfo("other", fingerprint="f")))
+    check_comparable(trace, replace(trace, digests={0: "e"}))
+
+
+def test_only_loads_of_one_shape_are_compared():
+    """Layers can be selected, experts cannot."""
+    one, two, wide = (mt.LoadTrace.from_counts(np.ones((9, *shape), int)) for shape in ((1, 4), (2, 4), (1, 8)))
+
+    with pytest.raises(mt.SettingError, match=r"1 layers and .* 2: .*--layers"):
+        check_comparable(one, two)
+    with pytest.raises(mt.SettingError, match=r"4 experts and .* has 8: loads of one shape compare$"):
+        check_comparable(one, wide)
