@@ -173,7 +173,7 @@ def _batch_changes(totals: Counts, steps: Steps) -> list[Finding]:
     n = len(totals)
     ratio = totals[1:] / totals[:-1]
     jumps = np.flatnonzero((ratio >= BATCH_JUMP) | (ratio <= 1 / BATCH_JUMP)) + 1
-    if not 0 < len(jumps) < min(MOST_LEVELS, n / LEVEL_STEPS):
+    if len(jumps) >= min(MOST_LEVELS, n / LEVEL_STEPS):
         return []
     borders = [0, *jumps.tolist(), n]
     findings = []
