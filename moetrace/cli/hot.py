@@ -36,7 +36,10 @@ def hot(
     traces: Traces = None,
     slots: Annotated[
         int | None,
-        typer.Option(min=1, help="Experts to keep in every layer  [default: as many as get more than the mean load]"),
+        typer.Option(
+            min=1,
+            help="Experts to keep in every layer  [default: as many as get more than the mean load]",
+        ),
     ] = None,
     total: Annotated[
         int | None,

@@ -55,7 +55,7 @@ class Dumps:
         int | None,
         typer.Option(
             min=1,
-            help="Token choices per layer and step (tokens times top-k), to convert shares of the load into counts.",
+            help="Tokens times top-k in each layer and step, to convert shares of the load into counts.",
         ),
     ] = None
     tokens: Annotated[

@@ -45,7 +45,7 @@ T = TypeVar("T")
 FirstLayer = Annotated[
     int | None,
     typer.Option(
-        min=0, help="Number, from 0, of the trace's first layer in the model. Used only in files.", metavar="N"
+        min=0, help="Model index, from 0, of the trace's first layer, if not its number. Only for files.", metavar="N"
     ),
 ]
 ModelLayers = Annotated[
@@ -396,7 +396,7 @@ class Protocol:
         int | None,
         typer.Option(
             min=1,
-            help="The next cutoffs are multiples of this  [default: 1,000, or more to stay within 50 cutoffs]",
+            help="Then score at every multiple of N  [default: 1,000, or more to stay within 50 cutoffs]",
             rich_help_panel=PROTOCOL,
         ),
     ] = None
@@ -443,7 +443,7 @@ class Hardware:
         str | None,
         typer.Option(
             envvar="MOETRACE_HARDWARE",
-            help="GPU that serves or trains, such as h200.",
+            help="GPU that serves or trains, such as h200; an unknown name lists all.",
             metavar="NAME",
             rich_help_panel=HARDWARE,
         ),

@@ -38,7 +38,7 @@ def place(
     redundant: Annotated[
         str,
         typer.Option(
-            help="Redundant experts. Give several (0,32,64) to compare them; the plan uses the recommended number.",
+            help="Redundant experts of each layer. Give several (0,32,64) to compare them; the plan has the best.",
             metavar="N",
         ),
     ] = "0",
@@ -50,8 +50,8 @@ def place(
         float,
         typer.Option(
             min=0,
-            help="Replace the plan in use only if the predicted peak falls by more than this fraction of the mean "
-            "GPU load.",
+            help="Change a plan only if that lowers the predicted peak by more than this fraction of the mean GPU "
+            "load, and by more than half of --tolerance.",
             metavar="FRACTION",
         ),
     ] = 0.0,
@@ -59,7 +59,8 @@ def place(
         float,
         typer.Option(
             min=0,
-            help="Keep the plan in use if its predicted peak is at most this fraction above that of the best plan.",
+            help="To move fewer experts, accept a predicted peak that is this fraction of the mean GPU load above the "
+            "lowest.",
             metavar="FRACTION",
         ),
     ] = 0.01,
@@ -99,11 +100,11 @@ def place(
     """Decide whether balancing is worth it, and place experts.
 
     At every cutoff, a plan is made from the forecast of each predictor and scored on the load that
-    followed. There are two reference plans: window_mean uses the last 1,000 steps, as vLLM and SGLang
-    do; oracle uses the load that followed. peak_over_mean is the load of the busiest GPU over the
-    whole horizon, divided by the mean GPU load; 1 is even. balance is the mean GPU load divided by
-    that of the busiest GPU of each step. The verdict above the table comes from a replay of the
-    rebalancing policies of serving systems, step by step.
+    followed. The references are the default placement, window_mean (the last 1,000 steps, from which
+    vLLM and SGLang plan) and oracle (the load that followed). The table has the load of the busiest
+    GPU over the whole horizon, divided by the mean GPU load: 1 is even. With --hardware, it is time
+    instead of load. The verdict above the table comes from a replay of the rebalancing policies of
+    serving systems, step by step.
 
     The plan for the steps after the end of the trace uses the predictor with the best plans. It is
     written in the formats of vllm-ascend, MindIE, SGLang and TensorRT-LLM.

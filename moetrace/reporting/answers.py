@@ -185,9 +185,10 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     best = best_of(parts[first])
     scored = " or ".join(f"{int(rows['scored'].max()):,} ({state})" for state, rows in parts.items())
     covered = " and ".join(percent(best_of(rows)["coverage_80"], 0) for rows in parts.values())
+    whose = listed(list(dict.fromkeys(best_of(rows)["predictor"] for rows in parts.values())))
     evidence = (
-        f"each error is the mean of {scored} scores; the 80% prediction intervals contained the actual load in "
-        f"{covered} of the cases"
+        f"each error is the mean of {scored} scores; the 80% prediction intervals of {whose} contained the actual load "
+        f"in {covered} of the cases"
     )
     number = f"{percent(best['error_rate'])} error{OTHERWISE[first]}"
     return Answer(PREDICTABLE, number, sentence, evidence, fine=best["predictor"] == BASELINE)
@@ -219,7 +220,7 @@ def _state_sentence(state: str, rows: pd.DataFrame) -> str:
         return f"{phase}: {own} (noise floor {floor})."
     if len(rows) == 1:
         apart = points(best["difference"], best["difference_low"], best["difference_high"])
-        compared = "about the same as" if apart == SAME else f"{apart} compared with"
+        compared = "no clear difference from" if apart == SAME else f"{apart} compared with"
         return f"{phase}: {own} (noise floor {floor}), {compared} {BASELINE_NAMED}."
     better = rows[rows["difference_high"] < 0]
     if len(better):

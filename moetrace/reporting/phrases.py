@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SAME = "about the same"
+SAME = "no clear difference"
 NOTHING = "-"  # where there is no number
 
 
@@ -34,7 +34,7 @@ def percent(fraction: float, digits: int | None = None) -> str:
 
 
 def points(middle: float, low: float, high: float) -> str:
-    """A difference of two errors in percentage points, with its interval; ``about the same`` where that holds 0."""
+    """A difference of two errors in percentage points, with its interval; `SAME` where that holds 0."""
     if middle != middle:
         return NOTHING
     if low != low:

@@ -102,7 +102,7 @@ def _imbalanced(traces: pd.DataFrame) -> str:
     found = []
     for severity, what in ((COLLAPSED, "The router has collapsed"), (SEVERE, "Severe imbalance")):
         names = traces[traces["imbalance"].str.startswith(severity)]["trace"].tolist()
-        found += [f" {what} in {listed(names)}: moetrace states names the experts."] if names else []
+        found += [f" {what} in {listed(names)}: run moetrace states to see the experts."] if names else []
     return "".join(found)
 
 
@@ -237,19 +237,22 @@ def place_screen(
     names = {DEFAULT: "default placement", DEPLOYED: "deployed plan", ORACLE: "perfect forecast (oracle)"}
     states = [state for state in STATES if state in set(summary["state"])]
     by_state = {state: summary[summary["state"] == state].set_index("strategy") for state in states}
+    titles = {state: "state unknown" if state == UNKNOWN else state for state in states}
     strategies = sorted(
         summary["strategy"].unique(), key=lambda name: (name != DEFAULT, name != DEPLOYED, name == ORACLE, name)
     )
     rows = [
         {"plan by": names.get(name, str(name))}
-        | {state: _peak(rows, name, "peak_over_mean") for state, rows in by_state.items()}
-        | {f"moved, {state}": _peak(rows, name, "moved") for state, rows in by_state.items()}
+        | {titles[state]: _peak(rows, name, "peak_over_mean") for state, rows in by_state.items()}
+        | {f"moved, {titles[state]}": _peak(rows, name, "moved") for state, rows in by_state.items()}
         for name in strategies
     ]
     if rows and states:
+        first = rows[0][titles[states[0]]]
         legend = (
-            f"1.05x: over the {int(summary['horizon'].iloc[0]):,} steps after a plan, the busiest GPU has 1.05 times "
-            f"the mean {of} of all GPUs. Moved: the share of slots that a new plan gives to another expert."
+            f"{first}: over the {int(summary['horizon'].iloc[0]):,} steps after a plan, the busiest GPU has "
+            f"{first.removesuffix('x')} times the mean {of} of all GPUs. Moved: the share of slots that a new plan "
+            "gives to another expert."
         )
         notes = [legend, *notes]
     trace = f"{summary['trace'].iloc[0]}: " if len(summary) else ""

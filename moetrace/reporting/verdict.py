@@ -70,11 +70,9 @@ def worthwhile(verdict: Mapping[str, Any]) -> str:
         return ""
     if ridge:
         plan = f"On {verdict['hardware'].upper()}, a plan" if verdict["hardware"] else "A plan"
-        return f"{plan} saves 5% or more if an expert gets at least about {ratio * ridge:,.0f} tokens per pass."
-    return (
-        "A plan saves 5% or more if the tokens of an expert per pass are at least about "
-        f"{ratio:.2g} times the ridge of the GPU."
-    )
+        return f"{plan} saves 5% or more if experts get at least about {ratio * ridge:,.0f} tokens per pass on average."
+    highest = verdict["tokens_per_expert"] / ratio
+    return f"A plan saves 5% or more on GPUs with a ridge of at most about {highest:,.0f} tokens."
 
 
 def first_answer(trace: str, bound: Any) -> str:
@@ -131,27 +129,29 @@ def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str
     enough, floor = verdict["enough_redundant"], verdict["floor"]
     limits = "Redundant experts would save less than 1%."
     if enough:
-        limits = f"More than {enough:,} redundant experts would save less than 1% more."
+        limits = f"Up to {enough:,} redundant experts per layer improve the balance; further ones save less than 1%."
     tried = verdict["by_redundant"] or ()
     if len(tried) > 1:
         each = (f"{own['redundant']:,} save {100 * own['saved']:.1f}%" for own in tried)
         limits = f"Of the numbers of redundant experts asked for, {', '.join(each)}. {limits}"
     if floor >= HOT:
-        limits += f" However experts are placed, the hottest one keeps the busiest GPU at {floor:.2f}x or more."
+        replicated = "" if verdict["redundant"] else " unless it is replicated"
+        limits += f" The hottest expert keeps the busiest GPU at {floor:.2f}x or more{replicated}."
     if verdict["start"] == "nothing":
         return [answer.evidence, limits]
     best = "the best re-planning policy" if verdict["start"] == "file" else "this policy"
-    holds = "to the end of the trace"
+    holds = "to its end"
     if verdict["holds"] is not None:
-        holds = f"for the first {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
+        holds = f"for {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
     limits = " ".join([limits, worthwhile(verdict)]).strip()
-    lasting = f"A plan that is kept unchanged stays within about 1% of the expert time of {best} {holds}."
+    lasting = f"A plan made at the beginning of the trace needs at most about 1% more expert time than {best} {holds}."
     return [answer.evidence, f"{lasting} {limits}", *([deployment(verdict)] if files else [])]
 
 
 def deployment(verdict: Mapping[str, Any]) -> str:
     """What to start or which file to deploy, and whether that is the recommended policy."""
-    from_file = "start your serving system with the flags listed for its plan file"
+    from_file = "load the plan file of your system, with the flags listed beside it"
+
     if verdict["system"] is None:
         return f"To deploy the plan, {from_file}."
     wish = "If you still want this policy" if verdict["verdict"] == NOT_WORTH_IT else "To deploy this policy"
@@ -177,4 +177,4 @@ def deployment(verdict: Mapping[str, Any]) -> str:
 
 def _started(policy: Mapping[str, Any]) -> str:
     """How a system is started that plans by itself."""
-    return f"start {policy['system']} with the flags listed for its policy, and without a plan file"
+    return f"start {policy['system']} with the flags listed for this policy, and without a plan file"

@@ -575,4 +575,4 @@ def test_a_policy_that_moves_nothing_in_the_second_half_keeps_its_name():
     found = place_trace(trace, [WindowMean()], Planning(4), cutoffs=[5000], systems=["vllm-ascend"]).verdict
 
     assert ("vllm-ascend", 0.0) == (found.system, found.moved_per_1000)
-    assert "a plan every 254 steps from the load of the last 200, using vllm-ascend's rule," == found.policy
+    assert "vllm-ascend's policy, a plan every 254 steps from the last 200 steps," == found.policy

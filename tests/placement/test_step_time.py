@@ -400,11 +400,11 @@ def balanced_plan(trace):
         ({"worth_from": None}, ""),
         (
             {"worth_from": 0.5, "ridge": 206.0, "hardware": "h200"},
-            "On H200, a plan saves 5% or more if an expert gets at least about 103 tokens per pass.",
+            "On H200, a plan saves 5% or more if experts get at least about 103 tokens per pass on average.",
         ),
         (
-            {"worth_from": 0.5, "ridge": None, "hardware": ""},
-            "the tokens of an expert per pass are at least about 0.5 times the ridge of the GPU.",
+            {"worth_from": 0.5, "ridge": None, "hardware": "", "tokens_per_expert": 33.0},
+            "on GPUs with a ridge of at most about 66 tokens.",
         ),
     ],
 )

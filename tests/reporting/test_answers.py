@@ -90,7 +90,7 @@ NOTHING = ("auto", "stable", float("nan"), float("nan"), float("nan"), float("na
         ([BASE, UNCLEAR], "1.62% error", "Stable phase: no predictor clearly beats the 1,000-step mean (error 1.72%, noise floor 0.60%)."),
         ([BASE, CLEAR], "1.20% error", "arima clearly beats the 1,000-step mean: 1.20% error instead of 1.72% (noise floor 0.60%)."),
         ([BASE, CLEAR, LUCKY], "1.10% error", "arima clearly beats the 1,000-step mean: 1.20% error instead of 1.72% (noise floor 0.60%)."),
-        ([UNCLEAR], "1.62% error", "auto has 1.62% error (noise floor 0.60%), about the same as the 1,000-step mean."),
+        ([UNCLEAR], "1.62% error", "auto has 1.62% error (noise floor 0.60%), no clear difference from the 1,000-step mean."),
         ([CLEAR], "1.20% error", "arima has 1.20% error (noise floor 0.60%), -0.52 points [-0.70, -0.30] compared with the 1,000-step mean."),
         ([BASE], "1.72% error", "Stable phase: window_mean has 1.72% error (noise floor 0.60%)."),
         ([BASE, NO_INTERVAL], "0.46% error", "too few cutoffs to compare predictors with the 1,000-step mean (error 1.72%, noise floor 0.60%); auto has 0.46% error."),
@@ -118,7 +118,7 @@ def test_the_number_of_scores_is_the_evidence():
     answer = predictable(summary(BASE, UNCLEAR, EARLY), 1000)
 
     assert (
-        "each error is the mean of 35 (stable) or 9 (transient) scores; the 80% prediction intervals contained the actual load in 79% and 79% of the cases"
+        "each error is the mean of 35 (stable) or 9 (transient) scores; the 80% prediction intervals of auto contained the actual load in 79% and 79% of the cases"
         == answer.evidence
     )
 
@@ -156,7 +156,7 @@ def test_percentages_have_three_digits(fraction, said):
     [
         (-0.091, -0.155, -0.036, "-9.1 points [-15.5, -3.6]"),
         (0.0052, 0.001, 0.009, "+0.52 points [+0.10, +0.90]"),
-        (0.0052, -0.001, 0.009, "about the same"),
+        (0.0052, -0.001, 0.009, "no clear difference"),
         (0.0052, float("nan"), float("nan"), "+0.52 points"),
         (float("nan"), float("nan"), float("nan"), "-"),
     ],

@@ -111,9 +111,9 @@ def test_a_long_name_cuts_no_number_short():
 @pytest.mark.parametrize(
     ("states", "shown"),
     [
-        (["unknown"], ["unknown"]),
-        (["transient", "unknown"], ["transient", "unknown"]),
-        (["stable", "transient", "unknown"], ["stable", "transient", "unknown"]),
+        (["unknown"], ["state unknown"]),
+        (["transient", "unknown"], ["transient", "state unknown"]),
+        (["stable", "transient", "unknown"], ["stable", "transient", "state unknown"]),
     ],
 )
 def test_plans_have_numbers_whatever_the_states_were(states, shown):

@@ -46,7 +46,7 @@ def test_where_nothing_is_better_than_the_default_placement_nothing_is_saved():
     assert found.sentence.startswith("Not worth it on 8 GPUs: no policy improves the balance of the default placement")
     assert found.evidence.startswith("Savings assume that a step takes as long as its busiest GPU")
     notes = verdict_notes(VERDICT | {"system": "none", "start": "nothing", "holds": None})
-    assert not any("kept unchanged" in note for note in notes)
+    assert not any("at the beginning of the trace" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +54,9 @@ def test_where_nothing_is_better_than_the_default_placement_nothing_is_saved():
     [
         (
             "file",
-            "To deploy this policy, start your serving system with the flags listed for its plan file.",
+            "To deploy this policy, load the plan file of your system, with the flags listed beside it.",
         ),
-        ("flags", "start vLLM with the flags listed for its policy, and without a plan file."),
+        ("flags", "start vLLM with the flags listed for this policy, and without a plan file."),
         ("replanning", "`moetrace.rebalance_experts` makes them"),
     ],
 )
@@ -76,10 +76,10 @@ def test_a_policy_that_is_not_worth_it_is_not_urged():
     ("stock", "todo"),
     [
         ({"system": "none", "start": "nothing", "policy": "the default placement,"}, "by 5.0%: it needs nothing."),
-        ({}, "a single plan, cuts expert time per step by 5.0%: start your serving system with the flags"),
+        ({}, "a single plan, cuts expert time per step by 5.0%: load the plan file of your system"),
         (
             {"system": "vLLM", "start": "flags"},
-            "start vLLM with the flags listed for its policy, and without a plan file.",
+            "start vLLM with the flags listed for this policy, and without a plan file.",
         ),
     ],
 )
@@ -101,14 +101,15 @@ def test_without_files_nothing_is_to_be_deployed():
     [
         (
             {},
-            "A plan that is kept unchanged stays within about 1% of the expert time of this policy for the first 750 steps.",
+            "A plan made at the beginning of the trace needs at most about 1% more expert time than this policy for 750 steps.",
         ),
-        ({}, "More than 32 redundant experts would save less than 1% more."),
+        ({}, "Up to 32 redundant experts per layer improve the balance; further ones save less than 1%."),
         ({"enough_redundant": 0}, "Redundant experts would save less than 1%."),
-        ({"holds": None}, "this policy to the end of the trace."),
+        ({"holds": None}, "this policy to its end."),
         ({"holds": 0}, "for less than 250 steps."),
-        ({"start": "file"}, "about 1% of the expert time of the best re-planning policy for"),
-        ({"floor": 1.31}, "the hottest one keeps the busiest GPU at 1.31x or more."),
+        ({"start": "file"}, "about 1% more expert time than the best re-planning policy for"),
+        ({"floor": 1.31}, "The hottest expert keeps the busiest GPU at 1.31x or more."),
+        ({"floor": 1.31, "redundant": 0}, "the busiest GPU at 1.31x or more unless it is replicated."),
     ],
 )
 def test_how_long_a_plan_holds_and_how_many_replicas_are_enough(more, expected):

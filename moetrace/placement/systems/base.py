@@ -124,7 +124,7 @@ class System:
     """
 
     name: str
-    sentence: str = "a plan every {interval:,} steps from the load of the last {window:,}, using {system}'s rule,"
+    sentence: str = "{system}'s policy, a plan every {interval:,} steps from the last {window:,} steps,"
     policies: Callable[[int], list[Policy]] = lambda _: []
     launch: Callable[[Policy, Planning, int], str] | None = None
     planned: bool = False
