@@ -138,7 +138,7 @@ def test_severity_comes_with_the_list(moetrace, here):
 
     done, listed = moetrace("ingest", "log.csv"), moetrace("list", "--json")
 
-    assert "The router has collapsed in log: moetrace states names the experts." in " ".join(done.out.split())
+    assert "The router has collapsed in log: run moetrace states to see the experts." in " ".join(done.out.split())
     assert "collapsed, layer 1" == json.loads(listed.out)["traces"][0]["imbalance"]
 
 
