@@ -124,7 +124,6 @@ def test_a_later_schema_is_refused(saved, small, monkeypatch):
         open_trace(saved)
 
 
-@pytest.mark.slow
 def test_other_readers_notice_a_flipped_bit_of_the_counts(saved):
     """Pages have checksums, which pyarrow verifies when it is told to."""
     with pq.ParquetFile(saved) as file:

@@ -489,7 +489,6 @@ def test_how_long_a_plan_holds_is_told_beside_another_policy():
     assert _holds(replay[replay["system"] == "static"], best) is None
 
 
-@pytest.mark.slow
 def test_policies_are_scored_after_the_first_steps_of_what_is_replayed(monkeypatch):
     """Of a longer trace only the last logged steps are scored; steps are counted by their numbers."""
     monkeypatch.setattr(room, "MOST_REPLAYED", 100)
@@ -500,6 +499,7 @@ def test_policies_are_scored_after_the_first_steps_of_what_is_replayed(monkeypat
     assert [10, 209] == [room.replayed_from(longer, first) for first in (0, 200)]
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_of_a_long_trace_the_end_is_replayed(replay, monkeypatch):
     """As from that step on, and it is said; of a shorter one all."""
