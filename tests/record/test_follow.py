@@ -88,6 +88,26 @@ def test_nothing_is_seen_before_the_first_block(tmp_path):
     assert (3, 1, True, ()) == (len(waited), snapshot.step, snapshot.closed, snapshot.changes)
 
 
+def test_nothing_new_is_no_snapshot(tmp_path):
+    """Each block gives one, however often the files are looked at, and so does the end."""
+    recorder, waited = Recorder(tmp_path / "run.parquet"), []
+
+    def wait():
+        waited.append(1)
+        if len(waited) in (1, 4):
+            recorder.add(0, [1, 2])
+            recorder.step()
+            recorder.add(0, [2, 1])
+            recorder.step()
+            recorder.flush()
+        if len(waited) == 6:
+            recorder.close()
+
+    found = [(snapshot.step, snapshot.closed) for snapshot in follow(tmp_path / "run.parquet", wait)]
+
+    assert [(2, False), (4, False), (4, True)] == found
+
+
 @pytest.mark.parametrize(
     ("course", "code"), [(settling(800, steps=2500), 0), (Course(steps=2500, changes=((1, LOUD),)), 4)]
 )
