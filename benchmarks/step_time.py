@@ -22,9 +22,11 @@ from moetrace.trace import LoadTrace
 
 HERE = Path(__file__).resolve().parent.parent / "sample_traces"
 GPUS, HIDDEN, FFN = 8, 512, 512
-TOKENS, REDUNDANT, STEPS, ROUNDS = (1, 8, 32, 128), (0, 16), 8, 9
+TOKENS, REDUNDANT, STEPS, ROUNDS = (1, 8, 32, 128), (0, 16), 8, 15
 CURVE = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-TRACES = ("gpt-moe-32e-d", "gpt-moe-128e-f", "gpt-moe-128e-serving", "gpt-moe-128e-serving-decode")
+TRACES = (
+    "gpt-moe-32e-d", "gpt-moe-128e-f", "gpt-moe-128e-serving", "gpt-moe-128e-serving-decode", "qwen3-moe-64e-vllm",
+)  # fmt: skip
 MOST_LAYERS = 4
 RATIOS = (0.0, 0.5, 2.0, 8.0)
 # The table of the placement literature: layers of 256 experts with lognormal loads, a sigma for each.

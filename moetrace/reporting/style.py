@@ -50,8 +50,8 @@ FEW_POWERS, MOST_TICKS = 300, 10
 LINE, LETTERS = 0.2, 11
 # The same of a legend, and the inches of the mark before each name.
 LEGEND_LINE, LEGEND_LETTERS, MARK = 0.16, 14, 0.5
-# Inches between two names beside curves, and those of a figure's height that its axis needs.
-LINE_APART, AXIS = 0.15, 0.6
+# Inches that a figure needs for names beside curves, those between two names, and of its height those of its axis.
+NAMED, LINE_APART, AXIS = 5.0, 0.15, 0.6
 # Widths that can be asked for, in inches, and of them those that a panel needs.
 NARROWEST, WIDEST, PANEL = 2, 24, 2.5
 WIDTH = re.compile(r"(\d+\.?\d*) ?(in|cm|mm)?")
@@ -271,10 +271,10 @@ def one_legend(figure: Figure, axes: Axes, title: str | None = None, columns: in
 
 
 def name_at_ends(figure: Figure, axes: Axes) -> None:
-    """The name of each curve beside its last point; a legend in axes of others, and where a width was asked for."""
+    """The name of each curve beside its last point; a legend in axes of others, and where there is no room."""
     import numpy as np
 
-    if not isinstance(figure, _shown()) or LOOK.get().width:
+    if not isinstance(figure, _shown()) or figure.get_figwidth() < NAMED:
         one_legend(figure, axes)
         return
     apart = LINE_APART / (figure.get_figheight() - AXIS)
