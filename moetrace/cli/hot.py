@@ -45,7 +45,7 @@ def hot(
         int | None,
         typer.Option(
             min=1,
-            help="Experts to keep in all layers together, more of them in layers where they cover more.",
+            help="Experts to keep over all layers together; layers in which they cover more get more.",
             metavar="N",
         ),
     ] = None,

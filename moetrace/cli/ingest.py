@@ -55,7 +55,7 @@ class Dumps:
         int | None,
         typer.Option(
             min=1,
-            help="Tokens times top-k in each layer and step, to convert shares of the load into counts.",
+            help="Routed tokens (tokens times top-k) per layer and step, to convert shares of the load into counts.",
         ),
     ] = None
     tokens: Annotated[

@@ -45,7 +45,9 @@ T = TypeVar("T")
 FirstLayer = Annotated[
     int | None,
     typer.Option(
-        min=0, help="Model index, from 0, of the trace's first layer, if not its number. Only for files.", metavar="N"
+        min=0,
+        help="Model index, from 0, of the trace's first layer, if its number differs. Only for files.",
+        metavar="N",
     ),
 ]
 ModelLayers = Annotated[
@@ -469,7 +471,7 @@ class Hardware:
     expert_bytes: Annotated[
         float | None,
         typer.Option(
-            parser=bytes_of, help="Size of one expert, such as 44MB, to report moves and time.", metavar="B",
+            parser=bytes_of, help="Size of one expert, such as 44MB, to report bytes and time.", metavar="B",
             rich_help_panel=HARDWARE,
         ),
     ] = None  # fmt: skip

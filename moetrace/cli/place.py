@@ -50,8 +50,8 @@ def place(
         float,
         typer.Option(
             min=0,
-            help="Change a plan only if that lowers the predicted peak by more than this fraction of the mean GPU "
-            "load, and by more than half of --tolerance.",
+            help="Least drop of the predicted peak, as a fraction of the mean GPU load, for which a plan is changed; "
+            "half of --tolerance or more.",
             metavar="FRACTION",
         ),
     ] = 0.0,
@@ -59,17 +59,16 @@ def place(
         float,
         typer.Option(
             min=0,
-            help="To move fewer experts, accept a predicted peak that is this fraction of the mean GPU load above the "
-            "lowest.",
+            help="To move fewer experts, accept a predicted peak up to this fraction of the mean GPU load above the "
+            "lowest possible.",
             metavar="FRACTION",
         ),
     ] = 0.01,
     dispatch: Annotated[
         Literal["even", "nearest", "lp", "fewest"],
         typer.Option(
-            help="How the tokens of an expert are split among its replicas: equally (even), to the nearest replica "
-            "(nearest), so that the busiest GPU of each step has as few as possible (lp), or to as few replicas as "
-            "possible (fewest)."
+            help="How the tokens of an expert are split among its replicas: equally (even), to the nearest (nearest), "
+            "to minimise the tokens of the busiest GPU in each step (lp), or to as few replicas as possible (fewest)."
         ),
     ] = "even",
     nodes: Annotated[int, typer.Option(min=1, help="Nodes that hold the GPUs.")] = 1,

@@ -78,7 +78,7 @@ def states(
 ) -> None:
     """Show when the load of each layer became stable.
 
-    Finds the transient and stable windows of each layer, and the step where it settles. Movement is
+    Finds in which steps each layer is transient or stable, and the step where it settles. Movement is
     the change of the load from one window of 200 steps to the next, minus sampling noise. A layer
     settles when the mean movement over 500 steps stays below 4%, and is transient again above 6%. A
     second test uses only the order of the experts. `--show paper` prints the sliding variance and

@@ -64,12 +64,13 @@ def balanced(balance: pd.DataFrame, advice: Mapping[str, str] = ADVICE) -> Answe
     since = f", since step {int(worst['since']):,}" if worst["since"] == worst["since"] and worst["since"] else ""
     alike = [row["layer"] for row in rows if row["severity"] == worst["severity"]]
     others = f" So {'has' if len(alike) == 2 else 'have'} layer{'' if len(alike) == 2 else 's'} {listed(alike[1:])}."
+    where = f"layer {worst['layer']}" if len(alike) == 1 else f"{len(alike)} layers, most in layer {worst['layer']}"
     used = percent(worst["in_use"], 0)
     busiest = f"the busiest expert (layer {worst['layer']}, expert {worst['hottest']}) gets {share}"
     sentence = {
         OK: f"The load is balanced: {busiest}.",
-        MODERATE: f"Moderate imbalance in layer {worst['layer']}: {expert}{since}.",
-        SEVERE: f"Severe imbalance in layer {worst['layer']}: {expert}{since}.",
+        MODERATE: f"Moderate imbalance in {where}: {expert}{since}.",
+        SEVERE: f"Severe imbalance in {where}: {expert}{since}.",
         COLLAPSED: f"The router of layer {worst['layer']} has collapsed ({used} of experts in use): {expert}{since}.",
     }[worst["severity"]]
     if worst["severity"] == COLLAPSED and len(alike) > 1:
@@ -142,7 +143,8 @@ def _not_settled(layers: pd.DataFrame) -> list[str]:
         sentences.append("No layer settles." if all_of_many else f"{_layers_named(never, len(layers))} never settled.")
     if len(again):
         by = int(again["unsettled_step_high"].astype(float).max())
-        sentences.append(f"{_layers_named(again, len(layers))} settled, then became unstable again by step {by:,}.")
+        were = f"{_layers_named(again, len(layers))} {'was' if len(again) == 1 else 'were'}"
+        sentences.append(f"{were} stable for a time, but unstable again by step {by:,}.")
     if len(unknown):
         sentences.append(f"{_layers_named(unknown, len(layers))}: stability unknown ({TOO_FEW}).")
     return sentences
@@ -184,11 +186,11 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     first = next(iter(parts))
     best = best_of(parts[first])
     scored = " or ".join(f"{int(rows['scored'].max()):,} ({state})" for state, rows in parts.items())
-    covered = " and ".join(percent(best_of(rows)["coverage_80"], 0) for rows in parts.values())
-    whose = listed(list(dict.fromkeys(best_of(rows)["predictor"] for rows in parts.values())))
+    bests = {state: best_of(rows) for state, rows in parts.items()}
+    covered = [f"{percent(row['coverage_80'], 0)} ({state}, {row['predictor']})" for state, row in bests.items()]
     evidence = (
-        f"each error is the mean of {scored} scores; the 80% prediction intervals of {whose} contained the actual load "
-        f"in {covered} of the cases"
+        f"each error is the mean of {scored} scores; the 80% prediction intervals of the best predictor held in "
+        f"{' and '.join(covered)} of the cases"
     )
     number = f"{percent(best['error_rate'])} error{OTHERWISE[first]}"
     return Answer(PREDICTABLE, number, sentence, evidence, fine=best["predictor"] == BASELINE)

@@ -12,8 +12,8 @@ from moetrace.words import DEPENDS, NOT_WORTH_IT
 QUESTION = "Worth balancing?"
 NO_GAIN = "no policy improves the balance of the default placement by 0.01, which is about 1% of the expert time"
 MODEL = (
-    "assume that a step takes as long as its busiest GPU (modelled, not measured). The policy was chosen on the first "
-    "half of the trace and evaluated on the second"
+    "assume that each step waits for its busiest GPU (modelled, not measured). The policy was chosen on the first half "
+    "of the trace and evaluated on the second"
 )
 HOT = 1.005  # of an expert that is below, two digits show no effect
 
@@ -35,15 +35,15 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
     fine = verdict["verdict"] == NOT_WORTH_IT
     if verdict["start"] == "nothing":
         none = f"{bound}. {capitalised(NO_GAIN)}." if verdict["ridge"] else f"{answer}: {NO_GAIN}."
-        return Answer(QUESTION, verdict["verdict"], none, f"Savings {MODEL}.", fine=fine)
+        return Answer(QUESTION, verdict["verdict"], none, f"Savings are of expert time, and {MODEL}.", fine=fine)
     replicas = verdict["plain_redundant"]
     plain = "the default placement" + (f" with {replicas:,} redundant experts" if replicas else "")
-    moves = "" if verdict["start"] == "file" else ", in which it moved no experts"
+    moves = "" if verdict["start"] == "file" else ", in which it kept its plan"
     if verdict["moved_per_1000"] > 0:
         size = verdict["moved_bytes"]
         amount = f" ({bytes_of(size)})" if size == size else ""
         moves = f", in which it moved {percent(verdict['moved_per_1000'], 0)} of the slots{amount} per 1,000 steps"
-    evidence = f"Savings are relative to {plain} and {MODEL}{moves}."
+    evidence = f"Savings are of expert time, relative to {plain}, and {MODEL}{moves}."
     cuts = (
         f"{bound}. {best} {verdict['policy'].rstrip(',')}. It cuts expert time per step by {_saved(verdict, 'saved')}"
     )
@@ -135,22 +135,22 @@ def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str
         each = (f"{own['redundant']:,} save {100 * own['saved']:.1f}%" for own in tried)
         limits = f"Of the numbers of redundant experts asked for, {', '.join(each)}. {limits}"
     if floor >= HOT:
-        replicated = "" if verdict["redundant"] else " unless it is replicated"
-        limits += f" The hottest expert keeps the busiest GPU at {floor:.2f}x or more{replicated}."
+        slots = f"With {verdict['redundant']:,}" if verdict["redundant"] else "Without"
+        limits += f" {slots} redundant experts, no plan brings the busiest GPU below {floor:.2f}x."
     if verdict["start"] == "nothing":
         return [answer.evidence, limits]
     best = "the best re-planning policy" if verdict["start"] == "file" else "this policy"
-    holds = "to its end"
+    holds = "Up to the end of the trace"
     if verdict["holds"] is not None:
-        holds = f"for {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
+        holds = f"For {verdict['holds']:,} steps" if verdict["holds"] else "For less than 250 steps"
     limits = " ".join([limits, worthwhile(verdict)]).strip()
-    lasting = f"A plan made at the beginning of the trace needs at most about 1% more expert time than {best} {holds}."
+    lasting = f"{holds}, a plan made at its beginning needs at most about 1% more expert time than {best}."
     return [answer.evidence, f"{lasting} {limits}", *([deployment(verdict)] if files else [])]
 
 
 def deployment(verdict: Mapping[str, Any]) -> str:
     """What to start or which file to deploy, and whether that is the recommended policy."""
-    from_file = "load the plan file of your system, with the flags listed beside it"
+    from_file = "load the plan file of your system, with the flags that were printed with it"
 
     if verdict["system"] is None:
         return f"To deploy the plan, {from_file}."
@@ -177,4 +177,4 @@ def deployment(verdict: Mapping[str, Any]) -> str:
 
 def _started(policy: Mapping[str, Any]) -> str:
     """How a system is started that plans by itself."""
-    return f"start {policy['system']} with the flags listed for this policy, and without a plan file"
+    return f"start {policy['system']} with the flags printed for this policy, and without a plan file"

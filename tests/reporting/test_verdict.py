@@ -21,10 +21,12 @@ def test_the_verdict_is_one_sentence_with_one_saving():
         "Worth it on 8 GPUs. The best policy is a plan every 3,000 steps, with 32 redundant experts. It cuts expert time "
         "per step by 12.3% (95% interval 11.0 to 13.1%)."
     )
-    assert answer.evidence.startswith("Savings are relative to the default placement and assume that a step takes")
+    assert answer.evidence.startswith(
+        "Savings are of expert time, relative to the default placement, and assume that each step"
+    )
     assert answer.evidence.endswith(", in which it moved 25% of the slots per 1,000 steps.")
     assert "moved 25% of the slots (14 GB) per" in worth(VERDICT | {"moved_bytes": 14e9}).evidence
-    assert "evaluated on the second, in which it moved no experts." in worth(VERDICT | {"moved_per_1000": 0.0}).evidence
+    assert "evaluated on the second, in which it kept its plan." in worth(VERDICT | {"moved_per_1000": 0.0}).evidence
     assert "default placement with 16 redundant experts" in worth(VERDICT | {"plain_redundant": 16}).evidence
     same = worth(VERDICT | {"saved": 0.1101, "saved_high": 0.1104}).sentence
     assert same.endswith("cuts expert time per step by 11.0%.")  # no interval where its ends are shown alike
@@ -44,9 +46,9 @@ def test_where_nothing_is_better_than_the_default_placement_nothing_is_saved():
     found = worth(VERDICT | {"system": "none", "start": "nothing", "verdict": "not worth it"})
 
     assert found.sentence.startswith("Not worth it on 8 GPUs: no policy improves the balance of the default placement")
-    assert found.evidence.startswith("Savings assume that a step takes as long as its busiest GPU")
+    assert found.evidence.startswith("Savings are of expert time, and assume that each step waits for its busiest GPU")
     notes = verdict_notes(VERDICT | {"system": "none", "start": "nothing", "holds": None})
-    assert not any("at the beginning of the trace" in note for note in notes)
+    assert not any("made at its beginning" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -54,9 +56,9 @@ def test_where_nothing_is_better_than_the_default_placement_nothing_is_saved():
     [
         (
             "file",
-            "To deploy this policy, load the plan file of your system, with the flags listed beside it.",
+            "To deploy this policy, load the plan file of your system, with the flags that were printed with it.",
         ),
-        ("flags", "start vLLM with the flags listed for this policy, and without a plan file."),
+        ("flags", "start vLLM with the flags printed for this policy, and without a plan file."),
         ("replanning", "`moetrace.rebalance_experts` makes them"),
     ],
 )
@@ -79,7 +81,7 @@ def test_a_policy_that_is_not_worth_it_is_not_urged():
         ({}, "a single plan, cuts expert time per step by 5.0%: load the plan file of your system"),
         (
             {"system": "vLLM", "start": "flags"},
-            "start vLLM with the flags listed for this policy, and without a plan file.",
+            "start vLLM with the flags printed for this policy, and without a plan file.",
         ),
     ],
 )
@@ -101,15 +103,15 @@ def test_without_files_nothing_is_to_be_deployed():
     [
         (
             {},
-            "A plan made at the beginning of the trace needs at most about 1% more expert time than this policy for 750 steps.",
+            "For 750 steps, a plan made at its beginning needs at most about 1% more expert time than this policy.",
         ),
         ({}, "Up to 32 redundant experts per layer improve the balance; further ones save less than 1%."),
         ({"enough_redundant": 0}, "Redundant experts would save less than 1%."),
-        ({"holds": None}, "this policy to its end."),
-        ({"holds": 0}, "for less than 250 steps."),
-        ({"start": "file"}, "about 1% more expert time than the best re-planning policy for"),
-        ({"floor": 1.31}, "The hottest expert keeps the busiest GPU at 1.31x or more."),
-        ({"floor": 1.31, "redundant": 0}, "the busiest GPU at 1.31x or more unless it is replicated."),
+        ({"holds": None}, "Up to the end of the trace, a plan made at its beginning"),
+        ({"holds": 0}, "For less than 250 steps,"),
+        ({"start": "file"}, "about 1% more expert time than the best re-planning policy."),
+        ({"floor": 1.31}, "With 32 redundant experts, no plan brings the busiest GPU below 1.31x."),
+        ({"floor": 1.31, "redundant": 0}, "Without redundant experts, no plan brings the busiest GPU below 1.31x."),
     ],
 )
 def test_how_long_a_plan_holds_and_how_many_replicas_are_enough(more, expected):
