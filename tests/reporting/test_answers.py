@@ -141,6 +141,8 @@ def test_balanced_names_the_hottest_expert_of_the_worst_layer():
     assert balanced(frame[:1]).sentence == (
         "Moderate imbalance in layer 2: expert 1 gets 5.2x the mean load (20% of the tokens)."
     )
+    several = balanced(frame.assign(severity="severe")).sentence
+    assert several.startswith("Severe imbalance in 2 layers, most in layer 2: expert 1 gets 5.2x")
 
 
 @pytest.mark.parametrize(
