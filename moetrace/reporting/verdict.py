@@ -140,11 +140,13 @@ def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str
     if verdict["start"] == "nothing":
         return [answer.evidence, limits]
     best = "the best re-planning policy" if verdict["start"] == "file" else "this policy"
-    holds = "Up to the end of the trace"
+    holds = "up to its end"
     if verdict["holds"] is not None:
-        holds = f"For {verdict['holds']:,} steps" if verdict["holds"] else "For less than 250 steps"
+        holds = f"for {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
     limits = " ".join([limits, worthwhile(verdict)]).strip()
-    lasting = f"{holds}, a plan made at its beginning needs at most about 1% more expert time than {best}."
+    lasting = (
+        f"A plan made at the beginning of the trace needs, {holds}, at most about 1% more expert time than {best}."
+    )
     return [answer.evidence, f"{lasting} {limits}", *([deployment(verdict)] if files else [])]
 
 

@@ -48,7 +48,7 @@ def test_where_nothing_is_better_than_the_default_placement_nothing_is_saved():
     assert found.sentence.startswith("Not worth it on 8 GPUs: no policy improves the balance of the default placement")
     assert found.evidence.startswith("Savings are of expert time, and assume that each step waits for its busiest GPU")
     notes = verdict_notes(VERDICT | {"system": "none", "start": "nothing", "holds": None})
-    assert not any("made at its beginning" in note for note in notes)
+    assert not any("at the beginning of the trace" in note for note in notes)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_without_files_nothing_is_to_be_deployed():
     [
         (
             {},
-            "For 750 steps, a plan made at its beginning needs at most about 1% more expert time than this policy.",
+            "A plan made at the beginning of the trace needs, for 750 steps, at most about 1% more expert time than this policy.",
         ),
         ({}, "Up to 32 redundant experts per layer improve the balance; further ones save less than 1%."),
         ({"enough_redundant": 0}, "Redundant experts would save less than 1%."),
-        ({"holds": None}, "Up to the end of the trace, a plan made at its beginning"),
-        ({"holds": 0}, "For less than 250 steps,"),
+        ({"holds": None}, "needs, up to its end, at most"),
+        ({"holds": 0}, "needs, for less than 250 steps, at most"),
         ({"start": "file"}, "about 1% more expert time than the best re-planning policy."),
         ({"floor": 1.31}, "With 32 redundant experts, no plan brings the busiest GPU below 1.31x."),
         ({"floor": 1.31, "redundant": 0}, "Without redundant experts, no plan brings the busiest GPU below 1.31x."),
