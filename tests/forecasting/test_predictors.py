@@ -177,7 +177,10 @@ def test_shared_parameters_of_arima_weigh_a_new_block_as_the_variogram_does():
     """The moving average of (0, 1, 1) is the gain of the local level, less 1; both are estimates."""
     load = synthetic_trace([Course(steps=4000, tokens=2000, changes=((1, 0.002),))]).layer(0)
 
-    assert [gain_of(load) - 1] == pytest.approx(predictor("arima").fit([load]).parameters.tolist(), abs=0.2)
+    fitted = predictor("arima").fit([load])
+
+    assert isinstance(fitted, FittedArima)
+    assert [gain_of(load) - 1] == pytest.approx(fitted.parameters.tolist(), abs=0.2)
 
 
 def test_each_expert_has_an_autoregression_of_its_own():

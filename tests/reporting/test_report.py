@@ -11,7 +11,7 @@ from urllib.parse import quote
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from rich.console import Console
 
 from moetrace import Planning, SettingError, predictor, study
@@ -162,7 +162,7 @@ def test_names_beside_curves_are_apart(frames, names):
     with styled():
         figure = figures.plan_course(pd.concat([scores, *near]), "ema")
         figure.draw_without_rendering()
-    beside = sorted((text for text in figure.axes[0].texts), key=lambda text: text.xy[1])
+    beside = sorted((t for t in figure.axes[0].texts if isinstance(t, Annotation)), key=lambda text: text.xy[1])
     boxes = [Text.get_window_extent(text) for text in beside]
 
     assert [f"own{i}" for i in range(names)] == [own for text in beside if (own := text.get_text())[:3] == "own"]
