@@ -26,7 +26,7 @@ LAYERS, EXPERTS = 60, 256
 # Steps that pandas can hold on machines of 8 and of 24 GB: 31 and 92 million rows, 4.3 and 12.6 GiB.
 PANDAS_STEPS = (2000, 6000)
 # Each way is run so often, in turn, and the median counts: the first touch of memory is slow on some machines.
-TIMES = 5
+TIMES = 3
 # Rows of a row group as pyarrow, pandas and Polars write them at most.
 ROW_GROUP = 1 << 20
 
