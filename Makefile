@@ -102,7 +102,7 @@ mutants: $(VENV)/.installed-mutants $(VENV)/.installed-torch ## Change each pack
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(PACKAGE) --sample $(or $(SAMPLE),120) --seed $(or $(SEED),1)
 
 # The lowest versions that pyproject.toml declares, and the newest that are published, pre-releases included.
-UV_TESTS := hypothesis pytest==9.2.0 pytest-xdist safetensors "dask[distributed]" fsspec build hatchling
+UV_TESTS := hypothesis pytest==9.2.0 pytest-xdist polars safetensors tensorboard "dask[distributed]" fsspec build hatchling
 LOWEST := --resolution lowest-direct
 NEWEST := --prerelease allow --upgrade
 
