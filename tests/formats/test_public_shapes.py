@@ -242,6 +242,12 @@ CASES: dict[str, Any] = {
         ([], "pass 3: is no object with layers")]),
     "a request of other k": (lambda p: document(p / "0.json", [*request(*HALVES), {"1": [[1, 2], [3]]}]), [
         ([], "pass 3, layer 1: holds no choices (tokens, k)")]),
+    "a request without a decode pass": (lambda p: document(p / "0.json", request(HALVES[0])), [
+        (["--phase", "decode"], "has no decode pass"), (["--phase", "prefill"], EACH[:1])]),
+    "a request with a number below -1": (lambda p: document(p / "0.json", request(np.where(CHOICES == 3, -7, CHOICES))), [
+        ([], "holds expert -7")]),
+    "an array with a number below -1": (lambda p: npy(p / "routed_experts.npy", np.where(CHOICES == 3, -7, CHOICES)), [
+        (["--tokens", 480], "holds expert -7")]),
     "a phase of none": (lambda p: npy(p / "routed_experts.npy", CHOICES), [
         (["--phase", "decode", "--tokens", 480], "--phase")]),
     "answers, nested": (lambda p: jsonl(p / "x.jsonl", [{"meta": {"routed_experts": half.tolist()}} for half in HALVES]), [([], EACH)]),

@@ -261,7 +261,7 @@ def array_reading(
         rows=math.prod(cube.shape),
         assumptions=tuple(text for text in (*assumed, *texts, steps[1], layers[1]) if text),
         steps_are_implicit=implicit,
-        # With experts in another place, its last axis is none of choices.
+        # The last axis can hold choices only where it is the axis of experts.
         doubt=doubt_of(head, by_token=True) if axes is None or axes.replace(" ", "").endswith("experts") else "",
     )
 

@@ -228,11 +228,18 @@ def _answers(path: Path, key: str | None, top_k: int | None) -> Iterator[Choices
                         way_out = "give the experts that each token is sent to with --top-k K"
                         raise TraceError(where, f"holds {len(flat)} numbers for {tokens} tokens", way_out)
                     array = flat.reshape(tokens, -1, top_k)
-                if array.ndim != 3 or array.dtype.kind not in "iu":
-                    raise ValueError(f"an array {array.dtype} of shape {array.shape}")
-            _, layers, k = array.shape
-            rows = array.astype(np.int64).reshape(-1, k)
-            yield Choices(np.full(len(rows), line), np.tile(np.arange(layers), len(array)), rows)
+            array = _nested(array, where, "tokens, layers, k")
+            rows = array.reshape(-1, array.shape[-1])
+            yield Choices(np.full(len(rows), line), np.tile(np.arange(array.shape[1]), len(array)), rows)
+
+
+def _nested(value: Any, where: str, axes: str) -> NDArray[np.int64]:
+    """Choices with these *axes*, from nested lists or an array; raises `TraceError` for anything else."""
+    with library_errors(where, f"holds no choices ({axes})", "write them as nested lists"):
+        array = np.asarray(value)
+        if array.ndim != len(axes.split(",")) or array.dtype.kind not in "iu":
+            raise ValueError(f"an array {array.dtype} of shape {array.shape}")
+        return array.astype(np.int64)
 
 
 def _is_request(path: Path) -> bool:
@@ -240,25 +247,22 @@ def _is_request(path: Path) -> bool:
     return text.ends_with(path, ".json") and bool(REQUEST.match(text.head_of(path)))
 
 
-def _passes(path: Path, phase: str | None) -> Iterator[Choices]:
+def _passes(path: Path, phase: Phase | None) -> Iterator[Choices]:
     """The choices of a request: objects with the choices (tokens, k) of each layer, the first of its prefill."""
     found: list[Choices] = []
-    passes = text.document(path)
-    kept = passes[:1] if phase == "prefill" else passes[1:] if phase == "decode" else passes
-    for step, layers in enumerate(kept, 1):
-        where = f"{path}, pass {step + (phase == 'decode')}"
+    first, last = {"prefill": (0, 1), "decode": (1, None)}.get(phase or "", (0, None))
+    for step, layers in enumerate(text.document(path)[first:last], 1):
+        where = f"{path}, pass {first + step}"
         if not isinstance(layers, dict) or not all(map(str.isdecimal, layers)):
             raise TraceError(where, "is no object with layers", "give each layer by its number")
         for layer, tokens in layers.items():
             if tokens is None:
                 continue
-            with library_errors(
-                f"{where}, layer {layer}", "holds no choices (tokens, k)", "write them as nested lists"
-            ):
-                rows = np.asarray(tokens)
-                if rows.ndim != 2 or rows.dtype.kind not in "iu":
-                    raise ValueError(f"an array {rows.dtype} of shape {rows.shape}")
-            found.append(Choices(np.full(len(rows), step), np.full(len(rows), int(layer)), rows.astype(np.int64)))
+            rows = _nested(tokens, f"{where}, layer {layer}", "tokens, k")
+            found.append(Choices(np.full(len(rows), step), np.full(len(rows), int(layer)), rows))
+    if not found:
+        which = f"{phase} pass" if phase else "layer with choices"
+        raise TraceError(str(path), f"has no {which}", "leave this file out, or --phase" if phase else "is it whole?")
     with library_errors(str(path), "holds tokens with unlike numbers of experts", "give k for each"):
         yield Choices(*map(np.concatenate, zip(*found)))
 

@@ -103,6 +103,8 @@ class Census:
         """What a routing log holds, by reading it once; raises `TraceError` when it holds nothing."""
         census = cls()
         for piece in pieces:
+            if (lowest := int(piece.expert.min(initial=0))) < -1:
+                raise TraceError(where, f"holds expert {lowest}", "number experts from 0; -1 stands for no choice")
             for number in np.unique(piece.layer).tolist():
                 layer = census.by_layer.setdefault(number, LayerChoices())
                 census.counts.update(layer.add(piece.expert[piece.layer == number]))
