@@ -35,8 +35,9 @@ def compare(
     on loads averaged over all steps. The noise floor is the distance that sampling alone would cause
     if A and B had the same load.
 
-    With --gpus or --slots, a plan or a resident set is made from the last steps of A. It is scored on
-    the second half of B, and compared with a plan or set from the first half of B.
+    With --gpus, a plan is made from the last steps of A; with --slots, a resident set (the experts to
+    keep in fast memory). It is scored on the second half of B, and compared with a plan or set from the
+    first half of B.
 
     \b
     Example: moetrace compare gpt-moe-8e-a:0-5999 gpt-moe-8e-a:6000-11999 --gpus 4

@@ -45,7 +45,7 @@ def hot(
         int | None,
         typer.Option(
             min=1,
-            help="Experts to keep over all layers together; layers in which they cover more get more.",
+            help="Experts to keep in all layers together, divided over the layers so that they cover the most load.",
             metavar="N",
         ),
     ] = None,

@@ -46,7 +46,8 @@ FirstLayer = Annotated[
     int | None,
     typer.Option(
         min=0,
-        help="Model index, from 0, of the trace's first layer, if its number differs. Only for files.",
+        help="Index in the model, from 0, of the trace's first layer, if the trace numbers layers differently. Changes "
+        "only the written files.",
         metavar="N",
     ),
 ]
@@ -471,8 +472,8 @@ class Hardware:
     expert_bytes: Annotated[
         float | None,
         typer.Option(
-            parser=bytes_of, help="Size of one expert, such as 44MB, to report bytes and time.", metavar="B",
-            rich_help_panel=HARDWARE,
+            parser=bytes_of, help="Size of one expert, such as 44MB, to report moves in bytes and savings in µs.",
+            metavar="B", rich_help_panel=HARDWARE,
         ),
     ] = None  # fmt: skip
 

@@ -38,7 +38,7 @@ def place(
     redundant: Annotated[
         str,
         typer.Option(
-            help="Redundant experts of each layer. Give several (0,32,64) to compare them; the plan has the best.",
+            help="Redundant experts of each layer. Give several (0,32,64) to compare them; the plan uses the best.",
             metavar="N",
         ),
     ] = "0",
@@ -50,8 +50,8 @@ def place(
         float,
         typer.Option(
             min=0,
-            help="Least drop of the predicted peak, as a fraction of the mean GPU load, for which a plan is changed; "
-            "half of --tolerance or more.",
+            help="Change a plan only if the predicted peak falls by at least this fraction of the mean GPU load. "
+            "Values below half of --tolerance have no effect.",
             metavar="FRACTION",
         ),
     ] = 0.0,

@@ -38,7 +38,7 @@ def predict(
 
     Backtests the predictors at a horizon, and forecasts the steps after the end of the trace. The
     error rate is the sum over experts of |predicted - actual| share of the total load of the horizon.
-    No forecast can have less error than the noise floor. Differences are from window_mean,
+    On average, no forecast can have less error than the noise floor. Differences are from window_mean,
     over the same layers and cutoffs, with a 95% interval.
 
     Results are cached in the workspace: interrupted runs resume, and existing results are reused.

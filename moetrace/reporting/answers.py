@@ -189,8 +189,8 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     bests = {state: best_of(rows) for state, rows in parts.items()}
     covered = [f"{percent(row['coverage_80'], 0)} ({state}, {row['predictor']})" for state, row in bests.items()]
     evidence = (
-        f"each error is the mean of {scored} scores; the 80% prediction intervals of the best predictor held in "
-        f"{' and '.join(covered)} of the cases"
+        f"errors are means over {scored} pairs of layer and cutoff; brackets are 95% intervals. The 80% prediction "
+        f"intervals contained the load in {' and '.join(covered)} of the cases"
     )
     number = f"{percent(best['error_rate'])} error{OTHERWISE[first]}"
     return Answer(PREDICTABLE, number, sentence, evidence, fine=best["predictor"] == BASELINE)
@@ -204,7 +204,8 @@ def expected(ahead: pd.DataFrame, summary: pd.DataFrame, horizon: int) -> str:
     error = ahead.loc[ahead["predictor"] == best, "expected_error"].astype(float).mean()
     if error != error:
         return ""
-    return f"Over the {horizon:,} steps after the trace, {best} is expected to have {percent(error)} error."
+    after = f"over the {horizon:,} steps after the trace, from how the load changes at its end"
+    return f"Expected error {after}: {percent(error)} ({best})."
 
 
 def best_of(rows: pd.DataFrame) -> dict[str, Any]:

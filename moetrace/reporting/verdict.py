@@ -38,7 +38,7 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
         return Answer(QUESTION, verdict["verdict"], none, f"Savings are of expert time, and {MODEL}.", fine=fine)
     replicas = verdict["plain_redundant"]
     plain = "the default placement" + (f" with {replicas:,} redundant experts" if replicas else "")
-    moves = "" if verdict["start"] == "file" else ", in which it kept its plan"
+    moves = "" if verdict["start"] == "file" else ", in which it moved no experts"
     if verdict["moved_per_1000"] > 0:
         size = verdict["moved_bytes"]
         amount = f" ({bytes_of(size)})" if size == size else ""
@@ -139,21 +139,19 @@ def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str
         limits += f" {slots} redundant experts, no plan brings the busiest GPU below {floor:.2f}x."
     if verdict["start"] == "nothing":
         return [answer.evidence, limits]
-    best = "the best re-planning policy" if verdict["start"] == "file" else "this policy"
-    holds = "up to its end"
+    best = "the best policy that plans again" if verdict["start"] == "file" else "this policy"
+    kept = "to its end"
     if verdict["holds"] is not None:
-        holds = f"for {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
+        kept = f"for {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
     limits = " ".join([limits, worthwhile(verdict)]).strip()
-    lasting = (
-        f"A plan made at the beginning of the trace needs, {holds}, at most about 1% more expert time than {best}."
-    )
+    early = f"A plan made at the beginning of the trace and kept {kept}"
+    lasting = f"{early} needs at most about 1% more expert time than {best}."
     return [answer.evidence, f"{lasting} {limits}", *([deployment(verdict)] if files else [])]
 
 
 def deployment(verdict: Mapping[str, Any]) -> str:
     """What to start or which file to deploy, and whether that is the recommended policy."""
-    from_file = "load the plan file of your system, with the flags that were printed with it"
-
+    from_file = "load the plan file of your system with its flags (stderr, or --json: deploy)"
     if verdict["system"] is None:
         return f"To deploy the plan, {from_file}."
     wish = "If you still want this policy" if verdict["verdict"] == NOT_WORTH_IT else "To deploy this policy"
@@ -179,4 +177,5 @@ def deployment(verdict: Mapping[str, Any]) -> str:
 
 def _started(policy: Mapping[str, Any]) -> str:
     """How a system is started that plans by itself."""
-    return f"start {policy['system']} with the flags printed for this policy, and without a plan file"
+    flags = "with the flags of this policy (stderr, or --json: launch), and without a plan file"
+    return f"start {policy['system']} {flags}"

@@ -118,7 +118,7 @@ def test_the_number_of_scores_is_the_evidence():
     answer = predictable(summary(BASE, UNCLEAR, EARLY), 1000)
 
     assert (
-        "each error is the mean of 35 (stable) or 9 (transient) scores; the 80% prediction intervals of the best predictor held in 79% (stable, auto) and 79% (transient, auto) of the cases"
+        "errors are means over 35 (stable) or 9 (transient) pairs of layer and cutoff; brackets are 95% intervals. The 80% prediction intervals contained the load in 79% (stable, auto) and 79% (transient, auto) of the cases"
         == answer.evidence
     )
 
@@ -182,6 +182,9 @@ def test_the_expected_error_is_that_of_the_best_predictor():
     summary = pd.DataFrame(rows, columns=["predictor", "horizon", "state", "scored", "error_rate"])
     ahead = pd.DataFrame({"predictor": list("aabb"), "expected_error": [0.5, 0.5, 0.03, 0.05]})
 
-    assert "Over the 1,000 steps after the trace, b is expected to have 4.0% error." == expected(ahead, summary, 1000)
-    assert "a is expected to have 50" in expected(ahead, summary, 3000)
+    assert (
+        "Expected error over the 1,000 steps after the trace, from how the load changes at its end: 4.0% (b)."
+        == expected(ahead, summary, 1000)
+    )
+    assert "at its end: 50" in expected(ahead, summary, 3000)
     assert "" == expected(ahead.assign(expected_error=float("nan")), summary, 1000)

@@ -26,7 +26,7 @@ def test_the_verdict_is_one_sentence_with_one_saving():
     )
     assert answer.evidence.endswith(", in which it moved 25% of the slots per 1,000 steps.")
     assert "moved 25% of the slots (14 GB) per" in worth(VERDICT | {"moved_bytes": 14e9}).evidence
-    assert "evaluated on the second, in which it kept its plan." in worth(VERDICT | {"moved_per_1000": 0.0}).evidence
+    assert "evaluated on the second, in which it moved no experts." in worth(VERDICT | {"moved_per_1000": 0.0}).evidence
     assert "default placement with 16 redundant experts" in worth(VERDICT | {"plain_redundant": 16}).evidence
     same = worth(VERDICT | {"saved": 0.1101, "saved_high": 0.1104}).sentence
     assert same.endswith("cuts expert time per step by 11.0%.")  # no interval where its ends are shown alike
@@ -56,9 +56,12 @@ def test_where_nothing_is_better_than_the_default_placement_nothing_is_saved():
     [
         (
             "file",
-            "To deploy this policy, load the plan file of your system, with the flags that were printed with it.",
+            "To deploy this policy, load the plan file of your system with its flags (stderr, or --json: deploy).",
         ),
-        ("flags", "start vLLM with the flags printed for this policy, and without a plan file."),
+        (
+            "flags",
+            "start vLLM with the flags of this policy (stderr, or --json: launch), and without a plan file.",
+        ),
         ("replanning", "`moetrace.rebalance_experts` makes them"),
     ],
 )
@@ -81,7 +84,7 @@ def test_a_policy_that_is_not_worth_it_is_not_urged():
         ({}, "a single plan, cuts expert time per step by 5.0%: load the plan file of your system"),
         (
             {"system": "vLLM", "start": "flags"},
-            "start vLLM with the flags printed for this policy, and without a plan file.",
+            "start vLLM with the flags of this policy (stderr, or --json: launch), and without a plan file.",
         ),
     ],
 )
@@ -103,13 +106,13 @@ def test_without_files_nothing_is_to_be_deployed():
     [
         (
             {},
-            "A plan made at the beginning of the trace needs, for 750 steps, at most about 1% more expert time than this policy.",
+            "A plan made at the beginning of the trace and kept for 750 steps needs at most about 1% more expert time than this policy.",
         ),
         ({}, "Up to 32 redundant experts per layer improve the balance; further ones save less than 1%."),
         ({"enough_redundant": 0}, "Redundant experts would save less than 1%."),
-        ({"holds": None}, "needs, up to its end, at most"),
-        ({"holds": 0}, "needs, for less than 250 steps, at most"),
-        ({"start": "file"}, "about 1% more expert time than the best re-planning policy."),
+        ({"holds": None}, "kept to its end needs"),
+        ({"holds": 0}, "kept for less than 250 steps needs"),
+        ({"start": "file"}, "about 1% more expert time than the best policy that plans again."),
         ({"floor": 1.31}, "With 32 redundant experts, no plan brings the busiest GPU below 1.31x."),
         ({"floor": 1.31, "redundant": 0}, "Without redundant experts, no plan brings the busiest GPU below 1.31x."),
     ],

@@ -11,7 +11,7 @@ NONE = System(
 )
 STATIC = System(
     "static",
-    "a single plan, made from the {window:,} steps before it,",
+    "a single plan, made once and then kept,",
     lambda _: [Policy("static", 1000, None, plan_once_for_balance)],
 )
 MOETRACE = System(
