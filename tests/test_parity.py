@@ -39,7 +39,7 @@ def _elsewhere(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", sorted({*COMMANDS} - {"help"}))
 def test_every_command_is_a_function_with_its_options(name):
-    """Under their names; a command that takes several traces has a function for one."""
+    """Under their names, numbers with one default; a command that takes several traces has a function for one."""
     signature = inspect.signature(getattr(mt, name))
     options = {parameter.name for parameter in COMMANDS[name].params} - TERMINAL
 
@@ -47,6 +47,9 @@ def test_every_command_is_a_function_with_its_options(name):
         *signature.parameters
     }
     assert "moetrace " + name in inspect.getdoc(getattr(mt, name))
+    numbers = {own.name: own.default for own in COMMANDS[name].params if isinstance(own.default, int | float)}
+    both = numbers.keys() & {*signature.parameters}
+    assert {own: numbers[own] for own in both} == {own: signature.parameters[own].default for own in both}
 
 
 @pytest.mark.parametrize("name", thorough_but(["states", "check"], QUICK))

@@ -18,7 +18,7 @@ import pytest
 from conftest import SAMPLE, long_table, thorough_but
 
 from moetrace import __version__, open_trace
-from moetrace.cli import BLAS_THREADS
+from moetrace.cli import BLAS_THREADS, run
 from moetrace.reporting import figures
 
 QUICK = ("--predictor", "window_mean", "--predictor", "ema", "--first", "500", "--every", "1000")
@@ -464,3 +464,21 @@ except SystemExit:
 
     assert said().endswith("{1} 1\n")
     assert said(OPENBLAS_NUM_THREADS="2").endswith(" 2\n")
+
+
+def test_streams_that_the_shell_closed_are_opened_to_nowhere(monkeypatch):
+    """What opens a file next would get their numbers."""
+    monkeypatch.setattr(sys, "argv", ["moetrace", "--version"])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    for name in ("MPLBACKEND", *BLAS_THREADS):
+        monkeypatch.setenv(name, "1")
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+
+    with pytest.raises(SystemExit) as left:
+        run()
+
+    opened = [sys.stdout, sys.stderr]
+    assert (0, [os.devnull] * 2) == (left.value.code, [stream.name for stream in opened])
+    for stream in opened:
+        stream.close()

@@ -85,6 +85,7 @@ def test_place_and_report_have_one_verdict(name, moetrace, tmp_path):
     page = (tmp_path / "cwd" / "moetrace-out" / "report" / "report.md").read_text()
     assert sentence in page.replace("\\", "")
     assert sentence in " ".join(report.out.split())
+    assert "--gpus sets it" not in report.err
 
 
 @pytest.mark.slow

@@ -2,9 +2,7 @@
 
 import io
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-from conftest import ROOT, thorough_but
+from conftest import thorough_but
 
 from moetrace import LoadTrace, save_trace
 from moetrace.cli import COMMANDS, app
@@ -97,6 +95,19 @@ def test_what_would_be_removed_is_shown(ingested):
     assert 0 == ingested("states", "one").code
 
 
+@pytest.mark.parametrize(("answer", "left"), [("n", ["one"]), ("y", [])])
+def test_a_terminal_is_asked_before_a_trace_is_removed(ingested, monkeypatch, answer, left):
+    """Whoever says no keeps it."""
+    terminal = io.StringIO(f"{answer}\n")
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stdin", terminal)
+
+    done = ingested("remove", "one")
+
+    assert (bool(left), True) == (bool(done.code), "would remove" in done.err)
+    assert left == [row["trace"] for row in ingested("list", "--json").json["traces"]]
+
+
 def test_a_range_of_layers(ingested):
     """From and to, or a list; a number below zero is no range."""
     document = json.loads(ingested("states", "one", "--layers", "0-0,1", "--json").out)
@@ -145,12 +156,14 @@ def test_severity_comes_with_the_list(moetrace, here):
 @pytest.mark.slow
 def test_only_the_systems_that_are_named_compete(ingested):
     """Their files are written and their policies replayed, beside one plan and ours."""
-    done = ingested(
-        "place", "one", "--gpus", "4", "--predictor", "window_mean", "--cutoffs", "2000", "--system", "SGLang", "--json"
-    ).json
+    asked = ("place", "one", "--gpus", "4", "--predictor", "window_mean", "--cutoffs", "2000", "--system", "SGLang")
+    done = ingested(*asked, "--json").json
 
     assert {"SGLang", "SGLang, planning by itself"} == {file["system"] for file in done["deploy"]}
     assert {"none", "static", "SGLang", "moetrace", "moetrace by state"} == {row["system"] for row in done["policies"]}
+    shown = ingested(*asked, "--show", "summary", "--show", "policies").out.split()
+    assert {"moved", "chosen", "recommended"} < {*shown}
+    assert not {"token", "stock"} & {*shown}  # nodes where there are several, and what only documents have
     bad = ingested("place", "one", "--gpus", "4", "--system", "sgl")
     assert (2, True) == (bad.code, "sgl" in bad.err)
 
@@ -161,7 +174,24 @@ def test_predictors_are_listed(moetrace):
 
     assert list(PREDICTORS) == [row["predictor"] for row in found]
     assert all(row["forecast"] for row in found)
-    assert "7 predictors are known." in moetrace("predict", "--list-predictors").out
+    shown = moetrace("predict", "--list-predictors").out
+    assert "7 predictors are known." in shown
+    lines = [next(line for line in shown.splitlines() if row["forecast"] in line) for row in found]
+    assert list(PREDICTORS) == [line.split()[0] for line in lines]
+    assert 1 == len({line.index(row["forecast"]) for line, row in zip(lines, found)})  # words begin below each other
+
+
+def test_columns_that_a_terminal_has_no_room_for_are_named(ingested, monkeypatch):
+    """And not shown."""
+    monkeypatch.setenv("COLUMNS", "40")
+
+    shown = ingested("states", "one", "--show", "layers").out
+
+    (line,) = re.findall(r"Too wide for here: ([\w, \n]+); --format csv has all", shown)
+    columns = ingested("states", "one", "--format", "csv", "--table", "layers").out.splitlines()[0].split(",")
+    left_out = line.replace("\n", " ").split(", ")
+    assert set(left_out) < set(columns)
+    assert not set(left_out) & set(shown.partition("Too wide")[0].split())
 
 
 @pytest.mark.parametrize("steps", thorough_but([2], [1, 2, 3, 9]))
@@ -243,19 +273,19 @@ def test_nothing_given_is_a_wish_for_help(moetrace):
         ("moetrace explain col", ["collapse"]),
     ],
 )
-@pytest.mark.slow
-def test_values_are_completed(moetrace, small, words, found):
-    """As bash asks for it, in a process of its own: traces, predictors, formats, findings."""
+def test_values_are_completed(moetrace, small, monkeypatch, capsys, words, found):
+    """As bash asks for it: traces, predictors, formats, findings."""
     save_trace(small, Path("run.parquet"))
     assert 0 == moetrace("ingest", "run.parquet").code
     asked = {"_MOETRACE_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)}
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    capsys.readouterr()
 
-    done = subprocess.run(
-        [sys.executable, "-c", "from moetrace.cli import app; app(prog_name='moetrace')"],
-        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT), **asked},
-    )  # fmt: skip
+    with pytest.raises(SystemExit):
+        app(prog_name="moetrace")
 
-    assert found == done.stdout.split(), done.stderr
+    assert found == capsys.readouterr().out.split()
 
 
 @pytest.mark.slow
