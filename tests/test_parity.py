@@ -1,6 +1,7 @@
 """Whatever a command does, a function of the same name does, with the same options; and what it finds shows itself."""
 
 import inspect
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ def test_a_result_shows_itself(name, monkeypatch):
 
     assert f"<moetrace.{name}: {found.sentence}>" == repr(found)
     assert shown.startswith("<p><strong>")
+    for heading, cells in found.screen().columns:
+        assert f"<th>{escape(heading)}</th>" in shown
+        assert all(f"<td>{escape(cell)}</td>" in shown for cell in cells)
     for table in found.frames:
         assert found.frame(table) is found.frames[table]
     for drawing in found.drawings:
@@ -133,7 +137,7 @@ def test_parts_are_chosen_as_on_the_command_line():
     assert 500 == mt.states(TRACE, steps=(None, 500)).steps[-1]
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 def test_files_are_written_where_a_folder_is_given(tmp_path):
     """Forecasts, plans, sets and pictures, and nothing without one."""
     predicted = mt.predict(TRACE, 500, predictor=["window_mean"], folder=tmp_path / "p")
@@ -143,6 +147,8 @@ def test_files_are_written_where_a_folder_is_given(tmp_path):
     for found in (predicted, placed, kept):
         assert all((tmp_path / path).stat().st_size for path in found.files)
     assert {"SGLang"} == {own["system"].partition(",")[0] for own in placed.deploy}
+    assert ("file", placed.deploy[0]["flags"]) == (placed.verdict.start, placed.verdict.launch)
+    assert all(Path(path).read_bytes().startswith(b"\x89PNG") for path in placed.files if path.endswith(".png"))
     assert any("Saved the experts to keep" in note for note in kept.notes)
     assert {"p", "q", "r"} == {path.name for path in tmp_path.iterdir()}
     mt.predict(TRACE, 500, predictor=["window_mean"])

@@ -68,7 +68,7 @@ class Found(Generic[T]):
         Raises `SettingError` for an unknown name or style.
         """
         with styled(Look.of(None, style)):
-            return _one_of(self.drawings, "figure", name)(*() if ax is None else (ax,))
+            return _one_of(self.drawings, "figure", name)(ax)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name in ("value", "facts"):

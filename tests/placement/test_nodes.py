@@ -173,7 +173,7 @@ def test_groups_that_do_not_fit_are_refused(settings, said):
 
 
 def test_scores_tell_of_nodes():
-    """The busiest of them, and the nodes of a token where the trace says how many experts one takes."""
+    """The busiest of them, and those of a token: of half of the groups by default, if it is known how many it takes."""
     counts = step_counts(16, 900)[:, None]
     trace = LoadTrace.from_counts(counts, info=TraceInfo("made", top_k=4))
     test = evaluate(trace, [predictor("window_mean")], [300], [500])
@@ -184,6 +184,8 @@ def test_scores_tell_of_nodes():
     on = (default_plan(16, 8).held @ after).reshape(4, 2).sum(axis=1)
     assert found.loc["default", "node_peak_over_mean"] == pytest.approx(on.max() / on.mean())
     assert found["nodes_per_token"].tolist() == pytest.approx([2.0] * 3)
+    by_default = simulate(trace, test, Planning(8, nodes=4, groups=4))
+    assert by_default["nodes_per_token"].tolist() == pytest.approx([2.0] * 3)
     assert (found["node_peak_over_mean"] <= found["peak_over_mean"] + 1e-12).all()
     unknown = simulate(LoadTrace.from_counts(counts), test, Planning(8, nodes=4))
     assert unknown["nodes_per_token"].isna().all()

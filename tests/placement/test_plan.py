@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -294,6 +295,21 @@ def test_the_window_mean_is_there_whoever_was_asked(scored):
     for column in ("peak_over_mean", "balance", "moved"):
         own, other = (frame[frame["strategy"] == "window_mean"][column].tolist() for frame in (scores, alone))
         assert own == pytest.approx(other)
+
+
+def test_a_forecast_that_came_late_is_scored_from_there_on(scored):
+    """Where it was too short at the first cutoff, its first plan is a change of the default placement."""
+    trace, test, _ = scored
+    own = test.shares["predictor"] == "sw_avg"
+    late = SimpleNamespace(scores=test.scores, shares=test.shares[~own | (test.shares["cutoff"] > 1000)])
+
+    found = simulate(trace, late, Planning(4))
+    found = found[found["strategy"] == "sw_avg"]
+
+    seen, default = trace.layer(0).until(2000).last(1000).counts, default_plan(8, 4)
+    wanted = Planning(4).load(seen, test.shares[own & (test.shares["cutoff"] == 2000)]["forecast"].to_numpy())
+    assert [2000, 3000] == found["cutoff"].tolist()
+    assert found["moved"].iloc[0] == Planning(4).replan(default, wanted).moved(default) > 0
 
 
 def test_a_plan_knows_nothing_of_what_comes(scored):
