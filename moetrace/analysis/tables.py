@@ -148,7 +148,7 @@ def depth_frame(layers: pd.DataFrame) -> pd.DataFrame:
     measures = ["settle_step", "movement_before", "movement_after", "variance_100_after", "range_100_after"]
     rows = []
     for trace, frame in layers.groupby("trace", sort=False):
-        ordered, parts = frame.sort_values("layer"), min(3, len(frame))
+        ordered, parts = frame.sort_values("layer", kind="stable"), min(3, len(frame))
         names = ["shallow", "middle", "deep"] if parts == 3 else ["shallow", "deep"][:parts]
         for name, part in zip(names, np.array_split(np.arange(len(frame)), parts)):
             third = ordered.iloc[part]

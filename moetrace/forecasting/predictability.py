@@ -89,4 +89,4 @@ def _means(scores: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     groups = known.assign(measured=measured).groupby(keys, sort=False)
     means = groups[[*MEASURES, "measured"]].mean().reset_index()
     means = means.assign(noise_part=means["step_noise"] / means["measured"], scored=groups.size().to_numpy())
-    return means.drop(columns="measured").sort_values(keys, ignore_index=True)
+    return means.drop(columns="measured").sort_values(keys, ignore_index=True, kind="stable")

@@ -232,7 +232,7 @@ def matched(common: Ints) -> Ints:
     from scipy.optimize import linear_sum_assignment
 
     new, old = linear_sum_assignment(common, maximize=True)
-    return new[np.argsort(old)]
+    return new[np.argsort(old, kind="stable")]
 
 
 def matched_on_nodes(common: Ints, nodes: int) -> Ints:

@@ -134,7 +134,7 @@ def errors(frames: Frames) -> Figure:
     for i, (horizon, axes) in enumerate(zip(horizons, panels)):
         part = course[course["horizon"] == horizon]
         for name, curve in part.groupby("predictor", sort=False):
-            known = curve.dropna(subset="error_rate").sort_values("cutoff")
+            known = curve.dropna(subset="error_rate").sort_values("cutoff", kind="stable")
             axes.plot(known["cutoff"], 100 * known["error_rate"], marker=".", **predictor_style(str(name), best))
         noise = part.groupby("cutoff")["error_noise"].mean()
         axes.plot(noise.index, 100 * noise, color=GREY, linestyle=":", label="noise")
@@ -180,7 +180,12 @@ def comparison(frames: Frames, axes: Axes | None = None) -> Figure:
     summary = frames["summary"]
     own = summary[(summary["horizon"] == _shortest(summary)) & (summary["scored"] > 0)]
     states = [state for state in ("stable", "transient", "unknown") if (own["state"] == state).any()]
-    names = own[own["state"] == states[0]].sort_values("error_rate", ascending=False)["predictor"].astype(str).tolist()
+    names = (
+        own[own["state"] == states[0]]
+        .sort_values("error_rate", ascending=False, kind="stable")["predictor"]
+        .astype(str)
+        .tolist()
+    )
     figure, panels, columns = several_panels(len(states), WIDTH, 1.3 + 0.26 * len(names), axes=axes)
     best = _best(frames, int(own["horizon"].min()))
     for i, (state, axes) in enumerate(zip(states, panels)):
@@ -224,7 +229,7 @@ def plan_course(scores: pd.DataFrame, best: str, axes: Axes | None = None) -> Fi
     means = scores.groupby(["strategy", "cutoff"], sort=False)["peak_over_mean"].mean().reset_index()
     named = {str(name): (FAINT, str(name)) for name in means["strategy"].unique()}
     for name, (colour, label) in (named | {best: (BLUE, f"planned by {best}")} | STRATEGIES).items():
-        curve = means[means["strategy"] == name].sort_values("cutoff")
+        curve = means[means["strategy"] == name].sort_values("cutoff", kind="stable")
         if len(curve):
             axes.plot(curve["cutoff"], curve["peak_over_mean"], marker=".", color=colour, label=label)
     axes.set(xlabel="cutoff (step)", ylabel="busiest GPU / mean GPU load")

@@ -134,7 +134,7 @@ def error_course(frames: Frames) -> Figure:
         part = course[course["horizon"] == horizon]
         for name, curve in part.groupby("predictor", sort=False):
             base = str(name).partition(":")[0]
-            known = curve.dropna(subset="error_rate").sort_values("cutoff")
+            known = curve.dropna(subset="error_rate").sort_values("cutoff", kind="stable")
             style = PREDICTORS.get(base, {"color": FAINT})
             axes.plot(known["cutoff"], 100 * known["error_rate"], label=name if base in PREDICTORS else None, **style)
         noise = part.groupby("cutoff")["error_noise"].mean()
@@ -173,7 +173,7 @@ def predicted(frames: Frames) -> Figure:
     figure, panels = _panels(shares, "share of the layer's load (%)", "expert, by actual share")
     for _, own, axes in panels:
         part = own.pivot(index="expert", columns="predictor", values="predicted")
-        actual = own.groupby("expert")["actual"].first().sort_values(ascending=False)
+        actual = own.groupby("expert")["actual"].first().sort_values(ascending=False, kind="stable")
         at, many = np.arange(len(actual)), len(actual) > MOST_NAMED
         if many:
             axes.stairs(100 * actual, np.arange(len(actual) + 1) - 0.5, fill=True, color=FAINT, label="actual")

@@ -300,7 +300,7 @@ def _cold(means: pd.DataFrame, test: Backtest, number: int) -> pd.DataFrame:
     """
     by = ["trace", "layer"]
     coldest = means.assign(rank=means.groupby(by)["share"].rank(method="first"))
-    coldest = coldest[coldest["rank"] <= number].sort_values([*by, "rank"])
+    coldest = coldest[coldest["rank"] <= number].sort_values([*by, "rank"], kind="stable")
     after = test.shares[test.shares["predictor"] == BASELINE]
     rank = after.groupby(["layer", "cutoff"])["actual"].rank(method="first")
     often = (rank <= number).groupby([after["layer"], after["expert"]]).mean().rename("cold_windows").reset_index()

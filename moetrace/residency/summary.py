@@ -104,7 +104,7 @@ def ages_frame(trace: str, found: Sequence[LayerScores], horizon: int) -> pd.Dat
     table["age"] = -(-table["age"] // horizon) * horizon
     both = pd.concat([table, table.assign(state="all")])
     means = both.groupby(["method", "state", "age"], sort=False).mean().reset_index()
-    means = means.assign(lost=means["fresh"] - means["hit_rate"]).sort_values(["method", "state", "age"])
+    means = means.assign(lost=means["fresh"] - means["hit_rate"]).sort_values(["method", "state", "age"], kind="stable")
     return means.assign(trace=trace)[list(AGE_COLUMNS)].reset_index(drop=True)
 
 
