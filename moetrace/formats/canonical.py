@@ -32,8 +32,9 @@ from pyarrow.parquet import FileMetaData
 
 from moetrace.errors import TraceError, printable
 from moetrace.files import replacing
-from moetrace.formats.errors import damaged, reporting_damage, require, version_of
+from moetrace.formats.errors import damaged, not_a_trace, reporting_damage, require, version_of
 from moetrace.formats.stream.cells import Block, to_arrow, to_lists, to_numpy
+from moetrace.formats.stream.text import begins_with
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
 
 SCHEMA_VERSION = 1
@@ -218,6 +219,8 @@ def open_trace(path: str | Path) -> LoadTrace:
     path = Path(path)
     version = version_of(path)
     with reporting_damage(path, version):
+        if path.is_file() and not begins_with(path, b"PAR1"):
+            raise not_a_trace(path)
         footer = pq.read_metadata(path)
         document = _read_document(path, footer)
         if footer.num_row_groups != len(document["row_groups"]):
@@ -278,7 +281,7 @@ def _read_document(path: Path, footer: FileMetaData) -> dict[str, Any]:
     keys = footer.metadata or {}
     text, digest = keys.get(DOCUMENT_KEY.encode()), keys.get(DIGEST_KEY.encode())
     if text is None and digest is None:
-        raise TraceError(str(path), "is not a trace that moetrace wrote", f"run `moetrace ingest {path}` first")
+        raise not_a_trace(path)
     if text is None or digest is None or _digest_of(text) != digest.decode("ascii", "replace"):
         raise damaged(path, "its metadata are not those it was written with")
     document: dict[str, Any] = json.loads(text)

@@ -60,6 +60,11 @@ def extra(name: str, where: str) -> Iterator[None]:
         raise TraceError(where, f"needs {name}", f'install it: pip install "moetrace[{name}]"') from error
 
 
+def not_a_trace(path: Path) -> TraceError:
+    """That the file *path* is a dump, or anything else that was not ingested."""
+    return TraceError(str(path), "is not a trace that moetrace wrote", f"run `moetrace ingest {path}` first")
+
+
 def damaged(path: Path, problem: str) -> TraceError:
     """That the canonical file *path* is not as it was written."""
     return TraceError(str(path), f"is damaged: {problem}", "ingest its source again")

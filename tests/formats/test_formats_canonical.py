@@ -222,6 +222,17 @@ def test_a_trace_goes_to_another_process_without_its_footer(saved):
     assert np.array_equal(trace.counts, cloudpickle.loads(sent).counts)
 
 
+@pytest.mark.parametrize("name", ["log.csv", "table.parquet"])
+def test_a_dump_is_not_called_damaged(tmp_path, name):
+    """Whoever gives a dump where a trace is wanted is told how it becomes one."""
+    path = tmp_path / name
+    frame = pd.DataFrame({"step": [1, 1], "expert": [0, 1], "tokens": [3, 4]})
+    frame.to_csv(path) if path.suffix == ".csv" else frame.to_parquet(path)
+
+    with pytest.raises(TraceError, match=f"is not a trace that moetrace wrote; run `moetrace ingest {path}` first"):
+        open_trace(path)
+
+
 NO_MEMORY = (
     MemoryError(),
     OSError(errno.ENOMEM, "Cannot allocate memory"),
