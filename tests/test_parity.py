@@ -204,6 +204,7 @@ def test_a_workspace_is_filled_listed_and_emptied(tmp_path):
         (lambda: mt.hot(TRACE, expert_bytes=1e6), "expert_bytes and bandwidth go together"),
         (lambda: mt.compare(TRACE, TRACE.select(layers=[0])), "layers selects some"),
         (lambda: mt.check(TRACE, fail_on=["ded"]), "there is no finding 'ded'; did you mean 'dead'"),
+        (lambda: mt.report(TRACE, figures="jpg"), r"figures are several, such as \['png'\], not 'jpg'"),
         (lambda: mt.report(TRACE, figures=["jpg"]), "unknown figure format 'jpg'"),
         (lambda: mt.report(TRACE, figure_width="3pt"), "a figure is 2 to 24 inches wide"),
         (lambda: mt.hot(TRACE, 2).figure(style="gplot"), "did you mean 'ggplot'"),

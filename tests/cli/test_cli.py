@@ -251,6 +251,7 @@ def test_report_writes_everything_into_one_folder(ingested, tmp_path):
         name.removeprefix("figures/settled-").removesuffix(".png") for name in files
     }
     assert "http" not in page
+    assert "500, then every 1000 steps" in page
     assert {300, 700} == set(pd.read_csv(tmp_path / "r" / "data" / "settled-summary.csv")["horizon"])
     assert json.loads((tmp_path / "r" / "data" / "settled-layers.json").read_text())["rows"]
 
