@@ -111,9 +111,9 @@ def test_counts_of_half_precision_are_read_and_said_to_be_rounded(tmp_path, kind
     found = read_trace(path)
 
     assert np.array_equal(expected.astype(np.int64), found.counts)
-    names = {finding.name for finding in found.info.findings}
-    assert "rounded" in names
-    assert not names & {"multiplied", "doubled"}
+    findings = {finding.name: finding.place for finding in found.info.findings}
+    assert findings["rounded"].partition(", row")[0] == ("the whole trace" if kind == "text" else "column counts")
+    assert not findings.keys() & {"multiplied", "doubled"}
 
 
 def test_half_precision_that_holds_every_count_is_no_finding(small, tmp_path):

@@ -175,6 +175,7 @@ def test_a_layer_of_one_expert_is_named(tmp_path):
     assert "one-expert" in names(found)
     assert "every choice in layers 0 is expert 0" in found.info.findings[0].evidence
     assert "one-expert" not in names(read(choices, tmp_path, layers=(1,)))
+    assert "one-expert" not in names(read(choices[:1], tmp_path, tokens=1))  # one token has one choice
 
 
 def test_a_fused_shared_expert_is_named_and_left_out_by_option(tmp_path):

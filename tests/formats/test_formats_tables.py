@@ -424,3 +424,14 @@ def test_columns_of_experts_with_and_without_a_layer_are_refused(tmp_path):
 
     with pytest.raises(TraceError, match="has tags like expert_# and like layer_#_expert_#"):
         read_trace(tmp_path / "log.csv")
+
+
+def test_of_two_columns_of_steps_the_other_is_named(small, tmp_path):
+    """As left out, so that whoever meant that one sees it."""
+    table = long_table(small).to_pandas()
+    table.assign(global_step=2 * table["step"]).to_csv(tmp_path / "log.csv", index=False)
+
+    found = read_trace(tmp_path / "log.csv")
+
+    assert np.array_equal(small.steps, found.steps)
+    assert "column global_step is left out, since step is the step" in found.info.assumptions

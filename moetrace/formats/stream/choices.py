@@ -84,7 +84,7 @@ class LayerChoices:
         self.by_all = chosen_by_all if self.by_all is None else self.by_all & chosen_by_all
         if rows.shape[1] > 1 and len(rows):
             self.width = rows.shape[1]
-            ordered = np.sort(rows, axis=1)
+            ordered = np.sort(rows)
             same = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
             self.repeated += int(same.any(axis=1).sum())
             self.alone.update(ordered[same.all(axis=1), 0].tolist())
