@@ -38,6 +38,8 @@ TESTS = {
     "formats": ["tests/formats", "tests/record", "tests/workspace/test_faults.py"],
     "placement": ["tests/placement", "tests/with_torch/test_measure.py"],
     "record": ["tests/record", "tests/with_torch"],
+    # Answers and pages are those of commands.
+    "reporting": ["tests/reporting", *(f"tests/cli/test_{name}.py" for name in ("compare", "one_answer", "screen"))],
     # What a command does is seen at its output, there and in Python.
     "workspace": ["tests/workspace", "tests/cli", "tests/test_parity.py", "tests/test_python.py"],
 }

@@ -76,6 +76,8 @@ def test_of_many_layers_those_that_differ_most_are_shown():
     )  # fmt: skip
     assert 20 == len(dict(comparison_screen(document, layers, every=True).columns)["layer"])
     assert NOTED == screen.notes[0]
+    alone = comparison_screen(document | {"transfer": {}}, layers, every=False)
+    assert (NOTED, False) == (alone.sentence, NOTED in alone.notes)
     assert "+1.0% to +7.0% compared with its own plan, +0.0% to +4.0% compared with none" in screen.notes[1]
     assert "memory-bound, +0.2% and -0.1%: add --hardware." in screen.notes[1]
     assert "Scored on steps 501 to 1,000 of y." in screen.notes[2]

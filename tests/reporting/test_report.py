@@ -476,6 +476,17 @@ def test_a_heading_is_as_wide_as_its_longest_word():
     assert [["numbers"], ["is"], ["extraordinarily"], ["a", "so", "b"]] == [words for words in said if words][:4]
 
 
+def test_numbers_end_below_each_other_and_words_begin_so():
+    """In a table of a terminal."""
+    frame = pd.DataFrame({"name": ["one", "three"], "tokens": [1, 1000]})
+    lines = StringIO()
+    Console(file=lines, width=60).print(terminal(frame, "t"))
+
+    one, three = (next(line for line in lines.getvalue().splitlines() if name in line) for name in frame["name"])
+    assert one.index("one") == three.index("three")
+    assert one.index("1") + 1 == three.index("1,000") + 5
+
+
 def test_the_knee_shows_percent_saved_and_where_the_trace_is():
     """Without hardware, at the highest ridge that is asked about."""
     saving = pd.DataFrame({"tokens_over_ridge": [0.5, 1.0, 2.0], "saved": [0.0, 0.01, 0.2]})

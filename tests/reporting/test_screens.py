@@ -125,5 +125,6 @@ def test_plans_have_numbers_whatever_the_states_were(states, shown):
     ]
     screen = place_screen(pd.DataFrame(rows), "said", every=False)
 
+    assert f"{rows[0]['trace']}: said" == screen.sentence
     assert ["plan by", *shown, *(f"moved, {state}" for state in shown)] == [heading for heading, _ in screen.columns]
     assert all(cells == ["1.25x"] * 3 for heading, cells in screen.columns if heading in shown)
