@@ -42,6 +42,7 @@ UNKNOWN = ("unknown", "unknown", None, None, None)
         ([START, START], "2 of 2 layers", "Both layers are stable from the start."),
         ([LATE, NEVER], "1 of 2 layers", "One of 2 layers is stable by the end. Layer 2 settled at step 2,250. Layer 4 never settled."),
         ([NEVER, NEVER], "0 of 2 layers", "None of 2 layers is stable by the end. No layer settles."),
+        ([AGAIN], "0 of 1 layers", "Layer 2 was stable for a time, but unstable again by step 7,100."),
         ([NEVER, AGAIN], "0 of 2 layers", "Layer 4 was stable for a time, but unstable again by step 7,100."),
         ([AGAIN, AGAIN], "0 of 2 layers", "Both layers were stable for a time, but unstable again by step 7,100."),
         ([AGAIN] * 12, "0 of 12 layers", "All 12 layers were stable for a time, but unstable again by step 7,100."),

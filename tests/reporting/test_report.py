@@ -70,6 +70,7 @@ def test_every_figure_has_a_message_and_names_its_axes(frames, name):
     assert len(ALL[name].message(frames)) > 15
     assert figure.get_supylabel() or figure.axes[0].get_ylabel() or figure.axes[0].get_yticklabels()
     assert all(axes.get_xlabel() or len(figure.axes) > 1 for axes in figure.axes)
+    assert name != "predictability" or {"error rate (%)"} == {axes.get_ylabel() for axes in figure.axes}
     assert not any(axes.get_legend() for axes in figure.axes)
 
 
@@ -110,6 +111,10 @@ def test_colours_belong_to_meanings(frames):
     assert INK == by_label["window_mean"] == plans["planned by window_mean"]
     assert BLUE in by_label.values()
     assert GREEN == plans["perfect forecast"]
+    axes = drawn("predictors", frames).axes[0]
+    names = [text.get_text() for text in axes.get_yticklabels()]
+    dots = {names[int(line.get_ydata()[0])]: line.get_color() for line in axes.lines if line.get_marker() == "o"}
+    assert (INK, True) == (dots["window_mean"], BLUE in dots.values())
 
 
 def test_the_settle_step_is_marked_where_there_is_one(frames):
