@@ -312,6 +312,14 @@ def test_markdown_says_what_the_page_says(files, frames):
     assert "### Imbalance by other tools' definitions" in text
 
 
+def test_a_question_without_an_answer_has_the_command_that_gives_it(frames):
+    """With the name of the trace in it: it can be copied."""
+    name = frames["layers"]["trace"].iloc[0]
+    answers = answers_of({key: frame for key, frame in frames.items() if key != "verdict"})
+
+    assert f"Not evaluated. Run moetrace place {name} --gpus N." in [answer.sentence for answer in answers]
+
+
 def test_several_traces_are_compared_on_the_page(frames, monkeypatch):
     """Each two of them in a sentence, on both pages; one trace is compared with nothing."""
     monkeypatch.setattr("moetrace.reporting.study.possible", lambda *_: {})
