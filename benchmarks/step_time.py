@@ -71,38 +71,41 @@ def measured_table() -> Iterator[str]:
     seen, after = halves(trace, trace.layers[len(trace.layers) // 2])
     shares = after[:: len(after) // STEPS][:STEPS] / after[:: len(after) // STEPS][:STEPS].sum(axis=1, keepdims=True)
     rng = np.random.default_rng(0)
-    up, down = torch.randn(trace.experts, HIDDEN, 2 * FFN), torch.randn(trace.experts, FFN, HIDDEN)
+    # A slot of a GPU is the same memory in every plan, one after the other as in a server: where an expert lies in
+    # memory makes more of a difference than some plans do.
+    slots = GPUS, -(-(trace.experts + max(REDUNDANT)) // GPUS)
+    weights = torch.randn(*slots, HIDDEN, 2 * FFN), torch.randn(*slots, FFN, HIDDEN)
     curve = StepTime(curve=tuple(measured(HIDDEN, FFN, "float32", CURVE, "cpu", trace.experts, 9)))
     inputs = torch.randn(1 << 13, HIDDEN)
 
-    def seconds(experts: list[int], tokens: list[int]) -> float:
+    def seconds(up: torch.Tensor, down: torch.Tensor, tokens: list[int]) -> float:
         began = time.process_time()
-        for e, n in zip(experts, tokens):
+        for own_up, own_down, n in zip(up, down, tokens):
             if n:
-                expert(inputs[:n], up[e], down[e])
+                expert(inputs[:n], own_up, own_down)
         return time.process_time() - began
 
     yield "| tokens per expert | redundant | plan | predicted | measured | difference, points |\n|---:|---:|---|---:|---:|---:|"
     for tokens in TOKENS:
         steps = np.array([rng.multinomial(tokens * trace.experts, own) for own in shares])
         planned = (seen * (tokens / seen.mean())).round().astype(int)
-        base: tuple[float, float] | None = None
-        for redundant in REDUNDANT:
-            for name, plan in plans_of(planned, redundant, curve).items():
-                if name == "by tokens":
-                    continue
-                predicted = measured_ = 0.0
-                for counts in steps:
-                    slots = split(plan, counts)
-                    predicted += max(curve.cost(np.array(own)).sum() for own in slots)
-                    # All GPUs in every round, so that no cache holds the experts of the one that is measured.
-                    rounds = [[seconds(own, n) for own, n in zip(plan.experts, slots)] for _ in range(ROUNDS)]
-                    measured_ += float(np.min(rounds, axis=0).max())
-                if base is None:
-                    base = predicted, measured_
-                    continue
-                a, b = 100 * (1 - predicted / base[0]), 100 * (1 - measured_ / base[1])
-                yield f"| {tokens} | {redundant} | {name} | {a:.1f}% | {b:.1f}% | {abs(a - b):.1f} |"
+        plans = [
+            (redundant, name, plan)
+            for redundant in REDUNDANT
+            for name, plan in plans_of(planned, redundant, curve).items()
+            if name != "by tokens"
+        ]
+        predicted, took = np.zeros(len(plans)), np.zeros(len(plans))
+        for counts in steps:
+            parts = [split(plan, counts) for _, _, plan in plans]
+            predicted += [max(curve.cost(np.array(own)).sum() for own in gpus) for gpus in parts]
+            # All GPUs of all plans in every round: no cache holds the experts of the one that is measured, and a
+            # processor that becomes slower does so for all plans.
+            rounds = [[[seconds(*gpu) for gpu in zip(*weights, gpus)] for gpus in parts] for _ in range(ROUNDS)]
+            took += np.min(rounds, axis=0).max(axis=1)
+        saving = [100 - 100 * time / time[0] for time in (predicted, took)]
+        for (redundant, name, _), a, b in list(zip(plans, *saving))[1:]:
+            yield f"| {tokens} | {redundant} | {name} | {a:.1f}% | {b:.1f}% | {abs(a - b):.1f} |"
 
 
 def saved(seen: np.ndarray, after: np.ndarray, redundant: int, ridge: float, gpus: int) -> dict[str, float]:
