@@ -144,6 +144,10 @@ def test_balanced_names_the_hottest_expert_of_the_worst_layer():
     )
     several = balanced(frame.assign(severity="severe")).sentence
     assert several.startswith("Severe imbalance in 2 layers, most in layer 2: expert 1 gets 5.2x")
+    collapsed = frame.assign(severity="collapsed")
+    assert "since step 700. So has layer 2. 2 experts" in balanced(collapsed.assign(max_over_mean=[3, 4])).sentence
+    three = pd.concat([collapsed, collapsed[:1].assign(layer=6)])
+    assert "the tokens). So have layers 6 and 4. 2 experts" in balanced(three).sentence
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,13 @@
 import pandas as pd
 import pytest
 
-from moetrace.reporting.comparison import comparison_screen, distance_sentence, plan_sentence, set_sentence
+from moetrace.reporting.comparison import (
+    comparison_notes,
+    comparison_screen,
+    distance_sentence,
+    plan_sentence,
+    set_sentence,
+)
 
 ROW = {"a": "x", "b": "y", "distance": 0.162, "noise": 0.0015, "sorted_distance": 0.054, "same": False, "order": "same"}
 NOTED = "The loads of x and y differ by 16.2% of the token choices; two samples of one load would differ by 0.15%."
@@ -59,6 +65,17 @@ def test_a_set_ends_in_advice():
 
     assert [one] == set_sentence(ROW | {"transfer": found})
     assert "it transfers." in set_sentence(ROW | {"transfer": found | {"own_hit_rate": 0.5099}})[0]
+
+
+def test_the_notes_of_a_set_have_its_bounds():
+    """What chance covers, what the best set would, and on which steps that was seen."""
+    found = {"hit_rate": 0.5, "random_hit_rate": 0.25, "best_hit_rate": 0.625, "from_step": 501, "to_step": 1000}
+
+    chance, where = comparison_notes(ROW | {"transfer": found})
+
+    assert "Experts taken at random would cover 25.0%, the best set in hindsight 62.5%." == chance
+    assert where.startswith("Scored on steps 501 to 1,000 of y.")
+    assert [] == comparison_notes(ROW | {"transfer": {}})
 
 
 def test_of_many_layers_those_that_differ_most_are_shown():

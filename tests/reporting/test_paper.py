@@ -1,9 +1,10 @@
 """The paper's figures: each curve and line at the height that its frame has, in percent where the axis says so."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace.reporting.paper import error_course, fluctuation, movement
+from moetrace.reporting.paper import MOST_PANELS, error_course, fluctuation, load_share, movement
 
 LAYERS = pd.DataFrame({"layer": [3], "settle_step": [200], "settle_step_low": [150], "settle_step_high": [250]})
 AT = {"trace": "t", "layer": 3, "step": [100, 200, 300]}
@@ -53,3 +54,21 @@ def test_errors_are_drawn_beside_their_noise():
 
     assert {"sw_avg": 10.0, "noise": 3.0}.items() <= {label: round(h, 9) for label, h in lines.items()}.items()
     assert "next 1,000 steps" == axes.get_title()
+
+
+def test_many_layers_and_experts_are_drawn_by_samples_and_ranks():
+    """The first and the last layer among those that stand for the rest; the colour of a curve is its rank at the end."""
+    share = np.linspace(0.01, 0.15, 12)
+    rows = [(layer, step, e, share[e]) for layer in range(40) for step in (1, 2) for e in range(12)]
+    load = pd.DataFrame(rows, columns=["layer", "step", "expert", "share"])
+
+    figure = load_share({"load": load, "layers": LAYERS.assign(layer=100)})
+
+    panels = [axes for axes in figure.axes if axes.get_title(loc="left")]
+    titles = [axes.get_title(loc="left") for axes in panels]
+    assert MOST_PANELS == len(titles)
+    assert ("layer 0", "layer 4", "layer 39") == (titles[0], titles[1], titles[-1])
+    assert "12 of 40 layers" in figure.get_supylabel()
+    (curves,) = panels[0].collections
+    assert 12 == len({tuple(colour) for colour in curves.get_edgecolor()})
+    assert 15.0 == pytest.approx(max(path.vertices[:, 1].max() for path in curves.get_paths()))
