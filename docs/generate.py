@@ -149,7 +149,8 @@ def findings() -> str:
         "# Findings",
         "",
         "What `moetrace ingest` and `moetrace check` find in a trace.",
-        "An error stops an ingest unless it is accepted by its name, `--accept NAME`; the trace remembers that it was.",
+        "An error other than `collapse` stops an ingest unless it is accepted by its name, `--accept NAME`; the trace "
+        "remembers that it was.",
         "",
         "| name | severity | what to do |",
         "|---|---|---|",
