@@ -17,7 +17,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from functools import lru_cache
 from itertools import chain
@@ -32,7 +32,7 @@ from pyarrow.parquet import FileMetaData
 
 from moetrace.errors import TraceError, printable
 from moetrace.files import replacing
-from moetrace.formats.errors import damaged, not_a_trace, reporting_damage, require, version_of
+from moetrace.formats.errors import library_errors, require
 from moetrace.formats.stream.cells import Block, to_arrow, to_lists, to_numpy
 from moetrace.formats.stream.text import begins_with
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo
@@ -205,6 +205,43 @@ def prefetch(items: Iterator[Item]) -> Iterator[Item]:
             del coming  # it keeps an error, the error keeps the stream, and the stream its files
 
 
+def not_a_trace(path: Path) -> TraceError:
+    """That the file *path* is a dump, or anything else that was not ingested."""
+    return TraceError(str(path), "is not a trace that moetrace wrote", f"run `moetrace ingest {path}` first")
+
+
+def damaged(path: Path, problem: str) -> TraceError:
+    """That the canonical file *path* is not as it was written."""
+    return TraceError(str(path), f"is damaged: {problem}", "ingest its source again")
+
+
+def version_of(path: Path) -> tuple[int, ...]:
+    """Inode, time and size of the file at *path*, which differ once it is replaced; empty if there is no file."""
+    with suppress(OSError):
+        now = path.stat()
+        return now.st_ino, now.st_mtime_ns, now.st_size
+    return ()
+
+
+@contextmanager
+def reporting_damage(path: Path, version: tuple[int, ...]) -> Iterator[None]:
+    """Whatever is raised on a canonical file that is damaged, gone, or no longer *version* becomes a `TraceError`."""
+    try:
+        with library_errors(str(path), "is damaged", "ingest its source again"):
+            yield
+    except TraceError as error:
+        cause = error.__cause__
+        if isinstance(cause, FileNotFoundError):
+            raise TraceError(str(path), "does not exist", "see `moetrace list` for the traces there are") from None
+        if isinstance(cause, PermissionError):
+            raise TraceError(str(path), "may not be read", "check its permissions") from None
+        if version_of(path) != version:
+            raise TraceError(str(path), "changed while it was read", "run the same command again") from error
+        if not begins_with(path, b"PAR1"):
+            raise not_a_trace(path) from None
+        raise
+
+
 def open_trace(path: str | Path) -> LoadTrace:
     """Open a canonical file; layers are read, and checked, when they are asked for.
 
@@ -219,8 +256,6 @@ def open_trace(path: str | Path) -> LoadTrace:
     path = Path(path)
     version = version_of(path)
     with reporting_damage(path, version):
-        if path.is_file() and not begins_with(path, b"PAR1"):
-            raise not_a_trace(path)
         footer = pq.read_metadata(path)
         document = _read_document(path, footer)
         if footer.num_row_groups != len(document["row_groups"]):

@@ -60,41 +60,6 @@ def extra(name: str, where: str) -> Iterator[None]:
         raise TraceError(where, f"needs {name}", f'install it: pip install "moetrace[{name}]"') from error
 
 
-def not_a_trace(path: Path) -> TraceError:
-    """That the file *path* is a dump, or anything else that was not ingested."""
-    return TraceError(str(path), "is not a trace that moetrace wrote", f"run `moetrace ingest {path}` first")
-
-
-def damaged(path: Path, problem: str) -> TraceError:
-    """That the canonical file *path* is not as it was written."""
-    return TraceError(str(path), f"is damaged: {problem}", "ingest its source again")
-
-
-def version_of(path: Path) -> tuple[int, ...]:
-    """Inode, time and size of the file at *path*, which differ once it is replaced; empty if there is no file."""
-    with suppress(OSError):
-        now = path.stat()
-        return now.st_ino, now.st_mtime_ns, now.st_size
-    return ()
-
-
-@contextmanager
-def reporting_damage(path: Path, version: tuple[int, ...]) -> Iterator[None]:
-    """Whatever is raised on a canonical file that is damaged, gone, or no longer *version* becomes a `TraceError`."""
-    try:
-        with library_errors(str(path), "is damaged", "ingest its source again"):
-            yield
-    except TraceError as error:
-        cause = error.__cause__
-        if isinstance(cause, FileNotFoundError):
-            raise TraceError(str(path), "does not exist", "see `moetrace list` for the traces there are") from None
-        if isinstance(cause, PermissionError):
-            raise TraceError(str(path), "may not be read", "check its permissions") from None
-        if version_of(path) != version:
-            raise TraceError(str(path), "changed while it was read", "run the same command again") from error
-        raise
-
-
 def available() -> int | None:
     """Bytes that this process may still take, of the machine, its control group and `ulimit -v`; None if not known."""
     import psutil
