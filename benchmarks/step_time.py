@@ -103,8 +103,8 @@ def measured_table() -> Iterator[str]:
             # processor that becomes slower does so for all plans.
             rounds = [[[seconds(*gpu) for gpu in zip(*weights, gpus)] for gpus in parts] for _ in range(ROUNDS)]
             took += np.min(rounds, axis=0).max(axis=1)
-        saving = [100 - 100 * time / time[0] for time in (predicted, took)]
-        for (redundant, name, _), a, b in list(zip(plans, *saving))[1:]:
+        saved_percent = [100 - 100 * own / own[0] for own in (predicted, took)]
+        for (redundant, name, _), a, b in list(zip(plans, *saved_percent))[1:]:
             yield f"| {tokens} | {redundant} | {name} | {a:.1f}% | {b:.1f}% | {abs(a - b):.1f} |"
 
 

@@ -36,7 +36,7 @@ def compare(
     if A and B had the same load.
 
     With --gpus, a plan is made from the last steps of A; with --slots, a resident set (the experts to
-    keep in fast memory). It is scored on the second half of B, and compared with a plan or set from the
+    keep in fast memory). Each is scored on the second half of B, and compared with a plan or set from the
     first half of B.
 
     \b

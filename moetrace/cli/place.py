@@ -38,7 +38,7 @@ def place(
     redundant: Annotated[
         str,
         typer.Option(
-            help="Redundant experts of each layer. Give several (0,32,64) to compare them; the plan uses the best.",
+            help="Redundant experts of each layer. Give several (0,32,64) to compare; the plan uses the best number.",
             metavar="N",
         ),
     ] = "0",
@@ -50,7 +50,7 @@ def place(
         float,
         typer.Option(
             min=0,
-            help="Change a plan only if the predicted peak falls by at least this fraction of the mean GPU load. "
+            help="Replan only if the predicted peak falls by at least this fraction of the mean GPU load. "
             "Values below half of --tolerance have no effect.",
             metavar="FRACTION",
         ),

@@ -81,8 +81,8 @@ def states(
     Finds in which steps each layer is transient or stable, and the step where it settles. Movement is
     the change of the load from one window of 200 steps to the next, minus sampling noise. A layer
     settles when the root mean square of its movement over 500 steps stays below 4%, and is transient
-    again above 6%. A second test uses only the order of the experts. `--show paper` prints the sliding variance and
-    range of arXiv 2404.16914.
+    again above 6%. A second test uses only the order of the experts. `--show paper` prints the
+    sliding variance and range of arXiv 2404.16914.
 
     With --follow, give one path: the file that the recorder is writing. The exit code is then 0 if
     every layer is stable at the end, 4 if one is not, and 5 if the router of a layer has collapsed.

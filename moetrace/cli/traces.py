@@ -72,9 +72,9 @@ def check(
 ) -> None:
     """Check traces for damage, gaps and idle experts.
 
-    Looks for damaged files, missing steps, counts that are not of single steps, unexpected numbers of
-    tokens, idle experts, imbalance and drift. The exit code is 1 if a finding is an error that was not
-    accepted at ingest, or if --fail-on names it.
+    Looks for damaged files, missing steps, smoothed or cumulative counts, unexpected numbers of tokens,
+    idle experts, imbalance and drift. The exit code is 1 if a finding is an error that was not accepted
+    at ingest, or if --fail-on names it.
 
     \b
     Example: moetrace check gpt-moe-8e-a --fail-on collapse,dead,drift

@@ -204,8 +204,10 @@ def expected(ahead: pd.DataFrame, summary: pd.DataFrame, horizon: int) -> str:
     error = ahead.loc[ahead["predictor"] == best, "expected_error"].astype(float).mean()
     if error != error:
         return ""
-    after = f"over the {horizon:,} steps after the trace, from how the load changes at its end"
-    return f"Expected error {after}: {percent(error)} ({best})."
+    return (
+        f"Expected error over the {horizon:,} steps after the trace, from how the load changes at its end: "
+        f"{percent(error)} ({best})."
+    )
 
 
 def best_of(rows: pd.DataFrame) -> dict[str, Any]:

@@ -112,9 +112,9 @@ def _change(slower: float) -> str:
 
 def comparison_screen(document: Mapping[str, Any], layers: pd.DataFrame, *, every: bool) -> Screen:
     """The answer and a row for each layer; of many layers those that differ most."""
-    shown = (
-        layers if every or len(layers) <= MOST_ROWS else layers.sort_values("distance", ascending=False, kind="stable")
-    )
+    shown = layers
+    if not every and len(layers) > MOST_ROWS:
+        shown = layers.sort_values("distance", ascending=False, kind="stable")
     rows = [
         {
             "layer": str(row["layer"]),

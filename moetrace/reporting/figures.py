@@ -180,12 +180,8 @@ def comparison(frames: Frames, axes: Axes | None = None) -> Figure:
     summary = frames["summary"]
     own = summary[(summary["horizon"] == _shortest(summary)) & (summary["scored"] > 0)]
     states = [state for state in ("stable", "transient", "unknown") if (own["state"] == state).any()]
-    names = (
-        own[own["state"] == states[0]]
-        .sort_values("error_rate", ascending=False, kind="stable")["predictor"]
-        .astype(str)
-        .tolist()
-    )
+    ranked = own[own["state"] == states[0]].sort_values("error_rate", ascending=False, kind="stable")
+    names = ranked["predictor"].astype(str).tolist()
     figure, panels, columns = several_panels(len(states), WIDTH, 1.3 + 0.26 * len(names), axes=axes)
     best = _best(frames, int(own["horizon"].min()))
     for i, (state, axes) in enumerate(zip(states, panels)):

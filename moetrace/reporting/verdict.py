@@ -139,19 +139,21 @@ def verdict_notes(verdict: Mapping[str, Any], *, files: bool = True) -> list[str
         limits += f" {slots} redundant experts, no plan brings the busiest GPU below {floor:.2f}x."
     if verdict["start"] == "nothing":
         return [answer.evidence, limits]
-    best = "the best policy that plans again" if verdict["start"] == "file" else "this policy"
+    best = "the best re-planning policy" if verdict["start"] == "file" else "this policy"
     kept = "to its end"
     if verdict["holds"] is not None:
         kept = f"for {verdict['holds']:,} steps" if verdict["holds"] else "for less than 250 steps"
     limits = " ".join([limits, worthwhile(verdict)]).strip()
-    early = f"A plan made at the beginning of the trace and kept {kept}"
-    lasting = f"{early} needs at most about 1% more expert time than {best}."
+    lasting = (
+        f"A plan made at the beginning of the trace and kept {kept} needs at most about 1% more expert time than "
+        f"{best}."
+    )
     return [answer.evidence, f"{lasting} {limits}", *([deployment(verdict)] if files else [])]
 
 
 def deployment(verdict: Mapping[str, Any]) -> str:
     """What to start or which file to deploy, and whether that is the recommended policy."""
-    from_file = "load the plan file of your system with its flags (stderr, or --json: deploy)"
+    from_file = "load the plan file of your system with its flags (on stderr; `deploy` in JSON)"
     if verdict["system"] is None:
         return f"To deploy the plan, {from_file}."
     wish = "If you still want this policy" if verdict["verdict"] == NOT_WORTH_IT else "To deploy this policy"
@@ -177,5 +179,4 @@ def deployment(verdict: Mapping[str, Any]) -> str:
 
 def _started(policy: Mapping[str, Any]) -> str:
     """How a system is started that plans by itself."""
-    flags = "with the flags of this policy (stderr, or --json: launch), and without a plan file"
-    return f"start {policy['system']} {flags}"
+    return f"start {policy['system']} with its flags (on stderr; `launch` in JSON), and without a plan file"

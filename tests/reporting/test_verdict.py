@@ -56,11 +56,11 @@ def test_where_nothing_is_better_than_the_default_placement_nothing_is_saved():
     [
         (
             "file",
-            "To deploy this policy, load the plan file of your system with its flags (stderr, or --json: deploy).",
+            "To deploy this policy, load the plan file of your system with its flags (on stderr; `deploy` in JSON).",
         ),
         (
             "flags",
-            "start vLLM with the flags of this policy (stderr, or --json: launch), and without a plan file.",
+            "start vLLM with its flags (on stderr; `launch` in JSON), and without a plan file.",
         ),
         ("replanning", "`moetrace.rebalance_experts` makes them"),
     ],
@@ -84,7 +84,7 @@ def test_a_policy_that_is_not_worth_it_is_not_urged():
         ({}, "a single plan, cuts expert time per step by 5.0%: load the plan file of your system"),
         (
             {"system": "vLLM", "start": "flags"},
-            "start vLLM with the flags of this policy (stderr, or --json: launch), and without a plan file.",
+            "start vLLM with its flags (on stderr; `launch` in JSON), and without a plan file.",
         ),
     ],
 )
@@ -112,7 +112,7 @@ def test_without_files_nothing_is_to_be_deployed():
         ({"enough_redundant": 0}, "Redundant experts would save less than 1%."),
         ({"holds": None}, "kept to its end needs"),
         ({"holds": 0}, "kept for less than 250 steps needs"),
-        ({"start": "file"}, "about 1% more expert time than the best policy that plans again."),
+        ({"start": "file"}, "about 1% more expert time than the best re-planning policy."),
         ({"floor": 1.31}, "With 32 redundant experts, no plan brings the busiest GPU below 1.31x."),
         ({"floor": 1.31, "redundant": 0}, "Without redundant experts, no plan brings the busiest GPU below 1.31x."),
     ],
