@@ -1,4 +1,4 @@
-"""The house keeps its order: a room imports only from those above it, in no circle, and libraries have their rooms."""
+"""Layering: a package imports only from those above it, in no circle, and heavy libraries have their packages."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
-# From the ground up; a room may import from those before it, and from itself.
+# From the bottom up; a package may import from those before it, and from itself.
 ORDER = [
     "errors",
     "words",
@@ -94,7 +94,7 @@ def module_of(imported: str) -> str:
 
 
 def test_the_listing_is_the_order():
-    """What lies at the root are the rooms, and nothing else."""
+    """What lies at the root are these packages and modules, and nothing else."""
     there = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
 
     assert {*ORDER, "__init__", "__main__"} == there
@@ -102,15 +102,15 @@ def test_the_listing_is_the_order():
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 @pytest.mark.slow
-def test_a_room_imports_only_from_rooms_above(path):
+def test_a_package_imports_only_from_those_above(path):
     """By the order of the list."""
-    room = name_of(path).partition(".")[0]
-    if room in {"", "__main__"}:
+    package = name_of(path).partition(".")[0]
+    if package in {"", "__main__"}:
         pytest.skip("the front door")
     for module in imports(path):
         if module.startswith("moetrace."):
             other = module.split(".")[1]
-            assert ORDER.index(other) <= ORDER.index(room), f"{room} imports {module}"
+            assert ORDER.index(other) <= ORDER.index(package), f"{package} imports {module}"
 
 
 @pytest.mark.slow
@@ -126,7 +126,7 @@ def test_no_module_is_in_a_circle():
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_libraries_stay_in_their_rooms(path):
+def test_libraries_stay_in_their_packages(path):
     """pyarrow in the formats, statsmodels in arima, and so on."""
     name = name_of(path)
     for module in imports(path):

@@ -9,13 +9,13 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperGroup
 
 from moetrace.cli.completion import finding_names
-from moetrace.cli.config import defaults
 from moetrace.cli.output import say
 from moetrace.errors import MoetraceError, SettingError, lacks_memory
 from moetrace.files import discard
@@ -72,7 +72,7 @@ COMMANDS = {
     "list": Listed("List the traces of the workspace.", "traces", "list_"),
     "remove": Listed("Remove traces and their results from the workspace.", "traces", "remove"),
     "check": Listed("Check traces for damage, gaps and idle experts.", "traces", "check"),
-    "export": Listed("Export a trace to another format.", "export", "export"),
+    "export": Listed("Export a trace to another format.", "traces", "export"),
     "explain": Listed("Explain what a finding means and what to do about it.", "", "explain"),
     "help": Listed("Show the help of a command.", "", "help_"),
 }
@@ -143,9 +143,48 @@ def options(
         os.environ["MOETRACE_DEBUG"] = "1"
 
 
-def options_of(group: Any) -> dict[str, set[str]]:
-    """The names of the options of each command in the *group*."""
-    return {name: {own.name for own in command.params} for name, command in group.commands.items()}
+# Where defaults of options stand, in the working directory: the file, and the tables above them.
+CONFIG = (("moetrace.toml", ()), ("pyproject.toml", ("tool", "moetrace")))
+
+
+def defaults(group: Any) -> dict[str, dict[str, Any]]:
+    """The defaults of each command of the *group*, from the first file of `CONFIG` that has any.
+
+    A name such as ``gpus = 8`` is for every command that has the option, a table ``[place]`` for one.
+    Raises `SettingError` for invalid TOML, and for an unknown option.
+    """
+    for name, tables in CONFIG:
+        try:
+            text = Path(name).read_text("utf-8")
+            if tables and tables[-1] not in text:
+                continue
+            import tomllib  # not needed in most folders
+
+            found: Any = tomllib.loads(text)
+        except OSError:
+            continue
+        except ValueError as error:
+            if not tables:
+                raise SettingError(f"{name}: is no TOML: {error}") from None
+            continue  # another tool's file, which is that tool's to complain about
+        for table in tables:
+            found = found.get(table, {}) if isinstance(found, dict) else {}
+        if found and isinstance(found, dict):
+            break
+    else:
+        return {}
+    known = {command: {option.name for option in own.params} for command, own in group.commands.items()}
+    given: dict[str, dict[str, Any]] = {}
+    for key, value in found.items():
+        of_one = isinstance(value, dict) and key in known
+        for option, setting in (value if of_one else {key: value}).items():
+            own = option.replace("-", "_")
+            able = [command for command in ([key] if of_one else known) if own in known[command]]
+            if not able:
+                raise SettingError(f"{name}: there is no option {option!r}; moetrace COMMAND --help lists them")
+            for command in able:
+                given.setdefault(command, {})[own] = setting
+    return given
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -157,9 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         group = typer.main.get_command(app)
-        code = group(
-            args=given, prog_name="moetrace", default_map=defaults(partial(options_of, group)), standalone_mode=False
-        )
+        code = group(args=given, prog_name="moetrace", default_map=defaults(group), standalone_mode=False)
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
     except typer.Abort:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moetrace.cli.options import FirstLayer, ModelLayers, QuickProtocol, Shared, Traces, bytes_of
-from moetrace.cli.output import Table
-from moetrace.cli.progress import PERCENT, Report
+from moetrace.cli.output import PERCENT, Report, Table
 
 if TYPE_CHECKING:
     from moetrace.residency.study import Residency

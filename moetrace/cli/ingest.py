@@ -124,7 +124,14 @@ def ingest(
     Example: moetrace ingest sample_traces/gpt-moe-8e-a.parquet --name mine
     """
     if list_formats:
-        _list_formats(shared)
+        from moetrace.formats.readers import formats
+        from moetrace.settings import setting_types
+
+        rows = [
+            {"format": format.name, "settings": ", ".join(setting_types(format)), "needs": format.needs}
+            for format in formats()
+        ]
+        shared.emit_known("formats", rows)
         return
     from moetrace.workspace import contents
 
@@ -177,14 +184,3 @@ def _show(shared: Shared, done: list[Ingested]) -> None:
     screen = traces_screen(frame, sentence, every=shared.all)
     wrote = sorted({f"{item.path.parent}/" for item in done if not item.unchanged})
     shared.emit({"traces": Table("Traces", frame)}, document, [screen], wrote=wrote, then=["states"])
-
-
-def _list_formats(shared: Shared) -> None:
-    from moetrace.formats.readers import formats
-    from moetrace.settings import setting_types
-
-    rows = [
-        {"format": format.name, "settings": ", ".join(setting_types(format)), "needs": format.needs}
-        for format in formats()
-    ]
-    shared.emit_known("formats", rows)

@@ -17,8 +17,20 @@ import typer
 from typer.core import TyperCommand
 
 from moetrace.cli.completion import predictor_names, trace_names
-from moetrace.cli.output import Format, Table, csv_text, json_text, named, note, say, shown_text, to_stdout
-from moetrace.cli.progress import Report, progress, silent
+from moetrace.cli.output import (
+    Format,
+    Report,
+    Table,
+    csv_text,
+    json_text,
+    named,
+    note,
+    progress,
+    say,
+    shown_text,
+    silent,
+    to_stdout,
+)  # fmt: skip
 from moetrace.errors import MoetraceError, SettingError, WorkspaceError, lacks_memory
 from moetrace.files import check_output
 from moetrace.forecasting.predictors import PREDICTORS, QUICK

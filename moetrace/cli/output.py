@@ -1,10 +1,14 @@
-"""What a command prints: the answer on a terminal, tables as CSV, one document as JSON. Nothing else prints."""
+"""What a command prints: the answer on a terminal, tables as CSV, one document as JSON; progress and notes on stderr.
+
+Nothing else prints.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -131,26 +135,20 @@ def while_read() -> Iterator[None]:
 
 
 def _print(console: Console, screens: Sequence[Screen], tables: Mapping[str, Table], show: Sequence[str]) -> None:
-    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
-    if not show:
-        from moetrace.reporting.screens import rendered
-
-        for screen in screens:
-            console.print(*rendered(screen, ascii_only=ascii_only), sep="\n")
-    for name in show:
-        _print_table(console, named(tables, name), ascii_only=ascii_only)
-
-
-def _print_table(console: Console, table: Table, *, ascii_only: bool) -> None:
+    """The *screens*, or the tables named by *show*, each without the last columns where it is too wide."""
+    from moetrace.reporting.screens import rendered
     from moetrace.reporting.tables import fitting, terminal
 
-    for title, frame in _parts(table):
-        whole = frame if table.columns is None else frame[list(table.columns)]
-        fit = fitting(whole, console.width)
-        console.print(terminal(fit, title, ascii_only=ascii_only))
-        left_out = [name for name in whole.columns if name not in fit.columns]
-        if left_out:
-            console.print(f"Too wide for here: {', '.join(left_out)}; --format csv has all.\n", style="dim")
+    ascii_only = not (sys.stdout.encoding or "").lower().startswith("utf")
+    for screen in () if show else screens:
+        console.print(*rendered(screen, ascii_only=ascii_only), sep="\n")
+    for table in (named(tables, name) for name in show):
+        for title, frame in _parts(table):
+            whole = frame if table.columns is None else frame[list(table.columns)]
+            fit = fitting(whole, console.width)
+            console.print(terminal(fit, title, ascii_only=ascii_only))
+            if left_out := [name for name in whole.columns if name not in fit.columns]:
+                console.print(f"Too wide for here: {', '.join(left_out)}; --format csv has all.\n", style="dim")
 
 
 def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -163,3 +161,60 @@ def _parts(table: Table) -> Iterator[tuple[str, pd.DataFrame]]:
             f"{name} {value:,}" if isinstance(value, int) else str(value) for name, value in zip(table.by, key)
         )
         yield f"{table.title}: {named}", part
+
+
+# --- how far a command is: a bar on a terminal, a line every half minute elsewhere, on stderr -------------------------
+
+# Seconds between two lines where there is no terminal.
+PATIENCE = 30.0
+# The unit of what has several stages, whose tasks are not counted.
+PERCENT = "%"
+
+Report = Callable[[int, "int | None"], None]
+"""Called with how many of how many are done; None where the number of all is not known."""
+
+
+@contextmanager
+def progress(title: str, unit: str) -> Iterator[Report]:
+    """Progress of what *title* says, counted in *unit*, while the block runs."""
+    if not sys.stderr.isatty():
+        yield _lines(title, unit)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    said = TextColumn("{task.fields[said]}")  # nothing before it is known how many there are
+    columns = (TextColumn("{task.description}"), BarColumn(), said, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, said="")
+        began = time.monotonic()
+
+        def report(done: int, total: int | None) -> None:
+            bar.update(task, completed=done, total=total, said=_said(done, total, unit, began))
+
+        yield report
+
+
+def silent(_done: int, _total: int | None) -> None:
+    """Progress of which nothing is said."""
+
+
+def _lines(title: str, unit: str) -> Report:
+    """A line whenever `PATIENCE` has passed since the last one, or since the start."""
+    began = last = time.monotonic()
+
+    def report(done: int, total: int | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PATIENCE:
+            last = time.monotonic()
+            note(f"{title}: {_said(done, total, unit, began)}")
+
+    return report
+
+
+def _said(done: int, total: int | None, unit: str, began: float) -> str:
+    """How far it is, and how many a second since *began*."""
+    if unit == PERCENT:
+        return f"{done}%"
+    rate = done / max(1e-9, time.monotonic() - began)
+    return f"{done:,}{f' of {total:,}' if total else ''} {unit}, {rate:,.{0 if rate >= 10 else 1}f}/s"

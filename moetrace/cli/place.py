@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from moetrace.cli.options import FirstLayer, Hardware, ModelLayers, QuickProtocol, Shared, Traces, steps_of
-from moetrace.cli.output import Table
-from moetrace.cli.progress import PERCENT, Report
+from moetrace.cli.output import PERCENT, Report, Table
 
 if TYPE_CHECKING:
     from moetrace.placement.study import Placement

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moetrace.cli.options import Protocol, Shared, Traces
-from moetrace.cli.output import Table
-from moetrace.cli.progress import Report
+from moetrace.cli.output import Report, Table
 
 if TYPE_CHECKING:
     import pandas as pd

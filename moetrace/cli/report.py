@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moetrace.cli.options import Hardware, Protocol, Shared, Traces, steps_of
-from moetrace.cli.output import Table
+from moetrace.cli.output import PERCENT, Report, Table
 from moetrace.cli.predict import score_tables
-from moetrace.cli.progress import PERCENT, Report
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moetrace.cli.options import Shared, Traces
-from moetrace.cli.output import Format, Table, say
-from moetrace.cli.progress import Report
+from moetrace.cli.output import Format, Report, Table, say
 
 if TYPE_CHECKING:
     import pandas as pd

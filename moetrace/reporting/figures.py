@@ -12,12 +12,15 @@ from moetrace.reporting.answers import (
     BALANCED,
     PREDICTABLE,
     SETTLED,
+    WORTH,
     best_of,
     best_plan,
     plan_peaks,
     predictable,
     settled,
-)
+    verdict_in,
+    worthwhile,
+)  # fmt: skip
 from moetrace.reporting.residency import QUESTION as KEPT
 from moetrace.reporting.residency import ages, coverage, kept, lasting
 from moetrace.reporting.style import (
@@ -36,10 +39,8 @@ from moetrace.reporting.style import (
     one_panel,
     predictor_style,
     several_panels,
-)
+)  # fmt: skip
 from moetrace.reporting.tables import rows_of
-from moetrace.reporting.verdict import QUESTION as WORTH
-from moetrace.reporting.verdict import verdict_in, worthwhile
 from moetrace.words import BASELINE, DEFAULT, ORACLE, STABLE, TRANSIENT, UNKNOWN
 
 if TYPE_CHECKING:
@@ -187,23 +188,18 @@ def comparison(frames: Frames, axes: Axes | None = None) -> Figure:
     for i, (state, axes) in enumerate(zip(states, panels)):
         rows = own[own["state"] == state].set_index("predictor").reindex(names)
         for at, (name, row) in enumerate(rows.iterrows()):
-            _dot(axes, at, str(name), row, best)
+            colour, ends = {BASELINE: INK, best: BLUE}.get(str(name), GREY), ["difference_low", "difference_high"]
+            axes.plot(100 * row[ends], [at, at], color=colour, linewidth=1.6, label="_end of the 95% interval")
+            axes.plot([100 * row["difference"]], [at], "o", color=colour, markersize=5)
+            if row["error_rate"] == row["error_rate"]:
+                label, place = f"{100 * row['error_rate']:.3g}%", ("axes fraction", "data")
+                axes.annotate(label, (1.01, at), xycoords=place, va="center", fontsize=8)
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set_yticks(range(len(names)), names)
         axes.tick_params(labelleft=i % columns == 0)
         axes.set(title=f"{state}, {int(rows['scored'].max()):,} scores", xlabel=f"points above {BASELINE}")
         axes.margins(x=0.12)
     return figure
-
-
-def _dot(axes: Axes, at: int, name: str, row: pd.Series, best: str | None) -> None:
-    colour = {BASELINE: INK, best: BLUE}.get(name, GREY)
-    interval = [100 * row["difference_low"], 100 * row["difference_high"]]
-    axes.plot(interval, [at, at], color=colour, linewidth=1.6, label="_end of the 95% interval")
-    axes.plot([100 * row["difference"]], [at], "o", color=colour, markersize=5)
-    if row["error_rate"] == row["error_rate"]:
-        label = f"{100 * row['error_rate']:.3g}%"
-        axes.annotate(label, (1.01, at), xycoords=("axes fraction", "data"), va="center", fontsize=8)
 
 
 # --- is balancing worth it -----------------------------------------------------------------------------------------
@@ -274,15 +270,14 @@ def _kept(frames: Frames) -> dict[str, Any]:
     return rows_of(frames["kept"])[0]
 
 
-def _comparison_message(frames: Frames) -> str:
-    return predictable(frames["summary"], _shortest(frames["summary"])).sentence
-
-
 FIGURES: Mapping[str, Kind] = {
     "peaks": Kind(("peaks", "balance"), _peaks_message, peaks, BALANCED),
     "settling": Kind(("layers", "windows"), lambda f: settled(f["layers"]).sentence, settling, SETTLED),
     "errors": Kind(("course", "summary"), _errors_message, errors, PREDICTABLE),
-    "predictors": Kind(("summary", "course"), _comparison_message, comparison, PREDICTABLE),
+    "predictors": Kind(
+        ("summary", "course"), lambda f: predictable(f["summary"], _shortest(f["summary"])).sentence, comparison,
+        PREDICTABLE,
+    ),
     "knee": Kind(("knee", "verdict"), _knee_message, lambda f: knee(f["knee"], verdict_in(f) or {}), WORTH),
     "placement": Kind(
         ("plan_scores", "placement"), _placement_message,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from moetrace.reporting.style import (
     log_scale,
     one_legend,
     several_panels,
-)
+)  # fmt: skip
 from moetrace.reporting.tables import rows_of
 from moetrace.words import BASELINE
 
@@ -50,39 +50,35 @@ PREDICTORS: Mapping[str, dict[str, Any]] = {
 
 def load_share(frames: Frames) -> Figure:
     """Share of every expert over the steps, a panel per layer, the settle step marked."""
-    load = frames["load"]
-    figure, panels = _panels(load, "share of the layer's load (%)", right=0.15 if _nameable(load) else 0.8)
-    settle = _settle_steps(frames["layers"])
-    for layer, part, axes in panels:
-        shares = part.pivot(index="step", columns="expert", values="share")
-        colours = _expert_colours(shares.iloc[-1])
-        if len(shares.columns) > MOST_NAMED:
-            _curves(axes, shares, colours)
-        else:
-            for colour, expert in zip(colours, shares.columns):
-                axes.plot(shares.index, 100 * shares[expert], color=colour, linewidth=0.9, label=f"{expert}")
-        _mark_settled(axes, settle.get(layer))
-        axes.set_ylim(bottom=0)
-    if _nameable(load):
-        one_legend(figure, axes, "expert", columns=MOST_NAMED)
-    else:
-        _rank_scale(figure)
-    return figure
-
-
-def _nameable(load: pd.DataFrame) -> bool:
-    """Whether the experts are few enough for a name each."""
-    return bool(load["expert"].nunique() <= MOST_NAMED)
-
-
-def _curves(axes: Axes, shares: pd.DataFrame, colours: Sequence[Any]) -> None:
-    """A curve for each column, drawn at once and kept as pixels."""
+    import matplotlib
+    from matplotlib.cm import ScalarMappable
     from matplotlib.collections import LineCollection
 
-    steps, heights = np.broadcast_arrays(shares.index, 100 * shares.to_numpy().T)
-    curves = np.stack([steps, heights], axis=-1)  # (experts, steps, 2)
-    axes.add_collection(LineCollection(list(curves), colors=list(colours), linewidths=0.7, rasterized=True))
-    axes.autoscale_view()
+    load, settle = frames["load"], _settle_steps(frames["layers"])
+    named = load["expert"].nunique() <= MOST_NAMED
+    figure, panels = _panels(load, "share of the layer's load (%)", right=0.15 if named else 0.8)
+    for layer, part, axes in panels:
+        shares = part.pivot(index="step", columns="expert", values="share")
+        if named:
+            for i, expert in enumerate(shares.columns):
+                colour = matplotlib.colormaps["tab10"](i)
+                axes.plot(shares.index, 100 * shares[expert], color=colour, linewidth=0.9, label=f"{expert}")
+        else:
+            ranks = (shares.iloc[-1].rank(method="first") - 1) / (len(shares.columns) - 1)
+            colours = matplotlib.colormaps["viridis"](ranks.to_numpy())
+            steps, heights = np.broadcast_arrays(shares.index, 100 * shares.to_numpy().T)
+            curves = list(np.stack([steps, heights], axis=-1))  # (experts, steps, 2), drawn at once and kept as pixels
+            axes.add_collection(LineCollection(curves, colors=list(colours), linewidths=0.7, rasterized=True))
+            axes.autoscale_view()
+        _mark_settled(axes, settle.get(layer))
+        axes.set_ylim(bottom=0)
+    if named:
+        one_legend(figure, axes, "expert", columns=MOST_NAMED)
+    else:
+        bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=figure.axes, fraction=0.02, aspect=40)
+        bar.set_ticks([0, 1], labels=["lowest", "highest"])
+        bar.set_label("load at the end, by rank", fontsize=8)
+    return figure
 
 
 def fluctuation(frames: Frames, measure: str) -> Figure:
@@ -139,7 +135,13 @@ def error_course(frames: Frames) -> Figure:
             axes.plot(known["cutoff"], 100 * known["error_rate"], label=name if base in PREDICTORS else None, **style)
         noise = part.groupby("cutoff")["error_noise"].mean()
         axes.plot(noise.index, 100 * noise, label="noise", **NOISE)
-        _paper_line(axes, int(horizon))
+        if int(horizon) in PAPER:
+            percent = 100 * PAPER[int(horizon)]
+            axes.axhline(percent, color=INK, linestyle="-.", linewidth=0.8, label=PAPER_LABEL)
+            axes.annotate(
+                f"{percent:.1f}%", (1, percent), xycoords=("axes fraction", "data"), xytext=(2, 0),
+                textcoords="offset points", fontsize=7, va="center",
+            )  # fmt: skip
         axes.set(title=f"next {horizon:,} steps", xlabel="cutoff (step)", ylabel="error rate (%)")
         log_scale(axes)
     one_legend(figure, axes, columns=4)
@@ -248,16 +250,6 @@ def _panels(
     return figure, [(layer, parts[layer], panel) for layer, panel in zip(chosen, axes)]
 
 
-def _expert_colours(last: pd.Series) -> list[Any]:
-    """A colour for each expert: its own where they are few, else by the rank of its *last* share."""
-    import matplotlib
-
-    if len(last) <= MOST_NAMED:
-        return [matplotlib.colormaps["tab10"](i) for i in range(len(last))]
-    ranks = (last.rank(method="first") - 1) / (len(last) - 1)
-    return list(matplotlib.colormaps["viridis"](ranks.to_numpy()))
-
-
 def _settle_steps(layers: pd.DataFrame) -> dict[int, int]:
     settled = layers.dropna(subset="settle_step")
     return dict(zip(settled["layer"].astype(int), settled["settle_step"].astype(int)))
@@ -270,22 +262,3 @@ def _mark_settled(axes: Axes, step: int | None) -> None:
             f"settles at {step:,}", (step, 0.97), xycoords=("data", "axes fraction"), xytext=(3, 0),
             textcoords="offset points", fontsize=7, va="top",
         )  # fmt: skip
-
-
-def _paper_line(axes: Axes, horizon: int) -> None:
-    if horizon in PAPER:
-        percent = 100 * PAPER[horizon]
-        axes.axhline(percent, color=INK, linestyle="-.", linewidth=0.8, label=PAPER_LABEL)
-        axes.annotate(
-            f"{percent:.1f}%", (1, percent), xycoords=("axes fraction", "data"), xytext=(2, 0),
-            textcoords="offset points", fontsize=7, va="center",
-        )  # fmt: skip
-
-
-def _rank_scale(figure: Figure) -> None:
-    """A colour bar for curves that are too many to name."""
-    from matplotlib.cm import ScalarMappable
-
-    bar = figure.colorbar(ScalarMappable(cmap="viridis"), ax=figure.axes, fraction=0.02, aspect=40)
-    bar.set_ticks([0, 1], labels=["lowest", "highest"])
-    bar.set_label("load at the end, by rank", fontsize=8)

@@ -140,9 +140,15 @@ def findings_screen(findings: pd.DataFrame, traces: int, *, every: bool) -> Scre
 
 
 def states_screen(layers: pd.DataFrame, *, every: bool) -> Screen:
-    """When each layer of one trace became stable; of many layers those that need a look come first."""
-    trace = str(layers["trace"].iloc[0])
-    shown = layers if every or len(layers) <= MOST_ROWS else _by_need(layers)
+    """When each layer of one trace became stable.
+
+    Of many layers the most unbalanced come first, then unsettled ones, then where detectors differ, then the latest.
+    """
+    trace, shown = str(layers["trace"].iloc[0]), layers
+    if len(layers) > MOST_ROWS and not every:
+        late, bad = -layers["settle_step"].astype("Float64").fillna(0), layers["severity"].map(SEVERITIES.index)
+        by = layers.assign(bad=-bad, done=layers["state"] == STABLE, agree=layers["detectors"] == "agree", late=late)
+        shown = by.sort_values(["bad", "done", "agree", "late"], kind="stable")
     rows = [layer_cells(layer) for layer in rows_of(shown)]
     sentence = f"{trace}: {balanced(layers.assign(steps=1000)).sentence} {settled(layers).sentence}"
     return table_screen(sentence, rows, ("imbalance", "ranks"), every=every)
@@ -172,14 +178,6 @@ def layer_cells(layer: dict[str, Any]) -> dict[str, str]:
         "change": change,
         "ranks": layer["detectors"] if layer["state"] != UNKNOWN else NOTHING,
     }
-
-
-def _by_need(layers: pd.DataFrame) -> pd.DataFrame:
-    """The most unbalanced layers first, then unsettled ones, then where detectors differ, then the latest to settle."""
-    settled_at = layers["settle_step"].astype("Float64").fillna(0)
-    by = layers.assign(late=-settled_at, agree=layers["detectors"] == "agree", done=layers["state"] == STABLE)
-    by = by.assign(bad=[-SEVERITIES.index(severity) for severity in layers["severity"]])
-    return by.sort_values(["bad", "done", "agree", "late"], kind="stable")
 
 
 # --- predictions ---------------------------------------------------------------------------------------------------
@@ -214,17 +212,15 @@ def predict_screen(
     columns = [("predictor", kept)]
     for state, rows in by_state.items():
         errors = [percent(rows[name]["error_rate"]) if name in rows else "too short" for name in kept]
-        columns += [(state, errors), (f"vs {BASELINE}", [_apart(rows.get(name), name) for name in kept])]
+        apart = [
+            NOTHING if name not in rows else "(baseline)" if name == BASELINE
+            else points(*(rows[name][f"difference{end}"] for end in ("", "_low", "_high")))
+            for name in kept
+        ]  # fmt: skip
+        columns += [(state, errors), (f"vs {BASELINE}", apart)]
     notes = [f"{capitalised(answer.evidence)}."]
     notes += [expected(ahead, own, horizon)] if ahead is not None and len(ahead) else []
     return Screen(sentence, columns, hidden=len(names) - len(kept), notes=notes)
-
-
-def _apart(row: dict[str, Any] | None, name: str) -> str:
-    """The difference of a predictor from the baseline."""
-    if row is None:
-        return NOTHING
-    return "(baseline)" if name == BASELINE else points(*(row[f"difference{end}"] for end in ("", "_low", "_high")))
 
 
 # --- placement -----------------------------------------------------------------------------------------------------

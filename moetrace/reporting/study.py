@@ -15,12 +15,11 @@ from moetrace.reporting import figures, paper
 from moetrace.reporting.answers import answers_of
 from moetrace.reporting.comparison import distance_sentence
 from moetrace.reporting.figures import possible
-from moetrace.reporting.pages import Layer, Picture, Section, Topic, TracePage, as_html, as_markdown
+from moetrace.reporting.pages import Layer, Picture, Section, Topic, TracePage, as_html, as_markdown, values_of
 from moetrace.reporting.phrases import NOTHING, percent
 from moetrace.reporting.screens import layer_cells
 from moetrace.reporting.style import USUAL, Look, inline, picture, styled
 from moetrace.reporting.tables import csv, records, rows_of
-from moetrace.reporting.values import values_of
 from moetrace.words import OK, SCHEMA_VERSION, SEVERITIES
 
 if TYPE_CHECKING:
@@ -88,7 +87,8 @@ def files_of(
     for number, (trace, frames) in enumerate(studies.items(), 1):
         stem, anchor = file_name(trace), f"trace-{number}"
         pictures: dict[str, Picture] = {}
-        texts = _texts(frames)
+        written = [own for own in (*SAVED, *DRAWN) if own in frames]
+        texts = {own: _as_csv(frames[own]) for own in written if len(frames[own]) <= LARGE}
         drawn = _figures(stem, anchor, frames, kinds, pictures, texts, look)
         for name, content in (*drawn, *_data(stem, trace, frames, texts)):
             names.append(name)
@@ -99,11 +99,6 @@ def files_of(
     title = f"Expert load of {', '.join(studies)}"
     yield "report.md", as_markdown(title, traces, facts, apart).encode("utf-8", "backslashreplace")
     yield "report.html", as_html(title, traces, facts, apart, names).encode("utf-8", "backslashreplace")
-
-
-def _texts(frames: Mapping[str, pd.DataFrame]) -> dict[str, bytes]:
-    """The frames that are written and not `LARGE` as CSV, for the files and for the links within the page."""
-    return {name: _as_csv(frames[name]) for name in (*SAVED, *DRAWN) if name in frames and len(frames[name]) <= LARGE}
 
 
 def _as_csv(frame: pd.DataFrame) -> bytes:
@@ -164,31 +159,25 @@ def _number(value: object) -> object:
 
 def _page(trace: str, anchor: str, frames: Mapping[str, Any], pictures: Mapping[str, Picture]) -> TracePage:
     """What the page says of one trace."""
-    headings, layers = _layers(anchor, frames)
+    import pandas as pd
+
+    about, (headings, layers) = rows_of(frames["about"])[0], _layers(anchor, frames)
+    facts = [
+        about["model"],
+        f"{about['steps']:,} steps, {about['first_step']:,} to {about['last_step']:,}",
+        f"{about['layers']:,} layers x {about['experts']:,} experts",
+        f"{int(about['tokens_per_step']):,} tokens a step" if pd.notna(about["tokens_per_step"]) else None,
+        f"findings: {about['findings'] or 'none'}",
+    ]
     answers, asked = answers_of(frames), {name: kind.question for name, kind in figures.FIGURES.items()}
     topics = [
         Topic(answer, [pictures[name] for name in pictures if asked.get(name) == answer.question]) for answer in answers
     ]
     findings = rows_of(frames["findings"].drop(columns="trace")) if "findings" in frames else []
     return TracePage(
-        trace, anchor, _facts(frames), answers, topics, findings, headings, layers, len(frames["layers"]),
-        _sections(frames, pictures),
+        trace, anchor, "; ".join(fact for fact in facts if fact), answers, topics, findings, headings, layers,
+        len(frames["layers"]), _sections(frames, pictures),
     )  # fmt: skip
-
-
-def _facts(frames: Mapping[str, Any]) -> str:
-    """The model and the size of a trace in a line, from the frame ``about``."""
-    import pandas as pd
-
-    row = rows_of(frames["about"])[0]
-    parts = [
-        row["model"],
-        f"{row['steps']:,} steps, {row['first_step']:,} to {row['last_step']:,}",
-        f"{row['layers']:,} layers x {row['experts']:,} experts",
-        f"{int(row['tokens_per_step']):,} tokens a step" if pd.notna(row["tokens_per_step"]) else None,
-        f"findings: {row['findings'] or 'none'}",
-    ]
-    return "; ".join(part for part in parts if part)
 
 
 def _layers(anchor: str, frames: Mapping[str, Any]) -> tuple[list[str], list[Layer]]:

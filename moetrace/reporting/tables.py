@@ -54,8 +54,17 @@ def _cell(value: Any, *, percent: bool) -> str:
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same frame as text, each interval in one column with what it is the interval of."""
-    return shown(_with_intervals(frame))
+    """The same frame as text; *name*, *name*_low and *name*_high are one column, ``middle [low, high]``."""
+    for name in [str(column) for column in frame.columns if f"{column}_low" in frame.columns]:
+        ends = [f"{name}_low", f"{name}_high"]
+        parts = shown(frame[[name, *ends]])
+        both = [
+            middle if NOTHING in (middle, low) else f"{middle} [{low}, {high}]"
+            for middle, low, high in parts.to_numpy()
+        ]
+        heading = f"{name} %" if name in PERCENT else name
+        frame = frame.assign(**{name: both}).drop(columns=ends).rename(columns={name: heading})
+    return shown(frame)
 
 
 def terminal(frame: pd.DataFrame, title: str, *, ascii_only: bool = False) -> RenderableType:
@@ -100,20 +109,6 @@ def fitting(frame: pd.DataFrame, width: int) -> pd.DataFrame:
     return frame[[name for name, base in ends.items() if base in shown_names]]
 
 
-def _with_intervals(frame: pd.DataFrame) -> pd.DataFrame:
-    """*name*, *name*_low and *name*_high as one column, ``middle [low, high]``, in the unit of *name*."""
-    for name in [str(column) for column in frame.columns if f"{column}_low" in frame.columns]:
-        ends = [f"{name}_low", f"{name}_high"]
-        parts = shown(frame[[name, *ends]])
-        both = [
-            middle if NOTHING in (middle, low) else f"{middle} [{low}, {high}]"
-            for middle, low, high in parts.to_numpy()
-        ]
-        heading = f"{name} %" if name in PERCENT else name
-        frame = frame.assign(**{name: both}).drop(columns=ends).rename(columns={name: heading})
-    return frame
-
-
 def words_of(frame: pd.DataFrame) -> set[str]:
     """The columns that hold no numbers."""
     import pandas as pd
@@ -147,15 +142,13 @@ def markdown_text(text: str) -> str:
 
 def csv(frame: pd.DataFrame) -> str:
     """Comma-separated, full precision, the columns' own names; no text that a spreadsheet would run."""
-    words = {
-        name: [_harmless(value) for value in frame[name]] for name in frame.columns if frame[name].dtype.kind in "OT"
-    }
+
+    def harmless(value: Any) -> Any:  # with the apostrophe that makes it text to a spreadsheet
+        formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        return f"'{value}" if formula else value
+
+    words = {name: frame[name].map(harmless) for name in frame.columns if frame[name].dtype.kind in "OT"}
     return frame.assign(**words).to_csv(index=False, lineterminator="\n")
-
-
-def _harmless(value: Any) -> Any:
-    """A text that begins like a formula, with the apostrophe that makes it text to a spreadsheet."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def records(frame: pd.DataFrame) -> list[dict[str, Any]]:

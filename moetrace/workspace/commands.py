@@ -34,7 +34,7 @@ from moetrace.placement.study import Placement
 from moetrace.placement.study import place as place_trace
 from moetrace.placement.systems import systems_named
 from moetrace.placement.verdict import at_most
-from moetrace.reporting.answers import ADVICE_BESIDE_A_PLAN, alarm
+from moetrace.reporting.answers import ADVICE_BESIDE_A_PLAN, alarm, first_answer, verdict_notes, worth
 from moetrace.reporting.comparison import comparison_screen
 from moetrace.reporting.figures import comparison, knee, plan_course, settling
 from moetrace.reporting.phrases import count_of
@@ -42,7 +42,6 @@ from moetrace.reporting.residency import ages, coverage
 from moetrace.reporting.screens import Screen, findings_screen, kept_screen, place_screen, predict_screen, states_screen
 from moetrace.reporting.style import picture, styled
 from moetrace.reporting.tables import csv
-from moetrace.reporting.verdict import first_answer, verdict_notes, worth
 from moetrace.residency.study import HORIZON, Residency, default_horizon
 from moetrace.residency.study import hot as keep
 from moetrace.residency.systems import RUNTIMES

@@ -5,7 +5,7 @@ import pytest
 import typer
 from conftest import long_table
 
-from moetrace.cli import progress
+from moetrace.cli import output
 from moetrace.cli.options import bytes_of
 
 QUICK = ("--predictor", "window_mean", "--predictor", "ema", "--horizon", "700")
@@ -105,7 +105,7 @@ def test_the_summaries_of_all_commands_fit_their_line(moetrace):
 @pytest.mark.slow
 def test_progress_off_a_terminal_is_a_line_now_and_then(ingested, monkeypatch):
     """With its unit, and which trace of how many; quiet has none."""
-    monkeypatch.setattr(progress, "PATIENCE", 0.0)
+    monkeypatch.setattr(output, "PATIENCE", 0.0)
     said, quiet, none = (ingested("states", *more).err for more in ((), ("-q",), ("--no-progress",)))
 
     assert "states of one (1 of 2): 2 of 2 layers" in said

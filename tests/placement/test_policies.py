@@ -28,7 +28,7 @@ from moetrace.placement.replay import BLOCK, REPLAY_COLUMNS, replayed
 from moetrace.placement.study import place as place_trace
 from moetrace.placement.systems import SYSTEMS, launch, policies
 from moetrace.placement.verdict import POLICY, _holds, policies_frame, verdict
-from moetrace.reporting.verdict import worth
+from moetrace.reporting.answers import worth
 
 
 def trace_of(shares, steps, tokens=20_000, seed=0):

@@ -18,7 +18,7 @@ from moetrace.placement.planner import greedy
 from moetrace.placement.planning import Planning
 from moetrace.placement.step_time import GPUS, HIGHEST_RIDGE, StepTime, read_curve
 from moetrace.placement.verdict import _judged, at_most, tokens_per_expert
-from moetrace.reporting.verdict import first_answer, regime, worth, worthwhile
+from moetrace.reporting.answers import first_answer, regime, worth, worthwhile
 
 CURVE = StepTime(curve=((1, 10.0), (4, 10.0), (8, 20.0)))
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moetrace.reporting.verdict import deployment, verdict_notes, worth
+from moetrace.reporting.answers import deployment, verdict_notes, worth
 
 VERDICT = {
     "gpus": 8, "verdict": "worth it", "system": "vLLM", "window": 1000, "interval": 3000, "threshold": None, "redundant": 32, "plain_redundant": 0,
