@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cache
 from importlib import import_module
@@ -85,47 +86,29 @@ def _given(kind: Any) -> Any:
 
 
 def _setting(thing: Any, text: str, types: dict[str, Any]) -> tuple[str, object]:
+    """The name and the value of a setting of *thing*, from ``name=value``; *types* are those of its settings."""
     name, given, value = text.partition("=")
     if not given or name not in types:
         raise _no_setting(thing, name, types)
     kind = types[name]
-    least = 0 if name in FROM_ZERO or _default(thing, name) == 0 else 1
-    try:
-        return name, _parsed(value, kind, least)
-    except (KeyError, ValueError):
-        raise SettingError(f"{thing.name}:{name} is {_type_name(kind, least)}, not {value!r}") from None
-
-
-def _default(thing: object, name: str) -> object:
-    return next(field.default for field in fields(thing) if field.name == name)  # type: ignore[arg-type]
-
-
-def _parsed(value: str, kind: Any, least: int) -> object:
-    if kind is bool:
-        return {"true": True, "false": False}[value.lower()]
     if kind is str:
-        return value
-    if get_origin(kind) is Literal:
-        return {str(choice): choice for choice in get_args(kind)}[value]
-    if kind is int or kind is float:
-        number = int(value) if kind is int else float(value)
-        if not number >= (least if kind is int else 0):
-            raise ValueError
-        return number
-    p, d, q = (int(part) for part in value.split(","))
-    if min(p, d, q) < 0:
-        raise ValueError
-    return p, d, q
-
-
-def _type_name(kind: Any, least: int) -> str:
-    if kind is bool:
-        return "true or false"
-    if get_origin(kind) is Literal:
-        return " or ".join(str(choice) for choice in get_args(kind))
-    if kind is int:
-        return "a whole number above 0" if least else "a whole number, 0 or more"
-    return "a number, 0 or more" if kind is float else "three whole numbers p,d,q"
+        return name, value
+    if kind is bool or get_origin(kind) is Literal:
+        choices = {"true": True, "false": False} if kind is bool else {str(one): one for one in get_args(kind)}
+        key, what = value.lower() if kind is bool else value, " or ".join(choices)
+        if key in choices:
+            return name, choices[key]
+    else:
+        default = next(field.default for field in fields(thing) if field.name == name)
+        least = int(kind is int and name not in FROM_ZERO and default != 0)
+        of_int = "a whole number above 0" if least else "a whole number, 0 or more"
+        what = {int: of_int, float: "a number, 0 or more"}.get(kind, "three whole numbers p,d,q")
+        with suppress(ValueError):
+            numbers = tuple(map(float if kind is float else int, value.split(",")))
+            alone = kind is int or kind is float
+            if len(numbers) == (1 if alone else 3) and all(number >= least for number in numbers):
+                return name, numbers[0] if alone else numbers
+    raise SettingError(f"{thing.name}:{name} is {what}, not {value!r}")
 
 
 class Plugin(NamedTuple):

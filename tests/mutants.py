@@ -1,8 +1,8 @@
 """Changes a package in small ways, a random sample of all, and counts how many of the changes its tests notice.
 
 mutmut makes the changes and runs, for each, the tests that reach the function that was changed. It leaves alone what
-is decorated and what is set once in a module. Changes of strings alone are left out here: most of them are of the
-words of a message, which tests of behaviour do not repeat.
+is decorated and what is set once in a module. Changes of strings alone are left out here, because most are of the
+words of a message, and lines with the size or the look of a figure: tests of behaviour repeat neither.
 """
 
 import argparse
@@ -46,6 +46,11 @@ TESTS = {
 # What tests read beside the package and themselves.
 READ = ["sample_traces", "docs", "benchmarks", "README.md", "Makefile"]
 PAIRS = [("any", "all"), ("min", "max"), ("argmin", "argmax"), ("minimum", "maximum"), ("floor", "ceil")]
+# Lines with the size of a figure, and how its marks and letters look.
+LOOKS = [
+    r"(one_panel|several_panels|new_figure|_panels)\(",
+    r"\b(linewidths?|markersize|fontsize|labelsize|alpha|zorder|fraction|aspect|xytext|figsize|wspace|ncols|va|ha)=",
+]
 SWAPS = dict([*PAIRS, *(pair[::-1] for pair in PAIRS)])
 
 
@@ -71,10 +76,8 @@ def share_caught(package: str, sample: int, seed: int) -> float:
     settings = config()
     settings.only_mutate = ["moetrace/*.py"] if package == ROOT else [f"moetrace/{package}/*.py"]
     others = [f"moetrace/{name}/*.py" for name in PACKAGES if name != package]
-    settings.do_not_mutate = [
-        *others,
-        "moetrace/record/vllm.py",
-    ]  # which is tested in vLLM itself (`make test-systems`)
+    settings.do_not_mutate = [*others, "moetrace/record/vllm.py"]  # tested in vLLM itself (`make test-systems`)
+    settings.do_not_mutate_patterns = LOOKS
     settings.pytest_add_cli_args_test_selection = TESTS.get(package, [f"tests/{package}"])
     known = [(node, change) for node, change in mutators.mutation_operators if change is not mutators.operator_string]
     mutators.mutation_operators[:] = [*known, (cst.Name, swapped)]

@@ -55,9 +55,15 @@ class Selection:
     workspace: Workspace | str | Path | None = None
 
     def open(self, trace: Traced) -> LoadTrace:
-        """That part of *trace*; raises `SettingError` if it is not a trace or unknown."""
+        """That part of *trace*, where a dump is read as `ingest` does; raises `SettingError` if it is no trace."""
         if isinstance(trace, str | Path):
-            trace = self._there(trace)
+            path = Path(trace)
+            try:
+                trace = workspace_of(self.workspace).parts([str(trace)])[0]
+            except TraceError:
+                if not path.is_file():
+                    raise
+                trace = read_trace(path)
         if not isinstance(trace, LoadTrace):
             if not hasattr(trace, "__arrow_c_stream__"):
                 raise SettingError(
@@ -67,15 +73,6 @@ class Selection:
         if self.steps is not None and (isinstance(self.steps, str) or len(self.steps) != 2):
             raise SettingError(f"steps are a pair such as (1000, 9000), not {self.steps!r}")
         return trace.select(self.layers, *(self.steps or (None, None)))
-
-    def _there(self, trace: str | Path) -> LoadTrace:
-        """The trace of that name or path; a dump is read, as `ingest` does."""
-        try:
-            return workspace_of(self.workspace).parts([str(trace)])[0]
-        except TraceError:
-            if not Path(trace).is_file():
-                raise
-            return read_trace(trace)
 
 
 def decode_of(trace: LoadTrace, workspace: Workspace | str | Path | None) -> LoadTrace | None:

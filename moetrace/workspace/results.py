@@ -109,12 +109,11 @@ class ResultFolder:
             raise WorkspaceError(
                 f"{self.root / folder}: kept results were removed while they were used: run the same command again"
             )
-        value: Any
-        with _damage_named(paths[-1]):
+        try:
             if isinstance(name, SharedFit):
                 weights, seconds = paths
-                value = TimedFit(name.predictor.load(weights), float(json.loads(seconds.read_text())["seconds"]))
-                return cast("T", value)
+                fit = TimedFit(name.predictor.load(weights), float(json.loads(seconds.read_text())["seconds"]))
+                return cast("T", fit)
             with pq.ParquetFile(paths[0], page_checksum_verification=True) as file:
                 table = file.read(use_threads=False)
             if kind.name != FORECAST.name:
@@ -123,6 +122,11 @@ class ResultFolder:
             flat = table.column("shares").combine_chunks().flatten().to_numpy()
             known["half_widths"] = {percent: np.array(half) for percent, half in known["half_widths"]}
             return cast("T", EndForecast(**known, shares=flat.reshape(len(table), -1)))
+        except Exception as error:  # pyarrow raises a dozen types on damaged files
+            if lacks_memory(error):
+                raise
+            again = "run the same command again, which makes it anew"
+            raise WorkspaceError(f"{paths[-1]} cannot be read: {again}") from error
 
     def _files(self, name: Name, ending: str) -> Iterator[Path]:
         """The files of a result, whatever their digest."""
@@ -165,16 +169,6 @@ def _digest(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()[:DIGITS]
     except OSError:  # gone by now, or not readable: not the one that was kept
         return ""
-
-
-@contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # pyarrow raises a dozen types on damaged files
-        if lacks_memory(error):
-            raise
-        raise WorkspaceError(f"{path} cannot be read: run the same command again, which makes it anew") from error
 
 
 # --- the forecast that a user asked for -------------------------------------------------------
