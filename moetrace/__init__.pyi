@@ -22,13 +22,13 @@ from .forecasting.predictors import predictor as predictor
 from .forecasting.predictors.adapted import from_forecaster as from_forecaster
 from .forecasting.predictors.arima import Arima as Arima
 from .forecasting.predictors.base import Fitted as Fitted, Forecast as Forecast, Predictor as Predictor
-from .forecasting.predictors.plugins import check_predictor as check_predictor
+from .forecasting.predictors.base import check_predictor as check_predictor
 from .forecasting.predictors.auto import Auto as Auto
-from .forecasting.predictors.ema import Ema as Ema
-from .forecasting.predictors.level import Level as Level
+from .forecasting.predictors.averages import Ema as Ema
+from .forecasting.predictors.averages import Level as Level
 from .forecasting.predictors.lstm import Lstm as Lstm
-from .forecasting.predictors.sw_avg import SwAvg as SwAvg
-from .forecasting.predictors.window_mean import WindowMean as WindowMean
+from .forecasting.predictors.averages import SwAvg as SwAvg
+from .forecasting.predictors.averages import WindowMean as WindowMean
 from .forecasting.study import Study as Study, study as study
 from .forecasting.summary import means_frame as means_frame, summary_frame as summary_frame
 from .formats import (

@@ -21,7 +21,7 @@ CODE = """
 import json, sys, warnings
 import numpy as np
 import moetrace as mt
-from moetrace.forecasting.results import InMemory
+from moetrace.forecasting.evaluation import InMemory
 from moetrace.placement.study import place
 
 found, cutoffs, kept = {}, [1000, 2000], InMemory()

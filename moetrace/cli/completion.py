@@ -25,8 +25,7 @@ def trace_names(ctx: typer.Context, incomplete: str) -> list[str]:
 
 def predictor_names(incomplete: str) -> list[str]:
     """Our predictors, and those of installed packages."""
-    from moetrace.forecasting.predictors import PREDICTORS
-    from moetrace.forecasting.predictors.plugins import GROUP
+    from moetrace.forecasting.predictors import GROUP, PREDICTORS
     from moetrace.settings import installed
 
     return _beginning([*PREDICTORS, *installed(GROUP)], incomplete)

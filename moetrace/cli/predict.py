@@ -86,8 +86,7 @@ def predict(
 
 
 def _list_predictors(shared: Shared) -> None:
-    from moetrace.forecasting.predictors import PREDICTORS, predictor
-    from moetrace.forecasting.predictors.plugins import GROUP
+    from moetrace.forecasting.predictors import GROUP, PREDICTORS, predictor
     from moetrace.settings import installed, setting_types
 
     rows = []

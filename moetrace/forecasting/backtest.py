@@ -18,7 +18,19 @@ import numpy as np
 
 from moetrace.analysis.variogram import BLOCK, cache_block_means
 from moetrace.errors import TooShortError
-from moetrace.forecasting.evaluation import Evaluation, Result, SharedFit, evaluation
+from moetrace.forecasting.evaluation import (
+    FIT,
+    FORECAST,
+    SCORES,
+    SHARES,
+    Evaluation,
+    InMemory,
+    Kind,
+    Result,
+    Results,
+    SharedFit,
+    evaluation,
+)
 from moetrace.forecasting.intervals import ErrorCalibration
 from moetrace.forecasting.layers import (
     SHARE_COLUMNS,
@@ -32,7 +44,6 @@ from moetrace.forecasting.layers import (
 )
 from moetrace.forecasting.predictors import label
 from moetrace.forecasting.predictors.base import Predictor
-from moetrace.forecasting.results import FIT, FORECAST, SCORES, SHARES, InMemory, Kind, Results
 from moetrace.forecasting.windows import Windows
 from moetrace.frames import stacked
 from moetrace.trace import LoadTrace
@@ -281,27 +292,23 @@ class LayerTask:
         cache_block_means(load, load.rows(BLOCK))  # for every history that is cut from the layer
         calibration = ErrorCalibration(load)
         for part in self.pending:
-            fits = self._fits(part) if part.predictor.pools_layers else None
+            fits: dict[int, TimedFit] = {}
+            served = list(part.fits.values())
+            learned = {name: self.results.get(FIT, name) for name in dict.fromkeys(served)}
+            for cutoff, name in part.fits.items():
+                # Layers and cutoffs share the seconds: a fit on the history is made for its cutoff and moved forward.
+                borne = 1 / served.count(name) if name.fitted_at is None else cutoff == name.fitted_at
+                seconds = learned[name].seconds * borne / len(self.trace.layers)
+                fits[cutoff] = TimedFit(learned[name].fitted, seconds)
+            shared = fits if part.predictor.pools_layers else None
             if part.scores:
                 expect = part.scores[0].intervals
-                scores, shares = score_layer(calibration, part.predictor, part.windows, fits, expect=expect)
+                scores, shares = score_layer(calibration, part.predictor, part.windows, shared, expect=expect)
                 kinds = ((SHARES, shares), (SCORES, scores)) if expect else ((SCORES, scores),)
                 for result, (kind, frame) in product(part.scores, kinds):
                     own = frame[frame["horizon"] == result.horizon]
                     self.results.put(kind, result, own.reset_index(drop=True))
             for result in part.ahead:
-                forecast = forecast_end(calibration, part.predictor, result.horizon, fits)
+                forecast = forecast_end(calibration, part.predictor, result.horizon, shared)
                 self.results.put(FORECAST, result, forecast)
         return self.results.for_parent()
-
-    def _fits(self, part: Pending) -> dict[int, TimedFit]:
-        """The fits for all layers by cutoff; layers and cutoffs share the seconds."""
-        served = list(part.fits.values())
-        learned = {name: self.results.get(FIT, name) for name in dict.fromkeys(served)}
-        fits = {}
-        for cutoff, name in part.fits.items():
-            # One on the history is made for its cutoff and moved forward to later ones.
-            borne = 1 / served.count(name) if name.fitted_at is None else cutoff == name.fitted_at
-            seconds = learned[name].seconds * borne / len(self.trace.layers)
-            fits[cutoff] = TimedFit(learned[name].fitted, seconds)
-        return fits

@@ -1,4 +1,8 @@
-"""One layer: how a predictor is fitted, what it forecasts at each cutoff, and how that compares with what followed."""
+"""One layer: how a predictor is fitted, what it forecasts at each cutoff, and how that compares with what followed.
+
+In the errors p[t, e] is the share of expert e in step t after the cutoff, n[t] the tokens of that step, q[t, e] the
+predicted share; each definition has its own name.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,9 @@ from moetrace.analysis.variogram import cached_per_layer
 from moetrace.forecasting import intervals
 from moetrace.forecasting.predictors import label, predictor
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, is_constant
-from moetrace.forecasting.scoring import errors, predicted_shares, step_errors
 from moetrace.forecasting.windows import Windows
 from moetrace.frames import stacked
-from moetrace.trace import LayerLoad, Shares, Steps, stride_of
+from moetrace.trace import Counts, LayerLoad, Shares, Steps, stride_of
 from moetrace.words import BASELINE
 
 if TYPE_CHECKING:
@@ -144,10 +147,27 @@ def forecast_end(
 # --- scores -----------------------------------------------------------------------------------
 
 
+class Errors(NamedTuple):
+    """The errors of one forecast of one layer, as fractions.
+
+    *error_rate* is ``sum_e |Q[e] - P[e]|``, with the shares of the load over the whole horizon
+    ``P[e] = sum_t c[t, e] / sum_t n[t]`` and ``Q[e] = sum_t n[t] q[t, e] / sum_t n[t]``: as shares sum to 1, the
+    load-weighted relative error (WAPE). *step_error_rate* is ``mean_t sum_e |q[t, e] - p[t, e]|``. *mape* is
+    ``mean_e |Q[e] - P[e]| / P[e]`` over the experts with any load; *idle_experts* counts the others. *abs_points* is
+    ``mean_e |Q[e] - P[e]|``.
+    """
+
+    error_rate: float
+    step_error_rate: float
+    mape: float
+    idle_experts: int
+    abs_points: float
+
+
 class Score(NamedTuple):
     """One forecast of one layer, scored over one horizon; the columns of the scores frame.
 
-    Errors and noise are fractions as `scoring.Errors` and `variogram` define them, NaN where the history was too short.
+    Errors and noise are fractions as `Errors` and `variogram` define them, NaN where the history was too short.
     *state* is the layer's as it was known at the cutoff. *skill* is ``1 - error_rate / error_rate of window_mean`` at
     the same cutoff: 0 is no better than what serving systems do. *expected_error* is the error_rate that was expected
     at the cutoff. *coverage_80* and *coverage_95* are the parts of the experts whose share lay inside their interval.
@@ -213,7 +233,9 @@ def score_layer(
             row |= {"fit_seconds": fit_seconds, "forecast_seconds": forecast_seconds}
             if horizon in found:
                 forecast, actual = found[horizon], _actual_shares(load, cutoff, horizon)
-                predicted = _predicted_shares(load, forecast, cutoff, horizon)
+                after = load.after(cutoff, horizon)
+                of_logged = matched(forecast.shares, cutoff, after)
+                predicted = predicted_shares(of_logged, after.totals)
                 own = errors(predicted, actual, by_step[horizon])
                 row |= own._asdict() | {"status": forecast.status}
                 row["skill"] = 1 - own.error_rate / baseline if baseline > 0 else float("nan")
@@ -226,9 +248,8 @@ def score_layer(
                     row[f"coverage_{percent}"] = float(inside.mean())
                 # The forecast is the mean over the steps, known at the cutoff; in what was predicted, as in what
                 # followed, each step is weighted by its tokens.
-                of_logged = matched(forecast.shares, cutoff, load.after(cutoff, horizon)).mean(axis=0)
-                experts = {"expert": load.expert_numbers, "forecast": of_logged, "predicted": predicted}
-                shares.append(pd.DataFrame({**dict(zip(SHARE_COLUMNS, key)), **experts, "actual": actual, **ends}))
+                known = {"expert": load.expert_numbers, "forecast": of_logged.mean(axis=0), "predicted": predicted}
+                shares.append(pd.DataFrame(dict(zip(SHARE_COLUMNS, key)) | known | {"actual": actual} | ends))
             scores.append(Score(**row))
     return pd.DataFrame(scores, columns=Score._fields), stacked(shares, SHARE_COLUMNS)
 
@@ -253,17 +274,31 @@ def _actual_shares(load: LayerLoad, cutoff: int, horizon: int) -> Shares:
 @cached_per_layer
 def _window_mean_error(load: LayerLoad, cutoff: int, horizon: int) -> float:
     """The `error_rate` of `window_mean`, which skill is measured against."""
-    forecast = repaired(predictor(BASELINE).fit([]).forecast(load.until(cutoff), horizon))
-    predicted = _predicted_shares(load, forecast, cutoff, horizon)
+    forecast, after = predictor(BASELINE).fit([]).forecast(load.until(cutoff), horizon), load.after(cutoff, horizon)
+    predicted = predicted_shares(matched(repaired(forecast).shares, cutoff, after), after.totals)
     return float(np.abs(predicted - _actual_shares(load, cutoff, horizon)).sum())
-
-
-def _predicted_shares(load: LayerLoad, forecast: Forecast, cutoff: int, horizon: int) -> Shares:
-    """The shares of the load that followed as they were forecast, shape (experts,)."""
-    after = load.after(cutoff, horizon)
-    return predicted_shares(matched(forecast.shares, cutoff, after), after.totals)
 
 
 def matched(shares: Shares, cutoff: int, after: LayerLoad) -> Shares:
     """The rows of a forecast *shares* (horizon, experts) of the steps that were logged *after* the cutoff."""
     return shares[slice(len(after.steps)) if is_constant(shares) else after.steps - cutoff - 1]
+
+
+def predicted_shares(forecast: Shares, totals: Counts) -> Shares:
+    """Share of the load that *forecast* (steps, experts) predicts, each step weighed by *totals*, shape (experts,)."""
+    predicted: Shares = forecast[0] if is_constant(forecast) else totals @ forecast / totals.sum()
+    return predicted
+
+
+def step_errors(forecast: Shares, shares: Shares) -> Shares:
+    """``sum_e |q[t, e] - p[t, e]|`` of each step, shape (steps,); *forecast* and *shares* are (steps, experts)."""
+    apart = forecast - shares
+    total: Shares = np.abs(apart, out=apart).sum(axis=1)
+    return total
+
+
+def errors(predicted: Shares, actual: Shares, by_step: Shares) -> Errors:
+    """The errors of *predicted* against *actual* shares, both (experts,); *by_step* (steps,) are the `step_errors`."""
+    apart, loaded = np.abs(predicted - actual), actual > 0
+    mape = float((apart[loaded] / actual[loaded]).mean())
+    return Errors(float(apart.sum()), float(by_step.mean()), mape, int((~loaded).sum()), float(apart.mean()))

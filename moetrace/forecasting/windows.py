@@ -68,16 +68,11 @@ def thinned(trace: LoadTrace) -> bool:
 
 def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int]:
     """The *cutoffs* inside the trace after which *horizon* steps were recorded."""
-    first, last = int(trace.steps[0]), _end(trace) - horizon
+    first, last = int(trace.steps[0]), int(trace.steps[-1]) + trace.stride - 1 - horizon
     inside = [cutoff for cutoff in cutoffs if first <= cutoff <= last]
     # Some step of the horizon has to be logged: a gap may be longer.
     before, after = (np.searchsorted(trace.steps, np.array(inside) + ahead, "right") for ahead in (0, horizon))
     return [cutoff for cutoff, a, b in zip(inside, before, after) if a < b]
-
-
-def _end(trace: LoadTrace) -> int:
-    """The last step that the trace is about, logged or not."""
-    return int(trace.steps[-1]) + trace.stride - 1
 
 
 def longest_scorable(trace: LoadTrace, first: int = FIRST_CUTOFF) -> int:
@@ -92,13 +87,14 @@ def checked_cutoffs(
 
     Raises `SettingError`, with what would work, if one of them cannot be scored, or no horizon at any.
     """
-    first, last, shortest = int(trace.steps[0]), _end(trace), min(horizons)
+    first, shortest = int(trace.steps[0]), min(horizons)
+    last = int(trace.steps[-1]) + trace.stride - 1 - shortest
     scored = {cutoff for horizon in horizons for cutoff in scorable(trace, cutoffs, horizon)}
     unscorable = [f"{cutoff:,}" for cutoff in cutoffs if cutoff not in scored]
-    if explicit and unscorable and first <= last - shortest:
+    if explicit and unscorable and first <= last:
         raise SettingError(
             f"{trace.name}: cutoff {shown(unscorable)} cannot be scored: a horizon of {shortest:,} steps needs cutoffs "
-            f"from {first:,} to {last - shortest:,}"
+            f"from {first:,} to {last:,}"
         )
     if scored:
         return list(cutoffs)

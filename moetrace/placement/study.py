@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from moetrace.analysis.severity import health_frame
 from moetrace.forecasting.backtest import Progress, Run, Stages, evaluate, in_turn
+from moetrace.forecasting.evaluation import Results
 from moetrace.forecasting.layers import has_history
+from moetrace.forecasting.predictors.averages import WindowMean
 from moetrace.forecasting.predictors.base import Predictor
-from moetrace.forecasting.predictors.window_mean import WindowMean
-from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import fitted
 from moetrace.placement.knee import knee_frame, worth_from

@@ -10,9 +10,9 @@ import numpy as np
 
 from moetrace.errors import SettingError, check_several
 from moetrace.forecasting.backtest import Backtest, Progress, Run, Stages, counted, evaluate, in_turn
+from moetrace.forecasting.evaluation import Results
 from moetrace.forecasting.predictors import predictor
 from moetrace.forecasting.predictors.base import Predictor
-from moetrace.forecasting.results import Results
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import checked_cutoffs, default_cutoffs, scorable
 from moetrace.residency.scoring import ORACLE_STATIC, SCORE_COLUMNS, LayerScores, LayerSets

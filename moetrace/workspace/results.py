@@ -24,10 +24,9 @@ import numpy as np
 
 from moetrace.errors import WorkspaceError, lacks_memory
 from moetrace.files import file_name, replacing, sweep
-from moetrace.forecasting.evaluation import SharedFit
+from moetrace.forecasting.evaluation import FORECAST, Kind, Name, SharedFit
 from moetrace.forecasting.layers import EndForecast, TimedFit
 from moetrace.forecasting.predictors import label
-from moetrace.forecasting.results import FORECAST, Kind, Name
 from moetrace.formats.stream.cells import to_lists
 
 if TYPE_CHECKING:

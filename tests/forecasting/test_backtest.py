@@ -9,10 +9,9 @@ import pytest
 
 from moetrace import LoadTrace, SettingError, TooShortError, evaluate, predictor
 from moetrace.forecasting.backtest import check_able
-from moetrace.forecasting.layers import matched, repaired
+from moetrace.forecasting.evaluation import FIT, InMemory
+from moetrace.forecasting.layers import matched, predicted_shares, repaired, step_errors
 from moetrace.forecasting.predictors import PREDICTORS, base
-from moetrace.forecasting.results import FIT, InMemory
-from moetrace.forecasting.scoring import predicted_shares, step_errors
 from moetrace.forecasting.windows import (
     checked_cutoffs,
     cutoffs_apart,

@@ -8,7 +8,7 @@ import pytest
 from moetrace import predictor
 from moetrace.forecasting.backtest import evaluate_all
 from moetrace.forecasting.evaluation import evaluation
-from moetrace.forecasting.predictability import (
+from moetrace.forecasting.study import (
     MEASURES,
     _means,
     predictability_evaluations,

@@ -13,8 +13,8 @@ from moetrace.analysis.variogram import block_means, gain_of, last_level, levels
 from moetrace.forecasting.predictors import PREDICTORS, label
 from moetrace.forecasting.predictors.arima import FittedArima, _estimate
 from moetrace.forecasting.predictors.auto import weights
-from moetrace.forecasting.predictors.lstm import FittedLstm, TrainingCourse, drawn_windows, window_at
-from moetrace.forecasting.predictors.sw_avg import slide
+from moetrace.forecasting.predictors.averages import slide
+from moetrace.forecasting.predictors.lstm import TrainingCourse, drawn_windows, window_at
 from moetrace.synthetic import Course, settling, synthetic_trace
 
 FAST = {"lstm": pytest.param("lstm:updates=5", marks=pytest.mark.slow)}
@@ -252,12 +252,12 @@ def test_weights_are_saved_and_loaded_without_pickle(history, tmp_path):
     fitted.save(tmp_path / "weights.npz")
     (tmp_path / "other.npz").write_bytes(b"nothing of the kind")
     np.savez(tmp_path / "hostile.npz", settings=np.array([{"a": 1}], dtype=object))
-    again = FittedLstm.load(tmp_path / "weights.npz")
+    again = predictor("lstm").load(tmp_path / "weights.npz")
 
     assert np.array_equal(fitted.forecast(history, 50).shares, again.forecast(history, 50).shares)
     for name in ("other.npz", "hostile.npz", "missing.npz"):
         with pytest.raises(SettingError, match=name):
-            FittedLstm.load(tmp_path / name)
+            predictor("lstm").load(tmp_path / name)
 
 
 def test_training_windows_are_those_that_were_drawn(history):

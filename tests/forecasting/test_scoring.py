@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from moetrace.analysis.imbalance import IMBALANCE
-from moetrace.forecasting.scoring import errors, predicted_shares, step_errors
+from moetrace.forecasting.layers import errors, predicted_shares, step_errors
 
 RNG = np.random.default_rng(0)
 COUNTS = RNG.multinomial(50, [0.5, 0.3, 0.2, 0.0], size=20) * RNG.integers(1, 4, size=(20, 1))

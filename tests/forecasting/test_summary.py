@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from moetrace import evaluate, predictor, study
-from moetrace.forecasting.results import InMemory
+from moetrace.forecasting.evaluation import InMemory
 from moetrace.forecasting.summary import paired_interval, score_frames, summarise, summary_frame
 
 

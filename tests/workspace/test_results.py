@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 
 from moetrace import ResultFolder, evaluate, open_trace, predictor, save_trace
 from moetrace.files import file_name
-from moetrace.forecasting.evaluation import Result
+from moetrace.forecasting.evaluation import FORECAST, SCORES, SHARES, Result
 from moetrace.forecasting.keys import settings_of
 from moetrace.forecasting.layers import EndForecast
-from moetrace.forecasting.results import FORECAST, SCORES, SHARES
 from moetrace.workspace.results import writing_forecast
 
 RESULT = Result("a trace", "arima:order=5,1,5", 3, 1000, "0123")

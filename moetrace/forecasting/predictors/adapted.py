@@ -48,13 +48,8 @@ class Adapted(Untrained):
         """What it is called."""
         return self.called
 
-    @property
-    def needs(self) -> int:
-        """Steps for `LEAST_BLOCKS`."""
-        return self.least_rows(1)
-
     def least_rows(self, stride: int) -> int:
-        """As many blocks of logged steps."""
+        """`LEAST_BLOCKS` of logged steps."""
         return LEAST_BLOCKS * rows_of(self.block, stride)
 
     def facts(self) -> dict[str, Any]:

@@ -36,13 +36,8 @@ class Arima(Predictor):
     block: int = 50
     history: int = 2500
 
-    @property
-    def needs(self) -> int:
-        """Enough blocks for twice as many differences as parameters, and at least 8."""
-        return self.least_rows(1)
-
     def least_rows(self, stride: int) -> int:
-        """As many blocks of logged steps."""
+        """Enough blocks for twice as many differences as parameters, and at least 8."""
         p, d, q = self.order
         return max(8, 2 * (p + q) + d) * rows_of(self.block, stride)
 
@@ -53,10 +48,25 @@ class Arima(Predictor):
         return p == 0 and d == 1 and q > 0
 
     def fit(self, histories: Iterable[LayerLoad]) -> Fitted:
-        """Estimate the shared parameters, where there are any."""
+        """Estimate the moving-average parameters of all series together, where they are shared.
+
+        The differences of each expert, over the square root of its share (which makes their variances alike), are laid
+        end to end with q + 1 gaps between: no memory of a moving average reaches across.
+        """
         if not self.shares_parameters:
             return FittedArima(self, None)
-        return FittedArima(self, _shared_parameters(map(self.means, histories), self.order[2]))
+        q, pieces = self.order[2], []
+        for blocks in map(self.means, histories):
+            scaled = np.diff(blocks, axis=0) * np.sqrt(weights(blocks.mean(axis=0)))  # (blocks - 1, experts)
+            gap = np.full((q + 1, scaled.shape[1]), np.nan)
+            pieces.append(np.concatenate([scaled, gap]).T.ravel())
+        series = np.concatenate(pieces)
+        scale = np.nanstd(series)
+        if not scale > 0:
+            return FittedArima(self, None)
+        # The variance follows from the others and is not searched for: half the time, the same parameters.
+        parameters, problem = _estimate(series / scale, (0, 0, q), concentrate_scale=True)
+        return FittedArima(self, None if problem else parameters)
 
     def means(self, history: LayerLoad) -> Shares:
         """The block means that are fitted, shape (blocks, experts)."""
@@ -66,7 +76,7 @@ class Arima(Predictor):
 
 @dataclass(frozen=True, eq=False)
 class FittedArima(Fitted):
-    """Shared *parameters*, or None where each expert is fitted when it is forecast."""
+    """Shared *parameters* (q,), or None where their fit failed, or each expert is fitted when it is forecast."""
 
     settings: Arima
     parameters: np.ndarray[Any, np.dtype[np.float64]] | None
@@ -81,26 +91,6 @@ class FittedArima(Fitted):
         else:
             rows, failures = _forecast_each(means, self.settings.order, blocks)
         return by_expert(rows, failures, history, block_steps, horizon)
-
-
-def _shared_parameters(means: Iterable[Shares], q: int) -> np.ndarray[Any, np.dtype[np.float64]] | None:
-    """Moving-average parameters of all series together, shape (q,), or None if the fit failed.
-
-    The differences of each expert, over the square root of its share (which makes their variances
-    alike), are laid end to end with q + 1 gaps between: no memory of a moving average reaches across.
-    """
-    pieces = []
-    for blocks in means:
-        scaled = np.diff(blocks, axis=0) * np.sqrt(weights(blocks.mean(axis=0)))  # (blocks - 1, experts)
-        gap = np.full((q + 1, scaled.shape[1]), np.nan)
-        pieces.append(np.concatenate([scaled, gap]).T.ravel())
-    series = np.concatenate(pieces)
-    scale = np.nanstd(series)
-    if not scale > 0:
-        return None
-    # The variance follows from the others and is not searched for: half the time, the same parameters.
-    parameters, problem = _estimate(series / scale, (0, 0, q), concentrate_scale=True)
-    return None if problem else parameters
 
 
 def _estimate(

@@ -8,15 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.analysis.outlook import since_jump
-from moetrace.forecasting.predictors.base import Forecast, Predictor, Untrained
-from moetrace.forecasting.predictors.level import Level
-from moetrace.forecasting.predictors.window_mean import WindowMean
-from moetrace.trace import LayerLoad, Shares
+from moetrace.forecasting.predictors.averages import Level, WindowMean
+from moetrace.forecasting.predictors.base import Forecast, Untrained
+from moetrace.trace import LayerLoad
 
 # Unlike each other on purpose: a level that follows quickly, the same with a trend, and what serving systems do.
 # More candidates with other windows made it worse on gpt-moe-8e-a, and so did errors over shorter horizons, which speak
 # for those that follow.
-CANDIDATES: tuple[Predictor, ...] = (Level(), Level(trend=0.2), WindowMean())
+CANDIDATES: tuple[Untrained, ...] = (Level(), Level(trend=0.2), WindowMean())
 # The log errors of the candidates that are assumed, and how many looks back that weighs: without evidence the level is
 # the best, and a trend or a long window has to have been better by far, or for long, to be taken.
 PRIOR = (0.0, 0.3, 0.3)
@@ -43,11 +42,6 @@ class Auto(Untrained):
     name = "auto"
     by_horizon = True
 
-    @property
-    def needs(self) -> int:
-        """What the candidates need."""
-        return max(candidate.needs for candidate in CANDIDATES)
-
     def least_rows(self, stride: int) -> int:
         """What the candidates need."""
         return max(candidate.least_rows(stride) for candidate in CANDIDATES)
@@ -55,7 +49,7 @@ class Auto(Untrained):
     def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
         """The weighted mean of the candidates' forecasts."""
         present = since_jump(history)
-        forecasts = np.stack([_forecast(candidate, present, horizon) for candidate in CANDIDATES])
+        forecasts = np.stack([candidate.forecast(present, horizon).shares for candidate in CANDIDATES])
         return Forecast(np.tensordot(weights(present, horizon), forecasts, axes=1))
 
 
@@ -71,7 +65,7 @@ def weights(history: LayerLoad, horizon: int) -> NDArray[np.float64]:
         if not len(actual.steps) or len(past.steps) < Auto().least_rows(past.stride):
             continue
         ahead = int(actual.steps[-1] - past.steps[-1])
-        forecasts = [_forecast(candidate, past, ahead).mean(axis=0) for candidate in CANDIDATES]
+        forecasts = [candidate.forecast(past, ahead).shares.mean(axis=0) for candidate in CANDIDATES]
         # A load that stands still is forecast without error by all.
         errors = np.maximum([np.abs(forecast - actual.mean_shares).sum() for forecast in forecasts], 1e-12)
         weight = 0.5 ** ((last - cutoff - horizon) / HALF_LIFE)
@@ -80,7 +74,3 @@ def weights(history: LayerLoad, horizon: int) -> NDArray[np.float64]:
     scores = np.exp(-SHARPNESS * log_errors / total)
     scaled: NDArray[np.float64] = scores / scores.sum()
     return scaled
-
-
-def _forecast(candidate: Predictor, history: LayerLoad, horizon: int) -> Shares:
-    return candidate.fit([]).forecast(history, horizon).shares

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.trace import LayerLoad, Shares
+from moetrace.trace import Counts, LayerLoad, Shares
 
 OK = "ok"
 # Steps of each of the two windows a trend is measured between: shorter ones measure noise.
@@ -48,7 +48,7 @@ class Fitted(ABC):
 class Predictor(ABC):
     """A way to predict; its fields are its settings, reachable as ``name:setting=value``.
 
-    *needs* is the least number of steps of history, *least_rows* how many of them must have been logged. It is fitted
+    *least_rows* says how many steps of the history must have been logged, *needs* how many there must be. It is fitted
     anew when the history has become *refit_growth* times as long as that of the last fit; in between, what was fitted
     is applied to the newer history. *pools_layers* says that one fit serves all layers of a trace, *by_horizon* that
     the forecast of a shorter horizon is not the beginning of that of a longer one.
@@ -61,8 +61,8 @@ class Predictor(ABC):
 
     @property
     def needs(self) -> int:
-        """The least number of steps of history."""
-        return 1
+        """The least number of steps of history: that of a log of every step, unless it says otherwise."""
+        return self.least_rows(1)
 
     def least_rows(self, stride: int) -> int:  # noqa: ARG002 - of those that average over blocks
         """The least number of logged steps, where they are *stride* steps apart."""
@@ -150,3 +150,37 @@ def constant(shares: Shares, horizon: int) -> Shares:
 def is_constant(shares: Shares) -> bool:
     """Whether *shares* (horizon, experts) are those of `constant`: one row in memory, however many steps."""
     return len(shares) > 1 and shares.strides[0] == 0
+
+
+def check_predictor(predictor: Predictor) -> None:
+    """Raise `AssertionError` if a *predictor* breaks what the backtest relies on; for the tests of a plug-in.
+
+    A forecast has a row of finite shares for every step, the same each time; it changes nothing that it was given,
+    applies to a newer history and to another number of experts, holds a load that never moved, and the forecast of a
+    shorter horizon is the beginning of a longer one unless the predictor is `by_horizon`.
+
+    >>> import moetrace as mt
+    >>> mt.check_predictor(mt.Level())
+    """
+    rng = np.random.default_rng(0)
+    wide, narrow = (_layer(rng.multinomial(2000, rng.dirichlet(np.full(n, 5.0)), size=2000)) for n in (8, 5))
+    before, fitted = wide.counts.copy(), predictor.fit([wide.until(1500)])
+    found = fitted.forecast(wide, 130)
+    assert found.shares.shape == (130, 8), f"a forecast of 130 steps of 8 experts has the shape {found.shares.shape}"
+    assert np.isfinite(found.shares).all(), "a forecast has shares that are no numbers"
+    assert np.allclose(found.shares.sum(axis=1), 1, atol=0.1), "the shares of a step do not sum to 1"
+    again = predictor.fit([wide.until(1500)]).forecast(wide, 130).shares
+    assert np.array_equal(found.shares, again), "the same history has another forecast the second time"
+    assert np.array_equal(before, wide.counts), "the history was changed"
+    assert fitted.forecast(narrow, 40).shares.shape == (40, 5), "another number of experts cannot be forecast"
+    if not predictor.by_horizon:
+        shorter = fitted.forecast(wide, 70).shares
+        assert np.array_equal(found.shares[:70], shorter), "a shorter horizon has another forecast: set by_horizon"
+    still = _layer(np.tile([500, 300, 200, 0], (2000, 1)))
+    held = predictor.fit([still]).forecast(still, 100).shares
+    assert np.allclose([0.5, 0.3, 0.2, 0.0], held, atol=1e-6), "a load that never moved is not forecast where it is"
+
+
+def _layer(counts: Counts) -> LayerLoad:
+    """One layer of *counts* (steps, experts), from step 1 on."""
+    return LayerLoad("check", 0, np.arange(1, len(counts) + 1), counts.astype(np.int64), 0)

@@ -31,10 +31,10 @@ LEAST_BLOCKS = 4
 class Lstm(Predictor):
     """An LSTM on means of *block* steps, with one set of weights for all experts of all layers.
 
-    It sees the last *lookback* blocks of one expert, as the difference from its level (`predictors.level`), in units of
-    how much the layer's experts moved in that time. It answers, in the same units, how far the next *segments*
-    stretches of *segment* blocks will be from that level. That unit carries over to other runs and other numbers of
-    experts, and keeps the network from expecting the liveliness of the early steps for ever.
+    It sees the last *lookback* blocks of one expert, as the difference from its level (of `Level`), in units of how
+    much the layer's experts moved in that time. It answers, in the same units, how far the next *segments* stretches
+    of *segment* blocks will be from that level. That unit carries over to other runs and other numbers of experts, and
+    keeps the network from expecting the liveliness of the early steps for ever.
 
     The last layer starts at 0, so that an untrained network forecasts the level; *updates* steps of training move it
     from there. Chosen on gpt-moe-8e-a: more updates or a larger network learn the past better and the future worse.
@@ -52,13 +52,8 @@ class Lstm(Predictor):
     updates: int = 100
     seed: int = 0
 
-    @property
-    def needs(self) -> int:
-        """The shortest window and the segment after it."""
-        return self.block * (LEAST_BLOCKS + self.segment)
-
     def least_rows(self, stride: int) -> int:
-        """As many blocks of logged steps."""
+        """The blocks of the shortest window and the segment after it."""
         return (LEAST_BLOCKS + self.segment) * rows_of(self.block, stride)
 
     def fit(self, histories: Iterable[LayerLoad]) -> Fitted:
@@ -76,7 +71,15 @@ class Lstm(Predictor):
 
     def load(self, path: Path) -> Fitted:
         """The weights that `FittedLstm.save` wrote; raises `SettingError` for any other file."""
-        return FittedLstm.load(path)
+        from moetrace.forecasting.predictors.network import from_arrays
+
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = dict(archive)
+            settings = Lstm(**json.loads(str(arrays.pop("settings"))))
+            return FittedLstm(settings, from_arrays(arrays, settings.hidden, settings.segments))
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+            raise SettingError(f"{path} holds no weights that `FittedLstm.save` wrote: {error}") from error
 
 
 class Examples(NamedTuple):
@@ -172,16 +175,3 @@ class FittedLstm(Fitted):
         with replacing(path) as partial, partial.open("wb") as file:
             arrays: dict[str, Any] = arrays_of(self.network)
             np.savez(file, settings=np.array(json.dumps(asdict(self.settings))), **arrays)
-
-    @classmethod
-    def load(cls, path: Path) -> FittedLstm:
-        """What `save` wrote; raises `SettingError` for any other file."""
-        from moetrace.forecasting.predictors.network import from_arrays
-
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = dict(archive)
-            settings = Lstm(**json.loads(str(arrays.pop("settings"))))
-            return cls(settings, from_arrays(arrays, settings.hidden, settings.segments))
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
-            raise SettingError(f"{path} holds no weights that `FittedLstm.save` wrote: {error}") from error

@@ -1,0 +1,110 @@
+"""Averages of the past: `window_mean`, `ema`, `sw_avg` and `level`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from moetrace.analysis.outlook import since_jump
+from moetrace.analysis.variogram import BLOCK, HISTORY, REMEMBERED, block_means, gain_of, last_level
+from moetrace.errors import SettingError
+from moetrace.forecasting.predictors.base import Forecast, Untrained, constant, hold, ramp
+from moetrace.trace import LayerLoad, Shares, rows_of
+
+# Steps that weigh less than this are not looked at.
+NOTHING = 1e-18
+
+
+@dataclass(frozen=True)
+class WindowMean(Untrained):
+    """The share of the load over the last *window* steps, for every step to come.
+
+    1,000 steps are what SGLang (`--eplb-rebalance-num-iterations`) and vLLM (`window_size`) sum over.
+    *trend*, 0 there as here, carries on that part of the change between the last two 1,000 steps.
+    """
+
+    name = "window_mean"
+    window: int = 1000
+    trend: float = 0.0
+
+    def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
+        """Constant shares, unless there is a trend."""
+        return Forecast(ramp(history.last(self.window).mean_shares, history, self.trend, horizon))
+
+
+@dataclass(frozen=True)
+class Ema(Untrained):
+    """Each logged step moves the average by ``1 - decay``; 0.9 is MindSpeed's default."""
+
+    name = "ema"
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise SettingError(f"ema:decay is between 0 and 1, not {self.decay:g}")
+
+    def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
+        """Constant shares."""
+        rows = min(len(history.steps), int(np.log(NOTHING) / np.log(self.decay)) + 1)
+        weight = self.decay ** np.arange(rows)[::-1]
+        recent = history.counts[-rows:] / history.totals[-rows:, None]
+        return Forecast(constant(weight @ recent / weight.sum(), horizon))
+
+
+@dataclass(frozen=True)
+class SwAvg(Untrained):
+    """The paper's sliding-window average (arXiv 2404.16914, section on SW_Avg).
+
+    The mean of the last *window* steps becomes the next value, and the window slides over it. Not a constant: the
+    oldest steps leave the window first, so over a long horizon recent steps weigh up to twice as much as the average
+    one. The paper does not state its window; 500 has the lowest error on the sample trace gpt-moe-8e-a (1.73 % at
+    1,000 steps; 300: 1.83 %, 700: 1.75 %).
+    """
+
+    name = "sw_avg"
+    window: int = 500
+
+    def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
+        """The recursion, one logged row at a time."""
+        window = history.shares[-history.rows(self.window) :]
+        return Forecast(hold(slide(window, -(-horizon // history.stride)), history.stride, horizon))
+
+
+def slide(window: Shares, n: int) -> Shares:
+    """*n* further rows, each the mean of the len(*window*) rows before it, shape (n, experts)."""
+    w = len(window)
+    values = np.concatenate([window, np.empty((n, window.shape[1]))])  # (w + n, experts)
+    total = window.sum(axis=0)
+    for i in range(w, w + n):
+        values[i] = total / w
+        total += values[i] - values[i - w]
+    return values[w:]
+
+
+@dataclass(frozen=True)
+class Level(Untrained):
+    """An exponential average, as slow as the noise and the drift of the trace ask for.
+
+    The local level model with one noise-to-drift ratio for all experts of a layer. Noise and drift are read from the
+    variogram of the last *history* steps (`moetrace.analysis.variogram`), and the weight of the newest block follows
+    from their ratio (Harvey 1989, section 4.1.2), so there is no window to choose. The forecast is that of ARIMA
+    (0,1,1), without the fit. *trend* carries on that part of the change between the last two 1,000 steps. What came
+    before a jump of the load is forgotten (`moetrace.analysis.outlook`).
+    """
+
+    name = "level"
+    trend: float = 0.0
+    history: int = HISTORY
+
+    def least_rows(self, stride: int) -> int:
+        """Four blocks of logged steps, so that there are distances to compare."""
+        return 4 * rows_of(BLOCK, stride)
+
+    def forecast(self, history: LayerLoad, horizon: int) -> Forecast:
+        """The level, and the damped trend if there is one."""
+        present = since_jump(history)
+        recent = present.last(REMEMBERED)
+        means = block_means(recent, min(len(recent.steps), history.rows(BLOCK)))
+        level = last_level(means, gain_of(present, self.history))
+        return Forecast(ramp(level, present, self.trend, horizon))
