@@ -19,7 +19,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 from moetrace.cli import main
-from moetrace.formats import errors
+from moetrace.formats import sources
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -127,7 +127,7 @@ def table_of(faults: dict[str, tuple[str, bytes]], memory: int) -> str:
     with (
         tempfile.TemporaryDirectory() as name,
         contextlib.chdir(name),
-        patch.object(errors, "available", lambda: memory),
+        patch.object(sources, "available", lambda: memory),
     ):
         for fault, (file, content) in faults.items():
             Path(file).write_bytes(content)
@@ -142,7 +142,7 @@ def table_of(faults: dict[str, tuple[str, bytes]], memory: int) -> str:
 
 def findings() -> str:
     """The page of all that the doctor finds."""
-    from moetrace.doctor.catalogue import KINDS
+    from moetrace.doctor import KINDS
 
     rows = [f"| `{name}` | {kind.severity} | {kind.advice} |" for name, kind in KINDS.items()]
     lines = [

@@ -9,7 +9,7 @@ from .analysis.states import classify as classify, state_at as state_at
 from .analysis.tables import states_tables as states_tables
 from .analysis.variogram import noise_and_drift as noise_and_drift
 from .comparison.study import Comparison as Comparison
-from .doctor.checks import examine as examine
+from .doctor import examine as examine
 from .errors import (
     MoetraceError as MoetraceError,
     SettingError as SettingError,

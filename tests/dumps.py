@@ -16,7 +16,7 @@ import pytest
 from conftest import long_table
 
 from moetrace import LoadTrace, ReadOptions, Recorder
-from moetrace.formats.readers.logs import USUAL
+from moetrace.formats.readers.text import USUAL
 
 
 def parquet(trace: LoadTrace, folder: Path) -> Path:

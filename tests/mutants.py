@@ -32,6 +32,7 @@ TESTS = {
         *(f"tests/test_{name}.py" for name in ("settings", "synthetic", "trace")),
         "tests/workspace",
         "tests/analysis",
+        "tests/doctor",
         "tests/forecasting/test_plugins.py",
     ],
     # The parts of a recording, and the line that each bad file ends in.

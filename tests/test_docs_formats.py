@@ -4,7 +4,7 @@ import re
 
 from conftest import ROOT
 
-from moetrace.doctor.catalogue import KINDS
+from moetrace.doctor import KINDS
 from moetrace.formats import FORMATS
 
 TEXT = (ROOT / "docs" / "formats.md").read_text(encoding="utf-8")

@@ -37,7 +37,7 @@ def explain(
     \b
     Example: moetrace explain imbalance
     """
-    from moetrace.doctor.catalogue import KINDS, check_known
+    from moetrace.doctor import KINDS, check_known
 
     check_known([finding] if finding else [])
     for name in [finding] if finding else KINDS:

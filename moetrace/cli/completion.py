@@ -40,7 +40,7 @@ def format_names(incomplete: str) -> list[str]:
 
 def finding_names(incomplete: str) -> list[str]:
     """The findings of the doctor."""
-    from moetrace.doctor.catalogue import KINDS
+    from moetrace.doctor import KINDS
 
     return _beginning(KINDS, incomplete)
 

@@ -163,7 +163,7 @@ def _with_standard_input(sources: list[str], format: str | None) -> list[str]:
 
 
 def _show(shared: Shared, done: list[Ingested]) -> None:
-    from moetrace.doctor.catalogue import NOTE
+    from moetrace.doctor import NOTE
     from moetrace.workspace.traces import described, described_frame
 
     for item in done:

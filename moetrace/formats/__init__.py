@@ -2,8 +2,8 @@
 
 from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.conversion import Progress, check_format, convert, from_frame, read_trace, reader_of
-from moetrace.formats.location import Location, Query, fingerprint, location, locations, merge_hint, source_label
 from moetrace.formats.readers import FORMATS, sources_in
+from moetrace.formats.sources import Location, Query, fingerprint, location, locations, merge_hint, source_label
 from moetrace.formats.stream.cells import ReadOptions
 
 __all__ = [

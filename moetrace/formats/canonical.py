@@ -32,7 +32,7 @@ from pyarrow.parquet import FileMetaData
 
 from moetrace.errors import TraceError, printable
 from moetrace.files import replacing
-from moetrace.formats.errors import library_errors, require
+from moetrace.formats.sources import library_errors, require
 from moetrace.formats.stream.cells import Block, to_arrow, to_lists, to_numpy
 from moetrace.formats.stream.text import begins_with
 from moetrace.trace import Counts, Finding, LoadTrace, Steps, TraceInfo

@@ -13,14 +13,22 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from moetrace.doctor.catalogue import finding, gap_findings, raise_for_errors
+from moetrace.doctor import finding, gap_findings, raise_for_errors
 from moetrace.errors import SettingError, TraceError, shown
 from moetrace.files import replacing
 from moetrace.formats import canonical
 from moetrace.formats.canonical import open_trace, save_trace
-from moetrace.formats.errors import library_errors, readable, require
-from moetrace.formats.location import Location, by_rank, fingerprinting, locations, source_label
 from moetrace.formats.readers import chosen_format, source_of
+from moetrace.formats.sources import (
+    Location,
+    by_rank,
+    fingerprinting,
+    library_errors,
+    locations,
+    readable,
+    require,
+    source_label,
+)
 from moetrace.formats.stream import merge
 from moetrace.formats.stream.blocks import Grid, OutOfOrder, in_order
 from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, joined, readings_of

@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from moetrace.doctor.catalogue import KINDS
+from moetrace.doctor import KINDS
 from moetrace.errors import WorkspaceError
 from moetrace.files import move, sweep, writing
 from moetrace.formats import ReadOptions, convert, open_trace, save_trace

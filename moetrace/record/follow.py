@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moetrace.analysis.states import classify
-from moetrace.doctor.checks import idle_experts
+from moetrace.doctor import idle_experts
 from moetrace.errors import TraceError
 from moetrace.formats.canonical import open_trace
 from moetrace.formats.readers.parts import is_parts, read_parts

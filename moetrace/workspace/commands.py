@@ -19,8 +19,7 @@ from moetrace.analysis.shape import shape_frame
 from moetrace.analysis.tables import BY_LAYER, states_tables, table_by_layer
 from moetrace.comparison.study import Comparison
 from moetrace.comparison.study import compare as compare_traces
-from moetrace.doctor.catalogue import check_known
-from moetrace.doctor.checks import examine, failing
+from moetrace.doctor import check_known, examine, failing
 from moetrace.errors import SettingError, check_several
 from moetrace.files import write_bytes
 from moetrace.forecasting.backtest import Backtest, Progress, evaluate

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from moetrace.doctor.catalogue import KINDS, check_known
+from moetrace.doctor import KINDS, check_known
 from moetrace.errors import SettingError, TraceError
 from moetrace.files import output as writing_output
 from moetrace.formats import (

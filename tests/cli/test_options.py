@@ -14,7 +14,7 @@ from conftest import thorough_but
 
 from moetrace import LoadTrace, save_trace
 from moetrace.cli import COMMANDS, app
-from moetrace.doctor.catalogue import KINDS
+from moetrace.doctor import KINDS
 from moetrace.forecasting.predictors import PREDICTORS
 
 

@@ -9,9 +9,7 @@ import pytest
 from conftest import SAMPLE, long_table
 
 from moetrace import ReadOptions, TraceError, examine, read_trace
-from moetrace.doctor.catalogue import ERROR, KINDS, factor_findings, gap_findings, rounding_findings, totals_findings
-from moetrace.doctor.checks import failing
-from moetrace.doctor.collector import Collector
+from moetrace.doctor import ERROR, KINDS, Collector, Factor, failing, gap_findings, totals_findings
 from moetrace.synthetic import Course, synthetic_trace
 
 ACCEPT_ALL = tuple(KINDS)
@@ -172,7 +170,9 @@ def test_levels_of_tokens_last_for_five_steps():
 
 def test_counts_with_a_factor_are_doubled_or_multiplied():
     """32 counts tell; a factor of 1 is none."""
-    found = [[own.name for own in factor_findings(*case)] for case in ((2, 32), (3, 32), (2, 31), (1, 99), (0, 99))]
+    found = [
+        [own.name for own in Factor(*case, bits=65).findings] for case in ((2, 32), (3, 32), (2, 31), (1, 99), (0, 99))
+    ]
 
     assert [["doubled"], ["multiplied"], [], [], []] == found
 
@@ -182,10 +182,10 @@ def test_counts_that_half_precision_cannot_hold_are_rounded(factor, bits):
     """The first that bfloat16 with its 8 bits rounds have 10; of four replicas of a token each count is four times so."""
     shorter, longer, few = (np.bincount([at] * n, minlength=65) for at, n in ((bits - 1, 32), (bits, 32), (bits, 31)))
 
-    assert [] == rounding_findings("bfloat16", 8, shorter, factor) == rounding_findings("bfloat16", 8, few, factor)
-    (found,) = rounding_findings("bfloat16", 8, longer, factor)
+    assert [] == Factor(factor, 0, 8, shorter).findings == Factor(factor, 0, 8, few).findings
+    (found,) = Factor(factor, 0, 8, longer).findings
     assert f"32 counts of {2 ** (bits - 1):,} and more were rounded" in found.evidence
-    assert [] == rounding_findings("bfloat16", 8, longer, 3 * factor)
+    assert [] == Factor(3 * factor, 0, 8, longer).findings
 
 
 def test_what_a_stream_shows_is_counted(tmp_path):

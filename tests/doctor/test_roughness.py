@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moetrace.doctor.catalogue import roughness_findings
+from moetrace.doctor import roughness_findings
 
 
 def summed(steps_each, n=4000):

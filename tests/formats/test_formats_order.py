@@ -20,7 +20,7 @@ ORDERS = {
 def test_rows_in_any_order_give_the_same_trace(small, tmp_path, monkeypatch, by):
     """Also where they come and go in several pieces."""
     monkeypatch.setattr(order, "PIECE_CELLS", 100)
-    monkeypatch.setattr("moetrace.formats.readers.parquet.BATCH_CELLS", 30)
+    monkeypatch.setattr("moetrace.formats.readers.arrow.BATCH_CELLS", 30)
     pq.write_table(ORDERS[by](long_table(small)), tmp_path / "dump.parquet")
 
     convert(tmp_path / "dump.parquet", tmp_path / "t.parquet", name="t")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from moetrace import open_trace
-from moetrace.formats.readers.logs import USUAL
+from moetrace.formats.readers.text import USUAL
 
 RNG = np.random.default_rng(3)
 COUNTS = RNG.multinomial(4096, RNG.dirichlet(np.ones(16)), size=(6, 3))  # (steps, layers, experts)

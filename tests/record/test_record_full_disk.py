@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moetrace import TraceError, WorkspaceError, open_trace
-from moetrace.record import Recorder, RecordingWarning, backlog, folder, read_parts
+from moetrace.record import Recorder, RecordingWarning, folder, read_parts
 
 
 class Disk:
@@ -115,7 +115,7 @@ def test_what_does_not_fit_into_memory_is_missing_and_said(disk):
     disk.fill()
     with one_warning("No space left"):
         record(recorder, 21, 520)
-    assert backlog.MOST_BLOCKS == len(recorder._backlog.blocks)
+    assert 20 == len(recorder._backlog.blocks)
     disk.empty()
     with one_warning("steps 21 to 320 are missing: they could not be written"):
         recorder.close()
@@ -129,13 +129,13 @@ def test_what_does_not_fit_into_memory_is_missing_and_said(disk):
 
 def test_the_bytes_held_are_bounded(simulated, monkeypatch):
     """Large blocks are dropped sooner; the newest is always held."""
-    monkeypatch.setattr(backlog, "MOST_BYTES", 3 * 10 * 2 * 8)
+    monkeypatch.setattr("moetrace.record.recorder.MOST_WAITING", 3 * 10 * 2 * 8)
     recorder = Recorder(simulated.path, block=10)
     simulated.fill()
     with one_warning("No space left"):
         record(recorder, 1, 100)
     assert [(71, 80), (81, 90), (91, 100)] == [(block.steps[0], block.steps[-1]) for block in recorder._backlog.blocks]
-    monkeypatch.setattr(backlog, "MOST_BYTES", 1)
+    monkeypatch.setattr("moetrace.record.recorder.MOST_WAITING", 1)
     record(recorder, 101, 110)
 
     assert [(101, 110)] == [(block.steps[0], block.steps[-1]) for block in recorder._backlog.blocks]

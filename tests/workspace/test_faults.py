@@ -12,7 +12,7 @@ from bad_files import BOMBS, FILES, GOOD, LITTLE_MEMORY, PAGED, csv, flipped, pa
 from conftest import long_table
 
 from moetrace import LoadTrace, ReadOptions, TraceError, read_trace
-from moetrace.formats import convert, errors, sources_in
+from moetrace.formats import convert, sources, sources_in
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_a_corrupt_page_is_refused_or_harmless(moetrace, tmp_path, byte):
 @pytest.mark.slow
 def test_what_would_not_fit_in_memory_is_refused_with_the_amount(failing, tmp_path, monkeypatch, bomb):
     """A small file can ask for a lot; here there are 100 MB."""
-    monkeypatch.setattr(errors, "available", lambda: LITTLE_MEMORY)
+    monkeypatch.setattr(sources, "available", lambda: LITTLE_MEMORY)
     name, content, said = BOMBS[bomb]
     (tmp_path / name).write_bytes(content())
     assert (tmp_path / name).stat().st_size < 200_000 or bomb == "Fortran array"
@@ -77,7 +77,7 @@ def test_what_is_held_whole_is_refused_where_it_does_not_fit(tmp_path, monkeypat
     """`read_trace` holds a trace in memory; ingesting the same source streams."""
     counts = np.ones((3000, 10, 400), np.int32)
     np.save(tmp_path / "x.npy", counts)
-    monkeypatch.setattr(errors, "available", lambda: 80 << 20)
+    monkeypatch.setattr(sources, "available", lambda: 80 << 20)
 
     with pytest.raises(TraceError, match=r"a trace of over [\d,]+ counts would take 0\.1 GiB of memory.*ingest it"):
         read_trace(tmp_path / "x.npy")

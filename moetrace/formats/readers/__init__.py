@@ -14,22 +14,19 @@ from pathlib import Path
 import numpy as np
 
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import library_errors, readable
-from moetrace.formats.location import Location, Query, Uri
 from moetrace.formats.readers.arrays import NumpyFormat, TensorsFormat
+from moetrace.formats.readers.arrow import ParquetFormat, SqlFormat
 from moetrace.formats.readers.imatrix import ImatrixFormat
-from moetrace.formats.readers.logs import LogFormat, PrometheusFormat
 from moetrace.formats.readers.megatron import MegatronFormat, MegatronRouterFormat
 from moetrace.formats.readers.mindie import MindieFormat
 from moetrace.formats.readers.omni import OmniFormat
-from moetrace.formats.readers.parquet import ParquetFormat
 from moetrace.formats.readers.parts import PartsFormat, is_parts
 from moetrace.formats.readers.routing import RoutingFormat
 from moetrace.formats.readers.sglang import SglangFormat
-from moetrace.formats.readers.sql import SqlFormat
 from moetrace.formats.readers.tensorboard import TensorboardFormat
 from moetrace.formats.readers.tensorrt import TensorrtFormat
-from moetrace.formats.readers.text import CsvFormat, JsonFormat, JsonLinesFormat
+from moetrace.formats.readers.text import CsvFormat, JsonFormat, JsonLinesFormat, LogFormat, PrometheusFormat
+from moetrace.formats.sources import Location, Query, Uri, library_errors, readable
 from moetrace.formats.stream.cells import Cells, Format, Merged, Source
 from moetrace.formats.stream.text import head_of
 from moetrace.settings import installed, unknown, with_settings

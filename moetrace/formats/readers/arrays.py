@@ -18,9 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import library_errors, require
-from moetrace.formats.location import Location, layer_in_name, step_in_name
 from moetrace.formats.readers.tensors import ZIP_MAGIC, is_torch, loaded, tensor_array
+from moetrace.formats.sources import Location, layer_in_name, library_errors, require, step_in_name
 from moetrace.formats.stream import text
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells
 from moetrace.formats.stream.columns import OF_LAYER, ValueFormat, Values, as_float32, doubt_of, simple_name

@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import WRITE_AGAIN, extra, library_errors
 from moetrace.formats.readers.arrays import Array, array_reading
+from moetrace.formats.sources import WRITE_AGAIN, extra, library_errors
 from moetrace.formats.stream.cells import Format, Reading
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.text import begins_with

@@ -15,8 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
-from moetrace.formats.location import check_ranks, rank_files
+from moetrace.formats.sources import WRITE_AGAIN, check_ranks, library_errors, rank_files
 from moetrace.formats.stream.cells import Cells, Format, Merged, Reading, Source
 from moetrace.formats.stream.choices import Census, Choices, choices_reading, side_by_side
 from moetrace.formats.stream.columns import Rows, flattened

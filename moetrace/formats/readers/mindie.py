@@ -17,10 +17,9 @@ import pyarrow as pa
 import pyarrow.csv as pc
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Collector
+from moetrace.doctor import Collector
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
-from moetrace.formats.location import check_ranks, rank_files, rank_or_last_number
+from moetrace.formats.sources import WRITE_AGAIN, check_ranks, library_errors, rank_files, rank_or_last_number
 from moetrace.formats.stream.cells import Cells, Format, Merged, Reading, dense_cells
 from moetrace.formats.stream.columns import Values, few_columns
 from moetrace.formats.stream.text import BLOCK_BYTES, opened

@@ -12,8 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pc
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors
-from moetrace.formats.location import by_rank
+from moetrace.formats.sources import by_rank, library_errors
 from moetrace.formats.stream.cells import Cells, Format, Reading, dense_cells
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.text import opened

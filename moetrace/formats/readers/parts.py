@@ -13,11 +13,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from moetrace.doctor.catalogue import finding, gap_findings
+from moetrace.doctor import finding, gap_findings
 from moetrace.errors import TraceError
 from moetrace.files import sweep
 from moetrace.formats.canonical import open_trace
-from moetrace.formats.errors import require
+from moetrace.formats.sources import require
 from moetrace.formats.stream.cells import Format, Reading, dense_cells
 from moetrace.trace import Counts, Finding, LoadTrace
 from moetrace.words import Phase

@@ -19,11 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
-from moetrace.formats.location import LAYER_IN_NAME, STEP_IN_NAME, layer_in_name
 from moetrace.formats.readers.arrays import COUNTS_KEYS, Array, arrays_in, dig, keys_in
-from moetrace.formats.readers.parquet import COLUMN_BYTES, longest_list
+from moetrace.formats.readers.arrow import COLUMN_BYTES, longest_list
 from moetrace.formats.readers.tensors import is_torch, keys_of
+from moetrace.formats.sources import LAYER_IN_NAME, STEP_IN_NAME, WRITE_AGAIN, layer_in_name, library_errors
 from moetrace.formats.stream import tables, text
 from moetrace.formats.stream.cells import Format, Reading
 from moetrace.formats.stream.choices import Choices, choices_reading, side_by_side

@@ -11,11 +11,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import HALVES, Collector
+from moetrace.doctor import HALVES, Collector
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import library_errors
-from moetrace.formats.location import check_ranks, rank_files
 from moetrace.formats.readers.tensors import is_torch, keys_of, loaded, tensor_array
+from moetrace.formats.sources import check_ranks, library_errors, rank_files
 from moetrace.formats.stream.cells import Format, Merged, Reading, Source, dense_cells
 from moetrace.formats.stream.columns import Values, as_float32
 from moetrace.formats.stream.merge import concatenate_segments

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.formats.errors import WRITE_AGAIN, extra, library_errors
+from moetrace.formats.sources import WRITE_AGAIN, extra, library_errors
 from moetrace.formats.stream.cells import Cells, Reading
 from moetrace.formats.stream.columns import Tags, ValueFormat, Values, no_match, one_kind, tags_by
 from moetrace.formats.stream.text import refuse_empty

@@ -14,8 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import WRITE_AGAIN, extra, library_errors
-from moetrace.formats.location import check_ranks, rank_files
+from moetrace.formats.sources import WRITE_AGAIN, check_ranks, extra, library_errors, rank_files
 from moetrace.formats.stream.cells import Cells, Format, Source, dense_cells
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.merge import by_layers

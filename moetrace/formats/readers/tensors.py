@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError
-from moetrace.formats.errors import library_errors, require
+from moetrace.formats.sources import library_errors, require
 from moetrace.formats.stream.text import begins_with
 
 ZIP_MAGIC = b"PK"

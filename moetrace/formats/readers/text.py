@@ -1,4 +1,4 @@
-"""Text: delimited columns, JSON lines, and JSON documents, plain or compressed."""
+"""Text, plain or compressed: delimited columns, JSON lines and documents, logs that a pattern takes apart, scrapes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,25 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import library_errors
-from moetrace.formats.location import step_in_name
 from moetrace.formats.readers.arrays import COUNTS_KEYS, PART, Array, array_reading, dig, keys_in
 from moetrace.formats.readers.routing import choice_columns
+from moetrace.formats.sources import library_errors, step_in_name
 from moetrace.formats.stream import text
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import BARE, COUNT_NAMES, OF_LAYER, Values, doubt_of, few_columns, simple_name
+from moetrace.formats.stream.columns import (
+    BARE,
+    COUNT_NAMES,
+    OF_LAYER,
+    Tags,
+    ValueFormat,
+    Values,
+    compiled,
+    doubt_of,
+    few_columns,
+    pairs_of,
+    simple_name,
+    tags_by,
+)  # fmt: skip
 from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, TableFormat, table_reading
 from moetrace.trace import FLOAT64_EXACT
 
@@ -41,8 +53,21 @@ WORDS = {
 }
 # Lines with keys that are taken at a time.
 LINES = 1000
+# What lines with the counts of a layer, or of an expert below the name of its layer, mostly have.
+USUAL = (
+    r"step\D{0,3}(?P<step>\d+).*?layer\D{0,3}(?P<layer>\d+).*?(?P<tokens>\[[\d, ]+\])",
+    r"layer\D{0,3}(?P<layer>\d+)|expert\D{0,3}(?P<expert>\d+)\D+(?P<tokens>\d+)",
+)
+GROUPS = {"step", "layer", "expert", "tokens"}
+# Rows handed on at a time, and characters of a line that are looked at.
+BATCH, MOST_LINE = 1 << 16, 1 << 20
+SAMPLE = re.compile(r"(?P<name>[A-Za-z_:][\w:]*)\{(?P<labels>[^}]*)\} (?P<value>[^ ]+)(?: \d+)?$")
+LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+# Labels of which one value alone is of a trace; over others, such as engines and ranks, counts are added up.
+MODELS = ("model", "model_name", "served_model_name")
 
 Keys = tuple[str | int, ...]
+Row = tuple[int, int, int, float]
 
 
 @dataclass(frozen=True)
@@ -295,3 +320,117 @@ def _number(key: Any, where: str, needs: str) -> int:
     if not groups:
         raise TraceError(where, f"has a key {key[:60]!r} that numbers nothing", needs)
     return int(groups[0])
+
+
+def _batches(rows: Iterator[Row], values: Values) -> Iterator[Cells]:
+    """Rows of step, layer, expert and value as cells, so many at a time."""
+    while held := list(islice(rows, BATCH)):
+        step, layer, expert, value = (np.array(part) for part in zip(*held))
+        yield Cells(step, layer, expert, values.counts(value, "tokens"))
+
+
+@dataclass(frozen=True)
+class LogFormat(ValueFormat):
+    """A .log or .txt file, and --pattern with the groups step, layer, expert and tokens, a number or a list.
+
+    What a line does not name is as in the lines before it; without any step there is one.
+    """
+
+    pattern: str | None = None
+    name: ClassVar[str] = "log"
+
+    def claims(self, path: Path) -> bool:
+        return path.is_file() and text.ends_with(path, ".log", ".txt", ".out") and _usual(path) != ""
+
+    def read(self, path: Path) -> Reading:
+        """Read the lines; without a pattern, raises `TraceError` that suggests one."""
+        where = str(path)
+        if self.pattern is None:
+            usual = _usual(path)
+            way_out = "give a --pattern with the groups step, layer, expert and tokens, a number or a list"
+            raise TraceError(where, "is a log of lines", way_out + (f", such as '{usual}'" if usual else ""))
+        pattern = compiled(self.pattern, where)
+        if "tokens" not in pattern.groupindex or not GROUPS >= set(pattern.groupindex):
+            raise TraceError(where, "--pattern has not the groups of a log", "use step, layer, expert and tokens")
+        values = self.values(path)
+        one = () if "step" in pattern.groupindex else ("no group for the step: one step",)
+        assumed = (f"lines are taken apart by {self.pattern}", *one)
+        cells = lambda: _batches(_rows(path, pattern), values)  # noqa: E731
+        return values.reading(cells, assumptions=assumed)
+
+
+def _usual(path: Path) -> str:
+    """The usual pattern that fits a line at the beginning of a file, empty for none."""
+    return next((usual for usual in USUAL if re.search(usual, text.head_of(path), re.IGNORECASE)), "")
+
+
+def _rows(path: Path, pattern: re.Pattern[str]) -> Iterator[Row]:
+    """Step, layer, expert and value of what the *pattern* finds in lines."""
+    at = {"step": 1, "layer": 0, "expert": 0}
+    for number, line in enumerate(text.lines(path), 1):
+        found = pattern.search(line[:MOST_LINE].decode("utf-8", "replace").rstrip())
+        held = {name: part for name, part in found.groupdict().items() if part is not None} if found else {}
+        tokens = re.findall(r"-?\d+(?:\.\d+)?", held.pop("tokens", ""))
+        try:
+            at |= {name: int(part) for name, part in held.items()}
+        except ValueError:
+            raise TraceError(f"{path}, line {number}", f"has {held} for numbers", "check --pattern") from None
+        for i, count in enumerate(tokens):
+            yield at["step"], at["layer"], at["expert"] + i, float(count)
+
+
+@dataclass(frozen=True)
+class PrometheusFormat(ValueFormat):
+    """Text of /metrics, one or several scrapes, with labels layer and expert; --difference, and --merge steps.
+
+    *key* is the name of the metric, *pattern* what finds the groups layer and expert in its labels, *where* a label and
+    its value, ``model_name=m``.
+    """
+
+    key: str | None = None
+    pattern: str | None = None
+    where: str | dict[str, str] | None = None
+    name: ClassVar[str] = "prometheus"
+
+    def claims(self, path: Path) -> bool:
+        return path.is_file() and (path.suffix == ".prom" or text.head_of(path).startswith(("# HELP ", "# TYPE ")))
+
+    def read(self, path: Path) -> Reading:
+        """Each scrape is a step; counts are added up over other labels."""
+        values, tags = self.values(path), tags_by(self.pattern, str(path))
+        only, head = pairs_of(self.where), text.head_of(path)
+        names = [found["name"] for line in head.split("\n") if (found := SAMPLE.match(line)) and tags.match(line, "")]
+        name = self.key or next(iter(names), "")
+        return values.reading(
+            lambda: _batches(_samples(path, tags, self.key, only), values),
+            assumptions=("each scrape is a step; counts are added up over all labels but layer and expert",),
+            steps_are_implicit=True,
+            adds=True,
+            counters=name.endswith("_total") or f"# TYPE {name} counter" in head,
+        )
+
+
+def _samples(path: Path, tags: Tags, key: str | None, only: dict[str, str]) -> Iterator[Row]:
+    """Step, layer, expert and value of the samples of one metric."""
+    where, step, names, models = str(path), 1, set[str](), set[str]()
+    seen: set[str] = set()
+    for line in text.lines(path):
+        sample = SAMPLE.match(line[:MOST_LINE].decode("utf-8", "replace").rstrip())
+        place = tags.match(sample["labels"], where) if sample else None
+        if sample is None or place is None or key not in (None, sample["name"]):
+            continue
+        labels = dict(LABEL.findall(sample["labels"]))
+        if any(labels.get(name) != value for name, value in only.items()):
+            continue
+        names.add(sample["name"])
+        models |= {f"{name}={labels[name]}" for name in MODELS if name in labels and name not in only}
+        if len(names) > 1:
+            raise TraceError(where, f"has the metrics {shown(sorted(names))}", f"choose one with --key {min(names)}")
+        if len(models) > len({model.partition("=")[0] for model in models}):
+            raise TraceError(where, "is of several models", f"choose one with --where {min(models)}")
+        if sample["labels"] in seen:  # a scrape begins anew
+            step, seen = step + 1, set()
+        seen.add(sample["labels"])
+        yield step, *place, float(sample["value"])
+    if not names:
+        raise TraceError(where, "has no metric with labels of a layer and an expert", "export one, or say --pattern")

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import require
+from moetrace.formats.sources import require
 from moetrace.formats.stream.cells import Block, Cells, Merged, Reading, ReadOptions, Source, joined, starts_of
 from moetrace.trace import FLOAT64_EXACT, check_layers
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import Collector
+from moetrace.doctor import Collector
 from moetrace.trace import Counts, Finding, Steps
 from moetrace.words import Merge
 

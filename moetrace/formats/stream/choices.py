@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.catalogue import finding
+from moetrace.doctor import finding
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import require
+from moetrace.formats.sources import require
 from moetrace.formats.stream.blocks import BLOCK_CELLS
 from moetrace.formats.stream.cells import Cells, Reading, dense_cells, starts_of
 from moetrace.trace import Finding

@@ -14,9 +14,9 @@ import pyarrow.compute as pc
 import pyarrow.types as types
 from numpy.typing import NDArray
 
-from moetrace.doctor.collector import HALVES, Collector
+from moetrace.doctor import HALVES, Collector
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import library_errors
+from moetrace.formats.sources import library_errors
 from moetrace.formats.stream.cells import Cells, Format, Reading, to_numpy
 from moetrace.formats.stream.text import json_of
 from moetrace.trace import FLOAT64_EXACT, Counts, whole_counts

@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.doctor.catalogue import expectation_findings, finding, roughness_findings, totals_findings
-from moetrace.doctor.collector import Collector, Factor
+from moetrace.doctor import Collector, Factor, expectation_findings, finding, roughness_findings, totals_findings
 from moetrace.errors import TraceError, shown
-from moetrace.formats.errors import readable
-from moetrace.formats.location import Location, check_ranks, layer_in_name, rank_in_name, step_in_name
+from moetrace.formats.sources import Location, check_ranks, layer_in_name, rank_in_name, readable, step_in_name
 from moetrace.formats.stream.blocks import Grid, assemble
 from moetrace.formats.stream.cells import Block, Cells, Merged, Reading, ReadOptions, Source, readings_of
 from moetrace.trace import Counts, Finding, Steps, check_sums

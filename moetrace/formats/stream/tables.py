@@ -14,8 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from moetrace.errors import SettingError, TraceError, shown
-from moetrace.formats.errors import WRITE_AGAIN, library_errors
-from moetrace.formats.location import layer_in_name, step_in_name
+from moetrace.formats.sources import WRITE_AGAIN, layer_in_name, library_errors, step_in_name
 from moetrace.formats.stream import columns
 from moetrace.formats.stream.cells import Cells, Reading, to_numpy
 from moetrace.formats.stream.columns import Rows, ValueFormat, Values, kind_of, simple_name, template

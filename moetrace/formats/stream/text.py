@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.csv as pc
 import pyarrow.json as pj
 
-from moetrace.doctor.catalogue import finding
+from moetrace.doctor import finding
 from moetrace.errors import TraceError
-from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
+from moetrace.formats.sources import WRITE_AGAIN, library_errors, require
 from moetrace.trace import Finding
 
 # Bytes of text parsed at a time; a row cannot be longer.

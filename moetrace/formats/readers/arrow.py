@@ -1,8 +1,9 @@
-"""Parquet as loggers write it: a file or a hive-partitioned folder as one trace, on disk or by URI."""
+"""Tables that libraries read as Arrow batches: Parquet, on disk or by URI, and the rows of a DuckDB query."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,14 +14,13 @@ import pyarrow as pa
 import pyarrow.fs as pf
 import pyarrow.parquet as pq
 
-from moetrace.errors import TraceError
+from moetrace.errors import TraceError, shown
 from moetrace.formats.canonical import is_canonical
-from moetrace.formats.errors import WRITE_AGAIN, library_errors, require
-from moetrace.formats.location import Uri
 from moetrace.formats.readers.parts import phase_of
+from moetrace.formats.sources import WRITE_AGAIN, Query, Uri, extra, library_errors, require
 from moetrace.formats.stream.cells import Reading
-from moetrace.formats.stream.columns import few_columns, kind_of
-from moetrace.formats.stream.tables import TableFormat, reading_of, table_of
+from moetrace.formats.stream.columns import ValueFormat, few_columns, kind_of
+from moetrace.formats.stream.tables import Naming, TableFormat, reading_of, table_of, table_reading
 from moetrace.formats.stream.text import begins_with, refuse_empty
 
 # Cells handed on at a time: 6 MiB in NumPy, which also fits the caches. Not a power of two: where it is one,
@@ -32,6 +32,9 @@ WIDE_CELLS = 1 << 20
 # Bytes of compressed columns read ahead, all together and of one at most.
 BUFFER_BYTES = 64 << 20
 COLUMN_BYTES = 1 << 20
+# The columns of a query, and its rows handed on at a time.
+ROLES = ("step", "layer", "expert", "tokens")
+QUERY_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -122,3 +125,44 @@ def longest_list(metadata: pq.FileMetaData, where: str) -> int:
     # Levels, values and four columns of cells.
     require(longest * 48, where, f"one row of it, a list of {longest:,},", "log one list for each step and layer")
     return max(1, longest)
+
+
+@dataclass(frozen=True)
+class SqlFormat(ValueFormat):
+    """A query whose columns are called step, layer, expert and tokens."""
+
+    name: ClassVar[str] = "sql"
+
+    def claims(self, path: object) -> bool:
+        return isinstance(path, Query)
+
+    def read(self, path: Query) -> Reading:
+        """Run the query, and once more each time its rows are read again."""
+        with _rows(path) as rows:
+            columns = rows.schema.names
+        absent = [role for role in ROLES if role not in columns]
+        if absent:
+            problem = f"has no column {absent[0]} among {shown(columns)}"
+            raise TraceError(str(path), problem, f"name it in the query, as in SELECT NAME AS {absent[0]}, ...")
+        naming = Naming(self.values(path), {role: role for role in ROLES})
+        return table_reading(str(path), lambda: _rows(path), naming)
+
+
+@contextmanager
+def _rows(query: Query) -> Iterator[pa.RecordBatchReader]:
+    """The rows of a query as Arrow batches, with a connection of their own; raises `TraceError` for DuckDB's errors.
+
+    It is closed afterwards: what DuckDB still runs at the end of a process may not let it end.
+    """
+    with extra("sql", str(query)):
+        import duckdb
+    with closing(duckdb.connect()) as connection:
+        with library_errors(str(query), "cannot be run", "check the query, and the files in it"):
+            rows = connection.sql(query.sql)
+            if rows is None:
+                raise TraceError(str(query), "gives no rows", "write it as SELECT step, layer, expert, tokens FROM ...")
+            # Older versions call it by another name.
+            read: Any = getattr(rows, "to_arrow_reader", None) or rows.fetch_arrow_reader
+            reader = read(QUERY_ROWS)
+        with closing(reader):
+            yield reader
