@@ -31,9 +31,9 @@ def compare(
 ) -> None:
     """Compare the loads of two traces: does a plan transfer?
 
-    The distance of a layer is the fraction of token choices that A and B send to different experts,
-    on loads averaged over all steps. The noise floor is the distance that sampling alone would cause
-    if A and B had the same load.
+    A token choice is one of the top-k experts that a token is sent to. The distance of a layer is the
+    fraction of token choices that A and B send to different experts, on loads averaged over all steps.
+    The noise floor is the distance that sampling alone would cause if A and B had the same load.
 
     With --gpus, a plan is made from the last steps of A; with --slots, a resident set (the experts to
     keep in fast memory). Each is scored on the second half of B, and compared with a plan or set from the

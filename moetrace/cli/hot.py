@@ -75,10 +75,11 @@ def hot(
     """Choose the experts to keep in fast memory.
 
     At every cutoff, a set is chosen by the forecast of each predictor and scored on the load that
-    followed. The hit rate of token choices is the fraction of work on the fast device. The hit rate
-    of active experts is the fraction of the experts used in a step that are in fast memory already.
-    For comparison there are LRU and LFU caches, a set that is refreshed, the best set in hindsight,
-    and a cache with perfect foresight.
+    followed. A token choice is one of the top-k experts that a token is sent to. The hit rate of
+    token choices is the fraction of expert work that the fast device does, if a CPU does the rest. The
+    hit rate of active experts is the fraction of the experts used in a step that need no loading. For
+    comparison there are LRU and LFU caches, a set that is refreshed, the best set in hindsight, and a
+    cache with perfect foresight.
 
     The sets for the steps after the end of the trace are written as lists and in the formats of
     ExLlamaV3, KTransformers, a fork of llama.cpp, and ESFT.

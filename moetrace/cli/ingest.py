@@ -49,7 +49,7 @@ class Dumps:
         None
     )
     phase: Annotated[
-        Phase | None, typer.Option(help="Only these passes or tokens, if the dump distinguishes them.")
+        Phase | None, typer.Option(help="Only the passes or tokens of this phase, if the dump distinguishes them.")
     ] = None
     tokens_per_step: Annotated[
         int | None,

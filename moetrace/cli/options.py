@@ -65,7 +65,10 @@ FirstLayer = Annotated[
 ]
 ModelLayers = Annotated[
     int,
-    typer.Option(min=0, help="Layers of the whole model. Files then have a row for each, not only for those traced."),
+    typer.Option(
+        min=0,
+        help="Layers of the whole model. The files that are written then have a row for each.",
+    ),
 ]
 Traces = Annotated[
     list[str] | None, typer.Argument(help="Names or paths.  [default: all traces]", autocompletion=trace_names)
@@ -458,7 +461,7 @@ class Hardware:
         str | None,
         typer.Option(
             envvar="MOETRACE_HARDWARE",
-            help="GPU that serves or trains, such as h200; an unknown name lists all.",
+            help="GPU that the model runs on, such as h200 (a wrong name lists all).",
             metavar="NAME",
             rich_help_panel=HARDWARE,
         ),

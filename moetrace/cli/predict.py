@@ -35,10 +35,11 @@ def predict(
 ) -> None:
     """Score forecasts of the load, and forecast the steps to come.
 
-    Backtests the predictors at a horizon, and forecasts the steps after the end of the trace. The
-    error rate is the sum over experts of |predicted - actual| share of the total load of the horizon.
-    On average, no forecast can have less error than the noise floor. Differences are from window_mean,
-    over the same layers and cutoffs, with a 95% interval.
+    At several steps of the trace, the cutoffs, each predictor forecasts the next steps (the horizon)
+    from the steps up to the cutoff. Then the steps after the end of the trace are forecast. The error
+    rate is the sum over experts of |predicted - actual| share of the total load of the horizon. On
+    average, no forecast can have less error than the noise floor. Differences are from window_mean,
+    the mean of the last 1,000 steps, over the same layers and cutoffs, with a 95% interval.
 
     Results are cached in the workspace: interrupted runs resume, and existing results are reused.
 

@@ -194,7 +194,7 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     covered = [f"{percent(row['coverage_80'], 0)} ({state}, {row['predictor']})" for state, row in bests.items()]
     evidence = (
         f"errors are means over {scored} pairs of layer and cutoff; brackets are 95% intervals. The 80% prediction "
-        f"intervals contained the load in {' and '.join(covered)} of the cases"
+        f"intervals of the best predictor covered the load in {' and '.join(covered)}"
     )
     number = f"{percent(best['error_rate'])} error{OTHERWISE[first]}"
     return Answer(PREDICTABLE, number, sentence, evidence, fine=best["predictor"] == BASELINE)

@@ -250,6 +250,8 @@ def place_screen(
             f"{first.removesuffix('x')} times the mean {of} of all GPUs. Moved: the share of slots that a new plan "
             "gives to another expert."
         )
+        if UNKNOWN in states:
+            legend += " State unknown: too few earlier steps."
         notes = [legend, *notes]
     trace = f"{summary['trace'].iloc[0]}: " if len(summary) else ""
     return table_screen(f"{trace}{sentence}", rows, every=every, notes=notes)

@@ -111,6 +111,7 @@ def test_a_long_name_cuts_no_number_short():
 @pytest.mark.parametrize(
     ("states", "shown"),
     [
+        (["stable"], ["stable"]),
         (["unknown"], ["state unknown"]),
         (["transient", "unknown"], ["transient", "state unknown"]),
         (["stable", "transient", "unknown"], ["stable", "transient", "state unknown"]),
@@ -128,3 +129,4 @@ def test_plans_have_numbers_whatever_the_states_were(states, shown):
     assert f"{rows[0]['trace']}: said" == screen.sentence
     assert ["plan by", *shown, *(f"moved, {state}" for state in shown)] == [heading for heading, _ in screen.columns]
     assert all(cells == ["1.25x"] * 3 for heading, cells in screen.columns if heading in shown)
+    assert ("unknown" in states) == ("State unknown: too few earlier steps." in screen.notes[0])
