@@ -49,8 +49,8 @@ READ = ["sample_traces", "docs", "benchmarks", "README.md", "Makefile"]
 PAIRS = [("any", "all"), ("min", "max"), ("argmin", "argmax"), ("minimum", "maximum"), ("floor", "ceil")]
 # Lines with the size of a figure, and how its marks and letters look.
 LOOKS = [
-    r"(one_panel|several_panels|new_figure|_panels)\(",
-    r"\b(linewidths?|markersize|fontsize|labelsize|alpha|zorder|fraction|aspect|xytext|figsize|wspace|ncols|va|ha)=",
+    r"(one_panel|several_panels|new_figure|_panels|margins)\(",
+    r"\b(linewidths?|markersize|fontsize|labelsize|alpha|zorder|fraction|aspect|xytext|figsize|wspace|ncols|va|ha)(\": |=)",
 ]
 SWAPS = dict([*PAIRS, *(pair[::-1] for pair in PAIRS)])
 

@@ -181,12 +181,11 @@ def predicted(frames: Frames) -> Figure:
             axes.stairs(100 * actual, np.arange(len(actual) + 1) - 0.5, fill=True, color=FAINT, label="actual")
         else:
             axes.bar(at, 100 * actual, color=FAINT, width=0.9, label="actual")
-        size = 2 if many else 4
         for name in part.columns:
             style = PREDICTORS.get(str(name).partition(":")[0], {"color": INK, "marker": "x"})
             if str(name).partition(":")[0] in (*PREDICTORS, BASELINE):
                 own_shares = 100 * part[name].reindex(actual.index)
-                marks = style | {"linestyle": "", "markersize": size, "fillstyle": "none"}
+                marks = style | {"linestyle": "", "markersize": 2 if many else 4, "fillstyle": "none"}
                 axes.plot(at, own_shares, label=name, rasterized=many, **marks)
         every = -(-len(actual) // 16)
         axes.set_xticks(at[::every], [str(expert) for expert in actual.index[::every]], fontsize=7)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from moetrace.reporting.paper import MOST_PANELS, error_course, fluctuation, load_share, movement
+from moetrace.reporting.paper import MOST_PANELS, error_course, fluctuation, load_share, movement, predicted
 
 LAYERS = pd.DataFrame({"layer": [3], "settle_step": [200], "settle_step_low": [150], "settle_step_high": [250]})
 AT = {"trace": "t", "layer": 3, "step": [100, 200, 300]}
@@ -54,6 +54,30 @@ def test_errors_are_drawn_beside_their_noise():
 
     assert {"sw_avg": 10.0, "noise": 3.0}.items() <= {label: round(h, 9) for label, h in lines.items()}.items()
     assert "next 1,000 steps" == axes.get_title()
+
+
+@pytest.mark.parametrize("experts", [4, 12])
+def test_predicted_shares_stand_over_the_actual_ones(experts):
+    """In percent, experts by their actual share; a predictor that is neither the paper's nor the baseline is left out."""
+    actual = np.roll(np.arange(1, experts + 1) / (experts * (experts + 1) / 2), 1)
+    order = np.argsort(-actual, kind="stable")
+    said = {name: np.roll(actual, shift) for shift, name in enumerate(("sw_avg:window=10", "window_mean", "level"))}
+    frame = pd.concat(
+        pd.DataFrame({"layer": 3, "expert": range(experts), "predictor": name, "predicted": shares, "actual": actual})
+        for name, shares in said.items()
+    )
+
+    (axes,) = predicted({"last_shares": frame}).axes
+
+    assert ["sw_avg:window=10", "window_mean"] == [line.get_label() for line in axes.lines]
+    for line in axes.lines:
+        assert np.allclose(100 * said[line.get_label()][order], line.get_ydata())
+        assert list(range(experts)) == list(line.get_xdata())
+    steps = [bar.get_data() for bar in axes.patches if hasattr(bar, "get_data")]  # where experts are many
+    bars = steps[0].values if steps else [bar.get_height() for bar in axes.patches]
+    assert np.allclose(100 * actual[order], bars)
+    assert [(-0.5, 11.5)] * (experts == 12) == [(own.edges[0], own.edges[-1]) for own in steps]
+    assert [str(expert) for expert in order] == [label.get_text() for label in axes.get_xticklabels()]
 
 
 def test_many_layers_and_experts_are_drawn_by_samples_and_ranks():

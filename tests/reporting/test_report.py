@@ -20,7 +20,7 @@ from moetrace.reporting import figures, paper
 from moetrace.reporting.answers import answers_of
 from moetrace.reporting.figures import knee
 from moetrace.reporting.study import files_of
-from moetrace.reporting.style import BLUE, GREEN, INK, Look, log_scale, new_figure, picture, styled
+from moetrace.reporting.style import BLUE, GREEN, GREY, INK, Look, log_scale, new_figure, picture, styled
 from moetrace.reporting.tables import GAP, csv, fitting, markdown, records, shown, terminal
 from moetrace.residency.study import hot, residency_frames
 from moetrace.synthetic import settling, synthetic_trace
@@ -114,7 +114,8 @@ def test_colours_belong_to_meanings(frames):
     axes = drawn("predictors", frames).axes[0]
     names = [text.get_text() for text in axes.get_yticklabels()]
     dots = {names[int(line.get_ydata()[0])]: line.get_color() for line in axes.lines if line.get_marker() == "o"}
-    assert (INK, True) == (dots["window_mean"], BLUE in dots.values())
+    assert {INK, BLUE, GREY} == set(dots.values())
+    assert INK == dots["window_mean"]
 
 
 def test_the_settle_step_is_marked_where_there_is_one(frames):
@@ -146,6 +147,7 @@ def test_errors_have_one_best_predictor_in_every_panel(frames):
     assert shortest < longest
     assert 1 == len(named[0])
     assert len(figure.axes) * [named[0]] == named
+    assert ["next 300 steps", "next 1,000 steps"] == [axes.get_title() for axes in figure.axes]
     assert named[0] < set(labels(figure))
 
 

@@ -78,11 +78,11 @@ def test_notes_say_how_long_a_set_holds_and_what_is_left():
 def test_cold_experts_come_with_their_cost_and_a_warning():
     """Of the sets without them."""
     cold = pd.DataFrame({"layer": [2, 2, 4, 4]})
-    curve = pd.DataFrame({"slots": [126, 127], "hit_rate": [0.98, 0.99], "worst_layer": [0.95, 0.96]})
+    curve = pd.DataFrame({"slots": [126, 127], "hit_rate": [0.985, 0.99], "worst_layer": [0.98, 0.96]})
     note = kept_notes(ANSWER, cold, curve)[-1]
 
-    assert "Removing the 2 coldest experts of every layer would have cost 2.0% of the token choices" in note
-    assert "5.0% in the worst layer. An expert that is cold in this trace may be one that another workload" in note
+    assert "Removing the 2 coldest experts of every layer would have cost 1.5% of the token choices" in note
+    assert "2.0% in the worst layer. An expert that is cold in this trace may be one that another workload" in note
 
 
 def row(method, hit_rate, **changes):

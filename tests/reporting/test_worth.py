@@ -99,6 +99,8 @@ def test_without_files_nothing_is_to_be_deployed():
 
     assert "plan file" in whole[-1]
     assert whole[:-1] == part
+    untested = [verdict_notes(VERDICT | {"system": None}, files=files) for files in (True, False)]
+    assert [[deployment(VERDICT | {"system": None})], []] == untested
 
 
 @pytest.mark.parametrize(
