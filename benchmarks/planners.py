@@ -25,9 +25,8 @@ from optimum import lowest_peak, published
 
 from moetrace import read_trace, rebalance_experts
 from moetrace.analysis.states import state_at
-from moetrace.placement.packing import UNITS
 from moetrace.placement.plan import Plan, default_plan, evenness
-from moetrace.placement.planner import planned
+from moetrace.placement.planner import UNITS, planned
 from moetrace.placement.planning import Planning
 from moetrace.placement.replay import replayed
 from moetrace.placement.step_peak import StepLoad

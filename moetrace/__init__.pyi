@@ -48,8 +48,8 @@ from .formats.stream.cells import (
 )
 from .placement.plan import Plan as Plan
 from .placement.planning import Planning as Planning
-from .placement.rebalance import rebalance_experts as rebalance_experts
-from .placement.simulate import simulate as simulate
+from .placement.planning import rebalance_experts as rebalance_experts
+from .placement.study import simulate as simulate
 from .placement.step_time import StepTime as StepTime, read_curve as read_curve
 from .placement.study import Placement as Placement
 from .record import Recorder as Recorder

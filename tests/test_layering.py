@@ -54,7 +54,7 @@ FENCES = {
     "orjson": ("record.arguments",),
     "psutil": ("files", "formats.sources"),
     "joblib": ("workspace.tasks",),
-    "yaml": ("placement.deploy",),
+    "yaml": ("placement.systems",),
     "threadpoolctl": ("workspace.tasks",),
     "distributed": ("workspace.tasks",),
 }

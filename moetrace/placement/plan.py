@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 from moetrace.analysis.imbalance import max_over_mean
 from moetrace.errors import SettingError
 from moetrace.placement.dispatch import EVENLY, LP, Dispatch
-from moetrace.placement.packing import Ints, in_units
-from moetrace.placement.planner import arranged, greedy, planned, replicas_of
+from moetrace.placement.planner import Ints, arranged, greedy, in_units, planned, replicas_of
 from moetrace.placement.step_peak import LEAST_CHANGE, StepLoad, comparable, lowered
 from moetrace.trace import Counts, Shares
 
@@ -43,11 +42,6 @@ MOST_TIMED = 200
 
 Load = Shares | StepLoad
 """What is planned for: single steps, or shares (experts,), which are a load of one step."""
-
-
-def steps_of(load: Load) -> StepLoad:
-    """*load* as single steps."""
-    return load if isinstance(load, StepLoad) else StepLoad.of(load[None], load)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +82,12 @@ class Plan:
         Where they are on several *nodes*, those stay together that are on one.
         """
         common = np.minimum(self.held, 1) @ np.minimum(before.held, 1).T  # (gpus, gpus)
-        return Plan(self.held[matched_on_nodes(common, nodes)])
+        size = len(common) // nodes
+        pairs = common.reshape(nodes, size, nodes, size).swapaxes(1, 2)  # (new node, old node, new, old)
+        ways = np.array([[matched(pair) for pair in row] for row in pairs])  # (new node, old node, old in it)
+        shared = np.take_along_axis(pairs, ways[:, :, None], axis=2).sum(axis=(2, 3))
+        new = matched(shared)  # of each old node
+        return Plan(self.held[(new[:, None] * size + ways[new, np.arange(nodes)]).ravel()])
 
     def moved(self, before: Plan) -> float:
         """The part of the slots that hold an expert which *before* did not have on that GPU."""
@@ -122,7 +121,7 @@ def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY
     follow tokens, that plan, EPLB's and the default placement compete with plans by time, see `_by_time`.
     Raises `SettingError` if the GPUs have unequal numbers of slots, or too many.
     """
-    wanted = steps_of(load)
+    wanted = load if isinstance(load, StepLoad) else StepLoad.of(load[None], load)
     experts = len(wanted.mean)
     slots_of(experts, gpus, redundant)
     slots = planned(wanted.mean[None], gpus, redundant).slots
@@ -203,7 +202,8 @@ def replan(
     number of slots, that one is taken, its GPUs renamed so that few experts move. *least_gain* and *tolerance* are in
     parts of the mean GPU's load. Raises `SettingError` as `place` does.
     """
-    wanted, (gpus, experts) = steps_of(load), before.held.shape
+    wanted = load if isinstance(load, StepLoad) else StepLoad.of(load[None], load)
+    gpus, experts = before.held.shape
     if before.held.sum() != slots_of(experts, gpus, redundant) * gpus or before.held.max() > 1:
         return place(wanted, gpus, redundant, dispatch).aligned(before, dispatch.nodes)
     if gpus == 1:
@@ -233,16 +233,6 @@ def matched(common: Ints) -> Ints:
 
     new, old = linear_sum_assignment(common, maximize=True)
     return new[np.argsort(old, kind="stable")]
-
-
-def matched_on_nodes(common: Ints, nodes: int) -> Ints:
-    """The same where the new ones of a node take the names of one of the *nodes*."""
-    size = len(common) // nodes
-    pairs = common.reshape(nodes, size, nodes, size).swapaxes(1, 2)  # (new node, old node, new, old)
-    ways = np.array([[matched(pair) for pair in row] for row in pairs])  # (new node, old node, old in it)
-    shared = np.take_along_axis(pairs, ways[:, :, None], axis=2).sum(axis=(2, 3))
-    new = matched(shared)  # of each old node
-    return (new[:, None] * size + ways[new, np.arange(nodes)]).ravel()
 
 
 def slots_of(experts: int, gpus: int, redundant: int) -> int:

@@ -1,18 +1,42 @@
-"""The planner: which replicas, and which of them on which GPU, for many layers at once.
+"""The planner by mean load: which replicas, and which of them on which GPU, for many layers at once.
 
-Rows and slots are those of `packing`.
+A *row* is a load to plan for: a layer, a node of a layer, or a choice of replicas that is tried. All arrays have the
+rows first. Slots are an array (rows, gpus, slots of a GPU) of experts; no GPU ever holds an expert twice.
+
+Loads are whole numbers in float64 arrays (`in_units`). Their sums are exact in any order, and ties are broken by index,
+so that a plan does not depend on the processor or on the BLAS kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.placement.packing import LEAST_GAIN, Ints, Packing, exchanged, in_units, picked
 from moetrace.trace import Shares
 
+Ints = NDArray[np.int64]
+
+# An exchange has to lower the peak by more than rounding, or two could undo each other for ever.
+LEAST_GAIN = 1e-9
+# A peak so close to the mean is even: the load of no step is known to a ten-thousandth.
+EVEN = 1e-4
+# The GPUs with least load are tried first as partners of the busiest, more of them where those have nothing to offer:
+# measured on 58 layers of 256 experts, two thirds of the time of trying all at once.
+PARTNERS = (4, 24)
+# Where no exchange of one expert for another helps, two are exchanged for two with so many partners, if a GPU has not
+# more slots than that: with 9 slots, what the peak is above the mean falls to a third. Of 3 slots, two are all but one.
+TWO_PARTNERS, MOST_PAIRED = (1, 3), 12
+# With more slots on a GPU, partners are looked up by their weight instead of trying all pairs.
+MANY_SLOTS = 200
+# A load is rounded to this part of the total of its row: forecasts differ from kernel to kernel by up to 1e-10
+# (arima, measured), and no load is known to a ten-millionth. A unit is finer, so that a replica's part is whole, too.
+COARSE, UNITS = 2.0**24, 2.0**40
 # Replicas are chosen together with the packing, and every slot is filled with all loads known, where so few slots share
 # the load that one more or less is felt.
 FEW_SLOTS = 64
@@ -20,6 +44,37 @@ FEW_SLOTS = 64
 # a horizon is hardly ever better known.
 MOST_TRIED = 256
 EVEN_ENOUGH = 1e-3
+
+
+def in_units(load: Shares) -> Shares:
+    """*load* (rows, experts), none negative, as whole numbers whose total is about `UNITS` in each row.
+
+    >>> in_units(np.array([[0.25, 0.75 + 1e-12]])) / UNITS
+    array([[0.25, 0.75]])
+    """
+    total = load.sum(axis=1, keepdims=True)
+    return np.rint(load / np.where(total > 0, total, 1) * COARSE) * (UNITS / COARSE)
+
+
+# --- plans ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Packing:
+    """Experts in *slots* (rows, gpus, slots) and the *weight* (rows, experts) of one replica of each, whole numbers."""
+
+    slots: Ints
+    weight: Shares
+
+    @property
+    def loads(self) -> Shares:
+        """The load of each GPU, shape (rows, gpus)."""
+        return picked(self.weight, self.slots).sum(axis=2)
+
+    @property
+    def peaks(self) -> Shares:
+        """The load of the busiest GPU, shape (rows,)."""
+        return self.loads.max(axis=1)
 
 
 def planned(shares: Shares, gpus: int, redundant: int) -> Packing:
@@ -34,8 +89,23 @@ def planned(shares: Shares, gpus: int, redundant: int) -> Packing:
     load = in_units(shares)
     copies = replicas_of(load, redundant, gpus)
     found = arranged(load, copies, gpus)
-    few = redundant and gpus > 1 and load.shape[1] + redundant <= FEW_SLOTS
-    return _other_replicas(found, load, copies, gpus) if few else found
+    if not redundant or gpus == 1 or load.shape[1] + redundant > FEW_SLOTS:
+        return found
+    slots, weight, peaks = found.slots.copy(), found.weight.copy(), found.peaks
+    for changes in (1, 2, 1):  # replicas given to other experts, one or two at once
+        rows = np.arange(len(load))
+        while len(rows := rows[peaks[rows] > load[rows].sum(axis=1) / gpus * (1 + EVEN_ENOUGH)]):
+            choices = [_choices(load[row], copies[row], gpus, changes) for row in rows]
+            ends = np.cumsum([len(own) for own in choices])
+            tried = np.concatenate(choices)
+            new = arranged(np.repeat(load[rows], np.diff(ends, prepend=0), axis=0), tried, gpus)
+            low = new.peaks
+            best = np.array([end - len(own) + low[end - len(own) : end].argmin() for end, own in zip(ends, choices)])
+            better = low[best] < peaks[rows] * (1 - LEAST_GAIN)
+            rows, best = rows[better], best[better]
+            slots[rows], weight[rows], peaks[rows] = new.slots[best], new.weight[best], low[best]
+            copies[rows] = tried[best]
+    return Packing(slots, weight)
 
 
 def greedy(shares: Shares, gpus: int, redundant: int) -> Ints:
@@ -151,25 +221,6 @@ def _make_room(slots: Ints, filled: Ints, load: Shares, weight: Shares, expert: 
     return gpu
 
 
-def _other_replicas(found: Packing, shares: Shares, copies: Ints, gpus: int) -> Packing:
-    """Replicas given to other experts, all packed anew and the best kept where the peak falls; one, or two at once."""
-    slots, weight, copies, peaks = found.slots.copy(), found.weight.copy(), copies.copy(), found.peaks
-    for changes in (1, 2, 1):
-        rows = np.arange(len(shares))
-        while len(rows := rows[peaks[rows] > shares[rows].sum(axis=1) / gpus * (1 + EVEN_ENOUGH)]):
-            choices = [_choices(shares[row], copies[row], gpus, changes) for row in rows]
-            ends = np.cumsum([len(own) for own in choices])
-            tried = np.concatenate(choices)
-            new = arranged(np.repeat(shares[rows], np.diff(ends, prepend=0), axis=0), tried, gpus)
-            low = new.peaks
-            best = np.array([end - len(own) + low[end - len(own) : end].argmin() for end, own in zip(ends, choices)])
-            better = low[best] < peaks[rows] * (1 - LEAST_GAIN)
-            rows, best = rows[better], best[better]
-            slots[rows], weight[rows], peaks[rows] = new.slots[best], new.weight[best], low[best]
-            copies[rows] = tried[best]
-    return Packing(slots, weight)
-
-
 def _choices(shares: Shares, copies: Ints, gpus: int, changes: int) -> Ints:
     """Replicas with so many given from one expert to another, those first that leave least weight; as they are at last.
 
@@ -177,19 +228,143 @@ def _choices(shares: Shares, copies: Ints, gpus: int, changes: int) -> Ints:
     """
     found, most = [copies], round(MOST_TRIED ** (1 / changes))
     for _ in range(changes):
-        found = [choice for before in found for choice in _given(shares, before, gpus)[:most]]
+        earlier, found = found, []
+        for own in earlier:
+            giving, taking = np.flatnonzero(own > 1), np.flatnonzero(own < gpus)
+            after = (shares[giving] / (own[giving] - 1))[:, None] - shares[taking] / own[taking]
+            for place in np.argsort(after, axis=None, kind="stable")[:most]:
+                choice = own.copy()
+                choice[giving[place // len(taking)]] -= 1
+                choice[taking[place % len(taking)]] += 1
+                found.append(choice)
     return np.unique([*found, copies], axis=0)
 
 
-def _given(shares: Shares, copies: Ints, gpus: int) -> list[Ints]:
-    """Replicas with one given from an expert to another, the pairs first that leave the least weight."""
-    giving, taking = np.flatnonzero(copies > 1), np.flatnonzero(copies < gpus)
-    heavier = shares[giving] / (copies[giving] - 1)
-    after = heavier[:, None] - shares[taking] / copies[taking]
-    found = []
-    for place in np.argsort(after, axis=None, kind="stable"):
-        choice = copies.copy()
-        choice[giving[place // len(taking)]] -= 1
-        choice[taking[place % len(taking)]] += 1
-        found.append(choice)
-    return found
+# --- exchanges --------------------------------------------------------------------------------
+
+
+def exchanged(packing: Packing) -> Packing:
+    """Experts exchanged between the busiest GPU and another, the best pair at a time, while the peak falls.
+
+    Then two for two. Until every peak is even.
+    """
+    slots, (gpus, size) = packing.slots.copy(), packing.slots.shape[1:]
+    load = packing.loads
+    enough = load.mean(axis=1) * (1 + EVEN)
+    ways = [(1, few) for few in (*PARTNERS, gpus)] + [(2, few) for few in TWO_PARTNERS if 3 < size <= MOST_PAIRED]
+    for number, partners in dict.fromkeys((number, min(few, gpus - 1)) for number, few in ways):
+        rows = np.flatnonzero(load.max(axis=1) > enough)
+        while len(rows):
+            kept = _exchange(slots, packing.weight, load, rows, partners, number)
+            rows = rows[kept]
+            rows = rows[load[rows].max(axis=1) > enough[rows]]
+    return Packing(slots, packing.weight)
+
+
+def _exchange(
+    slots: Ints, weight: Shares, load: Shares, rows: Ints, partners: int, number: int = 1
+) -> NDArray[np.bool_]:
+    """The best exchange of so many experts of each of *rows* with one of so many *partners*, made in place.
+
+    Whether there was one.
+    """
+    own, at, (gpus, size) = load[rows], np.arange(len(rows)), slots.shape[1:]
+    peak = own.argmax(axis=1)
+    few = partners < gpus - 1
+    if few:  # of GPUs with the same load the first: no two keys are alike, so that every sort has the same answer
+        keys = own * gpus + np.arange(gpus)
+        others = np.sort(np.argpartition(keys, partners - 1, axis=1)[:, :partners], axis=1)
+    else:
+        others = np.arange(gpus - 1)[None]  # all but the busiest, shape (rows, gpus - 1)
+        others = others + (others >= peak[:, None])
+    ours, theirs = slots[rows, peak], slots[rows[:, None], others].reshape(len(rows), -1)  # (n, size), (n, all theirs)
+    begin = (rows * weight.shape[1])[:, None]
+    sets, our_weight, their_weight = _sets(size, number), weight.take(begin + ours), weight.take(begin + theirs)
+    if number > 1:
+        our_weight = our_weight[:, sets].sum(axis=1)  # (n, sets)
+        their_weight = their_weight.reshape(-1, size)[:, sets].sum(axis=1).reshape(len(rows), -1)  # (n, all their sets)
+    high, low = own[at, peak], np.repeat(picked(own, others), sets.shape[1], axis=1)
+    # The busier of the two GPUs has their mean after an exchange, and what it is off half of their difference.
+    mean, wanted = (high[:, None] + low) / 2, their_weight + (high[:, None] - low) / 2
+    best = _nearest_of_many if size > MANY_SLOTS else partial(_nearest, sets=sets)
+    worst, mine, other = best(ours, theirs, our_weight, wanted, mean, gpus * size > weight.shape[1])
+    gain: NDArray[np.bool_] = worst < high * (1 - LEAST_GAIN)
+    at, mine, other = at[gain], mine[gain], other[gain]
+    rows, peak, apart = rows[gain], peak[gain], our_weight[at, mine] - their_weight[at, other]
+    gpu, other = np.divmod(other, sets.shape[1])
+    gpu = others[at, gpu]
+    for here, there in zip(sets[:, mine], sets[:, other]):
+        slots[rows, peak, here], slots[rows, gpu, there] = slots[rows, gpu, there], slots[rows, peak, here]
+    load[rows, peak] -= apart
+    load[rows, gpu] += apart
+    return gain
+
+
+@cache
+def _sets(size: int, number: int) -> Ints:
+    """All sets of so many of *size* slots, shape (number, sets)."""
+    return np.array([*combinations(range(size), number)]).T
+
+
+@cache
+def _sets_with(size: int, number: int) -> Ints:
+    """Which of them have each slot, shape (size, sets with it)."""
+    has = (_sets(size, number) == np.arange(size)[:, None, None]).any(axis=1)
+    return np.nonzero(has)[1].reshape(size, -1)
+
+
+def _nearest(
+    ours: Ints, theirs: Ints, weight: Shares, wanted: Shares, mean: Shares, replicas: bool, sets: Ints
+) -> tuple[Shares, Ints, Ints]:
+    """For each row the least of *mean* and how far the *weight* of one of our *sets* is from what is *wanted*.
+
+    And of which of both. *sets* (slots of one, sets) of ours (n, slots) have weight (n, sets), and what is *wanted* of
+    those of theirs (n, partners * slots), and the mean, shape (n, partners * sets). With *replicas*, none comes to a
+    GPU that has one.
+    """
+    (n, size), at, number = ours.shape, np.arange(len(ours)), sets.shape[1]
+    worst = weight[:, :, None] - wanted[:, None]
+    np.abs(worst, out=worst)
+    worst += mean[:, None]
+    if replicas:
+        both = np.flatnonzero(ours[:, :, None] == theirs[:, None])
+        row, mine, other = np.unravel_index(both, (n, size, theirs.shape[1]))
+        gpu, slot = np.divmod(other[:, None], size)
+        having = _sets_with(size, len(sets))
+        pairs = worst.reshape(n, number, -1, number)
+        pairs[row[:, None], having[mine], gpu] = np.inf
+        pairs[row[:, None], :, gpu, having[slot[:, 0]]] = np.inf
+    worst = worst.reshape(n, -1)
+    best = worst.argmin(axis=1)
+    return worst[at, best], *np.divmod(best, wanted.shape[1])
+
+
+def _nearest_of_many(
+    ours: Ints, theirs: Ints, weight: Shares, wanted: Shares, mean: Shares, replicas: bool
+) -> tuple[Shares, Ints, Ints]:
+    """The same, looked up in sorted weights, one pair of GPUs at a time."""
+    size = ours.shape[1]
+    found = [(np.inf, 0, 0)] * len(ours)
+    for row, begin in product(range(len(ours)), range(0, theirs.shape[1], size)):
+        if mean[row, begin] >= found[row][0]:
+            continue
+        part = slice(begin, begin + size)
+        mine, other = np.arange(size), np.arange(begin, begin + size)
+        if replicas:
+            mine = mine[~np.isin(ours[row], theirs[row, part])]
+            other = other[~np.isin(theirs[row, part], ours[row])]
+        if not len(mine):
+            continue
+        mine = mine[np.argsort(weight[row, mine], kind="stable")]
+        above = np.searchsorted(weight[row, mine], wanted[row, other])
+        near = np.clip(above + np.array([[-1], [0]]), 0, len(mine) - 1)  # the next lighter and heavier of ours
+        worst = mean[row, begin] + np.abs(weight[row, mine[near]] - wanted[row, other])
+        side, best = np.unravel_index(worst.argmin(), worst.shape)
+        found[row] = min(found[row], (worst[side, best], int(mine[near[side, best]]), int(other[best])))
+    worst, one, another = zip(*found)
+    return np.array(worst), np.array(one, np.int64), np.array(another, np.int64)
+
+
+def picked(values: NDArray[Any], index: Ints) -> NDArray[Any]:
+    """The *values* (rows, n) at *index* (rows, ...)."""
+    return np.take_along_axis(values, index.reshape(len(values), -1), axis=1).reshape(index.shape)

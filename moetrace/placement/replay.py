@@ -23,7 +23,7 @@ from moetrace.placement.policies import (
 )
 from moetrace.placement.step_time import HIGHEST_RIDGE
 from moetrace.placement.systems import policies
-from moetrace.trace import LEAST_ROWS, Counts, LayerLoad, LoadTrace, Shares, Steps
+from moetrace.trace import LEAST_ROWS, LayerLoad, LoadTrace, Shares, Steps
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,11 +100,16 @@ class _Replay:
             load = replace(load, steps=load.steps[row:], counts=load.counts[row:].copy())
         before = np.concatenate([np.zeros((1, load.experts), np.int64), np.cumsum(load.counts, axis=0)])
         planning_steps = load.steps[(load.steps >= self.begin) & (load.steps < load.steps[-1])]
-        due, made = [policy.due(planning_steps) for policy in self.known], dict[Any, Plan]()
-        return load, [
-            Observed(load, own, policy.window, _window_shares(load, before, own, policy.window), made)
-            for policy, own in zip(self.known, due)
-        ]
+        found, made = list[Observed](), dict[Any, Plan]()
+        for policy in self.known:
+            due = policy.due(planning_steps)
+            # What the window up to each planning step holds, as `LayerLoad.last` has it, from sums up to each row.
+            last, first = (
+                np.searchsorted(load.steps, np.array(due, np.int64) - back, "right") for back in (0, policy.window)
+            )
+            counts = before[last] - before[np.maximum(np.minimum(first, last - min(policy.window, LEAST_ROWS)), 0)]
+            found.append(Observed(load, due, policy.window, counts / counts.sum(axis=1, keepdims=True), made))
+        return load, found
 
     def planned(self, policy: Policy, planning: Planning) -> bool:
         """Whether the *policy* is replayed with so many redundant experts."""
@@ -222,14 +227,3 @@ def _blocks(
     np.add.at(moved, np.searchsorted(edges, starts[2:-1] - starts[0], "right") - 1, np.array(changed[2:], int))
     for i in np.flatnonzero(whole):
         yield int(begin + numbers[i] * block), mean[i], peak[i], busiest[i], int(moved[i]), memory[i]
-
-
-def _window_shares(load: LayerLoad, before: Counts, due: Sequence[int], window: int) -> Shares:
-    """The share of each expert of the load of the last *window* steps up to each of *due*, shape (due, experts).
-
-    As `LayerLoad.last` has them; *before* (rows + 1, experts) is what was counted before each row.
-    """
-    last = np.searchsorted(load.steps, np.array(due, np.int64), "right")
-    first = np.searchsorted(load.steps, np.array(due, np.int64) - window, "right")
-    counts = before[last] - before[np.maximum(np.minimum(first, last - min(window, LEAST_ROWS)), 0)]
-    return counts / counts.sum(axis=1, keepdims=True)

@@ -13,7 +13,7 @@ from moetrace.placement.plan import least_redundant, lowest_peak
 from moetrace.placement.planning import Planning, spread
 from moetrace.placement.policies import DIGITS, SETTINGS
 from moetrace.placement.replay import BLOCK, BLOCKS
-from moetrace.placement.step_time import HIGHEST_RIDGE
+from moetrace.placement.step_time import BY_TOKENS, HIGHEST_RIDGE, StepTime
 from moetrace.placement.systems import SYSTEMS, launch
 from moetrace.placement.systems import policies as known_policies
 from moetrace.trace import LoadTrace
@@ -37,6 +37,10 @@ WORTH = 0.02
 # Steps that a verdict needs: as many blocks as policies are chosen and tested on, after the first cutoff.
 EVIDENCE = FIRST_CUTOFF + BLOCKS * BLOCK
 DRAWS = 1000
+# Tokens of an expert and pass over the ridge: memory-bound on the left, compute-bound on the right.
+RATIOS = (0.03, 0.06, 0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+# Steps of a half from which the saving is computed.
+KNEE_STEPS = 200
 
 
 @dataclass(frozen=True)
@@ -351,3 +355,55 @@ def _holds(replay: pd.DataFrame, best: pd.Series[Any]) -> int | None:
     once, anew = ((part["mean_load"] / part["peak_load"]).round(DIGITS) for part in sums)
     worse = once.index[once < anew - ENOUGH]
     return int(worse[0] - replay["step"].min()) if len(worse) else None
+
+
+# --- from how many tokens on ------------------------------------------------------------------
+
+
+def knee_frame(trace: LoadTrace, planning: Planning) -> pd.DataFrame:
+    """One row for each of `RATIOS`: *tokens_over_ridge*, and what one plan *saved* of the expert time of a step.
+
+    A plan by tokens from the last 1,000 steps of the first half of *trace*, on `KNEE_STEPS` steps of the second half,
+    in layers that are `spread`, compared with the default placement, both with as few redundant experts as fill the
+    GPUs. Where the plan takes longer on the steps it was made from, the default placement stays. Empty for a trace of
+    fewer than 4 logged steps.
+    """
+    import pandas as pd
+
+    few = planning.with_redundant(least_redundant(trace.experts, planning.gpus))
+    tokens, default = replace(few, time=BY_TOKENS), few.default(trace.experts)
+    spent = np.zeros((len(RATIOS), 2))  # by the plan, and by the default placement
+    for number in spread(trace.layers) if len(trace.steps) >= 4 else ():
+        load = trace.layer(number)
+        middle = len(load.steps) // 2
+        seen = load.until(int(load.steps[middle - 1])).last(1000)
+        plan = tokens.place(tokens.load(seen.counts, seen.mean_shares))
+        before, after = (part[:: -(-len(part) // KNEE_STEPS)] for part in (seen.counts, load.counts[middle:]))
+        for row, ratio in enumerate(RATIOS):
+            own = replace(few, time=StepTime(load.counts.mean() / planning.time.passes / ratio, passes=few.time.passes))
+            known, then = (
+                [own.split.peaks(each.held, part).sum() for each in (plan, default)] for part in (before, after)
+            )
+            spent[row] += np.array([then[int(known[1] < known[0])], then[1]]) / own.time.cost(after).sum()
+    saved = 1 - spent[:, 0] / spent[:, 1] if spent.any() else np.array([])
+    return pd.DataFrame({"trace": trace.name, "tokens_over_ridge": RATIOS[: len(saved)], "saved": saved})
+
+
+def worth_from(knee: pd.DataFrame, saved: float) -> float | None:
+    """The least tokens over the ridge from which on a plan saves at least *saved*; None where it never does.
+
+    Between two rows of the *knee* the saving is linear in the logarithm; 0 where it is as much at the first row.
+
+    >>> import pandas as pd
+    >>> round(worth_from(pd.DataFrame({"tokens_over_ridge": [0.25, 1.0], "saved": [0.0, 0.04]}), 0.02), 3)
+    0.5
+    """
+    ratios, values = knee["tokens_over_ridge"].to_numpy(), knee["saved"].to_numpy()
+    below = np.flatnonzero(values < saved)
+    if not len(below):
+        return 0.0
+    last = int(below[-1])
+    if last + 1 == len(values):
+        return None
+    part = (saved - values[last]) / (values[last + 1] - values[last])
+    return float(np.exp(np.log(ratios[last]) + part * np.log(ratios[last + 1] / ratios[last])))

@@ -27,11 +27,10 @@ from moetrace.forecasting.keys import key_of
 from moetrace.forecasting.predictors import QUICK
 from moetrace.forecasting.summary import means_frame, summary_frame
 from moetrace.frames import Later
-from moetrace.placement.deploy import read_plan, write_files
 from moetrace.placement.planning import Planning
 from moetrace.placement.study import Placement
 from moetrace.placement.study import place as place_trace
-from moetrace.placement.systems import systems_named
+from moetrace.placement.systems import read_plan, systems_named, write_files
 from moetrace.placement.verdict import at_most
 from moetrace.reporting.answers import ADVICE_BESIDE_A_PLAN, alarm, first_answer, verdict_notes, worth
 from moetrace.reporting.comparison import comparison_screen

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from moetrace import SettingError, TraceError, rebalance_experts
-from moetrace.placement.deploy import read_plan
-from moetrace.placement.systems import SYSTEMS
+from moetrace.placement.systems import SYSTEMS, read_plan
 from moetrace.placement.systems.base import Deployment
 from moetrace.placement.systems.eplb import weight as eplb_weight
 from moetrace.placement.systems.sglang import loads as sglang_counts

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor, state_at
-from moetrace.placement import packing, planner
+from moetrace.placement import planner
 from moetrace.placement.dispatch import Dispatch
 from moetrace.placement.plan import Plan, default_plan, evenness, place, replan, slots_of
 from moetrace.placement.planning import Planning
-from moetrace.placement.simulate import best_strategy, ending_states, placement_summary, plans_frame, simulate
 from moetrace.placement.step_peak import StepLoad
+from moetrace.placement.study import best_strategy, ending_states, placement_summary, plans_frame, simulate
 from moetrace.synthetic import settling, synthetic_trace
 
 
@@ -117,7 +117,7 @@ def naive_place(shares, gpus, redundant):
                     more = sum(weight[e] for e in theirs) - sum(weight[e] for e in ours)
                     swaps.append((max(load(busiest) + more, load(gpu) - more), ours, gpu, theirs))
             peak, ours, gpu, theirs = min(swaps, default=(np.inf, None, None, None))
-            even = load(busiest) <= sum(map(load, range(gpus))) / gpus * (1 + packing.EVEN)
+            even = load(busiest) <= sum(map(load, range(gpus))) / gpus * (1 + planner.EVEN)
             if even or peak >= load(busiest) * (1 - 1e-9):
                 break
             held[busiest] = [*(set(held[busiest]) - set(ours)), *theirs]
@@ -133,7 +133,7 @@ def test_a_plan_equals_its_naive_twin(experts, gpus, redundant, monkeypatch):
 
     But for the names of GPUs: to exchange two of four is to exchange the other two, and the names.
     """
-    monkeypatch.setattr(planner, "_other_replicas", lambda found, *_: found)
+    monkeypatch.setattr(planner, "_choices", lambda _load, copies, *_: copies[None])
     rng = np.random.default_rng(experts)
     for concentration in np.repeat([0.3, 1.0, 3.0], 10):
         shares = rng.dirichlet(np.full(experts, concentration))

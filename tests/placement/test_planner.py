@@ -9,10 +9,9 @@ from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moetrace.placement import packing, planner
-from moetrace.placement.packing import UNITS
+from moetrace.placement import planner
 from moetrace.placement.plan import Plan, default_plan, lowest_peak, place, replan
-from moetrace.placement.planner import planned, replicas_of
+from moetrace.placement.planner import UNITS, planned, replicas_of
 
 spec = importlib.util.spec_from_file_location("optimum", ROOT / "benchmarks" / "optimum.py")
 optimum = importlib.util.module_from_spec(spec)
@@ -187,7 +186,7 @@ def test_the_best_exchange_is_that_of_all(experts, gpus, redundant, number):
                     after = before[hot] - set(ours) | set(theirs), before[gpu] - set(theirs) | set(ours)
                     peaks.append(max(weight[list(own)].sum() for own in after))
 
-        done = packing._exchange(slots, weight[None], load, np.zeros(1, np.int64), gpus - 1, number)
+        done = planner._exchange(slots, weight[None], load, np.zeros(1, np.int64), gpus - 1, number)
 
         changed = [gpu for gpu in range(gpus) if before[gpu] != set(slots[0, gpu].tolist())]
         assert load[0] == pytest.approx(weight[slots[0]].sum(axis=1))
@@ -199,10 +198,10 @@ def test_the_best_exchange_is_that_of_all(experts, gpus, redundant, number):
 def test_two_are_exchanged_for_two_where_no_single_exchange_helps():
     """No two experts of these GPUs are one apart; 19 and 5 for 14 and 9 make both even."""
     weight = np.array([[19.0, 16.0, 4.0, 5.0, 11.0, 14.0, 8.0, 9.0]])
-    uneven = packing.Packing(np.arange(8).reshape(1, 2, 4), weight)
+    uneven = planner.Packing(np.arange(8).reshape(1, 2, 4), weight)
 
-    assert not packing._exchange(uneven.slots.copy(), weight, uneven.loads, np.zeros(1, np.int64), 1)[0]
-    assert [43.0, 43.0] == packing.exchanged(uneven).loads[0].tolist()
+    assert not planner._exchange(uneven.slots.copy(), weight, uneven.loads, np.zeros(1, np.int64), 1)[0]
+    assert [43.0, 43.0] == planner.exchanged(uneven).loads[0].tolist()
 
 
 def test_looking_partners_up_finds_the_same_exchanges(monkeypatch):
@@ -211,8 +210,8 @@ def test_looking_partners_up_finds_the_same_exchanges(monkeypatch):
     for redundant in (0, 20):
         every = planned(shares, 4, redundant)
         with monkeypatch.context() as patch:
-            patch.setattr(packing, "MANY_SLOTS", 0)
-            patch.setattr(packing, "_nearest", None)
+            patch.setattr(planner, "MANY_SLOTS", 0)
+            patch.setattr(planner, "_nearest", None)
             looked_up = planned(shares, 4, redundant)
         assert looked_up.peaks == pytest.approx(every.peaks, rel=1e-12)
         assert np.array_equal(np.sort(looked_up.slots, axis=2), np.sort(every.slots, axis=2))

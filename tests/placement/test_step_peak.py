@@ -9,8 +9,8 @@ from moetrace import LoadTrace, SettingError, evaluate, predictor
 from moetrace.placement import step_peak
 from moetrace.placement.plan import Plan, default_plan, evenness, place, replan
 from moetrace.placement.planning import FEWEST_STEPS, MOST_EXPERTS, Planning
-from moetrace.placement.simulate import LayerPlans, forecasts_of, simulate
 from moetrace.placement.step_peak import STEP_UNITS, StepLoad, StepPeak, lowered
+from moetrace.placement.study import LayerPlans, forecasts_of, simulate
 
 
 def counts_of(steps, experts, seed=0, spread=1.0):

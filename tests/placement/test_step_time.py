@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 from moetrace import LoadTrace, save_trace
 from moetrace.errors import SettingError, TraceError
 from moetrace.placement.dispatch import DISPATCHES, Dispatch
-from moetrace.placement.knee import RATIOS, knee_frame, worth_from
 from moetrace.placement.plan import Plan, default_plan
 from moetrace.placement.planner import greedy
 from moetrace.placement.planning import Planning
 from moetrace.placement.step_time import GPUS, HIGHEST_RIDGE, StepTime, read_curve
-from moetrace.placement.verdict import _judged, at_most, tokens_per_expert
+from moetrace.placement.verdict import RATIOS, _judged, at_most, knee_frame, tokens_per_expert, worth_from
 from moetrace.reporting.answers import first_answer, regime, worth, worthwhile
 
 CURVE = StepTime(curve=((1, 10.0), (4, 10.0), (8, 20.0)))

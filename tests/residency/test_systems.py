@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moetrace import SettingError
-from moetrace.placement.deploy import write_files
+from moetrace.placement.systems import write_files
 from moetrace.residency.systems import RUNTIMES
 from moetrace.residency.systems.base import ResidentSets
 from moetrace.residency.systems.ktransformers import KTRANSFORMERS, saved
