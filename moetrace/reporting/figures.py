@@ -90,8 +90,7 @@ def peaks(frames: Frames) -> Figure:
 
 
 def _peaks_message(frames: Frames) -> str:
-    balance = frames["balance"]
-    worst = balance.loc[balance["max_over_mean"].idxmax()]
+    worst = max(rows_of(frames["balance"]), key=lambda row: row["max_over_mean"])
     peak = f"{worst['max_over_mean']:.1f}x the mean load"
     return f"Layer {worst['layer']} is the most uneven now: its hottest expert has {peak}"
 

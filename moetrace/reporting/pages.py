@@ -207,15 +207,15 @@ def _curves(axes: Axes) -> Iterator[tuple[str, Any]]:
 
 def _panel(axes: Axes, curves: list[tuple[str, Any]]) -> dict[str, Any]:
     """One panel for the script, see `values_of`."""
-    from matplotlib.ticker import FixedFormatter, FixedLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter
 
     figure = axes.get_figure(root=True)
     assert figure is not None
     size = np.array([figure.bbox.width, figure.bbox.height])
     panel: dict[str, Any] = {"x": axes.get_xlabel(), "y": axes.get_ylabel(), "curves": []}
     locator, formatter = axes.yaxis.get_major_locator(), axes.yaxis.get_major_formatter()
-    if isinstance(locator, FixedLocator) and isinstance(formatter, FixedFormatter):
-        panel["names"] = dict(zip((f"{place:g}" for place in locator()), formatter.seq))
+    if isinstance(locator, FixedLocator) and isinstance(formatter, FuncFormatter):  # what `set_yticks` makes of labels
+        panel["names"] = {f"{place:g}": formatter(place) for place in locator()}
     bars = [other for other in figure.axes if other.get_label() == "<colorbar>"]
     if bars:
         panel["z"] = bars[0].get_ylabel()

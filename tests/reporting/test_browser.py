@@ -174,22 +174,22 @@ def test_paper_shows_what_is_folded(visit, tmp_path):
     assert not page.locator("summary", has_text="All predictors").first.evaluate("part => part.parentElement.open")
 
 
-def test_a_figure_shows_the_values_under_the_pointer(visit):
-    """The nearest point of a curve with its label, and the names of the axes; nothing once the pointer has left."""
+@pytest.mark.parametrize(("figure", "label"), [("The error of", "sw_avg"), ("stable by the end", "settle step")])
+def test_a_figure_shows_the_values_under_the_pointer(visit, figure, label):
+    """The nearest point of a curve with its label, axes and the name of its row; nothing once the pointer has left."""
     page = visit()
-    figure = page.locator("figure", has_text="The error of").first
-    holder = figure.locator(".pointed")
-    panels = holder.locator("script").evaluate("s => JSON.parse(s.textContent)")
-    _, points = next(curve for curve in panels[0]["curves"] if curve[0] == "sw_avg")
-    at = points[len(points) // 2]
+    holder = page.locator("figure", has_text=figure).first.locator(".pointed")
+    panel = holder.locator("script").evaluate("s => JSON.parse(s.textContent)")[0]
+    points = next(points for name, points in panel["curves"] if name == label)
+    left, top, x, y = points[len(points) // 2]
     holder.evaluate("box => box.scrollIntoView()")
     box = holder.bounding_box()
-    page.mouse.move(box["x"] + at[0] * box["width"] / 10000, box["y"] + at[1] * box["height"] / 10000)
+    page.mouse.move(box["x"] + left * box["width"] / 10000, box["y"] + top * box["height"] / 10000)
     shown = holder.locator("output").text_content()
     page.mouse.move(0, 0)
 
-    assert shown.startswith("sw_avg \u00b7 cutoff (step) ")
-    assert f"error rate (%) {at[3]:.3g}"[:18] in shown
+    height = panel["names"][f"{y:g}"] if figure.startswith("stable") else f"{y:.3g}"
+    assert shown.startswith(f"{label} \u00b7 {panel['x']} {x:,.0f} \u00b7 {panel['y']} {height}"[:60])
     assert holder.locator("output").is_hidden()
 
 

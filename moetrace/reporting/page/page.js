@@ -29,12 +29,12 @@ for (const filter of document.querySelectorAll(".filter")) {
     status.textContent = `${bodies.filter(body => !body.hidden).length} of ${bodies.length}`;
   });
 }
-// Values: what is nearest to the pointer. Points are places in parts of 10,000 of the figure, then values (values.py).
+// Values: what is nearest to the pointer. Points are places in parts of 10,000 of the figure, then values (pages.py).
 for (const holder of document.querySelectorAll(".pointed script")) {
   const box = holder.parentElement, shown = box.appendChild(document.createElement("output")), mark = box.appendChild(document.createElement("i"));
   shown.hidden = mark.hidden = true;
   let panels;
-  const told = (panel, label, [, , x, y, z]) => {
+  const described = (panel, label, [, , x, y, z]) => {
     const row = panel.names ? panel.names[y] : undefined, format = value => value.toLocaleString("en", {maximumSignificantDigits: 6});
     const parts = [label, `${panel.x} ${format(x)}`, row === undefined ? `${panel.y} ${format(y)}` : `${panel.y} ${row}`.trim()];
     return [...parts, z === undefined ? "" : `${format(z)} ${panel.z}`].filter(part => part).join(" \u00b7 ");
@@ -50,7 +50,7 @@ for (const holder of document.querySelectorAll(".pointed script")) {
     }
     shown.hidden = mark.hidden = !best.point;
     if (!best.point) return;
-    shown.textContent = told(best.panel, best.label, best.point);
+    shown.textContent = described(best.panel, best.label, best.point);
     mark.style.left = `${best.x}px`; mark.style.top = `${best.y}px`;
     shown.style.left = `${Math.max(0, Math.min(best.x + 10, width - shown.offsetWidth))}px`;
     shown.style.top = `${Math.max(0, best.y - shown.offsetHeight - 8)}px`;
