@@ -19,8 +19,8 @@ from scipy.signal import lfilter
 from scipy.stats import t
 
 import moetrace as mt
-from moetrace.analysis.noise import pooled_shares
 from moetrace.analysis.states import PROMISE, PROMISED_STEPS, classify, state_at
+from moetrace.analysis.variogram import pooled_shares
 from moetrace.forecasting.backtest import evaluate
 from moetrace.trace import LayerLoad
 from moetrace.words import STABLE, TRANSIENT

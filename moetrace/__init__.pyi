@@ -1,14 +1,14 @@
 """The public names, each written once: lazy-loader, type checkers and editors read them here."""
 
-from .analysis.fluctuation import fluctuation as fluctuation
+from .analysis.movement import fluctuation as fluctuation
 from .analysis.imbalance import IMBALANCE as IMBALANCE
-from .analysis.noise import horizon_noise as horizon_noise
+from .analysis.variogram import horizon_noise as horizon_noise
 from .analysis.outlook import expected_movement as expected_movement
 from .analysis.shape import shape_frame as shape_frame
 from .analysis.states import classify as classify, state_at as state_at
 from .analysis.tables import states_tables as states_tables
 from .analysis.variogram import noise_and_drift as noise_and_drift
-from .comparison.study import Comparison as Comparison
+from .comparison import Comparison as Comparison
 from .doctor import examine as examine
 from .errors import (
     MoetraceError as MoetraceError,

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.analysis.noise import mean_noise
-from moetrace.analysis.severity import health
+from moetrace.analysis.imbalance import health
+from moetrace.analysis.variogram import mean_noise
 from moetrace.errors import TraceError, shown
 from moetrace.settings import unknown
 from moetrace.trace import FLOAT32_EXACT, Counts, Finding, LayerLoad, LoadTrace, Steps, stride_of

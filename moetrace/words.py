@@ -8,7 +8,7 @@ STATES = STABLE, TRANSIENT, UNKNOWN = "stable", "transient", "unknown"
 BASELINE = "window_mean"
 # Strategies that place experts without a predictor: neighbours together, the plan deployed today, perfect foresight.
 DEFAULT, DEPLOYED, ORACLE = "default", "deployed", "oracle"
-# How bad an imbalance is, from good to bad: `analysis.severity` has the thresholds.
+# How bad an imbalance is, from good to bad: `analysis.imbalance` has the thresholds.
 SEVERITIES = OK, MODERATE, SEVERE, COLLAPSED = "ok", "moderate", "severe", "collapsed"
 
 # Verdicts on balancing.

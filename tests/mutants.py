@@ -32,6 +32,7 @@ TESTS = {
         *(f"tests/test_{name}.py" for name in ("settings", "synthetic", "trace")),
         "tests/workspace",
         "tests/analysis",
+        "tests/comparison",
         "tests/doctor",
         "tests/forecasting/test_plugins.py",
     ],

@@ -37,7 +37,7 @@ FENCES = {
     "jax": ("forecasting.predictors.network",),
     "equinox": ("forecasting.predictors.network",),
     "optax": ("forecasting.predictors.network",),
-    "scipy": ("analysis.shape", "placement.plan", "forecasting.intervals", "comparison.distance"),
+    "scipy": ("analysis.shape", "placement.plan", "forecasting.intervals"),
     "matplotlib": ("reporting",),
     "jinja2": ("reporting.pages",),
     "rich": ("reporting.tables", "reporting.screens", "cli"),

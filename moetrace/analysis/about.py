@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from moetrace.analysis.imbalance import RECENT, max_over_mean
-from moetrace.analysis.severity import severity_of
+from moetrace.analysis.imbalance import RECENT, max_over_mean, severity_of
 from moetrace.trace import Finding, LoadTrace
 from moetrace.words import OK, SEVERITIES
 
@@ -14,17 +13,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def imbalance_of(trace: LoadTrace) -> str:
-    """The worst severity of a layer over its last steps, and the layer, of several that with the highest max/mean."""
+def facts_of(trace: LoadTrace) -> dict[str, Any]:
+    """The size of a trace, and where it comes from: what tables and documents say alike."""
+    # The worst severity of a layer over its last steps, and of several such layers that with the highest max/mean.
     shares = {load.layer: load.last(RECENT).mean_shares for load in trace.by_layer()}
     found = {layer: (SEVERITIES.index(severity_of(own)), max_over_mean(own)) for layer, own in shares.items()}
     worst = max(found, key=lambda layer: found[layer])
     severity = SEVERITIES[found[worst][0]]
-    return OK if severity == OK else f"{severity}, layer {worst}"
-
-
-def facts_of(trace: LoadTrace) -> dict[str, Any]:
-    """The size of a trace, and where it comes from: what tables and documents say alike."""
     return {
         "model": trace.info.model,
         "steps": len(trace.steps),
@@ -37,7 +32,7 @@ def facts_of(trace: LoadTrace) -> dict[str, Any]:
         "format": trace.info.format,
         "source": trace.info.source,
         "fingerprint": trace.info.fingerprint,
-        "imbalance": imbalance_of(trace),
+        "imbalance": OK if severity == OK else f"{severity}, layer {worst}",
     }
 
 

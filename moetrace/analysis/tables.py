@@ -9,13 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moetrace.analysis.fluctuation import fluctuation
-from moetrace.analysis.imbalance import IMBALANCE, RECENT
-from moetrace.analysis.noise import step_noise
-from moetrace.analysis.severity import balance_frame, health
+from moetrace.analysis.imbalance import IMBALANCE, RECENT, balance_frame, health
+from moetrace.analysis.movement import fluctuation
 from moetrace.analysis.shape import distinct_frame
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
-from moetrace.analysis.variogram import BLOCK, block_means, step_scatter
+from moetrace.analysis.variogram import BLOCK, block_means, step_noise, step_scatter
 from moetrace.frames import stacked
 from moetrace.trace import LayerLoad, LoadTrace, Shares, Steps
 
@@ -114,7 +112,11 @@ def states_tables(
         found = classify(load)
         rows.append(layer_row(load, found))
         states.append(found)
-        parts["movement"].append(movement_frame(found))
+        # The course that the state rule judges, movement averaged over the hold, and its two thresholds.
+        some = slice(None, None, -(-len(found.judged) // CURVE_POINTS) or 1)
+        judged = {"step": found.steps[: len(found.judged)][some], "movement": found.judged[some]}
+        thresholds = {"settle_below": RULE.settle_below, "unsettle_above": RULE.unsettle_above}
+        parts["movement"].append(_rows(load, **judged, **thresholds))
         for name in parts.keys() & BY_LAYER.keys():
             parts[name].append(BY_LAYER[name](load))
         if progress is not None:
@@ -122,20 +124,14 @@ def states_tables(
     steps = [f"{name}_step{end}" for name in ("settle", "unsettled") for end in ("", "_low", "_high")]
     layers = pd.DataFrame(rows).astype(dict.fromkeys([*steps, "rank_settle_step", "since"], "Int64"))
     rest = {name: stacked(frames) for name, frames in parts.items()}
-    return {"layers": layers, "windows": windows_frame(states), **rest, "depth": depth_frame(layers)}
+    runs = [(found.trace, found.layer, *run) for found in states for run in found.runs]
+    windows = pd.DataFrame(runs, columns=["trace", "layer", "from_step", "to_step", "state"])
+    return {"layers": layers, "windows": windows, **rest, "depth": depth_frame(layers)}
 
 
 def table_by_layer(trace: LoadTrace, name: str) -> pd.DataFrame:
     """The table *name* of `BY_LAYER` for all layers of *trace*."""
     return stacked([BY_LAYER[name](load) for load in trace.by_layer()])
-
-
-def windows_frame(states: Iterable[LayerStates]) -> pd.DataFrame:
-    """One row per run of one state."""
-    import pandas as pd
-
-    rows = [(found.trace, found.layer, *run) for found in states for run in found.runs]
-    return pd.DataFrame(rows, columns=["trace", "layer", "from_step", "to_step", "state"])
 
 
 def depth_frame(layers: pd.DataFrame) -> pd.DataFrame:
@@ -247,16 +243,6 @@ def fluctuation_frame(load: LayerLoad) -> pd.DataFrame:
         parts.append(_rows(load, window=window, step=found.steps[some], **measured, **still))
     columns = ["trace", "layer", "window", "step", "variance", "range"]
     return stacked(parts, [*columns, "noise_variance", "threshold_variance", "noise_range"])
-
-
-def movement_frame(states: LayerStates) -> pd.DataFrame:
-    """The course the state rule judges: movement, averaged over the hold, and the rule's two thresholds."""
-    import pandas as pd
-
-    every = -(-len(states.judged) // CURVE_POINTS) or 1
-    judged = {"step": states.steps[: len(states.judged)][::every], "movement": states.judged[::every]}
-    thresholds = {"settle_below": RULE.settle_below, "unsettle_above": RULE.unsettle_above}
-    return pd.DataFrame({"trace": states.trace, "layer": states.layer, **judged, **thresholds})
 
 
 def imbalance_frame(load: LayerLoad, last: int = RECENT) -> pd.DataFrame:

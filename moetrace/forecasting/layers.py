@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from moetrace.analysis.noise import horizon_noise
 from moetrace.analysis.states import state_at
-from moetrace.analysis.variogram import cached_per_layer
+from moetrace.analysis.variogram import cached_per_layer, horizon_noise
 from moetrace.forecasting import intervals
 from moetrace.forecasting.predictors import label, predictor
 from moetrace.forecasting.predictors.base import Fitted, Forecast, Predictor, is_constant

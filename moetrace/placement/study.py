@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from moetrace.analysis.severity import health_frame
+from moetrace.analysis.imbalance import health_frame
 from moetrace.analysis.states import state_at
 from moetrace.forecasting.backtest import Backtest, Progress, Run, Stages, counted, evaluate, in_turn
 from moetrace.forecasting.evaluation import Results

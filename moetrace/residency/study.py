@@ -15,19 +15,22 @@ from moetrace.forecasting.predictors import predictor
 from moetrace.forecasting.predictors.base import Predictor
 from moetrace.forecasting.summary import means_frame
 from moetrace.forecasting.windows import checked_cutoffs, default_cutoffs, scorable
-from moetrace.residency.scoring import ORACLE_STATIC, SCORE_COLUMNS, LayerScores, LayerSets
-from moetrace.residency.sets import EQUAL, Budget, Slots, divided, knee, ranked
-from moetrace.residency.summary import (
+from moetrace.residency.scoring import (
     AGE_COLUMNS,
+    ORACLE_STATIC,
+    SCORE_COLUMNS,
     SUMMARY_COLUMNS,
     UNTESTED,
     Answer,
+    LayerScores,
+    LayerSets,
     ages_frame,
     answer_of,
     asked_for,
     curve_frame,
     summary_frame,
 )
+from moetrace.residency.sets import EQUAL, Budget, Slots, divided, knee, ranked
 from moetrace.trace import LoadTrace, Shares
 from moetrace.words import BASELINE
 

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from moetrace.analysis.about import findings_frame
-from moetrace.analysis.severity import health_frame
+from moetrace.analysis.imbalance import health_frame
 from moetrace.analysis.shape import shape_frame
 from moetrace.analysis.tables import BY_LAYER, states_tables, table_by_layer
-from moetrace.comparison.study import Comparison
-from moetrace.comparison.study import compare as compare_traces
+from moetrace.comparison import Comparison
+from moetrace.comparison import compare as compare_traces
 from moetrace.doctor import check_known, examine, failing
 from moetrace.errors import SettingError, check_several
 from moetrace.files import write_bytes
@@ -118,7 +118,7 @@ def compare(
 ) -> Found[Comparison]:
     """How far apart two loads are, and whether a plan or a resident set transfers: ``moetrace compare``.
 
-    *a* and *b* may be parts of traces, ``"name:0-2000"``; the arguments are those of `comparison.study.compare`.
+    *a* and *b* may be parts of traces, ``"name:0-2000"``; the arguments are those of `comparison.compare`.
 
     >>> import moetrace as mt
     >>> trace = mt.synthetic_trace([mt.settling(500, steps=6000)], name="run")

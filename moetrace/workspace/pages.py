@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from moetrace.comparison.study import pairs_frame
+from moetrace.comparison import pairs_frame
 from moetrace.errors import SettingError, check_several
 from moetrace.forecasting.backtest import Progress, Stages
 from moetrace.forecasting.predictors import QUICK, label, predictor

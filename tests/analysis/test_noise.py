@@ -7,9 +7,8 @@ import pytest
 import scipy  # its modules are loaded when they are used
 
 from moetrace import Course, LoadTrace, horizon_noise, synthetic_trace
-from moetrace.analysis import noise
-from moetrace.analysis.noise import _scatter, mean_noise, pooled_shares, step_noise
-from moetrace.analysis.variogram import SHARE_FLOOR
+from moetrace.analysis import variogram as noise
+from moetrace.analysis.variogram import SHARE_FLOOR, _scatter, mean_noise, pooled_shares, step_noise
 
 SHARE = np.arange(1, 33) / np.arange(1, 33).sum()
 

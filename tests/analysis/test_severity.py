@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moetrace import LoadTrace, examine
-from moetrace.analysis.severity import THRESHOLDS, health, health_frame, in_use, severity_of
+from moetrace.analysis.imbalance import THRESHOLDS, health, health_frame, in_use, severity_of
 from moetrace.reporting.answers import alarm, balanced
 
 

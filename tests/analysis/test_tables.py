@@ -6,9 +6,7 @@ import pytest
 
 from moetrace import Finding, LoadTrace, TraceInfo, classify, fluctuation
 from moetrace.analysis.about import traces_frame
-from moetrace.analysis.imbalance import IMBALANCE
-from moetrace.analysis.noise import step_noise
-from moetrace.analysis.severity import health
+from moetrace.analysis.imbalance import IMBALANCE, health
 from moetrace.analysis.states import Rule, classify_expert, rank_runs
 from moetrace.analysis.tables import (
     COURSES,
@@ -18,8 +16,8 @@ from moetrace.analysis.tables import (
     imbalance_frame,
     layer_row,
     states_tables,
-    windows_frame,
 )
+from moetrace.analysis.variogram import step_noise
 from moetrace.synthetic import LOUD, QUIET, Course, settling, synthetic_trace
 
 
@@ -118,7 +116,6 @@ def test_runs_of_a_state_are_the_windows(settled):
     ]
 
     assert expected == states_tables(settled)["windows"].to_dict("records")
-    assert ["trace", "layer", "from_step", "to_step", "state"] == list(windows_frame([]))
 
 
 def test_only_what_is_asked_for_is_made(settled):

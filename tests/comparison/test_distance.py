@@ -7,8 +7,7 @@ import pytest
 from scipy.stats import spearmanr
 
 import moetrace as mt
-from moetrace.comparison.distance import Sample, distance_of, samples_of
-from moetrace.comparison.study import check_comparable, pairs_frame
+from moetrace.comparison import Sample, check_comparable, distance_of, pairs_frame, samples_of
 
 
 def wandering(rng, rows, width, deviation):

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moetrace.residency import caches
-from moetrace.residency.caches import belady, lfu, lru, refreshed
+from moetrace.residency import sets as caches
+from moetrace.residency.sets import belady, lfu, lru, refreshed
 
 TRACES = arrays(np.int64, st.tuples(st.integers(1, 14), st.integers(1, 6)), elements=st.sampled_from([0, 0, 1, 2, 5]))
 

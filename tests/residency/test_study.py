@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import moetrace as mt
+from moetrace.residency.scoring import CACHE, COMPUTE, LOADING, NEITHER, UNKNOWN, UNTESTED
 from moetrace.residency.study import hot
-from moetrace.residency.summary import CACHE, COMPUTE, LOADING, NEITHER, UNKNOWN, UNTESTED
 
 CUTOFFS = [120, 200, 280]
 HORIZON = 80
