@@ -3,7 +3,7 @@
 from moetrace.formats.canonical import open_trace, save_trace
 from moetrace.formats.conversion import Progress, check_format, convert, from_frame, read_trace, reader_of
 from moetrace.formats.readers import FORMATS, sources_in
-from moetrace.formats.sources import Location, Query, fingerprint, location, locations, merge_hint, source_label
+from moetrace.formats.sources import Location, Query, fingerprint, locations, merge_hint, source_label
 from moetrace.formats.stream.cells import ReadOptions
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "convert",
     "fingerprint",
     "from_frame",
-    "location",
     "locations",
     "merge_hint",
     "open_trace",

@@ -277,10 +277,8 @@ def open_trace(path: str | Path) -> LoadTrace:
         return LoadTrace(document["info"], steps, tuple(by_layer), experts, read_layer, by_layer)
 
 
-@lru_cache(maxsize=8)
-def _footer(path: Path, *_version: int) -> FileMetaData:
-    """The footer of this version of the file, parsed once in a process: with many layers it is long."""
-    return pq.read_metadata(path)
+# The footer of this version of a file, parsed once in a process: with many layers it is long.
+_footer = lru_cache(maxsize=8)(lambda path, *_version: pq.read_metadata(path))
 
 
 def _read_layer(

@@ -100,18 +100,13 @@ class Query:
 Location = Path | Uri | Query
 
 
-def location(text: str) -> Location:
-    """The path or URI that *text* is."""
-    return Uri(text) if "://" in text else Path(text)
-
-
 def locations(source: str | Location | Sequence[str | Location]) -> list[Location]:
     """Where one source lies, or several; raises `SettingError` for an array or a frame, which lies nowhere."""
     if not isinstance(source, str | Location | Sequence):
         way_out = "moetrace.from_frame makes a trace of a data frame, LoadTrace.from_counts of an array"
         raise SettingError(f"a {type(source).__name__} is not a path to read from: {way_out}")
     given = [source] if isinstance(source, str | Location) else source
-    return [location(part) if isinstance(part, str) else part for part in given]
+    return [part if not isinstance(part, str) else Uri(part) if "://" in part else Path(part) for part in given]
 
 
 def source_label(paths: Sequence[Location]) -> str:

@@ -16,7 +16,7 @@ from moetrace.doctor import KINDS
 from moetrace.errors import WorkspaceError
 from moetrace.files import move, sweep, writing
 from moetrace.formats import ReadOptions, convert, open_trace, save_trace
-from moetrace.formats.readers.parts import MARKER, MARKER_TEXT, is_parts, part_number, part_path, part_paths
+from moetrace.formats.readers.parts import MARKER, MARKER_TEXT, is_parts, part_after, part_paths
 from moetrace.trace import LoadTrace, TraceInfo
 
 try:
@@ -45,7 +45,7 @@ class PartsFolder:
         self.latest: LoadTrace | None = None
         """The part that was written last when the recorder began."""
         self._lock = Lock(self.folder / MARKER)
-        self._first = 1
+        self._before: Path | None = None
         self._known: list[Path] = []
         self._placed = False
         with writing(self.folder):
@@ -62,7 +62,7 @@ class PartsFolder:
             if left and not unfinished:
                 # Left over from a recorder that was stopped while it cleaned up, or is cleaning up at this moment:
                 # then it may still remove parts of these numbers, so new ones get others.
-                self._first = part_number(left[-1]) + 1
+                self._before = left[-1]
                 self._remove_parts()
             self._take()
             try:
@@ -80,7 +80,7 @@ class PartsFolder:
                 (self.folder / REPLACES).touch()
         elif self.path.exists() and not part_paths(self.folder) and not (self.folder / REPLACES).exists():
             open_trace(self.path)  # raises for anything but a trace, before it is moved
-            move(self._target, part_path(self.folder, self._first))
+            move(self._target, part_after(self.folder, self._before))
         self._known = part_paths(self.folder)
         self.latest = open_trace(self._known[-1]) if self._known else None
 
@@ -98,7 +98,7 @@ class PartsFolder:
             self._hold()
             self._placed = False
             written = part_paths(self.folder)
-            part = part_path(self.folder, part_number(written[-1]) + 1 if written else self._first)
+            part = part_after(self.folder, written[-1] if written else self._before)
             save_trace(trace, part)
         whole = set(self._known) <= set(written)
         self._known = [*written, part]
@@ -249,10 +249,5 @@ class Lock:
 _all: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
-def _forget_all() -> None:
-    for lock in tuple(_all):
-        lock.forget()
-
-
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_all)
+    os.register_at_fork(after_in_child=lambda: [*map(Lock.forget, tuple(_all))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +12,6 @@ from moetrace.doctor import idle_experts
 from moetrace.errors import TraceError
 from moetrace.formats.canonical import open_trace
 from moetrace.formats.readers.parts import is_parts, read_parts
-from moetrace.trace import LoadTrace
 from moetrace.words import STABLE, UNKNOWN
 
 # Steps after which a change is noticed, median and 90% quantile: `benchmarks/change_points.py`.
@@ -62,9 +62,14 @@ def follow(path: str | Path, pause: Callable[[], None]) -> Iterator[Snapshot]:
     >>> [(snapshot.step, snapshot.closed) for snapshot in mt.follow("run.parquet", pause=lambda: None)]
     [(2000, True)]
     """
-    last = Snapshot(None, {}, (), False)
+    path, last = Path(path), Snapshot(None, {}, (), False)
     while not last.closed:
-        trace, closed = _recorded(Path(path))
+        folder, trace, closed = path if is_parts(path) else path.with_suffix(".parts"), None, False
+        with suppress(TraceError):  # no block yet, or the parts became the trace in between; the next snapshot shows it
+            if is_parts(folder):
+                trace = read_parts(folder)
+            elif path.is_file():
+                trace, closed = open_trace(path), True
         if trace is not None and (closed or trace.steps[-1] != last.step):
             step, layers, changes = int(trace.steps[-1]), {}, []
             for load in trace.by_layer():
@@ -81,15 +86,3 @@ def follow(path: str | Path, pause: Callable[[], None]) -> Iterator[Snapshot]:
             yield last
         if not last.closed:
             pause()
-
-
-def _recorded(path: Path) -> tuple[LoadTrace | None, bool]:
-    """What has been written so far, None if nothing was, and whether it is all."""
-    folder = path if is_parts(path) else path.with_suffix(".parts")
-    try:
-        if is_parts(folder):
-            return read_parts(folder), False
-        return (open_trace(path), True) if path.is_file() else (None, False)
-    except TraceError:
-        # No block yet, or the parts became the trace in between; the next snapshot shows it.
-        return None, False

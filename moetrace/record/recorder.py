@@ -10,7 +10,8 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self, get_args
@@ -43,32 +44,6 @@ class Block(NamedTuple):
     steps: Steps
     counts: Counts
     after_restart: bool
-
-
-@dataclass
-class Backlog:
-    """The *blocks* that wait, in the order of recording, and those *lost* because there were too many."""
-
-    blocks: list[Block] = field(default_factory=list)
-    lost: list[Block] = field(default_factory=list)
-
-    def add(self, block: Block) -> None:
-        """Hold *block*, the newest, and drop the oldest beyond `MOST_BLOCKS` or `MOST_WAITING`.
-
-        The first step after a restart is kept: without it, the steps of the run before the restart would stand in
-        the place of those dropped.
-        """
-        self.blocks.append(block)
-        while len(self.blocks) > MOST_BLOCKS or sum(held.counts.nbytes for held in self.blocks) > MOST_WAITING:
-            spare = (i for i, held in enumerate(self.blocks[:-1]) if not held.after_restart or len(held.steps) > 1)
-            oldest = next(spare, None)
-            if oldest is None:
-                return
-            dropped = self.blocks.pop(oldest)
-            if dropped.after_restart:
-                self.blocks.insert(oldest, Block(dropped.steps[:1].copy(), dropped.counts[:1].copy(), True))
-                dropped = Block(dropped.steps[1:], dropped.counts[1:], False)
-            self.lost.append(dropped._replace(counts=dropped.counts[:0].copy()))  # the steps are enough
 
 
 def steps_text(blocks: Iterable[Block]) -> str:
@@ -134,7 +109,8 @@ class Recorder:
         self._adding: dict[int, Counts] = {}
         self._steps: list[int] = []
         self._block: list[Counts] = []
-        self._backlog = Backlog()
+        self._waiting: list[Block] = []  # to be written, in the order of recording
+        self._lost: list[Block] = []  # as there were too many
         self._layers: tuple[int, ...] | None = None
         self._experts: int | None = None
         self._last: int | None = None
@@ -270,19 +246,15 @@ class Recorder:
         if self._closed or not self._is_mine():
             return
         self._end_block()
-        if self._parts.empty and not self._backlog.blocks:
+        if self._parts.empty and not self._waiting:
             self._closed = True
             self._attempt(self._parts.remove)
             raise TraceError(str(self.path), "no step was recorded", "call step() at the end of every step")
 
-        def finish() -> None:
-            self._write()
-            self._parts.compact(self._info)
-
         self._failing = False  # what is not closed is reported in any case
-        self._closed = self._attempt(finish)
-        if self._closed and self._backlog.lost:
-            lost = steps_text(self._backlog.lost)
+        self._closed = self._attempt(self._write, partial(self._parts.compact, self._info))
+        if self._closed and self._lost:
+            lost = steps_text(self._lost)
             reason = "they could not be written, and memory was full"
             warnings.warn(f"{self.path}: {lost} are missing: {reason}", RecordingWarning, stacklevel=2)
 
@@ -292,7 +264,7 @@ class Recorder:
             return
         try:
             self.flush()
-            if waiting := self._backlog.blocks:
+            if waiting := self._waiting:
                 message = f"{self.path}: {steps_text(waiting)} could not be written, and end with the process"
                 warnings.warn(message, RecordingWarning, stacklevel=2)
         finally:
@@ -320,15 +292,30 @@ class Recorder:
             self._parts.release()
 
     def _end_block(self) -> None:
-        """Make the steps held so far a block that waits to be written."""
-        if self._steps:
-            block = Block(np.array(self._steps, np.int64), np.stack(self._block), self._after_restart)
-            self._steps, self._block, self._after_restart = [], [], False
-            self._backlog.add(block)
+        """Make the steps held so far a block that waits, and drop the oldest beyond `MOST_BLOCKS` or `MOST_WAITING`.
+
+        The first step after a restart is kept: without it, the steps of the run before the restart would stand in
+        the place of those dropped.
+        """
+        if not self._steps:
+            return
+        waiting = self._waiting
+        waiting.append(Block(np.array(self._steps, np.int64), np.stack(self._block), self._after_restart))
+        self._steps, self._block, self._after_restart = [], [], False
+        while len(waiting) > MOST_BLOCKS or sum(held.counts.nbytes for held in waiting) > MOST_WAITING:
+            spare = (i for i, held in enumerate(waiting[:-1]) if not held.after_restart or len(held.steps) > 1)
+            oldest = next(spare, None)
+            if oldest is None:
+                return
+            dropped = waiting.pop(oldest)
+            if dropped.after_restart:
+                waiting.insert(oldest, Block(dropped.steps[:1].copy(), dropped.counts[:1].copy(), True))
+                dropped = Block(dropped.steps[1:], dropped.counts[1:], False)
+            self._lost.append(dropped._replace(counts=dropped.counts[:0].copy()))  # the steps are enough
 
     def _write(self) -> None:
         """Write the blocks that wait, oldest first; those that are not written when an error comes stay."""
-        while blocks := self._backlog.blocks:
+        while blocks := self._waiting:
             block = blocks[0]
             trace = LoadTrace.from_counts(block.counts, name=self._info.name, steps=block.steps, layers=self._layers)
             info = replace(self._info, tokens_per_step=trace.info.tokens_per_step)
@@ -336,17 +323,18 @@ class Recorder:
                 self._torn = True
             del blocks[0]
 
-    def _attempt(self, write: Callable[[], None]) -> bool:
-        """Whether *write* succeeded. The first failure in a row is a warning; every one is an error where asked for."""
+    def _attempt(self, *writes: Callable[[], None]) -> bool:
+        """Whether *writes* succeeded; the first failure in a row is a warning, and each an error where asked for."""
         try:
-            write()
+            for write in writes:
+                write()
         except (MoetraceError, OSError) as error:
             if self._raises:
                 raise
             if not self._failing:
                 self._failing = True
                 kept = "no step is written yet" if self._parts.empty else f"{self._parts.folder} has what was written"
-                kept += f", memory has {steps_text(self._backlog.blocks)}" if self._backlog.blocks else ""
+                kept += f", memory has {steps_text(self._waiting)}" if self._waiting else ""
                 message = f"{error}; the run goes on; {kept}: call close() to try again, each block does as well"
                 warnings.warn(message, RecordingWarning, stacklevel=3)
             return False

@@ -84,12 +84,8 @@ class Watch:
 
         *weights*, of the same shape, holds 1 for choices that count and 0 for those that do not.
         """
-
-        def counts(*passed: Any) -> Tensor:
-            chosen = pick(*passed)
-            return count_indices(chosen, experts, None if weights is None else weights(*passed))
-
-        self.counts(module, layer, counts)
+        counted = lambda *all: count_indices(pick(*all), experts, None if weights is None else weights(*all))  # noqa: E731
+        self.counts(module, layer, counted)
 
     def chosen(self, module: Module, layer: int, pick: Pick) -> None:
         """Count the map of choices (tokens, experts) that *pick* takes from each pass, true where chosen."""

@@ -42,18 +42,15 @@ def watch(model: Module, recorder: Recorder | None, *, padding: bool = False, **
     *settings* are those of `Watch`. Raises `TraceError` when the model has no experts to watch.
     """
     watching = Watch(recorder, **settings)
-    places = _experts_given_indices(model) or _routers_giving_indices(model)
+    places = _places(model)
     layers = layers_of({path: module for path, module, _, _ in places})
 
-    def weights(pick: Pick) -> Pick:
-        def of(*passed: Any) -> Tensor | None:
-            chosen = pick(*passed)  # (tokens, top_k), or (batch, tokens, top_k)
-            return _weights(watching.context, chosen.numel() // chosen.shape[-1], chosen.shape[-1], chosen.device)
-
-        return of
+    def weights(pick: Pick, *passed: Any) -> Tensor | None:
+        chosen = pick(*passed)  # (tokens, top_k), or (batch, tokens, top_k)
+        return _weights(watching.context, chosen.numel() // chosen.shape[-1], chosen.shape[-1], chosen.device)
 
     for path, module, experts, pick in places:
-        watching.indices(module, layers[path], experts, pick, weights(pick))
+        watching.indices(module, layers[path], experts, pick, partial(weights, pick))
     if not places:
         _watch_logits(model, watching)
     if padding:
@@ -64,39 +61,32 @@ def watch(model: Module, recorder: Recorder | None, *, padding: bool = False, **
     return watching
 
 
-def _experts_given_indices(model: Module) -> list[Place]:
-    """Modules of experts that are given the chosen indices."""
+def _places(model: Module) -> list[Place]:
+    """Modules of experts that are given the chosen indices, or else routers: of their output the first integers count.
+
+    Both know the number of experts; the names of routers end in router or gate.
+    """
 
     def argument(name: str, position: int) -> Pick:
         return lambda _module, args, kwargs, _output: kwargs[name] if name in kwargs else args[position]
 
-    places = []
-    for path, module in model.named_modules():
-        size = _size(module)
-        parameters = list(inspect.signature(module.forward).parameters)
-        name = next((name for name in INDEX_ARGUMENTS if name in parameters), None)
-        if size is not None and name is not None:
-            places.append((path, module, size, argument(name, parameters.index(name))))
-    return places
-
-
-def _routers_giving_indices(model: Module) -> list[Place]:
-    """Modules named as routers that know the number of experts; the first tensor of integers in the output counts."""
-
-    def pick(module: Module, _args: Any, _kwargs: Any, output: Any) -> Tensor:
+    def first_integers(module: Module, _args: Any, _kwargs: Any, output: Any) -> Tensor:
         for part in output if isinstance(output, tuple) else (output,):
             if isinstance(part, torch.Tensor) and not part.is_floating_point() and part.dtype != torch.bool:
                 return part
         raise TraceError(type(module).__name__, "gives back no expert indices", BY_HAND)
 
-    named = [(path, module) for path, module in model.named_modules()]
-    routers = [(path, m, _size(m)) for path, m in named if type(m).__name__.lower().endswith(("router", "gate"))]
-    return [(path, module, size, pick) for path, module, size in routers if size is not None]
-
-
-def _size(module: Module) -> int | None:
-    sizes = (getattr(module, name, None) for name in EXPERT_NUMBERS)
-    return next((size for size in sizes if isinstance(size, int)), None)
+    experts: list[Place] = []
+    routers: list[Place] = []
+    for path, module in model.named_modules():
+        sizes = [size for name in EXPERT_NUMBERS if isinstance(size := getattr(module, name, None), int)]
+        parameters = list(inspect.signature(module.forward).parameters)
+        name = next((name for name in INDEX_ARGUMENTS if name in parameters), None)
+        if sizes and name is not None:
+            experts.append((path, module, sizes[0], argument(name, parameters.index(name))))
+        if sizes and type(module).__name__.lower().endswith(("router", "gate")):
+            routers.append((path, module, sizes[0], first_integers))
+    return experts or routers
 
 
 def _mask_of(watching: Watch, module: Module, args: tuple[Any, ...], kwargs: dict[str, Any], outer: Any) -> Any:

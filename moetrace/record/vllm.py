@@ -58,21 +58,16 @@ class Settings:
         Raises `SettingError` for an invalid path or number.
         """
 
-        def number(name: str) -> int | None:
-            text = os.environ.get(name)
-            if text is None or (text.isdecimal() and int(text)):
-                return text if text is None else int(text)
-            raise SettingError(f"{name}={text!r}: must be a positive integer")
-
-        path = os.environ.get("MOETRACE_RECORD")
-        if not path:
+        text = os.environ.get("MOETRACE_RECORD")
+        if not text:
             return None
-        return cls(trace_path(path).absolute(), number("MOETRACE_RECORD_EVERY") or 1, number("MOETRACE_RECORD_MB"))
-
-    @property
-    def pause_file(self) -> Path:
-        """The file that pauses the recording while it is there, of all ranks."""
-        return self.path.with_suffix(".pause")
+        path, numbers = trace_path(text).absolute(), list[int | None]()
+        for name in ("MOETRACE_RECORD_EVERY", "MOETRACE_RECORD_MB"):
+            text = os.environ.get(name)
+            if text is not None and not (text.isdecimal() and int(text)):
+                raise SettingError(f"{name}={text!r}: must be a positive integer")
+            numbers.append(text if text is None else int(text))
+        return cls(path, numbers[0] or 1, numbers[1])
 
 
 def register() -> None:
@@ -174,7 +169,8 @@ class Recording:
         if (self._decode.last_step or 0) > self._step:
             self._decode.resume_from(self._step)
         self._ended = self._late = self._closed = False
-        self._paused = settings.pause_file.exists()
+        self._pause = settings.path.with_suffix(".pause")  # the recording of all ranks stands still while it is there
+        self._paused = self._pause.exists()
         self._free: Queue[int] = Queue()
         for slot in range(WAITING):
             self._free.put(slot)
@@ -275,13 +271,19 @@ class Recording:
                 with suppress(Empty):
                     if (item := self._passes.get(timeout=1.0)) is not None:
                         held += self._keep(*item)
-                paused = self._settings.pause_file.exists()
+                paused = self._pause.exists()
                 if paused != self._paused:
                     self._paused = paused
                     logger.info("recording is paused" if paused else "recording goes on")
                 due = held >= BLOCK_BYTES or time.monotonic() >= written + BLOCK_SECONDS
                 if held and (due or paused or item is None):
-                    self._flush()
+                    size = 0
+                    for recorder in (self._decode, self._every):  # after a kill decode lacks no pass that the other has
+                        recorder.flush()
+                        parts = recorder.path.with_suffix(".parts").glob("*.parquet")
+                        size += sum(part.stat().st_size for part in parts)
+                    if self._settings.megabytes is not None and size > self._settings.megabytes * 10**6:
+                        self._end(f"recording has ended: it takes {size / 1e6:.1f} MB", logger.warning)
                     held, written = 0, time.monotonic()
         except Exception:  # noqa: BLE001 - nothing ends the server
             self._end("recording has ended after an error; the server goes on", logger.exception)
@@ -296,15 +298,6 @@ class Recording:
         self._every.step(step)
         self._free.put(slot)
         return phases.nbytes
-
-    def _flush(self) -> None:
-        """Write what is held, decode first: after a kill it lacks no pass that the other trace has."""
-        size = 0
-        for recorder in (self._decode, self._every):
-            recorder.flush()
-            size += sum(part.stat().st_size for part in recorder.path.with_suffix(".parts").glob("*.parquet"))
-        if self._settings.megabytes is not None and size > self._settings.megabytes * 10**6:
-            self._end(f"recording has ended: it takes {size / 1e6:.1f} MB", logger.warning)
 
     def _end(self, message: str, log: Callable[[str], None]) -> None:
         if not self._ended:

@@ -20,7 +20,7 @@ from moetrace.formats import (
     Progress,
     Query,
     ReadOptions,
-    location,
+    locations,
     merge_hint,
     reader_of,
     source_label,
@@ -113,7 +113,7 @@ class Dumps:
         if not given and not Path(DEFAULT_SOURCE).exists():
             why = f"there is no ./{DEFAULT_SOURCE} here"
             raise SettingError(f"name what to read, such as moetrace ingest log.csv: {why}")
-        found = [source for text in given or [DEFAULT_SOURCE] for source in sources_in(location(str(text)))]
+        found = [own for place in locations([*map(str, given or [DEFAULT_SOURCE])]) for own in sources_in(place)]
         if self.merge and len(found) < 2:
             raise SettingError(f"--merge goes with several files, and {source_label(found)} is one")
         if self.merge:

@@ -115,7 +115,7 @@ def test_what_does_not_fit_into_memory_is_missing_and_said(disk):
     disk.fill()
     with one_warning("No space left"):
         record(recorder, 21, 520)
-    assert 20 == len(recorder._backlog.blocks)
+    assert 20 == len(recorder._waiting)
     disk.empty()
     with one_warning("steps 21 to 320 are missing: they could not be written"):
         recorder.close()
@@ -134,11 +134,11 @@ def test_the_bytes_held_are_bounded(simulated, monkeypatch):
     simulated.fill()
     with one_warning("No space left"):
         record(recorder, 1, 100)
-    assert [(71, 80), (81, 90), (91, 100)] == [(block.steps[0], block.steps[-1]) for block in recorder._backlog.blocks]
+    assert [(71, 80), (81, 90), (91, 100)] == [(block.steps[0], block.steps[-1]) for block in recorder._waiting]
     monkeypatch.setattr("moetrace.record.recorder.MOST_WAITING", 1)
     record(recorder, 101, 110)
 
-    assert [(101, 110)] == [(block.steps[0], block.steps[-1]) for block in recorder._backlog.blocks]
+    assert [(101, 110)] == [(block.steps[0], block.steps[-1]) for block in recorder._waiting]
 
 
 def test_a_run_that_went_back_while_the_disk_was_full_is_one_run(disk):

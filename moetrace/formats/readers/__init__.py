@@ -73,10 +73,7 @@ def names() -> list[str]:
 
 def _installed(name: str) -> Format:
     """The format that an installed package calls *name*; raises what `Plugin.made` does."""
-
-    def fits(own: object) -> bool:
-        return is_dataclass(own) and getattr(own, "name", None) == name and isinstance(own, Format)
-
+    fits = lambda own: is_dataclass(own) and getattr(own, "name", None) == name and isinstance(own, Format)  # noqa: E731
     found: Format = installed(GROUP)[name].made(f"moetrace.Format called {name}", fits, FORMATS)
     return found
 

@@ -10,7 +10,7 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, ClassVar
 
@@ -75,13 +75,7 @@ class NumpyFormat(ValueFormat):
             of_lmdeploy = is_torch(path) and {"counts", "total_tokens"} <= set(arrays)
             if of_lmdeploy and axes is None and len(arrays["counts"].shape) == 2:
                 axes = "layers,experts"
-            reading = array_reading(arrays, path, axes, self.values(path))
-
-        def cells() -> Iterator[Cells]:
-            with library_errors(reading.where, *NO_DATA):
-                yield from reading.cells()
-
-        return replace(reading, cells=cells)
+            return array_reading(arrays, path, axes, self.values(path))
 
 
 @dataclass(frozen=True)
@@ -247,11 +241,12 @@ def array_reading(
 
     def cells() -> Iterator[Cells]:
         start = 0
-        for part in cube.rows(max(1, BATCH_CELLS // (n_layers * experts))):
-            part = part.astype(np.int8) if part.dtype == bool else part
-            counts = values.counts(part, key, start)
-            yield dense_cells(steps[0][start : start + len(part)], layers[0], counts)
-            start += len(part)
+        with library_errors(where, *NO_DATA):
+            for part in cube.rows(max(1, BATCH_CELLS // (n_layers * experts))):
+                part = part.astype(np.int8) if part.dtype == bool else part
+                counts = values.counts(part, key, start)
+                yield dense_cells(steps[0][start : start + len(part)], layers[0], counts)
+                start += len(part)
 
     rank, size = (int(arrays[name].whole()) if name in arrays and not arrays[name].shape else 1 for name in PART)
     return values.reading(

@@ -29,14 +29,9 @@ The folder can be read as it is, with `moetrace ingest` and the path of this fol
 """
 
 
-def part_path(folder: Path, number: int) -> Path:
-    """Where the part with that *number* lies in *folder*."""
-    return folder / f"part-{number:08d}.parquet"
-
-
-def part_number(part: Path) -> int:
-    """The number of the part at that path."""
-    return int(part.stem.removeprefix("part-"))
+def part_after(folder: Path, part: Path | None) -> Path:
+    """Where the part that follows *part* lies in *folder*, the first of all where that is None."""
+    return folder / f"part-{int(part.stem.removeprefix('part-')) + 1 if part else 1:08d}.parquet"
 
 
 def part_paths(folder: Path) -> list[Path]:

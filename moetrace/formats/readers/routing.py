@@ -23,20 +23,10 @@ from moetrace.formats.readers.arrays import COUNTS_KEYS, Array, arrays_in, dig, 
 from moetrace.formats.readers.arrow import COLUMN_BYTES, longest_list
 from moetrace.formats.readers.tensors import is_torch, keys_of
 from moetrace.formats.sources import LAYER_IN_NAME, STEP_IN_NAME, WRITE_AGAIN, layer_in_name, library_errors
-from moetrace.formats.stream import tables, text
+from moetrace.formats.stream import columns, tables, text
 from moetrace.formats.stream.cells import Format, Reading
 from moetrace.formats.stream.choices import Choices, choices_reading, side_by_side
-from moetrace.formats.stream.columns import (
-    OF_LAYER,
-    VALUE_NAMES,
-    Rows,
-    doubt_of,
-    flattened,
-    kind_of,
-    pairs_of,
-    places,
-    simple_name,
-)  # fmt: skip
+from moetrace.formats.stream.columns import Rows, doubt_of, simple_name
 from moetrace.trace import FLOAT64_EXACT
 from moetrace.words import Phase
 
@@ -141,7 +131,7 @@ class RoutingFormat(Format):
         else:
             tokens = None
         top_k = top_k or (0 if table.one_each else None)
-        rows = partial(_choices, path, table, pairs_of(self.where))
+        rows = partial(_choices, path, table, columns.pairs_of(self.where))
         return choices_reading(rows, where, assumed, tokens=tokens, top_k=top_k, **asked)
 
     def _by_tokens(self, where: str) -> str:
@@ -151,7 +141,7 @@ class RoutingFormat(Format):
 
     def _read_array(self, path: Path, asked: Mapping[str, Any]) -> Reading:
         where, arrays = str(path), arrays_in(path, self.key)
-        if all(map(OF_LAYER.search, arrays)) or all(map(str.isdecimal, arrays)):
+        if all(map(columns.OF_LAYER.search, arrays)) or all(map(str.isdecimal, arrays)):
             with library_errors(where, "holds choices of layers of unlike shapes", "save as many tokens of each layer"):
                 beside = np.stack([array.whole() for array in arrays.values()], axis=1)  # (tokens, layers, k)
             arrays = {"routed_experts": Array.held(beside)}
@@ -289,7 +279,7 @@ def _columns_of(path: Path) -> tuple[list[str], list[str]]:
     """The columns of a Parquet file, of a header, or the keys of the first JSON line; and those that hold lists."""
     if text.ends_with(path, ".parquet", ".pq"):
         schema = pq.read_schema(path)
-        return list(schema.names), [name for name, kind in zip(schema.names, schema.types) if kind_of(kind) == "list"]
+        return schema.names, [field.name for field in schema if columns.kind_of(field.type) == "list"]
     if text.ends_with(path, ".csv", ".tsv"):
         return text.header_of(path)[0], []
     first = json.loads(text.head_of(path).partition("\n")[0]) if text.ends_with(path, ".jsonl", ".ndjson") else {}
@@ -327,7 +317,7 @@ def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool
     named = {simple_name(name): name for name in reversed(names)}
     token, layer = tables.first_named(named, TOKEN_NAMES), tables.first_named(named, tables.LAYER_NAMES)
     roles = {"step": tables.first_named(named, BATCH_NAMES), "layer": layer}
-    counts = [named[name] for name in VALUE_NAMES if name in named and named[name] != token]
+    counts = [named[name] for name in columns.VALUE_NAMES if name in named and named[name] != token]
     if counts and not (token and set(map(simple_name, counts)) <= {"prob", "share", "fraction"}):
         return None
     chosen = [name for name in lists if simple_name(name).startswith("expert")] or lists
@@ -336,9 +326,9 @@ def choice_columns(names: Sequence[str], lists: Sequence[str] = (), forced: bool
     beside = beside if beside and (token or forced or simple_name(beside[0]).startswith(("top", "choice"))) else []
     expert = tables.first_named(named, tables.EXPERT_NAMES)
     expert = expert if forced or token or (roles["step"] is None and layer) else None
-    columns = tuple([listed] if listed else beside or ([expert] if expert else []))
+    found = tuple([listed] if listed else beside or ([expert] if expert else []))
     apart = tuple(name for name in names if simple_name(name) in (*tables.PHASE_NAMES, *tables.MODEL_NAMES))
-    return ChoiceColumns(columns, roles, apart, not listed and not beside) if columns else None
+    return ChoiceColumns(found, roles, apart, not listed and not beside) if found else None
 
 
 def _choices(
@@ -388,13 +378,13 @@ def _chosen(rows: Rows, table: ChoiceColumns) -> tuple[NDArray[np.intp], NDArray
     if len(table.columns) > 1 or table.one_each:
         chosen = np.stack([rows.numbers(column) for column in table.columns], axis=1)
     else:
-        flat, (*outer, sizes), nulls = flattened(rows.lists(table.columns[0]))
+        flat, (*outer, sizes), nulls = columns.flattened(rows.lists(table.columns[0]))
         if nulls:
             raise TraceError(at, "holds a null", "every token needs its choices")
         for level in outer:
             of_token = np.repeat(of_token, level)
         if len(outer) > 1 and table.roles["layer"] is None:
-            layers = places(outer[1])
+            layers = columns.places(outer[1])
         values = flat.to_numpy(zero_copy_only=False)
         if values.dtype.kind == "f" and ((np.abs(values) <= FLOAT64_EXACT) & (values == np.floor(values))).all():
             values = values.astype(np.int64)

@@ -86,7 +86,10 @@ class _Reader(pickle._Unpickler):
             return name
         known: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor_v2": self._tensor,
-            "torch._utils._rebuild_tensor_v3": self._tensor_of_type,
+            # The type stands behind the gradient and the hooks where it has no storage of its own.
+            "torch._utils._rebuild_tensor_v3": lambda storage, *rest: self._tensor(
+                _Storage(storage.data, np.dtype(DTYPES[rest[5]]).newbyteorder(self.order)), *rest
+            ),
             "torch._utils._rebuild_parameter": lambda data, *_: data,
             "collections.OrderedDict": _Mapping,
             "collections.Counter": _Mapping,
@@ -126,13 +129,6 @@ class _Reader(pickle._Unpickler):
         require(32 * math.prod(size), str(self.path), f"a tensor of the shape {tuple(size)}", "save fewer steps in it")
         apart = [values.itemsize * n for n in stride]
         return np.lib.stride_tricks.as_strided(values[offset:], tuple(size), apart).copy()
-
-    def _tensor_of_type(
-        self, storage: _Storage, offset: int, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: str, *_: Any
-    ) -> NDArray[Any]:
-        """The same of a type that has no storage of its own."""
-        own = np.dtype(DTYPES[dtype]).newbyteorder(self.order)
-        return self._tensor(_Storage(storage.data, own), offset, size, stride)
 
 
 def is_torch(path: Path) -> bool:

@@ -18,22 +18,9 @@ from moetrace.errors import SettingError, TraceError, shown
 from moetrace.formats.readers.arrays import COUNTS_KEYS, PART, Array, array_reading, dig, keys_in
 from moetrace.formats.readers.routing import choice_columns
 from moetrace.formats.sources import library_errors, step_in_name
-from moetrace.formats.stream import text
+from moetrace.formats.stream import columns, text
 from moetrace.formats.stream.cells import Cells, Reading
-from moetrace.formats.stream.columns import (
-    BARE,
-    COUNT_NAMES,
-    OF_LAYER,
-    Tags,
-    ValueFormat,
-    Values,
-    compiled,
-    doubt_of,
-    few_columns,
-    pairs_of,
-    simple_name,
-    tags_by,
-)  # fmt: skip
+from moetrace.formats.stream.columns import OF_LAYER, Tags, ValueFormat, Values, doubt_of, simple_name
 from moetrace.formats.stream.tables import EXPERT_NAMES, LAYER_NAMES, STEP_NAMES, TableFormat, table_reading
 from moetrace.trace import FLOAT64_EXACT
 
@@ -82,7 +69,7 @@ class CsvFormat(TableFormat):
     def read(self, path: Path) -> Reading:
         """Match the header to a layout and stream the rows."""
         where, (names, delimiter) = str(path), text.header_of(path)
-        few_columns(len(names), where)
+        columns.few_columns(len(names), where)
         if len(names) < 2:
             way_out = "begin it with the names of its columns, in UTF-8"
             raise TraceError(where, "has no header with columns", way_out)
@@ -137,7 +124,7 @@ class JsonLinesFormat(TableFormat):
         step = next((name for name in first if simple_name(name) in STEP_NAMES), None)
         layer = next((name for name in first if simple_name(name) in LAYER_NAMES), None)
         inside = [name for name, part in first.items() if isinstance(part, dict | list) and name not in (step, layer)]
-        counts = [name for name in inside if simple_name(name) in (*COUNT_NAMES, "layers", "experts")]
+        counts = [name for name in inside if simple_name(name) in (*columns.COUNT_NAMES, "layers", "experts")]
         of_layers = all(map(OF_LAYER.search, inside))
         keys = keys_in(first)
         if step is None or step in inside or not (key or counts or len(inside) == 1 or of_layers):
@@ -236,10 +223,10 @@ def _rows_of(document: Any, where: str) -> list[dict[str, Any]] | None:
     """The rows of a table: a list of objects, or columns and data as Weights & Biases writes them; None for others."""
     if isinstance(document, list):
         return document if document and all(isinstance(row, dict) for row in document) else None
-    data, columns = (document.get(key) for key in ("data", "columns")) if isinstance(document, dict) else (None, None)
-    if not isinstance(columns, list) or not isinstance(data, list):
+    data, header = (document.get(key) for key in ("data", "columns")) if isinstance(document, dict) else (None, None)
+    if not isinstance(header, list) or not isinstance(data, list):
         return None
-    names = [str(name) for name in columns]
+    names = [str(name) for name in header]
     for i, row in enumerate(data):
         if not isinstance(row, list) or len(row) != len(names):
             raise TraceError(f"{where}, row {i}", f"has not {len(names)} values", "give one for each of `columns`")
@@ -315,7 +302,7 @@ def _number(key: Any, where: str, needs: str) -> int:
         return key
     if not isinstance(key, str):
         raise TraceError(where, f"has {key!r:.40} where a step, a layer or an expert should be", needs)
-    found = BARE.fullmatch(key) or next((match for word in WORDS.values() if (match := word.search(key))), None)
+    found = columns.BARE.fullmatch(key) or next((match for word in WORDS.values() if (match := word.search(key))), None)
     groups = [text for text in (found[0], *found.groups()) if text and text.isdecimal()] if found else []
     if not groups:
         raise TraceError(where, f"has a key {key[:60]!r} that numbers nothing", needs)
@@ -349,7 +336,7 @@ class LogFormat(ValueFormat):
             usual = _usual(path)
             way_out = "give a --pattern with the groups step, layer, expert and tokens, a number or a list"
             raise TraceError(where, "is a log of lines", way_out + (f", such as '{usual}'" if usual else ""))
-        pattern = compiled(self.pattern, where)
+        pattern = columns.compiled(self.pattern, where)
         if "tokens" not in pattern.groupindex or not GROUPS >= set(pattern.groupindex):
             raise TraceError(where, "--pattern has not the groups of a log", "use step, layer, expert and tokens")
         values = self.values(path)
@@ -397,8 +384,8 @@ class PrometheusFormat(ValueFormat):
 
     def read(self, path: Path) -> Reading:
         """Each scrape is a step; counts are added up over other labels."""
-        values, tags = self.values(path), tags_by(self.pattern, str(path))
-        only, head = pairs_of(self.where), text.head_of(path)
+        values, tags = self.values(path), columns.tags_by(self.pattern, str(path))
+        only, head = columns.pairs_of(self.where), text.head_of(path)
         names = [found["name"] for line in head.split("\n") if (found := SAMPLE.match(line)) and tags.match(line, "")]
         name = self.key or next(iter(names), "")
         return values.reading(
