@@ -39,7 +39,7 @@ from .formats import (
     read_trace as read_trace,
     save_trace as save_trace,
 )
-from .formats.export import export_trace as export_trace
+from .formats.conversion import export_trace as export_trace
 from .formats.stream.cells import (
     Cells as Cells,
     Format as Format,

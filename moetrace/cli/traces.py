@@ -137,7 +137,7 @@ def export(
     Example: moetrace export gpt-moe-8e-a --to long -o a.parquet
     """
     from moetrace.files import output, temporary
-    from moetrace.formats.export import export_trace
+    from moetrace.formats.conversion import export_trace
 
     if shared.output is None:
         raise typer.BadParameter("missing -o PATH: the file to write, or -o - for the standard output")

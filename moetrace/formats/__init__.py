@@ -7,21 +7,7 @@ from moetrace.formats.sources import Location, Query, fingerprint, locations, me
 from moetrace.formats.stream.cells import ReadOptions
 
 __all__ = [
-    "FORMATS",
-    "Location",
-    "Progress",
-    "Query",
-    "ReadOptions",
-    "check_format",
-    "convert",
-    "fingerprint",
-    "from_frame",
-    "locations",
-    "merge_hint",
-    "open_trace",
-    "read_trace",
-    "reader_of",
-    "save_trace",
-    "source_label",
+    "FORMATS", "Location", "Progress", "Query", "ReadOptions", "check_format", "convert", "fingerprint",
+    "from_frame", "locations", "merge_hint", "open_trace", "read_trace", "reader_of", "save_trace", "source_label",
     "sources_in",
-]
+]  # fmt: skip

@@ -1,8 +1,12 @@
-"""From a dump of any known kind to the canonical file, or to a trace in memory."""
+"""From a dump of any known kind to the canonical file, or to a trace in memory, and from that to other files.
+
+Other programs read it back as Parquet in three layouts, CSV, NPZ, or tables of forecasting libraries.
+"""
 
 from __future__ import annotations
 
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -12,6 +16,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from moetrace.doctor import finding, gap_findings, raise_for_errors
 from moetrace.errors import SettingError, TraceError, shown
@@ -31,16 +38,21 @@ from moetrace.formats.sources import (
 )
 from moetrace.formats.stream import merge
 from moetrace.formats.stream.blocks import Grid, OutOfOrder, in_order
-from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, joined, readings_of
+from moetrace.formats.stream.cells import Block, Format, ReadOptions, Source, dense_cells, joined, readings_of, to_lists
 from moetrace.formats.stream.columns import Values
 from moetrace.formats.stream.tables import Naming, table_reading
-from moetrace.settings import label, with_settings
+from moetrace.settings import label, unknown, with_settings
 from moetrace.trace import LoadTrace, Steps, TraceInfo
 
 # Rows of a data frame looked at at a time.
 BATCH_ROWS = 1 << 18
 # Findings that are no news of counts known to be rounded.
 ROUNDED = ("rounded", "doubled", "multiplied")
+# Cells held at a time for an export (256 MB of counts). Every layer is read once for each such block of steps, so
+# blocks are as large as memory allows, and rows still come in the order of their steps.
+EXPORT_CELLS = 1 << 25
+# Rows of a table written at a time.
+EXPORT_ROWS = 1 << 20
 
 Progress = Callable[[int, int | None], None]
 """Called with the cells read so far, and their number in all where that is known."""
@@ -356,3 +368,103 @@ def check_format(format: Format, path: str | Path, options: ReadOptions = ReadOp
         same = again and all(np.array_equal(*columns) for columns in zip(joined(first), joined(again)))
         assert same, "the cells are others the second time"
     return Dump.of(source, format.name, options).trace(path.stem, str(path))
+
+
+# --- and back ------------------------------------------------------------------------------------------
+
+
+def export_trace(trace: LoadTrace, path: str | Path, kind: str) -> None:
+    """Write *trace* to *path* as one of `LAYOUTS`, atomically, a block of steps or a layer at a time.
+
+    Experts have the numbers that they have in the source, where the kind has numbers at all.
+
+    Raises `SettingError` for another *kind*, `TraceError` when what is read of the trace is damaged.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> mt.export_trace(trace, "run.csv", "csv")
+    >>> mt.read_trace("run.csv").experts
+    8
+    """
+    if kind not in LAYOUTS:
+        raise unknown("kind of export", kind, LAYOUTS)
+    with replacing(Path(path)) as at:
+        rows = LAYOUTS[kind]
+        if rows is None:
+            _write_arrays(trace, at)
+            return
+        batches = rows(trace)
+        first = next(batches)
+        if kind == "csv":
+            options = pc.WriteOptions(quoting_style="needed", quoting_header="needed")
+            writer = pc.CSVWriter(at, first.schema, write_options=options)
+        else:
+            writer = pq.ParquetWriter(at, first.schema, compression="zstd", write_page_checksum=True)
+        with writer:
+            writer.write_batch(first)
+            for batch in batches:
+                writer.write_batch(batch)
+
+
+def _blocks(trace: LoadTrace) -> Iterator[Block]:
+    rows = max(1, EXPORT_CELLS // (len(trace.layers) * trace.experts))
+    for a in range(0, len(trace.steps), rows):
+        counts = [trace.read_layer(number)[a : a + rows] for number in trace.layers]
+        yield Block(trace.steps[a : a + rows], np.stack(counts, axis=1))
+
+
+def _long(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
+    for steps, counts in _blocks(trace):
+        rows = max(1, EXPORT_ROWS // counts[0].size)
+        for a in range(0, len(steps), rows):
+            step, layer, expert, tokens = dense_cells(steps[a : a + rows], trace.layers, counts[a : a + rows])
+            numbers = expert + trace.info.first_expert
+            columns: dict[str, NDArray[Any]] = {"step": step, "layer": layer, "expert": numbers, "tokens": tokens}
+            yield pa.RecordBatch.from_pydict(columns)
+
+
+def _rows(trace: LoadTrace, lists: bool) -> Iterator[pa.RecordBatch]:
+    """A row for each step and layer, in the order of the steps, its counts in a list or in a column for each expert."""
+    names = [f"expert_{trace.info.first_expert + i}" for i in range(trace.experts)]
+    at_once = max(1, EXPORT_ROWS // trace.experts)
+    for steps, whole in _blocks(trace):
+        step, layer = np.repeat(steps, len(trace.layers)), np.tile(np.array(trace.layers), len(steps))
+        counts = whole.reshape(len(step), trace.experts)
+        for a in range(0, len(step), at_once):
+            part = counts[a : a + at_once]
+            inside = {"counts": to_lists(part)} if lists else dict(zip(names, part.T))
+            place = {"step": step[a : a + at_once], "layer": layer[a : a + at_once]}
+            yield pa.RecordBatch.from_pydict({**place, **inside})
+
+
+def _forecasting(trace: LoadTrace) -> Iterator[pa.RecordBatch]:
+    """One series for each expert, as forecasting libraries have them: sorted by series, then by step."""
+    for load in trace.by_layer():
+        for expert in range(trace.experts):
+            name = f"layer_{load.layer}/expert_{trace.info.first_expert + expert}"
+            series = pa.repeat(name, len(load.steps))
+            yield pa.RecordBatch.from_pydict({"unique_id": series, "ds": load.steps, "y": load.counts[:, expert]})
+
+
+def _write_arrays(trace: LoadTrace, path: Path) -> None:
+    shape = (len(trace.steps), len(trace.layers), trace.experts)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name, values in (("steps", trace.steps), ("layers", np.array(trace.layers, np.int64))):
+            with archive.open(f"{name}.npy", "w") as file:
+                np.save(file, values, allow_pickle=False)
+        with archive.open("counts.npy", "w", force_zip64=True) as file:
+            header = {"descr": "<i8", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for _, counts in _blocks(trace):
+                file.write(np.ascontiguousarray(counts, "<i8").tobytes())
+
+
+# The rows of each kind; None is an archive of arrays.
+LAYOUTS: dict[str, Callable[[LoadTrace], Iterator[pa.RecordBatch]] | None] = {
+    "long": _long,
+    "wide": partial(_rows, lists=False),
+    "nested": partial(_rows, lists=True),
+    "csv": _long,
+    "npz": None,
+    "forecasting": _forecasting,
+}

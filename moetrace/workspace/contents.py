@@ -26,7 +26,7 @@ from moetrace.formats import (
     source_label,
     sources_in,
 )  # fmt: skip
-from moetrace.formats.export import export_trace
+from moetrace.formats.conversion import export_trace
 from moetrace.reporting.screens import ingested_sentence, listed_sentence, traces_screen
 from moetrace.trace import LoadTrace
 from moetrace.words import EXPORTED, Merge, Phase

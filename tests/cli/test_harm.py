@@ -21,7 +21,7 @@ from processes import exit_code, forked, in_turn
 
 from moetrace import Finding, LoadTrace, TraceError, TraceInfo, open_trace, save_trace
 from moetrace.errors import printable
-from moetrace.formats import export
+from moetrace.formats import conversion
 from moetrace.reporting.tables import csv
 
 HOSTILE = {
@@ -387,8 +387,8 @@ def test_an_export_to_a_full_disk_names_no_temporary_file(ingested, monkeypatch,
     def full(*_args, **_settings):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), None)
 
-    for kind in export.KINDS:
-        monkeypatch.setitem(export.KINDS, kind, full)
+    for kind in conversion.LAYOUTS:
+        monkeypatch.setitem(conversion.LAYOUTS, kind, full)
     done = ingested("export", "t", "--to", to, "-o", output)
 
     assert (1, "") == (done.code, done.out)

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from moetrace import LoadTrace, ReadOptions, TraceError, read_trace, save_trace
-from moetrace.formats import export
-from moetrace.formats.export import KINDS, export_trace
+from moetrace.formats import conversion
+from moetrace.formats.conversion import LAYOUTS, export_trace
 
 # Findings of counts that Hypothesis makes up.
 ODD = ReadOptions(accept=("smoothed", "cumulative"))
 ENDINGS = {"csv": ".csv", "npz": ".npz"}
-READABLE = [kind for kind in KINDS if kind != "forecasting"]
+READABLE = [kind for kind in LAYOUTS if kind != "forecasting"]
 
 
 @pytest.mark.parametrize("kind", READABLE)
@@ -32,7 +32,7 @@ def test_what_is_exported_comes_back(tmp_path, kind, counts, start, cells):
     trace = LoadTrace.from_counts(counts, steps=np.arange(start, start + len(counts)), layers=layers)
     path = tmp_path / f"out{ENDINGS.get(kind, '.parquet')}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "BLOCK_CELLS", cells)
+        patch.setattr(conversion, "EXPORT_CELLS", cells)
         export_trace(trace, path, kind)
 
     found = read_trace(path, options=ODD)
