@@ -99,17 +99,6 @@ def mean_over_hold(load: LayerLoad, values: NDArray[np.float64], hold: int) -> N
     return sliding_window_view(values, n).mean(axis=1) if len(values) >= n else np.empty(0)
 
 
-def uncertainty(load: LayerLoad, window: int, hold: int, noise: NDArray[np.float64]) -> float:
-    """Standard error of what is judged, from the *noise* (moments,) that was taken off.
-
-    Squared noise scatters as a chi-square of E - 1 degrees of freedom does; a hold has as many independent
-    comparisons as windows fit into it.
-    """
-    rows, k = window_blocks(load, window)
-    independent = max(1.0, hold / (rows * k * load.stride))
-    return float(noise.mean() * np.sqrt(2 / max(1, load.experts - 1) / independent))
-
-
 # --- where the load changes -------------------------------------------------------------------
 
 

@@ -21,7 +21,6 @@ from moetrace.analysis.movement import (
     level_shift,
     mean_over_hold,
     movement,
-    uncertainty,
     window_blocks,
 )
 from moetrace.analysis.outlook import expected_movement
@@ -174,7 +173,11 @@ def _judged(load: LayerLoad, rule: Rule) -> _Judged:
         moves = squared.size > 0 and squared.mean() > high
         runs = (Run(int(load.steps[0]), int(load.steps[-1]), TRANSIENT if moves else UNKNOWN),)
     else:
-        unknown = uncertainty(load, rule.window, rule.hold, noise) > low
+        # Squared noise scatters as a chi-square of E - 1 degrees of freedom does; a hold has as many independent
+        # comparisons as windows fit into it.
+        rows, k = window_blocks(load, rule.window)
+        independent = max(1.0, rule.hold / (rows * k * load.stride))
+        unknown = noise.mean() * np.sqrt(2 / max(1, load.experts - 1) / independent) > low
         runs = _runs(load, steps, np.empty(0, np.bool_) if unknown else _hysteresis(judged, low, high))
     return _Judged(steps, squared, judged, runs)
 

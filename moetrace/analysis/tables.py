@@ -13,7 +13,7 @@ from moetrace.analysis.imbalance import IMBALANCE, RECENT, balance_frame, health
 from moetrace.analysis.movement import fluctuation
 from moetrace.analysis.shape import distinct_frame
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
-from moetrace.analysis.variogram import BLOCK, block_means, step_noise, step_scatter
+from moetrace.analysis.variogram import BLOCK, block_means, mean_noise, step_scatter
 from moetrace.frames import stacked
 from moetrace.trace import LayerLoad, LoadTrace, Shares, Steps
 
@@ -77,7 +77,7 @@ def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
         "movement_before": states.movement_in(first, border - 1),
         "movement_after": states.movement_in(border, last),
         **fluctuations,
-        "step_noise": step_noise(load),
+        "step_noise": mean_noise(load, 1),
         **health(load, RECENT)._asdict(),
     }
 

@@ -243,13 +243,8 @@ def horizon_noise(load: LayerLoad, cutoff: int, horizon: int) -> tuple[float, fl
     return _noise(load, first, last, 1), _noise(load, first, last, rows)
 
 
-def step_noise(load: LayerLoad) -> float:
-    """Expected ``sum_e |p[t, e] - load[e]|`` of single steps, a fraction; NaN where unknown."""
-    return mean_noise(load, 1)
-
-
 def mean_noise(load: LayerLoad, rows: int) -> float:
-    """The same for the shares of the tokens of *rows* rows together."""
+    """Expected ``sum_e |p[t, e] - load[e]|`` of the shares of *rows* rows together, a fraction; NaN where unknown."""
     return _noise(load, 0, len(load.steps), rows)
 
 

@@ -184,8 +184,12 @@ def least_loads(held: Held, counts: Tokens, time: StepTime = BY_TOKENS) -> Share
     for _ in range(MOST_ROUNDS):
         before = loads.copy()
         for (own, tokens), mine in zip(hosts, given):
-            if len(own) == 2:  # as most are
-                _level(loads[own[0]], loads[own[1]], mine[0], tokens)
+            if len(own) == 2:  # as most are: as even as an expert on both can make them
+                one, other = loads[own[0]], loads[own[1]]
+                both, without = one + other, one - mine[0]
+                np.minimum(np.maximum(both / 2, without), without + tokens, out=one)
+                np.subtract(one, without, out=mine[0])
+                np.subtract(both, one, out=other)
                 mine[1] = tokens - mine[0]
             else:
                 # The emptiest are filled to one level: the lowest to which any number of them comes with all tokens.
@@ -223,11 +227,3 @@ def fewest_loads(held: Held, counts: Tokens, time: StepTime) -> Shares:
         number = np.maximum(ends, loads.max(axis=1, keepdims=True).astype(np.float32)).argmin(axis=1)
         loads[rows, order] += np.where(np.arange(len(own)) <= number[:, None], each[rows, number[:, None]], 0.0)
     return loads
-
-
-def _level(one: Shares, other: Shares, given: Shares, tokens: Shares) -> None:
-    """Makes the loads (steps,) of two GPUs as even as an expert on both can, of whose *tokens* the one was *given*."""
-    both, without = one + other, one - given
-    np.minimum(np.maximum(both / 2, without), without + tokens, out=one)
-    np.subtract(one, without, out=given)
-    np.subtract(both, one, out=other)

@@ -209,7 +209,8 @@ def replan(
     if gpus == 1:
         return before
     worth = max(tolerance / 2, least_gain, LEAST_CHANGE) / gpus
-    views = (wanted,) if len(wanted.steps) == 1 else (wanted, wanted.in_one_step)
+    mean = StepLoad(wanted.steps.sum(axis=0, keepdims=True), wanted.tokens / len(wanted.steps))
+    views = (wanted,) if len(wanted.steps) == 1 else (wanted, mean)
     now = [view.peak(before.held, dispatch) for view in views]
     if dispatch.time.linear and max(now) - 1 / gpus <= worth:
         return before  # no plan is below the mean GPU

@@ -150,11 +150,11 @@ class Planning:
             homes = np.array(own)
         else:
             homes = fresh[matched(np.array([[len(np.intersect1d(new, old)) for old in own] for new in fresh]))]
-        slots = []
+        slots, local = [], replace(self.split, nodes=1)
         for held, was, home in zip(by_node, own, homes):
             if np.array_equal(was, home):
                 few = self.redundant // self.nodes
-                plan = replan(Plan(held[:, home]), load.of_experts(home), few, self.least_gain, near, self._local)
+                plan = replan(Plan(held[:, home]), load.of_experts(home), few, self.least_gain, near, local)
                 slots.append(home[plan.slots])
             else:
                 slots.append(Plan.of(self._on_node(load, home), experts).aligned(Plan(held)).slots)
@@ -163,12 +163,7 @@ class Planning:
     def _on_node(self, load: StepLoad, home: Ints) -> Ints:
         """The experts of *home* in the slots of one node, planned from scratch, shape (gpus of a node, slots)."""
         gpus, redundant = self.gpus // self.nodes, self.redundant // self.nodes
-        return home[place(load.of_experts(home), gpus, redundant, self._local).slots]
-
-    @property
-    def _local(self) -> Dispatch:
-        """The dispatch on one node."""
-        return Dispatch(self.dispatch, time=self.time)
+        return home[place(load.of_experts(home), gpus, redundant, replace(self.split, nodes=1)).slots]
 
     def evenness(self, plan: Plan, counts: Counts) -> Evenness:
         """How even *plan* leaves *counts* (steps, experts)."""

@@ -49,16 +49,12 @@ class Observed:
         before = self.steps[index - 1] if index else self.steps[index] - MEASURED
         return self.load.between(max(before, self.steps[index] - MEASURED) + 1, self.steps[index]).counts
 
-    def in_window(self, step: int) -> Counts:
-        """The counts of the window that ends at *step*, shape (steps, experts)."""
-        return self.load.until(step).last(self.window).counts
-
     def planned(self, step: int, before: Plan, planning: Planning) -> Plan:
         """The plan from scratch at *step* by the window; *made* has those that other policies made of it."""
         key = planning, step, self.window
         if key not in self.made:
-            share = self.shares[self.steps.index(step)]
-            self.made[key] = planning.place(planning.load(self.in_window(step), share), before)
+            share, window = self.shares[self.steps.index(step)], self.load.until(step).last(self.window)
+            self.made[key] = planning.place(planning.load(window.counts, share), before)
         return self.made[key]
 
     @cached_property
@@ -143,7 +139,8 @@ def replan_by_steps(seen: Observed, before: Plan, planning: Planning) -> Iterato
         if step == seen.steps[0]:
             plan = seen.planned(step, before, planning)
         else:
-            plan = planning.replan(plan, planning.load(seen.in_window(step), share))
+            window = seen.load.until(step).last(seen.window)
+            plan = planning.replan(plan, planning.load(window.counts, share))
         yield plan
 
 

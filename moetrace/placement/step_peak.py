@@ -80,11 +80,6 @@ class StepLoad:
         """The share of each expert of the whole load, shape (experts,)."""
         return self.steps.sum(axis=0) / self.steps.sum()
 
-    @property
-    def in_one_step(self) -> StepLoad:
-        """The same load as that of a single step, the mean one."""
-        return StepLoad(self.steps.sum(axis=0, keepdims=True), self.tokens / len(self.steps))
-
     @cached_property
     def covariance(self) -> Shares:
         """The covariance of the experts' shares over the steps, each step by its load, shape (experts, experts)."""

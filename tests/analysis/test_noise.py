@@ -8,7 +8,7 @@ import scipy  # its modules are loaded when they are used
 
 from moetrace import Course, LoadTrace, horizon_noise, synthetic_trace
 from moetrace.analysis import variogram as noise
-from moetrace.analysis.variogram import SHARE_FLOOR, _scatter, mean_noise, pooled_shares, step_noise
+from moetrace.analysis.variogram import SHARE_FLOOR, _scatter, mean_noise, pooled_shares
 
 SHARE = np.arange(1, 33) / np.arange(1, 33).sum()
 
@@ -70,7 +70,7 @@ def test_rows_that_the_load_moves_between_tell_nothing(stride):
     sparse = replace(load, steps=load.steps[::stride], counts=load.counts[::stride])
 
     assert np.isnan(horizon_noise(sparse, 40 * stride, 10 * stride)).all()
-    assert 0 < step_noise(load) < 0.05
+    assert 0 < mean_noise(load, 1) < 0.05
 
 
 @pytest.mark.parametrize("rows", [1, 2, 30, 49])

@@ -17,7 +17,7 @@ from moetrace.analysis.tables import (
     layer_row,
     states_tables,
 )
-from moetrace.analysis.variogram import step_noise
+from moetrace.analysis.variogram import mean_noise
 from moetrace.synthetic import LOUD, QUIET, Course, settling, synthetic_trace
 
 
@@ -56,7 +56,7 @@ def test_a_layers_row_says_what_its_parts_say(settled, last):
         "variance_100_after": after.variance.mean(),
         "range_100_before": before.range.mean(),
         "range_100_after": after.range.mean(),
-        "step_noise": step_noise(load),
+        "step_noise": mean_noise(load, 1),
     } | health(load)._asdict()
 
     (row,) = states_tables(settled.select(layers=[0], last=last))["layers"].astype(object).to_dict("records")

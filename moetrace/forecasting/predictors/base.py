@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.trace import Counts, LayerLoad, Shares
+from moetrace.trace import LayerLoad, LoadTrace, Shares
 
 OK = "ok"
 # Steps of each of the two windows a trend is measured between: shorter ones measure noise.
@@ -163,7 +163,9 @@ def check_predictor(predictor: Predictor) -> None:
     >>> mt.check_predictor(mt.Level())
     """
     rng = np.random.default_rng(0)
-    wide, narrow = (_layer(rng.multinomial(2000, rng.dirichlet(np.full(n, 5.0)), size=2000)) for n in (8, 5))
+    counts = (rng.multinomial(2000, rng.dirichlet(np.full(n, 5.0)), size=2000) for n in (8, 5))
+    still_counts = np.tile([500, 300, 200, 0], (2000, 1))
+    wide, narrow, still = (LoadTrace.from_counts(own[:, None]).layer(0) for own in (*counts, still_counts))
     before, fitted = wide.counts.copy(), predictor.fit([wide.until(1500)])
     found = fitted.forecast(wide, 130)
     assert found.shares.shape == (130, 8), f"a forecast of 130 steps of 8 experts has the shape {found.shares.shape}"
@@ -176,11 +178,5 @@ def check_predictor(predictor: Predictor) -> None:
     if not predictor.by_horizon:
         shorter = fitted.forecast(wide, 70).shares
         assert np.array_equal(found.shares[:70], shorter), "a shorter horizon has another forecast: set by_horizon"
-    still = _layer(np.tile([500, 300, 200, 0], (2000, 1)))
     held = predictor.fit([still]).forecast(still, 100).shares
     assert np.allclose([0.5, 0.3, 0.2, 0.0], held, atol=1e-6), "a load that never moved is not forecast where it is"
-
-
-def _layer(counts: Counts) -> LayerLoad:
-    """One layer of *counts* (steps, experts), from step 1 on."""
-    return LayerLoad("check", 0, np.arange(1, len(counts) + 1), counts.astype(np.int64), 0)

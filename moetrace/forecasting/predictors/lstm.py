@@ -165,7 +165,8 @@ class FittedLstm(Fitted):
         rows = history.rows(self.settings.block)
         means = block_means(history, rows)
         inputs, base, unit = window_at(self.settings, means, levels(means, gain_of(history)))
-        shares = base + (apply(self.network, inputs) * unit[:, None]).T  # (segments, experts)
+        moves = np.asarray(apply(self.network, inputs.astype(np.float32)), np.float64)
+        shares = base + (moves * unit[:, None]).T  # (segments, experts)
         return Forecast(hold(shares, rows * history.stride * self.settings.segment, horizon))
 
     def save(self, path: Path) -> None:

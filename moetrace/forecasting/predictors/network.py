@@ -74,13 +74,9 @@ def _loss(network: Network, inputs: Any, targets: Any, known: Any, weight: Any) 
 
 
 @eqx.filter_jit
-def _apply(network: Network, inputs: Any) -> Any:
+def apply(network: Network, inputs: Any) -> Any:
+    """Moves (experts, segments) for *inputs* (experts, lookback) of 32 bits, as jax has arrays."""
     return jax.vmap(network)(inputs)
-
-
-def apply(network: Network, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Moves (experts, segments) for *inputs* (experts, lookback)."""
-    return np.asarray(_apply(network, inputs.astype(np.float32)), np.float64)
 
 
 def arrays_of(network: Network) -> dict[str, np.ndarray[Any, Any]]:
