@@ -17,7 +17,7 @@ import pytest
 from hypothesis import settings
 from threadpoolctl import threadpool_limits
 
-from moetrace import LoadTrace
+from moetrace import LoadTrace, TraceError
 from moetrace.cli import main
 from moetrace.synthetic import Course, settling, synthetic_trace
 
@@ -30,6 +30,18 @@ settings.load_profile("untimed")
 # As commands have it: threads of BLAS would wait for each other, and for those of the other workers.
 threadpool_limits(1)
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+
+made = TraceError.__init__
+
+
+def with_three_parts(error: TraceError, where: str, problem: str, way_out: str) -> None:
+    """Every error of a trace that any test meets says where, what is wrong, and the way out."""
+    assert all(isinstance(part, str) and part.strip() for part in (where, problem, way_out))
+    made(error, where, problem, way_out)
+
+
+TraceError.__init__ = with_three_parts  # type: ignore[method-assign]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

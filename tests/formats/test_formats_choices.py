@@ -275,6 +275,18 @@ def test_a_row_for_each_choice_is_counted(tmp_path):
         read_trace(tmp_path / "steps.csv", options=ReadOptions(tokens=64))
 
 
+def test_a_damaged_page_of_choices_is_refused(tmp_path):
+    """Where the pages have checksums, as a flipped bit is another expert."""
+    table = pa.table({"step": np.repeat([1, 2], 50), "topk_ids": np.arange(200).reshape(100, 2).tolist()})
+    pq.write_table(table, tmp_path / "d.parquet", write_page_checksum=True, compression="none", use_dictionary=False)
+    data = (tmp_path / "d.parquet").read_bytes()
+    place = data.index(np.arange(100, 108).tobytes())
+    (tmp_path / "d.parquet").write_bytes(data[:place] + b"\x07" + data[place + 1 :])
+
+    with pytest.raises(TraceError, match="cannot be read"):
+        read_trace(tmp_path / "d.parquet")
+
+
 @pytest.mark.parametrize("column", ["topk_{}", "expert_{}", "choice{}"])
 def test_choices_may_lie_side_by_side(tmp_path, column):
     """A column for each of the k."""

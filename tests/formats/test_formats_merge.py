@@ -211,9 +211,19 @@ def test_passes_are_added_up_into_steps(small, tmp_path, passes):
     expected = [small.counts[i : i + passes].sum(axis=0) for i in range(0, 60 - passes + 1, passes)]
     assert np.array_equal(expected, found.counts)
     assert list(range(1, len(expected) + 1)) == found.steps.tolist()
-    assert (["unfinished"] if 60 % passes else []) == [name for name in names(found) if name == "unfinished"]
+    left_over = [finding.place for finding in found.info.findings if finding.name == "unfinished"]
+    assert ([f"step {len(expected) + 1}"] if 60 % passes else []) == left_over
     with pytest.raises(TraceError, match="has 60 passes, which make no step of 61; choose --bin 60 or less"):
         read_trace(path, options=ReadOptions(bin=61))
+
+
+def test_the_only_step_is_held_against_the_tokens_that_were_expected(tmp_path):
+    """Of several, the last may be a part of one."""
+    path = written(tmp_path, "dump", np.full((6, 1, 2), [1, 2]))
+
+    for passes in (3, 6):
+        with pytest.raises(TraceError, match=f"{3 * passes} tokens where {6 * passes} were expected"):
+            read_trace(path, options=ReadOptions(bin=passes, tokens=3, top_k=2))
 
 
 def test_empty_passes_may_be_added_up(small, tmp_path):

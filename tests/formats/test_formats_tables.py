@@ -291,6 +291,22 @@ def test_files_of_ranks_and_steps_follow_each_other_within_a_rank(small, tmp_pat
         read_trace(paths, options=ReadOptions(merge="steps"))
 
 
+def test_a_column_that_is_added_up_is_said(small, tmp_path):
+    """And of a plain table it is only said which column has the counts, and how experts are numbered."""
+    frame = long_table(small).to_pandas()
+    frame.to_csv(tmp_path / "dump.csv", index=False)
+    pd.concat([frame.assign(rank=rank) for rank in (0, 1)]).to_csv(tmp_path / "ranks.csv", index=False)
+
+    plain, ranks = (
+        read_trace(tmp_path / name, options=ReadOptions(settings=settings))
+        for name, settings in (("dump.csv", {}), ("ranks.csv", {"sum_over": "rank"}))
+    )
+
+    assert 2 == len(plain.info.assumptions)
+    assert {"counts are added up over rank"} == {*ranks.info.assumptions} - {*plain.info.assumptions}
+    assert np.array_equal(2 * plain.counts, ranks.counts)
+
+
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_last_line_that_was_cut_off_is_left_out_with_its_step(small, tmp_path, kind):
     """As a kill leaves it; both are said."""
