@@ -51,7 +51,7 @@ PAIRS = [("any", "all"), ("min", "max"), ("argmin", "argmax"), ("minimum", "maxi
 # Lines with the size of a figure, and how its marks and letters look.
 LOOKS = [
     r"(one_panel|several_panels|new_figure|_panels|margins)\(",
-    r"\b(linewidths?|markersize|fontsize|labelsize|alpha|zorder|fraction|aspect|xytext|figsize|wspace|ncols|va|ha)(\": |=)",
+    r"\b(linewidths?|markersize|fontsize|labelsize|alpha|zorder|fraction|aspect|xytext|figsize|wspace|ncols|va|ha|cmap|(header|title)_style)(\": |=)",
 ]
 SWAPS = dict([*PAIRS, *(pair[::-1] for pair in PAIRS)])
 

@@ -17,7 +17,7 @@ from moetrace.placement.planner import greedy
 from moetrace.placement.planning import Planning
 from moetrace.placement.step_time import GPUS, HIGHEST_RIDGE, StepTime, read_curve
 from moetrace.placement.verdict import RATIOS, _judged, at_most, knee_frame, tokens_per_expert, worth_from
-from moetrace.reporting.answers import first_answer, regime, worth, worthwhile
+from moetrace.reporting.answers import first_answer, regime, worth
 
 CURVE = StepTime(curve=((1, 10.0), (4, 10.0), (8, 20.0)))
 
@@ -288,21 +288,6 @@ def test_the_most_that_can_be_saved_is_that_of_even_gpus():
     )
 
 
-@pytest.mark.parametrize(
-    ("tokens", "ridge", "told"),
-    [
-        (33, 206, "are memory-bound on H200, because an expert gets 33 tokens per pass and the ridge is 206"),
-        (4.25, 206, "gets 4.2 tokens per pass"),
-        (150, 206, "are partly memory-bound"),
-        (500, 206, "are compute-bound"),
-        (33, 0, "expert time is proportional to tokens"),
-    ],
-)
-def test_the_regime_is_named(tokens, ridge, told):
-    """Memory-bound below half of the ridge, compute-bound above twice of it."""
-    assert told in regime({"tokens_per_expert": tokens, "ridge": ridge, "hardware": "h200"})
-
-
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """A file of a synthetic load of few tokens, two experts of 16 much busier than the others."""
@@ -391,26 +376,6 @@ def balanced_plan(trace):
     """The plan by tokens of the first half."""
     counts = trace.layer(0).counts[:100]
     return Planning(4).place(Planning(4).load(counts, counts.sum(axis=0) / counts.sum())).held
-
-
-@pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        ({"worth_from": None}, ""),
-        (
-            {"worth_from": 0.5, "ridge": 206.0, "hardware": "h200"},
-            "On H200, a plan saves 5% or more if experts get at least about 103 tokens per pass on average.",
-        ),
-        (
-            {"worth_from": 0.5, "ridge": None, "hardware": "", "tokens_per_expert": 33.0},
-            "on GPUs with a ridge of at most about 66 tokens.",
-        ),
-    ],
-)
-def test_the_knee_in_words(more, told):
-    """In tokens where the ridge is known."""
-    assert told in worthwhile(more)
-    assert bool(told) == bool(worthwhile(more))
 
 
 @pytest.mark.slow

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from moetrace.reporting import pages
-from moetrace.reporting.figures import FIGURES
-from moetrace.reporting.pages import grid, values_of
+from moetrace.reporting.figures import FIGURES, possible
+from moetrace.reporting.pages import Section, TracePage, as_markdown, grid, values_of
 from moetrace.reporting.paper import FIGURES as PAPER
 from moetrace.reporting.style import one_panel
 
@@ -67,6 +67,33 @@ def test_a_table_shows_its_first_rows_and_how_many_follow(monkeypatch):
     assert [["1", "stable", "50.00"], ["2", "stable", "25.00"]] == table.rows
     assert ([1], 1) == (table.words, table.more)
     assert 0 == grid(frame.head(2)).more
+
+
+def test_markdown_has_the_first_rows_of_a_table_and_says_how_many_follow(monkeypatch):
+    """And nothing where all are there."""
+    monkeypatch.setattr(pages, "MOST_ROWS", 2)
+    tables = {"Short": pd.DataFrame({"n": [1, 2]}), "Long": pd.DataFrame({"n": [3, 4, 5]})}
+    page = TracePage("t", "trace-1", "facts", [], [], [], [], [], 0, [Section("Title", "Text.", tables)])
+
+    text = as_markdown("Load", [page], {"seed": "0"}, ["a and b are alike"])
+
+    lines = [line for line in text.splitlines() if line]
+    assert ["# Load", "## Do they have the same load?", "- a and b are alike", "## t", "facts"] == lines[:5]
+    table = lines[lines.index("### Title") : lines.index("## Definitions")]
+    rows = ["| n |", "| ---: |"]
+    assert ["### Title", "Text.", "**Short**", *rows, "| 1 |", "| 2 |"] == table[:7]
+    assert ["**Long**", *rows, "| 3 |", "| 4 |", "And 1 more rows, in the files."] == table[7:]
+    assert ["## How this was made", "- seed: 0"] == lines[-2:]
+
+
+@pytest.mark.parametrize(("scored", "there"), [([0, 1], True), ([0, 0], False), ([], False)])
+def test_a_figure_needs_rows_and_scores(scored, there):
+    """One of which nothing was scored is left out."""
+    scores = pd.DataFrame({"scored": scored})
+
+    found = possible(FIGURES, {"course": pd.DataFrame({"n": [1]}), "summary": scores})
+
+    assert ({"errors", "predictors"} if there else set()) == set(found)
 
 
 SUMMARY = pd.DataFrame(

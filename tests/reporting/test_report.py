@@ -148,6 +148,7 @@ def test_errors_have_one_best_predictor_in_every_panel(frames):
     assert 1 == len(named[0])
     assert len(figure.axes) * [named[0]] == named
     assert ["next 300 steps", "next 1,000 steps"] == [axes.get_title() for axes in figure.axes]
+    assert ["error rate (%)", ""] == [axes.get_ylabel() for axes in figure.axes]
     assert named[0] < set(labels(figure))
 
 

@@ -71,6 +71,15 @@ def test_predictors_are_sorted_by_their_error_while_stable():
     ]
 
 
+@pytest.mark.parametrize(("every", "hidden"), [(False, 2), (True, 0)])
+def test_of_many_predictors_the_best_are_shown(every, hidden):
+    """All of them if asked for."""
+    rows = [(f"p{i:02}", "stable", 0.01 + i / 1000, 0.001, 0.0, 0.002, 9) for i in range(MOST_ROWS + 2)]
+    screen = predict_screen(summary(*rows[::-1]), 1000, every=every)
+
+    assert ([f"p{i:02}" for i in range(MOST_ROWS + 2 - hidden)], hidden) == (screen.columns[0][1], screen.hidden)
+
+
 def test_a_text_in_brackets_is_no_markup():
     """Names are shown as they are."""
     frame = pd.DataFrame(

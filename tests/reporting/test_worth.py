@@ -2,7 +2,7 @@
 
 import pytest
 
-from moetrace.reporting.answers import deployment, verdict_notes, worth
+from moetrace.reporting.answers import deployment, regime, verdict_notes, worth, worthwhile
 
 VERDICT = {
     "gpus": 8, "verdict": "worth it", "system": "vLLM", "window": 1000, "interval": 3000, "threshold": None, "redundant": 32, "plain_redundant": 0,
@@ -122,3 +122,39 @@ def test_without_files_nothing_is_to_be_deployed():
 def test_how_long_a_plan_holds_and_how_many_replicas_are_enough(more, expected):
     """Also where the answer is none, at once, or never."""
     assert expected in verdict_notes(VERDICT | more)[1]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ridge", "said"),
+    [
+        (33, 206, "are memory-bound on H200, because an expert gets 33 tokens per pass and the ridge is 206"),
+        (4.25, 206, "gets 4.2 tokens per pass"),
+        (150, 206, "are partly memory-bound"),
+        (500, 206, "are compute-bound"),
+        (33, 0, "expert time is proportional to tokens"),
+    ],
+)
+def test_the_regime_is_named(tokens, ridge, said):
+    """Memory-bound below half of the ridge, compute-bound above twice of it."""
+    assert said in regime({"tokens_per_expert": tokens, "ridge": ridge, "hardware": "h200"})
+    assert " on " not in regime({"tokens_per_expert": tokens, "ridge": ridge, "hardware": ""})
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"worth_from": None}, ""),
+        (
+            {"worth_from": 0.5, "ridge": 206.0, "hardware": "h200"},
+            "On H200, a plan saves 5% or more if experts get at least about 103 tokens per pass on average.",
+        ),
+        (
+            {"worth_from": 0.5, "ridge": None, "hardware": "", "tokens_per_expert": 33.0},
+            "on GPUs with a ridge of at most about 66 tokens.",
+        ),
+    ],
+)
+def test_the_knee_in_words(more, said):
+    """In tokens where the ridge is known."""
+    assert said in worthwhile(more)
+    assert bool(said) == bool(worthwhile(more))
