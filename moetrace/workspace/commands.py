@@ -40,10 +40,9 @@ from moetrace.reporting.residency import ages, coverage
 from moetrace.reporting.screens import Screen, findings_screen, kept_screen, place_screen, predict_screen, states_screen
 from moetrace.reporting.style import picture, styled
 from moetrace.reporting.tables import csv
+from moetrace.residency.runtimes import RUNTIMES, ResidentSets
 from moetrace.residency.study import HORIZON, Residency, default_horizon
 from moetrace.residency.study import hot as keep
-from moetrace.residency.systems import RUNTIMES
-from moetrace.residency.systems.base import ResidentSets
 from moetrace.trace import Finding, LoadTrace
 from moetrace.workspace.found import Found, command
 from moetrace.workspace.options import Backtesting, Device, Note, Selection, decode_of, silent

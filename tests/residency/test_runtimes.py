@@ -9,9 +9,7 @@ import pytest
 
 from moetrace import SettingError
 from moetrace.placement.systems import write_files
-from moetrace.residency.systems import RUNTIMES
-from moetrace.residency.systems.base import ResidentSets
-from moetrace.residency.systems.ktransformers import KTRANSFORMERS, saved
+from moetrace.residency.runtimes import KTRANSFORMERS, RUNTIMES, ResidentSets, saved
 
 SHARES = {3: [0.1, 0.4, 0.2, 0.3], 5: [0.25, 0.25, 0.0, 0.5]}
 EQUAL = ResidentSets({3: [1, 3], 5: [3, 0]}, SHARES)
