@@ -335,9 +335,17 @@ def examine(trace: LoadTrace) -> list[Finding]:
     totals: list[Counts] = []
     factor = Factor()
     for load in trace.by_layer():
-        unhealthy = idle_experts(load)
+        findings += (unhealthy := idle_experts(load))
+        rows = load.rows(RECENT)
         # Of a router that has collapsed, the load need not be planned for.
-        findings += unhealthy if any(own.name == "collapse" for own in unhealthy) else [*unhealthy, *_drift(load)]
+        if not any(own.name == "collapse" for own in unhealthy) and len(load.steps) >= 2 * rows:
+            before, after = load.until(int(load.steps[-1]) - RECENT).last(RECENT), load.last(RECENT)
+            # The means of the last two windows, each with its own noise; unknown noise counts as none.
+            noise = float(np.nan_to_num(mean_noise(load.last(2 * RECENT), rows))) * 2**0.5
+            moved = float(np.abs(after.mean_shares - before.mean_shares).sum())
+            if (drift := max(0.0, moved**2 - noise**2) ** 0.5) > DRIFTED:
+                evidence = f"the shares of the last {RECENT} steps differ by {100 * drift:.0f}% from those of the "
+                findings.append(finding("drift", f"layer {load.layer}", f"{evidence}{RECENT} before"))
         rows = max(2, ROUGH_COUNTS // load.experts)
         findings += roughness_findings(load.counts[:rows], load.steps[:rows], load.layer)
         totals.append(load.totals)
@@ -372,19 +380,3 @@ def idle_experts(load: LayerLoad) -> list[Finding]:
     )
     name = {COLLAPSED: "collapse", SEVERE: "imbalance"}.get(found.severity)
     return findings + ([finding(name, place, evidence)] if name else [])
-
-
-def _drift(load: LayerLoad) -> list[Finding]:
-    """The shares of the last two windows, further apart than the noise of their means explains."""
-    rows = load.rows(RECENT)
-    if len(load.steps) < 2 * rows:
-        return []
-    before, after = load.until(int(load.steps[-1]) - RECENT).last(RECENT), load.last(RECENT)
-    # Two means, each with its own noise; unknown noise counts as none.
-    noise = float(np.nan_to_num(mean_noise(load.last(2 * RECENT), rows))) * 2**0.5
-    moved = float(np.abs(after.mean_shares - before.mean_shares).sum())
-    drift = max(0.0, moved**2 - noise**2) ** 0.5
-    if drift <= DRIFTED:
-        return []
-    evidence = f"the shares of the last {RECENT} steps differ by {100 * drift:.0f}% from those of the {RECENT} before"
-    return [finding("drift", f"layer {load.layer}", evidence)]

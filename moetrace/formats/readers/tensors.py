@@ -71,12 +71,14 @@ class _Reader(pickle._Unpickler):
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in OPCODES
     }
 
-    def __init__(self, archive: zipfile.ZipFile, folder: str, path: Path) -> None:
-        self.archive, self.folder, self.path = archive, folder, path
+    def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
+        names = archive.namelist()
+        own = next(name for name in names if name.endswith("data.pkl"))
+        self.archive, self.folder, self.path = archive, own.removesuffix("data.pkl"), path
         self.storages: dict[str, _Storage] = {}
-        order = f"{folder}byteorder"
-        self.order: Any = ">" if order in archive.namelist() and archive.read(order) == b"big" else "<"
-        super().__init__(io.BytesIO(archive.read(f"{folder}data.pkl")))
+        order = f"{self.folder}byteorder"
+        self.order: Any = ">" if order in names and archive.read(order) == b"big" else "<"
+        super().__init__(io.BytesIO(archive.read(own)))
 
     def find_class(self, module: str, name: str) -> Any:
         """Our function for a name of torch, or a type; raises `TraceError` for any other."""
@@ -139,8 +141,10 @@ def is_torch(path: Path) -> bool:
 def keys_of(path: Path) -> bytes:
     """The beginning of the pickle, which holds its keys, as it is; empty for other files."""
     try:
-        with zipfile.ZipFile(path) as archive, archive.open(f"{_folder(archive)}data.pkl") as file:
-            return file.read(MOST_KEYS)
+        with zipfile.ZipFile(path) as archive:
+            own = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            with archive.open(own) as file:
+                return file.read(MOST_KEYS)
     except Exception:  # noqa: BLE001 - whatever cannot be read has no keys
         return b""
 
@@ -156,12 +160,7 @@ def loaded(path: Path) -> Any:
     require(4 * unpacked, str(path), "what it unpacks to", "record fewer passes in a file")
     damaged = "cannot be opened", f"it is damaged, or holds more than tensors: {REFUSED}"
     with library_errors(str(path), *damaged), zipfile.ZipFile(path) as archive:
-        return _Reader(archive, _folder(archive), path).load()
-
-
-def _folder(archive: zipfile.ZipFile) -> str:
-    """The folder within the *archive* that holds all of it."""
-    return next(name for name in archive.namelist() if name.endswith("data.pkl")).removesuffix("data.pkl")
+        return _Reader(archive, path).load()
 
 
 def tensor_array(value: Any, path: Path) -> NDArray[Any] | None:
