@@ -77,10 +77,10 @@ def _cells(path: Path, tags: Tags, values: Values) -> Iterator[Cells]:
             last = step
             # add_scalars writes each of its scalars to a folder named after it, all with one tag.
             texts = [tag] if path.is_file() or file.parent == path else [f"{tag}/{file.parent.name}", tag]
-            text, match = next(((text, found) for text in texts if (found := tags.match(text, where))), (tag, None))
+            text, match = next(((text, found) for text in texts if (found := tags.match(text))), (tag, None))
             if isinstance(value, float) and match:
                 rows.append((step, *match, value))
-            elif not isinstance(value, float) and (layer := tags.layer(tag, where)) is not None:
+            elif not isinstance(value, float) and (layer := tags.layer(tag)) is not None:
                 rows += [(step, layer, expert, float(count)) for expert, count in enumerate(value.tolist())]
             else:
                 if len(others) < MOST_TAGS:

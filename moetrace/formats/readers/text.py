@@ -386,7 +386,7 @@ class PrometheusFormat(ValueFormat):
         """Each scrape is a step; counts are added up over other labels."""
         values, tags = self.values(path), columns.tags_by(self.pattern, str(path))
         only, head = columns.pairs_of(self.where), text.head_of(path)
-        names = [found["name"] for line in head.split("\n") if (found := SAMPLE.match(line)) and tags.match(line, "")]
+        names = [found["name"] for line in head.split("\n") if (found := SAMPLE.match(line)) and tags.match(line)]
         name = self.key or next(iter(names), "")
         return values.reading(
             lambda: _batches(_samples(path, tags, self.key, only), values),
@@ -403,7 +403,7 @@ def _samples(path: Path, tags: Tags, key: str | None, only: dict[str, str]) -> I
     seen: set[str] = set()
     for line in text.lines(path):
         sample = SAMPLE.match(line[:MOST_LINE].decode("utf-8", "replace").rstrip())
-        place = tags.match(sample["labels"], where) if sample else None
+        place = tags.match(sample["labels"]) if sample else None
         if sample is None or place is None or key not in (None, sample["name"]):
             continue
         labels = dict(LABEL.findall(sample["labels"]))

@@ -43,10 +43,6 @@ class Choices(NamedTuple):
         return Choices(None if self.step is None else self.step[rows], self.layer[rows], self.expert[rows])
 
 
-Pieces = Callable[[], Iterator[Choices]]
-"""Opens a routing log anew each time it is called."""
-
-
 def side_by_side(flat: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """The choices (rows, k) of lists of *sizes* (rows,) one after the other in *flat*; -1 where one is shorter."""
     width = int(sizes.max(initial=1))
@@ -143,7 +139,7 @@ class Census:
 
 
 def choices_reading(
-    pieces: Pieces,
+    pieces: Callable[[], Iterator[Choices]],
     where: str,
     assumptions: tuple[str, ...] = (),
     *,
@@ -156,10 +152,10 @@ def choices_reading(
 ) -> Reading:
     """The reading of a routing log, of which *tokens* of a layer are a step where it names none.
 
-    *experts* is how many a layer has, or else *at_least* so many as others have that it is merged with; *ignore* is a
-    number that is no routed expert, *top_k* how many a token chooses, 0 where that is not known. Raises `TraceError`
-    when an expert was chosen beyond those there should be, or far beyond all others, and `SettingError` where the
-    number to ignore was never chosen.
+    Each call of *pieces* opens it anew. *experts* is how many a layer has, or else *at_least* so many as others have
+    that it is merged with; *ignore* is a number that is no routed expert, *top_k* how many a token chooses, 0 where
+    that is not known. Raises `TraceError` when an expert was chosen beyond those there should be, or far beyond all
+    others, and `SettingError` where the number to ignore was never chosen.
     """
     found, chosen = census or Census.of(pieces(), where), pieces
     layers, real = sorted(found.by_layer), sorted(found.counts)

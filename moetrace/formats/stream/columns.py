@@ -351,25 +351,33 @@ def pairs_of(given: str | Mapping[str, str] | None) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Tags:
-    """How tags are matched: the first of *patterns* that is found in one gives its layer and its expert."""
+    """How tags of *where* are matched: the first of *patterns* that is found in one gives its layer and its expert."""
 
     patterns: tuple[re.Pattern[str], ...]
     assumption: str
+    where: str
 
-    def match(self, tag: str, where: str) -> tuple[int, int] | None:
+    def match(self, tag: str) -> tuple[int, int] | None:
         """The layer, 0 where none is meant, and the expert in *tag*, None where it names none."""
         for pattern in self.patterns:
             found = pattern.search(tag) if "expert" in pattern.groupindex else None
             if found is not None:
-                layer = _number(found, "layer", where) if "layer" in pattern.groupindex else 0
-                return layer, _number(found, "expert", where)
+                layer = self._number(found, "layer") if "layer" in pattern.groupindex else 0
+                return layer, self._number(found, "expert")
         return None
 
-    def layer(self, tag: str, where: str) -> int | None:
+    def layer(self, tag: str) -> int | None:
         """The layer in the tag of a vector, None where it names none."""
         named = [pattern for pattern in self.patterns if set(pattern.groupindex) == {"layer"}]
         found = next((found for pattern in named or [VECTOR] if (found := pattern.search(tag))), None)
-        return None if found is None else _number(found, "layer", where)
+        return None if found is None else self._number(found, "layer")
+
+    def _number(self, match: re.Match[str], name: str) -> int:
+        text = match[name] or ""
+        if not text.isdecimal() or len(text) > 15:
+            at = f"{self.where}, tag {match.string[:80]}"
+            raise TraceError(at, f"has {text[:80]!r} as its {name}", "check --pattern")
+        return int(text)
 
 
 def compiled(pattern: str, where: str) -> re.Pattern[str]:
@@ -389,14 +397,7 @@ def tags_by(pattern: str | None, where: str) -> Tags:
         raise TraceError(where, problem, "exchange its groups")
     if not {"layer", "expert"} & set(patterns[0].groupindex):
         raise TraceError(where, "--pattern names no layer and expert", "use (?P<layer>\\d+) and (?P<expert>\\d+)")
-    return Tags(patterns, f"tags are matched by {' or '.join(texts)}")
-
-
-def _number(match: re.Match[str], name: str, where: str) -> int:
-    text = match[name] or ""
-    if not text.isdecimal() or len(text) > 15:
-        raise TraceError(f"{where}, tag {match.string[:80]}", f"has {text[:80]!r} as its {name}", "check --pattern")
-    return int(text)
+    return Tags(patterns, f"tags are matched by {' or '.join(texts)}", where)
 
 
 def template(tag: str) -> str:

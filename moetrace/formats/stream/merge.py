@@ -25,8 +25,6 @@ ROUGH_STEPS = 100
 LEAST_EXPERTS = 8
 
 Stream = tuple[Grid, Iterator[Block]]
-Report = Callable[[int], None]
-"""Called with the number of cells of each piece as it is read."""
 
 
 class NothingSelected(TraceError):
@@ -78,9 +76,10 @@ def selected(source: Source, options: ReadOptions, available: set[int]) -> Sourc
     return replace(source, cells=cells, rows=None)
 
 
-def blocks_of(source: Source, options: ReadOptions, report: Report) -> Stream:
+def blocks_of(source: Source, options: ReadOptions, report: Callable[[int], None]) -> Stream:
     """The grid and the complete blocks of a source, its parts merged as it says; those without a layer are left out.
 
+    *report* is called with the number of cells of each piece as it is read.
     Raises `OutOfOrder` where steps go backwards, `TraceError` for holes, repetitions and parts that do not fit
     together.
     """

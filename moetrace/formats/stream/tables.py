@@ -371,7 +371,7 @@ def _wide_columns(found: Table) -> tuple[Mapping[str, tuple[int | None, int]], s
     """The columns with an expert in their names: its layer, None where rows have them, and its number; and why."""
     names, pattern = [name for name in found.names if not name.endswith(columns.OF_CHARTS)], found.naming.pattern
     tags = columns.tags_by(pattern, found.where)
-    tagged = {name: place for name in names if (place := tags.match(name, found.where))}
+    tagged = {name: place for name in names if (place := tags.match(name))}
     if pattern is not None:
         return {**tagged}, tags.assumption.replace("tags", "columns")
     matches = {name: match for name in names if name not in tagged and (match := OF_EXPERT.search(name))}
@@ -444,7 +444,7 @@ def _keyed(found: Table, key: str, value: str) -> Table:
         encoded = rows.batch.column(key).cast(pa.string()).dictionary_encode()
         rows.refuse_nulls(key, encoded)
         texts, indices = encoded.dictionary.to_pylist(), to_numpy(encoded.indices)
-        matches = [tags.match(text, rows.where) for text in texts]
+        matches = [tags.match(text) for text in texts]
         kind = columns.one_kind([text for text, match in zip(texts, matches) if match], seen, rows.where)
         matched = np.array([match is not None for match in matches], bool)[indices]
         at = np.array([match or (0, 0) for match in matches], np.int64).reshape(-1, 2)[indices][matched]
