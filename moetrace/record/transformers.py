@@ -46,8 +46,7 @@ def watch(model: Module, recorder: Recorder | None, *, padding: bool = False, **
     layers = layers_of({path: module for path, module, _, _ in places})
 
     def weights(pick: Pick, *passed: Any) -> Tensor | None:
-        chosen = pick(*passed)  # (tokens, top_k), or (batch, tokens, top_k)
-        return _weights(watching.context, chosen.numel() // chosen.shape[-1], chosen.shape[-1], chosen.device)
+        return _weights(watching.context, pick(*passed))
 
     for path, module, experts, pick in places:
         watching.indices(module, layers[path], experts, pick, partial(weights, pick))
@@ -115,17 +114,20 @@ def _mask_of(watching: Watch, module: Module, args: tuple[Any, ...], kwargs: dic
     return None
 
 
-def _weights(mask: Tensor | None, tokens: int, top_k: int, device: Any) -> Tensor | None:
+def _weights(mask: Tensor | None, chosen: Tensor) -> Tensor | None:
     """1 for each choice (tokens, top_k) of a real token and 0 for padding, by the *mask* (batch, tokens); None for all.
 
-    With a cache of earlier tokens the mask is longer than the call: its end belongs to the call.
+    *chosen* is (tokens, top_k), or (batch, tokens, top_k). With a cache of earlier tokens the mask is longer than the
+    call: its end belongs to the call.
     """
+    top_k = chosen.shape[-1]
+    tokens = chosen.numel() // top_k
     if mask is None or tokens % len(mask):
         return None
     recent = mask[:, -(tokens // len(mask)) :]
     if recent.numel() != tokens:
         return None
-    return (recent != 0).reshape(-1).to(device)[:, None].expand(-1, top_k)
+    return (recent != 0).reshape(-1).to(chosen.device)[:, None].expand(-1, top_k)
 
 
 def _watch_logits(model: Module, watching: Watch) -> None:
@@ -141,8 +143,7 @@ def _watch_logits(model: Module, watching: Watch) -> None:
             if watching.wants(model, layer):
                 flat = logits.detach().reshape(-1, logits.shape[-1])  # (tokens, experts)
                 chosen = flat.topk(top_k, dim=-1).indices  # (tokens, top_k)
-                weights = _weights(watching.context, len(flat), top_k, flat.device)
-                watching.add(layer, count_indices(chosen, flat.shape[-1], weights))
+                watching.add(layer, count_indices(chosen, flat.shape[-1], _weights(watching.context, chosen)))
 
     watching.register(model.register_forward_hook, count)
     watching.assume(f"counted as the top-{top_k} of router_logits, the layers numbered from 0")
