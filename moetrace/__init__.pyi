@@ -3,7 +3,7 @@
 from .analysis.movement import fluctuation as fluctuation
 from .analysis.imbalance import IMBALANCE as IMBALANCE
 from .analysis.variogram import horizon_noise as horizon_noise
-from .analysis.outlook import expected_movement as expected_movement
+from .analysis.variogram import expected_movement as expected_movement
 from .analysis.shape import shape_frame as shape_frame
 from .analysis.states import classify as classify, state_at as state_at
 from .analysis.tables import states_tables as states_tables

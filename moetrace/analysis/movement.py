@@ -71,26 +71,21 @@ def movement(load: LayerLoad, window: int) -> tuple[Steps, NDArray[np.float64], 
     windows = sliding_window_view(means, k, axis=0).mean(axis=-1)  # (blocks - k + 1, experts)
     before, after = windows[:-k], windows[k:]
     middle = np.maximum((before + after) / 2, SHARE_FLOOR / load.experts)
-    scatter = sliding_window_view(_block_scatter(load, rows), 2 * k, axis=0).mean(axis=-1)  # (moments, experts)
-    noise = (2 * scatter / (k * rows) / middle).sum(axis=1)
-    squared = (np.square(after - before) / middle).sum(axis=1) - noise
-    return border_steps(load, rows, k), squared, noise
-
-
-def _block_scatter(load: LayerLoad, rows: int) -> Shares:
-    """Variance of one step's share around the slowly moving load, by block, shape (blocks, experts)."""
-    blocks = len(load.steps) // rows
-    shares = load.shares[len(load.steps) - blocks * rows :]
+    # Variance of one step's share around the slowly moving load, by block, shape (blocks, experts).
+    shares = load.shares[len(load.steps) - len(means) * rows :]
     lag = min(load.rows(STEP_LAG), max(1, rows // 2))
-    scatter = np.empty((blocks, load.experts))
+    by_block = np.empty((len(means), load.experts))
     n = max(2, VALUES_AT_A_TIME // (rows * load.experts))
-    for a in range(0, blocks, n):
+    for a in range(0, len(means), n):
         part = shares[max(0, a * rows - lag) : (a + n) * rows]
         apart = np.square(part[lag:] - part[:-lag]) / 2
         if a == 0:  # the first rows have no partner before them
             apart = np.concatenate([apart[:lag], apart])
-        scatter[a : a + n] = apart.reshape(-1, rows, load.experts).mean(axis=1)
-    return scatter
+        by_block[a : a + n] = apart.reshape(-1, rows, load.experts).mean(axis=1)
+    scatter = sliding_window_view(by_block, 2 * k, axis=0).mean(axis=-1)  # (moments, experts)
+    noise = (2 * scatter / (k * rows) / middle).sum(axis=1)
+    squared = (np.square(after - before) / middle).sum(axis=1) - noise
+    return border_steps(load, rows, k), squared, noise
 
 
 def mean_over_hold(load: LayerLoad, values: NDArray[np.float64], hold: int) -> NDArray[np.float64]:

@@ -23,8 +23,7 @@ from moetrace.analysis.movement import (
     movement,
     window_blocks,
 )
-from moetrace.analysis.outlook import expected_movement
-from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, block_means, cached_per_layer
+from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, block_means, cached_per_layer, expected_movement
 from moetrace.trace import LayerLoad, Shares, Steps
 from moetrace.words import STABLE, TRANSIENT, UNKNOWN
 

@@ -1,6 +1,6 @@
 """The error that a forecast expects at its cutoff, and the intervals that follow.
 
-The variogram says how far the load of a horizon may be from a good forecast of it (`moetrace.analysis.outlook`). How
+The variogram says how far the load of a horizon may be from a good forecast of it (`moetrace.analysis.variogram`). How
 far off that was is known of every earlier step whose horizon has passed. So at steps 100 apart, the *looks*, the level
 of the layer is forecast, and the observed error is compared with the expected one:
 
@@ -26,8 +26,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moetrace.analysis.outlook import Outlook, since_jump, total_error
-from moetrace.analysis.variogram import BLOCK, block_means, gain_of, last_level
+from moetrace.analysis.variogram import BLOCK, Outlook, block_means, gain_of, last_level, since_jump, total_error
 from moetrace.trace import LayerLoad, Shares, Steps
 
 # The two intervals every forecast carries, and the quantiles of the normal distribution they begin with.

@@ -151,32 +151,26 @@ def _by_time(plan: Plan, load: StepLoad, redundant: int, dispatch: Dispatch) -> 
     gpus, experts = plan.held.shape
     few = load.steps[:: -(-len(load.steps) // MOST_TIMED)] * load.tokens
     most = min(gpus, redundant + 1)
-    ones = np.ones(experts, np.int64)
+    ones, every = np.ones(experts, np.int64), np.arange(experts)
     together = np.array([dispatch.alone(n * ones, few).mean(axis=0) for n in range(1, most + 1)])  # (replicas, experts)
-    ways = {copies.tobytes(): copies for part in PARTS for copies in [_copies(together, redundant, part)]}
+    each, ways = together / np.arange(1, most + 1)[:, None], dict[bytes, Ints]()
+    for part in PARTS:
+        copies = ones.copy()
+        for number in range(redundant):
+            now, more = copies - 1, np.minimum(copies, most - 1)
+            if number < round(part * redundant):
+                worth = np.where(each[more, every] < each[now, every], each[now, every], 0.0)
+            else:
+                worth = together[now, every] - together[more, every]
+            copies[comparable(np.where(copies < most, worth, -np.inf)).argmax()] += 1
+        ways[copies.tobytes()] = copies
     copies = np.array(list(ways.values()))
-    times = in_units(together[copies - 1, np.arange(experts)])
+    times = in_units(together[copies - 1, every])
     starts = [plan.slots, *arranged(times, copies, gpus).slots]
     eplb = greedy(load.mean[None], gpus, redundant)[0]
     found = [default_plan(experts, gpus, redundant).slots, eplb, *starts]
     best = _best(starts, load, dispatch).slots
     return _best([*found, *lowered(best, load, dispatch=dispatch)], load, dispatch)
-
-
-def _copies(together: Shares, redundant: int, part: float) -> Ints:
-    """Replicas of each expert (experts,), from what so many of an expert take *together* (replicas, experts)."""
-    most, experts = together.shape
-    copies, every = np.ones(experts, np.int64), np.arange(experts)
-    each = together / np.arange(1, most + 1)[:, None]
-    for number in range(redundant):
-        able, now = copies < most, copies - 1
-        more = np.minimum(copies, most - 1)
-        if number < round(part * redundant):
-            worth = np.where(each[more, every] < each[now, every], each[now, every], 0.0)
-        else:
-            worth = together[now, every] - together[more, every]
-        copies[comparable(np.where(able, worth, -np.inf)).argmax()] += 1
-    return copies
 
 
 def _best(plans: Iterable[Ints], load: StepLoad, dispatch: Dispatch) -> Plan:

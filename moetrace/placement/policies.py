@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from moetrace.analysis.outlook import since_jump
 from moetrace.analysis.states import state_at
+from moetrace.analysis.variogram import since_jump
 from moetrace.placement.plan import Plan, replan
 from moetrace.placement.planner import greedy, members, within_nodes
 from moetrace.placement.planning import Planning

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from moetrace import settling, synthetic_trace
-from moetrace.analysis.outlook import since_jump
-from moetrace.analysis.variogram import block_means, cache_block_means, cached_per_layer, noise_and_drift
+from moetrace.analysis.variogram import block_means, cache_block_means, cached_per_layer, noise_and_drift, since_jump
 
 
 @pytest.fixture

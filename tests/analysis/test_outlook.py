@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from moetrace import LoadTrace, expected_movement
-from moetrace.analysis.outlook import Outlook, since_jump, total_error
-from moetrace.analysis.variogram import NoiseDrift, gain_of, noise_and_drift
+from moetrace.analysis.variogram import NoiseDrift, Outlook, gain_of, noise_and_drift, since_jump, total_error
 from moetrace.synthetic import QUIET, Course, synthetic_trace
 
 EARLY, LATE = [0.5, 0.3, 0.2, 0.0], [0.2, 0.1, 0.7, 0.0]

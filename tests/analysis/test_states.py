@@ -13,7 +13,6 @@ from scipy.stats import spearmanr
 from moetrace import LoadTrace, classify, fluctuation, state_at
 from moetrace.analysis import states
 from moetrace.analysis.movement import Changes, movement
-from moetrace.analysis.outlook import expected_movement
 from moetrace.analysis.states import (
     AGAIN,
     FROM_START,
@@ -31,6 +30,7 @@ from moetrace.analysis.states import (
     rank_correlation,
     rank_runs,
 )
+from moetrace.analysis.variogram import expected_movement
 from moetrace.record.follow import USUALLY_NOTICED
 from moetrace.synthetic import LOUD, QUIET, Course, settling, synthetic_trace
 

@@ -8,8 +8,7 @@ import pytest
 from scipy.stats import foldnorm, norm
 
 from moetrace import LoadTrace, evaluate, means_frame, predictor
-from moetrace.analysis.outlook import Outlook
-from moetrace.analysis.variogram import noise_and_drift
+from moetrace.analysis.variogram import Outlook, noise_and_drift
 from moetrace.forecasting import intervals
 from moetrace.forecasting.intervals import ErrorCalibration, Expectation, _halves, bounds
 from moetrace.synthetic import Course, synthetic_trace

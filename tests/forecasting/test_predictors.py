@@ -8,8 +8,7 @@ import pytest
 from statsmodels.tsa.arima.model import ARIMA
 
 from moetrace import LoadTrace, SettingError, evaluate, predictor
-from moetrace.analysis.outlook import since_jump
-from moetrace.analysis.variogram import block_means, gain_of, last_level, levels
+from moetrace.analysis.variogram import block_means, gain_of, last_level, levels, since_jump
 from moetrace.forecasting.predictors import PREDICTORS, label
 from moetrace.forecasting.predictors.arima import FittedArima, _estimate
 from moetrace.forecasting.predictors.auto import weights

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moetrace.analysis.outlook import since_jump
+from moetrace.analysis.variogram import since_jump
 from moetrace.forecasting.predictors.averages import Level, WindowMean
 from moetrace.forecasting.predictors.base import Forecast, Untrained
 from moetrace.trace import LayerLoad

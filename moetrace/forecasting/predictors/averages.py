@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from moetrace.analysis.outlook import since_jump
-from moetrace.analysis.variogram import BLOCK, HISTORY, REMEMBERED, block_means, gain_of, last_level
+from moetrace.analysis.variogram import BLOCK, HISTORY, REMEMBERED, block_means, gain_of, last_level, since_jump
 from moetrace.errors import SettingError
 from moetrace.forecasting.predictors.base import Forecast, Untrained, constant, hold, ramp
 from moetrace.trace import LayerLoad, Shares, rows_of
@@ -90,7 +89,7 @@ class Level(Untrained):
     variogram of the last *history* steps (`moetrace.analysis.variogram`), and the weight of the newest block follows
     from their ratio (Harvey 1989, section 4.1.2), so there is no window to choose. The forecast is that of ARIMA
     (0,1,1), without the fit. *trend* carries on that part of the change between the last two 1,000 steps. What came
-    before a jump of the load is forgotten (`moetrace.analysis.outlook`).
+    before a jump of the load is forgotten (`moetrace.analysis.variogram`).
     """
 
     name = "level"
