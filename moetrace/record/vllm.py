@@ -71,18 +71,17 @@ class Settings:
 
 
 def register() -> None:
-    """Record in the workers of this process where the environment asks for it; vLLM calls it."""
+    """Record in the workers of this process where the environment asks for it; vLLM calls it.
+
+    Each worker is followed from the loaded model to its end.
+    """
     if Settings.of_environment() is None:
         return
     from vllm.v1.worker.worker_base import WorkerWrapperBase
 
-    if not hasattr(WorkerWrapperBase, "moetrace"):  # vLLM may call it again
-        _hook(WorkerWrapperBase)
-
-
-def _hook(wrapper_class: Any) -> None:
-    """Follow each worker of *wrapper_class* from the loaded model to its end."""
-    shutdown = wrapper_class.shutdown
+    if hasattr(WorkerWrapperBase, "moetrace"):  # vLLM may call it again
+        return
+    shutdown = WorkerWrapperBase.shutdown
 
     def load_model(wrapper: Any, *args: Any, **kwargs: Any) -> Any:
         loaded = wrapper.worker.load_model(*args, **kwargs)
@@ -102,10 +101,10 @@ def _hook(wrapper_class: Any) -> None:
             wrapper.moetrace.close()
         shutdown(wrapper)
 
-    wrapper_class.moetrace = None
-    wrapper_class.load_model = load_model
-    wrapper_class.compile_or_warm_up_model = compile_or_warm_up_model
-    wrapper_class.shutdown = end
+    WorkerWrapperBase.moetrace = None
+    WorkerWrapperBase.load_model = load_model
+    WorkerWrapperBase.compile_or_warm_up_model = compile_or_warm_up_model
+    WorkerWrapperBase.shutdown = end
 
 
 class Counter:

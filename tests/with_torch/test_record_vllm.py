@@ -1,5 +1,6 @@
 """The counting of vLLM's plug-in, on imitations of its router's buffer, its batches and its workers."""
 
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -288,7 +289,10 @@ def test_a_worker_is_followed_from_its_model_to_its_end(monkeypatch, recording, 
     worker.execute_model = Worker.execute_model.__get__(worker)  # not followed yet
     monkeypatch.setenv("MOETRACE_RECORD", str(tmp_path / "run.parquet"))
     monkeypatch.setattr(Recording, "of_worker", lambda *_given: own)
-    plugin._hook(Wrapper)
+    base = SimpleNamespace(WorkerWrapperBase=Wrapper)
+    monkeypatch.setitem(sys.modules, "vllm.v1.worker.worker_base", base)
+    plugin.register()
+    plugin.register()  # again, as vLLM may
     wrapper = Wrapper(worker)
 
     assert ("loaded", "output") == (wrapper.load_model(), wrapper.compile_or_warm_up_model())
