@@ -23,7 +23,7 @@ from .forecasting.predictors.adapted import from_forecaster as from_forecaster
 from .forecasting.predictors.arima import Arima as Arima
 from .forecasting.predictors.base import Fitted as Fitted, Forecast as Forecast, Predictor as Predictor
 from .forecasting.predictors.base import check_predictor as check_predictor
-from .forecasting.predictors.auto import Auto as Auto
+from .forecasting.predictors.averages import Auto as Auto
 from .forecasting.predictors.averages import Ema as Ema
 from .forecasting.predictors.averages import Level as Level
 from .forecasting.predictors.lstm import Lstm as Lstm

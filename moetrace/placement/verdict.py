@@ -60,11 +60,10 @@ class Verdict:
     of a pass, *ridge* is where an expert becomes compute-bound on the *hardware*, *microseconds* are saved in each
     layer and step, where that is known. *by_redundant* has the best policy with each number of redundant experts that
     was asked for. *worth_from* are the tokens over the ridge from which on a plan saves 5%, None where it never does.
-    *enough_redundant* is the
-    number of redundant experts above which balance gains less than 0.01, *floor* the peak load that the hottest expert
-    alone causes, *holds* for how many steps the balance of a plan made once is within 0.01 of the recommended policy,
-    None to the end. *launch* starts the system so that it does this. *stock* has the same of the best policy that needs
-    no change to any system, None where that is the recommended one.
+    *enough_redundant* is the number of redundant experts above which balance gains less than 0.01, *floor* the peak
+    load that the hottest expert alone causes, *holds* for how many steps the balance of a plan made once is within 0.01
+    of the recommended policy, None to the end. *launch* starts the system so that it does this. *stock* has the same of
+    the best policy that needs no change to any system, None where that is the recommended one.
     """
 
     trace: str

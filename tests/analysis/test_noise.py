@@ -7,7 +7,7 @@ import pytest
 import scipy  # its modules are loaded when they are used
 
 from moetrace import Course, LoadTrace, horizon_noise, synthetic_trace
-from moetrace.analysis import variogram as noise
+from moetrace.analysis import variogram
 from moetrace.analysis.variogram import SHARE_FLOOR, _scatter, mean_noise, pooled_shares
 
 SHARE = np.arange(1, 33) / np.arange(1, 33).sum()
@@ -114,8 +114,8 @@ def test_long_layers_are_measured_in_parts(monkeypatch):
     """With the same result, whatever the parts and however few experts at a time."""
     load, again = still("topics", 1, 1000), still("topics", 1, 1000)
     whole = [_scatter(load, 30, 930, length, 20) for length in (1, 30)]
-    monkeypatch.setattr(noise, "PART", 7)
-    monkeypatch.setattr(noise, "VALUES_AT_A_TIME", 50)
+    monkeypatch.setattr(variogram, "PART", 7)
+    monkeypatch.setattr(variogram, "VALUES_AT_A_TIME", 50)
 
     assert whole == [pytest.approx(_scatter(again, 30, 930, length, 20)) for length in (1, 30)]
 

@@ -27,7 +27,7 @@ def path_of(package, module):
 def test_what_results_depend_on_is_used():
     """The trace, states, noise and every predictor are; how results are shown, stored and placed is not."""
     assert {"trace", "words", "analysis.states", "analysis.variogram", "forecasting.layers"} <= set(USED)
-    assert {f"forecasting.predictors.{name}" for name in ("arima", "lstm", "auto", "base", "network")} <= set(USED)
+    assert {f"forecasting.predictors.{name}" for name in ("arima", "lstm", "averages", "base", "network")} <= set(USED)
     assert not [name for name in USED if name.startswith(("report", "cli", "placement", "workspace", "formats"))]
 
 

@@ -11,8 +11,7 @@ from moetrace import LoadTrace, SettingError, evaluate, predictor
 from moetrace.analysis.variogram import block_means, gain_of, last_level, levels, since_jump
 from moetrace.forecasting.predictors import PREDICTORS, label
 from moetrace.forecasting.predictors.arima import FittedArima, _estimate
-from moetrace.forecasting.predictors.auto import weights
-from moetrace.forecasting.predictors.averages import slide
+from moetrace.forecasting.predictors.averages import slide, weights
 from moetrace.forecasting.predictors.lstm import TrainingCourse, drawn_windows, window_at
 from moetrace.synthetic import Course, settling, synthetic_trace
 

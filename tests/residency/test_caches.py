@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from moetrace.residency import sets as caches
+from moetrace.residency import sets
 from moetrace.residency.sets import belady, lfu, lru, refreshed
 
 TRACES = arrays(np.int64, st.tuples(st.integers(1, 14), st.integers(1, 6)), elements=st.sampled_from([0, 0, 1, 2, 5]))
@@ -55,7 +55,7 @@ def by_belady(counts, slots):
 @pytest.fixture(autouse=True, scope="module")
 def small_blocks():
     """Traces of a few steps have several blocks, so that their joins are tested, too."""
-    with patch.object(caches, "BLOCK", 4):
+    with patch.object(sets, "BLOCK", 4):
         yield
 
 

@@ -24,7 +24,7 @@ PREDICTORS = {
     "sw_avg": "moetrace.forecasting.predictors.averages:SwAvg",
     "arima": "moetrace.forecasting.predictors.arima:Arima",
     "lstm": "moetrace.forecasting.predictors.lstm:Lstm",
-    "auto": "moetrace.forecasting.predictors.auto:Auto",
+    "auto": "moetrace.forecasting.predictors.averages:Auto",
     "level": "moetrace.forecasting.predictors.averages:Level",
     "window_mean": "moetrace.forecasting.predictors.averages:WindowMean",
     "ema": "moetrace.forecasting.predictors.averages:Ema",
