@@ -13,7 +13,7 @@ from moetrace.analysis.variogram import since_jump
 from moetrace.placement.plan import Plan, replan
 from moetrace.placement.planner import greedy, members, within_nodes
 from moetrace.placement.planning import Planning
-from moetrace.trace import Counts, LayerLoad, Shares, Steps
+from moetrace.trace import LayerLoad, Shares, Steps
 from moetrace.words import STABLE
 
 SETTINGS = ("system", "window", "interval", "threshold")
@@ -43,11 +43,6 @@ class Observed:
     window: int
     shares: Shares
     made: dict[tuple[Planning, int, int], Plan] = field(default_factory=dict)
-
-    def since_last(self, index: int) -> Counts:
-        """The counts since the planning step before, of at most `MEASURED` steps, shape (steps, experts)."""
-        before = self.steps[index - 1] if index else self.steps[index] - MEASURED
-        return self.load.between(max(before, self.steps[index] - MEASURED) + 1, self.steps[index]).counts
 
     def planned(self, step: int, before: Plan, planning: Planning) -> Plan:
         """The plan from scratch at *step* by the window; *made* has those that other policies made of it."""
@@ -182,7 +177,9 @@ def utilisation_by_plan(seen: Observed, plans: Sequence[Plan], planning: Plannin
     """
     found = np.zeros((len(seen.steps), len(plans)))
     for index, row in enumerate(found):
-        counts = seen.since_last(index)
+        now = seen.steps[index]
+        since = max(seen.steps[index - 1], now - MEASURED) if index else now - MEASURED
+        counts = seen.load.between(since + 1, now).counts
         mean = counts.sum(axis=1) / planning.gpus
         row[: index + 1] = [
             utilisation(mean, planning.split.by_tokens.peaks(plan.held, counts)) for plan in plans[: index + 1]

@@ -86,12 +86,6 @@ class _Replay:
     redundants: Sequence[int]
     begin: int
 
-    @property
-    def block(self) -> int:
-        """The steps of a block."""
-        scored = int(self.trace.steps[-1]) - self.begin
-        return BLOCK if scored >= BLOCKS * BLOCK else max(scored // BLOCKS, self.trace.stride)
-
     def observed(self, number: int) -> tuple[LayerLoad, list[Observed]]:
         """A layer as far as it counts, and what each policy sees of it."""
         load = self.trace.layer(number)
@@ -199,7 +193,8 @@ def _blocks(
     load: LayerLoad, plans: Iterable[Plan], split: Dispatch, starts: Steps, replay: _Replay
 ) -> Iterator[tuple[Any, ...]]:
     """Begin, loads and moves of each block."""
-    begin, block, end = replay.begin, replay.block, int(load.steps[-1])
+    begin, end = replay.begin, int(replay.trace.steps[-1])
+    block = BLOCK if end - begin >= BLOCKS * BLOCK else max((end - begin) // BLOCKS, replay.trace.stride)
     # Whole blocks alone, and of them those in which something was logged.
     numbers, edges = np.unique((load.steps[starts[0] :] - begin - 1) // block, return_index=True)
     whole = begin + (numbers + 1) * block <= end

@@ -412,7 +412,8 @@ def test_a_gate_keeps_all_plans_while_gpus_are_busy_on_average():
     fresh = [[default_plan(8, 4), *policy.plans(own, default_plan(8, 4), Planning(4))] for own in looks]
     now, expected = 0, []
     for look in range(len(looks[0].steps)):
-        loads = [own.since_last(look) @ plans[now].parts.T for own, plans in zip(looks, fresh)]
+        since = [own.load.between(own.steps[look - 1] + 1 if look else 1, own.steps[look]).counts for own in looks]
+        loads = [counts @ plans[now].parts.T for counts, plans in zip(since, fresh)]
         rates = [[row.mean() / row.max() for row in layer] for layer in loads]
         now = now if np.mean(rates) > 0.85 else look + 1
         expected.append(now)
