@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import fields, replace
 from functools import cache
 from importlib import import_module
@@ -91,24 +90,34 @@ def _setting(thing: Any, text: str, types: dict[str, Any]) -> tuple[str, object]
     if not given or name not in types:
         raise _no_setting(thing, name, types)
     kind = types[name]
-    if kind is str:
-        return name, value
+    default = next(field.default for field in fields(thing) if field.name == name)
+    least = int(kind is int and name not in FROM_ZERO and default != 0)
+    try:
+        return name, _parsed(value, kind, least)
+    except (KeyError, ValueError):
+        pass
     if kind is bool or get_origin(kind) is Literal:
-        choices = {"true": True, "false": False} if kind is bool else {str(one): one for one in get_args(kind)}
-        key, what = value.lower() if kind is bool else value, " or ".join(choices)
-        if key in choices:
-            return name, choices[key]
+        what = "true or false" if kind is bool else " or ".join(str(choice) for choice in get_args(kind))
+    elif kind is int:
+        what = "a whole number above 0" if least else "a whole number, 0 or more"
     else:
-        default = next(field.default for field in fields(thing) if field.name == name)
-        least = int(kind is int and name not in FROM_ZERO and default != 0)
-        of_int = "a whole number above 0" if least else "a whole number, 0 or more"
-        what = {int: of_int, float: "a number, 0 or more"}.get(kind, "three whole numbers p,d,q")
-        with suppress(ValueError):
-            numbers = tuple(map(float if kind is float else int, value.split(",")))
-            alone = kind is int or kind is float
-            if len(numbers) == (1 if alone else 3) and all(number >= least for number in numbers):
-                return name, numbers[0] if alone else numbers
+        what = "a number, 0 or more" if kind is float else "three whole numbers p,d,q"
     raise SettingError(f"{thing.name}:{name} is {what}, not {value!r}")
+
+
+def _parsed(value: str, kind: Any, least: int) -> object:
+    """The *value* as one of that *kind*; raises `KeyError` or `ValueError` where it is none, or below *least*."""
+    if kind is str:
+        return value
+    if kind is bool:
+        return {"true": True, "false": False}[value.lower()]
+    if get_origin(kind) is Literal:
+        return {str(choice): choice for choice in get_args(kind)}[value]
+    alone = kind is int or kind is float
+    numbers = tuple(map(float if kind is float else int, value.split(",")))
+    if len(numbers) != (1 if alone else 3) or not all(number >= least for number in numbers):
+        raise ValueError(value)
+    return numbers[0] if alone else numbers
 
 
 class Plugin(NamedTuple):

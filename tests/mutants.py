@@ -79,7 +79,7 @@ def share_caught(package: str, sample: int, seed: int) -> float:
     settings.only_mutate = ["moetrace/*.py"] if package == ROOT else [f"moetrace/{package}/*.py"]
     others = [f"moetrace/{name}/*.py" for name in PACKAGES if name != package]
     settings.do_not_mutate = [*others, "moetrace/record/vllm.py"]  # tested in vLLM itself (`make test-systems`)
-    settings.do_not_mutate_patterns = LOOKS
+    settings.do_not_mutate_patterns = LOOKS if package == "reporting" else []
     # Processes of their own find no settings of mutmut in another folder, and end before anybody expects it.
     settings.pytest_add_cli_args = ["-k", "not (interrupt_leaves_at_once or dask)"]
     settings.pytest_add_cli_args_test_selection = TESTS.get(package, [f"tests/{package}"])

@@ -1,4 +1,7 @@
-"""The command line: the only package that knows Typer, stdout and exit codes."""
+"""The command line: its commands, defaults from moetrace.toml or pyproject.toml, errors and exit codes.
+
+The only package that knows Typer, stdout and exit codes.
+"""
 
 from __future__ import annotations
 
@@ -153,6 +156,25 @@ def defaults(group: Any) -> dict[str, dict[str, Any]]:
     A name such as ``gpus = 8`` is for every command that has the option, a table ``[place]`` for one.
     Raises `SettingError` for invalid TOML, and for an unknown option.
     """
+    name, table = _configured()
+    if not table:
+        return {}
+    known = {command: {option.name for option in own.params} for command, own in group.commands.items()}
+    given: dict[str, dict[str, Any]] = {}
+    for key, value in table.items():
+        of_one = isinstance(value, dict) and key in known
+        for option, setting in (value if of_one else {key: value}).items():
+            own = option.replace("-", "_")
+            able = [command for command in ([key] if of_one else known) if own in known[command]]
+            if not able:
+                raise SettingError(f"{name}: there is no option {option!r}; moetrace COMMAND --help lists them")
+            for command in able:
+                given.setdefault(command, {})[own] = setting
+    return given
+
+
+def _configured() -> tuple[str, dict[str, Any]]:
+    """The first file of `CONFIG` that has defaults, and what it has; an empty table where none has any."""
     for name, tables in CONFIG:
         try:
             text = Path(name).read_text("utf-8")
@@ -170,21 +192,8 @@ def defaults(group: Any) -> dict[str, dict[str, Any]]:
         for table in tables:
             found = found.get(table, {}) if isinstance(found, dict) else {}
         if found and isinstance(found, dict):
-            break
-    else:
-        return {}
-    known = {command: {option.name for option in own.params} for command, own in group.commands.items()}
-    given: dict[str, dict[str, Any]] = {}
-    for key, value in found.items():
-        of_one = isinstance(value, dict) and key in known
-        for option, setting in (value if of_one else {key: value}).items():
-            own = option.replace("-", "_")
-            able = [command for command in ([key] if of_one else known) if own in known[command]]
-            if not able:
-                raise SettingError(f"{name}: there is no option {option!r}; moetrace COMMAND --help lists them")
-            for command in able:
-                given.setdefault(command, {})[own] = setting
-    return given
+            return name, found
+    return "", {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -86,7 +86,7 @@ class ResidentSets:
 # --- plain lists, for programs of one's own ------------------------------------------------------------------------
 
 
-def _rows(sets: ResidentSets) -> bytes:
+def _csv_rows(sets: ResidentSets) -> bytes:
     rows = [
         f"{layer},{rank},{expert},{sets.shares[layer][expert]:.9g}"
         for layer, own in sets.sets.items()
@@ -96,7 +96,7 @@ def _rows(sets: ResidentSets) -> bytes:
 
 
 JSON = File[ResidentSets]("JSON", ".json", lambda sets: json.dumps(sets.as_lists()).encode(), lambda _, path: path)
-CSV = File("CSV", ".csv", _rows, lambda _, path: path)
+CSV = File("CSV", ".csv", _csv_rows, lambda _, path: path)
 
 
 # --- ExLlamaV3: selection counts of each expert by layer, of which the GPU keeps the highest -----------------------

@@ -54,12 +54,11 @@ class Ema(Untrained):
 
 @dataclass(frozen=True)
 class SwAvg(Untrained):
-    """The paper's sliding-window average (arXiv 2404.16914, section on SW_Avg).
+    """The mean of the last *window* steps becomes the next value, and the window slides over it.
 
-    The mean of the last *window* steps becomes the next value, and the window slides over it. Not a constant: the
-    oldest steps leave the window first, so over a long horizon recent steps weigh up to twice as much as the average
-    one. The paper does not state its window; 500 has the lowest error on the sample trace gpt-moe-8e-a (1.73 % at
-    1,000 steps; 300: 1.83 %, 700: 1.75 %).
+    This is the paper's SW_Avg (arXiv 2404.16914). Not a constant: the oldest steps leave the window first, so over a
+    long horizon recent steps weigh up to twice as much as the average one. The paper does not state its window; 500
+    has the lowest error on the sample trace gpt-moe-8e-a (1.73% at 1,000 steps; 300: 1.83%, 700: 1.75%).
     """
 
     name = "sw_avg"
@@ -84,9 +83,9 @@ def slide(window: Shares, n: int) -> Shares:
 
 @dataclass(frozen=True)
 class Level(Untrained):
-    """An exponential average, as slow as the noise and the drift of the trace ask for.
+    """A local level model: an exponential average with one noise-to-drift ratio for all experts of a layer.
 
-    The local level model with one noise-to-drift ratio for all experts of a layer. Noise and drift are read from the
+    Noise and drift are read from the
     variogram of the last *history* steps (`moetrace.analysis.variogram`), and the weight of the newest block follows
     from their ratio (Harvey 1989, section 4.1.2), so there is no window to choose. The forecast is that of ARIMA
     (0,1,1), without the fit. *trend* carries on that part of the change between the last two 1,000 steps. What came
