@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from moetrace import LoadTrace
-from moetrace.analysis.movement import WINDOWS, fluctuation
+from moetrace.analysis.tables import WINDOWS, fluctuation
 
 STEPS, EXPERTS, LAYERS = 10_000, 256, 60
 

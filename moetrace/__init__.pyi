@@ -1,12 +1,11 @@
 """The public names, each written once: lazy-loader, type checkers and editors read them here."""
 
-from .analysis.movement import fluctuation as fluctuation
 from .analysis.imbalance import IMBALANCE as IMBALANCE
 from .analysis.variogram import horizon_noise as horizon_noise
 from .analysis.variogram import expected_movement as expected_movement
 from .analysis.shape import shape_frame as shape_frame
 from .analysis.states import classify as classify, state_at as state_at
-from .analysis.tables import states_tables as states_tables
+from .analysis.tables import fluctuation as fluctuation, states_tables as states_tables
 from .analysis.variogram import noise_and_drift as noise_and_drift
 from .comparison import Comparison as Comparison
 from .doctor import examine as examine

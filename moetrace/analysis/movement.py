@@ -1,6 +1,4 @@
-"""How far the load of a layer moves from one window to the next, how well that is known, and where it changes.
-
-What the paper looks at is here, too: the sliding variance and range of each expert's share (arXiv 2404.16914).
+"""How far the load of a layer moves from one window to the next, without noise, and where it changes.
 
 The state rule averages movement over hundreds of steps before it judges, so it is right about what changed and blurs
 when. `Changes` looks every few steps at the change from one short window to the next. Its squares are, to first order,
@@ -11,16 +9,11 @@ or rises. A load that calms down gradually has no such border.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from moetrace.analysis.variogram import BLOCK, SHARE_FLOOR, STEP_LAG, block_means, weights
-from moetrace.errors import check_several
 from moetrace.trace import LEAST_ROWS, LayerLoad, Shares, Steps
 
 # Values worked on at a time, whole blocks of them: what is computed from them is small beside the load of a layer.
@@ -32,14 +25,6 @@ LEAST_MOMENTS = 3
 # A change is sudden where so much of it happens within so many steps on either side: all of a step, a third of a
 # ramp as long as what is searched.
 SUDDEN, WITHIN = 0.6, 200
-# The paper's windows (its figures of sliding variance and range).
-WINDOWS = (10, 100, 200)
-THREADS = 2
-# Block values worked on at a time, so that they and what is computed from them stay in the processor's cache.
-CACHED_VALUES = 1 << 16
-
-# Mean, variance, minimum and maximum of spans of consecutive blocks, each of shape (spans, experts).
-Spans = tuple[Shares, Shares, Shares, Shares]
 
 
 def window_blocks(load: LayerLoad, window: int) -> tuple[int, int]:
@@ -71,21 +56,26 @@ def movement(load: LayerLoad, window: int) -> tuple[Steps, NDArray[np.float64], 
     windows = sliding_window_view(means, k, axis=0).mean(axis=-1)  # (blocks - k + 1, experts)
     before, after = windows[:-k], windows[k:]
     middle = np.maximum((before + after) / 2, SHARE_FLOOR / load.experts)
-    # Variance of one step's share around the slowly moving load, by block, shape (blocks, experts).
-    shares = load.shares[len(load.steps) - len(means) * rows :]
+    scatter = sliding_window_view(_block_scatter(load, rows), 2 * k, axis=0).mean(axis=-1)  # (moments, experts)
+    noise = (2 * scatter / (k * rows) / middle).sum(axis=1)
+    squared = (np.square(after - before) / middle).sum(axis=1) - noise
+    return border_steps(load, rows, k), squared, noise
+
+
+def _block_scatter(load: LayerLoad, rows: int) -> Shares:
+    """Variance of one step's share around the slowly moving load, by block, shape (blocks, experts)."""
+    blocks = len(load.steps) // rows
+    shares = load.shares[len(load.steps) - blocks * rows :]
     lag = min(load.rows(STEP_LAG), max(1, rows // 2))
-    by_block = np.empty((len(means), load.experts))
+    scatter = np.empty((blocks, load.experts))
     n = max(2, VALUES_AT_A_TIME // (rows * load.experts))
-    for a in range(0, len(means), n):
+    for a in range(0, blocks, n):
         part = shares[max(0, a * rows - lag) : (a + n) * rows]
         apart = np.square(part[lag:] - part[:-lag]) / 2
         if a == 0:  # the first rows have no partner before them
             apart = np.concatenate([apart[:lag], apart])
-        by_block[a : a + n] = apart.reshape(-1, rows, load.experts).mean(axis=1)
-    scatter = sliding_window_view(by_block, 2 * k, axis=0).mean(axis=-1)  # (moments, experts)
-    noise = (2 * scatter / (k * rows) / middle).sum(axis=1)
-    squared = (np.square(after - before) / middle).sum(axis=1) - noise
-    return border_steps(load, rows, k), squared, noise
+        scatter[a : a + n] = apart.reshape(-1, rows, load.experts).mean(axis=1)
+    return scatter
 
 
 def mean_over_hold(load: LayerLoad, values: NDArray[np.float64], hold: int) -> NDArray[np.float64]:
@@ -145,74 +135,3 @@ def level_shift(load: LayerLoad) -> int:
     before, after = sums[:-1] / rows, (sums[-1] - sums[:-1]) / (len(shares) - rows)
     gain = (rows * (len(shares) - rows))[:, 0] * np.square(before - after).sum(axis=1)
     return int(load.steps[1 + gain.argmax()])
-
-
-# --- sliding variance and range ---------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Fluctuation:
-    """Sliding variance and range of the shares over one *window* of steps.
-
-    *steps* (moments,) is the last step of each window; *variance* and *range* (moments, experts).
-    """
-
-    window: int
-    steps: Steps
-    variance: Shares
-    range: Shares
-
-
-def fluctuation(load: LayerLoad, windows: Sequence[int] = WINDOWS) -> list[Fluctuation]:
-    """Sliding variance and range for each of *windows*, sampled at every block of their common divisor.
-
-    For the paper's windows that is every 10 steps. Each block is reduced to its mean, variance, minimum and
-    maximum, and each window is computed from those of its blocks: the variance is the mean of the blocks'
-    variances plus the variance of their means. Unlike a cumulative sum, that forgets a spike exactly.
-
-    >>> import moetrace as mt
-    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
-    >>> [(found.window, found.variance.shape) for found in mt.fluctuation(trace.layer(0))]
-    [(10, (200, 8)), (100, (191, 8)), (200, (181, 8))]
-    """
-    check_several(windows, "windows", "[100, 200]")
-    unit = int(np.gcd.reduce([load.rows(window) for window in windows]))
-    blocks = len(load.steps) // unit
-    lengths = {window: load.rows(window) // unit for window in windows if load.rows(window) <= blocks * unit}
-    shares = load.shares[: blocks * unit].reshape(blocks, unit, load.experts)
-    ends = load.steps[: blocks * unit].reshape(blocks, unit)[:, -1]
-    shapes = {window: (blocks - k + 1, load.experts) for window, k in lengths.items()}
-    found = [Fluctuation(w, ends[k - 1 :], np.empty(shapes[w]), np.empty(shapes[w])) for w, k in lengths.items()]
-    n, longest = max(1, CACHED_VALUES // load.experts), max(lengths.values(), default=1)
-
-    def fill(a: int) -> None:
-        part = np.swapaxes(shares[a : a + n + longest - 1], 0, 1)  # (unit, some blocks, experts)
-        block = spans = part.mean(axis=0), _variance(part), part.min(axis=0), part.max(axis=0)
-        size = 1
-        for into, k in zip(found, lengths.values()):
-            spans, size = (_joined(block, k, 1) if k % size else _joined(spans, k, size)), k
-            _, variance, low, high = spans
-            into.variance[a : a + n] = variance[:n]
-            into.range[a : a + n] = (high - low)[:n]
-
-    with ThreadPoolExecutor(THREADS) as pool:  # NumPy lets go of the interpreter while it works
-        list(pool.map(fill, range(0, blocks, n)))
-    return found
-
-
-def _joined(spans: Spans, k: int, size: int) -> Spans:
-    """Every *k* consecutive blocks, from every *size* consecutive blocks; *size* divides *k*."""
-    if k == size:
-        return spans
-    if len(spans[0]) <= k - size:
-        return (spans[0][:0],) * 4
-    parts = (sliding_window_view(values, k - size + 1, axis=0)[..., ::size] for values in spans)
-    mean, variance, low, high = (np.moveaxis(part, -1, 0) for part in parts)  # (k / size, spans, experts)
-    return mean.mean(axis=0), variance.mean(axis=0) + _variance(mean), low.min(axis=0), high.max(axis=0)
-
-
-def _variance(values: Shares) -> Shares:
-    """The same as ``values.var(axis=0)``, faster."""
-    apart = values - values.mean(axis=0)
-    variance: Shares = np.einsum("kse,kse->se", apart, apart) / len(values)
-    return variance

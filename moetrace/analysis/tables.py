@@ -1,19 +1,24 @@
-"""Frames about the load itself: states, fluctuation, imbalance, and the courses figures are drawn from."""
+"""Frames about the load itself: states, fluctuation, imbalance, and the courses figures are drawn from.
+
+What the paper looks at is computed here, too: the sliding variance and range of each expert's share (arXiv 2404.16914).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from moetrace.analysis.imbalance import IMBALANCE, RECENT, balance_frame, health
-from moetrace.analysis.movement import fluctuation
 from moetrace.analysis.shape import distinct_frame
 from moetrace.analysis.states import RULE, LayerStates, classify, classify_expert, rank_runs, settle_step_of
 from moetrace.analysis.variogram import BLOCK, block_means, mean_noise, step_scatter
+from moetrace.errors import check_several
 from moetrace.frames import stacked
 from moetrace.trace import LayerLoad, LoadTrace, Shares, Steps
 
@@ -38,6 +43,14 @@ DETECTORS_APART = 1000
 # What the table `sensitivity` varies: windows in steps, and the movement below which a layer settles.
 SENSITIVITY_WINDOWS = (100, 200, 400)
 SENSITIVITY_THRESHOLDS = (0.02, 0.03, 0.04, 0.06, 0.08)
+# The paper's windows (its figures of sliding variance and range).
+WINDOWS = (10, 100, 200)
+THREADS = 2
+# Block values worked on at a time, so that they and what is computed from them stay in the processor's cache.
+CACHED_VALUES = 1 << 16
+
+# Mean, variance, minimum and maximum of spans of consecutive blocks, each of shape (spans, experts).
+Spans = tuple[Shares, Shares, Shares, Shares]
 
 
 def layer_row(load: LayerLoad, states: LayerStates) -> dict[str, Any]:
@@ -112,11 +125,7 @@ def states_tables(
         found = classify(load)
         rows.append(layer_row(load, found))
         states.append(found)
-        # The course that the state rule judges, movement averaged over the hold, and its two thresholds.
-        some = slice(None, None, -(-len(found.judged) // CURVE_POINTS) or 1)
-        judged = {"step": found.steps[: len(found.judged)][some], "movement": found.judged[some]}
-        thresholds = {"settle_below": RULE.settle_below, "unsettle_above": RULE.unsettle_above}
-        parts["movement"].append(_rows(load, **judged, **thresholds))
+        parts["movement"].append(movement_frame(load, found))
         for name in parts.keys() & BY_LAYER.keys():
             parts[name].append(BY_LAYER[name](load))
         if progress is not None:
@@ -124,9 +133,22 @@ def states_tables(
     steps = [f"{name}_step{end}" for name in ("settle", "unsettled") for end in ("", "_low", "_high")]
     layers = pd.DataFrame(rows).astype(dict.fromkeys([*steps, "rank_settle_step", "since"], "Int64"))
     rest = {name: stacked(frames) for name, frames in parts.items()}
+    return {"layers": layers, "windows": windows_frame(states), **rest, "depth": depth_frame(layers)}
+
+
+def windows_frame(states: Iterable[LayerStates]) -> pd.DataFrame:
+    """One row per window of each layer: from step, to step, state."""
+    import pandas as pd
+
     runs = [(found.trace, found.layer, *run) for found in states for run in found.runs]
-    windows = pd.DataFrame(runs, columns=["trace", "layer", "from_step", "to_step", "state"])
-    return {"layers": layers, "windows": windows, **rest, "depth": depth_frame(layers)}
+    return pd.DataFrame(runs, columns=["trace", "layer", "from_step", "to_step", "state"])
+
+
+def movement_frame(load: LayerLoad, found: LayerStates) -> pd.DataFrame:
+    """The course that the state rule judges, movement averaged over the hold, and its two thresholds."""
+    some = slice(None, None, -(-len(found.judged) // CURVE_POINTS) or 1)
+    judged = {"step": found.steps[: len(found.judged)][some], "movement": found.judged[some]}
+    return _rows(load, **judged, settle_below=RULE.settle_below, unsettle_above=RULE.unsettle_above)
 
 
 def table_by_layer(trace: LoadTrace, name: str) -> pd.DataFrame:
@@ -266,3 +288,74 @@ BY_LAYER: dict[str, Callable[[LayerLoad], pd.DataFrame]] = {
 """Tables that are made of one layer at a time, by name."""
 COURSES = ("load", "fluctuation", "imbalance", "balance", "peaks", "hottest")
 """Those that figures are drawn from."""
+
+
+# --- sliding variance and range ---------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Fluctuation:
+    """Sliding variance and range of the shares over one *window* of steps.
+
+    *steps* (moments,) is the last step of each window; *variance* and *range* (moments, experts).
+    """
+
+    window: int
+    steps: Steps
+    variance: Shares
+    range: Shares
+
+
+def fluctuation(load: LayerLoad, windows: Sequence[int] = WINDOWS) -> list[Fluctuation]:
+    """Sliding variance and range for each of *windows*, sampled at every block of their common divisor.
+
+    For the paper's windows that is every 10 steps. Each block is reduced to its mean, variance, minimum and
+    maximum, and each window is computed from those of its blocks: the variance is the mean of the blocks'
+    variances plus the variance of their means. Unlike a cumulative sum, that forgets a spike exactly.
+
+    >>> import moetrace as mt
+    >>> trace = mt.synthetic_trace([mt.settling(500, steps=2000)])
+    >>> [(found.window, found.variance.shape) for found in mt.fluctuation(trace.layer(0))]
+    [(10, (200, 8)), (100, (191, 8)), (200, (181, 8))]
+    """
+    check_several(windows, "windows", "[100, 200]")
+    unit = int(np.gcd.reduce([load.rows(window) for window in windows]))
+    blocks = len(load.steps) // unit
+    lengths = {window: load.rows(window) // unit for window in windows if load.rows(window) <= blocks * unit}
+    shares = load.shares[: blocks * unit].reshape(blocks, unit, load.experts)
+    ends = load.steps[: blocks * unit].reshape(blocks, unit)[:, -1]
+    shapes = {window: (blocks - k + 1, load.experts) for window, k in lengths.items()}
+    found = [Fluctuation(w, ends[k - 1 :], np.empty(shapes[w]), np.empty(shapes[w])) for w, k in lengths.items()]
+    n, longest = max(1, CACHED_VALUES // load.experts), max(lengths.values(), default=1)
+
+    def fill(a: int) -> None:
+        part = np.swapaxes(shares[a : a + n + longest - 1], 0, 1)  # (unit, some blocks, experts)
+        block = spans = part.mean(axis=0), _variance(part), part.min(axis=0), part.max(axis=0)
+        size = 1
+        for into, k in zip(found, lengths.values()):
+            spans, size = (_joined(block, k, 1) if k % size else _joined(spans, k, size)), k
+            _, variance, low, high = spans
+            into.variance[a : a + n] = variance[:n]
+            into.range[a : a + n] = (high - low)[:n]
+
+    with ThreadPoolExecutor(THREADS) as pool:  # NumPy lets go of the interpreter while it works
+        list(pool.map(fill, range(0, blocks, n)))
+    return found
+
+
+def _joined(spans: Spans, k: int, size: int) -> Spans:
+    """Every *k* consecutive blocks, from every *size* consecutive blocks; *size* divides *k*."""
+    if k == size:
+        return spans
+    if len(spans[0]) <= k - size:
+        return (spans[0][:0],) * 4
+    parts = (sliding_window_view(values, k - size + 1, axis=0)[..., ::size] for values in spans)
+    mean, variance, low, high = (np.moveaxis(part, -1, 0) for part in parts)  # (k / size, spans, experts)
+    return mean.mean(axis=0), variance.mean(axis=0) + _variance(mean), low.min(axis=0), high.max(axis=0)
+
+
+def _variance(values: Shares) -> Shares:
+    """The same as ``values.var(axis=0)``, faster."""
+    apart = values - values.mean(axis=0)
+    variance: Shares = np.einsum("kse,kse->se", apart, apart) / len(values)
+    return variance

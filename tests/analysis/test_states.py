@@ -582,7 +582,7 @@ def naive_fluctuation(shares, window, every):
 @pytest.mark.parametrize("spike", [0, 10**9])
 def test_fluctuation_equals_its_naive_twin(windows, spike, at_a_time, monkeypatch):
     """Also after a spike that a cumulative sum would not forget, in any order of windows, however much is done at a time."""
-    monkeypatch.setattr("moetrace.analysis.movement.CACHED_VALUES", at_a_time)
+    monkeypatch.setattr("moetrace.analysis.tables.CACHED_VALUES", at_a_time)
     counts = np.random.default_rng(0).multinomial(10_000, [0.5, 0.3, 0.2], size=503)
     counts[100, 0] += spike
     load = LoadTrace.from_counts(counts[:, None]).layer(0)
