@@ -68,11 +68,16 @@ def thinned(trace: LoadTrace) -> bool:
 
 def scorable(trace: LoadTrace, cutoffs: Sequence[int], horizon: int) -> list[int]:
     """The *cutoffs* inside the trace after which *horizon* steps were recorded."""
-    first, last = int(trace.steps[0]), int(trace.steps[-1]) + trace.stride - 1 - horizon
+    first, last = int(trace.steps[0]), _last_scorable(trace, horizon)
     inside = [cutoff for cutoff in cutoffs if first <= cutoff <= last]
     # Some step of the horizon has to be logged: a gap may be longer.
     before, after = (np.searchsorted(trace.steps, np.array(inside) + ahead, "right") for ahead in (0, horizon))
     return [cutoff for cutoff, a, b in zip(inside, before, after) if a < b]
+
+
+def _last_scorable(trace: LoadTrace, horizon: int) -> int:
+    """The last step after which *horizon* steps were recorded; the last logged one stands for its whole stride."""
+    return int(trace.steps[-1]) + trace.stride - 1 - horizon
 
 
 def longest_scorable(trace: LoadTrace, first: int = FIRST_CUTOFF) -> int:
@@ -88,7 +93,7 @@ def checked_cutoffs(
     Raises `SettingError`, with what would work, if one of them cannot be scored, or no horizon at any.
     """
     first, shortest = int(trace.steps[0]), min(horizons)
-    last = int(trace.steps[-1]) + trace.stride - 1 - shortest
+    last = _last_scorable(trace, shortest)
     scored = {cutoff for horizon in horizons for cutoff in scorable(trace, cutoffs, horizon)}
     unscorable = [f"{cutoff:,}" for cutoff in cutoffs if cutoff not in scored]
     if explicit and unscorable and first <= last:

@@ -61,16 +61,9 @@ class Dispatch:
         A choice that is made once falls on all replicas alike. Where the tokens of each step are split anew, plans are
         searched by an even split.
         """
-        if self.kind != NEAREST or self.nodes == 1:
-            return held / held.sum(axis=0)
-        gpus, experts = held.shape
-        by_node = (held > 0).reshape(self.nodes, gpus // self.nodes, experts)
-        copies, there = (held > 0).sum(axis=0), by_node.sum(axis=1)  # (experts,), (nodes, experts)
-        some, others = (there > 0) & (there < copies), gpus // self.nodes - there
-        first = by_node & (by_node.cumsum(axis=1) == 1)
-        near = by_node + first * (some * others)[:, None]
-        far = np.where(some, 0, others).sum(axis=0) / copies
-        return (near.reshape(held.shape) + (held > 0) * far) / gpus
+        if self.kind == NEAREST and self.nodes > 1:
+            return _nearest_parts(held > 0, self.nodes)
+        return held / held.sum(axis=0)
 
     def loads(self, held: Held, counts: Tokens) -> Shares:
         """The load of each GPU in steps of *counts* (steps, experts), shape (steps, gpus)."""
@@ -80,14 +73,7 @@ class Dispatch:
             return least_loads(held, counts, self.time)
         if self.kind == EVEN and not self.time.linear:  # all replicas of an expert take as long
             return self.time.cost(counts / held.sum(axis=0)) @ held.T
-        if self.kind == NEAREST:  # as SGLang chooses
-            gpus, experts = held.shape
-            slots = np.array([np.repeat(np.arange(experts), row) for row in held])
-            table = nearest_table(slots.reshape(1, -1), gpus, self.nodes)[:, 0]
-            parts = np.zeros((gpus, experts))
-            np.add.at(parts, (table // slots.shape[1], np.arange(experts)), 1 / gpus)
-        else:
-            parts = self.expected_parts(held)
+        parts = _chosen_parts(held, self.nodes) if self.kind == NEAREST else self.expected_parts(held)
         if self.time.linear:
             return counts @ parts.T
         return np.stack([self.time.cost(counts * own).sum(axis=1) for own in parts], axis=1)
@@ -106,6 +92,28 @@ class Dispatch:
 
 
 EVENLY = Dispatch()
+
+
+def _nearest_parts(held: NDArray[np.bool_], nodes: int) -> Shares:
+    """The parts that each GPU works on if what is chosen once falls on all replicas alike, shape of *held*."""
+    gpus, experts = held.shape
+    by_node = held.reshape(nodes, gpus // nodes, experts)
+    copies, there = held.sum(axis=0), by_node.sum(axis=1)  # (experts,), (nodes, experts)
+    some, others = (there > 0) & (there < copies), gpus // nodes - there
+    first = by_node & (by_node.cumsum(axis=1) == 1)
+    near = by_node + first * (some * others)[:, None]
+    far = np.where(some, 0, others).sum(axis=0) / copies
+    return (near.reshape(held.shape) + held * far) / gpus
+
+
+def _chosen_parts(held: Held, nodes: int) -> Shares:
+    """The parts that each GPU works on after the choices of SGLang, shape of *held*."""
+    gpus, experts = held.shape
+    slots = np.array([np.repeat(np.arange(experts), row) for row in held])
+    table = nearest_table(slots.reshape(1, -1), gpus, nodes)[:, 0]
+    parts = np.zeros((gpus, experts))
+    np.add.at(parts, (table // slots.shape[1], np.arange(experts)), 1 / gpus)
+    return parts
 
 
 def nearest_table(phy2log: Ints, gpus: int, nodes: int = 1, seed: int = SEED) -> Ints:
@@ -184,18 +192,12 @@ def least_loads(held: Held, counts: Tokens, time: StepTime = BY_TOKENS) -> Share
     for _ in range(MOST_ROUNDS):
         before = loads.copy()
         for (own, tokens), mine in zip(hosts, given):
-            if len(own) == 2:  # as most are: as even as an expert on both can make them
-                one, other = loads[own[0]], loads[own[1]]
-                both, without = one + other, one - mine[0]
-                np.minimum(np.maximum(both / 2, without), without + tokens, out=one)
-                np.subtract(one, without, out=mine[0])
-                np.subtract(both, one, out=other)
+            if len(own) == 2:  # as most are
+                _level(loads[own[0]], loads[own[1]], mine[0], tokens)
                 mine[1] = tokens - mine[0]
             else:
-                # The emptiest are filled to one level: the lowest to which any number of them comes with all tokens.
-                others, many = loads[own] - mine, np.arange(1, len(own) + 1)[:, None]
-                level = ((np.sort(others, axis=0).cumsum(axis=0) + tokens) / many).min(axis=0)
-                mine[:] = np.maximum(level - others, 0)
+                others = loads[own] - mine
+                mine[:] = _filled_up(others, tokens)
                 loads[own] = others + mine
         if np.abs(loads - before).max() <= close:
             break
@@ -204,6 +206,24 @@ def least_loads(held: Held, counts: Tokens, time: StepTime = BY_TOKENS) -> Share
         for (own, _), mine in zip(hosts, given):
             loads[own] += time.cost(mine)
     return np.ascontiguousarray(loads.T)
+
+
+def _level(one: Shares, other: Shares, given: Shares, tokens: Shares) -> None:
+    """Makes the loads (steps,) of two GPUs as even as an expert on both can, of whose *tokens* the one was *given*."""
+    both, without = one + other, one - given
+    np.minimum(np.maximum(both / 2, without), without + tokens, out=one)
+    np.subtract(one, without, out=given)
+    np.subtract(both, one, out=other)
+
+
+def _filled_up(loads: Shares, tokens: Shares) -> Shares:
+    """How many of *tokens* (steps,) each GPU gets on top of *loads* (gpus, steps), the emptiest up to one level.
+
+    The level is the lowest to which any number of the emptiest would come with all tokens.
+    """
+    many = np.arange(1, len(loads) + 1)[:, None]
+    level = ((np.sort(loads, axis=0).cumsum(axis=0) + tokens) / many).min(axis=0)
+    return np.maximum(level - loads, 0)
 
 
 def fewest_loads(held: Held, counts: Tokens, time: StepTime) -> Shares:

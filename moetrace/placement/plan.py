@@ -121,7 +121,7 @@ def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY
     follow tokens, that plan, EPLB's and the default placement compete with plans by time, see `_by_time`.
     Raises `SettingError` if the GPUs have unequal numbers of slots, or too many.
     """
-    wanted = load if isinstance(load, StepLoad) else StepLoad.of(load[None], load)
+    wanted = _in_steps(load)
     experts = len(wanted.mean)
     slots_of(experts, gpus, redundant)
     slots = planned(wanted.mean[None], gpus, redundant).slots
@@ -141,6 +141,11 @@ def place(load: Load, gpus: int, redundant: int = 0, dispatch: Dispatch = EVENLY
     return plan if dispatch.time.linear else _by_time(plan, wanted, redundant, dispatch)
 
 
+def _in_steps(load: Load) -> StepLoad:
+    """What is planned for, as single steps: shares are one."""
+    return load if isinstance(load, StepLoad) else StepLoad.of(load[None], load)
+
+
 def _by_time(plan: Plan, load: StepLoad, redundant: int, dispatch: Dispatch) -> Plan:
     """The *plan* by tokens, or one with a lower peak by time.
 
@@ -151,26 +156,34 @@ def _by_time(plan: Plan, load: StepLoad, redundant: int, dispatch: Dispatch) -> 
     gpus, experts = plan.held.shape
     few = load.steps[:: -(-len(load.steps) // MOST_TIMED)] * load.tokens
     most = min(gpus, redundant + 1)
-    ones, every = np.ones(experts, np.int64), np.arange(experts)
+    ones = np.ones(experts, np.int64)
     together = np.array([dispatch.alone(n * ones, few).mean(axis=0) for n in range(1, most + 1)])  # (replicas, experts)
-    each, ways = together / np.arange(1, most + 1)[:, None], dict[bytes, Ints]()
-    for part in PARTS:
-        copies = ones.copy()
-        for number in range(redundant):
-            now, more = copies - 1, np.minimum(copies, most - 1)
-            if number < round(part * redundant):
-                worth = np.where(each[more, every] < each[now, every], each[now, every], 0.0)
-            else:
-                worth = together[now, every] - together[more, every]
-            copies[comparable(np.where(copies < most, worth, -np.inf)).argmax()] += 1
-        ways[copies.tobytes()] = copies
+    ways = {copies.tobytes(): copies for part in PARTS for copies in [_copies(together, redundant, part)]}
     copies = np.array(list(ways.values()))
-    times = in_units(together[copies - 1, every])
+    times = in_units(together[copies - 1, np.arange(experts)])
     starts = [plan.slots, *arranged(times, copies, gpus).slots]
     eplb = greedy(load.mean[None], gpus, redundant)[0]
     found = [default_plan(experts, gpus, redundant).slots, eplb, *starts]
     best = _best(starts, load, dispatch).slots
     return _best([*found, *lowered(best, load, dispatch=dispatch)], load, dispatch)
+
+
+def _copies(together: Shares, redundant: int, part: float) -> Ints:
+    """Replicas of each expert (experts,), from what so many of an expert take *together* (replicas, experts).
+
+    So great a *part* of the *redundant* slots goes to the experts whose replica takes longest.
+    """
+    most, experts = together.shape
+    copies, every = np.ones(experts, np.int64), np.arange(experts)
+    each = together / np.arange(1, most + 1)[:, None]
+    for number in range(redundant):
+        now, more = copies - 1, np.minimum(copies, most - 1)
+        if number < round(part * redundant):
+            worth = np.where(each[more, every] < each[now, every], each[now, every], 0.0)
+        else:
+            worth = together[now, every] - together[more, every]
+        copies[comparable(np.where(copies < most, worth, -np.inf)).argmax()] += 1
+    return copies
 
 
 def _best(plans: Iterable[Ints], load: StepLoad, dispatch: Dispatch) -> Plan:
@@ -196,7 +209,7 @@ def replan(
     number of slots, that one is taken, its GPUs renamed so that few experts move. *least_gain* and *tolerance* are in
     parts of the mean GPU's load. Raises `SettingError` as `place` does.
     """
-    wanted = load if isinstance(load, StepLoad) else StepLoad.of(load[None], load)
+    wanted = _in_steps(load)
     gpus, experts = before.held.shape
     if before.held.sum() != slots_of(experts, gpus, redundant) * gpus or before.held.max() > 1:
         return place(wanted, gpus, redundant, dispatch).aligned(before, dispatch.nodes)

@@ -89,8 +89,12 @@ def planned(shares: Shares, gpus: int, redundant: int) -> Packing:
     load = in_units(shares)
     copies = replicas_of(load, redundant, gpus)
     found = arranged(load, copies, gpus)
-    if not redundant or gpus == 1 or load.shape[1] + redundant > FEW_SLOTS:
-        return found
+    few = redundant and gpus > 1 and load.shape[1] + redundant <= FEW_SLOTS
+    return _other_replicas(found, load, copies, gpus) if few else found
+
+
+def _other_replicas(found: Packing, load: Shares, copies: Ints, gpus: int) -> Packing:
+    """Replicas given to other experts, all packed anew and the best kept where the peak falls; *copies* change."""
     slots, weight, peaks = found.slots.copy(), found.weight.copy(), found.peaks
     for changes in (1, 2, 1):  # replicas given to other experts, one or two at once
         rows = np.arange(len(load))

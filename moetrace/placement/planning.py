@@ -1,4 +1,8 @@
-"""How plans are made and scored: for how many GPUs on how many nodes, with how many redundant experts, changed when."""
+"""How plans are made and scored: for how many GPUs on how many nodes, with how many redundant experts, changed when.
+
+`Planning` has all settings of a plan. At the end is `rebalance_experts`, the interface of EPLB: a plan of all layers as
+arrays.
+"""
 
 from __future__ import annotations
 

@@ -44,12 +44,16 @@ class Observed:
     shares: Shares
     made: dict[tuple[Planning, int, int], Plan] = field(default_factory=dict)
 
+    def recent(self, step: int) -> LayerLoad:
+        """The load of the window that ends at *step*."""
+        return self.load.until(step).last(self.window)
+
     def planned(self, step: int, before: Plan, planning: Planning) -> Plan:
         """The plan from scratch at *step* by the window; *made* has those that other policies made of it."""
         key = planning, step, self.window
         if key not in self.made:
-            share, window = self.shares[self.steps.index(step)], self.load.until(step).last(self.window)
-            self.made[key] = planning.place(planning.load(window.counts, share), before)
+            share = self.shares[self.steps.index(step)]
+            self.made[key] = planning.place(planning.load(self.recent(step).counts, share), before)
         return self.made[key]
 
     @cached_property
@@ -134,8 +138,7 @@ def replan_by_steps(seen: Observed, before: Plan, planning: Planning) -> Iterato
         if step == seen.steps[0]:
             plan = seen.planned(step, before, planning)
         else:
-            window = seen.load.until(step).last(seen.window)
-            plan = planning.replan(plan, planning.load(window.counts, share))
+            plan = planning.replan(plan, planning.load(seen.recent(step).counts, share))
         yield plan
 
 

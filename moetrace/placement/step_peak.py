@@ -184,15 +184,23 @@ def lowered(slots: Ints, load: StepLoad, least: float = LEAST_CHANGE, dispatch: 
     if not dispatch.time.linear:  # the load is the time that all replicas of an expert take, which they share evenly
         copies = np.bincount(slots.ravel(), minlength=len(load.mean))
         load = StepLoad.of(dispatch.alone(copies, load.steps * load.tokens))
-    far = dispatch.kind == NEAREST and dispatch.nodes > 1
-    # Replicas are changed where exchanges end.
-    changes = (_exchanged_far if far else _exchanged, *([_given] if dispatch.time.linear else []))
     for factor in SHARPNESS:
-        now: StepPeak | None = StepPeak.of(slots, load, dispatch, factor)
-        while now is not None:
-            slots, steps = now.slots, (change(now, least / len(slots)) for change in changes)
-            now = next((new for new in steps if new is not None), None)
+        slots = _settled(StepPeak.of(slots, load, dispatch, factor), least / len(slots)).slots
         yield slots
+
+
+def _settled(now: StepPeak, enough: float) -> StepPeak:
+    """After all changes that lower the peak by more than *enough*; replicas are changed where exchanges end."""
+    far = now.dispatch.kind == NEAREST and now.dispatch.nodes > 1
+    changes = (_exchanged_far if far else _exchanged, *([_given] if now.dispatch.time.linear else []))
+    while True:
+        for change in changes:
+            new = change(now, enough)
+            if new is not None:
+                now = new
+                break
+        else:
+            return now
 
 
 def _exchanged(now: StepPeak, enough: float) -> StepPeak | None:

@@ -1,4 +1,7 @@
-"""Is it worth it? One policy, chosen on the first half of a trace, and what it saves on the second."""
+"""Is it worth it? One policy, chosen on the first half of a trace, and what it saves on the second.
+
+At the end is the knee: from how many tokens per expert on a plan is worth it (`knee_frame`, `worth_from`).
+"""
 
 from __future__ import annotations
 

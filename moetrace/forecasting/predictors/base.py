@@ -1,4 +1,7 @@
-"""What a predictor is: immutable settings that fit a history, and what is fitted, that forecasts."""
+"""What a predictor is: immutable settings that fit a history, and what is fitted, that forecasts.
+
+`check_predictor` tests that a new one keeps to what the backtest relies on.
+"""
 
 from __future__ import annotations
 

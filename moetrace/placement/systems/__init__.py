@@ -103,21 +103,25 @@ def read_plan(
     for layer, name in names.items():
         if name not in found:
             raise TraceError(str(path), f"layer {name} is missing", "give the plan of every layer of the trace")
-        row, where = found[name], f"layer {name}"
-        ragged = isinstance(row, list) and not all(isinstance(expert, int) for expert in row)
-        slots = np.empty(0, np.int64) if ragged else np.asarray(row)
-        if slots.ndim != 1 or not len(slots) or not np.issubdtype(slots.dtype, np.integer):
-            raise TraceError(str(path), f"{where}: the slots are not a list of whole numbers", f"give {FORMS}")
-        if len(slots) % gpus:
-            raise TraceError(str(path), f"{where}: {len(slots)} slots do not fill {gpus} GPUs evenly", "see --gpus")
-        strange = np.setxor1d(slots, np.arange(experts))
-        if len(strange):
-            missing = "is in no slot" if strange[0] in range(experts) else f"is none of the {experts} experts"
-            raise TraceError(str(path), f"{where}: expert {strange[0]} {missing}", "is it the plan of this model?")
-        plans[layer] = Plan.of(slots.reshape(gpus, -1), experts)
+        plans[layer] = _checked(path, f"layer {name}", found[name], experts, gpus)
     if len({int(plan.held.sum()) for plan in plans.values()}) > 1:
         raise TraceError(str(path), "layers have different numbers of slots", "give as many to each")
     return plans
+
+
+def _checked(path: Path, where: str, row: Any, experts: int, gpus: int) -> Plan:
+    """The plan of the layer *where*, whose slots the file has as *row*."""
+    ragged = isinstance(row, list) and not all(isinstance(expert, int) for expert in row)
+    slots = np.empty(0, np.int64) if ragged else np.asarray(row)
+    if slots.ndim != 1 or not len(slots) or not np.issubdtype(slots.dtype, np.integer):
+        raise TraceError(str(path), f"{where}: the slots are not a list of whole numbers", f"give {FORMS}")
+    if len(slots) % gpus:
+        raise TraceError(str(path), f"{where}: {len(slots)} slots do not fill {gpus} GPUs evenly", "see --gpus")
+    strange = np.setxor1d(slots, np.arange(experts))
+    if len(strange):
+        missing = "is in no slot" if strange[0] in range(experts) else f"is none of the {experts} experts"
+        raise TraceError(str(path), f"{where}: expert {strange[0]} {missing}", "is it the plan of this model?")
+    return Plan.of(slots.reshape(gpus, -1), experts)
 
 
 def _slots_in(path: Path, gpus: int) -> Mapping[int, Any] | Sequence[Any]:

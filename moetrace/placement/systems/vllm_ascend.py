@@ -42,6 +42,10 @@ def _flags(plan: Deployment, path: str) -> str:
     return f"--enable-expert-parallel --additional-config {quote(json.dumps({'eplb_config': settings}))}"
 
 
+def _mindie_flags(_plan: Deployment, path: str) -> str:
+    return f'"eplb": {json.dumps({"level": 1, "expert_map_file": path})}'
+
+
 def _read(document: Any, gpus: int) -> Sequence[list[int]]:
     rows = []
     for layer in document["layer_list"]:
@@ -59,14 +63,4 @@ VLLM_ASCEND = System(
     files=(File("vllm-ascend", ".ascend.json", expert_map, _flags),),
     read=_read,
 )
-MINDIE = System(
-    "MindIE",
-    files=(
-        File(
-            "MindIE",
-            ".ascend.json",
-            expert_map,
-            lambda _, path: f'"eplb": {json.dumps({"level": 1, "expert_map_file": path})}',
-        ),
-    ),
-)
+MINDIE = System("MindIE", files=(File("MindIE", ".ascend.json", expert_map, _mindie_flags),))
