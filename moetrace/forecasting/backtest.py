@@ -292,23 +292,27 @@ class LayerTask:
         cache_block_means(load, load.rows(BLOCK))  # for every history that is cut from the layer
         calibration = ErrorCalibration(load)
         for part in self.pending:
-            fits: dict[int, TimedFit] = {}
-            served = list(part.fits.values())
-            learned = {name: self.results.get(FIT, name) for name in dict.fromkeys(served)}
-            for cutoff, name in part.fits.items():
-                # Layers and cutoffs share the seconds: a fit on the history is made for its cutoff and moved forward.
-                borne = 1 / served.count(name) if name.fitted_at is None else cutoff == name.fitted_at
-                seconds = learned[name].seconds * borne / len(self.trace.layers)
-                fits[cutoff] = TimedFit(learned[name].fitted, seconds)
-            shared = fits if part.predictor.pools_layers else None
+            fits = self._fits(part) if part.predictor.pools_layers else None
             if part.scores:
                 expect = part.scores[0].intervals
-                scores, shares = score_layer(calibration, part.predictor, part.windows, shared, expect=expect)
+                scores, shares = score_layer(calibration, part.predictor, part.windows, fits, expect=expect)
                 kinds = ((SHARES, shares), (SCORES, scores)) if expect else ((SCORES, scores),)
                 for result, (kind, frame) in product(part.scores, kinds):
                     own = frame[frame["horizon"] == result.horizon]
                     self.results.put(kind, result, own.reset_index(drop=True))
             for result in part.ahead:
-                forecast = forecast_end(calibration, part.predictor, result.horizon, shared)
+                forecast = forecast_end(calibration, part.predictor, result.horizon, fits)
                 self.results.put(FORECAST, result, forecast)
         return self.results.for_parent()
+
+    def _fits(self, part: Pending) -> dict[int, TimedFit]:
+        """The fits for all layers by cutoff; layers and cutoffs share the seconds."""
+        served = list(part.fits.values())
+        learned = {name: self.results.get(FIT, name) for name in dict.fromkeys(served)}
+        fits = {}
+        for cutoff, name in part.fits.items():
+            # One on the history is made for its cutoff and moved forward to later ones.
+            borne = 1 / served.count(name) if name.fitted_at is None else cutoff == name.fitted_at
+            seconds = learned[name].seconds * borne / len(self.trace.layers)
+            fits[cutoff] = TimedFit(learned[name].fitted, seconds)
+        return fits

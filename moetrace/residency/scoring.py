@@ -76,6 +76,15 @@ class Windows(NamedTuple):
     rows: NDArray[np.int64]
     uses: Shares
 
+    @classmethod
+    def of(cls, load: LayerLoad, cutoffs: Sequence[int], horizon: int) -> Windows:
+        """The *horizon* steps after each of *cutoffs*."""
+        edges = np.searchsorted(load.steps, np.array(cutoffs)[:, None] + [1, horizon + 1])
+        tokens = np.array([load.counts[a:b].sum(axis=0) for a, b in edges])
+        uses = np.array([(load.counts[a:b] > 0).sum(axis=0) for a, b in edges])
+        totals = uses.sum(axis=1, keepdims=True)
+        return cls(tokens / tokens.sum(axis=1, keepdims=True), uses / totals, edges, (totals / np.diff(edges))[:, 0])
+
 
 @dataclass(frozen=True, eq=False)
 class LayerSets:
@@ -99,22 +108,15 @@ class LayerSets:
     def run(self) -> LayerScores:
         """Read the layer, and score every method."""
         load = self.trace.layer(self.layer)
-        edges = np.searchsorted(load.steps, np.array(list(self.states))[:, None] + [1, self.horizon + 1])
-        tokens = np.array([load.counts[a:b].sum(axis=0) for a, b in edges])
-        uses = np.array([(load.counts[a:b] > 0).sum(axis=0) for a, b in edges])
-        totals = uses.sum(axis=1, keepdims=True)
-        shares, active = tokens / tokens.sum(axis=1, keepdims=True), uses / totals
-        after = Windows(shares, active, edges, (totals / np.diff(edges))[:, 0])
-        # The best set in hindsight, for each of the two rates by itself.
-        best = np.cumsum(-np.sort(-np.array([shares, active]), axis=2), axis=2)
-        covered = {ORACLE_STATIC: best} | {name: _covered(after, own) for name, own in self.forecasts.items()}
+        after = Windows.of(load, list(self.states), self.horizon)
+        covered = {ORACLE_STATIC: _best(after)} | {name: _covered(after, own) for name, own in self.forecasts.items()}
         rows = [row for name, pair in covered.items() for row in self._static(name, pair, after)]
         every, last = (load.rows(steps) for steps in (self.refresh, self.window))
         for name, hits in replayed(load.counts, self.sizes, every, last).items():
             rows += self._cached(name, hits, load, after)
         curves = {name: np.nanmean(pair, axis=1) for name, pair in covered.items()}
         ages = [row for name, own in self.forecasts.items() for row in self._ages(name, own, after)]
-        each = float(load.totals[edges[0, 0] :].mean() / load.experts)
+        each = float(load.totals[after.rows[0, 0] :].mean() / load.experts)
         return LayerScores(self.layer, rows, curves, ages, each, state_at(load, int(load.steps[-1])))
 
     def _static(self, method: str, covered: Shares, after: Windows) -> Iterator[tuple[Any, ...]]:
@@ -148,6 +150,12 @@ class LayerSets:
         for i, (chosen, state) in enumerate(cutoffs):
             for j, (later, _) in enumerate(cutoffs[i:], i) if not np.isnan(forecast[i, 0]) else ():
                 yield method, state, later - chosen, float(covered[j, i]), float(covered[j, j])
+
+
+def _best(after: Windows) -> Shares:
+    """As `_covered` of the best set in hindsight, for each of the two rates by itself."""
+    curves: Shares = np.cumsum(-np.sort(-np.array([after.shares, after.active]), axis=2), axis=2)
+    return curves
 
 
 def _covered(after: Windows, forecast: Shares) -> Shares:
