@@ -1,18 +1,34 @@
-"""Noise and drift: right on loads whose noise and drift are known."""
+"""Noise and drift, the noise floor, how far the load may move, and what is computed once of a layer.
+
+Right on loads whose noise and drift are known, and equal to plain formulas.
+"""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy  # its modules are loaded when they are used
 
-from moetrace import LoadTrace
+from moetrace import LoadTrace, expected_movement, horizon_noise
 from moetrace.analysis.variogram import (
+    SHARE_FLOOR,
     NoiseDrift,
+    Outlook,
+    _scatter,
     block_means,
+    cache_block_means,
+    cached_per_layer,
+    gain_of,
+    mean_noise,
     noise_and_drift,
+    pooled_shares,
+    since_jump,
     step_scatter,
+    total_error,
     variogram,
     weights,
 )
-from moetrace.synthetic import Course, synthetic_trace
+from moetrace.synthetic import QUIET, Course, settling, synthetic_trace
 
 
 def still(tokens=5000, experts=8, steps=20_000, seed=0):
@@ -200,3 +216,252 @@ def test_a_single_step_scatters_by_nothing_known():
     load, _ = still(steps=1)
 
     assert [0.0] * 8 == step_scatter(load).tolist()
+
+
+SHARE = np.arange(1, 33) / np.arange(1, 33).sum()
+
+
+def sampled(kind, stride, rows, *, varying=False, seed=0):
+    """A load that stands still, sampled token by token, in topics, or in topics that last for about 5 steps."""
+    rng = np.random.default_rng(seed)
+    tokens = (4096 * np.exp(rng.normal(0, 0.6 * varying, rows))).astype(int) + 50
+    shares = SHARE
+    if kind == "topics":
+        shares = rng.dirichlet(SHARE * 640, size=rows)
+    if kind == "lasting":
+        keep = np.exp(-stride / 5)
+        topics = scipy.signal.lfilter([(1 - keep**2) ** 0.5], [1, -keep], rng.normal(size=(rows, len(SHARE))), axis=0)
+        shares = SHARE * np.maximum(0, 1 + 0.2 * topics)
+        shares = shares / shares.sum(axis=1, keepdims=True)
+    counts = rng.multinomial(tokens, shares)
+    return LoadTrace.from_counts(counts[:, None], steps=np.arange(rows) * stride).layer(0)
+
+
+@pytest.mark.parametrize("varying", [False, True])
+@pytest.mark.parametrize("stride", [1, 10, 100, 1000])
+@pytest.mark.parametrize("kind", ["tokens", "topics", "lasting"])
+@pytest.mark.thorough
+def test_noise_is_the_error_of_a_forecast_that_knows_the_load(kind, stride, varying):
+    """Within 5 % at horizons of 1 to 4,000 steps, each the mean over many cutoffs and seeds."""
+    found, known = {}, {}
+    for seed in range(4):
+        load = sampled(kind, stride, 30_000 if stride == 1 else 6000, varying=varying, seed=seed)
+        for horizon in (h for h in (1, 10, 100, 1000, 4000) if h >= stride):
+            rows = horizon // stride
+            errors = np.abs(pooled_shares(load.counts, rows) - SHARE).sum(axis=1)
+            cutoffs = np.linspace(60 * stride + 1100, load.steps[-1] - horizon - 1, 6).astype(int) // stride * stride
+            found.setdefault(horizon, []).extend(horizon_noise(load, int(at), horizon) for at in cutoffs)
+            known.setdefault(horizon, []).append((np.abs(load.shares - SHARE).sum(axis=1).mean(), errors.mean()))
+
+    for horizon, values in found.items():
+        assert np.mean(known[horizon], axis=0) == pytest.approx(np.nanmean(values, axis=0), rel=0.05), horizon
+
+
+def test_movement_is_no_noise():
+    """A load that wanders as far in 100 steps as noise scatters its mean has the noise of one that stands still."""
+    calm, wild = (
+        synthetic_trace([Course(steps=4000, experts=32, tokens=20_000, changes=((1, v),))], seed=1).layer(0)
+        for v in (1e-6, 0.002)
+    )
+
+    for horizon, least in ((1, 0.9), (1000, 0.8)):
+        noise, with_movement = (horizon_noise(load, 2500, horizon)[1] for load in (calm, wild))
+        assert least < with_movement / noise < 1.15
+
+
+@pytest.mark.parametrize("stride", [300, 1000])
+@pytest.mark.slow
+def test_rows_that_the_load_moves_between_tell_nothing(stride):
+    """Neither the noise of a step nor that of a mean: what differs there is movement above all."""
+    course = Course(steps=60 * stride, experts=32, tokens=50_000, changes=((1, 0.003),))
+    load = synthetic_trace([course]).layer(0)
+    sparse = replace(load, steps=load.steps[::stride], counts=load.counts[::stride])
+
+    assert np.isnan(horizon_noise(sparse, 40 * stride, 10 * stride)).all()
+    assert 0 < mean_noise(load, 1) < 0.05
+
+
+@pytest.mark.parametrize("rows", [1, 2, 30, 49])
+def test_too_few_rows_tell_nothing(rows):
+    """50 rows side by side are the fewest, for 10 pairs of rows 20 and 40 steps apart."""
+    assert np.isnan(horizon_noise(sampled("tokens", 1, rows), -1, rows)).all()
+    assert not np.isnan(horizon_noise(sampled("tokens", 1, 50), -1, 50)).any()
+
+
+def test_a_load_without_noise_has_none():
+    """Counts that are always the same."""
+    load = LoadTrace.from_counts(np.tile([3, 1], (500, 1, 1))).layer(0)
+
+    assert (0.0, 0.0) == horizon_noise(load, 300, 100)
+
+
+@pytest.mark.parametrize(("length", "spacing", "stride"), [(1, 1, 1), (7, 1, 1), (30, 6, 1), (3, 1, 10), (2, 1, 50)])
+@pytest.mark.parametrize(("first", "last"), [(0, 240), (13, 221)])
+def test_the_scatter_equals_its_naive_twin(length, spacing, stride, first, last):
+    """Means with a gap of 20 steps between them, and as far again; relative to the share of all three."""
+    load = sampled("topics", stride, 240, varying=True)
+    gap = {1: 20, 10: 2, 50: 1}[stride]
+    near = -(-(length - 1 + gap) // spacing) * spacing
+    distances, once, twice = [], [], []
+    for t in range(-(-first // spacing) * spacing, last - near - length + 1, spacing):
+        a, b, c = (load.counts[at : at + length].sum(axis=0) for at in (t, t + near, t + 2 * near))
+        a, b = a / a.sum(), b / b.sum()
+        distances.append(abs(b - a).sum() / 2**0.5)
+        if t + 2 * near + length <= last:
+            c = c / c.sum()
+            share = np.maximum((a + b + c) / 3, SHARE_FLOOR / load.experts)
+            once.append(sum((b - a) ** 2 / share))
+            twice.append(sum((c - a) ** 2 / share))
+
+    found = _scatter(load, first, last, length, gap)
+
+    assert found == pytest.approx((np.mean(distances), sum(twice) / sum(once)))
+
+
+def test_long_layers_are_measured_in_parts(monkeypatch):
+    """With the same result, whatever the parts and however few experts at a time."""
+    load, again = sampled("topics", 1, 1000), sampled("topics", 1, 1000)
+    whole = [_scatter(load, 30, 930, length, 20) for length in (1, 30)]
+    monkeypatch.setattr("moetrace.analysis.variogram.PART", 7)
+    monkeypatch.setattr("moetrace.analysis.variogram.VALUES_AT_A_TIME", 50)
+
+    assert whole == [pytest.approx(_scatter(again, 30, 930, length, 20)) for length in (1, 30)]
+
+
+def test_the_line_through_both_distances_is_followed_to_0():
+    """Of squared distances v and g v the noise is v (2 - g); longer means scatter by the root of their length less."""
+    load = sampled("topics", 1, 1000)
+    for rows, measured in ((1, 1), (64, 64), (400, 100)):
+        scatter, growth = _scatter(load, 0, 1000, measured, 20)
+        if growth <= 1.3:
+            assert scatter * (2 - growth) ** 0.5 * (measured / rows) ** 0.5 == pytest.approx(mean_noise(load, rows))
+
+
+def test_noise_is_that_of_the_steps_up_to_the_end_of_the_horizon():
+    """A long horizon is looked at alone, a short one with the steps before it, and never what comes after."""
+    load = sampled("topics", 1, 3000)
+    for horizon, seen in ((1500, 1500), (300, 1000), (100, 1000), (50, 500), (10, 200), (1, 200)):
+        expected = mean_noise(load.between(1000 + horizon - seen, 999 + horizon), horizon)
+        assert expected == horizon_noise(load, 999, horizon)[1]
+
+
+EARLY, LATE = [0.5, 0.3, 0.2, 0.0], [0.2, 0.1, 0.7, 0.0]
+
+
+def drawn(*parts, seed=0):
+    """A layer that stands still for so many steps with such shares, part after part; its last expert is dead."""
+    rng = np.random.default_rng(seed)
+    counts = np.concatenate([rng.multinomial(5000, share, size=steps) for steps, share in parts])
+    return LoadTrace.from_counts(counts[:, None]).layer(0)
+
+
+@pytest.mark.parametrize(("horizon", "stride"), [(1000, 1), (1000, 10), (1, 10)])
+def test_the_deviation_equals_its_naive_twin(horizon, stride):
+    """Sampling, the error of the level and the walk over the rows ahead; the geometric mean over all memories."""
+    known, share, block = (NoiseDrift(0.02, 1e-6), NoiseDrift(0.05, 4e-6)), np.array([0.7, 0.2, 0.1]), 50
+    rows = max(1, horizon // stride)
+    expected = []
+    for p in share:
+        product = 1.0
+        for one in known:
+            level = one.gain(block) * one.noise / block
+            product *= p * (1 - p) * one.noise / 2 / rows + p * (level + one.drift * rows / 3) / 3
+        expected.append(product ** (1 / 2 / 2))
+
+    assert expected == pytest.approx(Outlook(known, share, block, stride).deviation(horizon).tolist())
+
+
+def test_the_total_error_is_the_mean_of_normal_draws():
+    """Of the absolute errors of all experts together."""
+    deviation = np.array([0.1, 0.3])
+    draws = np.random.default_rng(0).normal(0, deviation, (200_000, 2))
+
+    assert np.abs(draws).sum(axis=1).mean() == pytest.approx(total_error(deviation), rel=0.01)
+
+
+def test_noise_and_drift_are_asked_of_three_memories():
+    """Lines over at most 20 blocks and half of the memory; a dead expert counts as a hundredth of the mean one."""
+    load = drawn((6000, EARLY))
+    found = Outlook.of(load)
+    expected = [noise_and_drift(load.last(n), lags=lags) for n, lags in ((2500, 20), (1000, 10), (500, 5))]
+
+    assert expected == list(found.estimates)
+    assert [*load.last(500).mean_shares[:3], 0.01 / 4] == pytest.approx(found.share.tolist())
+    assert (50, 1) == (found.block, found.stride)
+    assert total_error(found.deviation(700)) == expected_movement(load, 700)
+
+
+@pytest.mark.parametrize(("last", "first"), [(1000, 1051), (1010, 1051), (1049, 1101), (1050, 1101)])
+def test_the_load_after_a_jump_begins_with_the_next_whole_block(last, first):
+    """A block of 50 steps that holds the jump, or begins with it, may hold some of what came before."""
+    counts = np.repeat([[5000, 5000], [9000, 1000]], [last, 3000 - last], axis=0)
+    load = LoadTrace.from_counts(counts[:, None]).layer(0)
+
+    assert [first] * 2 == [since_jump(load.until(end)).steps[0] for end in (1250, 3000)]
+
+
+def test_after_a_jump_the_load_since_then_is_known_by_ten_blocks():
+    """Noise and drift are those of all of the history until then; the shares are always the present ones."""
+    load = drawn((2000, EARLY), (2000, LATE))
+    for after, known in ((500, load.until(2500)), (550, load.between(2051, 2550))):
+        found = Outlook.of(load.until(2000 + after))
+
+        assert noise_and_drift(known.last(1000), lags=10) == found.estimates[1]
+        assert np.abs(found.share[:3] - LATE[:3]).max() < 0.01
+
+
+def test_a_new_block_weighs_no_less_than_a_fiftieth():
+    """By noise and drift of the last 2,500 steps; a load that stands still weighs no block alone."""
+    moving = synthetic_trace([Course(steps=4000, changes=((1, QUIET),))]).layer(0)
+    expected = noise_and_drift(moving.last(2500), lags=20).gain(50)
+
+    assert 0.02 < expected < 1
+    assert expected == gain_of(moving)
+    assert noise_and_drift(moving.last(1000), lags=20).gain(50) == gain_of(moving, 1000)
+    assert 0.02 == gain_of(LoadTrace.from_counts(np.full((4000, 1, 2), 7)).layer(0))
+
+
+@pytest.fixture
+def load():
+    """A layer of 2,000 steps."""
+    return synthetic_trace([settling(500, steps=2000)]).layer(0)
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, 2000), (1, 1950), (1, 1951), (300, 1500), (987, 1000), (1960, 1970)])
+def test_cached_blocks_are_those_that_are_computed(load, first, last):
+    """Whatever was cut from the layer, and whether or not it ends where a block does."""
+    fresh = replace(load).between(first, last)
+    cache_block_means(load, 50)
+
+    found = block_means(load.between(first, last), 50)
+
+    assert np.array_equal(block_means(fresh, 50), found)
+    assert not len(found) or np.shares_memory(found, load.cache.block_means[50]) == (last % 50 == 0)
+    assert 25 not in load.cache.block_means
+
+
+def test_an_answer_is_cached_for_the_same_rows_and_settings(load):
+    """And for no others, however the rows were cut."""
+    asked = []
+
+    @cached_per_layer
+    def total(part, factor=1):
+        asked.append((int(part.steps[0]), int(part.steps[-1]), factor))
+        return factor * int(part.counts.sum())
+
+    for part in (load, load.until(500), load.until(500), load.until(700).until(500), load.after(500, 100)):
+        total(part)
+    total(load.until(500), 2)
+
+    assert [(1, 2000, 1), (1, 500, 1), (501, 600, 1), (1, 500, 2)] == asked
+    assert 2 * total(load.until(500)) == total(load.until(500), 2)
+
+
+def test_what_is_cached_belongs_to_the_counts(load):
+    """A load with other counts knows nothing of them."""
+    cache_block_means(load, 50)
+    other = replace(load, counts=load.counts[::-1])
+
+    assert {} == other.cache.block_means
+    assert noise_and_drift(load) != noise_and_drift(other)
+    assert since_jump(load) is load

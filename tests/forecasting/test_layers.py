@@ -1,12 +1,8 @@
-"""Errors and imbalance: each equals a plain loop over the definition."""
+"""Errors of a forecast: each equals a plain loop over the definition."""
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from moetrace.analysis.imbalance import IMBALANCE
 from moetrace.forecasting.layers import errors, predicted_shares, step_errors
 
 RNG = np.random.default_rng(0)
@@ -57,43 +53,3 @@ def test_the_error_rate_ignores_what_averages_out():
 
     assert pytest.approx(found.error_rate) == 0
     assert pytest.approx(found.step_error_rate) == 0.2
-
-
-def naive_gini(load):
-    """Mean absolute difference of all pairs over twice the mean."""
-    n = len(load)
-    return sum(abs(a - b) for a in load for b in load) / (2 * n * n * (sum(load) / n))
-
-
-NAIVE = {
-    "mean_over_max": lambda x: (sum(x) / len(x)) / max(x),
-    "max_over_mean": lambda x: max(x) / (sum(x) / len(x)),
-    "max_violation": lambda x: (max(x) - sum(x) / len(x)) / (sum(x) / len(x)),
-    "cv": lambda x: (sum((v - sum(x) / len(x)) ** 2 for v in x) / len(x)) ** 0.5 / (sum(x) / len(x)),
-    "entropy": lambda x: -sum(v / sum(x) * np.log(v / sum(x)) for v in x if v / sum(x) > 0) / np.log(len(x)),
-    "dead_fraction": lambda x: sum(v == 0 for v in x) / len(x),
-    "gini": naive_gini,
-}
-
-
-@pytest.mark.parametrize("name", IMBALANCE)
-@given(load=hnp.arrays(np.float64, st.integers(2, 9), elements=st.floats(0, 100)).filter(lambda x: x.sum() > 1e-3))
-@pytest.mark.slow
-def test_imbalance_equals_its_naive_twin(name, load):
-    """Every definition agrees with a loop."""
-    measure, _ = IMBALANCE[name]
-
-    assert NAIVE[name](load.tolist()) == pytest.approx(measure(load), rel=1e-9, abs=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("name", "best"), [("mean_over_max", 1), ("max_violation", 0), ("cv", 0), ("gini", 0), ("entropy", 1)]
-)
-def test_equal_loads_are_best(name, best):
-    """Every definition calls equal loads its best value."""
-    assert best == pytest.approx(IMBALANCE[name][0](np.full(8, 0.125)))
-
-
-def test_a_single_expert_has_an_even_load():
-    """Whose entropy is 1, though the logarithm of 1 is 0."""
-    assert 1.0 == IMBALANCE["entropy"][0](np.array([3.0]))
