@@ -80,8 +80,9 @@ def share_caught(package: str, sample: int, seed: int) -> float:
     others = [f"moetrace/{name}/*.py" for name in PACKAGES if name != package]
     settings.do_not_mutate = [*others, "moetrace/record/vllm.py"]  # tested in vLLM itself (`make test-systems`)
     settings.do_not_mutate_patterns = LOOKS if package == "reporting" else []
-    # Processes of their own find no settings of mutmut in another folder, and end before anybody expects it.
-    settings.pytest_add_cli_args = ["-k", "not (interrupt_leaves_at_once or dask)"]
+    # Slow tests of commands start processes, which find no settings of mutmut and end before anybody expects it.
+    if package in (ROOT, "cli", "workspace"):
+        settings.pytest_add_cli_args = ["-m", "not slow and not thorough"]
     settings.pytest_add_cli_args_test_selection = TESTS.get(package, [f"tests/{package}"])
     known = [(node, change) for node, change in mutators.mutation_operators if change is not mutators.operator_string]
     mutators.mutation_operators[:] = [*known, (cst.Name, swapped)]
