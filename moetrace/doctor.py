@@ -236,26 +236,34 @@ class Factor:
 
 def totals_findings(totals: Counts, steps: Steps, layers: Sequence[int]) -> list[Finding]:
     """The findings that the totals (steps, layers) of a trace lead to."""
-    findings, changes = [], []
+    findings = []
     low, high, least = int(totals.min()), int(totals.max()), totals.min(axis=1)
     # Layers whose totals are always twice those of the others: their forward pass is recomputed.
     twice = [str(layers[i]) for i in np.flatnonzero((totals == 2 * least[:, None]).all(axis=0)).tolist()]
     if twice:
         evidence = f"the totals of layers {shown(twice)} are twice those of the others in every step"
         findings.append(finding("doubled", f"layer {twice[0]}", evidence))
-    # Steps at which the totals of the first layer jump to another level and stay there.
-    own, n = totals[:, 0], len(totals)
-    ratio = own[1:] / own[:-1]
-    jumps = np.flatnonzero((ratio >= BATCH_JUMP) | (ratio <= 1 / BATCH_JUMP)) + 1
-    borders = [0, *jumps.tolist(), n] if len(jumps) < min(MOST_LEVELS, n / LEVEL_STEPS) else []
-    for before, at, after in zip(borders, borders[1:], borders[2:]):
-        if min(at - before, after - at) >= LEVEL_STEPS:
-            old, new = (int(np.median(own[a:b])) for a, b in ((before, at), (at, after)))
-            changes.append(finding("batch-change", f"step {steps[at]}", f"tokens per step go from {old:,} to {new:,}"))
+    changes = _batch_changes(totals[:, 0], steps)
     if low != high and not changes:
         evidence = f"tokens per step and layer go from {low:,} to {high:,}"
-        changes.append(finding("tokens-vary", "the whole trace", evidence))
-    return [*findings, *changes]
+        findings.append(finding("tokens-vary", "the whole trace", evidence))
+    return findings + changes
+
+
+def _batch_changes(totals: Counts, steps: Steps) -> list[Finding]:
+    """Steps at which the totals (steps,) of a layer jump to another level and stay there."""
+    n = len(totals)
+    ratio = totals[1:] / totals[:-1]
+    jumps = np.flatnonzero((ratio >= BATCH_JUMP) | (ratio <= 1 / BATCH_JUMP)) + 1
+    if len(jumps) >= min(MOST_LEVELS, n / LEVEL_STEPS):
+        return []
+    borders = [0, *jumps.tolist(), n]
+    findings = []
+    for before, at, after in zip(borders, borders[1:], borders[2:]):
+        if min(at - before, after - at) >= LEVEL_STEPS:
+            old, new = (int(np.median(totals[a:b])) for a, b in ((before, at), (at, after)))
+            findings.append(finding("batch-change", f"step {steps[at]}", f"tokens per step go from {old:,} to {new:,}"))
+    return findings
 
 
 def expectation_findings(totals: Counts, steps: Steps, layers: Sequence[int], expected: int) -> list[Finding]:
@@ -284,26 +292,33 @@ def gap_findings(steps: Steps) -> list[Finding]:
     return [finding("gap", f"after step {missing[0][0]}", evidence)]
 
 
-def roughness_findings(counts: NDArray[np.int64], steps: Steps, layer: int) -> list[Finding]:
-    """Counts (steps, experts) of a layer that are counters, or change less from step to step than routed tokens can.
+def _growth(change: NDArray[np.int64], totals: NDArray[np.int64]) -> str:
+    """What shows that counts that *change* so (steps - 1, experts) are counters; empty where they need not be.
 
     In steps of as many tokens no expert can win what none loses. So one count at least falls in nearly every step,
     but none of a counter that is not reset, and its total falls where it is.
+    """
+    falls = (change < 0).any(axis=1)
+    grows = ~falls & change.any(axis=1)
+    resets, growths = int(falls.sum()), int(grows.sum())
+    experts = int(change.any(axis=0).sum())
+    enough = growths > LEAST_GROWTHS and growths * experts >= LEAST_GROWN and growths >= LEAST_GROWTHS * resets
+    if not enough or (totals[1:] >= totals[:-1])[falls].any():
+        return ""
+    if not resets:
+        return "no count ever falls: each step holds those before it"
+    return f"no count falls in {growths} of {len(change)} steps, and totals fall in the others: counters that are reset"
+
+
+def roughness_findings(counts: NDArray[np.int64], steps: Steps, layer: int) -> list[Finding]:
+    """Counts (steps, experts) of a layer that are counters, or change less from step to step than routed tokens can.
 
     For tokens routed independently the sum over experts of (b - a)^2, for neighbouring counts a and b,
     is on average that of (a + b)(1 - share): the variance of two multinomial draws. Drift, topics and
     gaps only raise it.
     """
-    change, totals = np.diff(counts, axis=0), counts.sum(axis=1)
-    falls = (change < 0).any(axis=1)
-    grows = ~falls & change.any(axis=1)
-    resets, growths, experts = int(falls.sum()), int(grows.sum()), int(change.any(axis=0).sum())
-    enough = growths > LEAST_GROWTHS and growths * experts >= LEAST_GROWN and growths >= LEAST_GROWTHS * resets
-    if enough and not (totals[1:] >= totals[:-1])[falls].any():
-        evidence = "no count ever falls: each step holds those before it"
-        if resets:
-            evidence = f"no count falls in {growths} of {len(change)} steps, and totals fall in the others: "
-            evidence += "counters that are reset"
+    change = np.diff(counts, axis=0)
+    if evidence := _growth(change, counts.sum(axis=1)):
         return [finding("cumulative", f"layer {layer}, from step {steps[0]}", evidence)]
     if len(steps) < LEAST_ROUGHNESS_STEPS:
         return []
@@ -335,17 +350,9 @@ def examine(trace: LoadTrace) -> list[Finding]:
     totals: list[Counts] = []
     factor = Factor()
     for load in trace.by_layer():
-        findings += (unhealthy := idle_experts(load))
-        rows = load.rows(RECENT)
+        unhealthy = idle_experts(load)
         # Of a router that has collapsed, the load need not be planned for.
-        if not any(own.name == "collapse" for own in unhealthy) and len(load.steps) >= 2 * rows:
-            before, after = load.until(int(load.steps[-1]) - RECENT).last(RECENT), load.last(RECENT)
-            # The means of the last two windows, each with its own noise; unknown noise counts as none.
-            noise = float(np.nan_to_num(mean_noise(load.last(2 * RECENT), rows))) * 2**0.5
-            moved = float(np.abs(after.mean_shares - before.mean_shares).sum())
-            if (drift := max(0.0, moved**2 - noise**2) ** 0.5) > DRIFTED:
-                evidence = f"the shares of the last {RECENT} steps differ by {100 * drift:.0f}% from those of the "
-                findings.append(finding("drift", f"layer {load.layer}", f"{evidence}{RECENT} before"))
+        findings += unhealthy if any(own.name == "collapse" for own in unhealthy) else [*unhealthy, *_drift(load)]
         rows = max(2, ROUGH_COUNTS // load.experts)
         findings += roughness_findings(load.counts[:rows], load.steps[:rows], load.layer)
         totals.append(load.totals)
@@ -380,3 +387,19 @@ def idle_experts(load: LayerLoad) -> list[Finding]:
     )
     name = {COLLAPSED: "collapse", SEVERE: "imbalance"}.get(found.severity)
     return findings + ([finding(name, place, evidence)] if name else [])
+
+
+def _drift(load: LayerLoad) -> list[Finding]:
+    """The shares of the last two windows, further apart than the noise of their means explains."""
+    rows = load.rows(RECENT)
+    if len(load.steps) < 2 * rows:
+        return []
+    before, after = load.until(int(load.steps[-1]) - RECENT).last(RECENT), load.last(RECENT)
+    # Two means, each with its own noise; unknown noise counts as none.
+    noise = float(np.nan_to_num(mean_noise(load.last(2 * RECENT), rows))) * 2**0.5
+    moved = float(np.abs(after.mean_shares - before.mean_shares).sum())
+    drift = max(0.0, moved**2 - noise**2) ** 0.5
+    if drift <= DRIFTED:
+        return []
+    evidence = f"the shares of the last {RECENT} steps differ by {100 * drift:.0f}% from those of the {RECENT} before"
+    return [finding("drift", f"layer {load.layer}", evidence)]

@@ -277,8 +277,10 @@ def open_trace(path: str | Path) -> LoadTrace:
         return LoadTrace(document["info"], steps, tuple(by_layer), experts, read_layer, by_layer)
 
 
-# The footer of this version of a file, parsed once in a process: with many layers it is long.
-_footer = lru_cache(maxsize=8)(lambda path, *_version: pq.read_metadata(path))
+@lru_cache(maxsize=8)
+def _footer(path: Path, *_version: int) -> pq.FileMetaData:
+    """The footer of this version of the file, parsed once in a process: with many layers it is long."""
+    return pq.read_metadata(path)
 
 
 def _read_layer(

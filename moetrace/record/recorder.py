@@ -292,26 +292,31 @@ class Recorder:
             self._parts.release()
 
     def _end_block(self) -> None:
-        """Make the steps held so far a block that waits, and drop the oldest beyond `MOST_BLOCKS` or `MOST_WAITING`.
-
-        The first step after a restart is kept: without it, the steps of the run before the restart would stand in
-        the place of those dropped.
-        """
+        """Make the steps held so far a block that waits, of which there are few enough afterwards."""
         if not self._steps:
             return
-        waiting = self._waiting
-        waiting.append(Block(np.array(self._steps, np.int64), np.stack(self._block), self._after_restart))
+        self._waiting.append(Block(np.array(self._steps, np.int64), np.stack(self._block), self._after_restart))
         self._steps, self._block, self._after_restart = [], [], False
-        while len(waiting) > MOST_BLOCKS or sum(held.counts.nbytes for held in waiting) > MOST_WAITING:
-            spare = (i for i, held in enumerate(waiting[:-1]) if not held.after_restart or len(held.steps) > 1)
-            oldest = next(spare, None)
-            if oldest is None:
+        while len(self._waiting) > MOST_BLOCKS or sum(held.counts.nbytes for held in self._waiting) > MOST_WAITING:
+            if not self._drop_oldest():
                 return
-            dropped = waiting.pop(oldest)
-            if dropped.after_restart:
-                waiting.insert(oldest, Block(dropped.steps[:1].copy(), dropped.counts[:1].copy(), True))
-                dropped = Block(dropped.steps[1:], dropped.counts[1:], False)
-            self._lost.append(dropped._replace(counts=dropped.counts[:0].copy()))  # the steps are enough
+
+    def _drop_oldest(self) -> bool:
+        """Drop the oldest block that waits, and keep its steps as lost; false where none may go.
+
+        The first step after a restart is kept: without it, the steps of the run before the restart would stand in
+        the place of those dropped. The newest block stays.
+        """
+        spare = (i for i, held in enumerate(self._waiting[:-1]) if not held.after_restart or len(held.steps) > 1)
+        oldest = next(spare, None)
+        if oldest is None:
+            return False
+        dropped = self._waiting.pop(oldest)
+        if dropped.after_restart:
+            self._waiting.insert(oldest, Block(dropped.steps[:1].copy(), dropped.counts[:1].copy(), True))
+            dropped = Block(dropped.steps[1:], dropped.counts[1:], False)
+        self._lost.append(dropped._replace(counts=dropped.counts[:0].copy()))  # the steps are enough
+        return True
 
     def _write(self) -> None:
         """Write the blocks that wait, oldest first; those that are not written when an error comes stay."""

@@ -84,7 +84,10 @@ class Watch:
 
         *weights*, of the same shape, holds 1 for choices that count and 0 for those that do not.
         """
-        counted = lambda *all: count_indices(pick(*all), experts, None if weights is None else weights(*all))  # noqa: E731
+
+        def counted(*passed: Any) -> torch.Tensor:
+            return count_indices(pick(*passed), experts, None if weights is None else weights(*passed))
+
         self.counts(module, layer, counted)
 
     def chosen(self, module: Module, layer: int, pick: Pick) -> None:

@@ -57,17 +57,18 @@ class Settings:
 
         Raises `SettingError` for an invalid path or number.
         """
-
-        text = os.environ.get("MOETRACE_RECORD")
-        if not text:
+        given = os.environ.get("MOETRACE_RECORD")
+        if not given:
             return None
-        path, numbers = trace_path(text).absolute(), list[int | None]()
-        for name in ("MOETRACE_RECORD_EVERY", "MOETRACE_RECORD_MB"):
+
+        def number(name: str) -> int | None:
             text = os.environ.get(name)
             if text is not None and not (text.isdecimal() and int(text)):
                 raise SettingError(f"{name}={text!r}: must be a positive integer")
-            numbers.append(text if text is None else int(text))
-        return cls(path, numbers[0] or 1, numbers[1])
+            return None if text is None else int(text)
+
+        path = trace_path(given).absolute()
+        return cls(path, number("MOETRACE_RECORD_EVERY") or 1, number("MOETRACE_RECORD_MB"))
 
 
 def register() -> None:
@@ -276,13 +277,7 @@ class Recording:
                     logger.info("recording is paused" if paused else "recording goes on")
                 due = held >= BLOCK_BYTES or time.monotonic() >= written + BLOCK_SECONDS
                 if held and (due or paused or item is None):
-                    size = 0
-                    for recorder in (self._decode, self._every):  # after a kill decode lacks no pass that the other has
-                        recorder.flush()
-                        parts = recorder.path.with_suffix(".parts").glob("*.parquet")
-                        size += sum(part.stat().st_size for part in parts)
-                    if self._settings.megabytes is not None and size > self._settings.megabytes * 10**6:
-                        self._end(f"recording has ended: it takes {size / 1e6:.1f} MB", logger.warning)
+                    self._flush()
                     held, written = 0, time.monotonic()
         except Exception:  # noqa: BLE001 - nothing ends the server
             self._end("recording has ended after an error; the server goes on", logger.exception)
@@ -297,6 +292,15 @@ class Recording:
         self._every.step(step)
         self._free.put(slot)
         return phases.nbytes
+
+    def _flush(self) -> None:
+        """Write what is held, decode first: after a kill it lacks no pass that the other trace has."""
+        size = 0
+        for recorder in (self._decode, self._every):
+            recorder.flush()
+            size += sum(part.stat().st_size for part in recorder.path.with_suffix(".parts").glob("*.parquet"))
+        if self._settings.megabytes is not None and size > self._settings.megabytes * 10**6:
+            self._end(f"recording has ended: it takes {size / 1e6:.1f} MB", logger.warning)
 
     def _end(self, message: str, log: Callable[[str], None]) -> None:
         if not self._ended:

@@ -1,4 +1,4 @@
-"""The formats by name: one module for each kind of dump. A new one is a module and a line in `FORMATS`.
+"""The formats by name: a class for each kind of dump, by family. A new one is a class and a line in `FORMATS`.
 
 Those of installed packages (entry points of `GROUP`) are asked and read with each fault by their name.
 """
@@ -73,7 +73,10 @@ def names() -> list[str]:
 
 def _installed(name: str) -> Format:
     """The format that an installed package calls *name*; raises what `Plugin.made` does."""
-    fits = lambda own: is_dataclass(own) and getattr(own, "name", None) == name and isinstance(own, Format)  # noqa: E731
+
+    def fits(own: object) -> bool:
+        return is_dataclass(own) and getattr(own, "name", None) == name and isinstance(own, Format)
+
     found: Format = installed(GROUP)[name].made(f"moetrace.Format called {name}", fits, FORMATS)
     return found
 

@@ -162,11 +162,7 @@ class Rows(NamedTuple):
             raise TraceError(self.where, f"has {one} and {other} in the column {name}", way_out)
 
     def column(self, name: str, gaps: bool = False) -> NDArray[Any]:
-        """A column (rows,), nulls as NaN if there may be *gaps*; else `TraceError`.
-
-        Texts that are numbers as spreadsheets write them are such, percentages shares; other texts stay. A comma sets
-        thousands apart where all of them do, and is a decimal comma otherwise.
-        """
+        """A column (rows,), nulls as NaN if there may be *gaps*; else `TraceError`."""
         values = self.batch.column(name)
         if not gaps:
             self.refuse_nulls(name, values)
@@ -180,9 +176,14 @@ class Rows(NamedTuple):
             found = np.asarray(values.to_numpy(zero_copy_only=False))
         except (TypeError, NotImplementedError):
             raise TraceError(self.place(name), f"holds {values.type}", "give numbers") from None
-        if kind_of(values.type) != "text":
-            return found
-        stripped = ["" if text is None else re.sub(r"[\s\u00a0\u202f']", "", text) for text in found]
+        return self._as_written(name, found) if kind_of(values.type) == "text" else found
+
+    def _as_written(self, name: str, texts: NDArray[Any]) -> NDArray[Any]:
+        """Texts that are numbers as spreadsheets write them as numbers, percentages as shares; other texts stay.
+
+        A comma sets thousands apart where all of them do, and is a decimal comma otherwise.
+        """
+        stripped = ["" if text is None else re.sub(r"[\s\u00a0\u202f']", "", text) for text in texts]
         percents = np.array([text.endswith("%") for text in stripped])
         if percents.any() and not percents[[bool(text) for text in stripped]].all():
             at = self.place(name, int(np.argmax(percents)))
@@ -192,11 +193,11 @@ class Rows(NamedTuple):
         try:
             numbers = [float(text.replace(",", "" if thousands else ".") or "nan") for text in plain]
         except ValueError:
-            for row in np.flatnonzero(found == name)[:1]:
+            for row in np.flatnonzero(texts == name)[:1]:
                 problem = "is the header again, as where files were put together"
                 way_out = f"leave it out: awk 'NR == 1 {{h = $0}} NR == 1 || $0 != h' {self.where} > NEW.csv"
                 raise TraceError(self.place(name, row), problem, way_out) from None
-            return found
+            return texts
         return np.array(numbers) / (100 if percents.any() else 1)
 
     def numbers(self, name: str, of_layers: bool = False) -> NDArray[np.int64]:
