@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.patches import Rectangle, StepPatch
 
 from moetrace.reporting.paper import MOST_PANELS, error_course, fluctuation, load_share, movement, predicted
 
@@ -73,10 +74,10 @@ def test_predicted_shares_stand_over_the_actual_ones(experts):
     for line in axes.lines:
         assert np.allclose(100 * said[line.get_label()][order], line.get_ydata())
         assert list(range(experts)) == list(line.get_xdata())
-    steps = [bar.get_data() for bar in axes.patches if hasattr(bar, "get_data")]  # where experts are many
-    bars = steps[0].values if steps else [bar.get_height() for bar in axes.patches]
+    steps = [bar.get_data() for bar in axes.patches if isinstance(bar, StepPatch)]  # where experts are many
+    bars = steps[0][0] if steps else [bar.get_height() for bar in axes.patches if isinstance(bar, Rectangle)]
     assert np.allclose(100 * actual[order], bars)
-    assert [(-0.5, 11.5)] * (experts == 12) == [(own.edges[0], own.edges[-1]) for own in steps]
+    assert [(-0.5, 11.5)] * (experts == 12) == [(edges[0], edges[-1]) for _, edges, _ in steps]
     assert [str(expert) for expert in order] == [label.get_text() for label in axes.get_xticklabels()]
 
 
