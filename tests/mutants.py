@@ -57,7 +57,7 @@ LOOKS = [
 # before anybody expects it, or are waited for for ever.
 PROCESSES = [
     "test_tasks_dask", "test_harm", "test_memory", "test_plugins", "process", "jobs", "in_a_folder_are", "changes_under",
-    "progress_counts", "killed", "interrupt", "closed_pipe", "permissions", "full_disk", "threads", "another_predictor",
+    "progress_counts", "kill", "interrupt", "closed_pipe", "permissions", "full_disk", "threads", "another_predictor",
     "are_not_loaded",
 ]  # fmt: skip
 SWAPS = dict([*PAIRS, *(pair[::-1] for pair in PAIRS)])
