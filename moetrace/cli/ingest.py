@@ -89,9 +89,7 @@ class Dumps:
     sum_over: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Sum counts over the values of a column, such as rank.")
     ] = None
-    idle_experts: Annotated[
-        bool, typer.Option("--idle-experts", help="Take an expert without a row as one without tokens.")
-    ] = False
+    idle_experts: Annotated[bool, typer.Option("--idle-experts", help="An expert without a row got no tokens.")] = False
     first_expert: Annotated[int | None, typer.Option(min=0, help="Number of the first expert.")] = None
     ignore: Annotated[
         int | None, typer.Option(min=0, metavar="ID", help="Expert number to ignore, such as padding.")

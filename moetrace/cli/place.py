@@ -58,8 +58,8 @@ def place(
         float,
         typer.Option(
             min=0,
-            help="To move fewer experts, accept a predicted peak up to this fraction of the mean GPU load above the "
-            "lowest possible.",
+            help="Accept a predicted peak above the lowest possible by up to this fraction of the mean GPU load, to "
+            "move fewer experts.",
             metavar="FRACTION",
         ),
     ] = 0.01,

@@ -130,8 +130,8 @@ def export(
     """Export a trace to another format.
 
     Layouts in Parquet: long has step, layer, expert, tokens; wide has step, layer, expert_0, ...;
-    nested has step, layer, counts. The layout forecasting has the columns unique_id, ds and y: one
-    sorted series for each expert. csv is the layout long as a CSV file. npz contains NumPy arrays.
+    nested has step, layer, counts. `forecasting` has the columns unique_id, ds and y: one
+    sorted series for each expert. `csv` is `long` as a CSV file. npz contains NumPy arrays.
 
     \b
     Example: moetrace export gpt-moe-8e-a --to long -o a.parquet

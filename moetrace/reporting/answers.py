@@ -194,7 +194,7 @@ def predictable(summary: pd.DataFrame, horizon: int) -> Answer:
     covered = [f"{percent(row['coverage_80'], 0)} ({state}, {row['predictor']})" for state, row in bests.items()]
     evidence = (
         f"errors are means over {scored} pairs of layer and cutoff; brackets are 95% intervals. The 80% prediction "
-        f"intervals of the best predictor covered the load in {' and '.join(covered)}"
+        f"intervals of the predictor with the lowest error covered the load in {' and '.join(covered)}"
     )
     number = f"{percent(best['error_rate'])} error{OTHERWISE[first]}"
     return Answer(PREDICTABLE, number, sentence, evidence, fine=best["predictor"] == BASELINE)
@@ -260,12 +260,12 @@ def worth(verdict: Mapping[str, Any] | None, command: str = "") -> Answer:
     """The answer of a *verdict* of ``place --json``, with ``gpus``; without one, the *command* that would give it."""
     if verdict is None:
         return Answer(WORTH, "not evaluated", f"Not evaluated. Run {command}.", fine=True)
-    answer, best = f"{capitalised(verdict['verdict'])} on {verdict['gpus']} GPUs", "The best policy is"
+    answer, best = f"{capitalised(verdict['verdict'])} on {verdict['gpus']} GPUs", "The recommended policy is"
     if verdict["verdict"] == DEPENDS:
         answer = f"Whether balancing is worth it on {verdict['gpus']} GPUs depends on the hardware"
     if verdict["steps"] < verdict["evidence_steps"]:
         answer += f" (a verdict needs {verdict['evidence_steps']:,} steps, this trace has {verdict['steps']:,})"
-        best = "On this short trace, the best policy is"
+        best = "On this short trace, the recommended policy is"
     if verdict["system"] is None:
         return Answer(WORTH, verdict["verdict"], f"{answer}: the plan is made from its mean load, and not tested.")
     known = verdict["ridge"] is not None
@@ -417,7 +417,7 @@ def deployment(verdict: Mapping[str, Any]) -> str:
 
 def _started(policy: Mapping[str, Any]) -> str:
     """How a system is started that plans by itself."""
-    return f"start {policy['system']} with its flags (on stderr; `launch` in JSON), and without a plan file"
+    return f"start {policy['system']} with its flags (on stderr; `verdict.launch` in JSON), and without a plan file"
 
 
 def plan_peaks(summary: pd.DataFrame) -> dict[str, float]:

@@ -251,7 +251,7 @@ def place_screen(
             "gives to another expert."
         )
         if UNKNOWN in states:
-            legend += " State unknown: too few earlier steps."
+            legend += " State unknown: too few earlier steps to judge that layer."
         notes = [legend, *notes]
     trace = f"{summary['trace'].iloc[0]}: " if len(summary) else ""
     return table_screen(f"{trace}{sentence}", rows, every=every, notes=notes)

@@ -363,7 +363,7 @@ def test_the_command_scores_plans_and_writes_one(moetrace, settled, tmp_path):
     assert settled.experts == len({e for row in found["plans"] if row["layer"] == 0 for e in row["experts"]})
     assert [2, 4] == [written["moe_layer_count"], written["layer_list"][0]["device_count"]]
     assert 1 == pytest.approx(sum(row["expected"] for row in found["plans"] if row["layer"] == 0))
-    assert "Worth it on 4 GPUs. The best policy is" in moetrace(*argv).out
+    assert "Worth it on 4 GPUs. The recommended policy is" in moetrace(*argv).out
 
 
 @pytest.mark.slow

@@ -472,7 +472,7 @@ def test_the_command_judges(moetrace, settled, tmp_path):
     assert {0, 4} == {row["redundant"] for row in found["policies"]}
     assert 1 == sum(row["recommended"] for row in found["policies"])
     assert "worth it" == found["verdict"]["verdict"]
-    assert "Worth it on 4 GPUs. The best policy is" in moetrace(*argv).out
+    assert "Worth it on 4 GPUs. The recommended policy is" in moetrace(*argv).out
     assert (2, 1) == ((bad := moetrace(*argv, "--redundant", "0,3")).code, bad.err.count("\n"))
 
 

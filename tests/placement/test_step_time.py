@@ -318,7 +318,7 @@ def test_without_hardware_the_answer_has_both_ends(moetrace, served):
     assert (None, None) == (tokens["saved_memory_bound"], tokens["microseconds"])
     assert known["microseconds"] == pytest.approx(0.0, abs=1.0)
     sentence = worth(unknown | {"gpus": 4}).sentence
-    assert "Whether balancing is worth it on 4 GPUs depends on the hardware. The best policy is" in sentence
+    assert "Whether balancing is worth it on 4 GPUs depends on the hardware. The recommended policy is" in sentence
     assert "Add --hardware to decide." in sentence
     assert sentence in " ".join(moetrace("place", served, *ARGV).out.split())
     card = worth(known | {"gpus": 4})

@@ -119,7 +119,7 @@ def test_the_number_of_scores_is_the_evidence():
     answer = predictable(summary(BASE, UNCLEAR, EARLY), 1000)
 
     assert (
-        "errors are means over 35 (stable) or 9 (transient) pairs of layer and cutoff; brackets are 95% intervals. The 80% prediction intervals of the best predictor covered the load in 79% (stable, auto) and 79% (transient, auto)"
+        "errors are means over 35 (stable) or 9 (transient) pairs of layer and cutoff; brackets are 95% intervals. The 80% prediction intervals of the predictor with the lowest error covered the load in 79% (stable, auto) and 79% (transient, auto)"
         == answer.evidence
     )
 

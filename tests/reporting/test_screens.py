@@ -138,4 +138,4 @@ def test_plans_have_numbers_whatever_the_states_were(states, shown):
     assert f"{rows[0]['trace']}: said" == screen.sentence
     assert ["plan by", *shown, *(f"moved, {state}" for state in shown)] == [heading for heading, _ in screen.columns]
     assert all(cells == ["1.25x"] * 3 for heading, cells in screen.columns if heading in shown)
-    assert ("unknown" in states) == ("State unknown: too few earlier steps." in screen.notes[0])
+    assert ("unknown" in states) == ("State unknown: too few earlier steps to judge that layer." in screen.notes[0])

@@ -18,7 +18,7 @@ def test_the_verdict_is_one_sentence_with_one_saving():
     answer = worth(VERDICT)
 
     assert answer.sentence == (
-        "Worth it on 8 GPUs. The best policy is a plan every 3,000 steps, with 32 redundant experts. It cuts expert time "
+        "Worth it on 8 GPUs. The recommended policy is a plan every 3,000 steps, with 32 redundant experts. It cuts expert time "
         "per step by 12.3% (95% interval 11.0 to 13.1%)."
     )
     assert answer.evidence.startswith(
@@ -33,7 +33,7 @@ def test_the_verdict_is_one_sentence_with_one_saving():
     short = worth(VERDICT | {"verdict": "not enough evidence", "system": None, "steps": 400}).sentence
     assert "(a verdict needs 2,500 steps, this trace has 400): the plan is made from its mean load" in short
     brief = worth(VERDICT | {"verdict": "not enough evidence", "steps": 2000}).sentence
-    assert "this trace has 2,000). On this short trace, the best policy is a plan every 3,000 steps" in brief
+    assert "this trace has 2,000). On this short trace, the recommended policy is a plan every 3,000 steps" in brief
 
 
 def test_without_a_number_of_gpus_the_command_is_named():
@@ -60,7 +60,7 @@ def test_where_nothing_is_better_than_the_default_placement_nothing_is_saved():
         ),
         (
             "flags",
-            "start vLLM with its flags (on stderr; `launch` in JSON), and without a plan file.",
+            "start vLLM with its flags (on stderr; `verdict.launch` in JSON), and without a plan file.",
         ),
         ("replanning", "`moetrace.rebalance_experts` makes them"),
     ],
@@ -84,7 +84,7 @@ def test_a_policy_that_is_not_worth_it_is_not_urged():
         ({}, "a single plan, cuts expert time per step by 5.0%: load the plan file of your system"),
         (
             {"system": "vLLM", "start": "flags"},
-            "start vLLM with its flags (on stderr; `launch` in JSON), and without a plan file.",
+            "start vLLM with its flags (on stderr; `verdict.launch` in JSON), and without a plan file.",
         ),
     ],
 )
