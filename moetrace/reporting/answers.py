@@ -250,8 +250,8 @@ def _state_sentence(state: str, rows: pd.DataFrame) -> str:
 
 NO_GAIN = "no policy improves the balance of the default placement by 0.01, which is about 1% of the expert time"
 MODEL = (
-    "assume that each step waits for its busiest GPU (modelled, not measured). The policy was chosen on the first half "
-    "of the trace and evaluated on the second"
+    "assume that each layer waits for its busiest GPU in every step (modelled, not measured). The policy was chosen on "
+    "the first half of the trace and evaluated on the second"
 )
 HOT = 1.005  # of an expert that is below, two digits show no effect
 

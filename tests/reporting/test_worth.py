@@ -22,7 +22,7 @@ def test_the_verdict_is_one_sentence_with_one_saving():
         "per step by 12.3% (95% interval 11.0 to 13.1%)."
     )
     assert answer.evidence.startswith(
-        "Savings are of expert time, relative to the default placement, and assume that each step"
+        "Savings are of expert time, relative to the default placement, and assume that each layer"
     )
     assert answer.evidence.endswith(", in which it moved 25% of the slots per 1,000 steps.")
     assert "moved 25% of the slots (14 GB) per" in worth(VERDICT | {"moved_bytes": 14e9}).evidence
@@ -46,7 +46,9 @@ def test_where_nothing_is_better_than_the_default_placement_nothing_is_saved():
     found = worth(VERDICT | {"system": "none", "start": "nothing", "verdict": "not worth it"})
 
     assert found.sentence.startswith("Not worth it on 8 GPUs: no policy improves the balance of the default placement")
-    assert found.evidence.startswith("Savings are of expert time, and assume that each step waits for its busiest GPU")
+    assert found.evidence.startswith(
+        "Savings are of expert time, and assume that each layer waits for its busiest GPU in every step"
+    )
     notes = verdict_notes(VERDICT | {"system": "none", "start": "nothing", "holds": None})
     assert not any("at the beginning of the trace" in note for note in notes)
 
