@@ -106,7 +106,7 @@ def _setting(thing: Any, text: str, types: dict[str, Any]) -> tuple[str, object]
 
 
 def _parsed(value: str, kind: Any, least: int) -> object:
-    """The *value* as one of that *kind*; raises `KeyError` or `ValueError` where it is none, or below *least*."""
+    """The *value* as that *kind*; raises `KeyError` or `ValueError` for any other, and for numbers below *least*."""
     if kind is str:
         return value
     if kind is bool:

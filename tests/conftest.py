@@ -32,13 +32,13 @@ threadpool_limits(1)
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 
-made = TraceError.__init__
+plain_init = TraceError.__init__
 
 
 def with_three_parts(error: TraceError, where: str, problem: str, way_out: str) -> None:
     """Every error of a trace that any test meets says where, what is wrong, and the way out."""
     assert all(isinstance(part, str) and part.strip() for part in (where, problem, way_out))
-    made(error, where, problem, way_out)
+    plain_init(error, where, problem, way_out)
 
 
 TraceError.__init__ = with_three_parts  # type: ignore[method-assign]
