@@ -177,7 +177,7 @@ def source_of(format: Format, path: Location) -> Source:
     faults = partial(_faults, format, str(path), "could not be read")
     with faults():
         source = format.read(path)
-        if isinstance(source, Merged) or type(format).__module__.startswith("moetrace."):
+        if isinstance(source, Merged) or _is_ours(format):
             return source
         opened = source.cells
 
@@ -195,9 +195,13 @@ def source_of(format: Format, path: Location) -> Source:
     return replace(source, cells=cells)
 
 
+def _is_ours(format: Format) -> bool:
+    return type(format).__module__.startswith("moetrace.")
+
+
 def _faults(format: Format, where: str, problem: str) -> AbstractContextManager[None]:
     """Whatever an installed *format* raises in the block becomes a `TraceError` that names it and its package."""
-    if type(format).__module__.startswith("moetrace."):
+    if _is_ours(format):
         return nullcontext()
     own = installed(GROUP).get(format.name)
     by = f"by the format {format.name}" + (f" of {own.package}" if own else "")

@@ -72,8 +72,7 @@ class _Reader(pickle._Unpickler):
     }
 
     def __init__(self, archive: zipfile.ZipFile, path: Path) -> None:
-        names = archive.namelist()
-        own = next(name for name in names if name.endswith("data.pkl"))
+        names, own = archive.namelist(), pickle_in(archive)
         self.archive, self.folder, self.path = archive, own.removesuffix("data.pkl"), path
         self.storages: dict[str, _Storage] = {}
         order = f"{self.folder}byteorder"
@@ -138,13 +137,16 @@ def is_torch(path: Path) -> bool:
     return path.suffix.lower() in TORCH_ENDINGS and begins_with(path, ZIP_MAGIC)
 
 
+def pickle_in(archive: zipfile.ZipFile) -> str:
+    """The name of the pickle in the *archive* of a `.pt` file."""
+    return next(name for name in archive.namelist() if name.endswith("data.pkl"))
+
+
 def keys_of(path: Path) -> bytes:
     """The beginning of the pickle, which holds its keys, as it is; empty for other files."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            own = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            with archive.open(own) as file:
-                return file.read(MOST_KEYS)
+        with zipfile.ZipFile(path) as archive, archive.open(pickle_in(archive)) as file:
+            return file.read(MOST_KEYS)
     except Exception:  # noqa: BLE001 - whatever cannot be read has no keys
         return b""
 

@@ -351,11 +351,16 @@ def _usual(path: Path) -> str:
     return next((usual for usual in USUAL if re.search(usual, text.head_of(path), re.IGNORECASE)), "")
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of *path* as text, of each the first `MOST_LINE` bytes."""
+    return (line[:MOST_LINE].decode("utf-8", "replace").rstrip() for line in text.lines(path))
+
+
 def _rows(path: Path, pattern: re.Pattern[str]) -> Iterator[Row]:
     """Step, layer, expert and value of what the *pattern* finds in lines."""
     at = {"step": 1, "layer": 0, "expert": 0}
-    for number, line in enumerate(text.lines(path), 1):
-        found = pattern.search(line[:MOST_LINE].decode("utf-8", "replace").rstrip())
+    for number, line in enumerate(_lines(path), 1):
+        found = pattern.search(line)
         held = {name: part for name, part in found.groupdict().items() if part is not None} if found else {}
         tokens = re.findall(r"-?\d+(?:\.\d+)?", held.pop("tokens", ""))
         try:
@@ -401,8 +406,8 @@ def _samples(path: Path, tags: Tags, key: str | None, only: dict[str, str]) -> I
     """Step, layer, expert and value of the samples of one metric."""
     where, step, names, models = str(path), 1, set[str](), set[str]()
     seen: set[str] = set()
-    for line in text.lines(path):
-        sample = SAMPLE.match(line[:MOST_LINE].decode("utf-8", "replace").rstrip())
+    for line in _lines(path):
+        sample = SAMPLE.match(line)
         place = tags.match(sample["labels"]) if sample else None
         if sample is None or place is None or key not in (None, sample["name"]):
             continue
